@@ -1,0 +1,101 @@
+"""What the equations ask of an array: a handful of operators and functions that NumPy, PyTorch and JAX share."""
+
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+
+from array_api_compat import array_namespace
+
+
+@runtime_checkable
+class Array(Protocol):
+    """Any array of the Python array API standard: `numpy.ndarray`, `torch.Tensor`, `jax.Array`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> Any: ...
+    @property
+    def ndim(self) -> int: ...
+    def __neg__(self) -> Any: ...
+    def __add__(self, other: Any, /) -> Any: ...
+    def __radd__(self, other: Any, /) -> Any: ...
+    def __sub__(self, other: Any, /) -> Any: ...
+    def __rsub__(self, other: Any, /) -> Any: ...
+    def __mul__(self, other: Any, /) -> Any: ...
+    def __rmul__(self, other: Any, /) -> Any: ...
+    def __truediv__(self, other: Any, /) -> Any: ...
+    def __lt__(self, other: Any, /) -> Any: ...
+    def __gt__(self, other: Any, /) -> Any: ...
+    def __getitem__(self, key: Any, /) -> Any: ...
+
+
+ArrayT = TypeVar("ArrayT", bound=Array)
+
+
+class Namespace(Protocol):
+    """The functions of the array API standard that the equations call."""
+
+    @property
+    def float32(self) -> Any: ...
+    @property
+    def float64(self) -> Any: ...
+    def abs(self, x: ArrayT, /) -> ArrayT: ...
+    def exp(self, x: ArrayT, /) -> ArrayT: ...
+    def log1p(self, x: ArrayT, /) -> ArrayT: ...
+    def tanh(self, x: ArrayT, /) -> ArrayT: ...
+    def where(self, condition: Any, x1: Any, x2: Any, /) -> Any: ...
+    def min(self, x: ArrayT, /, *, axis: int) -> ArrayT: ...
+    def sum(self, x: ArrayT, /, *, axis: int) -> ArrayT: ...
+
+
+def namespace(*arrays: Array) -> Namespace:
+    """The array-API namespace that all `arrays` belong to.
+
+    Raises:
+        TypeError: if the arrays come from different libraries, or one of them is not an array.
+    """
+    return cast(Namespace, array_namespace(*arrays))
+
+
+def require_one_dtype(function: str, **arrays: Array) -> Namespace:
+    """Refuse arrays that do not share one dtype, float32 or float64; return their namespace.
+
+    Raises:
+        TypeError: naming the argument that differs, and the fix.
+    """
+    xp = namespace(*arrays.values())
+    first = next(iter(arrays))
+    expected = arrays[first].dtype
+    if expected not in (xp.float32, xp.float64):
+        raise TypeError(
+            f"{function}: {first} has dtype {expected}, expected float32 or float64: "
+            f"cast it before the call (low precision belongs in the layers below the last one)"
+        )
+    for name, array in arrays.items():
+        if array.dtype != expected:
+            raise TypeError(
+                f"{function}: {name} has dtype {array.dtype}, expected {expected} as {first} has: "
+                f"cast {name} to {expected}, so that nothing is promoted in silence"
+            )
+    return xp
+
+
+def require_shape(function: str, name: str, array: Array, expected: tuple[int, ...], like: str) -> None:
+    """Refuse an array whose shape is not `expected`, the shape that `like` describes. Nothing is broadcast.
+
+    Raises:
+        ValueError: with the shape that came, the one expected, and the repair that fits the difference.
+    """
+    got = tuple(array.shape)
+    if got == expected:
+        return
+    if got == (*expected, 1):
+        fix = f"drop the last axis of {name}"
+    elif got == (1, *expected):
+        fix = f"drop the first axis of {name}"
+    elif (*got, 1) == expected:
+        fix = f"add a last axis to {name}, or drop the last axis of the other argument"
+    elif sorted(got) == sorted(expected):
+        fix = f"permute the axes of {name}"
+    else:
+        fix = f"give {name} the batch shape of the other arguments; the spec broadcasts no batch axes"
+    raise ValueError(f"{function}: {name} has shape {got}, expected {expected} ({like}): {fix}")

@@ -1,0 +1,26 @@
+"""Exponential moving average of parameters."""
+
+from jaxtyping import Float
+
+from sacref.spec.arrays import ArrayT, require_one_dtype, require_shape
+
+
+def polyak(target: Float[ArrayT, "*shape"], online: Float[ArrayT, "*shape"], tau: float | Float[ArrayT, ""]) -> Float[ArrayT, "*shape"]:
+    """Move a target parameter towards its online twin: tau online + (1 - tau) target.
+
+    Lillicrap et al. 2016 (arXiv:1509.02971), algorithm 1. Two products and a sum, not `lerp`, which rounds differently.
+
+    Args:
+        target, online: of one shape.
+        tau: the online parameter's share, in [0, 1]; 0 keeps the target, 1 copies the online one.
+
+    Returns:
+        The new target, of the same shape.
+
+    Raises:
+        TypeError: if the dtypes differ. ValueError: if the shapes differ.
+    """
+    require_one_dtype("polyak", target=target, online=online)
+    require_shape("polyak", "online", online, tuple(target.shape), "as target")
+    averaged: ArrayT = tau * online + (1.0 - tau) * target
+    return averaged
