@@ -31,6 +31,7 @@ class Array(Protocol):
 ArrayT = TypeVar("ArrayT", bound=Array)
 
 
+@runtime_checkable
 class Namespace(Protocol):
     """The functions of the array API standard that the equations call."""
 

@@ -22,5 +22,10 @@ def polyak(target: Float[ArrayT, "*shape"], online: Float[ArrayT, "*shape"], tau
     """
     require_one_dtype("polyak", target=target, online=online)
     require_shape("polyak", "online", online, tuple(target.shape), "as target")
+    if isinstance(tau, float | int):
+        tau = float(tau)  # a NumPy scalar is a float too, but would promote float32 to its own type
+    else:
+        require_one_dtype("polyak", target=target, tau=tau)
+        require_shape("polyak", "tau", tau, (), "a scalar")
     averaged: ArrayT = tau * online + (1.0 - tau) * target
     return averaged

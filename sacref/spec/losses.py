@@ -119,7 +119,9 @@ def temperature_loss(
     require_one_dtype("temperature_loss", log_alpha=log_alpha, log_prob=log_prob)
     batch = tuple(log_prob.shape)
     _require_scalar_or_batch("temperature_loss", "log_alpha", log_alpha, batch)
-    if not isinstance(target_entropy, float | int):
+    if isinstance(target_entropy, float | int):
+        target_entropy = float(target_entropy)  # a NumPy scalar is a float too, but would promote float32 to its own type
+    else:
         require_one_dtype("temperature_loss", log_prob=log_prob, target_entropy=target_entropy)
         _require_scalar_or_batch("temperature_loss", "target_entropy", target_entropy, batch)
     loss: ArrayT = -log_alpha * (log_prob + target_entropy)
@@ -129,11 +131,25 @@ def temperature_loss(
 def _require_critic_axis(function: str, name: str, q: Array, batch: tuple[int, ...], like: str) -> None:
     got = tuple(q.shape)
     if got == batch:
-        raise ValueError(f"{function}: {name} has shape {got}, expected (critic, *batch): add the critic axis, {name}[None]")
-    critics = got[0] if got else 1
-    require_shape(function, name, q, (critics, *batch), f"(critic, *batch), *batch as {like}")
+        fix = f"add the critic axis, {name}[None]"
+    elif got[1:] == batch:
+        return
+    elif got == (*batch, 1):
+        fix = f"drop the last axis of {name} and add the critic axis in front, {name}[None]"
+    elif got[:-1] == batch:
+        fix = f"move the critic axis of {name} to the front"
+    elif got[1:] == (*batch, 1):
+        fix = f"drop the last axis of {name}"
+    elif (*got[1:], 1) == batch:
+        fix = f"drop the last axis of {like}"
+    else:
+        fix = f"stack the critics' values, each of shape {batch}, along a first axis"
+    raise ValueError(f"{function}: {name} has shape {got}, expected (critic, *batch) with *batch {batch}, as {like}: {fix}")
 
 
 def _require_scalar_or_batch(function: str, name: str, array: Array, batch: tuple[int, ...]) -> None:
-    if tuple(array.shape) != ():
+    got = tuple(array.shape)
+    if got not in ((), batch) and all(size == 1 for size in got):
+        raise ValueError(f"{function}: {name} has shape {got}, expected () or {batch}: make {name} a scalar, {name}.reshape(())")
+    if got != ():
         require_shape(function, name, array, batch, "() or *batch")

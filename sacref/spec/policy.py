@@ -4,7 +4,7 @@ import math
 
 from jaxtyping import Float
 
-from sacref.spec.arrays import ArrayT, Namespace, namespace, require_one_dtype, require_shape
+from sacref.spec.arrays import ArrayT, Namespace, require_one_dtype, require_shape
 
 LOG_2 = math.log(2.0)
 HALF_LOG_2_PI = 0.5 * math.log(2.0 * math.pi)
@@ -24,11 +24,11 @@ def bound_log_std(raw: Float[ArrayT, "*batch action"], low: float = -20.0, high:
         Log standard deviation in nats, shape `(*batch, action)`.
 
     Raises:
-        ValueError: if `low > high`.
+        TypeError: if raw is neither float32 nor float64. ValueError: if `low > high`.
     """
     if low > high:
         raise ValueError(f"bound_log_std: low is {low} and high is {high}, expected low <= high: swap them")
-    xp = namespace(raw)
+    xp = require_one_dtype("bound_log_std", raw=raw)
     bounded: ArrayT = xp.where(raw < low, low, xp.where(raw > high, high, raw))
     return bounded
 
@@ -51,8 +51,8 @@ def squash(
         Action in (-1, 1), shape `(*batch, action)`, and its log-density in nats, shape `(*batch,)`.
     """
     xp = require_one_dtype("squash", mean=mean, log_std=log_std, noise=noise)
-    require_shape("squash", "log_std", log_std, mean.shape, "as mean")
-    require_shape("squash", "noise", noise, mean.shape, "as mean")
+    require_shape("squash", "log_std", log_std, tuple(mean.shape), "as mean")
+    require_shape("squash", "noise", noise, tuple(mean.shape), "as mean")
     pre_tanh: ArrayT = mean + xp.exp(log_std) * noise
     return xp.tanh(pre_tanh), _log_density(xp, noise, log_std, pre_tanh)
 
@@ -74,8 +74,8 @@ def log_prob(
         Log-density in nats, shape `(*batch,)`.
     """
     xp = require_one_dtype("log_prob", mean=mean, log_std=log_std, pre_tanh=pre_tanh)
-    require_shape("log_prob", "log_std", log_std, mean.shape, "as mean")
-    require_shape("log_prob", "pre_tanh", pre_tanh, mean.shape, "as mean")
+    require_shape("log_prob", "log_std", log_std, tuple(mean.shape), "as mean")
+    require_shape("log_prob", "pre_tanh", pre_tanh, tuple(mean.shape), "as mean")
     standardised: ArrayT = (pre_tanh - mean) / xp.exp(log_std)
     return _log_density(xp, standardised, log_std, pre_tanh)
 

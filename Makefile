@@ -1,0 +1,88 @@
+# From a bare clone: `make train` sets up and trains, `make test` sets up and tests. `make help` lists the rest.
+#   PYTHON=python3.12     another interpreter (3.11 or newer)
+#   NO_VENV=1             use PYTHON as it is: nothing is installed where all that the target needs can be imported
+PYTHON ?= python3
+NO_VENV ?=
+
+# The training run of `make train`. TRAIN_FLAGS takes any other flag of `sacref train --help`, such as --overwrite.
+BACKEND ?= jax
+ENV ?= HalfCheetah-v5
+STEPS ?= 20000
+SEED ?= 0
+RUN_DIR ?= runs/$(ENV)-$(BACKEND)-seed$(SEED)
+TRAIN_FLAGS ?=
+# Tests run in this many processes.
+WORKERS ?= 2
+PYTEST_FLAGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-bench train test parity bench types lint clean
+
+ifeq ($(NO_VENV),1)
+PY := $(PYTHON)
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+else
+PY := .venv/bin/python
+endif
+
+help: ## this list
+	@echo "make TARGET [NAME=value ...]"
+	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
+	@echo "Names: PYTHON NO_VENV BACKEND ENV STEPS SEED RUN_DIR TRAIN_FLAGS WORKERS PYTEST_FLAGS (see the head of the Makefile)"
+
+ifeq ($(NO_VENV),1)
+# What each target imports beyond the backends; a target may train on whichever backend is there.
+NEEDS_RUN := array_api_compat gymnasium imageio jaxtyping matplotlib mujoco numpy rich safetensors scipy tensorboard tyro
+NEEDS_DEV := array_api_strict beartype hypothesis mpmath mypy nox pytest ruff xdist
+setup test parity types lint: NEEDS := $(NEEDS_RUN) $(NEEDS_DEV) torch jax flax optax
+train bench setup-bench: NEEDS := $(NEEDS_RUN)
+train: NEEDS += $(if $(filter jax,$(BACKEND)),jax flax optax,torch)
+
+setup setup-bench:
+	@missing=$$($(PYTHON) -c "from importlib.util import find_spec; print(*[name for name in '$(NEEDS)'.split() if find_spec(name) is None])") && \
+	if [ -z "$$missing" ]; then \
+	    echo "setup: $(PYTHON) has all that is needed; nothing is installed"; \
+	else \
+	    echo "setup: $(PYTHON) lacks $$missing; installing what is missing into it"; \
+	    $(PYTHON) -m pip install --quiet --quiet --editable '.[all,dev]'; \
+	fi
+else
+setup: .venv/.setup ## create .venv and install sacref with both backends, the tests and the tools
+
+.venv/.setup: pyproject.toml constraints.txt
+	@echo "setup: creating .venv with $(PYTHON)"
+	@$(PYTHON) -m venv .venv
+	@echo "setup: installing sacref[all,dev] into .venv with the versions of constraints.txt (a few minutes)"
+	@$(PY) -m pip install --quiet --quiet --no-compile --editable '.[all,dev]' --constraint constraints.txt
+	@touch $@
+	@echo "setup: done"
+
+setup-bench: .venv/.setup-bench
+
+.venv/.setup-bench: .venv/.setup
+	@echo "setup: installing the peers that are measured beside sacref"
+	@$(PY) -m pip install --quiet --quiet --no-compile --editable '.[bench]' --constraint constraints.txt
+	@touch $@
+endif
+
+train: setup ## train and draw the curve (BACKEND, ENV, STEPS, SEED, RUN_DIR, TRAIN_FLAGS)
+	$(PY) -m sacref train --backend $(BACKEND) --env $(ENV) --steps $(STEPS) --seed $(SEED) --run-dir $(RUN_DIR) $(TRAIN_FLAGS)
+	@echo "The curve: $(RUN_DIR)/curve.png"
+
+test: setup ## run the tests (WORKERS, PYTEST_FLAGS)
+	$(PY) -m pytest --numprocesses $(WORKERS) $(PYTEST_FLAGS)
+
+parity: setup-bench ## torch against JAX against the float64 oracle, and one update against Stable-Baselines3
+	NO_VENV=1 $(PY) -m nox -s parity
+
+bench: setup-bench ## measure, beside the peers, and write the JSON and tables of results/
+	$(PY) -m bench
+
+types: setup ## mypy --strict
+	NO_VENV=1 $(PY) -m nox -s types
+
+lint: setup ## ruff
+	NO_VENV=1 $(PY) -m nox -s lint
+
+clean: ## remove .venv and what tools left behind (runs/ and results/ stay)
+	rm -rf .venv .nox .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

@@ -1,0 +1,221 @@
+"""One training run of the learning suite, in a process of its own: train (or resume), then write the record.
+
+`bench.learning` starts it as `python -m bench.learning_run '{"preset": ...}'`.
+"""
+
+import contextlib
+import fcntl
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench import machine, record
+
+HEARTBEAT_SECONDS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What one run trains, and where it writes."""
+
+    preset: str
+    env: str
+    backend: str
+    seed: int
+    steps: int
+    evaluation_interval: int
+    evaluation_episodes: int
+    run_dir: str
+    """The training's own directory, outside results/."""
+    out: str
+    """The record's path."""
+    core: int
+    """The core that the run is bound to."""
+
+    @property
+    def name(self) -> str:
+        """Name of the run, the same on every machine."""
+        return f"{self.preset}-{self.backend}-seed{self.seed}"
+
+    def configuration(self) -> dict[str, Any]:
+        """What was chosen: two records with the same configuration and seed repeat each other."""
+        chosen = ("preset", "env", "backend", "steps", "evaluation_interval", "evaluation_episodes")
+        return {name: getattr(self, name) for name in chosen}
+
+
+class IncompleteError(RuntimeError):
+    """The training stopped before its last step; the next start resumes it."""
+
+
+Train = Callable[[Job, bool], None]
+"""`(job, resume)`: train into `job.run_dir`."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the job that the one argument describes; 0 when its record is written, 130 when it was interrupted."""
+    (text,) = sys.argv[1:] if argv is None else argv
+    job = Job(**json.loads(text))
+    machine.keep_to_cores([job.core])
+    # A shell starts background jobs with Ctrl-C ignored, and that is inherited: the suite's request to stop must arrive.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        execute(job, train)
+    except (KeyboardInterrupt, IncompleteError) as stopped:
+        print(f"{job.name}: {stopped or 'interrupted'}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def execute(job: Job, train: Train) -> None:
+    """Train, or go on where a former session stopped, and write the record.
+
+    Raises:
+        IncompleteError: if the training ended without an evaluation at the last step.
+        RuntimeError: if another process works on the run.
+    """
+    run_dir = Path(job.run_dir)
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(run_dir.with_suffix(".lock"), job.name):
+        commit, dirty = machine.source()
+        sessions_file = run_dir.with_suffix(".sessions.json")
+        resume = resumable(run_dir)
+        compiling = _CompileTime(job.backend)
+        with _timed(sessions_file, resume):
+            train(job, resume)
+        evaluations = read_evaluations(run_dir)
+        if not evaluations or evaluations[-1].step != job.steps or len(evaluations[-1].returns) != job.evaluation_episodes:
+            raise IncompleteError(f"stopped before step {job.steps}: start it again to resume")
+        import sacref
+
+        sessions = [record.Session(**session) for session in _read_json(sessions_file, [])]
+        record.write(
+            Path(job.out),
+            record.Record(
+                schema_version=record.SCHEMA_VERSION,
+                suite="learning",
+                run=job.name,
+                date=_now(),
+                sacref_version=sacref.__version__,
+                commit=commit,
+                dirty=dirty,
+                configuration={**job.configuration(), "run": _run_configuration(run_dir)},
+                hardware=machine.hardware(machine.accelerator(job.backend)),
+                libraries=machine.libraries(),
+                seed=job.seed,
+                compile_seconds=compiling.seconds if len(sessions) == 1 else None,
+                samples=record.LearningSamples(evaluations=evaluations, sessions=sessions),
+            ),
+        )
+
+
+def resumable(run_dir: Path) -> bool:
+    """Whether a former session left a checkpoint to go on from."""
+    return (run_dir / "config.json").exists() and any((run_dir / "checkpoints").glob("agent_*"))
+
+
+def read_evaluations(run_dir: Path) -> list[record.Evaluation]:
+    """The evaluations that the training has written so far, oldest first."""
+    rows = _read_json(run_dir / "evaluation.json", [])
+    return [record.Evaluation(step=row["step"], returns=[float(value) for value in row["returns"]]) for row in rows]
+
+
+def train(job: Job, resume: bool) -> None:
+    """Train with sacref and the paper's settings. Imported here, as `keep_to_cores` must come first."""
+    from sacref import experiment
+
+    backend: experiment.Backend = "torch" if job.backend == "torch" else "jax"
+    experiment.train(
+        env=job.env,
+        backend=backend,
+        steps=job.steps,
+        seed=job.seed,
+        run_dir=job.run_dir,
+        evaluation_interval=job.evaluation_interval,
+        evaluation_episodes=job.evaluation_episodes,
+        resume=resume,
+        # What a session left that ended before its first checkpoint.
+        overwrite=not resume,
+    )
+
+
+class _CompileTime:
+    """Seconds that JAX spends compiling from here on; None on a backend that does not tell."""
+
+    def __init__(self, backend: str) -> None:
+        self.seconds: float | None = None
+        if backend == "jax":
+            import jax.monitoring
+
+            self.seconds = 0.0
+            jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            self.seconds = (self.seconds or 0.0) + duration_secs
+
+
+@contextlib.contextmanager
+def _locked(path: Path, name: str) -> Iterator[None]:
+    """Hold a lock that the system drops with the process, so that no two processes train one run."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(f"{name} is being trained by another process ({path} is locked): wait for it or stop it") from None
+        yield
+
+
+@contextlib.contextmanager
+def _timed(path: Path, resumed: bool) -> Iterator[None]:
+    """Append a session to `path` and keep its times current, so that a killed session is counted too (to `HEARTBEAT_SECONDS`)."""
+    earlier: list[dict[str, Any]] = _read_json(path, []) if resumed else []
+    started, wall, cpu = _now(), time.perf_counter(), time.process_time()
+    stop = threading.Event()
+
+    def write() -> None:
+        now = record.Session(
+            started=started, resumed=resumed, wall_seconds=time.perf_counter() - wall, cpu_seconds=time.process_time() - cpu
+        )
+        temporary = path.with_suffix(".part")
+        temporary.write_text(json.dumps([*earlier, asdict(now)]), encoding="utf-8")
+        temporary.replace(path)
+
+    def beat() -> None:
+        while not stop.wait(HEARTBEAT_SECONDS):
+            write()
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        write()
+
+
+def _run_configuration(run_dir: Path) -> Any:
+    """What the training itself recorded, without its paths."""
+    written: dict[str, Any] = _read_json(run_dir / "config.json", {})
+    for path in ("directory", "experiment_name"):
+        written.get("cfg", {}).get("experiment", {}).pop(path, None)
+    return written
+
+
+def _read_json(path: Path, default: Any) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""Learning: final evaluations per backend, learning curves, and published points beside them."""
+
+import statistics as standard
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from bench import plots, record, statistics
+from bench.published import Published, published
+from bench.record import LearningSamples, Record, RecordError
+from bench.sections import Picture, Section, commit, digest, interval, number, place, table
+
+INTRODUCTION = (
+    "Return of a seed: mean of the **final evaluation of 10 deterministic episodes** (the mean action; undiscounted) on environments of its"
+    " own, after the last training step. Intervals are 95%: of the mean by Student's t over seeds, of the interquartile mean (IQM) by"
+    " bootstrap over seeds. Settings: batch 256, learning rate 3e-4, two hidden layers of 256, one gradient step per environment step,"
+    " 5,000 random steps first. Steps per second count everything, evaluations and compiling included: for a benchmark see Throughput.\n"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The runs of one preset by one version on one kind of machine."""
+
+    preset: str
+    env: str
+    steps: int
+    version: str
+    place: str
+    runs: dict[str, list[Record]]
+    """Backend -> its runs, by seed; torch first."""
+
+    @property
+    def all_runs(self) -> list[Record]:
+        """Of every backend."""
+        return [run for runs in self.runs.values() for run in runs]
+
+    @property
+    def date(self) -> str:
+        """Of the newest run."""
+        return max(run.date for run in self.all_runs)
+
+
+def section(results: Path) -> Section:
+    """Per preset: the curve of its newest group, a table of every group, the published points."""
+    groups = group(record.read(path) for path in sorted(results.glob("learning/*/*.json")))
+    paragraphs = ["## Learning\n", INTRODUCTION] if groups else []
+    pictures = {}
+    for preset in dict.fromkeys(found.preset for found in groups):
+        same = [found for found in groups if found.preset == preset]
+        newest = same[0]
+        path = results / "learning" / f"{preset}.png"
+        references = published(newest.env, newest.steps)
+        curves = {backend: curve(runs) for backend, runs in newest.runs.items()}
+        pictures[path] = Picture(
+            digest(newest.env, curves, references), partial(plots.learning_curve, env=newest.env, curves=curves, references=references)
+        )
+        paragraphs.append(f"### {newest.env}, {newest.steps:,} steps\n")
+        paragraphs.append(f"![Return of {newest.env} over {newest.steps:,} environment steps, PyTorch and JAX](learning/{path.name})\n")
+        for found in same:
+            paragraphs += _own_table(found)
+        if references:
+            paragraphs += _published_table(references)
+    return Section(paragraphs, pictures)
+
+
+def group(records: Iterable[Record]) -> list[Group]:
+    """Group the records, newest group first. Of two records of one run the newer counts.
+
+    Raises:
+        RecordError: if one preset's name stands for two tasks or lengths.
+    """
+    runs: dict[tuple[str, str, str], dict[tuple[str, int], Record]] = defaultdict(dict)
+    tasks: dict[str, tuple[str, int]] = {}
+    for found in sorted(records, key=lambda found: found.date):
+        preset, task = found.configuration["preset"], (found.configuration["env"], found.configuration["steps"])
+        if tasks.setdefault(preset, task) != task:
+            raise RecordError(f"preset {preset} stands for {tasks[preset]} and, in {found.run}, for {task}: rename one")
+        runs[preset, found.sacref_version, place(found)][found.configuration["backend"], found.seed] = found
+    groups = []
+    for (preset, version, where), members in runs.items():
+        by_backend: dict[str, list[Record]] = {}
+        for backend, seed in sorted(members, key=lambda member: (member[0] != "torch", member)):
+            by_backend.setdefault(backend, []).append(members[backend, seed])
+        env, steps = tasks[preset]
+        groups.append(Group(preset=preset, env=env, steps=steps, version=version, place=where, runs=by_backend))
+    return sorted(groups, key=lambda found: (found.steps, found.date), reverse=True)
+
+
+def curve(runs: Sequence[Record]) -> list[plots.Point]:
+    """Mean over seeds at each evaluation that every seed has, with the interval of that mean."""
+    returns: dict[int, list[float]] = defaultdict(list)
+    for run in runs:
+        for evaluation in _samples(run).evaluations:
+            returns[evaluation.step].append(statistics.mean(evaluation.returns))
+    return [
+        plots.Point(step=step, mean=statistics.mean(values), interval=statistics.t_interval(values), seeds=len(values))
+        for step, values in sorted(returns.items())
+        if len(values) == len(runs)
+    ]
+
+
+def final(run: Record) -> float:
+    """Mean return of a run's final evaluation."""
+    return statistics.mean(_samples(run).evaluations[-1].returns)
+
+
+def speed(run: Record) -> float:
+    """Environment steps per second of the whole run."""
+    return _samples(run).evaluations[-1].step / sum(session.wall_seconds for session in _samples(run).sessions)
+
+
+def _own_table(found: Group) -> list[str]:
+    rows = []
+    intervals = []
+    for backend, runs in found.runs.items():
+        finals = [final(run) for run in runs]
+        intervals.append(statistics.t_interval(finals))
+        rows.append(
+            [
+                backend,
+                ", ".join(str(run.seed) for run in runs),
+                number(statistics.mean(finals)),
+                number(statistics.std(finals)),
+                interval(intervals[-1]),
+                f"{number(statistics.iqm(finals))} {interval(statistics.bootstrap_interval(finals))}",
+                ", ".join(number(value) for value in finals),
+                number(standard.median(speed(run) for run in runs)),
+            ]
+        )
+    paragraphs = [table(["backend", "seeds", "mean", "std", "95% of the mean", "IQM, 95%", "per seed", "steps/s"], rows)]
+    if len(known := [ends for ends in intervals if ends is not None]) == 2:
+        paragraphs.append(f"The backends' intervals of the mean {'overlap' if statistics.overlap(*known) else 'do **not** overlap'}.\n")
+    cores = " or ".join(map(str, sorted({run.hardware.threads for run in found.all_runs})))
+    sources = " and ".join(sorted({commit(run) for run in found.all_runs}))
+    paragraphs.append(f"sacref {found.version} on {found.place}; each run on {cores} core(s); {sources}; {found.date[:10]}.\n")
+    return paragraphs
+
+
+def _published_table(points: Sequence[Published]) -> list[str]:
+    rows = [
+        [
+            point.source,
+            f"{point.env}-{point.env_version}",
+            f"{point.steps:,}",
+            f"{number(point.mean)} ± {number(point.std)}",
+            str(point.seeds),
+            point.metric,
+            f"`{point.citation}`",
+        ]
+        for point in points
+    ]
+    header = ["published", "task", "steps", "mean ± std over seeds", "seeds", "metric", "read in"]
+    return ["Published runs of SAC, each with its own settings and metric:\n", table(header, rows)]
+
+
+def _samples(run: Record) -> LearningSamples:
+    assert isinstance(run.samples, LearningSamples)
+    return run.samples

@@ -1,0 +1,60 @@
+"""The few statistics of the report, over seeds."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import scipy.stats
+
+LEVEL = 0.95
+RESAMPLES = 10_000
+
+
+class Interval(NamedTuple):
+    """A 95% interval."""
+
+    low: float
+    high: float
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean."""
+    return float(np.mean(values))
+
+
+def std(values: Sequence[float]) -> float | None:
+    """Sample standard deviation (n - 1); None for fewer than two values."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def iqm(values: Sequence[float]) -> float:
+    """Interquartile mean: the mean of what is left when a quarter (rounded down) is cut off at each end.
+
+    Agarwal et al. 2021 (arXiv:2108.13264), section 4.3.
+    """
+    return float(scipy.stats.trim_mean(values, 0.25))
+
+
+def t_interval(values: Sequence[float]) -> Interval | None:
+    """95% interval of the mean by Student's t over seeds; None for fewer than two values."""
+    if len(values) < 2:
+        return None
+    half = scipy.stats.t.ppf(0.5 + LEVEL / 2, len(values) - 1) * scipy.stats.sem(values)
+    return Interval(float(np.mean(values) - half), float(np.mean(values) + half))
+
+
+def bootstrap_interval(values: Sequence[float]) -> Interval | None:
+    """95% percentile-bootstrap interval of the IQM over seeds; None for fewer than two values.
+
+    Agarwal et al. 2021 (arXiv:2108.13264), section 4.2; one task is one stratum. Seeded, so that the report repeats itself.
+    """
+    if len(values) < 2:
+        return None
+    draws = np.random.default_rng(0).choice(np.asarray(values), size=(RESAMPLES, len(values)))
+    low, high = np.quantile(scipy.stats.trim_mean(draws, 0.25, axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(low), float(high))
+
+
+def overlap(first: Interval, second: Interval) -> bool:
+    """Whether the two intervals share a value."""
+    return first.low <= second.high and second.low <= first.high

@@ -1,0 +1,53 @@
+"""Checks, each in an environment of its own: `nox -s tests parity types lint`. With NO_VENV=1 they run in this interpreter."""
+
+import os
+import sys
+
+import nox
+
+NO_VENV = os.environ.get("NO_VENV") == "1"
+
+nox.needs_version = ">=2025.2"
+nox.options.default_venv_backend = "none" if NO_VENV else "venv"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["lint", "types", "tests", "parity"]
+
+
+def install(session: nox.Session, *requirements: str) -> None:
+    """Install with the versions of constraints.txt; with NO_VENV=1 the interpreter is used as it is."""
+    if not NO_VENV:
+        session.install(*requirements, "--constraint", "constraints.txt")
+
+
+def python_module(session: nox.Session, *command: str) -> None:
+    """Run `python -m command` in the session's environment; with NO_VENV=1 in the interpreter that runs nox."""
+    session.run(sys.executable if NO_VENV else "python", "-m", *command, external=NO_VENV)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """All tests; arguments after `--` go to pytest."""
+    install(session, "--editable", ".[all,dev]")
+    python_module(session, "pytest", "--numprocesses", "2", *session.posargs)
+
+
+@nox.session
+def parity(session: nox.Session) -> None:
+    """The parity tests, with Stable-Baselines3 beside the oracle; arguments after `--` go to pytest."""
+    install(session, "--editable", ".[bench,dev]")
+    python_module(session, "pytest", "tests/parity", *session.posargs)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy --strict, as pyproject.toml says."""
+    install(session, "--editable", ".[bench,dev]")
+    python_module(session, "mypy", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """ruff: rules and format."""
+    install(session, "ruff")
+    python_module(session, "ruff", "check", ".")
+    python_module(session, "ruff", "format", "--check", ".")

@@ -1,0 +1,579 @@
+"""What the life cycles of the two backends share: checking and recording transitions, tracking, checkpoints. No backend."""
+
+import difflib
+import logging
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Generic, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+import sacref
+from sacref import checkpoint
+from sacref.config import SACConfig
+from sacref.envs.episodes import EpisodeBoundaries
+from sacref.envs.scaling import from_box
+from sacref.envs.spaces import check_spaces
+from sacref.spec.arrays import ArrayT, namespace
+from sacref.statistics import EpisodeStatistics
+from sacref.tracking import Tracker
+from sacref.types import Transition
+
+logger = logging.getLogger(__name__)
+
+TAGS: Mapping[str, str] = {
+    "critic_loss": "Loss / Critic loss",
+    "policy_loss": "Loss / Policy loss",
+    "entropy_loss": "Loss / Entropy loss",
+    "alpha": "Coefficient / Entropy coefficient",
+    "entropy": "Policy / Entropy",
+    "q_max": "Q-network / Q{critic} (max)",
+    "q_min": "Q-network / Q{critic} (min)",
+    "q_mean": "Q-network / Q{critic} (mean)",
+    "target_max": "Target / Target (max)",
+    "target_min": "Target / Target (min)",
+    "target_mean": "Target / Target (mean)",
+}
+"""Metric of an update -> tag of its curve. Tags that end in (max) or (min) show that of the interval, all others the mean."""
+
+
+class Watch(Generic[ArrayT]):
+    """What is remembered of the rows of one mode, training or evaluation, so that neither is mistaken for the other."""
+
+    def __init__(self) -> None:
+        self.boundaries: EpisodeBoundaries[ArrayT] = EpisodeBoundaries()
+        self.statistics = EpisodeStatistics()
+
+
+class Rows(NamedTuple, Generic[ArrayT]):
+    """A checked row per environment."""
+
+    transition: Transition[ArrayT]
+    """As it is stored: rewards shaped, actions in [-1, 1]."""
+    rewards: ArrayT
+    """`(envs,)`, as the environments gave them."""
+    ended: ArrayT
+    """`(envs,)`, bool: terminated or truncated."""
+    keep: ArrayT
+    """`(envs,)`, bool: False where the row is no transition."""
+
+
+class Agent(ABC, Generic[ArrayT]):
+    """An agent's life cycle without its algorithm. Any trainer that makes these calls can drive it; `timestep` counts calls, from 0.
+
+    Args:
+        memory: a replay memory, or None for an agent that only acts.
+        observation_space, action_space: of one environment. state_space: must be None.
+        cfg: a `SACConfig`, or a dict of its fields.
+    """
+
+    def __init__(
+        self, *, memory: Any, observation_space: Any, state_space: Any, action_space: Any, cfg: SACConfig | Mapping[str, Any] | None
+    ) -> None:
+        self.spaces = check_spaces(observation_space, state_space, action_space)
+        self.observation_space, self.state_space, self.action_space = observation_space, state_space, action_space
+        self.cfg = cfg if isinstance(cfg, SACConfig) else SACConfig.from_dict(dict(cfg or {}))
+        self.cfg.validate()
+        self.memory = memory
+        self.training = False
+        experiment = self.cfg.experiment
+        name = experiment.experiment_name or f"{datetime.now().strftime('%y-%m-%d_%H-%M-%S-%f')}_{type(self).__name__}"
+        self.experiment_dir = Path(experiment.directory or "runs").absolute() / name
+        self.write_interval: int | None = None if experiment.write_interval == "auto" else int(experiment.write_interval)
+        self.checkpoint_interval: int | None = None if experiment.checkpoint_interval == "auto" else int(experiment.checkpoint_interval)
+        self._watches: dict[bool, Watch[Any]] = {True: Watch(), False: Watch()}
+        self._tracked: defaultdict[str, list[float]] = defaultdict(list)
+        self._metrics: list[Mapping[str, Any]] = []
+        self._bad_rows: Any = None
+        self._tracker: Tracker | None = None
+        self._newest_checkpoint: Path | None = None
+        self._num_envs = 1
+        self.gradient_step_count = 0
+
+    # What a backend provides.
+
+    @abstractmethod
+    def _act(self, way: str, observations: ArrayT) -> tuple[ArrayT, ArrayT]:
+        """Actions and mean actions in the Box's units, `(envs, action)`; `way` is "greedy", "random" or "sampled"."""
+
+    @abstractmethod
+    def update(self, *, timestep: int, timesteps: int) -> None: ...
+
+    @abstractmethod
+    def enable_models_training_mode(self, enabled: bool = True) -> None: ...
+
+    @abstractmethod
+    def to_numpy(self, array: Any) -> NDArray[Any]:
+        """A backend array on the host."""
+
+    @property
+    @abstractmethod
+    def alpha(self) -> float:
+        """The entropy coefficient in force."""
+
+    @abstractmethod
+    def _is_device_array(self, value: Any) -> bool: ...
+
+    @abstractmethod
+    def _upload(self, array: Any) -> ArrayT:
+        """Put an array on the device; floats in the agent's dtype, except float16, all else in its own."""
+
+    @abstractmethod
+    def _fetch(self, metrics: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[Any]]:
+        """Metrics of several updates, each stacked along a new first axis, read from the device at once."""
+
+    @abstractmethod
+    def arrays(self) -> dict[str, NDArray[Any]]: ...
+
+    @abstractmethod
+    def set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None: ...
+
+    @abstractmethod
+    def _streams(self) -> dict[str, NDArray[Any]]:
+        """The random streams' states."""
+
+    @abstractmethod
+    def _set_streams(self, streams: Mapping[str, NDArray[Any]]) -> None: ...
+
+    @property
+    @abstractmethod
+    def _layouts(self) -> dict[str, str]:
+        """Model -> "common", or the backend whose own layout its parameters have."""
+
+    # The life cycle.
+
+    def init(self, *, trainer_cfg: Any = None) -> None:
+        """Prepare for a run in freshly reset environments.
+
+        Args:
+            trainer_cfg: the trainer's settings, a dict or a dataclass; `timesteps` sets the intervals that are "auto".
+        """
+        timesteps = trainer_cfg.get("timesteps") if isinstance(trainer_cfg, Mapping) else getattr(trainer_cfg, "timesteps", None)
+        if timesteps is not None:
+            self._resolve_intervals(int(timesteps))
+        for watch in self._watches.values():
+            watch.boundaries.reset()
+            watch.statistics.forget_running()
+
+    def enable_training_mode(self, enabled: bool = True, *, apply_to_models: bool = False) -> None:
+        """Train (explore, store, learn) or evaluate (act deterministically, store nothing, learn nothing)."""
+        self.training = enabled
+        if apply_to_models:
+            self.enable_models_training_mode(enabled)
+
+    def act(self, observations: Any, states: Any, *, timestep: int, timesteps: int) -> tuple[Any, dict[str, Any]]:
+        """Choose actions: uniform ones before `random_timesteps`, then the policy's; outside of training its deterministic ones.
+
+        Args:
+            observations: `(envs, *observation)`, NumPy or the backend's arrays. states: None.
+            timestep: the call's number, from 0. timesteps: how many there will be.
+
+        Returns:
+            Actions in the Box's units, `(envs, *action)`, and a dict that holds `mean_actions`, the deterministic ones. They are the
+            backend's arrays; `to_numpy` brings them to the host.
+
+        Raises:
+            ValueError: if the observations have another shape than the space, or (NumPy) hold NaN or infinity.
+        """
+        if states is not None:
+            raise ValueError("act: states were given, but this agent has no state_space: pass states=None")
+        observations = self._check_observations(observations)
+        if not self._is_device_array(observations):
+            self._refuse_not_finite({"observations": observations}, np.ones(observations.shape[0], np.bool_), device=False)
+        way = "greedy" if not self.training else "random" if timestep < self.cfg.random_timesteps else "sampled"
+        actions, mean_actions = self._act(way, self._upload(observations))
+        shape = (observations.shape[0], *self.spaces.action_shape)
+        return actions.reshape(shape), {"mean_actions": mean_actions.reshape(shape)}
+
+    def pre_interaction(self, *, timestep: int, timesteps: int) -> None:
+        """Called before the step of the environments. There is nothing to do."""
+
+    def record_transition(
+        self,
+        *,
+        observations: Any,
+        states: Any,
+        actions: Any,
+        rewards: Any,
+        next_observations: Any,
+        next_states: Any,
+        terminated: Any,
+        truncated: Any,
+        infos: Any,
+        timestep: int,
+        timesteps: int,
+    ) -> None:
+        """Record one step of all environments; while training, also store it in the memory.
+
+        Right under every autoreset mode: see `EpisodeBoundaries`. In evaluation mode it feeds the statistics only.
+
+        Args:
+            observations, next_observations: `(envs, *observation)`.
+            states, next_states: None.
+            actions: `(envs, *action)`, in the Box's own units.
+            rewards, terminated, truncated: `(envs, 1)`.
+            infos: what the environments said beside; `final_obs` is read where it is there.
+
+        Raises:
+            ValueError: if a shape is wrong, or a host array holds NaN or infinity: nothing of the row is stored then. In device
+                arrays such an environment's row is left out, and the error is raised at the next write interval.
+        """
+        self._resolve_intervals(timesteps)
+        watch = self._watches[self.training]
+        rows = self._check_rows(
+            watch, observations, states, actions, rewards, next_observations, next_states, terminated, truncated, infos, timestep, timesteps
+        )
+        self._num_envs = rows.keep.shape[0]
+        if self._tracking:
+            watch.statistics.add(rewards=rows.rewards, ended=rows.ended, keep=rows.keep)
+        if self.training:
+            if self.memory is None:
+                raise ValueError("record_transition: this agent has no memory to store in: construct it with memory=ReplayMemory(...)")
+            uploaded = Transition(*(None if value is None else self._upload(value) for value in rows.transition))
+            self.memory.add(uploaded, self._upload(rows.keep))
+
+    def post_interaction(self, *, timestep: int, timesteps: int) -> None:
+        """Track and checkpoint where an interval ends. It does not learn: that is for the algorithm to add."""
+        self._resolve_intervals(timesteps)
+        timestep += 1
+        if self.checkpoint_interval and self.checkpoint_interval > 0 and timestep % self.checkpoint_interval == 0:
+            self.write_checkpoint(timestep=timestep, timesteps=timesteps)
+        if self._tracking and self.write_interval and timestep % self.write_interval == 0:
+            self.write_tracking_data(timestep=timestep, timesteps=timesteps)
+
+    # Tracking.
+
+    @property
+    def recent_returns(self) -> tuple[float, ...]:
+        """Returns (undiscounted sums of rewards) of the last finished training episodes, oldest first, at most 100."""
+        return tuple(self._watches[True].statistics.recent_returns)
+
+    def track_data(self, tag: str, value: float) -> None:
+        """Add a scalar to what is written next, also before `init`. A tag that ends in (max) or (min) shows that, others the mean."""
+        if self._tracking:
+            self._tracked[tag].append(float(value))
+
+    def write_tracking_data(self, *, timestep: int, timesteps: int) -> None:
+        """Fetch what was measured since the last call from the device, and write it to TensorBoard and metrics.jsonl.
+
+        Raises:
+            ValueError: if rows of device arrays held NaN or infinity since the last call; the data is written first.
+        """
+        scalars = {tag: _reduce(tag, values) for tag, values in self._tracked.items()}
+        self._tracked.clear()
+        metrics, self._metrics = self._metrics, []
+        if metrics:
+            for name, values in self._fetch(metrics).items():
+                per_critic = values.T if values.ndim == 2 else values[None]
+                for i, samples in enumerate(per_critic):
+                    tag = TAGS[name].format(critic=i + 1)
+                    scalars[tag] = _reduce(tag, samples)
+        for training, watch in self._watches.items():
+            prefix = "" if training else "Evaluation / "
+            summary = watch.statistics.summary(self.to_numpy)
+            kinds = {"Reward / Instantaneous reward": summary.rewards, "Reward / Total reward": summary.returns}
+            for tag, values in {**kinds, "Episode / Total timesteps": summary.lengths}.items():
+                if values.size:
+                    for kind in ("max", "min", "mean"):
+                        scalars[f"{prefix}{tag} ({kind})"] = _reduce(f"({kind})", values)
+        if scalars:
+            if self._tracker is None:
+                self._tracker = Tracker(self.experiment_dir)
+            self._tracker.write(timestep, timestep * self._num_envs, scalars)
+        self._raise_for_bad_rows()
+
+    def close(self) -> None:
+        """Close the files of the tracking. What was not written yet is lost; `write_tracking_data` writes it."""
+        if self._tracker is not None:
+            self._tracker.close()
+            self._tracker = None
+
+    @property
+    def _tracking(self) -> bool:
+        return self.write_interval is None or self.write_interval > 0
+
+    def _track_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Keep the metrics of one update, on the device, until the next write."""
+        if self._tracking:
+            self._metrics.append(metrics)
+
+    def _resolve_intervals(self, timesteps: int) -> None:
+        if self.write_interval is None:
+            self.write_interval = max(1, timesteps // 100)
+        if self.checkpoint_interval is None:
+            self.checkpoint_interval = max(1, timesteps // 10)
+
+    # Checkpoints.
+
+    def write_checkpoint(self, *, timestep: int, timesteps: int) -> None:
+        """Save to `<experiment>/checkpoints/agent_<timestep>`. Only the newest checkpoint of a run keeps its replay memory."""
+        path = self.experiment_dir / "checkpoints" / f"agent_{timestep}"
+        self.save(path)
+        previous, self._newest_checkpoint = self._newest_checkpoint, path
+        if previous is not None and previous != path and previous.is_dir():
+            checkpoint.drop_group(previous, "memory")
+
+    def save(self, path: str | Path) -> None:
+        """Write the whole agent to a checkpoint directory: safetensors for arrays, JSON for the rest, nothing that runs code.
+
+        Parameters, optimizer moments, log alpha, step counters, random streams, and the replay memory where there is one.
+        """
+        arrays = self.arrays()
+        groups: dict[str, dict[str, NDArray[Any]]] = defaultdict(dict)
+        for name, array in arrays.items():
+            groups[name.split(".")[0] if self.cfg.experiment.store_separately else "agent"][name] = array
+        groups["streams"] = self._streams()
+        if self.memory is not None:
+            groups["memory"] = self.memory.arrays()
+        metadata = {
+            "algorithm": type(self).__name__,
+            "backend": self._backend,
+            "sacref": sacref.__version__,
+            "layouts": self._layouts,
+            "memory_capacity": None if self.memory is None else self.memory.capacity,
+        }
+        checkpoint.write(Path(path), groups, metadata)
+
+    def load(self, path: str | Path) -> None:
+        """Restore what `save` wrote. A memory that the checkpoint does not hold stays as it is.
+
+        A checkpoint of the other backend gives its weights, moments and temperature; the random streams stay this agent's own.
+
+        Raises:
+            checkpoint.CheckpointError: if the directory is not a whole and sound checkpoint of an agent of this shape. The agent
+                is then as it was before.
+        """
+        path = Path(path)
+        read = checkpoint.read(path)
+        metadata = read.metadata
+        if metadata.get("algorithm") != type(self).__name__:
+            raise checkpoint.CheckpointError(f"{path} holds {metadata.get('algorithm')!r}, expected {type(self).__name__!r}")
+        layouts = metadata.get("layouts")
+        if layouts != self._layouts:
+            raise checkpoint.CheckpointError(
+                f"{path} holds models of layouts {layouts}, this agent's are {self._layouts}: models of your own move only within a backend"
+            )
+        groups = dict(read.groups)
+        streams, memory = groups.pop("streams", {}), groups.pop("memory", None)
+        before = self.arrays()
+        try:
+            self.set_arrays({name: array for group in groups.values() for name, array in group.items()})
+            if memory is not None and self.memory is not None:
+                self.memory.set_arrays(memory)
+            if metadata.get("backend") == self._backend:
+                self._set_streams(streams)
+            else:
+                logger.info("%s was written by %s: the random streams start anew", path, metadata.get("backend"))
+        except (ValueError, TypeError, KeyError, RuntimeError) as error:
+            self.set_arrays(before)
+            raise checkpoint.CheckpointError(f"{path} does not fit this agent: {error}") from error
+
+    @property
+    def _backend(self) -> str:
+        return type(self).__module__.split(".")[1]
+
+    # Checks at the border.
+
+    def _check_observations(self, observations: Any, name: str = "observations") -> Any:
+        """`observations` as an array of `(envs, *observation)`: NumPy, unless it is the backend's own."""
+        array = observations if self._is_device_array(observations) else np.asarray(observations)
+        expected = self.spaces.observation_shape
+        if array.ndim != len(expected) + 1 or tuple(array.shape[1:]) != expected:
+            raise ValueError(
+                f"{name} have shape {tuple(array.shape)}, expected (envs, *{expected}) as the observation space says: "
+                f"{'add the leading environment axis' if tuple(array.shape) == expected else 'check the environment and its wrappers'}"
+            )
+        return array
+
+    def _check_rows(
+        self,
+        watch: Watch[Any],
+        observations: Any,
+        states: Any,
+        actions: Any,
+        rewards: Any,
+        next_observations: Any,
+        next_states: Any,
+        terminated: Any,
+        truncated: Any,
+        infos: Any,
+        timestep: int,
+        timesteps: int,
+    ) -> Rows[Any]:
+        if states is not None or next_states is not None:
+            raise ValueError("record_transition: states were given, but this agent has no state_space: pass states=None, next_states=None")
+        device = any(self._is_device_array(value) for value in (observations, actions, rewards, next_observations, terminated, truncated))
+        if device:
+            observations, next_observations = self._upload(observations), self._upload(next_observations)
+        observations = self._check_observations(observations)
+        next_observations = self._check_observations(next_observations, "next_observations")
+        envs = int(observations.shape[0])
+        if next_observations.shape[0] != envs:
+            raise ValueError(f"next_observations have {next_observations.shape[0]} rows, expected {envs} as observations")
+        if self.training and self.memory is not None and envs != self.memory.num_envs:
+            raise ValueError(
+                f"record_transition: {envs} environments came, the memory was made for {self.memory.num_envs}: ReplayMemory(num_envs={envs})"
+            )
+        terminated = self._column(terminated, "terminated", envs, device, bool)
+        truncated = self._column(truncated, "truncated", envs, device, bool)
+        actions = self._upload(actions) if device else np.asarray(actions)
+        if tuple(actions.shape) != (envs, *self.spaces.action_shape):
+            raise ValueError(
+                f"actions have shape {tuple(actions.shape)}, expected {(envs, *self.spaces.action_shape)}: "
+                f"pass what `act` returned, in the Box's own units"
+            )
+        actions = actions.reshape(envs, -1)
+        next_observations, keep = watch.boundaries.resolve(
+            observations=observations, next_observations=next_observations, terminated=terminated, truncated=truncated, infos=infos
+        )
+        reward = self._column(rewards, "rewards", envs, device)
+        if self.training and self.cfg.rewards_shaper is not None:
+            column = self._upload(rewards) if device else np.asarray(rewards)
+            shaped = self.cfg.rewards_shaper(column.reshape(envs, 1), timestep, timesteps)
+            shaped = self._column(shaped, "the rewards_shaper's result", envs, device)
+        else:
+            shaped = reward
+        parts = {"observations": observations, "actions": actions, "rewards": reward, "next_observations": next_observations}
+        keep = self._refuse_not_finite({**parts, "shaped rewards": shaped}, keep, device)
+        low, high = (np.asarray(bound, actions.dtype) if not device else self._upload(bound) for bound in self._bounds)
+        transition = Transition(observations, None, from_box(actions, low, high), shaped, next_observations, None, terminated)
+        xp = namespace(terminated)
+        return Rows(transition, reward, xp.where(terminated, terminated, truncated), keep)
+
+    def _require_memory(self) -> Any:
+        if self.memory is None:
+            raise ValueError("update: this agent has no memory to learn from: construct it with memory=ReplayMemory(...)")
+        if not self.memory.written:
+            raise ValueError("update: the memory is empty: record transitions in training mode first, or raise learning_starts")
+        return self.memory
+
+    def _check_batch_fits(self, capacity: int) -> None:
+        if self.cfg.batch_size > capacity:
+            raise ValueError(
+                f"batch_size is {self.cfg.batch_size}, the memory's capacity {capacity}: lower batch_size or make the memory larger"
+            )
+
+    def _check_policy_output(self, outputs: Any, rows: int, dtype: Any) -> None:
+        expected = (rows, self.spaces.action_size)
+        if not isinstance(outputs, tuple) or len(outputs) != 2:
+            raise ValueError(f"model 'policy' returned {type(outputs).__name__}, expected a tuple (mean, raw log_std)")
+        for name, output in zip(("mean", "raw log_std"), outputs, strict=True):
+            if tuple(output.shape) != expected or output.dtype != dtype:
+                raise ValueError(
+                    f"model 'policy' returned a {name} of shape {tuple(output.shape)} and dtype {output.dtype}, "
+                    f"expected (batch, action) = {expected} and {dtype}: make its last layer {self.spaces.action_size} wide for each"
+                )
+
+    def _check_critic_output(self, name: str, output: Any, rows: int, dtype: Any) -> None:
+        if tuple(output.shape) != (rows,) or output.dtype != dtype:
+            fix = "drop the last axis, values[..., 0]" if tuple(output.shape) == (rows, 1) else "return one value per row"
+            raise ValueError(
+                f"model {name!r} returned values of shape {tuple(output.shape)} and dtype {output.dtype}, "
+                f"expected (batch,) = {(rows,)} and {dtype}: {fix}"
+            )
+
+    @property
+    def _bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        return self.spaces.action_low, self.spaces.action_high
+
+    def _column(self, values: Any, name: str, envs: int, device: bool, dtype: type | None = None) -> Any:
+        """A `(envs, 1)` or `(envs,)` input as `(envs,)`."""
+        array = self._upload(values) if device else np.asarray(values)
+        if tuple(array.shape) not in ((envs, 1), (envs,)):
+            raise ValueError(f"{name} have shape {tuple(array.shape)}, expected ({envs}, 1): one row per environment")
+        array = array.reshape(envs)
+        if dtype is bool:
+            return array != 0 if device else array.astype(np.bool_)
+        return array if device or np.issubdtype(array.dtype, np.floating) else array.astype(np.float64)
+
+    def _refuse_not_finite(self, parts: Mapping[str, Any], keep: Any, device: bool) -> Any:
+        """On the host, raise for rows with NaN or infinity. On the device, leave them out and count them."""
+        if device:
+            finite = keep
+            for array in parts.values():
+                finite = finite & ((array - array) == 0).reshape(keep.shape[0], -1).all(1)
+            bad = keep & ~finite
+            self._bad_rows = bad if self._bad_rows is None or self._bad_rows.shape != bad.shape else self._bad_rows | bad
+            return finite
+        for name, array in parts.items():
+            if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+                finite = np.isfinite(array).reshape(array.shape[0], -1).all(axis=1)
+                bad_rows = np.flatnonzero(~finite & keep)
+                if bad_rows.size:
+                    raise ValueError(
+                        f"{name} of environment {', '.join(map(str, bad_rows))} are not finite (NaN or infinity): nothing of this step was "
+                        f"stored. Reset the environment, or find out what made the simulation diverge"
+                    )
+        return keep
+
+    def _raise_for_bad_rows(self) -> None:
+        if self._bad_rows is not None:
+            bad, self._bad_rows = self.to_numpy(self._bad_rows), None
+            if bad.any():
+                raise ValueError(
+                    f"transitions of environment {', '.join(map(str, np.flatnonzero(bad)))} were not finite (NaN or infinity) since the last "
+                    f"write interval: they were not stored. Find out what made the simulation diverge"
+                )
+
+
+def split_models(models: Mapping[str, Any], *, learns: bool) -> tuple[list[str], list[str]]:
+    """The names of the critics and of the target critics in `models`, in the order of their numbers.
+
+    Args:
+        learns: whether critics must be there.
+
+    Raises:
+        ValueError: naming the model that is missing, or the one that nobody knows.
+    """
+    critics = [f"critic_{i + 1}" for i in range(sum(name.startswith("critic_") for name in models))]
+    required = ["policy", *(critics or (["critic_1"] if learns else []))]
+    targets = [f"target_{name}" for name in critics]
+    present = {name for name, model in models.items() if model is not None}
+    for name in required:
+        if name not in present:
+            raise ValueError(f"models has no {name!r}: got {sorted(models)}, expected 'policy', 'critic_1', 'critic_2', ... (default_models)")
+    unknown = sorted(set(models) - {*required, *targets})
+    if unknown:
+        known = [*required, *targets]
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        raise ValueError(f"models has {unknown[0]!r}, expected some of {known}" + (f": did you mean {near[0]!r}?" if near else ""))
+    given = [name for name in targets if name in present]
+    if given and given != targets:
+        raise ValueError(f"models has {given} but not {sorted(set(targets) - set(given))}: give all target critics, or none to copy them")
+    return critics, given
+
+
+def under(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+    """The arrays whose names start with `prefix` and a dot, without it."""
+    return {name.removeprefix(f"{prefix}."): array for name, array in arrays.items() if name.startswith(f"{prefix}.")}
+
+
+def prefixed(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The inverse of `under`."""
+    return {f"{prefix}.{name}": array for name, array in arrays.items()}
+
+
+def require_same_arrays(arrays: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse arrays whose names or shapes are not the expected ones.
+
+    Raises:
+        ValueError: naming the first that differs.
+    """
+    missing, unknown = sorted(set(expected) - set(arrays)), sorted(set(arrays) - set(expected))
+    if missing or unknown:
+        raise ValueError(f"missing arrays {missing[:5]}, unknown arrays {unknown[:5]}: use the models and configuration it was saved with")
+    for name, array in expected.items():
+        if arrays[name].shape != array.shape or arrays[name].dtype.kind != array.dtype.kind:
+            raise ValueError(
+                f"{name} has shape {arrays[name].shape} and dtype {arrays[name].dtype}, expected {array.shape} and {array.dtype}: "
+                f"use the models it was saved with"
+            )
+
+
+def _reduce(tag: str, values: Any) -> float:
+    reduce = np.max if tag.endswith("(max)") else np.min if tag.endswith("(min)") else np.mean
+    return float(reduce(np.asarray(values, np.float64)))

@@ -1,0 +1,339 @@
+"""The command line: `sacref train`, `eval`, `plot`, `parity` and `doctor`.
+
+A command is a dataclass whose fields are its flags. Backends, environments and plots are imported by the command that needs them, so that
+`sacref --help` is there at once.
+"""
+
+import json
+import os
+import pkgutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin
+
+import tyro
+from tyro.conf import Positional, arg, subcommand
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+import sacref
+from sacref.config import SACConfig, paper_config
+
+TRACEBACK = "SACREF_TRACEBACK"
+"""Environment variable; at 1, an error shows its traceback."""
+
+DESCRIPTION = f"""Soft Actor-Critic as a trusted baseline, on PyTorch and on JAX (sacref {sacref.__version__}).
+
+`sacref COMMAND --help` lists a command's flags, `sacref --version` prints the version. With {TRACEBACK}=1 in the environment, an error
+shows its traceback."""
+
+
+class Command(Protocol):
+    """What `main` runs; returns the exit status."""
+
+    def run(self) -> int: ...
+
+
+@dataclass(kw_only=True)
+class Train:
+    """Train an agent, evaluate it, and draw its curve. Defaults are the paper's settings.
+
+    Ctrl-C stops cleanly, with everything written. --resume takes all settings from the run; flags that are given change them.
+    """
+
+    backend: Literal["torch", "jax"] = "torch"
+    """Library that computes."""
+    env: str = "HalfCheetah-v5"
+    """Gymnasium id, or module:id to import the module that registers it, or module:name of a callable that makes one."""
+    steps: int = 1_000_000
+    """Environment steps of the whole run, of all environments together."""
+    run_dir: Path | None = None
+    """Directory to write to; None makes runs/<env>-<backend>-<seed>-<date>."""
+    overwrite: bool = False
+    """Delete the run that is in the directory."""
+    resume: bool = False
+    """Go on from the last checkpoint of the run in the directory."""
+    num_envs: int = 1
+    """Environments stepped together: a timestep is so many environment steps."""
+    vectorization: Literal["sync", "async"] = "sync"
+    """Step the environments in turn, or in a process each."""
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the environment."""
+    wrappers: tuple[str, ...] = ()
+    """Wrappers put around each environment, the first one innermost, each as module:name."""
+    hidden: tuple[int, ...] = (256, 256)
+    """Widths of the networks' hidden layers."""
+    memory_capacity: int = 1_000_000
+    """Transitions in the replay memory; no more than the steps are allocated."""
+    evaluation_interval: int | None = None
+    """Environment steps between evaluations; None is a twentieth of the steps. The end is always evaluated."""
+    evaluation_episodes: int = 10
+    """Deterministic episodes of an evaluation."""
+    device: str | None = None
+    """Device by the backend's name for it (cpu, cuda:0); None lets the backend choose."""
+    progress: bool = True
+    """Show a bar, or lines where there is no terminal."""
+    cfg: Annotated[SACConfig, arg(name="")] = field(default_factory=paper_config)
+    """The agent. Timesteps are steps of all environments together; the first 5,000 environment steps are random and not learnt from."""
+
+    def run(self) -> int:
+        from sacref import experiment
+
+        result = experiment.train(
+            backend=self.backend,
+            env=_environment(self.env),
+            steps=self.steps,
+            seed=self.cfg.seed,
+            run_dir=self.directory(),
+            num_envs=self.num_envs,
+            cfg=self.cfg,
+            hidden=self.hidden,
+            memory_capacity=self.memory_capacity,
+            evaluation_interval=self.evaluation_interval,
+            evaluation_episodes=self.evaluation_episodes,
+            device=self.device,
+            vectorization=self.vectorization,
+            env_kwargs=self.env_kwargs,
+            wrappers=[_named("wrappers", name) for name in self.wrappers],
+            overwrite=self.overwrite,
+            resume=self.resume,
+            progress=self.progress,
+        )
+        state = "interrupted" if result.interrupted else "finished"
+        print(f"{state} after {result.steps:,} steps of {self.env} on {self.backend} ({result.steps_per_second:,.0f} steps/s)")
+        if result.evaluations:
+            step, evaluation = result.evaluations[-1]
+            print(f"evaluation at step {step:,}: {_summary(evaluation)}")
+        print(f"written to {result.run_dir}: {', '.join(sorted(path.name for path in result.run_dir.iterdir()))}")
+        if result.interrupted:
+            print(f"to go on: sacref train --resume --run-dir {result.run_dir}")
+            return 130
+        return 0
+
+    def directory(self) -> Path | None:
+        """Where the run is written: --run-dir, or what the experiment's two fields say.
+
+        Raises:
+            ValueError: if both are given.
+        """
+        experiment = self.cfg.experiment
+        if not experiment.directory and not experiment.experiment_name:
+            return self.run_dir
+        if self.run_dir is not None:
+            raise ValueError(
+                f"--run-dir is {self.run_dir}, and --experiment.directory or --experiment.experiment-name is set too: "
+                f"leave out one or the other, as each says where to write"
+            )
+        return Path(experiment.directory or "runs") / (experiment.experiment_name or f"{datetime.now():%Y%m%d-%H%M%S-%f}")
+
+    def defaults(self) -> "Train":
+        """The defaults that follow from these flags: the random steps from the number of environments, or all from a resumed run."""
+        if not self.resume:
+            return Train(cfg=paper_config(self.num_envs))
+        from sacref import experiment
+
+        directory = self.directory()
+        if directory is None:
+            raise ValueError("--resume is given without --run-dir: name the directory of the run")
+        stored = experiment.read_config(directory)
+        names = ("backend", "env", "steps", "num_envs", "vectorization", "env_kwargs", "memory_capacity")
+        names += ("evaluation_interval", "evaluation_episodes", "device")
+        try:
+            cfg = SACConfig.from_dict(stored["cfg"])
+            cfg.experiment.directory = cfg.experiment.experiment_name = ""
+            return Train(
+                cfg=cfg, hidden=tuple(stored["hidden"]), wrappers=tuple(stored["wrappers"]), **{name: stored[name] for name in names}
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{directory / 'config.json'} is damaged ({type(error).__name__}: {error}): restore it, or train again") from error
+
+
+@dataclass(kw_only=True)
+class Evaluate:
+    """Run deterministic episodes with the agent of a run, and print their returns."""
+
+    run_dir: Positional[Path]
+    """Run directory, as `sacref train` wrote it."""
+    episodes: int = 10
+    """Number of episodes."""
+    seed: int = 0
+    """Seed of the episodes' starts."""
+    checkpoint: str | None = None
+    """Name of one of the run's checkpoints; None is the newest."""
+    device: str | None = None
+    """Device by the backend's name for it (cpu, cuda:0); None lets the backend choose."""
+
+    def run(self) -> int:
+        from sacref import envs, experiment
+        from sacref.evaluation import evaluate
+
+        config = experiment.read_config(self.run_dir)
+        agent = experiment.load(self.run_dir, checkpoint=self.checkpoint, device=self.device)
+        wrappers = [_named("wrappers", name) for name in config["wrappers"]]
+        copies = max(1, min(self.episodes, experiment.EVALUATION_COPIES))
+        environments = envs.make(_environment(config["env"]), copies, env_kwargs=config["env_kwargs"], wrappers=wrappers)
+        try:
+            evaluation = evaluate(agent, environments, episodes=self.episodes, seed=self.seed)
+        finally:
+            environments.close()
+        print(f"{config['env']} on {config['backend']}: {_summary(evaluation)}")
+        print("returns: " + ", ".join(f"{value:,.1f}" for value in evaluation.returns))
+        return 0
+
+
+@dataclass(kw_only=True)
+class Plot:
+    """Draw the evaluation returns of runs: a panel per environment, a curve per backend.
+
+    Runs of one environment and backend are its seeds: their mean and its 95% interval are drawn.
+    """
+
+    run_dirs: Positional[tuple[Path, ...]]
+    """Run directories, as `sacref train` wrote them."""
+    output: Path
+    """The picture; its suffix chooses the format (.png, .pdf, .svg)."""
+
+    def run(self) -> int:
+        from sacref.plotting import plot_runs
+
+        plot_runs(self.run_dirs, output=self.output)
+        print(f"written to {self.output}")
+        return 0
+
+
+@dataclass(kw_only=True)
+class Doctor:
+    """Say which backends, devices and versions this machine has. Exit status 0 if a backend works, else 1."""
+
+    json: bool = False
+    """Print JSON instead of tables."""
+
+    def run(self) -> int:
+        from sacref import doctor
+
+        report = doctor.examine()
+        if self.json:
+            print(json.dumps(report, indent=2))
+        else:
+            doctor.show(report)
+        return 0 if report["healthy"] else 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit status.
+
+    Args:
+        arguments: those of the command line unless given.
+
+    Returns:
+        0 if all went well; 2 if what was asked cannot be done, with one message on standard error; 130 after Ctrl-C.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments == ["--version"]:
+        print(f"sacref {sacref.__version__}")
+        return 0
+    try:
+        return parse(arguments).run()
+    except KeyboardInterrupt:
+        print("sacref: interrupted at once; what was written before stays in the run directory", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
+        if os.environ.get(TRACEBACK) == "1":
+            raise
+        print(f"sacref: {error}\n({type(error).__name__}; {TRACEBACK}=1 shows where)", file=sys.stderr)
+        return 2
+
+
+def parse(arguments: Sequence[str]) -> Command:
+    """The command that the arguments ask for.
+
+    Raises:
+        SystemExit: after --help, and for flags that do not exist or hold no value of their type. ConfigError: for a value out of range.
+    """
+    command = _parse(arguments, Train())
+    # Some defaults follow from other flags: read once for those, and once more with the defaults that follow.
+    return _parse(arguments, command.defaults()) if isinstance(command, Train) else command
+
+
+def _parse(arguments: Sequence[str], train: Train) -> Command:
+    commands: Any = (
+        Annotated[Train, subcommand("train", default=train)]
+        | Annotated[Evaluate, subcommand("eval")]
+        | Annotated[Plot, subcommand("plot")]
+        | Annotated[Doctor, subcommand("doctor")]
+    )
+    command: Command = tyro.cli(commands, prog="sacref", description=DESCRIPTION, args=list(arguments), registry=_types())
+    return command
+
+
+def _types() -> ConstructorRegistry:
+    """How the types of flags that tyro does not read as we wish are read. What they may hold is the configuration's own check."""
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        parts = get_args(info.type) if get_origin(info.type) in (Union, UnionType) else ()
+        if get_origin(info.type) is dict:
+            return _spec("JSON", _json, json.dumps)
+        if info.type is NoneType:
+            # A feature that is not there: the configuration says so, and not the parser.
+            return _spec("VALUE", lambda text: None if text == "None" else text, str)
+        if any(get_origin(part) is Callable for part in parts):
+            return _spec("MODULE:NAME", lambda text: None if text == "None" else text, _name)
+        if len(parts) == 2 and NoneType in parts and {int, float, str, Path} & {*parts}:
+            (kind,) = {*parts} - {NoneType}
+            return _spec(kind.__name__.upper(), lambda text: None if text == "None" else kind(text), str)
+        return None
+
+    return registry
+
+
+def _spec(metavar: str, read: Callable[[str], Any], write: Callable[[Any], str]) -> PrimitiveConstructorSpec[Any]:
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda texts: read(texts[0]),
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: [write(value)],
+    )
+
+
+def _json(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError(f'expected a JSON object, such as {{"name": 1}}, got {text}')
+    return value
+
+
+def _name(function: Any) -> str:
+    return f"{function.__module__}:{function.__qualname__}" if callable(function) else str(function)
+
+
+def _named(flag: str, name: str) -> Any:
+    """What "module:name" names.
+
+    Raises:
+        ValueError: if there is no such thing.
+    """
+    if ":" not in name:
+        raise ValueError(f"{flag} is {name!r}, expected module:name")
+    try:
+        return pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{flag} is {name!r}, expected module:name of something that can be imported ({error})") from error
+
+
+def _environment(name: str) -> Any:
+    """A Gymnasium id as it is; the callable that makes an environment where "module:name" names one."""
+    try:
+        found = pkgutil.resolve_name(name) if ":" in name else None
+    except (ImportError, AttributeError, ValueError):
+        return name
+    return found if callable(found) else name
+
+
+def _summary(evaluation: Any) -> str:
+    return f"mean return {evaluation.mean:,.1f}, standard deviation {evaluation.std:,.1f}, {len(evaluation.returns)} episodes"

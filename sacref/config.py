@@ -1,0 +1,376 @@
+"""The configuration of an agent: every field with its default, its meaning and what it may hold.
+
+A field is written once: its metadata holds the check that runs whenever the field is assigned, and again in `validate`.
+"""
+
+import difflib
+import importlib
+import json
+import math
+import operator
+import os
+import reprlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal, Self, TypeAlias
+
+import numpy as np
+
+RewardsShaper: TypeAlias = Callable[[Any, int, int], Any]
+"""`(rewards, timestep, timesteps) -> rewards`, both arrays of shape `(envs, 1)`."""
+
+LARGEST_SEED = 2**32 - 1
+"""What every library's generator takes without folding two seeds into one."""
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message says what came, what was expected, and the fix."""
+
+
+class _ExpectedError(ValueError):
+    """Raised by a check: what the field should have held. `_Config` adds the field's name and the value that came."""
+
+
+Metadata: TypeAlias = dict[str, Callable[[Any], Any]]
+
+
+def _checked(check: Callable[[Any], Any]) -> Metadata:
+    return {"check": check}
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy scalar as the Python scalar that it stands for."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _integer(low: int, high: int | None = None) -> Metadata:
+    wanted = f"an integer >= {low}" if high is None else f"an integer from {low} to {high}"
+
+    def check(value: Any) -> int:
+        value = _plain(value)
+        if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
+            raise _ExpectedError(wanted)
+        return value
+
+    return _checked(check)
+
+
+def _as_number(value: Any, accept: Callable[[float], bool], wanted: str) -> float:
+    value = _plain(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise _ExpectedError(wanted)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise _ExpectedError(wanted) from None
+    if not (math.isfinite(number) and accept(number)):
+        raise _ExpectedError(wanted)
+    return number
+
+
+def _number(wanted: str, accept: Callable[[float], bool] = lambda number: True) -> Metadata:
+    return _checked(lambda value: _as_number(value, accept, wanted))
+
+
+def _number_or_none(wanted: str) -> Metadata:
+    return _checked(lambda value: None if value is None else _as_number(value, lambda number: True, wanted))
+
+
+def _flag() -> Metadata:
+    def check(value: Any) -> bool:
+        value = _plain(value)
+        if not isinstance(value, bool):
+            raise _ExpectedError("True or False")
+        return value
+
+    return _checked(check)
+
+
+def _text() -> Metadata:
+    def check(value: Any) -> str:
+        text = os.fspath(value) if isinstance(value, os.PathLike) else _plain(value)
+        if not isinstance(text, str):
+            raise _ExpectedError("a string")
+        return text
+
+    return _checked(check)
+
+
+def _interval() -> Metadata:
+    def check(value: Any) -> int | str:
+        value = _plain(value)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value == "auto":
+            return value
+        raise _ExpectedError('an integer number of timesteps (<= 0 disables) or "auto"')
+
+    return _checked(check)
+
+
+def _learning_rate() -> Metadata:
+    wanted = "a finite number >= 0, or three of them in the order (policy, critic, entropy)"
+
+    def check(value: Any) -> float | tuple[float, ...]:
+        if isinstance(value, np.ndarray):
+            value = value.tolist()
+        if not isinstance(value, list | tuple):
+            return _as_number(value, lambda number: number >= 0, wanted)
+        if len(value) != 3:
+            raise _ExpectedError(f"{wanted}; {len(value)} came")
+        return tuple(_as_number(element, lambda number: number >= 0, wanted) for element in value)
+
+    return _checked(check)
+
+
+def _unavailable(default: Any) -> Metadata:
+    """A field whose feature this version does not have: it takes its default alone."""
+
+    def check(value: Any) -> Any:
+        value = _plain(value)
+        if type(value) is not type(default) or value != default:
+            raise _ExpectedError(f"{default!r}: this feature is not available in this version, leave the field at {default!r}")
+        return value
+
+    return _checked(check)
+
+
+def _resolve(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    if not module or not attribute or module.startswith("."):
+        raise _ExpectedError('a callable, or its name as "module:name"')
+    try:
+        found = importlib.import_module(module)
+    except ImportError as error:
+        raise _ExpectedError(f'"module:name" of something that can be imported ({error}): is its folder on PYTHONPATH?') from error
+    try:
+        return operator.attrgetter(attribute)(found)
+    except AttributeError as error:
+        raise _ExpectedError(f'"module:name" of something that exists ({error})') from error
+
+
+def _rewards_shaper() -> Metadata:
+    def check(value: Any) -> Any:
+        shaper = _resolve(value) if isinstance(value, str) else value
+        if shaper is not None and not callable(shaper):
+            raise _ExpectedError('a callable (rewards, timestep, timesteps) -> rewards, its name as "module:name", or None')
+        return shaper
+
+    return _checked(check)
+
+
+def _name_of(path: str, function: Any) -> str:
+    """The inverse of `_resolve`.
+
+    Raises:
+        ConfigError: if the callable has no name that would find it again.
+    """
+    name = f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', '')}"
+    try:
+        found = None if "<" in name else _resolve(name)
+    except _ExpectedError:
+        found = None
+    if found is not function:
+        raise ConfigError(
+            f"{path} is {function!r}, which has no importable name, so it cannot be written: "
+            f"define it with `def` at the top level of a module and assign that"
+        )
+    return name
+
+
+def _experiment() -> Metadata:
+    def check(value: Any) -> "ExperimentConfig":
+        if isinstance(value, Mapping):
+            return ExperimentConfig.from_dict(value)
+        if not isinstance(value, ExperimentConfig):
+            raise _ExpectedError("an ExperimentConfig, or a dict of its fields")
+        value.validate()
+        return value
+
+    return _checked(check)
+
+
+class _Config:
+    """What the two configurations share: checks on assignment, and the way to and from dicts and JSON."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        cls = type(self)
+        if name not in self.__dataclass_fields__:
+            raise ConfigError(f"{cls.__name__} has no field {_unknown(cls, name)}")
+        try:
+            checked = self.__dataclass_fields__[name].metadata["check"](value)
+        except _ExpectedError as expected:
+            raise ConfigError(f"{cls.__name__}.{name} is {reprlib.repr(value)}, expected {expected}") from expected.__cause__
+        object.__setattr__(self, name, checked)
+
+    def validate(self) -> None:
+        """Check every field again, for what was changed inside a field (a dict's entry) and not by assignment.
+
+        Raises:
+            ConfigError: naming the field, what it holds, and what was expected.
+        """
+        for entry in fields(self):
+            setattr(self, entry.name, getattr(self, entry.name))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as values that JSON can hold; a callable becomes its name, "module:name".
+
+        Raises:
+            ConfigError: if a callable has no importable name (a lambda, a local function, an instance).
+        """
+        return {entry.name: _written(f"{type(self).__name__}.{entry.name}", getattr(self, entry.name)) for entry in fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, import_callables: bool = True) -> Self:
+        """A configuration from the fields in `values`; those left out keep their defaults.
+
+        Args:
+            values: field -> value; `experiment` may be a dict.
+            import_callables: whether a name "module:name" may be imported, which runs that module. Pass False for a file that a stranger
+                may have written: such a name is then refused.
+
+        Raises:
+            ConfigError: for an unknown key (with the nearest right name) and for a value that its field does not take.
+        """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{cls.__name__}.from_dict got {reprlib.repr(values)}, expected a dict of its fields")
+        for name, value in values.items():
+            if name not in cls.__dataclass_fields__:
+                raise ConfigError(f"{cls.__name__} has no field {_unknown(cls, name)}")
+            if name in _CALLABLES and isinstance(value, str) and not import_callables:
+                raise ConfigError(
+                    f"{cls.__name__}.{name} is {value!r}, which names code to import, and importing is off here: "
+                    f"set {name} to None, or load with import_callables=True if you trust the source"
+                )
+        return cls(**values)
+
+    def to_json(self) -> str:
+        """`to_dict` as JSON text, indented for reading."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, import_callables: bool = True) -> Self:
+        """The inverse of `to_json`; for the arguments and the refusals see `from_dict`."""
+        try:
+            values = json.loads(text)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ConfigError(f"{cls.__name__}.from_json got text that is not JSON ({error}): pass what to_json wrote") from error
+        return cls.from_dict(values, import_callables=import_callables)
+
+
+def _unknown(cls: type[_Config], name: Any) -> str:
+    """The unknown name, and the nearest right one; a field of `experiment` is named with its path."""
+    known = list(cls.__dataclass_fields__)
+    if "experiment" in known:
+        known += [f"experiment.{inner}" for inner in ExperimentConfig.__dataclass_fields__]
+    near = difflib.get_close_matches(str(name), known, n=1)
+    return f"{name!r}: did you mean {near[0]!r}?" if near else f"{name!r}: its fields are {', '.join(known)}"
+
+
+def _written(path: str, value: Any) -> Any:
+    if isinstance(value, _Config):
+        return value.to_dict()
+    if isinstance(value, tuple):
+        return list(value)
+    if isinstance(value, dict):
+        return dict(value)
+    return _name_of(path, value) if callable(value) else value
+
+
+_CALLABLES = ("rewards_shaper",)
+
+
+@dataclass(kw_only=True)
+class ExperimentConfig(_Config):
+    """Where and how often an agent writes what it tracks."""
+
+    directory: str = field(default="", metadata=_text())
+    """Folder that the runs' folders are made in; empty means `runs` in the working directory."""
+    experiment_name: str = field(default="", metadata=_text())
+    """Name of this run's folder; empty means the date and time."""
+    write_interval: int | Literal["auto"] = field(default="auto", metadata=_interval())
+    """Timesteps between two writes of the tracked data; auto is timesteps / 100, and <= 0 writes none."""
+    checkpoint_interval: int | Literal["auto"] = field(default="auto", metadata=_interval())
+    """Timesteps between two checkpoints; auto is timesteps / 10, and <= 0 writes none."""
+    store_separately: bool = field(default=False, metadata=_flag())
+    """Write each model to a file of its own beside the checkpoint."""
+
+
+@dataclass(kw_only=True)
+class SACConfig(_Config):
+    """Configuration of Soft Actor-Critic, the same on both backends.
+
+    An ordinary mutable dataclass: `cfg = SACConfig(batch_size=256); cfg.learning_rate = 3e-4`. An assignment is checked at once, and
+    what does not fit raises `ConfigError`. Timesteps count calls of the agent, vector steps.
+    """
+
+    experiment: ExperimentConfig = field(default_factory=ExperimentConfig, metadata=_experiment())
+    """Where and how often the agent writes."""
+    gradient_steps: int = field(default=1, metadata=_integer(0))
+    """Gradient steps after each timestep; 0 collects without learning."""
+    batch_size: int = field(default=64, metadata=_integer(1))
+    """Transitions in the batch of one gradient step."""
+    discount_factor: float = field(default=0.99, metadata=_number("a number from 0 to 1", lambda number: 0 <= number <= 1))
+    """Gamma, the discount of the next step's value, from 0 to 1."""
+    polyak: float = field(default=0.005, metadata=_number("a number from 0 to 1", lambda number: 0 <= number <= 1))
+    """Share of the online critics in their targets' moving average; 0 keeps the targets, 1 copies."""
+    learning_rate: float | tuple[float, float, float] = field(default=1e-3, metadata=_learning_rate())
+    """Adam's learning rate: one for all, or three for policy, critic and entropy; 0 leaves that part as it is."""
+    learning_rate_scheduler: None = field(default=None, metadata=_unavailable(None))
+    """Not available in this version: leave it at None."""
+    learning_rate_scheduler_kwargs: dict[str, Any] = field(default_factory=dict, metadata=_unavailable({}))
+    """Not available in this version: leave it empty."""
+    observation_preprocessor: None = field(default=None, metadata=_unavailable(None))
+    """Not available in this version: leave it at None."""
+    observation_preprocessor_kwargs: dict[str, Any] = field(default_factory=dict, metadata=_unavailable({}))
+    """Not available in this version: leave it empty."""
+    state_preprocessor: None = field(default=None, metadata=_unavailable(None))
+    """Not available in this version: leave it at None."""
+    state_preprocessor_kwargs: dict[str, Any] = field(default_factory=dict, metadata=_unavailable({}))
+    """Not available in this version: leave it empty."""
+    random_timesteps: int = field(default=0, metadata=_integer(0))
+    """Timesteps at the start whose actions are drawn uniformly from the action space."""
+    learning_starts: int = field(default=0, metadata=_integer(0))
+    """First timestep that is followed by gradient steps."""
+    grad_norm_clip: float = field(default=0.0, metadata=_number("a finite number (<= 0 is off)"))
+    """Largest global norm of the policy's and of the critics' gradients; <= 0 is off."""
+    learn_entropy: bool = field(default=True, metadata=_flag())
+    """Learn the entropy coefficient; else it stays at its initial value."""
+    initial_entropy_value: float = field(default=0.2, metadata=_number("a finite number > 0", lambda number: number > 0))
+    """Initial entropy coefficient, alpha, above 0."""
+    target_entropy: float | None = field(default=None, metadata=_number_or_none("a finite number in nats, or None for -dim(A)"))
+    """Entropy that alpha is steered to, in nats; None means minus the number of action dimensions."""
+    rewards_shaper: RewardsShaper | None = field(default=None, metadata=_rewards_shaper())
+    """Function (rewards, timestep, timesteps) -> rewards applied before storing, or its name module:name."""
+    mixed_precision: bool = field(default=False, metadata=_unavailable(False))
+    """Not available in this version: leave it at False."""
+    seed: int = field(default=0, metadata=_integer(0, LARGEST_SEED))
+    """Seed that all random streams of the agent are derived from."""
+
+    @property
+    def learning_rates(self) -> tuple[float, float, float]:
+        """The learning rates of (policy, critic, entropy), one each."""
+        rate = self.learning_rate
+        return rate if isinstance(rate, tuple) else (rate, rate, rate)
+
+
+def paper_config(num_envs: int = 1) -> SACConfig:
+    """The settings of the paper, which `sacref.train`, the command line and the benchmarks start from.
+
+    Haarnoja et al. 2018b (arXiv:1812.05905), appendix D, with 5,000 random environment steps before learning.
+
+    Args:
+        num_envs: environments stepped together, so that 5,000 environment steps take ceil(5000 / num_envs) timesteps.
+
+    Raises:
+        ConfigError: if `num_envs` is not an integer >= 1.
+    """
+    num_envs = _plain(num_envs)
+    if not isinstance(num_envs, int) or isinstance(num_envs, bool) or num_envs < 1:
+        raise ConfigError(f"paper_config: num_envs is {num_envs!r}, expected an integer >= 1")
+    first_steps = math.ceil(5000 / num_envs)
+    return SACConfig(
+        batch_size=256, learning_rate=3e-4, random_timesteps=first_steps, learning_starts=first_steps, initial_entropy_value=1.0
+    )

@@ -1,0 +1,4 @@
+"""Gymnasium vector environments, their spaces, and where their episodes end."""
+
+from sacref.envs.vector import EnvError as EnvError
+from sacref.envs.vector import make as make

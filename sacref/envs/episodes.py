@@ -1,0 +1,131 @@
+"""Where episodes end: the true successor of each observation, and the rows that are no transition."""
+
+from collections.abc import Mapping
+from typing import Any, Generic, Protocol, cast
+
+import numpy as np
+from jaxtyping import Bool, Shaped
+from numpy.typing import NDArray
+
+from sacref.spec.arrays import ArrayT, namespace
+
+
+class _Namespace(Protocol):
+    """The functions of the array API standard that the bookkeeping calls."""
+
+    def all(self, x: Any, /, *, axis: int) -> Any: ...
+    def asarray(self, x: Any, /, *, dtype: Any = None, device: Any = None, copy: bool | None = None) -> Any: ...
+    def logical_and(self, x1: Any, x2: Any, /) -> Any: ...
+    def logical_not(self, x: Any, /) -> Any: ...
+    def logical_or(self, x1: Any, x2: Any, /) -> Any: ...
+    def ones_like(self, x: Any, /) -> Any: ...
+    def reshape(self, x: Any, /, shape: tuple[int, ...]) -> Any: ...
+    def where(self, condition: Any, x1: Any, x2: Any, /) -> Any: ...
+    def zeros_like(self, x: Any, /) -> Any: ...
+
+
+class EpisodeBoundaries(Generic[ArrayT]):
+    """Turns the rows of any vector environment into transitions, whatever its autoreset mode.
+
+    SAME_STEP: the row that ends an episode holds the next episode's first observation as its successor, and the true one in
+    `infos["final_obs"]`. NEXT_STEP: the row after it ignores the action and leads from the last observation to the next
+    episode's first; it is no transition. DISABLED, or a trainer that calls `reset`: nothing is to be done. Nothing is asked
+    about the mode: the rows themselves tell.
+
+    It decides on the arrays' own device and never reads a value to the host.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the previous row: the next one comes from freshly reset environments."""
+        self._expects_reset: ArrayT | None = None
+        self._last_observations: ArrayT | None = None
+
+    def resolve(
+        self,
+        *,
+        observations: Shaped[ArrayT, "envs *observation"],
+        next_observations: Shaped[ArrayT, "envs *observation"],
+        terminated: Bool[ArrayT, "envs"],
+        truncated: Bool[ArrayT, "envs"],
+        infos: Any,
+    ) -> tuple[Shaped[ArrayT, "envs *observation"], Bool[ArrayT, "envs"]]:
+        """The true next observations of one row, and which environments' transitions are to be stored.
+
+        To be called once for every row, in order. All arrays belong to one library and device.
+
+        Args:
+            observations: what the actions were chosen on, `(envs, *observation)`.
+            next_observations: what the environments returned, `(envs, *observation)`.
+            terminated, truncated: `(envs,)`, bool.
+            infos: the environments' infos. `final_obs` is read where it is a mapping: an object array with None where no episode
+                ended (Gymnasium's SAME_STEP), or an array or tensor `(envs, *observation)`; `_final_obs` masks it.
+
+        Returns:
+            The next observations with the final ones in place, `(envs, *observation)`; keep, `(envs,)`: False where the row is a
+            NEXT_STEP reset.
+
+        Raises:
+            ValueError: if `final_obs` does not have the observations' shape.
+        """
+        xp = cast(_Namespace, namespace(observations, next_observations, terminated, truncated))
+        ended = xp.logical_or(terminated, truncated)
+        replaced, successors = _apply_final_observations(xp, next_observations, ended, infos)
+        keep = xp.ones_like(ended)
+        if self._expects_reset is not None:
+            keep = xp.logical_not(xp.logical_and(self._expects_reset, _equal_rows(xp, observations, self._last_observations)))
+        # A reset row ends nothing, and an environment that delivered its final observation has been reset already.
+        self._expects_reset = xp.logical_and(xp.logical_and(ended, keep), xp.logical_not(replaced))
+        # A copy: vector environments write every step into the same buffer.
+        self._last_observations = xp.asarray(successors, copy=True)
+        return successors, keep
+
+
+def _equal_rows(xp: _Namespace, a: Any, b: Any) -> Any:
+    """`(envs,)`: whether all numbers of a row are equal."""
+    return xp.all(xp.reshape(a == b, (a.shape[0], -1)), axis=1)
+
+
+def _apply_final_observations(xp: _Namespace, next_observations: Any, ended: Any, infos: Any) -> tuple[Any, Any]:
+    """Which rows hold a final observation, `(envs,)`, and the next observations with those in place."""
+    final = infos.get("final_obs") if isinstance(infos, Mapping) else None
+    if final is None:
+        return xp.zeros_like(ended), next_observations
+    shape = tuple(next_observations.shape)
+    device = getattr(next_observations, "device", None)
+    mask = infos.get("_final_obs")
+    if isinstance(final, list | tuple) or (isinstance(final, np.ndarray) and final.dtype == object):
+        final, present = _dense(final, mask, shape)
+        replaced = xp.asarray(present, device=device)
+    else:
+        if tuple(final.shape) != shape:
+            raise ValueError(
+                f"infos['final_obs'] has shape {tuple(final.shape)}, expected {shape} as next_observations: "
+                f"give one final observation per environment (rows of running episodes are not read)"
+            )
+        replaced = ended if mask is None else xp.logical_and(ended, xp.asarray(mask, device=device))
+    final = xp.asarray(final, dtype=next_observations.dtype, device=device)
+    axes = (1,) * (len(shape) - 1)
+    return replaced, xp.where(xp.reshape(replaced, (shape[0], *axes)), final, next_observations)
+
+
+def _dense(final: Any, mask: Any, shape: tuple[int, ...]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Gymnasium's object array as one array and the mask of the rows that it holds. Host values: nothing is read from a device."""
+    if len(final) != shape[0]:
+        raise ValueError(f"infos['final_obs'] has {len(final)} entries, expected {shape[0]}: one per environment, None where none ended")
+    present = np.array([row is not None for row in final])
+    if mask is not None:
+        present &= np.asarray(mask, bool)
+    rows = {index: np.asarray(final[index]) for index in np.flatnonzero(present)}
+    for index, row in rows.items():
+        if row.shape != shape[1:]:
+            raise ValueError(
+                f"infos['final_obs'] of environment {index} has shape {row.shape}, expected {shape[1:]} as next_observations: "
+                f"give it the shape of one observation"
+            )
+    dense = np.zeros(shape, next(iter(rows.values())).dtype if rows else np.float32)
+    for index, row in rows.items():
+        dense[index] = row
+    return dense, present

@@ -1,0 +1,108 @@
+"""Vector environments of any Gymnasium id, or of the user's own environments."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import gymnasium
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+
+from sacref.envs.mujoco_log import redirect_mujoco_warnings
+
+Environment: TypeAlias = gymnasium.Env[Any, Any]
+EnvironmentFactory: TypeAlias = Callable[..., Environment]
+Wrapper: TypeAlias = Callable[[Environment], Environment]
+Vectorization: TypeAlias = Literal["sync", "async"]
+
+
+class EnvError(ValueError):
+    """An environment that cannot be made; the message says why, and the fix."""
+
+
+def make(
+    env: str | EnvironmentFactory,
+    num_envs: int,
+    *,
+    seed: int | None = None,
+    vectorization: Vectorization = "sync",
+    autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
+    env_kwargs: Mapping[str, Any] | None = None,
+    wrappers: Sequence[Wrapper] = (),
+) -> VectorEnv[Any, Any, Any]:
+    """`num_envs` copies of an environment, stepped together.
+
+    Args:
+        env: a registered Gymnasium id, or a callable that makes one environment.
+        num_envs: the number of copies, at least 1.
+        seed: resets the copies once, with seed, seed + 1, ..., so that what a later `reset()` gives follows from it.
+            None: unseeded until `reset(seed=...)`.
+        vectorization: "sync" steps the copies in turn in this process; "async" gives each a process of its own, which is started
+            afresh (a script then needs `if __name__ == "__main__":`).
+        autoreset_mode: what happens after an episode's end. The agents store the same transitions under every mode.
+        env_kwargs: passed on to each environment.
+        wrappers: put around each environment, the first one innermost.
+
+    Returns:
+        The vector environment, to be closed by the caller.
+
+    Raises:
+        EnvError: if the environment is unknown, cannot be made, or needs a package that is not installed. ValueError: if an
+            argument is out of range.
+    """
+    if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
+        raise ValueError(f"num_envs is {num_envs!r}, expected an integer of at least 1")
+    if vectorization not in ("sync", "async"):
+        raise ValueError(f'vectorization is {vectorization!r}, expected "sync" or "async"')
+    factory = _Factory(env, dict(env_kwargs or {}), tuple(wrappers))
+    envs: VectorEnv[Any, Any, Any]
+    if vectorization == "sync":
+        envs = SyncVectorEnv([factory] * num_envs, autoreset_mode=autoreset_mode)
+    else:
+        # Spawned, not forked: a fork copies the locks of torch's and JAX's threads, and the copy may wait for them for ever.
+        envs = AsyncVectorEnv([factory] * num_envs, context="spawn", autoreset_mode=autoreset_mode)
+    if seed is not None:
+        envs.reset(seed=seed)
+    return envs
+
+
+class _Factory:
+    """Makes one environment; sent to another process under "async"."""
+
+    def __init__(self, env: str | EnvironmentFactory, kwargs: dict[str, Any], wrappers: tuple[Wrapper, ...]) -> None:
+        if not isinstance(env, str) and not callable(env):
+            raise TypeError(
+                f"env is {env!r}, expected a Gymnasium id or a callable that makes an environment: "
+                f"pass its class or a function, as each copy needs an environment of its own"
+            )
+        self.env = env
+        self.kwargs = kwargs
+        self.wrappers = wrappers
+        # What this process has registered by hand is unknown in another: the specification travels along.
+        self.spec = gymnasium.registry.get(env) if isinstance(env, str) else None
+
+    def __call__(self) -> Environment:
+        redirect_mujoco_warnings(import_mujoco=self.spec is not None and "mujoco" in str(self.spec.entry_point))
+        env = self._make()
+        redirect_mujoco_warnings()
+        for wrapper in self.wrappers:
+            env = wrapper(env)
+        return env
+
+    def _make(self) -> Environment:
+        if not isinstance(self.env, str):
+            env = self.env(**self.kwargs)
+            if not isinstance(env, gymnasium.Env):
+                raise EnvError(f"env {self.env!r} made a {type(env).__name__}, expected a gymnasium.Env: return one from it")
+            return env
+        known = self.spec if self.spec is not None and self.env not in gymnasium.registry else self.env
+        try:
+            return gymnasium.make(known, **self.kwargs)
+        except gymnasium.error.DependencyNotInstalled as error:
+            fix = 'pip install "sacref[mujoco]"' if "mujoco" in str(error).lower() else "install what it names"
+            raise EnvError(f"env {self.env!r} needs a package that is not installed ({error}): {fix}") from error
+        except gymnasium.error.UnregisteredEnv as error:
+            raise EnvError(
+                f"env {self.env!r} is unknown ({error}) Expected a registered Gymnasium id: see gymnasium.pprint_registry(), "
+                f'or import the package that registers it, as "module:id"'
+            ) from error
+        except (gymnasium.error.Error, ImportError, TypeError) as error:
+            raise EnvError(f"env {self.env!r} cannot be made ({type(error).__name__}: {error}): choose another, or mend that") from error

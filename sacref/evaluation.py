@@ -1,0 +1,112 @@
+"""How good an agent is: the returns of whole episodes under its deterministic actions."""
+
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from sacref.types import Agent
+
+
+class EvaluationError(RuntimeError):
+    """An evaluation that cannot be finished; the message says why, and the fix."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The episodes of one evaluation, grouped by the copy of the environment that they ran in."""
+
+    returns: tuple[float, ...]
+    """Undiscounted sum of rewards of each episode."""
+    lengths: tuple[int, ...]
+    """Steps of each episode."""
+
+    @property
+    def mean(self) -> float:
+        """Mean return."""
+        return float(np.mean(self.returns))
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the returns, of the population (no correction)."""
+        return float(np.std(self.returns))
+
+    def to_entry(self, step: int) -> dict[str, Any]:
+        """The entry of `evaluation.json` for an evaluation after `step` environment steps."""
+        return {"step": step, "returns": list(self.returns), "mean": self.mean, "std": self.std}
+
+
+def evaluate(
+    agent: Agent,
+    envs: VectorEnv[Any, Any, Any],
+    *,
+    episodes: int = 10,
+    seed: int = 0,
+    max_episode_steps: int = 100_000,
+) -> Evaluation:
+    """Run whole episodes with deterministic actions. The agent learns nothing, stores nothing and draws no random number.
+
+    Each copy of the environment runs a number of episodes fixed beforehand: `episodes` shared evenly, the first copies taking
+    one more. Taking whichever episodes end first would count the short ones too often.
+
+    Args:
+        agent: left in the mode that it was in.
+        envs: environments of their own, not those that the agent trains in; of any autoreset mode. Reset first, with `seed`,
+            so that two evaluations of one agent are equal.
+        episodes: how many, at least 1.
+        seed: of the episodes' starts: the copies get seed, seed + 1, ...
+        max_episode_steps: steps after which an episode is taken for one that never ends.
+
+    Returns:
+        Returns and lengths of the episodes: those of the first copy in order, then those of the second, ...
+
+    Raises:
+        EvaluationError: if an episode does not end, or a reward is not finite. ValueError: if `episodes` is below 1.
+    """
+    if episodes < 1:
+        raise ValueError(f"episodes is {episodes}, expected at least 1")
+    training = agent.training
+    agent.enable_training_mode(False, apply_to_models=True)
+    try:
+        return _run_episodes(agent, envs, episodes, seed, max_episode_steps)
+    finally:
+        agent.enable_training_mode(training, apply_to_models=True)
+
+
+def _run_episodes(agent: Agent, envs: VectorEnv[Any, Any, Any], episodes: int, seed: int, max_episode_steps: int) -> Evaluation:
+    autoreset_mode = envs.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
+    quota = np.full(envs.num_envs, episodes // envs.num_envs)
+    quota[: episodes % envs.num_envs] += 1
+    returns: list[list[float]] = [[] for _ in quota]
+    lengths: list[list[int]] = [[] for _ in quota]
+    current_return, current_length = np.zeros(envs.num_envs), np.zeros(envs.num_envs, np.int64)
+    resetting = np.zeros(envs.num_envs, np.bool_)
+    observations, _ = envs.reset(seed=seed)
+    timestep = 0
+    while any(len(finished) < wanted for finished, wanted in zip(returns, quota, strict=True)):
+        actions, _ = agent.act(observations, None, timestep=timestep, timesteps=max_episode_steps)
+        observations, rewards, terminated, truncated, _ = envs.step(agent.to_numpy(actions))
+        timestep += 1
+        stepped = ~resetting
+        current_return[stepped] += np.asarray(rewards, np.float64)[stepped]
+        current_length[stepped] += 1
+        ended = (np.asarray(terminated) | np.asarray(truncated)) & stepped
+        wanted = np.array([len(finished) < quota[index] for index, finished in enumerate(returns)])
+        for index in np.flatnonzero(wanted & ~np.isfinite(current_return)):
+            raise EvaluationError(f"evaluation: environment {index} gave a reward that is not finite: mend the environment or its wrappers")
+        for index in np.flatnonzero(wanted & ~ended & (current_length >= max_episode_steps)):
+            raise EvaluationError(
+                f"evaluation: an episode of environment {index} has not ended after {max_episode_steps} steps: wrap the environment in "
+                f"gymnasium.wrappers.TimeLimit, or raise max_episode_steps"
+            )
+        for index in np.flatnonzero(wanted & ended):
+            returns[index].append(float(current_return[index]))
+            lengths[index].append(int(current_length[index]))
+        current_return[ended], current_length[ended] = 0.0, 0
+        # Under NEXT_STEP the step after an episode's end only resets: its reward is none of an episode.
+        resetting = ended if autoreset_mode == AutoresetMode.NEXT_STEP else resetting
+        if autoreset_mode == AutoresetMode.DISABLED and ended.any():
+            observations, _ = envs.reset(options={"reset_mask": ended})
+    return Evaluation(tuple(chain.from_iterable(returns)), tuple(chain.from_iterable(lengths)))

@@ -1,0 +1,501 @@
+"""Whole runs: a backend, a task, a run directory. `sacref.train` and `sacref.load`."""
+
+import copy
+import importlib
+import json
+import logging
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, TypeAlias
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+import sacref
+from sacref import checkpoint, envs, training
+from sacref.config import SACConfig, paper_config
+from sacref.envs.spaces import check_spaces
+from sacref.envs.vector import EnvironmentFactory, Vectorization, Wrapper
+from sacref.evaluation import Evaluation, evaluate
+from sacref.plotting import plot_runs
+from sacref.progress import TrainingProgress
+from sacref.types import Agent
+
+Backend: TypeAlias = Literal["torch", "jax"]
+
+BACKENDS: Mapping[str, tuple[str, ...]] = {"torch": ("torch",), "jax": ("jax", "jaxlib", "flax", "optax")}
+"""Backend -> the packages that its extra installs."""
+
+EVALUATION_COPIES = 10
+"""Copies of the environment that an evaluation runs side by side, at most."""
+
+RUN_FILES = ("config.json", "evaluation.json", "metrics.jsonl", "curve.png")
+"""What a run writes into its directory, beside `checkpoints/agent_*` and TensorBoard's `events.out.tfevents.*`."""
+
+logger = logging.getLogger(__name__)
+
+
+class BackendError(ImportError):
+    """A backend that is not installed, or that there is none of; the message names the fix."""
+
+
+class RunError(ValueError):
+    """A run directory that cannot be used as asked; the message says why, and the fix."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training gave."""
+
+    run_dir: Path
+    """Where it is written."""
+    evaluations: tuple[tuple[int, Evaluation], ...]
+    """(environment steps, evaluation), in order, those before a resumption included."""
+    agent: Agent
+    """The trained agent, in evaluation mode."""
+    config: Mapping[str, Any]
+    """What `config.json` holds."""
+    steps: int
+    """Environment steps finished."""
+    steps_per_second: float
+    """Environment steps per second of training, without the evaluations; NaN if there was nothing left to train."""
+    interrupted: bool
+    """Whether Ctrl-C ended it early."""
+
+
+def train(
+    *,
+    backend: Backend = "torch",
+    env: str | EnvironmentFactory = "HalfCheetah-v5",
+    steps: int = 1_000_000,
+    seed: int = 0,
+    run_dir: str | Path | None = None,
+    num_envs: int = 1,
+    cfg: SACConfig | Mapping[str, Any] | None = None,
+    hidden: Sequence[int] = (256, 256),
+    memory_capacity: int = 1_000_000,
+    evaluation_interval: int | None = None,
+    evaluation_episodes: int = 10,
+    device: str | None = None,
+    vectorization: Vectorization = "sync",
+    env_kwargs: Mapping[str, Any] | None = None,
+    wrappers: Sequence[Wrapper] = (),
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: bool = True,
+) -> TrainingResult:
+    """Train an agent on a task and write the run to a directory: configuration, metrics, evaluations, checkpoints and curve.
+
+    Ctrl-C stops cleanly, with everything written (a second one at once).
+
+    Args:
+        backend: "torch" or "jax".
+        env: a Gymnasium id, or a callable that makes one environment (to be importable by its name, if the run shall be resumed).
+        steps: environment steps, of all environments together; rounded up to whole vector steps.
+        seed: of everything: weights, agent, environments, evaluations. It replaces the configuration's.
+        run_dir: where to write; None makes `runs/<env>-<backend>-<seed>-<date>`.
+        num_envs: environments stepped together.
+        cfg: the agent's configuration; a dict changes the paper's settings, which None stands for. Its `experiment` has the
+            intervals; directory and name are replaced by the run directory's.
+        hidden: widths of the networks' hidden layers.
+        memory_capacity: transitions in the replay memory, of all environments together; no more than `steps` are allocated.
+        evaluation_interval: environment steps between evaluations; None is a twentieth of `steps`. The end is always evaluated.
+        evaluation_episodes: episodes of an evaluation, deterministic, on environments of its own.
+        device: the backend's name of a device; None lets the backend choose.
+        vectorization, env_kwargs, wrappers: see `sacref.envs.make`.
+        overwrite: delete the run that is in the directory. Files that are no run's stay.
+        resume: go on from the last checkpoint of the run in the directory, in a new episode. All arguments must be what they were,
+            but for `steps`, the evaluations', `device`, `vectorization` and `progress`; `cfg=None` takes the run's own.
+        progress: show a bar (on a terminal), or a line every few percent.
+
+    Returns:
+        The evaluations, the agent and the speed.
+
+    Raises:
+        BackendError: if the backend is not installed. RunError: if the directory holds a run and neither `overwrite` nor `resume`
+            is given, or that run cannot be resumed. EnvError, ConfigError, ValueError: if an argument cannot be used.
+    """
+    interval = evaluation_interval if evaluation_interval is not None else math.ceil(steps / 20)
+    _require_positive(
+        steps=steps,
+        num_envs=num_envs,
+        memory_capacity=memory_capacity,
+        evaluation_interval=interval,
+        evaluation_episodes=evaluation_episodes,
+    )
+    module = _import_backend(backend)
+    env_name = env if isinstance(env, str) else f"{env.__module__}:{getattr(env, '__qualname__', type(env).__qualname__)}"
+    directory = Path(run_dir) if run_dir is not None else _fresh_directory(env_name, backend, seed)
+    directory = directory.absolute()
+    resumed = _prepare(directory, overwrite=overwrite, resume=resume)
+
+    settings = _configuration(cfg, resumed, num_envs)
+    settings.seed = seed
+    settings.experiment.directory, settings.experiment.experiment_name = str(directory.parent), directory.name
+    timesteps = math.ceil(steps / num_envs)
+    start = resumed.timestep if resumed is not None else 0
+
+    make = partial(envs.make, env, vectorization=vectorization, env_kwargs=env_kwargs, wrappers=wrappers)
+    training_envs = make(num_envs)
+    try:
+        observation_space, action_space = training_envs.single_observation_space, training_envs.single_action_space
+        check_spaces(observation_space, None, action_space)
+        config = {
+            "sacref": sacref.__version__,
+            "backend": backend,
+            "env": env_name,
+            "env_kwargs": dict(env_kwargs or {}),
+            "wrappers": [_name(wrapper) for wrapper in wrappers],
+            "steps": steps,
+            "seed": seed,
+            "num_envs": num_envs,
+            "hidden": list(hidden),
+            "memory_capacity": memory_capacity,
+            "evaluation_interval": interval,
+            "evaluation_episodes": evaluation_episodes,
+            "device": device,
+            "vectorization": vectorization,
+            "cfg": settings.to_dict(),
+            "observation_space": _write_box(observation_space),
+            "action_space": _write_box(action_space),
+        }
+        if resumed is not None:
+            _require_same(directory, resumed, config, timesteps)
+        # One row more than the run fills: a ring that was never full also fits into the larger one of a run resumed with more steps.
+        capacity = min(memory_capacity, max(timesteps * num_envs + 1, settings.batch_size))
+        agent: Agent = module.SAC(
+            models=module.default_models(observation_space=observation_space, action_space=action_space, hidden=tuple(hidden), seed=seed),
+            memory=module.ReplayMemory(capacity, num_envs, device=device),
+            observation_space=observation_space,
+            action_space=action_space,
+            device=device,
+            cfg=settings,
+        )
+        evaluations: list[tuple[int, Evaluation]] = []
+        if resumed is not None:
+            agent.load(resumed.checkpoint)
+            evaluations = _drop_after(directory, resumed, num_envs)
+        directory.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_json(directory / "config.json", config)
+        evaluation_envs = make(min(evaluation_episodes, EVALUATION_COPIES))
+        try:
+            every = math.ceil(interval / num_envs)
+            run = _Run(agent, directory, num_envs, timesteps, every, evaluation_envs, evaluation_episodes, _derive(seed, 1), evaluations)
+            with TrainingProgress(agent, timesteps=timesteps, start=start, num_envs=num_envs, enabled=progress) as bar:
+
+                def after_timestep(finished: int) -> None:
+                    bar.update(finished)
+                    run.after_timestep(finished)
+
+                outcome = training.run(
+                    agent, training_envs, timesteps=timesteps, start=start, seed=_derive(seed, 0, start), after_timestep=after_timestep
+                )
+            run.finish(outcome)
+        finally:
+            evaluation_envs.close()
+    finally:
+        training_envs.close()
+    trained = (outcome.timesteps - start) * num_envs
+    return TrainingResult(
+        run_dir=directory,
+        evaluations=tuple(run.evaluations),
+        agent=agent,
+        config=config,
+        steps=outcome.timesteps * num_envs,
+        steps_per_second=trained / outcome.seconds if trained else math.nan,
+        interrupted=outcome.interrupted,
+    )
+
+
+def load(run_dir: str | Path, *, checkpoint: str | Path | None = None, device: str | None = None) -> Agent:
+    """The agent of a run, ready to act: in evaluation mode, without a replay memory. It runs no code that the run names.
+
+    Args:
+        run_dir: as `train` wrote it.
+        checkpoint: the name of one of its checkpoints, or a path to one; None is the newest.
+        device: the backend's name of a device; None lets the backend choose.
+
+    Raises:
+        RunError: if the directory holds no run, or no such checkpoint. BackendError: if its backend is not installed.
+        CheckpointError: if the checkpoint is damaged.
+    """
+    directory = Path(run_dir).absolute()
+    config = read_config(directory)
+    path = _find_checkpoint(directory, checkpoint)
+    try:
+        backend, hidden, seed = config["backend"], tuple(int(width) for width in config["hidden"]), int(config["seed"])
+        observation_space, action_space = _read_box(config["observation_space"]), _read_box(config["action_space"])
+        # What shapes the rewards is not needed to act, and its name would be imported.
+        cfg = SACConfig.from_dict({**config["cfg"], "rewards_shaper": None}, import_callables=False)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{directory / 'config.json'} is damaged ({type(error).__name__}: {error}): restore it, or train again") from error
+    cfg.experiment.directory, cfg.experiment.experiment_name = str(directory.parent), directory.name
+    module = _import_backend(backend)
+    agent: Agent = module.SAC(
+        models=module.default_models(observation_space=observation_space, action_space=action_space, hidden=hidden, seed=seed),
+        observation_space=observation_space,
+        action_space=action_space,
+        device=device,
+        cfg=cfg,
+    )
+    agent.load(path)
+    agent.enable_training_mode(False, apply_to_models=True)
+    return agent
+
+
+def read_config(run_dir: str | Path) -> dict[str, Any]:
+    """What a run's `config.json` holds.
+
+    Raises:
+        RunError: if there is none, or it is no JSON object.
+    """
+    path = Path(run_dir) / "config.json"
+    if not path.is_file():
+        raise RunError(f"{path.parent} holds no run: expected {path.name} in it, as `sacref train --run-dir` writes it")
+    try:
+        config = checkpoint.read_json(path)
+    except ValueError as error:
+        raise RunError(f"{path} is damaged ({error}): restore it, or train again") from error
+    if not isinstance(config, dict):
+        raise RunError(f"{path} holds a {type(config).__name__}, expected an object: restore it, or train again")
+    return config
+
+
+@dataclass
+class _Resumed:
+    """Where a run is taken up."""
+
+    config: dict[str, Any]
+    checkpoint: Path
+    timestep: int
+
+
+@dataclass
+class _Run:
+    """What happens between the timesteps of a run, and after the last one."""
+
+    agent: Agent
+    directory: Path
+    num_envs: int
+    timesteps: int
+    every: int
+    envs: gymnasium.vector.VectorEnv[Any, Any, Any]
+    episodes: int
+    seed: int
+    evaluations: list[tuple[int, Evaluation]]
+
+    def after_timestep(self, finished: int) -> None:
+        # The last one is evaluated by `finish`, when the checkpoint is written.
+        if finished % self.every == 0 and finished < self.timesteps:
+            self.evaluate(finished)
+
+    def evaluate(self, finished: int) -> None:
+        evaluation = evaluate(self.agent, self.envs, episodes=self.episodes, seed=self.seed)
+        self.evaluations.append((finished * self.num_envs, evaluation))
+        self.write_evaluations()
+
+    def write_evaluations(self) -> None:
+        checkpoint.write_json(self.directory / "evaluation.json", [evaluation.to_entry(step) for step, evaluation in self.evaluations])
+
+    def finish(self, outcome: training.Outcome) -> None:
+        """Write the checkpoint first: it cannot be made again."""
+        clock = {"timestep": outcome.timesteps, "timesteps": self.timesteps}
+        if not (_checkpoints(self.directory) / f"agent_{outcome.timesteps}").exists():
+            self.agent.write_checkpoint(**clock)
+        _drop_older_memories(self.directory)
+        if not outcome.interrupted and (not self.evaluations or self.evaluations[-1][0] < outcome.timesteps * self.num_envs):
+            self.evaluate(outcome.timesteps)
+        self.write_evaluations()
+        self.agent.write_tracking_data(**clock)
+        self.agent.close()
+        self.agent.enable_training_mode(False, apply_to_models=True)
+        if self.evaluations:
+            plot_runs([self.directory], output=self.directory / "curve.png")
+
+
+def _require_positive(**values: Any) -> None:
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} is {value!r}, expected an integer of at least 1")
+
+
+def _import_backend(backend: str) -> ModuleType:
+    if backend not in BACKENDS:
+        raise BackendError(f"backend is {backend!r}, expected one of {', '.join(BACKENDS)}")
+    try:
+        return importlib.import_module(f"sacref.{backend}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] not in BACKENDS[backend]:
+            raise
+        raise BackendError(f'backend {backend!r} is not installed ({error}): pip install "sacref[{backend}]"') from error
+
+
+def _derive(seed: int, stream: int, step: int = 0) -> int:
+    """A seed for a purpose of its own: 0 the training environments from a timestep on, 1 the evaluations."""
+    # Of 31 bits: an environment may hand it to a library that wants a signed integer.
+    return int(np.random.SeedSequence(seed, spawn_key=(stream, step)).generate_state(1)[0] >> 1)
+
+
+def _name(function: Any) -> str:
+    return f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', type(function).__qualname__)}"
+
+
+def _configuration(cfg: SACConfig | Mapping[str, Any] | None, resumed: _Resumed | None, num_envs: int) -> SACConfig:
+    """A configuration of the run's own, so that the caller's stays as it is."""
+    if isinstance(cfg, SACConfig):
+        return copy.deepcopy(cfg)
+    if cfg is None and resumed is not None:
+        return SACConfig.from_dict(resumed.config["cfg"])
+    return SACConfig.from_dict({**paper_config(num_envs).to_dict(), **(cfg or {})})
+
+
+def _fresh_directory(env_name: str, backend: str, seed: int) -> Path:
+    slug = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in env_name)
+    return Path("runs") / f"{slug}-{backend}-{seed}-{datetime.now():%Y%m%d-%H%M%S-%f}"
+
+
+def _checkpoints(directory: Path) -> Path:
+    return directory / "checkpoints"
+
+
+def _finished_checkpoints(directory: Path) -> dict[int, Path]:
+    """Timestep -> checkpoint, oldest first."""
+    found = {}
+    for path in _checkpoints(directory).glob("agent_*"):
+        timestep = path.name.removeprefix("agent_")
+        if path.is_dir() and timestep.isascii() and timestep.isdecimal():
+            found[int(timestep)] = path
+    return dict(sorted(found.items()))
+
+
+def _find_checkpoint(directory: Path, name: str | Path | None) -> Path:
+    found = _finished_checkpoints(directory)
+    if name is None:
+        if not found:
+            raise RunError(f"{directory} holds no checkpoint yet: train longer, or with a shorter checkpoint_interval")
+        return found[max(found)]
+    for path in (_checkpoints(directory) / name, Path(name)):
+        if path.is_dir():
+            return path.absolute()
+    names = ", ".join(path.name for path in found.values()) or "none"
+    raise RunError(f"checkpoint {str(name)!r} is neither in {_checkpoints(directory)} (there: {names}) nor a directory: name one of those")
+
+
+def _prepare(directory: Path, *, overwrite: bool, resume: bool) -> _Resumed | None:
+    """Clear the run directory, or find what is to be resumed in it; None for a fresh run."""
+    if overwrite and resume:
+        raise RunError("overwrite and resume are both set: leave one of them out")
+    if directory.exists() and not directory.is_dir():
+        raise RunError(f"run_dir {directory} is a file, expected a directory: choose another")
+    files = [directory / name for name in RUN_FILES if (directory / name).exists()]
+    files += sorted(directory.glob("events.out.tfevents.*"))
+    checkpoints = _finished_checkpoints(directory)
+    holds_a_run = bool(files or checkpoints)
+    if resume:
+        config = read_config(directory)
+        if not checkpoints:
+            raise RunError(f"{directory} holds a run without a checkpoint, so there is nothing to resume: start anew with overwrite")
+        timestep = max(checkpoints)
+        if not (checkpoints[timestep] / "memory.safetensors").is_file():
+            raise RunError(f"{checkpoints[timestep]} holds no replay memory, so it cannot be resumed: start anew with overwrite")
+        return _Resumed(config, checkpoints[timestep], timestep)
+    if holds_a_run and not overwrite:
+        raise RunError(f"run_dir {directory} already holds a run: choose another, or pass overwrite (deletes it) or resume (goes on)")
+    for path in files:
+        path.unlink()
+    for path in checkpoints.values():
+        shutil.rmtree(path)
+    if checkpoints and not any(_checkpoints(directory).iterdir()):
+        _checkpoints(directory).rmdir()
+    return None
+
+
+def _require_same(directory: Path, resumed: _Resumed, config: Mapping[str, Any], timesteps: int) -> None:
+    """Refuse to resume a run with other settings than its own."""
+    free = {"sacref", "steps", "evaluation_interval", "evaluation_episodes", "device", "vectorization"}
+    # Through JSON, as the stored one went: a tuple is a list there.
+    wanted, stored = _flat(json.loads(json.dumps(config))), _flat(resumed.config)
+    changed = [
+        f"  {key}: the run has {stored.get(key, 'none')!r}, asked is {wanted.get(key, 'none')!r}"
+        for key in sorted(wanted.keys() | stored.keys())
+        if key.split(".")[0] not in free and not key.startswith("cfg.experiment.") and wanted.get(key) != stored.get(key)
+    ]
+    if changed:
+        raise RunError(
+            f"{directory} cannot be resumed with other settings than its own:\n" + "\n".join(changed) + "\n"
+            "pass the run's own (cfg=None takes its configuration), or choose another run_dir"
+        )
+    if timesteps < resumed.timestep:
+        raise RunError(
+            f"{directory} has {resumed.timestep * int(resumed.config['num_envs'])} steps already, asked are {config['steps']}: "
+            f"ask for at least as many, or load the run instead"
+        )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _drop_after(directory: Path, resumed: _Resumed, num_envs: int) -> list[tuple[int, Evaluation]]:
+    """Take back what the run wrote after its last checkpoint: those steps come again. Returns the evaluations that stay."""
+    last = resumed.timestep * num_envs
+    path = directory / "evaluation.json"
+    entries = checkpoint.read_json(path) if path.is_file() else []
+    metrics = directory / "metrics.jsonl"
+    if metrics.is_file():
+        kept = [line for line in metrics.read_text().splitlines() if _timestep(line) <= resumed.timestep]
+        temporary = metrics.with_name(metrics.name + ".tmp")
+        temporary.write_text("".join(f"{line}\n" for line in kept))
+        temporary.replace(metrics)
+    return [(entry["step"], Evaluation(tuple(entry["returns"]), ())) for entry in entries if entry["step"] <= last]
+
+
+def _timestep(line: str) -> float:
+    """The timestep of a line of metrics.jsonl; infinity where the line is torn, as the last one of a killed run may be."""
+    try:
+        return float(json.loads(line)["timestep"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _drop_older_memories(directory: Path) -> None:
+    """Only the newest checkpoint keeps its replay memory, also of those that were written before a resumption."""
+    for path in list(_finished_checkpoints(directory).values())[:-1]:
+        checkpoint.drop_group(path, "memory")
+
+
+def _write_box(space: Any) -> dict[str, Any]:
+    """A Box as JSON can hold it; infinity is a string there."""
+    return {
+        "low": _write_bound(space.low),
+        "high": _write_bound(space.high),
+        "shape": list(space.shape),
+        "dtype": np.dtype(space.dtype).name,
+    }
+
+
+def _write_bound(bound: NDArray[Any]) -> Any:
+    numbers = [number if math.isfinite(number) else str(number) for number in bound.reshape(-1).tolist()]
+    return numbers[0] if len(set(numbers)) == 1 else numbers
+
+
+def _read_box(stored: Mapping[str, Any]) -> gymnasium.spaces.Box:
+    shape, dtype = tuple(int(size) for size in stored["shape"]), np.dtype(stored["dtype"])
+    bounds = []
+    for name in ("low", "high"):
+        numbers = stored[name] if isinstance(stored[name], list) else [stored[name]] * math.prod(shape)
+        bounds.append(np.array([float(number) if isinstance(number, str) else number for number in numbers], dtype).reshape(shape))
+    return gymnasium.spaces.Box(bounds[0], bounds[1], shape, dtype.type)

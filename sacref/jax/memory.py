@@ -1,0 +1,138 @@
+"""The replay memory: a ring of transitions on the device. Positions are chosen on the device too, so nothing waits for it."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
+from numpy.typing import NDArray
+
+from sacref.envs.spaces import Spaces
+from sacref.jax.device import device_of
+from sacref.replay import check_arrays
+from sacref.types import Batch, Transition
+
+
+class MemoryState(NamedTuple):
+    """The ring, and where the next transition goes."""
+
+    rows: Transition[Array]
+    """`(capacity, ...)` each."""
+    head: Array
+    """`()`, int32: the row written next."""
+    size: Array
+    """`()`, int32: how many rows hold transitions."""
+
+
+@partial(jax.jit, donate_argnums=0)
+def write(memory: MemoryState, transition: Transition[Array], keep: Array) -> MemoryState:
+    """Store the rows of `transition` that `keep` names, in order, over the oldest ones. The ring is donated: written, not copied."""
+    capacity = memory.rows.rewards.shape[0]
+    index = jnp.where(keep, (memory.head + jnp.cumsum(keep, dtype=jnp.int32) - 1) % capacity, capacity)
+    rows = jax.tree.map(lambda ring, values: ring.at[index].set(values.astype(ring.dtype), mode="drop"), memory.rows, transition)
+    count = keep.sum(dtype=jnp.int32)
+    return MemoryState(rows, (memory.head + count) % capacity, jnp.minimum(memory.size + count, capacity))
+
+
+def sample(memory: MemoryState, batch_size: int, key: Array) -> Batch[Array]:
+    """Draw transitions uniformly, with replacement."""
+    index = jax.random.randint(key, (batch_size,), 0, jnp.maximum(memory.size, 1))
+    return Batch(*jax.tree.map(lambda ring: ring[index], memory.rows))
+
+
+class ReplayMemory:
+    """Storage for the transitions of all environments together.
+
+    Args:
+        capacity: how many transitions, of all environments together; the oldest are overwritten.
+        num_envs: how many environments are stepped at a time.
+        device: where the transitions lie; None for the agent's device. The agent allocates at its construction.
+
+    Raises:
+        ValueError: if `capacity` or `num_envs` is not positive, or one step of all environments does not fit.
+    """
+
+    def __init__(self, capacity: int, num_envs: int, device: str | jax.Device | None = None) -> None:
+        if num_envs < 1:
+            raise ValueError(f"ReplayMemory: num_envs is {num_envs}, expected at least 1")
+        if capacity < num_envs:
+            raise ValueError(f"ReplayMemory: capacity is {capacity}, expected at least num_envs = {num_envs}: one step must fit")
+        self.capacity, self.num_envs = capacity, num_envs
+        self.device = None if device is None else device_of(device)
+        self.written = False
+        """Whether anything was ever stored: what the host knows without waiting for the device."""
+        self._state: MemoryState | None = None
+
+    def allocate(self, spaces: Spaces, dtype: DTypeLike, device: jax.Device) -> None:
+        """Make room for transitions of these spaces; floats in `dtype`. An agent calls this once, at its construction."""
+        if self._state is not None:
+            raise ValueError("ReplayMemory: this memory belongs to another agent already: make one for each agent")
+        self.device = device if self.device is None else self.device
+        observations = jax.dtypes.canonicalize_dtype(spaces.stored_dtype(dtype))
+
+        def zeros(shape: tuple[int, ...], kind: DTypeLike) -> Array:
+            return jnp.zeros((self.capacity, *shape), dtype=kind, device=self.device)
+
+        self._state = MemoryState(
+            rows=Transition(
+                observations=zeros(spaces.observation_shape, observations),
+                states=None,
+                actions=zeros((spaces.action_size,), dtype),
+                rewards=zeros((), dtype),
+                next_observations=zeros(spaces.observation_shape, observations),
+                next_states=None,
+                terminated=zeros((), jnp.bool_),
+            ),
+            head=jnp.zeros((), dtype=jnp.int32, device=self.device),
+            size=jnp.zeros((), dtype=jnp.int32, device=self.device),
+        )
+
+    @property
+    def state(self) -> MemoryState:
+        """The ring on the device."""
+        if self._state is None:
+            raise ValueError("ReplayMemory: not allocated yet: give it to an agent first, SAC(memory=...)")
+        return self._state
+
+    def __len__(self) -> int:
+        """How many transitions are stored; waits for the device."""
+        return int(self.state.size)
+
+    def add(self, transition: Transition[Array], keep: Array) -> None:
+        """Store one row per environment where `keep`, `(envs,)`, is True."""
+        self._state = write(self.state, transition, keep)
+        self.written = True
+
+    def sample(self, batch_size: int, key: Array) -> Batch[Array]:
+        """Draw `batch_size` transitions uniformly, with replacement."""
+        return sample(self.state, batch_size, key)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The stored transitions and the write head, as NumPy copies."""
+        size = len(self)
+        rows = {name: np.array(ring[:size]) for name, ring in self.state.rows._asdict().items() if ring is not None}
+        return {**rows, "head": np.array(self.state.head, np.int64), "size": np.array(self.state.size, np.int64)}
+
+    def set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Restore what `arrays` gave.
+
+        Raises:
+            ValueError: if the arrays are not those of a memory of this capacity and these shapes. Nothing is changed then.
+        """
+        rings = {name: ring for name, ring in self.state.rows._asdict().items() if ring is not None}
+        check_arrays(arrays, {name: (ring.shape[1:], np.dtype(ring.dtype)) for name, ring in rings.items()}, self.capacity)
+        size = int(arrays["size"])
+        self.written = size > 0
+
+        def filled(name: str, ring: Array) -> Array:
+            host = np.zeros(ring.shape, ring.dtype)
+            host[:size] = arrays[name]
+            return jax.device_put(host, self.device)
+
+        rows = self.state.rows._replace(**{name: filled(name, ring) for name, ring in rings.items()})
+        head, count = (jax.device_put(np.int32(arrays[name]), self.device) for name in ("head", "size"))
+        self._state = MemoryState(rows, head, count)

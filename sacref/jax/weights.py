@@ -1,0 +1,91 @@
+"""Own names and layout of parameters <-> the common ones, which both backends write and read.
+
+Common: `<layer>.kernel` of shape (in, out) and `<layer>.bias`. Flax has the same, so that here only paths become names.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from numpy.typing import NDArray
+
+Parameters = dict[str, Array]
+"""Parameter name, the path in the module joined by dots -> array."""
+
+
+class CommonLayout(nnx.Module):
+    """A model of dense layers whose parameters have common names. Models without this base keep their own names."""
+
+
+def parameters_of(model: nnx.Module, device: jax.Device) -> Parameters:
+    """A copy of the model's parameters on `device`."""
+    variables = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    return {name_of(path): jax.device_put(np.array(variable[...]), device) for path, variable in variables}
+
+
+def with_parameters(model: nnx.Module, parameters: Mapping[str, Array]) -> nnx.Module:
+    """A copy of `model` that owns a copy of `parameters`."""
+    graph, variables, rest = nnx.split(model, nnx.Param, ...)
+    copied = {name: jnp.array(array, copy=True) for name, array in parameters.items()}
+    merged: nnx.Module = nnx.merge(graph, _fill(variables, copied), nnx.clone(rest))
+    return merged
+
+
+def functional(model: nnx.Module) -> Callable[..., Any]:
+    """`model` as a function of its parameters: `(parameters, *inputs) -> outputs`."""
+    graph, variables, rest = nnx.split(model, nnx.Param, ...)
+
+    def apply(parameters: Parameters, *inputs: Any) -> Any:
+        return nnx.merge(graph, _fill(variables, parameters), rest)(*inputs)
+
+    return apply
+
+
+def _fill(variables: Any, parameters: Mapping[str, Array]) -> Any:
+    filled = [(path, variable.replace(parameters[name_of(path)])) for path, variable in nnx.to_flat_state(variables)]
+    return nnx.from_flat_state(filled)
+
+
+def name_of(path: tuple[Any, ...]) -> str:
+    """A path in the module, `("hidden", 0, "kernel")`, as a name, `hidden.0.kernel`."""
+    return ".".join(str(part) for part in path)
+
+
+def refuse_hidden_state(name: str, model: nnx.Module) -> None:
+    """Refuse layers that draw random numbers or change variables when they are called: an update is a function of its arguments.
+
+    Raises:
+        ValueError: naming the variable.
+    """
+    for path, variable in nnx.to_flat_state(nnx.state(model)):
+        if isinstance(variable, nnx.RngState | nnx.BatchStat):
+            raise ValueError(
+                f"model {name!r} has a {type(variable).__name__} at {name_of(path)!r}, which is random or changes when it is called: "
+                f"use layers whose output depends on inputs and parameters alone, such as LayerNorm"
+            )
+
+
+def to_common(model: nnx.Module, parameters: Mapping[str, Array]) -> dict[str, NDArray[Any]]:
+    """Parameters, gradients or moments of `model` under common names, as NumPy copies."""
+    return {name: np.array(array) for name, array in parameters.items()}
+
+
+def from_common(model: nnx.Module, arrays: Mapping[str, NDArray[Any]], *, like: Mapping[str, Array]) -> Parameters:
+    """The inverse of `to_common`, in the dtypes and on the devices of `like`.
+
+    Raises:
+        ValueError: if names or shapes are not those of `like`.
+    """
+    if set(like) != set(arrays):
+        missing, unknown = sorted(set(like) - set(arrays)), sorted(set(arrays) - set(like))
+        raise ValueError(f"parameters do not fit the model: missing {missing}, unknown {unknown}: build the model as it was when saved")
+    parameters: Parameters = {}
+    for name, own in like.items():
+        if arrays[name].shape != own.shape:
+            raise ValueError(f"parameter {name} has shape {arrays[name].shape}, the model's has {own.shape}")
+        parameters[name] = jax.device_put(jnp.array(arrays[name], dtype=own.dtype), own.sharding)
+    return parameters

@@ -1,0 +1,28 @@
+"""What the replay memories of the backends share: the check of what a checkpoint says it holds."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def check_arrays(arrays: Mapping[str, NDArray[Any]], rings: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]], capacity: int) -> None:
+    """Refuse arrays that are not `size` rows of each ring, with a `head` and a `size` that a ring of `capacity` rows can have.
+
+    Raises:
+        ValueError: naming the array.
+    """
+    if set(arrays) != {*rings, "head", "size"}:
+        raise ValueError(f"memory: the arrays are {sorted(arrays)}, expected {sorted([*rings, 'head', 'size'])}")
+    for name in ("head", "size"):
+        if arrays[name].shape != () or not np.issubdtype(arrays[name].dtype, np.integer):
+            raise ValueError(f"memory: {name} has shape {arrays[name].shape} and dtype {arrays[name].dtype}, expected one integer")
+    head, size = int(arrays["head"]), int(arrays["size"])
+    if not (0 <= size <= capacity and 0 <= head < capacity and (size == capacity or head == size % capacity)):
+        raise ValueError(f"memory: head {head} and size {size} do not fit a capacity of {capacity}: use the capacity it was saved with")
+    for name, (shape, dtype) in rings.items():
+        if arrays[name].shape != (size, *shape) or arrays[name].dtype != dtype:
+            raise ValueError(
+                f"memory: {name} has shape {arrays[name].shape} and dtype {arrays[name].dtype}, expected {(size, *shape)} and {dtype}"
+            )

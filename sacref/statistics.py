@@ -1,0 +1,61 @@
+"""Returns and lengths of the episodes that an agent lives through, read from the rows of its transitions."""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from array_api_compat import array_namespace, is_numpy_array
+from numpy.typing import NDArray
+
+
+class Summary(NamedTuple):
+    """What was seen since the last summary. Empty arrays where nothing was."""
+
+    returns: NDArray[np.float64]
+    """Undiscounted sums of rewards of the finished episodes."""
+    lengths: NDArray[np.int64]
+    """Their lengths in timesteps."""
+    rewards: NDArray[np.float64]
+    """The rewards of the rows kept."""
+
+
+class EpisodeStatistics:
+    """Accumulates rewards per environment; works on NumPy arrays at once and on device arrays without waiting for them.
+
+    Device rows are only referenced until `summary` fetches them, so `summary` must be called at intervals, or `add` not at all.
+    """
+
+    def __init__(self) -> None:
+        self.recent_returns: deque[float] = deque(maxlen=100)
+        self._running: tuple[Any, Any] | None = None
+        self._rows: list[tuple[Any, Any, Any, Any, Any]] = []
+
+    def add(self, *, rewards: Any, ended: Any, keep: Any) -> None:
+        """Count one row per environment: `rewards`, `ended` (terminated or truncated) and `keep`, each `(envs,)`."""
+        xp = array_namespace(rewards, ended, keep)
+        if is_numpy_array(rewards):
+            rewards = rewards.astype(np.float64)
+        returns, lengths = self._running or (xp.zeros_like(rewards), xp.zeros_like(rewards))
+        returns = returns + xp.where(keep, rewards, xp.zeros_like(rewards))
+        lengths = lengths + xp.astype(keep, rewards.dtype)
+        finished = xp.logical_and(ended, keep)
+        self._rows.append((rewards, keep, finished, returns, lengths))
+        self._running = (xp.where(finished, xp.zeros_like(returns), returns), xp.where(finished, xp.zeros_like(lengths), lengths))
+        if is_numpy_array(rewards):
+            self.recent_returns.extend(float(value) for value in returns[finished])
+
+    def summary(self, to_numpy: Callable[[Any], NDArray[Any]]) -> Summary:
+        """Fetch and forget the rows since the last call; the episodes still running go on."""
+        rows, self._rows = self._rows, []
+        if not rows:
+            return Summary(np.empty(0), np.empty(0, np.int64), np.empty(0))
+        host = not is_numpy_array(rows[0][0])
+        rewards, keep, finished, returns, lengths = (np.stack([to_numpy(row[i]) for row in rows]) for i in range(5))
+        if host:
+            self.recent_returns.extend(float(value) for value in returns[finished])
+        return Summary(returns[finished].astype(np.float64), lengths[finished].astype(np.int64), rewards[keep].astype(np.float64))
+
+    def forget_running(self) -> None:
+        """Drop the episodes that have not finished, as after a reset of all environments."""
+        self._running = None

@@ -1,0 +1,20 @@
+"""Devices by name."""
+
+import torch
+
+
+def device_of(device: str | torch.device | None) -> torch.device:
+    """The device of that name; for None, the first CUDA device where there is one, else the CPU.
+
+    Raises:
+        ValueError: if this machine has no such device.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        raise ValueError(f"device is {device!r}, which PyTorch does not find here: expected one of {['cpu', *cuda]} ({error})") from error
+    return found

@@ -1,0 +1,137 @@
+"""The replay memory: a ring of transitions on the device. Positions are chosen on the device too, so nothing waits for it."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sacref.envs.spaces import Spaces
+from sacref.replay import check_arrays
+from sacref.torch.device import device_of
+from sacref.types import Batch, Transition
+
+
+class MemoryState(NamedTuple):
+    """The ring, and where the next transition goes."""
+
+    rows: Transition[Tensor]
+    """`(capacity + 1, ...)` each; the last row takes what is not kept."""
+    head: Tensor
+    """`()`, int64: the row written next."""
+    size: Tensor
+    """`()`, int64: how many rows hold transitions."""
+
+
+def write(memory: MemoryState, transition: Transition[Tensor], keep: Tensor) -> MemoryState:
+    """Store the rows of `transition` that `keep` names, in order, over the oldest ones. The ring is written in place."""
+    capacity = memory.rows.rewards.shape[0] - 1
+    index = torch.where(keep, (memory.head + torch.cumsum(keep, 0) - 1) % capacity, capacity)
+    for ring, values in zip(memory.rows, transition, strict=True):
+        if ring is not None and values is not None:
+            ring.index_copy_(0, index, values.to(ring.dtype))
+    count = keep.sum()
+    return MemoryState(memory.rows, (memory.head + count) % capacity, (memory.size + count).clamp(max=capacity))
+
+
+def sample(memory: MemoryState, batch_size: int, generator: torch.Generator) -> Batch[Tensor]:
+    """Draw transitions uniformly, with replacement."""
+    draw = torch.randint(2**63 - 1, (batch_size,), generator=generator, device=memory.size.device)
+    index = draw % memory.size.clamp(min=1)
+    return Batch(*(None if ring is None else ring.index_select(0, index) for ring in memory.rows))
+
+
+class ReplayMemory:
+    """Storage for the transitions of all environments together.
+
+    Args:
+        capacity: how many transitions, of all environments together; the oldest are overwritten.
+        num_envs: how many environments are stepped at a time.
+        device: where the transitions lie; None for the agent's device. The agent allocates at its construction.
+
+    Raises:
+        ValueError: if `capacity` or `num_envs` is not positive, or one step of all environments does not fit.
+    """
+
+    def __init__(self, capacity: int, num_envs: int, device: str | torch.device | None = None) -> None:
+        if num_envs < 1:
+            raise ValueError(f"ReplayMemory: num_envs is {num_envs}, expected at least 1")
+        if capacity < num_envs:
+            raise ValueError(f"ReplayMemory: capacity is {capacity}, expected at least num_envs = {num_envs}: one step must fit")
+        self.capacity, self.num_envs = capacity, num_envs
+        self.device = None if device is None else device_of(device)
+        self.written = False
+        """Whether anything was ever stored: what the host knows without waiting for the device."""
+        self._state: MemoryState | None = None
+
+    def allocate(self, spaces: Spaces, dtype: torch.dtype, device: torch.device) -> None:
+        """Make room for transitions of these spaces; floats in `dtype`. An agent calls this once, at its construction."""
+        if self._state is not None:
+            raise ValueError("ReplayMemory: this memory belongs to another agent already: make one for each agent")
+        self.device = device if self.device is None else self.device
+        rows, floats = self.capacity + 1, _numpy_dtype(dtype)
+        observations = torch.from_numpy(np.empty(0, spaces.stored_dtype(floats))).dtype
+
+        def zeros(shape: tuple[int, ...], kind: torch.dtype) -> Tensor:
+            return torch.zeros((rows, *shape), dtype=kind, device=self.device)
+
+        self._state = MemoryState(
+            rows=Transition(
+                observations=zeros(spaces.observation_shape, observations),
+                states=None,
+                actions=zeros((spaces.action_size,), dtype),
+                rewards=zeros((), dtype),
+                next_observations=zeros(spaces.observation_shape, observations),
+                next_states=None,
+                terminated=zeros((), torch.bool),
+            ),
+            head=torch.zeros((), dtype=torch.int64, device=self.device),
+            size=torch.zeros((), dtype=torch.int64, device=self.device),
+        )
+
+    @property
+    def state(self) -> MemoryState:
+        """The ring on the device."""
+        if self._state is None:
+            raise ValueError("ReplayMemory: not allocated yet: give it to an agent first, SAC(memory=...)")
+        return self._state
+
+    def __len__(self) -> int:
+        """How many transitions are stored; waits for the device."""
+        return int(self.state.size)
+
+    def add(self, transition: Transition[Tensor], keep: Tensor) -> None:
+        """Store one row per environment where `keep`, `(envs,)`, is True."""
+        self._state = write(self.state, transition, keep)
+        self.written = True
+
+    def sample(self, batch_size: int, generator: torch.Generator) -> Batch[Tensor]:
+        """Draw `batch_size` transitions uniformly, with replacement."""
+        return sample(self.state, batch_size, generator)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The stored transitions and the write head, as NumPy copies."""
+        size = len(self)
+        rows = {name: ring[:size].cpu().numpy() for name, ring in self.state.rows._asdict().items() if ring is not None}
+        return {**rows, "head": self.state.head.cpu().numpy(), "size": self.state.size.cpu().numpy()}
+
+    def set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Restore what `arrays` gave.
+
+        Raises:
+            ValueError: if the arrays are not those of a memory of this capacity and these shapes. Nothing is changed then.
+        """
+        rings = {name: ring for name, ring in self.state.rows._asdict().items() if ring is not None}
+        check_arrays(arrays, {name: (tuple(ring.shape[1:]), _numpy_dtype(ring.dtype)) for name, ring in rings.items()}, self.capacity)
+        size = int(arrays["size"])
+        self.written = size > 0
+        for name, ring in rings.items():
+            ring[:size] = torch.as_tensor(np.array(arrays[name])).to(ring.device)
+        head = torch.as_tensor(int(arrays["head"]), device=self.device)
+        self._state = MemoryState(self.state.rows, head, torch.as_tensor(size, device=self.device))
+
+
+def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
+    return torch.empty(0, dtype=dtype).numpy().dtype

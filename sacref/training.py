@@ -1,0 +1,131 @@
+"""The training loop: it drives any agent through its life cycle, in any Gymnasium vector environment."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from sacref.types import Agent
+
+AfterTimestep = Callable[[int], None]
+"""Called with the number of timesteps that are finished."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training loop did."""
+
+    timesteps: int
+    """Timesteps finished, those before `start` included."""
+    seconds: float
+    """Time that the timesteps of this loop took, without what `after_timestep` did."""
+    interrupted: bool
+    """Whether Ctrl-C ended it."""
+
+
+def run(
+    agent: Agent,
+    envs: VectorEnv[Any, Any, Any],
+    *,
+    timesteps: int,
+    start: int = 0,
+    seed: int | None = None,
+    after_timestep: AfterTimestep | None = None,
+) -> Outcome:
+    """Train an agent for `timesteps` steps of the vector environment.
+
+    Strict order: the action of timestep t uses the parameters after the update that follows transition t-1, and that update may
+    sample the newest transition.
+
+    Ctrl-C ends the loop after the timestep at hand (a second one raises KeyboardInterrupt at once).
+
+    Args:
+        agent: `init` is called, and it is put into training mode.
+        envs: reset first; of any autoreset mode.
+        timesteps: vector steps of the whole run; `timesteps * envs.num_envs` environment steps. A step under NEXT_STEP that only
+            resets an environment counts.
+        start: timesteps that were finished before, of a run that is resumed.
+        seed: passed on to `envs.reset`.
+        after_timestep: called after each timestep, with the number of finished ones: for evaluation and progress.
+
+    Raises:
+        ValueError: if `start` is not within [0, timesteps].
+    """
+    if not 0 <= start <= timesteps:
+        raise ValueError(f"start is {start}, expected it within [0, timesteps], and timesteps is {timesteps}")
+    agent.init(trainer_cfg={"timesteps": timesteps})
+    agent.enable_training_mode(True, apply_to_models=True)
+    disabled_autoreset = envs.metadata.get("autoreset_mode") == AutoresetMode.DISABLED
+    first, _ = envs.reset(seed=seed)
+    # Copied, here and below: a vector environment may write every step into the same buffer.
+    observations = np.array(first)
+    finished, seconds = start, 0.0
+    with _interruption() as interrupted:
+        while finished < timesteps and not interrupted():
+            began = time.perf_counter()
+            clock = {"timestep": finished, "timesteps": timesteps}
+            agent.pre_interaction(**clock)
+            action, _ = agent.act(observations, None, **clock)
+            actions = agent.to_numpy(action)
+            acted = time.perf_counter()
+            returned, rewards, terminated, truncated, infos = envs.step(actions)
+            stepped = time.perf_counter()
+            next_observations = np.array(returned)
+            agent.track_data("Stats / Inference time (ms)", 1000 * (acted - began))
+            agent.track_data("Stats / Env stepping time (ms)", 1000 * (stepped - acted))
+            agent.record_transition(
+                observations=observations,
+                states=None,
+                actions=actions,
+                rewards=_column(rewards),
+                next_observations=next_observations,
+                next_states=None,
+                terminated=_column(terminated),
+                truncated=_column(truncated),
+                infos=infos,
+                **clock,
+            )
+            agent.post_interaction(**clock)
+            observations = next_observations
+            ended = np.asarray(terminated) | np.asarray(truncated)
+            if disabled_autoreset and ended.any():
+                observations = np.array(envs.reset(options={"reset_mask": ended})[0])
+            finished += 1
+            seconds += time.perf_counter() - began
+            if after_timestep is not None:
+                after_timestep(finished)
+        return Outcome(finished, seconds, interrupted())
+
+
+def _column(values: Any) -> Any:
+    """`(envs,)` as `(envs, 1)`."""
+    return np.asarray(values).reshape(-1, 1)
+
+
+@contextmanager
+def _interruption() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed. The first one is only noted, the handler before takes the second."""
+    pressed = False
+    if threading.current_thread() is not threading.main_thread():
+        # Python delivers signals to the main thread alone, which is not ours to stop from here.
+        yield lambda: pressed
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,130 @@
+"""What every test stands on: shapes checked at run time, one thread, x64, and one fixture that runs a test on every array library."""
+
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+# Before NumPy or torch is loaded, here and in every process that a test starts: a test is one of several that run side by side.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests run in a directory of their own, so that a relative entry would lead a process that they start nowhere.
+if "PYTHONPATH" in os.environ:
+    os.environ["PYTHONPATH"] = os.pathsep.join(str(Path(entry).absolute()) for entry in os.environ["PYTHONPATH"].split(os.pathsep))
+
+import hypothesis
+import numpy as np
+import pytest
+from jaxtyping import install_import_hook
+from numpy.typing import ArrayLike, NDArray
+
+# The hook only sees modules that are imported after it. It breaks torch.compile(fullgraph=True): those tests start a process of their own.
+if os.environ.get("SACREF_SHAPE_CHECKS") != "0":
+    install_import_hook("sacref", "beartype.beartype")
+
+if find_spec("jax") is not None:
+    import jax
+
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    jax.config.update("jax_enable_x64", True)
+
+if find_spec("torch") is not None:
+    import torch
+
+    torch.set_num_threads(1)
+
+hypothesis.settings.register_profile("local", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("ci" if "CI" in os.environ else "local")
+
+
+@pytest.fixture(autouse=True)
+def own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run each test in a directory of its own: MuJoCo writes MUJOCO_LOG.TXT, and a run its results, where they are."""
+    monkeypatch.chdir(tmp_path)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An array library and one of its floating types, as the tests of the spec see them."""
+
+    library: str
+    dtype: str
+
+    @property
+    def module(self) -> Any:
+        """The library itself."""
+        return importlib.import_module({"numpy": "numpy", "strict": "array_api_strict", "torch": "torch", "jax": "jax.numpy"}[self.library])
+
+    @property
+    def eps(self) -> float:
+        """Distance from 1 to the next number."""
+        return float(np.finfo(self.dtype).eps)
+
+    @property
+    def differentiates(self) -> bool:
+        return self.library in ("torch", "jax")
+
+    def asarray(self, values: ArrayLike, dtype: str | None = None) -> Any:
+        """`values` as an array of this library, of this floating type unless another is named."""
+        dtype = dtype or self.dtype
+        return self.module.asarray(np.array(values, dtype), dtype=getattr(self.module, dtype))
+
+    def numpy(self, array: Any) -> NDArray[Any]:
+        """An array of this library on the host; refuses an array of another library or type."""
+        if self.library == "numpy":
+            assert isinstance(array, np.ndarray | np.generic), type(array)
+        else:
+            assert type(array) is type(self.asarray(0.0)), type(array)
+        host = np.asarray(array) if self.library != "torch" else array.detach().numpy()
+        assert host.dtype == self.dtype, f"{host.dtype} came of {self.dtype}"
+        return host
+
+    def gradient(self, function: Callable[[Any], Any], at: ArrayLike) -> NDArray[Any]:
+        """Gradient of the sum of `function`'s elements: autodiff on torch and JAX, central differences on the others."""
+        if self.library == "torch":
+            leaf = self.asarray(at).requires_grad_()
+            function(leaf).sum().backward()
+            return self.numpy(leaf.grad)
+        if self.library == "jax":
+            import jax
+
+            return self.numpy(jax.grad(lambda x: function(x).sum())(self.asarray(at)))
+        point = np.asarray(at, self.dtype)
+        step = self.eps ** (1 / 3)
+        gradient = np.empty_like(point)
+        for index in np.ndindex(point.shape):
+            up, down = point.copy(), point.copy()
+            up[index] += step
+            down[index] -= step
+            rise = self.numpy(function(self.asarray(up))).sum(dtype=np.float64) - self.numpy(function(self.asarray(down))).sum(dtype=np.float64)
+            gradient[index] = rise / (np.float64(up[index]) - np.float64(down[index]))
+        return gradient
+
+
+BACKENDS = [Backend(library, dtype) for library in ("numpy", "strict", "torch", "jax") for dtype in ("float32", "float64")]
+
+
+def _installed(backend: Backend) -> Backend:
+    module = {"strict": "array_api_strict"}.get(backend.library, backend.library)
+    pytest.importorskip(module, reason=f"{module} is not installed")
+    return backend
+
+
+# Of the session, not of the function: hypothesis refuses to share what pytest makes anew for each test among its examples.
+@pytest.fixture(scope="session", params=BACKENDS, ids=lambda backend: f"{backend.library}-{backend.dtype}")
+def xp(request: pytest.FixtureRequest) -> Backend:
+    """Runs the test on NumPy, array-api-strict, torch and JAX, in float32 and in float64."""
+    return _installed(request.param)
+
+
+@pytest.fixture(
+    scope="session",
+    params=[backend for backend in BACKENDS if backend.differentiates],
+    ids=lambda backend: f"{backend.library}-{backend.dtype}",
+)
+def autodiff_xp(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """Runs the test on the libraries that differentiate: torch and JAX, in float32 and in float64."""
+    yield _installed(request.param)

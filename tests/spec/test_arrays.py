@@ -1,0 +1,197 @@
+"""What holds for every call of the spec: one dtype, no broadcasting, run-time shapes in the tests, and traceable without a break."""
+
+import inspect
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import jaxtyping
+import numpy as np
+import pytest
+
+import sacref.spec
+from sacref.spec.arrays import namespace, require_one_dtype, require_shape
+
+if TYPE_CHECKING:
+    from tests.conftest import Backend
+
+SHAPES: Mapping[str, Mapping[str, tuple[int, ...]]] = {
+    "bound_log_std": {"raw": (256, 6)},
+    "squash": {"mean": (256, 6), "log_std": (256, 6), "noise": (256, 6)},
+    "log_prob": {"mean": (256, 6), "log_std": (256, 6), "pre_tanh": (256, 6)},
+    "td_target": {"reward": (256,), "discount": (256,), "next_q": (2, 256), "next_log_prob": (256,), "alpha": ()},
+    "critic_loss": {"q": (2, 256), "target": (256,)},
+    "actor_loss": {"q": (2, 256), "log_prob": (256,), "alpha": ()},
+    "temperature_loss": {"log_alpha": (), "log_prob": (256,), "target_entropy": ()},
+    "polyak": {"target": (256, 6), "online": (256, 6), "tau": ()},
+}
+"""Every call of the spec with the shapes of an update: batch 256, 6 actions, 2 critics."""
+
+
+def unchecked(name: str) -> Callable[..., Any]:
+    """The function as a user gets it, without the run-time shape checks, which would speak first."""
+    function: Callable[..., Any] = inspect.unwrap(getattr(sacref.spec, name))
+    return function
+
+
+def draw(name: str, **other_shapes: tuple[int, ...]) -> dict[str, np.ndarray[Any, Any]]:
+    """Arguments of a call, in [0, 1)."""
+    generator = np.random.default_rng(0)
+    return {argument: generator.random(shape) for argument, shape in {**SHAPES[name], **other_shapes}.items()}
+
+
+def test_the_table_covers_the_spec() -> None:
+    assert set(SHAPES) == set(sacref.spec.__all__)
+
+
+def test_namespace_of_each_library(xp: "Backend") -> None:
+    assert np.asarray(xp.numpy(namespace(xp.asarray([1.0])).exp(xp.asarray([0.0])))).tolist() == [1.0]
+
+
+def test_libraries_do_not_mix() -> None:
+    torch = pytest.importorskip("torch")
+    with pytest.raises(TypeError, match="[Mm]ultiple namespaces"):
+        require_one_dtype("polyak", target=np.zeros(2), online=torch.zeros(2, dtype=torch.float64))
+
+
+MIXED = [(name, argument) for name, shapes in SHAPES.items() if len(shapes) > 1 for argument in shapes]
+
+
+@pytest.mark.parametrize(("name", "argument"), MIXED)
+def test_mixed_dtypes_are_refused(xp: "Backend", name: str, argument: str) -> None:
+    other = "float32" if xp.dtype == "float64" else "float64"
+    arguments = {key: xp.asarray(value, other if key == argument else None) for key, value in draw(name).items()}
+    with pytest.raises(TypeError, match=rf"^{name}: \w+ has dtype \S*float(32|64), expected \S*float(32|64) as \w+ has: cast \w+ to"):
+        unchecked(name)(**arguments)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("dtype", ["float16", "int32"])
+def test_low_precision_and_integers_are_refused(xp: "Backend", name: str, dtype: str) -> None:
+    if xp.library == "strict" and dtype == "float16":
+        pytest.skip("array-api-strict has no float16")
+    arguments = {key: xp.asarray(value, dtype) for key, value in draw(name).items()}
+    with pytest.raises(TypeError, match=rf"^{name}: \w+ has dtype \S*{dtype}, expected float32 or float64: cast it"):
+        unchecked(name)(**arguments)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_result_has_the_dtype_of_the_arguments(xp: "Backend", name: str) -> None:
+    result = getattr(sacref.spec, name)(**{key: xp.asarray(value) for key, value in draw(name).items()})
+    for array in result if isinstance(result, tuple) else (result,):
+        assert np.isfinite(xp.numpy(array)).all()
+
+
+@pytest.mark.parametrize(("name", "argument"), [("polyak", "tau"), ("temperature_loss", "target_entropy")])
+def test_a_numpy_scalar_promotes_nothing(xp: "Backend", name: str, argument: str) -> None:
+    arguments: dict[str, Any] = {key: xp.asarray(value) for key, value in draw(name).items()}
+    arguments[argument] = np.float64(0.25)
+    expected = getattr(sacref.spec, name)(**{**arguments, argument: 0.25})
+    assert np.array_equal(xp.numpy(getattr(sacref.spec, name)(**arguments)), xp.numpy(expected))
+
+
+# Which argument gets which shape, and what the message says besides the shapes.
+UNEQUAL: list[tuple[str, dict[str, tuple[int, ...]], str]] = [
+    ("squash", {"log_std": (256, 1)}, r"squash: log_std has shape \(256, 1\), expected \(256, 6\)"),
+    ("squash", {"noise": (6,)}, r"squash: noise has shape \(6,\), expected \(256, 6\)"),
+    ("squash", {"noise": (1, 256, 6)}, "drop the first axis of noise"),
+    ("log_prob", {"log_std": (6,)}, r"log_prob: log_std has shape \(6,\), expected \(256, 6\)"),
+    ("log_prob", {"pre_tanh": (6, 256)}, "permute the axes of pre_tanh"),
+    ("td_target", {"reward": (256, 1)}, "add a last axis to discount, or drop the last axis of the other argument"),
+    ("td_target", {"discount": (256, 1)}, r"discount has shape \(256, 1\), expected \(256,\) .*: drop the last axis of discount"),
+    ("td_target", {"reward": (256, 1), "discount": (256, 1)}, r"next_q has shape \(2, 256\), expected .*: drop the last axis of reward"),
+    ("td_target", {"next_q": (2, 256, 1)}, "drop the last axis of next_q"),
+    ("td_target", {"next_q": (256,)}, r"add the critic axis, next_q\[None\]"),
+    ("td_target", {"next_q": (256, 1)}, r"drop the last axis of next_q and add the critic axis in front, next_q\[None\]"),
+    ("td_target", {"next_q": (256, 2)}, "move the critic axis of next_q to the front"),
+    ("td_target", {"next_q": (2, 1)}, r"stack the critics' values, each of shape \(256,\), along a first axis"),
+    ("td_target", {"next_q": (2, 2, 256)}, r"stack the critics' values, each of shape \(256,\), along a first axis"),
+    ("td_target", {"next_q": ()}, r"stack the critics' values, each of shape \(256,\), along a first axis"),
+    ("td_target", {"next_log_prob": (256, 1)}, "drop the last axis of next_log_prob"),
+    ("td_target", {"next_log_prob": (1,)}, "give next_log_prob the batch shape of the other arguments; the spec broadcasts no batch axes"),
+    ("td_target", {"alpha": (1,)}, r"alpha has shape \(1,\), expected \(\) or \(256,\): make alpha a scalar, alpha.reshape\(\(\)\)"),
+    ("td_target", {"alpha": (256, 1)}, "drop the last axis of alpha"),
+    ("critic_loss", {"target": (256, 1)}, r"critic_loss: q has shape \(2, 256\), expected .*: drop the last axis of target"),
+    ("critic_loss", {"q": (256,)}, r"add the critic axis, q\[None\]"),
+    ("critic_loss", {"q": (2, 256, 1)}, r"critic_loss: q has shape \(2, 256, 1\), expected .*: drop the last axis of q"),
+    ("actor_loss", {"q": (256, 1)}, r"drop the last axis of q and add the critic axis in front, q\[None\]"),
+    ("actor_loss", {"log_prob": (256, 1)}, r"actor_loss: q has shape \(2, 256\), expected .*: drop the last axis of log_prob"),
+    ("actor_loss", {"alpha": (2,)}, r"actor_loss: alpha has shape \(2,\), expected \(256,\) \(\(\) or \*batch\)"),
+    ("temperature_loss", {"log_alpha": (1, 1)}, r"make log_alpha a scalar, log_alpha.reshape\(\(\)\)"),
+    ("temperature_loss", {"log_alpha": (6,)}, r"log_alpha has shape \(6,\), expected \(256,\)"),
+    ("temperature_loss", {"target_entropy": (256, 1)}, "drop the last axis of target_entropy"),
+    ("polyak", {"online": (6, 256)}, "permute the axes of online"),
+    ("polyak", {"online": (256, 1)}, r"polyak: online has shape \(256, 1\), expected \(256, 6\)"),
+    ("polyak", {"tau": (6,)}, r"polyak: tau has shape \(6,\), expected \(\)"),
+]
+
+
+@pytest.mark.parametrize(("name", "shapes", "message"), UNEQUAL, ids=[f"{name}-{'-'.join(shapes)}" for name, shapes, _ in UNEQUAL])
+def test_trap_09_unequal_shapes_are_refused_with_the_fix(xp: "Backend", name: str, shapes: dict[str, tuple[int, ...]], message: str) -> None:
+    arguments = {key: xp.asarray(value) for key, value in draw(name, **shapes).items()}
+    with pytest.raises(ValueError, match=message) as refusal:
+        unchecked(name)(**arguments)
+    assert str(refusal.value).startswith(f"{name}: ")
+
+
+def test_trap_09_rank_promotion_raises_in_the_tests() -> None:
+    jnp = pytest.importorskip("jax.numpy")
+    with pytest.raises(ValueError, match="rank"):
+        jnp.zeros(256) - jnp.zeros((256, 1))
+
+
+@pytest.mark.skipif(os.environ.get("SACREF_SHAPE_CHECKS") == "0", reason="run-time shape checks are switched off")
+def test_shapes_are_checked_at_run_time(xp: "Backend") -> None:
+    with pytest.raises(jaxtyping.TypeCheckError, match="noise"):
+        sacref.spec.squash(xp.asarray(np.zeros((4, 3))), xp.asarray(np.zeros((4, 3))), xp.asarray(np.zeros((4, 2))))
+
+
+@pytest.mark.parametrize(
+    ("got", "expected", "fix"),
+    [
+        ((3, 1), (3,), "drop the last axis of x"),
+        ((1, 3), (3,), "drop the first axis of x"),
+        ((3,), (3, 1), "add a last axis to x"),
+        ((2, 3), (3, 2), "permute the axes of x"),
+        ((4,), (3,), "give x the batch shape of the other arguments"),
+    ],
+)
+def test_require_shape_names_the_repair(got: tuple[int, ...], expected: tuple[int, ...], fix: str) -> None:
+    require_shape("f", "x", np.zeros(expected), expected, "as y")
+    with pytest.raises(ValueError) as refusal:
+        require_shape("f", "x", np.zeros(got), expected, "as y")
+    assert str(refusal.value).startswith(f"f: x has shape {got}, expected {expected} (as y): {fix}")
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_jit_gives_the_eager_numbers(name: str) -> None:
+    jax = pytest.importorskip("jax")
+    function = getattr(sacref.spec, name)
+    arguments = {key: jax.numpy.asarray(value) for key, value in draw(name).items()}
+    traced, eager = jax.jit(function)(**arguments), function(**arguments)
+    assert jax.tree.structure(traced) == jax.tree.structure(eager)
+    for one, other in zip(jax.tree.leaves(traced), jax.tree.leaves(eager), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-13)
+
+
+COMPILE = """
+import torch
+import sacref.spec
+for name, shapes in {shapes}.items():
+    function = getattr(sacref.spec, name)
+    arguments = {{key: torch.rand(shape, dtype=torch.float64) for key, shape in shapes.items()}}
+    compiled, eager = torch.compile(function, fullgraph=True, backend="eager")(**arguments), function(**arguments)
+    torch.testing.assert_close(compiled, eager, rtol=1e-13, atol=0.0)
+    print("traced", name)
+"""
+
+
+def test_torch_compile_traces_every_call_whole() -> None:
+    """In a process without the shape checks, which break the graph."""
+    pytest.importorskip("torch")
+    script = COMPILE.format(shapes={name: dict(shapes) for name, shapes in SHAPES.items()})
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.split() == [word for name in SHAPES for word in ("traced", name)]
