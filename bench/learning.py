@@ -113,8 +113,8 @@ def plan(preset: Preset, backends: Sequence[str], seeds: Sequence[int], jobs: in
     done = {job.name: path for job in wanted if (path := existing(job, results, here))}
     todo = [job for job in wanted if job.name not in done]
     steps = sum(job.steps for job in todo) - sum(_evaluated(job) for job in todo)
-    longest = max((job.steps for job in todo), default=0)
-    seconds = max(steps / max(1, min(jobs, len(todo))), longest if steps else 0) / steps_per_second(results, here)
+    # A run that only lacks its record takes a moment, and is not nothing.
+    seconds = max(1.0, steps / min(jobs, len(todo)) / steps_per_second(results, here)) if todo else 0.0
     return Plan(jobs=todo, skipped=list(done.values()), seconds=seconds)
 
 

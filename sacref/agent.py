@@ -97,7 +97,7 @@ class Agent(ABC, Generic[ArrayT]):
     # What a backend provides.
 
     @abstractmethod
-    def _act(self, way: str, observations: ArrayT) -> tuple[ArrayT, ArrayT]:
+    def _act(self, way: str, observations: ArrayT) -> tuple[Any, Any]:
         """Actions and mean actions in the Box's units, `(envs, action)`; `way` is "greedy", "random" or "sampled"."""
 
     @abstractmethod
@@ -119,7 +119,7 @@ class Agent(ABC, Generic[ArrayT]):
     def _is_device_array(self, value: Any) -> bool: ...
 
     @abstractmethod
-    def _upload(self, array: Any) -> ArrayT:
+    def _upload(self, array: Any) -> Any:
         """Put an array on the device; floats in the agent's dtype, except float16, all else in its own."""
 
     @abstractmethod
@@ -233,8 +233,7 @@ class Agent(ABC, Generic[ArrayT]):
         if self.training:
             if self.memory is None:
                 raise ValueError("record_transition: this agent has no memory to store in: construct it with memory=ReplayMemory(...)")
-            uploaded = Transition(*(None if value is None else self._upload(value) for value in rows.transition))
-            self.memory.add(uploaded, self._upload(rows.keep))
+            self.memory.add(rows.transition.map(self._upload), self._upload(rows.keep))
 
     def post_interaction(self, *, timestep: int, timesteps: int) -> None:
         """Track and checkpoint where an interval ends. It does not learn: that is for the algorithm to add."""

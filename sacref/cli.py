@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin, runtime_checkable
 
 import tyro
 from tyro.conf import Positional, arg, subcommand
@@ -25,12 +25,16 @@ from sacref.config import SACConfig, paper_config
 TRACEBACK = "SACREF_TRACEBACK"
 """Environment variable; at 1, an error shows its traceback."""
 
+PARITY_TOLERANCE = 1e-9
+"""Largest relative difference that rounding explains in float64, after 1,000 updates."""
+
 DESCRIPTION = f"""Soft Actor-Critic as a trusted baseline, on PyTorch and on JAX (sacref {sacref.__version__}).
 
-`sacref COMMAND --help` lists a command's flags, `sacref --version` prints the version. With {TRACEBACK}=1 in the environment, an error
-shows its traceback."""
+`sacref COMMAND --help` lists a command's flags, `sacref --version` prints the version.
+With {TRACEBACK}=1 in the environment, an error shows its traceback."""
 
 
+@runtime_checkable
 class Command(Protocol):
     """What `main` runs; returns the exit status."""
 
@@ -39,9 +43,10 @@ class Command(Protocol):
 
 @dataclass(kw_only=True)
 class Train:
-    """Train an agent, evaluate it, and draw its curve. Defaults are the paper's settings.
+    """Train an agent, evaluate it, and draw its curve.
 
-    Ctrl-C stops cleanly, with everything written. --resume takes all settings from the run; flags that are given change them.
+    Defaults are the paper's settings: the first 5,000 environment steps are random, and learning starts after them. A timestep is a
+    step of all environments together. --resume takes all settings from the run. Ctrl-C stops cleanly, with everything written.
     """
 
     backend: Literal["torch", "jax"] = "torch"
@@ -76,8 +81,8 @@ class Train:
     """Device by the backend's name for it (cpu, cuda:0); None lets the backend choose."""
     progress: bool = True
     """Show a bar, or lines where there is no terminal."""
+    # Without a name of its own: --batch-size, not --cfg.batch-size.
     cfg: Annotated[SACConfig, arg(name="")] = field(default_factory=paper_config)
-    """The agent. Timesteps are steps of all environments together; the first 5,000 environment steps are random and not learnt from."""
 
     def run(self) -> int:
         from sacref import experiment
@@ -139,8 +144,8 @@ class Train:
         if directory is None:
             raise ValueError("--resume is given without --run-dir: name the directory of the run")
         stored = experiment.read_config(directory)
-        names = ("backend", "env", "steps", "num_envs", "vectorization", "env_kwargs", "memory_capacity")
-        names += ("evaluation_interval", "evaluation_episodes", "device")
+        names = ["backend", "env", "steps", "num_envs", "vectorization", "env_kwargs", "memory_capacity"]
+        names += ["evaluation_interval", "evaluation_episodes", "device"]
         try:
             cfg = SACConfig.from_dict(stored["cfg"])
             cfg.experiment.directory = cfg.experiment.experiment_name = ""
@@ -148,14 +153,16 @@ class Train:
                 cfg=cfg, hidden=tuple(stored["hidden"]), wrappers=tuple(stored["wrappers"]), **{name: stored[name] for name in names}
             )
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{directory / 'config.json'} is damaged ({type(error).__name__}: {error}): restore it, or train again") from error
+            raise ValueError(
+                f"{directory / 'config.json'} is damaged ({type(error).__name__}: {error}): restore it, or train again"
+            ) from error
 
 
 @dataclass(kw_only=True)
 class Evaluate:
     """Run deterministic episodes with the agent of a run, and print their returns."""
 
-    run_dir: Positional[Path]
+    run_dir: Positional[Annotated[Path, arg(metavar="RUN_DIR")]]
     """Run directory, as `sacref train` wrote it."""
     episodes: int = 10
     """Number of episodes."""
@@ -191,7 +198,7 @@ class Plot:
     Runs of one environment and backend are its seeds: their mean and its 95% interval are drawn.
     """
 
-    run_dirs: Positional[tuple[Path, ...]]
+    run_dirs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN_DIR [RUN_DIR ...]")]]
     """Run directories, as `sacref train` wrote them."""
     output: Path
     """The picture; its suffix chooses the format (.png, .pdf, .svg)."""
@@ -201,6 +208,50 @@ class Plot:
 
         plot_runs(self.run_dirs, output=self.output)
         print(f"written to {self.output}")
+        return 0
+
+
+@dataclass(kw_only=True)
+class Parity:
+    """Compare torch, JAX and a NumPy oracle over updates of the same weights, batches and noise.
+
+    Prints the largest differences in losses, gradients, parameters and optimizer moments. In float64 they must agree to rounding: exit
+    status 1 where they do not. In float32 the drift is shown.
+    """
+
+    updates: int = 1000
+    """Number of updates."""
+    dtype: Literal["float64", "float32"] = "float64"
+    """What is computed in."""
+    seed: int = 0
+    """Seed of weights, batches and noise."""
+    backends: tuple[Literal["torch", "jax"], ...] = ()
+    """Backends beside NumPy; without any, those that are installed."""
+    json: Path | None = None
+    """File to write the record to, every update's differences included; the plot of the drift goes beside it."""
+
+    def run(self) -> int:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        from sacref import parity
+
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("updates", total=self.updates)
+            report = parity.run(
+                updates=self.updates,
+                dtype=self.dtype,
+                seed=self.seed,
+                json=self.json,
+                backends=self.backends or None,
+                on_update=lambda: bar.advance(task),
+            )
+        Console().print(report.table())
+        if self.json is not None:
+            print(f"written to {self.json} and {self.json.with_suffix('.png')}")
+        if self.dtype == "float64" and not report.within(PARITY_TOLERANCE):
+            print(f"sacref: the implementations do not agree to {PARITY_TOLERANCE:g} relative", file=sys.stderr)
+            return 1
         return 0
 
 
@@ -263,6 +314,7 @@ def _parse(arguments: Sequence[str], train: Train) -> Command:
         Annotated[Train, subcommand("train", default=train)]
         | Annotated[Evaluate, subcommand("eval")]
         | Annotated[Plot, subcommand("plot")]
+        | Annotated[Parity, subcommand("parity")]
         | Annotated[Doctor, subcommand("doctor")]
     )
     command: Command = tyro.cli(commands, prog="sacref", description=DESCRIPTION, args=list(arguments), registry=_types())

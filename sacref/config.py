@@ -12,13 +12,17 @@ import os
 import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, Self, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
 RewardsShaper: TypeAlias = Callable[[Any, int, int], Any]
 """`(rewards, timestep, timesteps) -> rewards`, both arrays of shape `(envs, 1)`."""
 
+ConfigT = TypeVar("ConfigT", bound="_Config")
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 160
 LARGEST_SEED = 2**32 - 1
 """What every library's generator takes without folding two seeds into one."""
 
@@ -202,7 +206,7 @@ class _Config:
         try:
             checked = self.__dataclass_fields__[name].metadata["check"](value)
         except _ExpectedError as expected:
-            raise ConfigError(f"{cls.__name__}.{name} is {reprlib.repr(value)}, expected {expected}") from expected.__cause__
+            raise ConfigError(f"{cls.__name__}.{name} is {_short.repr(value)}, expected {expected}") from expected.__cause__
         object.__setattr__(self, name, checked)
 
     def validate(self) -> None:
@@ -223,7 +227,7 @@ class _Config:
         return {entry.name: _written(f"{type(self).__name__}.{entry.name}", getattr(self, entry.name)) for entry in fields(self)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], *, import_callables: bool = True) -> Self:
+    def from_dict(cls: type[ConfigT], values: Mapping[str, Any], *, import_callables: bool = True) -> ConfigT:
         """A configuration from the fields in `values`; those left out keep their defaults.
 
         Args:
@@ -234,30 +238,36 @@ class _Config:
         Raises:
             ConfigError: for an unknown key (with the nearest right name) and for a value that its field does not take.
         """
-        if not isinstance(values, Mapping):
-            raise ConfigError(f"{cls.__name__}.from_dict got {reprlib.repr(values)}, expected a dict of its fields")
-        for name, value in values.items():
-            if name not in cls.__dataclass_fields__:
-                raise ConfigError(f"{cls.__name__} has no field {_unknown(cls, name)}")
-            if name in _CALLABLES and isinstance(value, str) and not import_callables:
-                raise ConfigError(
-                    f"{cls.__name__}.{name} is {value!r}, which names code to import, and importing is off here: "
-                    f"set {name} to None, or load with import_callables=True if you trust the source"
-                )
-        return cls(**values)
+        return _filled(cls, values, import_callables)
 
     def to_json(self) -> str:
         """`to_dict` as JSON text, indented for reading."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, *, import_callables: bool = True) -> Self:
+    def from_json(cls: type[ConfigT], text: str, *, import_callables: bool = True) -> ConfigT:
         """The inverse of `to_json`; for the arguments and the refusals see `from_dict`."""
         try:
             values = json.loads(text)
         except (ValueError, TypeError, RecursionError) as error:
             raise ConfigError(f"{cls.__name__}.from_json got text that is not JSON ({error}): pass what to_json wrote") from error
-        return cls.from_dict(values, import_callables=import_callables)
+        return _filled(cls, values, import_callables)
+
+
+def _filled(cls: type[ConfigT], values: Any, import_callables: bool) -> ConfigT:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{cls.__name__} cannot be made of {_short.repr(values)}, expected a dict of its fields")
+    cfg = cls()
+    for name, value in values.items():
+        if name not in cls.__dataclass_fields__:
+            raise ConfigError(f"{cls.__name__} has no field {_unknown(cls, name)}")
+        if name in _CALLABLES and isinstance(value, str) and not import_callables:
+            raise ConfigError(
+                f"{cls.__name__}.{name} is {value!r}, which names code to import, and importing is off here: "
+                f"set {name} to None, or load with import_callables=True if you trust the source"
+            )
+        setattr(cfg, name, value)
+    return cfg
 
 
 def _unknown(cls: type[_Config], name: Any) -> str:

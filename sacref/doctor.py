@@ -146,4 +146,3 @@ def show(report: Report) -> None:
     console.print("Threads: " + ", ".join(f"{name}: {count}" for name, count in report["threads"].items()))
     if not report["healthy"]:
         console.print("No backend works: install one with", Text("pip install 'sacref[torch]' or pip install 'sacref[jax]'"))
-

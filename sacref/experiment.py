@@ -410,9 +410,10 @@ def _prepare(directory: Path, *, overwrite: bool, resume: bool) -> _Resumed | No
         raise RunError(f"run_dir {directory} already holds a run: choose another, or pass overwrite (deletes it) or resume (goes on)")
     for path in files:
         path.unlink()
-    for path in checkpoints.values():
+    # `.agent_*`: what a killed process left of a checkpoint that it was writing.
+    for path in (*checkpoints.values(), *_checkpoints(directory).glob(".agent_*")):
         shutil.rmtree(path)
-    if checkpoints and not any(_checkpoints(directory).iterdir()):
+    if _checkpoints(directory).is_dir() and not any(_checkpoints(directory).iterdir()):
         _checkpoints(directory).rmdir()
     return None
 

@@ -3,7 +3,6 @@
 import time
 from datetime import timedelta
 from types import TracebackType
-from typing import Self
 
 import numpy as np
 from rich.console import Console
@@ -50,7 +49,7 @@ class TrainingProgress:
         self._began = self._shown = time.perf_counter()
         self._line = self._line_of(start)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "TrainingProgress":
         self._bar.start()
         self._began = time.perf_counter()
         return self

@@ -1,15 +1,15 @@
 """What crosses the borders between the parts: transitions, batches, noise, metrics, and the life cycle of an agent."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Protocol, TypedDict, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypedDict, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sacref.spec.arrays import Array, ArrayT
 
-ArrayT_co = TypeVar("ArrayT_co", bound=Array, covariant=True)
+OtherT = TypeVar("OtherT", bound=Array)
 
 
 class Inputs(TypedDict, Generic[ArrayT]):
@@ -37,6 +37,11 @@ class Transition(NamedTuple, Generic[ArrayT]):
     terminated: ArrayT
     """`(envs,)`, bool. Truncation is not stored: a truncated transition bootstraps like any other."""
 
+    def map(self, function: Callable[[ArrayT], OtherT]) -> "Transition[OtherT]":
+        """The transition with `function` applied to each array."""
+        fields: list[Any] = [None if field is None else function(field) for field in self]
+        return Transition(*fields)
+
 
 class Batch(NamedTuple, Generic[ArrayT]):
     """Transitions drawn from the memory; the fields of `Transition` with a batch axis in the place of the environments'."""
@@ -55,6 +60,11 @@ class Batch(NamedTuple, Generic[ArrayT]):
     """`(batch, *state)`, or None."""
     terminated: ArrayT
     """`(batch,)`, bool."""
+
+    def map(self, function: Callable[[ArrayT], OtherT]) -> "Batch[OtherT]":
+        """The batch with `function` applied to each array."""
+        fields: list[Any] = [None if field is None else function(field) for field in self]
+        return Batch(*fields)
 
     @property
     def inputs(self) -> Inputs[ArrayT]:
@@ -83,6 +93,7 @@ NumpyArrays = Mapping[str, NDArray[Any]]
 """Common name (DESIGN: weights) -> NumPy array."""
 
 
+@runtime_checkable
 class Agent(Protocol):
     """The life cycle that any trainer may drive. `timestep` counts calls (vector steps), from 0; arrays have a leading environment axis."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 # Before NumPy or torch is loaded, here and in every process that a test starts: a test is one of several that run side by side.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,15 +20,18 @@ import pytest
 from jaxtyping import install_import_hook
 from numpy.typing import ArrayLike, NDArray
 
+from tests import shapes
+
 # The hook only sees modules that are imported after it. It breaks torch.compile(fullgraph=True): those tests start a process of their own.
 if os.environ.get("SACREF_SHAPE_CHECKS") != "0":
-    install_import_hook("sacref", "beartype.beartype")
+    install_import_hook("sacref", f"{shapes.__name__}.check")
 
 if find_spec("jax") is not None:
     import jax
 
-    jax.config.update("jax_numpy_rank_promotion", "raise")
-    jax.config.update("jax_enable_x64", True)
+    set_jax: Callable[[str, object], None] = jax.config.update
+    set_jax("jax_numpy_rank_promotion", "raise")
+    set_jax("jax_enable_x64", True)
 
 if find_spec("torch") is not None:
     import torch
@@ -62,6 +65,11 @@ class Backend:
     def eps(self) -> float:
         """Distance from 1 to the next number."""
         return float(np.finfo(self.dtype).eps)
+
+    @property
+    def width(self) -> Literal[32, 64]:
+        """Bits of a number, as hypothesis asks for them."""
+        return 32 if self.dtype == "float32" else 64
 
     @property
     def differentiates(self) -> bool:
@@ -99,8 +107,8 @@ class Backend:
             up, down = point.copy(), point.copy()
             up[index] += step
             down[index] -= step
-            rise = self.numpy(function(self.asarray(up))).sum(dtype=np.float64) - self.numpy(function(self.asarray(down))).sum(dtype=np.float64)
-            gradient[index] = rise / (np.float64(up[index]) - np.float64(down[index]))
+            high, low = (self.numpy(function(self.asarray(x))).sum(dtype=np.float64) for x in (up, down))
+            gradient[index] = (high - low) / (np.float64(up[index]) - np.float64(down[index]))
         return gradient
 
 

@@ -129,7 +129,7 @@ def test_refuses_evaluations_that_hold_no_curve(tmp_path: Path, evaluations: str
 def test_refuses_one_seed_twice_and_seeds_without_a_common_step(tmp_path: Path) -> None:
     first = write_run(tmp_path, "first", {0: [0.0]})
     second = write_run(tmp_path, "second", {0: [1.0]})
-    with pytest.raises(PlotError, match="first and .*second are both HalfCheetah-v5 on jax with seed 0"):
+    with pytest.raises(PlotError, match=r"first and .*second are both HalfCheetah-v5 on jax with seed 0"):
         plot_runs([first, second], output=tmp_path / "curve.png")
     third = write_run(tmp_path, "third", {1: [1.0]}, seed=1)
     with pytest.raises(PlotError, match="no evaluation at a common step"):

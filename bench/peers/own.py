@@ -1,14 +1,20 @@
 """sacref's own agents in sacref's own training loop."""
 
 import importlib
+import sys
 import tempfile
+import threading
 from typing import Any
 
 from bench.peers.setting import Setting
 
 
 class Sacref:
-    """The training loop with the agent of one backend. Tracking is on, as in a user's run; checkpoints and evaluations are off."""
+    """The training loop with the agent of one backend. Tracking is on, as in a user's run; checkpoints and evaluations are off.
+
+    One call of the loop, in a thread of its own that waits between two `advance`: to start the loop anew would reset environments and
+    prepare the agent again within what is timed.
+    """
 
     backend: str
 
@@ -34,25 +40,58 @@ class Sacref:
             cfg=cfg,
             **spaces,
         )
-        self._steps = 0
+        self._goal = 0
+        self._turn = threading.Semaphore(0)
+        self._reached = threading.Semaphore(0)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._train, daemon=True)
 
     def advance(self, steps: int) -> None:
         """Train for `steps` environment steps; return when the device is idle."""
+        self._goal += steps
+        if self._thread.ident is None:
+            self._thread.start()
+        else:
+            self._turn.release()
+        self._reached.acquire()
+        if self._error is not None:
+            raise self._error
+        self.synchronise()
+
+    def _train(self) -> None:
         from sacref import training
 
-        training.run(self._agent, self._envs, timesteps=self._steps + steps, start=self._steps)
-        self._steps += steps
-        self.synchronise()
+        try:
+            training.run(self._agent, self._envs, timesteps=sys.maxsize, after_timestep=self._pause)
+        except _Closed:
+            pass
+        except BaseException as error:
+            self._error = error
+        self._reached.release()
+
+    def _pause(self, finished: int) -> None:
+        if finished == self._goal:
+            self._reached.release()
+            self._turn.acquire()
+            if self._goal == finished:
+                raise _Closed
 
     def synchronise(self) -> None:
         """Wait until the device is idle."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Close the environment and the files."""
+        """End the loop, close the environment and the files."""
+        if self._thread.is_alive():
+            self._turn.release()
+            self._thread.join()
         self._agent.close()
         self._envs.close()
         self._directory.cleanup()
+
+
+class _Closed(Exception):
+    """Ends the training loop."""
 
 
 class Torch(Sacref):

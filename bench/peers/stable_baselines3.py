@@ -30,4 +30,5 @@ class StableBaselines3:
 
     def close(self) -> None:
         """Close the environment."""
-        self._model.get_env().close()
+        if (env := self._model.get_env()) is not None:
+            env.close()

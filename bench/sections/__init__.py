@@ -48,11 +48,9 @@ def interval(value: Interval | None) -> str:
     return "" if value is None else f"[{number(value.low)}, {number(value.high)}]"
 
 
-def commit(found: Record) -> str:
+def source(version: str, commit: str | None, dirty: bool) -> str:
     """The source that a record was measured with."""
-    if found.commit is None:
-        return "outside a Git checkout"
-    return f"commit {found.commit[:10]}{' with changes' if found.dirty else ''}"
+    return f"sacref {version}, " + (f"commit {commit[:10]}{' with changes' if dirty else ''}" if commit else "outside a Git checkout")
 
 
 def place(found: Record) -> str:

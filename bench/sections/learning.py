@@ -10,7 +10,7 @@ from pathlib import Path
 from bench import plots, record, statistics
 from bench.published import Published, published
 from bench.record import LearningSamples, Record, RecordError
-from bench.sections import Picture, Section, commit, digest, interval, number, place, table
+from bench.sections import Picture, Section, digest, interval, number, place, source, table
 
 INTRODUCTION = (
     "Return of a seed: mean of the **final evaluation of 10 deterministic episodes** (the mean action; undiscounted) on environments of its"
@@ -134,8 +134,8 @@ def _own_table(found: Group) -> list[str]:
     if len(known := [ends for ends in intervals if ends is not None]) == 2:
         paragraphs.append(f"The backends' intervals of the mean {'overlap' if statistics.overlap(*known) else 'do **not** overlap'}.\n")
     cores = " or ".join(map(str, sorted({run.hardware.threads for run in found.all_runs})))
-    sources = " and ".join(sorted({commit(run) for run in found.all_runs}))
-    paragraphs.append(f"sacref {found.version} on {found.place}; each run on {cores} core(s); {sources}; {found.date[:10]}.\n")
+    sources = " and ".join(sorted({source(run.sacref_version, run.commit, run.dirty) for run in found.all_runs}))
+    paragraphs.append(f"{sources}, on {found.place}; each run on {cores} core(s); {found.date[:10]}.\n")
     return paragraphs
 
 

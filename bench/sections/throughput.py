@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench import plots, record
 from bench.record import Contender, Record, ThroughputSamples
-from bench.sections import Picture, Section, commit, digest, number, place, table
+from bench.sections import Picture, Section, digest, number, place, source, table
 
 INTRODUCTION = (
     "Environment steps per second of the whole loop (act, step the environment, store, one gradient step per environment step; one"
@@ -57,7 +57,7 @@ def _table(where: str, found: Record) -> list[str]:
     return [
         f"### {found.configuration['env']} on {where}\n",
         table(["", "steps/s", "range of the rounds", f"ratio to {peer or 'the peer'}", "compiling"], rows),
-        f"sacref {found.sacref_version}; {commit(found)}; {found.date[:10]}; {libraries}.\n",
+        f"{source(found.sacref_version, found.commit, found.dirty)}; {found.date[:10]}; {libraries}.\n",
     ]
 
 

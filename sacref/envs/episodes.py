@@ -1,7 +1,7 @@
 """Where episodes end: the true successor of each observation, and the rows that are no transition."""
 
 from collections.abc import Mapping
-from typing import Any, Generic, Protocol, cast
+from typing import Any, Generic, Protocol, cast, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Shaped
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sacref.spec.arrays import ArrayT, namespace
 
 
+@runtime_checkable
 class _Namespace(Protocol):
     """The functions of the array API standard that the bookkeeping calls."""
 

@@ -4,6 +4,7 @@ MuJoCo writes its warnings from C, past `sys.stderr` and past the `warnings` mod
 handler of the program's own is installed.
 """
 
+import contextlib
 import importlib
 import logging
 import sys
@@ -22,15 +23,11 @@ def redirect_mujoco_warnings(*, import_mujoco: bool = False) -> None:
 
     A handler that the program has installed itself stays.
     """
-    if "mujoco" not in sys.modules:
-        if not import_mujoco:
-            return
-        try:
+    if import_mujoco:
+        with contextlib.suppress(ImportError):
             importlib.import_module("mujoco")
-        except ImportError:
-            return
-    mujoco = sys.modules["mujoco"]
-    if mujoco.get_mju_user_warning() is None:
+    mujoco = sys.modules.get("mujoco")
+    if mujoco is not None and mujoco.get_mju_user_warning() is None:
         mujoco.set_mju_user_warning(_log)
 
 

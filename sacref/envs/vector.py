@@ -45,9 +45,14 @@ def make(
         The vector environment, to be closed by the caller.
 
     Raises:
-        EnvError: if the environment is unknown, cannot be made, or needs a package that is not installed. ValueError: if an
-            argument is out of range.
+        EnvError: if the environment is unknown, cannot be made, or needs a package that is not installed. TypeError, ValueError: if
+            an argument is of another type or out of range.
     """
+    if not isinstance(env, str) and not callable(env):
+        raise TypeError(
+            f"env is {env!r}, expected a Gymnasium id or a callable that makes an environment: "
+            f"pass its class or a function, as each copy needs an environment of its own"
+        )
     if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
         raise ValueError(f"num_envs is {num_envs!r}, expected an integer of at least 1")
     if vectorization not in ("sync", "async"):
@@ -68,11 +73,6 @@ class _Factory:
     """Makes one environment; sent to another process under "async"."""
 
     def __init__(self, env: str | EnvironmentFactory, kwargs: dict[str, Any], wrappers: tuple[Wrapper, ...]) -> None:
-        if not isinstance(env, str) and not callable(env):
-            raise TypeError(
-                f"env is {env!r}, expected a Gymnasium id or a callable that makes an environment: "
-                f"pass its class or a function, as each copy needs an environment of its own"
-            )
         self.env = env
         self.kwargs = kwargs
         self.wrappers = wrappers

@@ -21,7 +21,7 @@ from sacref.jax.memory import ReplayMemory
 from sacref.jax.optim import Frozen, KeepGradients, Optimizer, tree_map
 from sacref.jax.update import State, Update
 from sacref.jax.weights import CommonLayout, from_common, functional, parameters_of, refuse_hidden_state, to_common, with_parameters
-from sacref.types import Batch, Noise
+from sacref.types import Batch, Inputs, Noise
 
 
 class SAC(Agent[Array]):
@@ -108,7 +108,8 @@ class SAC(Agent[Array]):
 
     def _generator(self, stream: int) -> Array:
         seed = np.random.SeedSequence([self.cfg.seed, 0, stream]).generate_state(2, np.uint32)
-        return jax.device_put(jax.random.wrap_key_data(jnp.asarray(seed), impl="threefry2x32"), self.device)
+        key: Array = jax.device_put(jax.random.wrap_key_data(jnp.asarray(seed), impl="threefry2x32"), self.device)
+        return key
 
     def _check_dtypes(self, parameters: Mapping[str, Mapping[str, Array]]) -> np.dtype[Any]:
         found = {name: {np.dtype(p.dtype) for p in tensors.values()} for name, tensors in parameters.items()}
@@ -120,8 +121,8 @@ class SAC(Agent[Array]):
     def _check_outputs(self, parameters: Mapping[str, Any]) -> None:
         rows = 3
         stored = self.spaces.stored_dtype(self.dtype)
-        inputs = {"observations": jax.ShapeDtypeStruct((rows, *self.spaces.observation_shape), stored), "states": None}
-        actions = jax.ShapeDtypeStruct((rows, self.spaces.action_size), self.dtype)
+        inputs = {"observations": np.zeros((rows, *self.spaces.observation_shape), stored), "states": None}
+        actions = np.zeros((rows, self.spaces.action_size), self.dtype)
         outputs = jax.eval_shape(self._functions["policy"], parameters["policy"], inputs)
         self._check_policy_output(outputs, rows, self.dtype)
         for name in self._functions:
@@ -147,10 +148,14 @@ class SAC(Agent[Array]):
             self._track_metrics(metrics)
 
     def enable_models_training_mode(self, enabled: bool = True) -> None:
-        """Set the models' own training mode (`flax.nnx.Module.train`)."""
-        for name, model in self._models.items():
-            model.train() if enabled else model.eval()
-            self._functions[name] = functional(model)
+        """Set the models' own training mode (`flax.nnx.Module.train` and `eval`)."""
+        before = [nnx.graphdef(model) for model in self._models.values()]
+        for model in self._models.values():
+            switch: Any = model.train if enabled else model.eval
+            switch()
+        if [nnx.graphdef(model) for model in self._models.values()] == before:
+            return  # nothing that the compiled functions have read has changed
+        self._functions = {name: functional(model) for name, model in self._models.items()}
         critics = {name: self._functions[name] for name in self._update.critics}
         self._update = replace(self._update, policy=self._functions["policy"], critics=critics)
         self._fuse()
@@ -177,18 +182,18 @@ class SAC(Agent[Array]):
         Args:
             batch: NumPy or JAX arrays; `(batch, ...)`, actions in (-1, 1). noise: standard normal draws, `(batch, action)`.
         """
-        on_device = (Batch(*(None if field is None else self._upload(field) for field in batch)), Noise(*map(self._upload, noise)))
-        self._state, metrics = self._step(self._state, *on_device)
+        self._state, metrics = self._step(self._state, batch.map(self._upload), Noise(*map(self._upload, noise)))
         self.gradient_step_count += 1
         return {name: self.to_numpy(value) for name, value in metrics.items()}
 
     def keep_gradients(self) -> None:
         """From now on, `gradients` shows those of the last step. Meant for comparisons; it costs a copy a step."""
-        arrays = self.arrays()
-        optimizers = ("policy_optimizer", "critic_optimizer", "temperature_optimizer")
-        self._update = replace(self._update, **{name: KeepGradients(getattr(self._update, name)) for name in optimizers})
+        state, update = self._state, self._update
+        slots: dict[str, Any] = {"policy_optimizer": state.policy, "critic_optimizer": state.critics, "temperature_optimizer": state.log_alpha}
+        wrapped: dict[str, Any] = {slot: KeepGradients(getattr(update, slot)) for slot in slots}
+        self._update = replace(update, **wrapped)
+        self._state = state._replace(**{slot: KeepGradients.around(tree, getattr(state, slot)) for slot, tree in slots.items()})
         self._fuse()
-        self.set_arrays(arrays)
 
     def gradients(self) -> dict[str, NDArray[Any]]:
         """The gradients of the last step, before clipping, under common names: `policy.<name>`, `critic_1.<name>`, `log_alpha`."""
@@ -278,7 +283,7 @@ class SAC(Agent[Array]):
     # Hooks of the life cycle.
 
     def _act(self, way: str, observations: Array) -> tuple[Array, Array]:
-        inputs = {"observations": observations, "states": None}
+        inputs: Inputs[Array] = {"observations": observations, "states": None}
         actions, mean_actions, self._random = self._ways[way](self._state.policy, self._random, inputs)
         return actions, mean_actions
 
@@ -287,10 +292,12 @@ class SAC(Agent[Array]):
 
     def _upload(self, array: Any) -> Array:
         dtype = self.dtype if array.dtype in (np.float32, np.float64) else array.dtype
-        return jax.device_put(jnp.asarray(array, dtype) if isinstance(array, Array) else np.array(array, dtype), self.device)
+        uploaded: Array = jax.device_put(jnp.asarray(array, dtype) if isinstance(array, Array) else np.array(array, dtype), self.device)
+        return uploaded
 
     def _like(self, array: NDArray[Any], like: Array) -> Array:
-        return jax.device_put(np.array(array, like.dtype), self.device)
+        uploaded: Array = jax.device_put(np.array(array, like.dtype), self.device)
+        return uploaded
 
     def to_numpy(self, array: Any) -> NDArray[Any]:
         """An array of this agent's on the host, as a copy."""

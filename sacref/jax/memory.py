@@ -41,7 +41,7 @@ def write(memory: MemoryState, transition: Transition[Array], keep: Array) -> Me
 def sample(memory: MemoryState, batch_size: int, key: Array) -> Batch[Array]:
     """Draw transitions uniformly, with replacement."""
     index = jax.random.randint(key, (batch_size,), 0, jnp.maximum(memory.size, 1))
-    return Batch(*jax.tree.map(lambda ring: ring[index], memory.rows))
+    return Batch(*memory.rows).map(lambda ring: ring[index])
 
 
 class ReplayMemory:
@@ -114,7 +114,7 @@ class ReplayMemory:
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The stored transitions and the write head, as NumPy copies."""
         size = len(self)
-        rows = {name: np.array(ring[:size]) for name, ring in self.state.rows._asdict().items() if ring is not None}
+        rows = {name: np.array(ring)[:size] for name, ring in self.state.rows._asdict().items() if ring is not None}
         return {**rows, "head": np.array(self.state.head, np.int64), "size": np.array(self.state.size, np.int64)}
 
     def set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -131,7 +131,8 @@ class ReplayMemory:
         def filled(name: str, ring: Array) -> Array:
             host = np.zeros(ring.shape, ring.dtype)
             host[:size] = arrays[name]
-            return jax.device_put(host, self.device)
+            uploaded: Array = jax.device_put(host, self.device)
+            return uploaded
 
         rows = self.state.rows._replace(**{name: filled(name, ring) for name, ring in rings.items()})
         head, count = (jax.device_put(np.int32(arrays[name]), self.device) for name in ("head", "size"))

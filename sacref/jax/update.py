@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-import jax.numpy as xp
 from jax import Array
 from jaxtyping import Float
 
 from sacref.jax.optim import Optimizer, tree_map, value_and_grad
 from sacref.jax.weights import Parameters
 from sacref.spec import actor_loss, bound_log_std, critic_loss, polyak, squash, td_target, temperature_loss
+from sacref.spec.arrays import namespace
 from sacref.types import Batch, Inputs, Metrics, Noise
 
 
@@ -38,7 +38,7 @@ class State(NamedTuple):
     temperature_optimizer: Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Update:
     """The update as a function of (state, batch, noise); deterministic, since every random number is an argument."""
 
@@ -57,6 +57,7 @@ class Update:
         Args:
             state: before the step. batch: transitions, actions in (-1, 1). noise: standard normal, `(batch, action)` each.
         """
+        xp = namespace(batch.rewards)
         # The alpha of this whole update is the one before its temperature step.
         alpha = xp.exp(state.log_alpha)
         discount = self.discount_factor * xp.astype(~batch.terminated, batch.rewards.dtype)
@@ -118,4 +119,5 @@ class Update:
         self, critics: dict[str, Parameters], inputs: Inputs[Array], actions: Float[Array, "*batch action"]
     ) -> Float[Array, "critic *batch"]:
         """The values of all critics."""
+        xp = namespace(actions)
         return xp.stack([critic(critics[name], inputs, actions) for name, critic in self.critics.items()])

@@ -29,7 +29,7 @@ def parameters_of(model: nnx.Module, device: jax.Device) -> Parameters:
 
 def with_parameters(model: nnx.Module, parameters: Mapping[str, Array]) -> nnx.Module:
     """A copy of `model` that owns a copy of `parameters`."""
-    graph, variables, rest = nnx.split(model, nnx.Param, ...)
+    graph, variables, rest = _split(model)
     copied = {name: jnp.array(array, copy=True) for name, array in parameters.items()}
     merged: nnx.Module = nnx.merge(graph, _fill(variables, copied), nnx.clone(rest))
     return merged
@@ -37,12 +37,18 @@ def with_parameters(model: nnx.Module, parameters: Mapping[str, Array]) -> nnx.M
 
 def functional(model: nnx.Module) -> Callable[..., Any]:
     """`model` as a function of its parameters: `(parameters, *inputs) -> outputs`."""
-    graph, variables, rest = nnx.split(model, nnx.Param, ...)
+    graph, variables, rest = _split(model)
 
     def apply(parameters: Parameters, *inputs: Any) -> Any:
         return nnx.merge(graph, _fill(variables, parameters), rest)(*inputs)
 
     return apply
+
+
+def _split(model: nnx.Module) -> tuple[Any, Any, Any]:
+    """The module's structure, its parameters, and its other variables, which are constants here."""
+    parts: Any = nnx.split(model, nnx.Param, ...)
+    return parts[0], parts[1], parts[2]
 
 
 def _fill(variables: Any, parameters: Mapping[str, Array]) -> Any:

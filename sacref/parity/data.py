@@ -1,6 +1,7 @@
 """What the compared agents are fed: one synthetic replay, the batches drawn from it, the noise, and the weights to start from."""
 
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -35,9 +36,8 @@ def draws(replay: Batch[NDArray[Any]], *, batch_size: int, seed: int) -> Iterato
     size, action = replay.actions.shape
     dtype = replay.actions.dtype
     while True:
-        rows = generator.integers(size, size=batch_size)
+        batch = replay.map(operator.itemgetter(generator.integers(size, size=batch_size)))
         noise = generator.standard_normal((2, batch_size, action)).astype(dtype)
-        batch = Batch(*(None if field is None else field[rows] for field in replay))
         yield batch, Noise(next_actions=noise[0], actions=noise[1])
 
 
@@ -52,8 +52,7 @@ def initial_state(
     seed: int = 0,
     dtype: DTypeLike = np.float64,
 ) -> oracle.Arrays:
-    """The state before the first update, by common names: weights as the default models draw them, targets equal to the critics,
-    moments zero."""
+    """The state before the first update, by common names: weights as the default models draw them, targets their copies, moments 0."""
     shapes = {"policy": (observation, 2 * action)} | {f"critic_{i + 1}": (observation + action, 1) for i in range(critics)}
     state: oracle.Arrays = {}
     for model, (inputs, outputs) in shapes.items():
@@ -68,4 +67,5 @@ def initial_state(
         for moment in ("first_moment", "second_moment"):
             state[oracle.moment_name(optimizer, moment, name)] = np.zeros_like(state[name])
     state = {name: np.asarray(value, dtype=dtype) for name, value in state.items()}
-    return state | {f"{optimizer}.count": np.asarray(0, dtype=np.int64) for optimizer, _ in optimized}
+    counters = {"gradient_steps", *(f"{optimizer}.count" for optimizer, _ in optimized)}
+    return state | {name: np.asarray(0, np.int64) for name in sorted(counters)}

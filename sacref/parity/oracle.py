@@ -59,7 +59,8 @@ def update(state: Named, batch: Batch[Floats], noise: Noise[Floats], settings: S
         settings: discount, learning rates and the like.
 
     Returns:
-        The new state; the losses and what else was measured; the gradients before clipping, by the names of their parameters.
+        The new state; the losses and what else was measured; the gradients before clipping, by the names of their parameters (that of
+        log alpha also where the temperature is fixed).
     """
     critic_metrics, critic_gradients = critic_pass(state, batch, noise, settings)
     new = _step(state, "critic_optimizer", clip(critic_gradients, settings.grad_norm_clip), settings.learning_rates[1])
@@ -69,15 +70,15 @@ def update(state: Named, batch: Batch[Floats], noise: Noise[Floats], settings: S
 
     # The policy that is judged is the one before its step.
     entropy_loss, temperature_gradient = temperature_pass(state["log_alpha"], log_prob, settings.target_entropy)
-    gradients = {**critic_gradients, **policy_gradients}
     if settings.learn_entropy:
-        gradients["log_alpha"] = temperature_gradient
         new = _step(new, "temperature_optimizer", {"log_alpha": temperature_gradient}, settings.learning_rates[2])
 
     for name in state:
         if name.startswith("target_"):
             online = new[name.removeprefix("target_")]
             new[name] = settings.polyak * online + (1 - settings.polyak) * state[name]
+    new["gradient_steps"] = np.asarray(state["gradient_steps"] + 1)
+    gradients = critic_gradients | policy_gradients | {"log_alpha": temperature_gradient}
     temperature_metrics = {"entropy_loss": entropy_loss, "alpha": np.exp(state["log_alpha"]), "entropy": -log_prob.mean()}
     metrics = critic_metrics | policy_metrics | temperature_metrics
     return new, {name: np.asarray(value) for name, value in metrics.items()}, gradients
@@ -152,7 +153,10 @@ def clip(gradients: Named, limit: float) -> Arrays:
 
 def critics(state: Named) -> int:
     """How many critics `state` holds."""
-    return sum(name.startswith("critic_") and name.endswith(".head.bias") for name in state if "optimizer" not in name)
+    number = 0
+    while f"critic_{number + 1}.head.bias" in state:
+        number += 1
+    return number
 
 
 def moment_name(optimizer: str, moment: str, parameter: str) -> str:
@@ -208,7 +212,7 @@ def _step(state: Named, optimizer: str, gradients: Named, learning_rate: float) 
     """Adam (Kingma and Ba 2015, arXiv:1412.6980, algorithm 1) on the parameters that `gradients` names; the rest is kept."""
     new = dict(state)
     count = int(state[f"{optimizer}.count"]) + 1
-    new[f"{optimizer}.count"] = np.asarray(count, dtype=np.int64)
+    new[f"{optimizer}.count"] = np.asarray(count, np.int64)
     for name, gradient in gradients.items():
         first_name, second_name = (moment_name(optimizer, moment, name) for moment in ("first_moment", "second_moment"))
         first = DECAY_1 * state[first_name] + (1 - DECAY_1) * gradient

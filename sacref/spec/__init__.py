@@ -1,4 +1,78 @@
-"""exports"""
+"""Soft Actor-Critic as equations on arrays. The same call runs on NumPy, PyTorch and JAX arrays, float32 or float64.
+
+Papers: [1] Haarnoja et al. 2018b, arXiv:1812.05905; [2] Fujimoto et al. 2018, arXiv:1802.09477;
+[3] Lillicrap et al. 2016, arXiv:1509.02971.
+Peers are named as they were read: Stable-Baselines3 (SB3) 2.9.2, skrl 2.1.1, and CleanRL, Brax, Spinning Up, Stoix and rejax.
+
+Symbols
+-------
+`*batch` is `(batch,)` or, for recurrent agents, `(time, batch)`. `critic` is a leading axis. All arrays of a call share one dtype.
+
+=============  ==============  ======================  =========================================================
+paper          name            shape                   meaning
+=============  ==============  ======================  =========================================================
+mu(s)          mean            (*batch, action)        mean of the Gaussian before the tanh
+log sigma(s)   log_std         (*batch, action)        its log standard deviation in nats, after `bound_log_std`
+epsilon        noise           (*batch, action)        a standard normal draw, passed in
+u              pre_tanh        (*batch, action)        mean + e^log_std noise
+a              action          (*batch, action)        tanh u, in (-1, 1)
+log pi(a|s)    log_prob        (*batch,)               log-density of a over (-1, 1)^action, in nats
+Q(s, a)        q               (critic, *batch)        the critics; Q' = `next_q` are the target critics
+r              reward          (*batch,)               after any shaping, in units of return
+gamma (1 - d)  discount        (*batch,)               discount factor, 0 where the transition terminated
+y              target          (*batch,)               what the critics regress on
+alpha          alpha           () or (*batch,)         temperature; `log_alpha` is what is learned
+H-bar          target_entropy  float, () or (*batch,)  in nats, -dim(A) unless chosen otherwise
+tau            tau             float or ()             share of the online parameter in the target's step
+=============  ==============  ======================  =========================================================
+
+Equations
+---------
+Each returns elements: no mean, no random number, no stopped gradient inside. The caller draws, reduces and differentiates.
+
+==================  =====================================================================  ========================
+call                equation                                                               source
+==================  =====================================================================  ========================
+bound_log_std       min(max(raw, low), high)                                               the authors' code
+squash              u = mean + e^log_std noise; a = tanh u;                                [1] appendix C, eq. 21
+                    log pi = sum[log N(u) - 2 (log 2 - u - softplus(-2u))]
+log_prob            the same log pi, of a given u                                          [1] appendix C, eq. 21
+td_target           y = r + discount (min_critic Q' - alpha log pi')                       [1] eq. 3, 5; [2]
+critic_loss         1/2 (Q - y)^2                                                          [1] eq. 5
+actor_loss          alpha log pi - min_critic Q                                            [1] eq. 7, 9; [2]
+temperature_loss    -log_alpha (log pi + target_entropy)                                   [1] eq. 18
+polyak              tau online + (1 - tau) target                                          [3] algorithm 1
+==================  =====================================================================  ========================
+
+Choices of the equations, where peers differ
+--------------------------------------------
+log_std: clipped to [-20, 2] as by the authors (also SB3, Spinning Up), with gradient 1 at both ends on every library and 0
+    beyond. CleanRL bounds it smoothly, by a tanh rescaled to [-5, 2].
+log(1 - tanh^2 u): from u, in the softplus form (also Spinning Up). SB3 and CleanRL take log(1 - a^2 + 1e-6) of the action,
+    which cannot pass 13.8 nats where the truth at u = 20 is 38.6. skrl's Gaussian policy is not squashed.
+Units of an action: the spec and the agent see (-1, 1) on every task; only `act` and `record_transition` speak the Box's units.
+    The log-prob therefore has no scale inside, and the target entropy means the same everywhere (also SB3). CleanRL scores in
+    the Box's units: at Humanoid's bounds of 0.4 with 17 actions this moves the log-prob by 15.6 nats against the same target.
+Target entropy: -dim(A), as by the authors (also SB3, CleanRL, skrl). Brax takes -dim(A) / 2.
+Temperature loss: linear in log_alpha (also SB3, skrl). The paper, CleanRL and Brax multiply by alpha itself: the same sign of the
+    gradient, alpha times as long.
+Critic loss: with the factor 1/2 (also SB3, skrl); the agent takes the mean over the batch and the sum over critics. CleanRL and
+    Spinning Up leave the 1/2 out, which doubles the gradient; Brax takes the mean over the critics too.
+Minimum over critics: in the target and in the actor's loss, and critics that tie share the gradient equally on both libraries.
+Truncation: a truncated transition bootstraps, a terminated one does not; `discount` says which. Stoix and rejax take a truncation
+    for a termination; Brax masks truncated transitions out of the critic loss.
+Target networks: two products and a sum, not `lerp`, which rounds differently.
+
+Choices of the update, which the agents share
+---------------------------------------------
+Order: critic; actor, which sees the new critic; temperature; target networks; then the schedules (also skrl). SB3 takes the
+    temperature first, Brax gives the actor the critic of before the step, CleanRL delays the actor and then steps it twice.
+Alpha: one update uses one alpha, that of before its temperature step (also SB3, Brax, skrl). CleanRL's second actor step sees the new one.
+Gradient clipping: by global norm in groups: the policy; all critics together; the temperature never (also skrl on torch). SB3 and
+    CleanRL do not clip; rejax clips element by element.
+Target networks: exact copies of the critics at construction, then one `polyak` step after every update.
+"""
+
 from sacref.spec.averaging import polyak
 from sacref.spec.losses import actor_loss, critic_loss, td_target, temperature_loss
 from sacref.spec.policy import bound_log_std, log_prob, squash

@@ -64,7 +64,7 @@ def log_prob(
 ) -> Float[ArrayT, "*batch"]:
     """Log-density of the action tanh(pre_tanh) under the squashed Gaussian; the equation of `squash`, for a given u.
 
-    It takes u and not the action, because a saturated tanh cannot be inverted.
+    Haarnoja et al. 2018b (arXiv:1812.05905), equation 21. It takes u and not the action, because a saturated tanh cannot be inverted.
 
     Args:
         mean, log_std: of the Gaussian before the squashing, shape `(*batch, action)`; log_std in nats.

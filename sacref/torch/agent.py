@@ -20,7 +20,7 @@ from sacref.torch.memory import ReplayMemory
 from sacref.torch.optim import Frozen, KeepGradients, Optimizer, tree_map
 from sacref.torch.update import State, Update
 from sacref.torch.weights import CommonLayout, from_common, functional, parameters_of, refuse_hidden_state, to_common, with_parameters
-from sacref.types import Batch, Noise
+from sacref.types import Batch, Inputs, Noise
 
 
 class SAC(Agent[Tensor]):
@@ -173,18 +173,18 @@ class SAC(Agent[Tensor]):
         Args:
             batch: NumPy or torch arrays; `(batch, ...)`, actions in (-1, 1). noise: standard normal draws, `(batch, action)`.
         """
-        on_device = (Batch(*(None if field is None else self._upload(field) for field in batch)), Noise(*map(self._upload, noise)))
-        self._state, metrics = self._step(self._state, *on_device)
+        self._state, metrics = self._step(self._state, batch.map(self._upload), Noise(*map(self._upload, noise)))
         self.gradient_step_count += 1
         return {name: self.to_numpy(value) for name, value in metrics.items()}
 
     def keep_gradients(self) -> None:
         """From now on, `gradients` shows those of the last step. Meant for comparisons; it costs a copy a step."""
-        arrays = self.arrays()
-        optimizers = ("policy_optimizer", "critic_optimizer", "temperature_optimizer")
-        self._update = replace(self._update, **{name: KeepGradients(getattr(self._update, name)) for name in optimizers})
+        state, update = self._state, self._update
+        slots: dict[str, Any] = {"policy_optimizer": state.policy, "critic_optimizer": state.critics, "temperature_optimizer": state.log_alpha}
+        wrapped: dict[str, Any] = {slot: KeepGradients(getattr(update, slot)) for slot in slots}
+        self._update = replace(update, **wrapped)
+        self._state = state._replace(**{slot: KeepGradients.around(tree, getattr(state, slot)) for slot, tree in slots.items()})
         self._fuse()
-        self.set_arrays(arrays)
 
     def gradients(self) -> dict[str, NDArray[Any]]:
         """The gradients of the last step, before clipping, under common names: `policy.<name>`, `critic_1.<name>`, `log_alpha`."""
@@ -274,7 +274,7 @@ class SAC(Agent[Tensor]):
     # Hooks of the life cycle.
 
     def _act(self, way: str, observations: Tensor) -> tuple[Tensor, Tensor]:
-        inputs = {"observations": observations, "states": None}
+        inputs: Inputs[Tensor] = {"observations": observations, "states": None}
         actions, mean_actions, self._random = self._ways[way](self._state.policy, self._random, inputs)
         return actions, mean_actions
 

@@ -78,16 +78,17 @@ def default_models(
         ValueError, TypeError: if a space or an argument is not supported.
     """
     spaces = check_spaces(observation_space, state_space, action_space)
-    dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if dtype not in (torch.float32, torch.float64):
+    dtypes: dict[object, torch.dtype] = {"float32": torch.float32, "float64": torch.float64}
+    kind = dtypes.get(str(dtype).removeprefix("torch."))
+    if kind is None:
         raise ValueError(f"default_models: dtype is {dtype}, expected float32 or float64")
     if num_critics < 1:
         raise ValueError(f"default_models: num_critics is {num_critics}, expected at least 1 (2 is usual)")
     observations, actions = math.prod(spaces.observation_shape), spaces.action_size
-    models: dict[str, nn.Module] = {"policy": GaussianPolicy(observations, actions, hidden, dtype)}
+    models: dict[str, nn.Module] = {"policy": GaussianPolicy(observations, actions, hidden, kind)}
     draws = {"policy": dense_layers(inputs=observations, hidden=hidden, outputs=2 * actions, seed=seed, model="policy")}
     for name in (f"critic_{i + 1}" for i in range(num_critics)):
-        models[name] = QFunction(observations, actions, hidden, dtype)
+        models[name] = QFunction(observations, actions, hidden, kind)
         draws[name] = dense_layers(inputs=observations + actions, hidden=hidden, outputs=1, seed=seed, model=name)
     cpu = torch.device("cpu")
     return {name: with_parameters(model, from_common(model, draws[name], like=parameters_of(model, cpu))) for name, model in models.items()}

@@ -106,8 +106,13 @@ class KeepGradients(Optimizer):
         super().__init__(optimizer.learning_rate, optimizer.grad_norm_clip)
         self.optimizer = optimizer
 
+    @staticmethod
+    def around(parameters: Tree, state: Any) -> Any:
+        """The state of this optimizer, from that of the one it wraps."""
+        return state, tree_map(torch.zeros_like, parameters)
+
     def init(self, parameters: Tree) -> Any:
-        return self.optimizer.init(parameters), tree_map(torch.zeros_like, parameters)
+        return self.around(parameters, self.optimizer.init(parameters))
 
     def step(self, parameters: Tree, gradients: Tree, state: Any) -> tuple[Tree, Any]:
         kept = tree_map(torch.clone, gradients)
@@ -118,4 +123,4 @@ class KeepGradients(Optimizer):
         return self.optimizer.moments(parameters, state[0])
 
     def with_moments(self, parameters: Tree, moments: Moments) -> Any:
-        return self.optimizer.with_moments(parameters, moments), tree_map(torch.zeros_like, parameters)
+        return self.around(parameters, self.optimizer.with_moments(parameters, moments))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +14,15 @@ from sacref.spec.losses import actor_loss, critic_loss, td_target, temperature_l
 from sacref.spec.policy import bound_log_std, squash
 from sacref.types import Batch, Noise
 
+Array = np.ndarray[Any, Any]
+NumpyBatch = Batch[Array]
+NumpyNoise = Noise[Array]
+
 OBSERVATION, ACTION, BATCH, HIDDEN = 3, 2, 8, (6, 5)
 SETTINGS = Settings(target_entropy=-2.0)
 
 
-def problem(critics: int = 2, seed: int = 0, alpha: float = 0.3) -> tuple[Arrays, Batch, Noise]:
+def problem(critics: int = 2, seed: int = 0, alpha: float = 0.3) -> tuple[Arrays, NumpyBatch, NumpyNoise]:
     state = data.initial_state(observation=OBSERVATION, action=ACTION, hidden=HIDDEN, critics=critics, alpha=alpha, seed=seed)
     # Targets that differ from the critics, so that a mix-up of the two is seen.
     generator = np.random.default_rng(seed)
@@ -30,14 +35,15 @@ def problem(critics: int = 2, seed: int = 0, alpha: float = 0.3) -> tuple[Arrays
 # A second forward pass, analytic in its parameters, so that they may be complex: f(x + ih).imag / h is the derivative without cancellation.
 
 
-def network(state: Arrays, model: str, x: np.ndarray) -> np.ndarray:
+def network(state: Arrays, model: str, x: Array) -> Array:
     for i in range(len(HIDDEN)):
         x = x @ state[f"{model}.hidden.{i}.kernel"] + state[f"{model}.hidden.{i}.bias"]
         x = np.where(x.real > 0, x, 0)
-    return x @ state[f"{model}.head.kernel"] + state[f"{model}.head.bias"]
+    output: Array = x @ state[f"{model}.head.kernel"] + state[f"{model}.head.bias"]
+    return output
 
 
-def sample(state: Arrays, observations: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def sample(state: Arrays, observations: Array, noise: Array) -> tuple[Array, Array]:
     output = network(state, "policy", observations)
     mean, raw = output[:, :ACTION], output[:, ACTION:]
     log_std = np.where(raw.real < -20, -20, np.where(raw.real > 2, 2, raw))
@@ -46,28 +52,30 @@ def sample(state: Arrays, observations: np.ndarray, noise: np.ndarray) -> tuple[
     return np.tanh(u), np.sum(np.log(density / (1 - np.tanh(u) ** 2)), axis=1)
 
 
-def least(state: Arrays, prefix: str, critics: int, observations: np.ndarray, action: np.ndarray) -> np.ndarray:
+def least(state: Arrays, prefix: str, critics: int, observations: Array, action: Array) -> Array:
     q = np.stack([network(state, f"{prefix}{i}", np.concatenate([observations, action], 1))[:, 0] for i in range(1, critics + 1)])
-    return np.take_along_axis(q, q.real.argmin(axis=0)[None], axis=0)[0]
+    smallest: Array = np.take_along_axis(q, q.real.argmin(axis=0)[None], axis=0)[0]
+    return smallest
 
 
-def critics_objective(state: Arrays, critics: int, batch: Batch, noise: Noise, target: np.ndarray) -> complex:
+def critics_objective(state: Arrays, critics: int, batch: NumpyBatch, noise: NumpyNoise, target: Array) -> complex:
     inputs = np.concatenate([batch.observations, batch.actions], axis=1)
-    return sum(0.5 * np.mean((network(state, f"critic_{i}", inputs)[:, 0] - target) ** 2) for i in range(1, critics + 1))
+    return sum((0.5 * complex(np.mean((network(state, f"critic_{i}", inputs)[:, 0] - target) ** 2)) for i in range(1, critics + 1)), 0j)
 
 
-def policy_objective(state: Arrays, critics: int, batch: Batch, noise: Noise) -> complex:
+def policy_objective(state: Arrays, critics: int, batch: NumpyBatch, noise: NumpyNoise) -> complex:
     action, log_prob = sample(state, batch.observations, noise.actions)
-    return np.mean(np.exp(state["log_alpha"]) * log_prob - least(state, "critic_", critics, batch.observations, action))
+    return complex(np.mean(np.exp(state["log_alpha"]) * log_prob - least(state, "critic_", critics, batch.observations, action)))
 
 
-def bellman_target(state: Arrays, critics: int, batch: Batch, noise: Noise, discount: float = 0.99) -> np.ndarray:
+def bellman_target(state: Arrays, critics: int, batch: NumpyBatch, noise: NumpyNoise, discount: float = 0.99) -> Array:
     action, log_prob = sample(state, batch.next_observations, noise.next_actions)
     value = least(state, "target_critic_", critics, batch.next_observations, action) - np.exp(state["log_alpha"]) * log_prob
-    return batch.rewards + discount * (1 - batch.terminated) * value
+    target: Array = batch.rewards + discount * (1 - batch.terminated) * value
+    return target
 
 
-def complex_step(objective: Callable[[Arrays], complex], state: Arrays, name: str) -> np.ndarray:
+def complex_step(objective: Callable[[Arrays], complex], state: Arrays, name: str) -> Array:
     derivative = np.zeros(state[name].shape)
     for index in np.ndindex(derivative.shape):
         moved = state[name].astype(complex)
@@ -76,7 +84,7 @@ def complex_step(objective: Callable[[Arrays], complex], state: Arrays, name: st
     return derivative
 
 
-def central_difference(objective: Callable[[Arrays], float], state: Arrays, name: str, step: float = 1e-5) -> np.ndarray:
+def central_difference(objective: Callable[[Arrays], float], state: Arrays, name: str, step: float = 1e-5) -> Array:
     derivative = np.zeros(state[name].shape)
     for index in np.ndindex(derivative.shape):
         ends = []
@@ -144,11 +152,11 @@ def test_losses_and_order_are_those_of_the_spec() -> None:
     new, metrics, _ = oracle.update(state, batch, noise, SETTINGS)
     alpha = np.exp(state["log_alpha"])
 
-    def draw(observations: np.ndarray, eps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def draw(observations: Array, eps: Array) -> tuple[Array, Array]:
         output = network(state, "policy", observations)
         return squash(output[:, :ACTION], bound_log_std(output[:, ACTION:]), eps)
 
-    def q(parameters: Arrays, prefix: str, observations: np.ndarray, action: np.ndarray) -> np.ndarray:
+    def q(parameters: Arrays, prefix: str, observations: Array, action: Array) -> Array:
         inputs = np.concatenate([observations, action], axis=1)
         return np.stack([network(parameters, f"{prefix}{i}", inputs)[:, 0] for i in (1, 2, 3)])
 
@@ -179,11 +187,12 @@ def test_trap_05_log_prob_stays_exact_where_tanh_saturates() -> None:
     """A policy with mean +-20 and +-50: 1 - a^2 is 0 in floating point, and the density of a is still known."""
     for dtype, tolerance in ((np.float32, 1e-6), (np.float64, 1e-15)):
         state = data.initial_state(observation=1, action=1, hidden=(), seed=0, dtype=dtype)
+        zeros = np.zeros((1, 1), dtype)
         for mean in (20.0, -20.0, 50.0, -50.0):
             state["policy.head.kernel"] = np.zeros((1, 2), dtype)
             state["policy.head.bias"] = np.array([mean, 0.0], dtype)
-            batch = Batch(np.zeros((1, 1), dtype), None, np.zeros((1, 1), dtype), np.zeros(1, dtype), np.zeros((1, 1), dtype), None, np.array([False]))
-            metrics, _, log_prob = oracle.policy_pass(state, batch, Noise(np.zeros((1, 1), dtype), np.zeros((1, 1), dtype)))
+            batch = Batch(zeros, None, zeros, zeros[0], zeros, None, np.array([False]))
+            metrics, _, log_prob = oracle.policy_pass(state, batch, Noise(zeros, zeros))
             # log N(0; 0, 1) - 2 (log 2 - |u|), softplus(-2|u|) being below the last digit.
             expected = -0.5 * math.log(2 * math.pi) - 2 * (math.log(2) - abs(mean))
             assert log_prob[0] == pytest.approx(expected, rel=tolerance)
@@ -230,7 +239,7 @@ def test_adam_over_two_steps_by_hand() -> None:
     zeros = np.zeros((1, 1))
     noise = Noise(zeros, zeros)
 
-    def batch(reward: float) -> Batch:
+    def batch(reward: float) -> NumpyBatch:
         return Batch(zeros, None, zeros, np.array([reward]), zeros, None, np.array([True]))
 
     # Gradient 2: m = 0.2, v = 0.004; m_hat = 2, v_hat = 4; step 0.1 * 2 / (2 + 1e-8).
@@ -266,7 +275,7 @@ def test_a_fixed_temperature_does_not_move() -> None:
     assert new["log_alpha"] == state["log_alpha"]
     assert metrics["alpha"] == pytest.approx(0.3, rel=1e-15)
     assert metrics["entropy_loss"] != 0.0
-    assert "log_alpha" not in gradients
+    assert gradients["log_alpha"] != 0.0
     assert set(new) == set(state)
 
 

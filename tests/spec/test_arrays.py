@@ -52,7 +52,7 @@ def test_namespace_of_each_library(xp: "Backend") -> None:
 
 def test_libraries_do_not_mix() -> None:
     torch = pytest.importorskip("torch")
-    with pytest.raises(TypeError, match="[Mm]ultiple namespaces"):
+    with pytest.raises(TypeError, match=r"[Mm]ultiple namespaces"):
         require_one_dtype("polyak", target=np.zeros(2), online=torch.zeros(2, dtype=torch.float64))
 
 
@@ -129,7 +129,9 @@ UNEQUAL: list[tuple[str, dict[str, tuple[int, ...]], str]] = [
 
 
 @pytest.mark.parametrize(("name", "shapes", "message"), UNEQUAL, ids=[f"{name}-{'-'.join(shapes)}" for name, shapes, _ in UNEQUAL])
-def test_trap_09_unequal_shapes_are_refused_with_the_fix(xp: "Backend", name: str, shapes: dict[str, tuple[int, ...]], message: str) -> None:
+def test_trap_09_unequal_shapes_are_refused_with_the_fix(
+    xp: "Backend", name: str, shapes: dict[str, tuple[int, ...]], message: str
+) -> None:
     arguments = {key: xp.asarray(value) for key, value in draw(name, **shapes).items()}
     with pytest.raises(ValueError, match=message) as refusal:
         unchecked(name)(**arguments)

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 def values(backend: "Backend") -> st.SearchStrategy[float]:
     """Parameters: zero, or of a size whose products with tau do not underflow (JAX flushes subnormal numbers to zero)."""
-    width = 32 if backend.dtype == "float32" else 64
-    size = st.floats(2.0**-60, 2.0**60, width=width)
+    size = st.floats(2.0**-60, 2.0**60, width=backend.width)
     return st.one_of(st.just(0.0), size, size.map(lambda x: -x))
 
 

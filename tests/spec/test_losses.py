@@ -1,6 +1,7 @@
 """The three losses and the target: by hand first, then what must hold for every input."""
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
 
 def arrays(backend: "Backend", *shape: int, size: float = 1000.0) -> st.SearchStrategy[np.ndarray[Any, Any]]:
     """Values of the size of returns and log-probs, none so small that its products underflow."""
-    width = 32 if backend.dtype == "float32" else 64
-    positive = st.floats(2.0**-20, size, width=width)
+    positive = st.floats(2.0**-20, size, width=backend.width)
     return hnp.arrays(backend.dtype, shape, elements=st.one_of(st.just(0.0), positive, positive.map(lambda x: -x)))
 
 
@@ -185,7 +185,7 @@ def test_alpha_moves_towards_the_target(xp: "Backend", start: float, target_entr
     log_alpha = start
     for _ in range(100):
         log_prob = xp.asarray([-log_alpha])
-        gradient = xp.gradient(lambda x, log_prob=log_prob: temperature_loss(x, log_prob, target_entropy), log_alpha)
+        gradient = xp.gradient(partial(temperature_loss, log_prob=log_prob, target_entropy=target_entropy), log_alpha)
         moved = log_alpha - 0.25 * float(gradient)
         assert abs(moved - target_entropy) <= abs(log_alpha - target_entropy) + 1e-3
         log_alpha = moved

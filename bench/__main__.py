@@ -1,0 +1,138 @@
+"""Everything that results/ holds, in one command: `python -m bench` (`make bench`).
+
+Throughput first, while nothing else runs; then parity; then the learning runs; then the report. What is recorded is not measured again.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+
+import sacref
+from bench import learning, machine, record, report, throughput
+from bench.presets import PRESETS
+
+LONGEST_SECONDS = 90 * 60.0
+"""A learning preset fits a machine if its runs are estimated to take no longer."""
+PARITY_SECONDS = 90.0
+PARITY_UPDATES = 1_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A part of the whole."""
+
+    name: str
+    seconds: float
+    """Estimated; 0 for what is recorded already."""
+    run: Callable[[], int]
+
+
+def main(*, preset: str | None = None, results: Path = machine.ROOT / "results", dry_run: bool = False) -> int:
+    """Measure what is not recorded yet for this version on this kind of machine, and write the report.
+
+    Args:
+        preset: the learning preset; unless given, the longest that fits the machine.
+        results: folder of the records.
+        dry_run: say what would be done, and stop.
+
+    Returns:
+        Exit status: that of the first stage that failed, else 0.
+    """
+    console = Console(soft_wrap=True)
+    if preset is not None and preset not in PRESETS:
+        raise SystemExit(f"--preset is {preset!r}, expected one of {', '.join(PRESETS)}")
+    todo = stages(preset or fitting_preset(results), results)
+    for stage in todo:
+        console.print(f"{stage.name}: " + (f"about {max(1, round(stage.seconds / 60))} min" if stage.seconds else "recorded already"))
+    console.print(f"Together about {round(sum(stage.seconds for stage in todo) / 60)} min. Ctrl-C stops; the same command goes on.")
+    if dry_run:
+        return 0
+    status = 0
+    for stage in todo:
+        if stage.seconds:
+            console.rule(stage.name)
+            outcome = stage.run()
+            if outcome == 130:
+                return outcome
+            status = status or outcome
+    return status or report.main(results=results)
+
+
+def fitting_preset(results: Path) -> str:
+    """The longest preset whose runs this machine does in `LONGEST_SECONDS`, measured from the start; else the shortest."""
+    speed = learning.steps_per_second(results / "learning", _slug())
+    cores = len(machine.available_cores())
+
+    def seconds(name: str) -> float:
+        runs = 2 * len(PRESETS[name].seeds)
+        return PRESETS[name].steps * -(-runs // cores) / speed
+
+    by_length = sorted(PRESETS, key=seconds)
+    return [name for name in by_length if seconds(name) <= LONGEST_SECONDS or name == by_length[0]][-1]
+
+
+def stages(preset: str, results: Path) -> list[Stage]:
+    """The stages, in order."""
+    chosen = PRESETS[preset]
+    cores = len(machine.available_cores())
+    runs = learning.plan(chosen, ("torch", "jax"), chosen.seeds, cores, results / "learning", learning.RUNS)
+    measured = _recorded(results / "throughput")
+    compared = {dtype: parity_file(results, dtype) for dtype in ("float64", "float32")}
+    return [
+        Stage(
+            name="throughput",
+            seconds=0.0 if measured else throughput.estimated_seconds(),
+            run=partial(_module, "bench.throughput", "--results", str(results / "throughput")),
+        ),
+        *(
+            Stage(
+                name=f"parity in {dtype}",
+                seconds=0.0 if path.exists() else PARITY_SECONDS,
+                run=partial(compare, dtype, path),
+            )
+            for dtype, path in compared.items()
+        ),
+        Stage(
+            name=f"learning, preset {preset}",
+            seconds=runs.seconds,
+            run=partial(_module, "bench.learning", preset, "--results", str(results / "learning")),
+        ),
+    ]
+
+
+def parity_file(results: Path, dtype: str) -> Path:
+    """Where the parity of this version on this kind of machine is recorded."""
+    return results / "parity" / f"{sacref.__version__}-{_slug()}" / f"{dtype}.json"
+
+
+def compare(dtype: str, path: Path) -> int:
+    """Record the drift of the backends and the oracle from each other."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return _module("sacref", "parity", "--updates", str(PARITY_UPDATES), "--dtype", dtype, "--json", str(path))
+
+
+def _recorded(folder: Path) -> bool:
+    found = (record.read(path) for path in folder.glob(f"*-{_slug()}/*.json"))
+    return any(one.sacref_version == sacref.__version__ for one in found)
+
+
+def _module(*arguments: str) -> int:
+    """Run a module in a process of its own: it binds itself to cores, and must load its libraries after that."""
+    try:
+        return subprocess.run([sys.executable, "-m", *arguments], cwd=machine.ROOT, check=False).returncode
+    except KeyboardInterrupt:
+        return 130
+
+
+def _slug() -> str:
+    return machine.slug(machine.hardware(machine.find_accelerator()))
+
+
+if __name__ == "__main__":
+    sys.exit(tyro.cli(main))

@@ -1,0 +1,178 @@
+"""The implementations that are compared, behind one small interface: state in, one update after another, everything out."""
+
+import importlib
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from typing import Any, NamedTuple, Protocol
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from sacref.config import SACConfig
+from sacref.parity import data, oracle
+from sacref.types import Batch, Noise
+
+BACKENDS = ("torch", "jax")
+REQUIRES = {"torch": ("torch",), "jax": ("jax", "flax", "optax")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What is updated: sizes and settings, the same for every implementation."""
+
+    observation: int = 17
+    action: int = 6
+    hidden: tuple[int, ...] = (256, 256)
+    critics: int = 2
+    batch_size: int = 256
+    replay_size: int = 10_000
+    dtype: str = "float64"
+    seed: int = 0
+    discount_factor: float = 0.99
+    polyak: float = 0.005
+    learning_rate: tuple[float, float, float] = (3e-4, 3e-4, 3e-4)
+    """Of policy, critics, temperature."""
+    grad_norm_clip: float = 0.0
+    learn_entropy: bool = True
+    initial_entropy_value: float = 1.0
+    target_entropy: float | None = None
+    """In nats; None means minus the number of action dimensions."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as values that JSON can hold."""
+        return asdict(self) | {"hidden": list(self.hidden), "learning_rate": list(self.learning_rate)}
+
+    def settings(self) -> oracle.Settings:
+        """What the oracle is told."""
+        return oracle.Settings(
+            target_entropy=-float(self.action) if self.target_entropy is None else self.target_entropy,
+            discount_factor=self.discount_factor,
+            polyak=self.polyak,
+            learning_rates=self.learning_rate,
+            grad_norm_clip=self.grad_norm_clip,
+            learn_entropy=self.learn_entropy,
+        )
+
+    def config(self) -> SACConfig:
+        """What the agents are told."""
+        return SACConfig(
+            batch_size=self.batch_size,
+            discount_factor=self.discount_factor,
+            polyak=self.polyak,
+            learning_rate=self.learning_rate,
+            grad_norm_clip=self.grad_norm_clip,
+            learn_entropy=self.learn_entropy,
+            initial_entropy_value=self.initial_entropy_value,
+            target_entropy=self.target_entropy,
+        )
+
+    def initial_state(self) -> oracle.Arrays:
+        """Where every implementation starts, in `dtype`."""
+        return data.initial_state(
+            observation=self.observation,
+            action=self.action,
+            hidden=self.hidden,
+            critics=self.critics,
+            alpha=self.initial_entropy_value,
+            learn_entropy=self.learn_entropy,
+            seed=self.seed,
+            dtype=self.dtype,
+        )
+
+    def draws(self) -> Iterator[tuple[Batch[NDArray[Any]], Noise[NDArray[Any]]]]:
+        """What every implementation is fed, in `dtype`; without end."""
+        replay = data.synthetic_replay(
+            self.replay_size, observation=self.observation, action=self.action, seed=self.seed, dtype=np.dtype(self.dtype)
+        )
+        return data.draws(replay, batch_size=self.batch_size, seed=self.seed)
+
+
+class Outcome(NamedTuple):
+    """What one update left behind."""
+
+    metrics: oracle.Arrays
+    gradients: oracle.Arrays
+    """Before clipping, by the names of their parameters."""
+    state: oracle.Arrays
+    """Parameters, log alpha, moments and counts after the update."""
+
+
+class Implementation(Protocol):
+    """Something that updates."""
+
+    def update(self, batch: Batch[NDArray[Any]], noise: Noise[NDArray[Any]]) -> Outcome:
+        """Make one update and show everything."""
+        ...
+
+
+class Oracle:
+    """The NumPy oracle, in a floating type of its own: in float64 it is the truth that float32 drifts from."""
+
+    def __init__(self, problem: Problem, state: oracle.Arrays, dtype: str = "float64") -> None:
+        self.settings = problem.settings()
+        self.dtype = np.dtype(dtype)
+        self.state = {name: self._cast(array) for name, array in state.items()}
+
+    def update(self, batch: Batch[NDArray[Any]], noise: Noise[NDArray[Any]]) -> Outcome:
+        batch = batch.map(self._cast)
+        noise = Noise(*map(self._cast, noise))
+        self.state, metrics, gradients = oracle.update(self.state, batch, noise, self.settings)
+        return Outcome(metrics, gradients, self.state)
+
+    def _cast(self, array: NDArray[Any]) -> NDArray[Any]:
+        return array.astype(self.dtype) if array.dtype.kind == "f" else array
+
+
+class BackendAgent:
+    """A backend's agent with its default models, driven update by update."""
+
+    def __init__(self, backend: str, problem: Problem, state: oracle.Arrays) -> None:
+        module = importlib.import_module(f"sacref.{backend}")
+        self.dtype = problem.dtype
+        self.backend = backend
+        spaces = {
+            "observation_space": gymnasium.spaces.Box(-math.inf, math.inf, (problem.observation,), np.float64),
+            "action_space": gymnasium.spaces.Box(-1.0, 1.0, (problem.action,), np.float64),
+        }
+        with self._precision():
+            models = module.default_models(
+                **spaces, hidden=problem.hidden, seed=problem.seed, dtype=problem.dtype, num_critics=problem.critics
+            )
+            self.agent = module.SAC(models=models, memory=None, **spaces, cfg=problem.config())
+            self.agent.keep_gradients()
+            self.agent.set_arrays(state)
+
+    def update(self, batch: Batch[NDArray[Any]], noise: Noise[NDArray[Any]]) -> Outcome:
+        with self._precision():
+            metrics = self.agent.update_on(batch, noise)
+            return Outcome(dict(metrics), self.agent.gradients(), self.agent.arrays())
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        """JAX keeps float64 only where its 64-bit mode is on; here it is on inside, and the process's own setting stays."""
+        if self.backend == "jax" and self.dtype == "float64":
+            with importlib.import_module("jax").enable_x64(True):
+                yield
+        else:
+            yield
+
+
+def installed_backends() -> list[str]:
+    """Those of torch and JAX whose libraries are there."""
+    return [backend for backend in BACKENDS if all(find_spec(library) is not None for library in REQUIRES[backend])]
+
+
+def implementations(problem: Problem, backends: list[str]) -> dict[str, Implementation]:
+    """The agents of `backends` and the oracle, all from one state.
+
+    In float32 there are two oracles: `numpy` stays in float64, as the truth, and `numpy_float32` shows how far rounding alone drifts.
+    """
+    state = problem.initial_state()
+    found: dict[str, Implementation] = {backend: BackendAgent(backend, problem, state) for backend in backends}
+    if problem.dtype == "float32":
+        found["numpy_float32"] = Oracle(problem, state, "float32")
+    return found | {"numpy": Oracle(problem, state)}

@@ -1,0 +1,146 @@
+"""What is left of a parity run: a table, a JSON record with every update's numbers, and a plot of the drift."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+import sacref
+from sacref.parity.compare import KINDS, Largest, Traces
+from sacref.parity.drivers import Problem
+
+SCHEMA_VERSION = 1
+LIBRARIES = ("numpy", "torch", "jax", "jaxlib", "flax", "optax", "array-api-compat")
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of `sacref.parity.run`."""
+
+    problem: Problem
+    updates: int
+    traces: Traces
+    seconds: float
+
+    def largest(self, kind: str | None = None) -> Largest:
+        """The largest relative difference of any pair, over one kind or over all of them."""
+        traces = [trace for kinds in self.traces.pairs.values() for name, trace in kinds.items() if kind in (None, name)]
+        return max((trace.largest_relative for trace in traces), key=lambda largest: largest.value, default=Largest(0.0, 0, ""))
+
+    def within(self, tolerance: float) -> bool:
+        """Whether every state stayed together: parameters, targets, moments and alpha, relative, at every update."""
+        return all(self.largest(kind).value <= tolerance for kind in ("parameters", "targets", "moments", "alpha"))
+
+    def table(self) -> Table:
+        """The largest differences per pair and kind, for a rich console."""
+        table = Table(title=f"{self.updates} updates in {self.problem.dtype}: largest differences", title_justify="left")
+        for heading, justify in (("pair", "left"), ("kind", "left"), ("absolute", "right"), ("relative", "right"), ("update", "right")):
+            table.add_column(heading, justify="right" if justify == "right" else "left")
+        table.add_column("where it is largest, relative", overflow="fold")
+        for (a, b), kinds in self.traces.pairs.items():
+            for kind in KINDS:
+                if kind in kinds:
+                    absolute, relative = kinds[kind].largest_absolute, kinds[kind].largest_relative
+                    where = relative.where.replace("[", r"\[")
+                    table.add_row(f"{a} - {b}", kind, f"{absolute.value:.1e}", f"{relative.value:.1e}", str(relative.update), where)
+            table.add_section()
+        return table
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record: schema of DESIGN section 6, raw samples per update included."""
+        commit, dirty = _source()
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "suite": "parity",
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "sacref_version": sacref.__version__,
+            "commit": commit,
+            "dirty": dirty,
+            "configuration": {"updates": self.updates, **self.problem.to_dict()},
+            "seed": self.problem.seed,
+            "hardware": _hardware(),
+            "libraries": {"python": platform.python_version()} | dict(_versions()),
+            "seconds": round(self.seconds, 3),
+            "largest": {
+                f"{a} - {b}": {
+                    kind: {"absolute": trace.largest_absolute._asdict(), "relative": trace.largest_relative._asdict()}
+                    for kind, trace in kinds.items()
+                }
+                for (a, b), kinds in self.traces.pairs.items()
+            },
+            "samples": {
+                # Three digits of a difference say all that it has to say, and keep the file small.
+                "differences": {
+                    f"{a} - {b}": {
+                        kind: {"absolute": _short(trace.absolute), "relative": _short(trace.relative)} for kind, trace in kinds.items()
+                    }
+                    for (a, b), kinds in self.traces.pairs.items()
+                },
+                "metrics": self.traces.metrics,
+            },
+        }
+
+    def write(self, path: Path) -> tuple[Path, Path]:
+        """Write the record to `path`, and the drift plot beside it as PNG. Returns both paths."""
+        from matplotlib.figure import Figure
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Infinity (a side that is not finite) has no JSON of its own; Python's reader knows it.
+        path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        pairs = self.traces.pairs
+        figure = Figure(figsize=(4.2 * len(pairs), 3.6), layout="constrained")
+        axes = figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0]
+        for axis, ((a, b), kinds) in zip(axes, pairs.items(), strict=True):
+            for kind, trace in kinds.items():
+                axis.plot(range(1, len(trace.relative) + 1), trace.relative, label=kind, linewidth=1)
+            axis.set(title=f"{a} - {b}", xlabel="update", yscale="log")
+            axis.grid(True, alpha=0.3)
+        if len(axes):
+            axes[0].set_ylabel(f"largest relative difference, {self.problem.dtype}")
+            axes[-1].legend(fontsize="small")
+        picture = path.with_suffix(".png")
+        figure.savefig(picture, dpi=120)
+        return path, picture
+
+
+def _short(values: Iterable[float]) -> list[float]:
+    return [float(f"{value:.2e}") for value in values]
+
+
+def _source() -> tuple[str | None, bool]:
+    """Commit of the source tree, and whether its code (results/ is none) differs from it. (None, True) outside Git."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", ".", ":(exclude)results"))
+    except (OSError, subprocess.CalledProcessError):
+        return None, True
+
+
+def _hardware() -> dict[str, Any]:
+    """The machine's kind, never its name."""
+    model = platform.processor() or platform.machine()
+    processors = Path("/proc/cpuinfo")
+    if processors.exists():
+        lines = processors.read_text(encoding="utf-8").splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
+    return {"cpu_model": model, "cores": os.cpu_count(), "architecture": platform.machine(), "system": platform.system()}
+
+
+def _versions() -> Iterable[tuple[str, str]]:
+    for name in LIBRARIES:
+        try:
+            yield name, importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue

@@ -1,0 +1,176 @@
+"""One handle on either backend, so that a test of the agents is written once. `backend = pytest.fixture(params=BACKENDS)(load_backend)`."""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+import pytest
+from numpy.typing import ArrayLike, NDArray
+
+from sacref.config import ExperimentConfig, SACConfig
+from sacref.types import Batch, Noise
+
+BACKENDS = ["torch", "jax"]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend's package, and the few things that its arrays differ in."""
+
+    name: str
+
+    def module(self, name: str) -> ModuleType:
+        """`sacref.<backend>.<name>`."""
+        return importlib.import_module(f"sacref.{self.name}.{name}")
+
+    @property
+    def package(self) -> Any:
+        return importlib.import_module(f"sacref.{self.name}")
+
+    @property
+    def array_type(self) -> type:
+        module = importlib.import_module(self.name)
+        return module.Tensor if self.name == "torch" else module.Array
+
+    def array(self, values: ArrayLike) -> Any:
+        """`values` as an array of this backend, of the same dtype."""
+        host = np.array(values)
+        if self.name == "torch":
+            return importlib.import_module("torch").from_numpy(host)
+        return importlib.import_module("jax.numpy").asarray(host)
+
+    def tree(self, tree: Any) -> Any:
+        """A dict of dicts of array-likes as one of this backend's arrays."""
+        return {name: self.tree(branch) for name, branch in tree.items()} if isinstance(tree, Mapping) else self.array(tree)
+
+    def agent(self, spaces: "Spaces | None" = None, **options: Any) -> Any:
+        """A small agent in training mode; for the options see `make_agent`."""
+        return make_agent(self, spaces or Spaces(), **options)
+
+
+def load_backend(request: pytest.FixtureRequest) -> Backend:
+    """The body of the `backend` fixture: skips where the backend is not installed."""
+    pytest.importorskip(request.param, reason=f"{request.param} is not installed")
+    return Backend(request.param)
+
+
+def installed_backends() -> list[Backend]:
+    """Both backends, for tests that compare them."""
+    for name in BACKENDS:
+        pytest.importorskip(name, reason=f"{name} is not installed")
+    return [Backend(name) for name in BACKENDS]
+
+
+class Spaces(NamedTuple):
+    """Spaces of a small task."""
+
+    observation: gymnasium.Space[Any] = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float64)
+    action: gymnasium.Space[Any] = gymnasium.spaces.Box(-2.0, 2.0, (2,), np.float32)
+
+
+def box(low: ArrayLike, high: ArrayLike, shape: tuple[int, ...] | None = None, dtype: Any = np.float32) -> gymnasium.spaces.Box:
+    """A Box; `shape` only where the bounds are numbers."""
+    if shape is not None:
+        return gymnasium.spaces.Box(float(np.asarray(low)), float(np.asarray(high)), shape, dtype)
+    return gymnasium.spaces.Box(np.asarray(low, dtype), np.asarray(high, dtype), dtype=dtype)
+
+
+def make_agent(
+    backend: Backend,
+    spaces: Spaces,
+    *,
+    capacity: int | None = 32,
+    num_envs: int = 1,
+    hidden: tuple[int, ...] = (8,),
+    num_critics: int = 2,
+    models: Mapping[str, Any] | None = None,
+    dtype: str = "float32",
+    training: bool = True,
+    seed: int = 0,
+    device: Any = None,
+    **cfg: Any,
+) -> Any:
+    """An agent of tiny networks. `cfg` holds fields of SACConfig; the batch is 4 unless given, and no files are written.
+
+    Args:
+        capacity: of the memory; None for an agent without one. seed: of the networks and of the agent's streams.
+    """
+    package = backend.package
+    if models is None:
+        models = package.default_models(
+            observation_space=spaces.observation, action_space=spaces.action, hidden=hidden, seed=seed, dtype=dtype, num_critics=num_critics
+        )
+    quiet = ExperimentConfig(write_interval=0, checkpoint_interval=0)
+    agent = package.SAC(
+        models=models,
+        memory=None if capacity is None else package.ReplayMemory(capacity, num_envs),
+        observation_space=spaces.observation,
+        action_space=spaces.action,
+        device=device,
+        cfg=SACConfig(**{"experiment": quiet, "batch_size": min(4, capacity or 4), "seed": seed, **cfg}),
+    )
+    agent.init()
+    agent.enable_training_mode(training)
+    return agent
+
+
+def draw_row(agent: Any, generator: np.random.Generator, **given: Any) -> dict[str, Any]:
+    """The arguments of one `record_transition`, drawn at random but for those that are given; NumPy arrays."""
+    envs = agent.memory.num_envs if agent.memory is not None else 1
+    observation, action = agent.observation_space, agent.action_space
+
+    def observations() -> NDArray[Any]:
+        shape = (envs, *observation.shape)
+        if np.issubdtype(observation.dtype, np.floating):
+            return generator.normal(size=shape).astype(observation.dtype)
+        return generator.integers(0, 256, shape).astype(observation.dtype)
+
+    row: dict[str, Any] = {
+        "observations": observations(),
+        "states": None,
+        "actions": generator.uniform(action.low, action.high, (envs, *action.shape)).astype(action.dtype),
+        "rewards": generator.normal(size=(envs, 1)).astype(np.float32),
+        "next_observations": observations(),
+        "next_states": None,
+        "terminated": generator.random((envs, 1)) < 0.2,
+        "truncated": np.zeros((envs, 1), bool),
+        "infos": {},
+        "timestep": 0,
+        "timesteps": 1000,
+    }
+    return {**row, **given}
+
+
+def fill(agent: Any, rows: int, seed: int = 0) -> None:
+    """Record `rows` random rows."""
+    generator = np.random.default_rng(seed)
+    for _ in range(rows):
+        agent.record_transition(**draw_row(agent, generator))
+
+
+def draw_batch(agent: Any, size: int, seed: int = 0) -> tuple[Any, Any]:
+    """A random batch and its noise for `update_on`, as NumPy arrays in float64."""
+    generator = np.random.default_rng(seed)
+    shape, actions = agent.observation_space.shape, int(np.prod(agent.action_space.shape))
+    batch = Batch(
+        observations=generator.normal(size=(size, *shape)),
+        states=None,
+        actions=generator.uniform(-0.9, 0.9, (size, actions)),
+        rewards=generator.normal(size=size),
+        next_observations=generator.normal(size=(size, *shape)),
+        next_states=None,
+        terminated=generator.random(size) < 0.3,
+    )
+    return batch, Noise(next_actions=generator.normal(size=(size, actions)), actions=generator.normal(size=(size, actions)))
+
+
+def assert_same_arrays(a: Mapping[str, NDArray[Any]], b: Mapping[str, NDArray[Any]]) -> None:
+    """Bit for bit."""
+    assert set(a) == set(b)
+    for name in a:
+        assert a[name].dtype == b[name].dtype, name
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)

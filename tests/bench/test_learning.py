@@ -1,0 +1,212 @@
+"""What the learning suite starts, skips and resumes, and that a run which fails or is stopped does no harm."""
+
+import dataclasses
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import sacref
+from bench import learning, machine, record
+from bench.learning import Plan, Pool, plan
+from bench.learning_run import Job
+from bench.presets import PRESETS, Preset
+from bench.record import Evaluation, Hardware, LearningSamples, Record, RecordError, Session
+
+PRESET = Preset(name="tiny", env="Task-v0", steps=1_000, evaluation_interval=500, seeds=(0, 1))
+MACHINE = "a-cpu-2core"
+
+
+@pytest.fixture(autouse=True)
+def one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "slug", lambda where: MACHINE)
+    monkeypatch.setattr(machine, "find_accelerator", lambda: None)
+
+
+def recorded(job: Job, **changes: object) -> Record:
+    written = Record(
+        schema_version=record.SCHEMA_VERSION,
+        suite="learning",
+        run=job.name,
+        date="2026-01-02T03:04:05+00:00",
+        sacref_version=sacref.__version__,
+        commit=None,
+        dirty=True,
+        configuration=job.configuration() | {"run": {}},
+        hardware=Hardware(cpu_model="A CPU", cores=2, threads=1, memory_bytes=1, accelerator=None),
+        libraries={},
+        seed=job.seed,
+        compile_seconds=None,
+        samples=LearningSamples(
+            evaluations=[Evaluation(step=job.steps, returns=[1.0])],
+            sessions=[Session(started="", resumed=False, wall_seconds=100.0, cpu_seconds=100.0)],
+        ),
+    )
+    return dataclasses.replace(written, **changes)  # type: ignore[arg-type]  # The tests name fields only.
+
+
+def planned(tmp_path: Path, jobs: int = 2) -> Plan:
+    return plan(PRESET, ("torch", "jax"), PRESET.seeds, jobs, tmp_path / "results", tmp_path / "runs")
+
+
+def names(found: Plan) -> list[str]:
+    return [job.name for job in found.jobs]
+
+
+def test_all_runs_are_planned_seed_by_seed(tmp_path: Path) -> None:
+    found = planned(tmp_path)
+    assert names(found) == ["tiny-torch-seed0", "tiny-jax-seed0", "tiny-torch-seed1", "tiny-jax-seed1"]
+    assert len({job.out for job in found.jobs} | {job.run_dir for job in found.jobs}) == 8
+    assert found.seconds == pytest.approx(4 * 1_000 / 2 / learning.UNMEASURED_STEPS_PER_SECOND)
+
+
+def test_a_recorded_run_is_skipped_whatever_its_date_and_tells_the_speed(tmp_path: Path) -> None:
+    first = planned(tmp_path).jobs[0]
+    path = tmp_path / "results" / f"2020-01-01-{MACHINE}" / f"{first.name}.json"
+    record.write(path, recorded(first))
+    found = planned(tmp_path)
+    assert names(found) == ["tiny-jax-seed0", "tiny-torch-seed1", "tiny-jax-seed1"]
+    assert found.skipped == [path]
+    assert found.seconds == pytest.approx(3 * 1_000 / 2 / 10)  # The record's 1,000 steps in 100 seconds.
+
+
+def test_a_record_of_another_version_or_machine_is_not_skipped(tmp_path: Path) -> None:
+    first = planned(tmp_path).jobs[0]
+    record.write(tmp_path / "results" / f"2020-01-01-{MACHINE}" / f"{first.name}.json", recorded(first, sacref_version="0.0.1"))
+    record.write(tmp_path / "results" / "2020-01-01-other" / f"{first.name}.json", recorded(first))
+    assert len(planned(tmp_path).jobs) == 4
+
+
+def test_a_record_of_another_configuration_stops_the_suite(tmp_path: Path) -> None:
+    first = planned(tmp_path).jobs[0]
+    path = tmp_path / "results" / f"2020-01-01-{MACHINE}" / f"{first.name}.json"
+    record.write(path, recorded(first, configuration=first.configuration() | {"steps": 7}))
+    with pytest.raises(SystemExit, match="another configuration"):
+        planned(tmp_path)
+
+
+def test_a_record_that_cannot_be_read_stops_the_suite(tmp_path: Path) -> None:
+    path = tmp_path / "results" / f"2020-01-01-{MACHINE}" / "tiny-torch-seed0.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    with pytest.raises(RecordError, match="schema_version"):
+        planned(tmp_path)
+
+
+def test_the_estimate_leaves_out_what_is_trained_already(tmp_path: Path) -> None:
+    first = planned(tmp_path).jobs[0]
+    Path(first.run_dir).mkdir(parents=True)
+    (Path(first.run_dir) / "evaluation.json").write_text(json.dumps([{"step": 500, "returns": [1.0]}]))
+    assert planned(tmp_path).seconds == pytest.approx(3_500 / 2 / learning.UNMEASURED_STEPS_PER_SECOND)
+
+
+def test_the_presets_end_with_an_evaluation() -> None:
+    for preset in PRESETS.values():
+        assert preset.steps % preset.evaluation_interval == 0
+        assert preset.evaluation_episodes == 10
+    headline = PRESETS["halfcheetah-100k"]
+    assert (headline.env, headline.steps, headline.seeds) == ("HalfCheetah-v5", 100_000, (0, 1, 2))
+
+
+def pool(tmp_path: Path, worker: str, *, count: int = 3, cores: tuple[int, ...] = (0, 1)) -> tuple[Pool, list[Job], io.StringIO]:
+    """A pool whose runs execute the Python text `worker` with the job as `job`."""
+    jobs = planned(tmp_path).jobs[:count]
+    output = io.StringIO()
+    command = [sys.executable, "-c", f"import json, os, signal, sys, time\njob = json.loads(sys.argv[1])\n{worker}"]
+    return Pool(jobs, cores, Console(file=output, soft_wrap=True), worker=command, interval=0.0), jobs, output
+
+
+def test_a_run_that_fails_does_not_stop_the_others_and_is_reported(tmp_path: Path) -> None:
+    worker = "print('what went wrong')\nsys.exit(7) if job['backend'] == 'jax' else open(job['run_dir'] + '.ran', 'w').write('x')"
+    started, jobs, output = pool(tmp_path, worker)
+    assert started.run() == 1
+    assert [Path(job.run_dir + ".ran").exists() for job in jobs] == [True, False, True]
+    said = output.getvalue()
+    assert "FAILED (status 7): tiny-jax-seed0" in said
+    assert "2 recorded, 1 failed" in said
+    assert "what went wrong" in learning.log(jobs[1]).read_text()
+
+
+def test_all_recorded_is_success(tmp_path: Path) -> None:
+    assert pool(tmp_path, "")[0].run() == 0
+
+
+def test_runs_beside_each_other_have_different_cores_and_one_thread(tmp_path: Path) -> None:
+    worker = """
+began = time.time()
+time.sleep(3)
+json.dump([job['core'], os.environ['OMP_NUM_THREADS'], began, time.time()], open(job['run_dir'] + '.core', 'w'))
+"""
+    started, jobs, _ = pool(tmp_path, worker, count=2, cores=(4, 5))
+    assert started.run() == 0
+    first, second = (json.loads(Path(job.run_dir + ".core").read_text()) for job in jobs)
+    assert (first[:2], second[:2]) == ([4, "1"], [5, "1"])
+    assert second[2] < first[3]  # The second began before the first ended.
+
+
+def test_ctrl_c_lets_the_runs_write_what_they_have(tmp_path: Path) -> None:
+    worker = """
+try:
+    open(job['run_dir'] + '.started', 'w').write('x')
+    time.sleep(60)
+except KeyboardInterrupt:
+    open(job['run_dir'] + '.written', 'w').write('x')
+    sys.exit(130)
+"""
+    started, jobs, output = pool(tmp_path, worker)
+
+    def interrupt() -> None:
+        while not all(Path(job.run_dir + ".started").exists() for job in jobs[:2]):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    assert started.run() == 130
+    assert [Path(job.run_dir + ".written").exists() for job in jobs] == [True, True, False]
+    assert "the same command goes on from there" in output.getvalue()
+
+
+def test_progress_shows_the_last_step_written_and_the_last_evaluation(tmp_path: Path) -> None:
+    job = planned(tmp_path).jobs[0]
+    run_dir = Path(job.run_dir)
+    run_dir.mkdir(parents=True)
+    assert learning.progress(job) == "tiny-torch-seed0 0%"
+    (run_dir / "evaluation.json").write_text(json.dumps([{"step": 500, "returns": [1000.0, 2000.0]}]))
+    (run_dir / "metrics.jsonl").write_text('{"environment_steps": 500}\n{"environment_steps": 730}\n{"environment_st')
+    assert learning.progress(job) == "tiny-torch-seed0 73% (evaluation 1,500 at 500)"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux binds processes to cores")
+def test_jax_keeps_to_the_core_that_it_is_bound_to() -> None:
+    pytest.importorskip("jax")
+    program = """
+from bench import machine
+machine.keep_to_cores(machine.available_cores()[:1])
+import resource, time
+import jax, jax.numpy as jnp
+multiply = jax.jit(lambda a: a @ a / 1000)
+a = multiply(jnp.ones((1000, 1000))).block_until_ready()
+used = lambda: sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+began, before = time.perf_counter(), used()
+for _ in range(20):
+    a = multiply(a)
+a.block_until_ready()
+print((used() - before) / (time.perf_counter() - began))
+"""
+    answer = subprocess.run(
+        [sys.executable, "-c", program],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=machine.ROOT,
+        env={**os.environ, **machine.ONE_THREAD},
+    )
+    assert float(answer.stdout) < 1.1

@@ -1,0 +1,29 @@
+"""The run-time checker behind the tests' import hook: beartype, without the hints that it cannot check."""
+
+from collections.abc import Callable
+from typing import Any
+
+from beartype import beartype
+from beartype.door import is_bearable
+from beartype.roar import BeartypeCallHintForwardRefException, BeartypeDecorHintException
+
+
+def check(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Check a function's arguments and result whenever it is called.
+
+    beartype refuses generic NamedTuples such as `Batch[Array]`, and protocols without `runtime_checkable`, instead of passing them
+    over: they count as Any, and the array hints beside them are still checked.
+    """
+    hints = getattr(function, "__annotations__", {})
+    function.__annotations__ = {name: hint if _can_check(hint) else Any for name, hint in hints.items()}
+    return beartype(function)
+
+
+def _can_check(hint: Any) -> bool:
+    try:
+        is_bearable(None, hint)
+    except BeartypeCallHintForwardRefException:
+        return True
+    except BeartypeDecorHintException:
+        return False
+    return True

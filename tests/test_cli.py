@@ -1,0 +1,395 @@
+"""Flags become configurations, mistakes become one message, and a small run goes from `sacref train` to its plot."""
+
+import dataclasses
+import inspect
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gymnasium
+import pytest
+from gymnasium.envs.classic_control import PendulumEnv
+
+import sacref
+from sacref import cli, experiment
+from sacref.config import ExperimentConfig, SACConfig, paper_config
+from sacref.evaluation import Evaluation
+from sacref.experiment import train as sacref_train
+
+
+def parse_train(*arguments: str) -> cli.Train:
+    command = cli.parse(["train", *arguments])
+    assert isinstance(command, cli.Train)
+    return command
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """In the place of `sacref.train`; holds the arguments of the call, and the result that it gives."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "curve.png").touch()
+    calls: dict[str, Any] = {
+        "result": SimpleNamespace(
+            run_dir=tmp_path / "run",
+            evaluations=((40, Evaluation((1.0, 3.0), (5, 5))),),
+            steps=50,
+            steps_per_second=123.4,
+            interrupted=False,
+        )
+    }
+
+    def train(**arguments: Any) -> Any:
+        calls["arguments"] = arguments
+        return calls["result"]
+
+    monkeypatch.setattr(experiment, "train", train)
+    return calls
+
+
+FLAGS: list[tuple[str, list[str], Any]] = [
+    ("gradient_steps", ["--gradient-steps", "4"], 4),
+    ("batch_size", ["--batch-size", "32"], 32),
+    ("discount_factor", ["--discount-factor", "0.9"], 0.9),
+    ("polyak", ["--polyak", "0.01"], 0.01),
+    ("learning_rate", ["--learning-rate", "1e-4"], 1e-4),
+    ("learning_rate", ["--learning-rate", "1e-4", "2e-4", "3e-4"], (1e-4, 2e-4, 3e-4)),
+    ("random_timesteps", ["--random-timesteps", "7"], 7),
+    ("learning_starts", ["--learning-starts", "8"], 8),
+    ("grad_norm_clip", ["--grad-norm-clip", "0.5"], 0.5),
+    ("learn_entropy", ["--no-learn-entropy"], False),
+    ("initial_entropy_value", ["--initial-entropy-value", "0.7"], 0.7),
+    ("target_entropy", ["--target-entropy", "-3"], -3.0),
+    ("target_entropy", ["--target-entropy", "None"], None),
+    ("rewards_shaper", ["--rewards-shaper", "math:hypot"], math.hypot),
+    ("rewards_shaper", ["--rewards-shaper", "None"], None),
+    ("seed", ["--seed", "11"], 11),
+    ("experiment.directory", ["--experiment.directory", "folder"], "folder"),
+    ("experiment.experiment_name", ["--experiment.experiment-name", "name"], "name"),
+    ("experiment.write_interval", ["--experiment.write-interval", "50"], 50),
+    ("experiment.write_interval", ["--experiment.write-interval", "auto"], "auto"),
+    ("experiment.checkpoint_interval", ["--experiment.checkpoint-interval", "0"], 0),
+    ("experiment.store_separately", ["--experiment.store-separately"], True),
+]
+
+UNAVAILABLE: list[tuple[str, list[str]]] = [
+    ("learning_rate_scheduler", ["KLAdaptiveLR"]),
+    ("learning_rate_scheduler_kwargs", ['{"kl_threshold": 0.01}']),
+    ("observation_preprocessor", ["RunningStandardScaler"]),
+    ("observation_preprocessor_kwargs", ['{"size": 17}']),
+    ("state_preprocessor", ["RunningStandardScaler"]),
+    ("state_preprocessor_kwargs", ['{"size": 17}']),
+    ("mixed_precision", []),
+]
+
+
+@pytest.mark.parametrize(("path", "arguments", "expected"), FLAGS, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_a_flag_sets_its_field_and_no_other(path: str, arguments: list[str], expected: Any) -> None:
+    changed = paper_config()
+    owner, name = (changed.experiment, path.removeprefix("experiment.")) if "." in path else (changed, path)
+    setattr(owner, name, expected)
+    assert parse_train(*arguments).cfg == changed
+
+
+@pytest.mark.parametrize(("name", "values"), UNAVAILABLE)
+def test_a_flag_of_a_feature_that_is_not_there_is_refused(name: str, values: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", f"--{name.replace('_', '-')}", *values]) == 2
+    error = capsys.readouterr().err
+    assert f"SACConfig.{name} is" in error
+    assert "not available in this version" in error
+
+
+def test_every_field_has_a_flag_that_is_tested() -> None:
+    tested = {path for path, _, _ in FLAGS} | {name for name, _ in UNAVAILABLE}
+    fields = {entry.name for entry in dataclasses.fields(SACConfig)} - {"experiment"}
+    assert tested == fields | {f"experiment.{entry.name}" for entry in dataclasses.fields(ExperimentConfig)}
+
+
+def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["train", "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    names = {entry.name for entry in dataclasses.fields(SACConfig)} | set(inspect.signature(sacref_train).parameters)
+    names = (names - {"experiment", "cfg"}) | {f"experiment.{entry.name}" for entry in dataclasses.fields(ExperimentConfig)}
+    assert {f"--{name.replace('_', '-')}" for name in names} <= set(re.findall(r"--[\w.-]+", text))
+    assert "Transitions in the batch of one gradient step. (default: 256)" in " ".join(text.replace("│", " ").split())
+
+
+def test_train_has_the_parameters_and_the_defaults_of_the_function(trained: dict[str, Any]) -> None:
+    parameters = inspect.signature(sacref_train).parameters
+    assert cli.main(["train"]) == 0
+    arguments = trained["arguments"]
+    assert set(arguments) == set(parameters)
+    assert arguments.pop("cfg") == paper_config()
+    as_written: dict[str, Any] = {"env_kwargs": {}, "wrappers": []}
+    assert arguments == {name: as_written.get(name, parameters[name].default) for name in arguments}
+
+
+def test_train_passes_on_what_its_flags_say(trained: dict[str, Any], tmp_path: Path) -> None:
+    arguments = "--backend jax --env Pendulum-v1 --steps 70 --seed 5 --num-envs 2 --hidden 8 9 --memory-capacity 60 --device cpu".split()
+    arguments += ["--evaluation-interval", "35", "--evaluation-episodes", "3", "--vectorization", "async", "--overwrite", "--no-progress"]
+    arguments += ["--run-dir", str(tmp_path), "--env-kwargs", '{"g": 9.0}', "--wrappers", "gymnasium.wrappers:ClipAction"]
+    assert cli.main(["train", *arguments]) == 0
+    passed = trained["arguments"]
+    assert passed.pop("cfg").seed == 5
+    assert passed == {
+        "backend": "jax",
+        "env": "Pendulum-v1",
+        "steps": 70,
+        "seed": 5,
+        "run_dir": tmp_path,
+        "num_envs": 2,
+        "hidden": (8, 9),
+        "memory_capacity": 60,
+        "evaluation_interval": 35,
+        "evaluation_episodes": 3,
+        "device": "cpu",
+        "vectorization": "async",
+        "env_kwargs": {"g": 9.0},
+        "wrappers": [gymnasium.wrappers.ClipAction],
+        "overwrite": True,
+        "resume": False,
+        "progress": False,
+    }
+
+
+def test_an_environment_may_be_named_by_its_callable(trained: dict[str, Any]) -> None:
+    assert cli.main(["train", "--env", "gymnasium.envs.classic_control:PendulumEnv"]) == 0
+    named = trained["arguments"]["env"]
+    assert named is PendulumEnv
+    assert cli.main(["train", "--env", "gymnasium.envs:Pendulum-v1"]) == 0
+    registered = trained["arguments"]["env"]
+    assert registered == "gymnasium.envs:Pendulum-v1", "what Gymnasium reads as module:id stays a name"
+
+
+def test_random_steps_follow_the_number_of_environments() -> None:
+    """5,000 environment steps are 1,250 steps of four environments; a flag that is given stays."""
+    cfg = parse_train("--num-envs", "4").cfg
+    assert (cfg.random_timesteps, cfg.learning_starts) == (1250, 1250)
+    cfg = parse_train("--num-envs", "4", "--learning-starts", "9").cfg
+    assert (cfg.random_timesteps, cfg.learning_starts) == (1250, 9)
+
+
+def test_the_experiments_own_fields_name_the_run_directory(trained: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--experiment.directory", "folder", "--experiment.experiment-name", "name"]) == 0
+    assert trained["arguments"]["run_dir"] == Path("folder/name")
+    assert cli.main(["train", "--experiment.experiment-name", "name"]) == 0
+    assert trained["arguments"]["run_dir"] == Path("runs/name")
+    assert cli.main(["train", "--experiment.directory", "folder"]) == 0
+    assert trained["arguments"]["run_dir"].parent == Path("folder")
+    assert cli.main(["train", "--experiment.directory", "folder", "--run-dir", "other"]) == 2
+    assert "leave out one or the other" in capsys.readouterr().err
+
+
+def test_resume_takes_the_settings_of_the_run(tmp_path: Path) -> None:
+    stored = {
+        "backend": "jax",
+        "env": "Pendulum-v1",
+        "env_kwargs": {"g": 9.0},
+        "wrappers": ["gymnasium.wrappers:ClipAction"],
+        "steps": 70,
+        "seed": 5,
+        "num_envs": 2,
+        "hidden": [8, 9],
+        "memory_capacity": 60,
+        "evaluation_interval": 35,
+        "evaluation_episodes": 3,
+        "device": "cpu",
+        "vectorization": "sync",
+        "cfg": SACConfig(batch_size=17, seed=5, experiment=ExperimentConfig(directory="elsewhere", experiment_name="x")).to_dict(),
+    }
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    command = parse_train("--resume", "--run-dir", str(tmp_path), "--steps", "90")
+    expected = {
+        **stored,
+        "hidden": (8, 9),
+        "wrappers": ("gymnasium.wrappers:ClipAction",),
+        "steps": 90,
+        "resume": True,
+        "run_dir": tmp_path,
+    }
+    assert {name: getattr(command, name) for name in expected if name not in ("cfg", "seed")} == {
+        name: value for name, value in expected.items() if name not in ("cfg", "seed")
+    }
+    assert command.cfg == SACConfig(batch_size=17, seed=5)
+    assert command.directory() == tmp_path
+
+
+def test_resume_without_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--resume"]) == 2
+    assert "--resume is given without --run-dir" in capsys.readouterr().err
+    assert cli.main(["train", "--resume", "--run-dir", str(tmp_path)]) == 2
+    assert "holds no run" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text("{}")
+    assert cli.main(["train", "--resume", "--run-dir", str(tmp_path)]) == 2
+    assert "is damaged (KeyError: 'cfg')" in capsys.readouterr().err
+
+
+def test_train_says_what_it_wrote(trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "finished after 50 steps of HalfCheetah-v5 on torch (123 steps/s)",
+        "evaluation at step 40: mean return 2.0, standard deviation 1.0, 2 episodes",
+        f"written to {tmp_path / 'run'}: curve.png",
+    ]
+
+
+def test_ctrl_c_is_status_130_and_says_what_was_written(
+    trained: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained["result"].interrupted = True
+    assert cli.main(["train"]) == 130
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].startswith("interrupted after 50 steps")
+    assert shown[-2:] == [f"written to {tmp_path / 'run'}: curve.png", f"to go on: sacref train --resume --run-dir {tmp_path / 'run'}"]
+
+    def interrupted(**arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "train", interrupted)
+    assert cli.main(["train"]) == 130
+    assert "interrupted at once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--batch-size", "0"], "SACConfig.batch_size is 0, expected an integer >= 1"),
+        (["train", "--polyak", "1.5"], "SACConfig.polyak is 1.5, expected a number from 0 to 1"),
+        (["train", "--rewards-shaper", "sacref.config:nothing"], "SACConfig.rewards_shaper is 'sacref.config:nothing', expected"),
+        (["train", "--wrappers", "ClipAction"], "wrappers is 'ClipAction', expected module:name"),
+        (["train", "--wrappers", "gymnasium.wrappers:Clip"], "wrappers is 'gymnasium.wrappers:Clip', expected module:name of something"),
+        (["train", "--env", "HalfCheetah-v99"], "HalfCheetah-v99"),
+        (["train", "--env", "CartPole-v1"], "action_space is"),
+        (["train", "--steps", "0"], "steps is 0, expected an integer of at least 1"),
+        (["train", "--num-envs", "0"], "num_envs is 0, expected an integer >= 1"),
+        (["train", "--overwrite", "--resume", "--run-dir", "absent"], "holds no run"),
+        (["eval", "absent"], "absent holds no run"),
+        (["plot", "absent", "--output", "curve.png"], "absent is no directory"),
+        (["plot", "--output", "curve.png"], "no run directory: name at least one"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_done_is_one_message_and_status_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert error.splitlines()[-1].endswith("SACREF_TRACEBACK=1 shows where)")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--backend", "tensorflow"], "invalid choice 'tensorflow'"),
+        (["train", "--btch-size", "3"], "--batch-size"),
+        (["train", "--batch-size", "many"], "--batch-size"),
+        (["train", "--learning-rate", "1e-4", "2e-4"], "--learning-rate"),
+        (["train", "--env-kwargs", "3"], "expected a JSON object"),
+        (["train", "--experiment.write-interval", "often"], "--experiment.write-interval"),
+        (["trian"], "train"),
+        ([], "train"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_flag_that_cannot_be_read_is_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_traceback_is_shown_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SACREF_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        cli.main(["train", "--batch-size", "0"])
+
+
+def test_version_and_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"sacref {sacref.__version__}\n"
+    status = cli.main(["doctor", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["sacref"] == sacref.__version__
+    assert status == (0 if report["healthy"] else 1)
+    assert cli.main(["doctor"]) == status
+    assert "HalfCheetah-v5 steps" in capsys.readouterr().out
+
+
+def test_the_module_is_the_program_and_its_help_loads_no_backend() -> None:
+    code = (
+        "import runpy, sys; sys.argv = ['sacref', '--help']\n"
+        "try: runpy.run_module('sacref', run_name='__main__')\n"
+        "except SystemExit as stopped: status = stopped.code\n"
+        "loaded = {'torch', 'jax', 'flax', 'gymnasium', 'matplotlib', 'scipy', 'tensorboard'} & set(sys.modules)\n"
+        "print(status, sorted(loaded))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(sacref.__file__).parents[1])
+    assert "subcommands" in ended.stdout
+    assert ended.stdout.splitlines()[-1] == "0 []"
+
+
+@pytest.mark.parametrize(("dtype", "agree", "status"), [("float64", True, 0), ("float64", False, 1), ("float32", False, 0)])
+def test_parity_fails_where_float64_does_not_agree(
+    dtype: str, agree: bool, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    passed: dict[str, Any] = {}
+
+    def run(**arguments: Any) -> Any:
+        passed.update(arguments)
+        arguments["on_update"]()
+        return SimpleNamespace(table=lambda: "the table", within=lambda tolerance: agree and tolerance == 1e-9)
+
+    monkeypatch.setattr("sacref.parity.run", run)
+    arguments = ["--updates", "3", "--dtype", dtype, "--seed", "2", "--json", "record.json", "--backends", "torch"]
+    assert cli.main(["parity", *arguments]) == status
+    passed.pop("on_update")
+    assert passed == {"updates": 3, "dtype": dtype, "seed": 2, "json": Path("record.json"), "backends": ("torch",)}
+    shown = capsys.readouterr()
+    assert shown.out.splitlines() == ["the table", "written to record.json and record.png"]
+    assert ("do not agree to 1e-09" in shown.err) is (status == 1)
+
+
+def test_parity_of_two_updates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["parity", "--updates", "2", "--json", str(tmp_path / "record.json")]) == 0
+    assert "2 updates in float64" in capsys.readouterr().out
+    assert json.loads((tmp_path / "record.json").read_text())["configuration"]["updates"] == 2
+    assert cli.main(["parity", "--updates", "0"]) == 2
+    assert "updates is 0, expected at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_a_small_run_from_training_to_its_plot(backend: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip(backend)
+    run = tmp_path / "run"
+    arguments = ["train", "--backend", backend, "--env", "Pendulum-v1", "--run-dir", str(run), "--no-progress", "--seed", "3"]
+    arguments += "--steps 24 --hidden 8 --batch-size 4 --random-timesteps 8 --learning-starts 8 --evaluation-episodes 2".split()
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out.startswith(f"finished after 24 steps of Pendulum-v1 on {backend}")
+    config = json.loads((run / "config.json").read_text())
+    assert (config["seed"], config["hidden"], config["cfg"]["batch_size"]) == (3, [8], 4)
+    evaluations = json.loads((run / "evaluation.json").read_text())
+    assert evaluations[-1]["step"] == 24
+
+    assert cli.main(arguments) == 2
+    assert "already holds a run" in capsys.readouterr().err
+
+    assert cli.main(["train", "--resume", "--run-dir", str(run), "--steps", "26", "--no-progress"]) == 0
+    assert capsys.readouterr().out.startswith(f"finished after 26 steps of Pendulum-v1 on {backend}")
+
+    assert cli.main(["eval", str(run), "--episodes", "2", "--seed", "4"]) == 0
+    first = capsys.readouterr().out
+    assert first.startswith(f"Pendulum-v1 on {backend}: mean return -")
+    assert len(first.splitlines()[1].removeprefix("returns: ").split(", ")) == 2
+    assert cli.main(["eval", str(run), "--episodes", "2", "--seed", "4"]) == 0
+    assert capsys.readouterr().out == first, "an evaluation is deterministic"
+    assert cli.main(["eval", str(run), "--episodes", "0"]) == 2
+    assert "episodes is 0" in capsys.readouterr().err
+
+    assert cli.main(["plot", str(run), "--output", str(tmp_path / "plot.png")]) == 0
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,343 @@
+"""The configuration: its contract of names and defaults, what it refuses, and the way to a dict or JSON and back."""
+
+import dataclasses
+import inspect
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sacref.config import ConfigError, ExperimentConfig, SACConfig, paper_config
+
+DEFAULTS = {
+    "experiment": {
+        "directory": "",
+        "experiment_name": "",
+        "write_interval": "auto",
+        "checkpoint_interval": "auto",
+        "store_separately": False,
+    },
+    "gradient_steps": 1,
+    "batch_size": 64,
+    "discount_factor": 0.99,
+    "polyak": 0.005,
+    "learning_rate": 1e-3,
+    "learning_rate_scheduler": None,
+    "learning_rate_scheduler_kwargs": {},
+    "observation_preprocessor": None,
+    "observation_preprocessor_kwargs": {},
+    "state_preprocessor": None,
+    "state_preprocessor_kwargs": {},
+    "random_timesteps": 0,
+    "learning_starts": 0,
+    "grad_norm_clip": 0,
+    "learn_entropy": True,
+    "initial_entropy_value": 0.2,
+    "target_entropy": None,
+    "rewards_shaper": None,
+    "mixed_precision": False,
+    "seed": 0,
+}
+
+
+def halve(rewards: Any, timestep: int, timesteps: int) -> Any:
+    """A rewards shaper that has a name."""
+    return rewards / 2
+
+
+# importlib mode gives a test's module a name under which it is in sys.modules, so `halve` can be found again.
+HALVE = f"{__name__}:halve"
+
+
+def test_names_and_defaults_are_the_contract() -> None:
+    assert SACConfig().to_dict() == DEFAULTS
+    assert list(SACConfig().to_dict()) == list(DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "stored"),
+    [
+        ("gradient_steps", 0, 0),
+        ("gradient_steps", np.int64(4), 4),
+        ("batch_size", 1, 1),
+        ("batch_size", np.uint8(200), 200),
+        ("discount_factor", 0, 0.0),
+        ("discount_factor", 1, 1.0),
+        ("discount_factor", np.float64(0.5), 0.5),
+        ("polyak", 0, 0.0),
+        ("polyak", 1, 1.0),
+        ("learning_rate", 0, 0.0),
+        ("learning_rate", np.float32(0.5), 0.5),
+        ("learning_rate", [1, 2.5, np.float64(3)], (1.0, 2.5, 3.0)),
+        ("learning_rate", np.array([0.5, 0.25, 0.125]), (0.5, 0.25, 0.125)),
+        ("random_timesteps", 0, 0),
+        ("learning_starts", 10**6, 10**6),
+        ("grad_norm_clip", -1, -1.0),
+        ("grad_norm_clip", 0.5, 0.5),
+        ("learn_entropy", np.bool_(False), False),
+        ("initial_entropy_value", 1, 1.0),
+        ("target_entropy", -6, -6.0),
+        ("target_entropy", None, None),
+        ("mixed_precision", np.bool_(False), False),
+        ("seed", 2**32 - 1, 2**32 - 1),
+        ("experiment.directory", Path("runs/here"), "runs/here"),
+        ("experiment.experiment_name", np.str_("name"), "name"),
+        ("experiment.write_interval", -1, -1),
+        ("experiment.write_interval", "auto", "auto"),
+        ("experiment.checkpoint_interval", np.int32(7), 7),
+        ("experiment.store_separately", True, True),
+    ],
+)
+def test_accepted_values_are_stored_as_plain_python(name: str, value: Any, stored: Any) -> None:
+    cfg = SACConfig()
+    owner, field = (cfg.experiment, name.removeprefix("experiment.")) if "." in name else (cfg, name)
+    setattr(owner, field, value)
+    assert getattr(owner, field) == stored
+    assert type(getattr(owner, field)) is type(stored)
+    if isinstance(stored, tuple):
+        assert [type(element) for element in getattr(owner, field)] == [float, float, float]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("gradient_steps", -1, "integer >= 0"),
+        ("gradient_steps", True, "integer >= 0"),
+        ("gradient_steps", 1.0, "integer >= 0"),
+        ("batch_size", 0, "integer >= 1"),
+        ("batch_size", np.bool_(True), "integer >= 1"),
+        ("batch_size", "64", "integer >= 1"),
+        ("batch_size", None, "integer >= 1"),
+        ("discount_factor", -0.01, "from 0 to 1"),
+        ("discount_factor", 1.01, "from 0 to 1"),
+        ("discount_factor", math.nan, "from 0 to 1"),
+        ("discount_factor", True, "from 0 to 1"),
+        ("polyak", -1e-9, "from 0 to 1"),
+        ("polyak", 1.01, "from 0 to 1"),
+        ("polyak", "0.5", "from 0 to 1"),
+        ("learning_rate", -1e-3, "finite number >= 0"),
+        ("learning_rate", math.inf, "finite number >= 0"),
+        pytest.param("learning_rate", 10**400, "finite number >= 0", id="learning_rate-huge"),
+        ("learning_rate", False, "finite number >= 0"),
+        ("learning_rate", (1e-3, 1e-3), r"\(policy, critic, entropy\); 2 came"),
+        ("learning_rate", [1e-3] * 4, r"\(policy, critic, entropy\); 4 came"),
+        ("learning_rate", (1e-3, -1.0, 1e-3), "finite number >= 0"),
+        ("learning_rate", (1e-3, [1e-3], 1e-3), "finite number >= 0"),
+        ("random_timesteps", -1, "integer >= 0"),
+        ("learning_starts", 2.5, "integer >= 0"),
+        ("grad_norm_clip", math.inf, "finite number"),
+        ("learn_entropy", 1, "True or False"),
+        ("initial_entropy_value", 0, "finite number > 0"),
+        ("initial_entropy_value", math.inf, "finite number > 0"),
+        ("target_entropy", math.nan, "finite number in nats, or None"),
+        ("target_entropy", "auto", "finite number in nats, or None"),
+        ("rewards_shaper", 3, "a callable"),
+        ("rewards_shaper", "halve", '"module:name"'),
+        ("rewards_shaper", "sacref.config:nothing_of_this_name", "something that exists"),
+        ("rewards_shaper", "sacref.no_such_module:halve", "something that can be imported"),
+        ("rewards_shaper", "math:pi", "a callable"),
+        ("learning_rate_scheduler", "linear", "not available in this version, leave the field at None"),
+        ("learning_rate_scheduler", (None, None, None), "not available in this version, leave the field at None"),
+        ("learning_rate_scheduler_kwargs", {"gamma": 0.9}, "not available in this version, leave the field at {}"),
+        ("observation_preprocessor", halve, "not available in this version, leave the field at None"),
+        ("observation_preprocessor_kwargs", {"size": 3}, "not available in this version, leave the field at {}"),
+        ("state_preprocessor", halve, "not available in this version, leave the field at None"),
+        ("state_preprocessor_kwargs", {"size": 3}, "not available in this version, leave the field at {}"),
+        ("mixed_precision", True, "not available in this version, leave the field at False"),
+        ("mixed_precision", 0, "not available in this version, leave the field at False"),
+        ("seed", -1, "integer from 0 to 4294967295"),
+        ("seed", 2**32, "integer from 0 to 4294967295"),
+        ("experiment", None, "an ExperimentConfig, or a dict"),
+        ("experiment.directory", 3, "a string"),
+        ("experiment.experiment_name", None, "a string"),
+        ("experiment.write_interval", "never", 'or "auto"'),
+        ("experiment.write_interval", 2.0, 'or "auto"'),
+        ("experiment.write_interval", True, 'or "auto"'),
+        ("experiment.checkpoint_interval", None, 'or "auto"'),
+        ("experiment.store_separately", "yes", "True or False"),
+    ],
+)
+def test_bad_values_are_refused_and_change_nothing(name: str, value: Any, expected: str) -> None:
+    cfg = SACConfig()
+    owner, field = (cfg.experiment, name.removeprefix("experiment.")) if "." in name else (cfg, name)
+    with pytest.raises(ConfigError, match=rf"{type(owner).__name__}\.{field} is .*{expected}"):
+        setattr(owner, field, value)
+    assert cfg == SACConfig()
+    with pytest.raises(ConfigError, match=expected):
+        inspect.unwrap(type(owner).__init__)(owner, **{field: value})  # unwrapped: the tests' own type checks come first otherwise
+    with pytest.raises(ConfigError, match=expected):
+        SACConfig.from_dict({"experiment": {field: value}} if "." in name else {field: value})
+
+
+def test_every_field_refuses_an_object_of_no_meaning() -> None:
+    for owner in (SACConfig(), ExperimentConfig()):
+        for field in dataclasses.fields(owner):
+            with pytest.raises(ConfigError, match=rf"\.{field.name} is <object"):
+                setattr(owner, field.name, object())
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("batchsize", "'batch_size'"),
+        ("discount", "'discount_factor'"),
+        ("learning_rates_", "'learning_rate'"),
+        ("write_interval", "'experiment.write_interval'"),
+        ("gamma", "its fields are experiment, gradient_steps"),
+    ],
+)
+def test_unknown_names_are_refused_with_the_nearest_right_one(name: str, nearest: str) -> None:
+    cfg = SACConfig()
+    with pytest.raises(ConfigError, match=rf"SACConfig has no field '{name}': .*{nearest}"):
+        setattr(cfg, name, 1)
+    with pytest.raises(ConfigError, match=rf"SACConfig has no field '{name}': .*{nearest}"):
+        SACConfig.from_dict({name: 1})
+    with pytest.raises(ConfigError, match="ExperimentConfig has no field 'write_intervall': did you mean 'write_interval'"):
+        SACConfig.from_dict({"experiment": {"write_intervall": 1}})
+    assert not hasattr(cfg, name)
+
+
+def test_experiment_takes_a_dict() -> None:
+    cfg = SACConfig.from_dict({"experiment": {"write_interval": 5}})
+    assert cfg.experiment == ExperimentConfig(write_interval=5)
+    assert SACConfig().experiment is not SACConfig().experiment
+
+
+def test_validate_sees_what_was_changed_inside_a_field() -> None:
+    cfg = SACConfig()
+    cfg.validate()
+    cfg.learning_rate_scheduler_kwargs["gamma"] = 0.9
+    with pytest.raises(ConfigError, match=r"learning_rate_scheduler_kwargs is {'gamma': 0.9}"):
+        cfg.validate()
+    cfg = SACConfig()
+    vars(cfg.experiment)["write_interval"] = "never"
+    with pytest.raises(ConfigError, match="write_interval is 'never'"):
+        cfg.validate()
+
+
+def test_learning_rates_are_one_each() -> None:
+    assert SACConfig(learning_rate=0.5).learning_rates == (0.5, 0.5, 0.5)
+    assert SACConfig(learning_rate=(1.0, 2.0, 3.0)).learning_rates == (1.0, 2.0, 3.0)
+
+
+rates = st.floats(0, 1e300)
+intervals = st.one_of(st.just("auto"), st.integers())
+configs = st.fixed_dictionaries(
+    {},
+    optional={
+        "experiment": st.fixed_dictionaries(
+            {},
+            optional={
+                "directory": st.text(),
+                "write_interval": intervals,
+                "checkpoint_interval": intervals,
+                "store_separately": st.booleans(),
+            },
+        ),
+        "gradient_steps": st.integers(0),
+        "batch_size": st.integers(1),
+        "discount_factor": st.floats(0, 1),
+        "polyak": st.floats(0, 1),
+        "learning_rate": st.one_of(rates, st.tuples(rates, rates, rates)),
+        "grad_norm_clip": st.floats(allow_nan=False, allow_infinity=False),
+        "learn_entropy": st.booleans(),
+        "initial_entropy_value": st.floats(0, exclude_min=True, allow_infinity=False),
+        "target_entropy": st.one_of(st.none(), st.floats(allow_nan=False, allow_infinity=False)),
+        "rewards_shaper": st.sampled_from([None, halve, math.floor]),
+        "seed": st.integers(0, 2**32 - 1),
+    },
+)
+
+
+@given(configs)
+def test_round_trips_are_exact(values: dict[str, Any]) -> None:
+    cfg = SACConfig.from_dict(values)
+    for name in values.keys() - {"experiment"}:
+        assert getattr(cfg, name) == values[name]
+    assert SACConfig.from_dict(cfg.to_dict()) == cfg
+    assert SACConfig.from_json(cfg.to_json()) == cfg
+    assert json.loads(cfg.to_json()) == cfg.to_dict()
+
+
+def test_rewards_shaper_by_name_is_resolved_and_written_back() -> None:
+    cfg = SACConfig.from_dict({"rewards_shaper": HALVE})
+    assert cfg.rewards_shaper is halve
+    assert cfg.to_dict()["rewards_shaper"] == HALVE
+    assert SACConfig(rewards_shaper=np.linalg.norm).to_dict()["rewards_shaper"].endswith(":norm")
+
+
+class Shaper:
+    """A callable instance has no name of its own."""
+
+    def __call__(self, rewards: Any, timestep: int, timesteps: int) -> Any:
+        return rewards
+
+
+def test_a_callable_without_an_importable_name_cannot_be_written() -> None:
+    def local(rewards: Any, timestep: int, timesteps: int) -> Any:
+        return rewards
+
+    for shaper in (lambda rewards, timestep, timesteps: rewards, local, Shaper()):
+        cfg = SACConfig(rewards_shaper=shaper)
+        assert cfg.rewards_shaper is shaper
+        with pytest.raises(ConfigError, match=r"SACConfig.rewards_shaper is .* has no importable name.*top level of a module"):
+            cfg.to_dict()
+
+
+def test_a_stranger_s_configuration_imports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sacref_test_trap.py").write_text("def shaper(): ...")
+    monkeypatch.syspath_prepend(tmp_path)
+    text = json.dumps({"rewards_shaper": "sacref_test_trap:shaper"})
+    with pytest.raises(ConfigError, match="names code to import, and importing is off here: set rewards_shaper to None"):
+        SACConfig.from_json(text, import_callables=False)
+    assert "sacref_test_trap" not in sys.modules
+    assert SACConfig.from_json('{"batch_size": 3, "rewards_shaper": null}', import_callables=False) == SACConfig(batch_size=3)
+    assert SACConfig.from_json(text).rewards_shaper is sys.modules["sacref_test_trap"].shaper
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1]", "3", "null", '"x"', "[" * 100_000, '{"batch_size": 0}', '{"polyak": NaN}', '{"polyak": 1e999}']
+)
+def test_bad_json_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        SACConfig.from_json(text)
+
+
+@pytest.mark.parametrize(("num_envs", "first_steps"), [(1, 5000), (2, 2500), (3, 1667), (8, 625), (10_000, 1)])
+def test_paper_config(num_envs: int, first_steps: int) -> None:
+    paper = {"batch_size": 256, "learning_rate": 3e-4, "random_timesteps": first_steps, "learning_starts": first_steps}
+    assert paper_config(num_envs).to_dict() == DEFAULTS | paper | {"initial_entropy_value": 1.0}
+
+
+@pytest.mark.parametrize("num_envs", [0, -1, True])
+def test_paper_config_refuses(num_envs: int) -> None:
+    with pytest.raises(ConfigError, match=r"num_envs is .*, expected an integer >= 1"):
+        paper_config(num_envs)
+
+
+def test_the_command_line_can_be_made_of_it() -> None:
+    import tyro
+
+    # Each field's docstring is its help. A callable has no meaning as text here: the command line adds the rule for it.
+    arguments = ["--learning-rate", "1", "2", "3", "--experiment.write-interval", "5", "--target-entropy", "-3", "--no-learn-entropy"]
+    cfg = tyro.cli(SACConfig, args=arguments, default=paper_config())
+    expected = paper_config()
+    expected.learning_rate, expected.target_entropy, expected.learn_entropy = (1.0, 2.0, 3.0), -3.0, False
+    expected.experiment.write_interval = 5
+    assert cfg == expected
+    help_text = subprocess.run(
+        [sys.executable, "-c", "import tyro; from sacref.config import SACConfig; tyro.cli(SACConfig, args=['--help'])"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": ":".join(sys.path), "COLUMNS": "200"},
+    ).stdout
+    assert "Transitions in the batch of one gradient step" in help_text
+    assert help_text.count("--") >= len(DEFAULTS) - 3

@@ -1,0 +1,84 @@
+"""Evaluation: unbiased, repeatable, and without a trace in the agent."""
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from sacref import envs
+from sacref.evaluation import Evaluation, EvaluationError, evaluate
+from tests.envs.counting import CountingEnv
+from tests.fake_agent import FakeAgent
+
+MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED]
+
+
+def counting(mode: AutoresetMode, *lengths: tuple[int, ...]) -> SyncVectorEnv:
+    return SyncVectorEnv([lambda own=own: CountingEnv(own, truncates=own[0] > 2) for own in lengths], autoreset_mode=mode)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+def test_each_copy_runs_its_share_of_the_episodes_and_each_return_is_one_episodes(mode: AutoresetMode) -> None:
+    evaluation = evaluate(FakeAgent(), counting(mode, (1,), (3, 2), (4,)), episodes=5, seed=0)
+    # Episode e has rewards 100 e + 1, 100 e + 2, ...; the copies of short episodes get no more of them.
+    assert evaluation.lengths == (1, 1, 3, 2, 4)
+    assert evaluation.returns == (1.0, 101.0, 6.0, 203.0, 10.0)
+    assert evaluation.mean == pytest.approx(64.2)
+    assert evaluation.std == pytest.approx(float(np.std([1.0, 101.0, 6.0, 203.0, 10.0])))
+
+
+def test_the_entry_is_that_of_evaluation_json() -> None:
+    entry = Evaluation(returns=(1.0, 5.0), lengths=(3, 3)).to_entry(700)
+    assert entry == {"step": 700, "returns": [1.0, 5.0], "mean": 3.0, "std": 2.0}
+
+
+def test_two_evaluations_are_equal_and_another_seed_is_not() -> None:
+    made = envs.make("Pendulum-v1", 2)
+    first, second, other = (evaluate(FakeAgent(), made, episodes=3, seed=seed) for seed in (5, 5, 50))
+    assert first == second
+    assert len(set(first.returns)) == 3
+    assert set(other.returns).isdisjoint(first.returns)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_trap_13_the_agent_acts_in_evaluation_mode_and_is_left_as_it_was(training: bool) -> None:
+    agent = FakeAgent()
+    agent.training = training
+    evaluate(agent, counting(AutoresetMode.NEXT_STEP, (3,)), episodes=2, seed=0)
+    assert {mode for mode, _, _ in agent.acted} == {False}
+    assert agent.modes == [(False, True), (training, True)]
+    assert (agent.calls, agent.rows, agent.tracked) == ([], [], {})
+
+
+def test_the_mode_is_restored_after_an_error() -> None:
+    agent = FakeAgent()
+    agent.training = agent.fails = True
+    with pytest.raises(RuntimeError, match="the agent fails"):
+        evaluate(agent, counting(AutoresetMode.NEXT_STEP, (3,)), episodes=1, seed=0)
+    assert agent.training
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+def test_an_episode_that_does_not_end_is_refused(mode: AutoresetMode) -> None:
+    with pytest.raises(EvaluationError, match=r"environment 1 has not ended after 20 steps: wrap .*TimeLimit"):
+        evaluate(FakeAgent(), counting(mode, (2,), (21,)), episodes=2, seed=0, max_episode_steps=20)
+    assert evaluate(FakeAgent(), counting(mode, (2,), (20,)), episodes=2, seed=0, max_episode_steps=20).lengths == (2, 20)
+
+
+def test_a_copy_that_has_run_its_share_may_go_on_for_ever() -> None:
+    evaluation = evaluate(FakeAgent(), counting(AutoresetMode.NEXT_STEP, (2, 100), (9, 9)), episodes=3, seed=0, max_episode_steps=100)
+    assert evaluation.lengths == (2, 100, 9)
+    assert evaluate(FakeAgent(), counting(AutoresetMode.NEXT_STEP, (2, 100), (9, 9)), episodes=2, seed=0, max_episode_steps=9).lengths == (2, 9)
+
+
+def test_a_reward_that_is_not_finite_is_refused() -> None:
+    made = envs.make(
+        CountingEnv, 2, wrappers=[lambda env: gymnasium.wrappers.TransformReward(env, lambda reward: np.nan if reward > 1 else reward)]
+    )
+    with pytest.raises(EvaluationError, match="environment 0 gave a reward that is not finite"):
+        evaluate(FakeAgent(), made, episodes=2, seed=0)
+
+
+def test_no_episodes_are_refused() -> None:
+    with pytest.raises(ValueError, match="episodes is 0, expected at least 1"):
+        evaluate(FakeAgent(), counting(AutoresetMode.NEXT_STEP, (2,)), episodes=0, seed=0)

@@ -1,0 +1,343 @@
+"""Whole runs: what a run directory holds, that it can be resumed, loaded and replaced, and what is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+import sacref
+from sacref import envs, experiment
+from sacref.config import ConfigError, SACConfig, paper_config
+from sacref.evaluation import evaluate
+from sacref.experiment import BackendError, RunError, TrainingResult
+from tests.envs.counting import CountingEnv
+
+INTERVALS = {"write_interval": 25, "checkpoint_interval": 50}
+SMALL: dict[str, Any] = {
+    "env": "Pendulum-v1",
+    "env_kwargs": {"max_episode_steps": 20},
+    "hidden": (8, 8),
+    "evaluation_episodes": 2,
+    "cfg": {"batch_size": 16, "random_timesteps": 20, "learning_starts": 20, "experiment": INTERVALS},
+    "progress": False,
+}
+
+
+def train(run_dir: Path, **changed: Any) -> TrainingResult:
+    return experiment.train(**{**SMALL, "run_dir": run_dir, "steps": 100, "evaluation_interval": 40, **changed})
+
+
+def entries(run_dir: Path) -> Any:
+    return json.loads((run_dir / "evaluation.json").read_text())
+
+
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def memories(run_dir: Path) -> list[str]:
+    return sorted(path.parent.name for path in run_dir.glob("checkpoints/*/memory.safetensors"))
+
+
+@pytest.fixture(params=["torch", "jax"])
+def backend(request: pytest.FixtureRequest) -> str:
+    if find_spec(request.param) is None:
+        pytest.skip(f"{request.param} is not installed")
+    return str(request.param)
+
+
+def test_a_run_directory_holds_the_run_and_its_agent_can_be_loaded(backend: str, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    result = train(run_dir, backend=backend, num_envs=2, seed=3)
+    assert (result.run_dir, result.steps, result.interrupted) == (run_dir, 100, False)
+    assert result.steps_per_second > 0
+
+    # 40 environment steps are 20 timesteps; the last step is evaluated too.
+    assert [(entry["step"], len(entry["returns"])) for entry in entries(run_dir)] == [(40, 2), (80, 2), (100, 2)]
+    assert [(step, evaluation.to_entry(step)) for step, evaluation in result.evaluations] == [(e["step"], e) for e in entries(run_dir)]
+    assert [line["timestep"] for line in metrics(run_dir)] == [25, 50]
+    assert [line["environment_steps"] for line in metrics(run_dir)] == [50, 100]
+    assert {"Loss / Critic loss", "Stats / Inference time (ms)", "Stats / Env stepping time (ms)"} <= metrics(run_dir)[1].keys()
+    config = json.loads((run_dir / "config.json").read_text())
+    assert {key: config[key] for key in ("backend", "env", "steps", "seed", "num_envs", "hidden")} == {
+        "backend": backend,
+        "env": "Pendulum-v1",
+        "steps": 100,
+        "seed": 3,
+        "num_envs": 2,
+        "hidden": [8, 8],
+    }
+    assert (config["cfg"]["batch_size"], config["cfg"]["learning_rate"], config["cfg"]["seed"]) == (16, 3e-4, 3)
+    assert config == json.loads(json.dumps(result.config))
+    assert (run_dir / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list(run_dir.glob("events.out.tfevents.*"))) == 1
+    assert {path.name for path in run_dir.iterdir()} <= {*experiment.RUN_FILES, "checkpoints", *map(lambda path: path.name, run_dir.glob("events*"))}
+
+    loaded = experiment.load(run_dir)
+    observations = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    trained, again = (agent.to_numpy(agent.act(observations, None, timestep=0, timesteps=1)[0]) for agent in (result.agent, loaded))
+    np.testing.assert_array_equal(trained, again)
+    assert not loaded.training
+    made = envs.make("Pendulum-v1", 2, env_kwargs={"max_episode_steps": 20})
+    repeated = evaluate(loaded, made, episodes=2, seed=experiment._derive(3, 1))
+    assert repeated.to_entry(100) == entries(run_dir)[-1]
+
+
+def test_a_run_of_one_seed_repeats_and_another_seed_differs(tmp_path: Path) -> None:
+    for name, seed in {"first": 1, "second": 1, "other": 2}.items():
+        train(tmp_path / name, seed=seed)
+    assert entries(tmp_path / "first") == entries(tmp_path / "second")
+    assert entries(tmp_path / "first") != entries(tmp_path / "other")
+
+
+def test_the_callers_configuration_stays_as_it_is_and_the_papers_is_the_default(tmp_path: Path) -> None:
+    cfg = SACConfig.from_dict(SMALL["cfg"])
+    before = cfg.to_dict()
+    assert train(tmp_path / "object", cfg=cfg, seed=9).config["cfg"]["learning_rate"] == 1e-3
+    assert cfg.to_dict() == before
+    config = train(tmp_path / "none", cfg=None, steps=20).config["cfg"]
+    for name in ("batch_size", "learning_rate", "random_timesteps", "learning_starts", "initial_entropy_value"):
+        assert config[name] == getattr(paper_config(1), name)
+
+
+def test_a_run_without_a_directory_makes_a_fresh_one(tmp_path: Path) -> None:
+    result = train(None, steps=20)  # type: ignore[arg-type]  # what run_dir's default is
+    assert result.run_dir.parent == tmp_path / "runs"
+    assert result.run_dir.name.startswith("Pendulum-v1-torch-0-")
+
+
+def test_only_the_newest_checkpoint_keeps_its_memory(tmp_path: Path) -> None:
+    train(tmp_path / "run", steps=120)
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["agent_100", "agent_120", "agent_50"]
+    assert memories(tmp_path / "run") == ["agent_120"]
+    train(tmp_path / "run", steps=170, resume=True)
+    assert memories(tmp_path / "run") == ["agent_170"]
+
+
+def test_a_run_is_resumed_with_its_memory_and_counters_for_more_steps(backend: str, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    first = train(run_dir, backend=backend)
+    before = entries(run_dir)
+    stored = len(first.agent.memory)  # type: ignore[attr-defined]  # of both backends' agents
+    # Episodes of 20 steps and a reset row after each: 4 of 100 rows are none.
+    assert stored == 96
+    resumed = train(run_dir, backend=backend, steps=200, resume=True)
+    assert [entry["step"] for entry in entries(run_dir)] == [40, 80, 100, 120, 160, 200]
+    assert entries(run_dir)[:3] == before
+    assert [line["timestep"] for line in metrics(run_dir)] == [25, 50, 75, 100, 125, 150, 175, 200]
+    assert len(resumed.agent.memory) == 2 * 96  # type: ignore[attr-defined]  # of both backends' agents
+    # No random first steps again, and one gradient step for each of the timesteps 20 to 199.
+    assert resumed.agent.gradient_step_count == 180  # type: ignore[attr-defined]  # of both backends' agents
+    assert json.loads((run_dir / "config.json").read_text())["steps"] == 200
+
+
+def test_steps_after_the_last_checkpoint_come_again(tmp_path: Path) -> None:
+    """What a run looks like that was killed at step 130, its last checkpoint at 100."""
+    run_dir = tmp_path / "run"
+    train(run_dir)
+    (run_dir / "evaluation.json").write_text(json.dumps([*entries(run_dir), {"step": 120, "returns": [0.0], "mean": 0.0, "std": 0.0}]))
+    with open(run_dir / "metrics.jsonl", "a") as lines:
+        lines.write('{"timestep": 125, "environment_steps": 125, "wall_time": 0.0}\n{"timestep": 1')
+    train(run_dir, steps=160, resume=True)
+    assert [entry["step"] for entry in entries(run_dir)] == [40, 80, 100, 120, 160]
+    assert all(len(entry["returns"]) == 2 for entry in entries(run_dir))
+    assert [line["timestep"] for line in metrics(run_dir)] == [25, 50, 75, 100, 125, 150, 160]
+
+
+def test_a_finished_run_is_resumed_without_a_step(tmp_path: Path) -> None:
+    train(tmp_path / "run")
+    before = entries(tmp_path / "run")
+    result = train(tmp_path / "run", resume=True)
+    assert entries(tmp_path / "run") == before
+    assert np.isnan(result.steps_per_second)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"env": "MountainCarContinuous-v0"}, "env: the run has 'Pendulum-v1', asked is 'MountainCarContinuous-v0'"),
+        ({"seed": 5}, "seed: the run has 0, asked is 5"),
+        ({"hidden": (8,)}, r"hidden: the run has \[8, 8\], asked is \[8\]"),
+        ({"cfg": {**SMALL["cfg"], "batch_size": 17}}, "cfg.batch_size: the run has 16, asked is 17"),
+        ({"env_kwargs": {"max_episode_steps": 21}}, "env_kwargs.max_episode_steps: the run has 20, asked is 21"),
+        ({"steps": 99}, "has 100 steps already, asked are 99"),
+        ({"overwrite": True}, "overwrite and resume are both set"),
+    ],
+    ids=str,
+)
+def test_a_run_is_not_resumed_with_other_settings(changed: dict[str, Any], message: str, finished_run: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished_run.rglob("*")}
+    with pytest.raises(RunError, match=message):
+        train(finished_run, **{"resume": True, **changed})
+    assert {path: path.stat().st_mtime_ns for path in finished_run.rglob("*")} == before
+
+
+def test_a_run_of_the_other_backend_is_not_resumed(finished_run: Path) -> None:
+    if find_spec("jax") is None:
+        pytest.skip("jax is not installed")
+    with pytest.raises(RunError, match="backend: the run has 'torch', asked is 'jax'"):
+        train(finished_run, backend="jax", resume=True)
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
+    train(run_dir)
+    return run_dir
+
+
+def test_resuming_takes_the_runs_own_configuration_unless_one_is_given(tmp_path: Path) -> None:
+    train(tmp_path / "run")
+    assert train(tmp_path / "run", steps=110, resume=True, cfg=None).config["cfg"]["batch_size"] == 16
+
+
+def test_a_directory_that_holds_a_run_is_refused_and_overwritten_when_asked(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    train(run_dir, steps=60)
+    foreign = [run_dir / "notes.txt", run_dir / "checkpoints" / "mine" / "weights.bin"]
+    for path in foreign:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    with pytest.raises(RunError, match=r"already holds a run: choose another, or pass overwrite .* or resume"):
+        train(run_dir)
+    train(run_dir, steps=40, seed=1, overwrite=True)
+    assert [path.read_text() for path in foreign] == ["mine", "mine"]
+    assert [entry["step"] for entry in entries(run_dir)] == [40]
+    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["agent_40", "mine"]
+    assert [line["timestep"] for line in metrics(run_dir)] == [25, 40]
+    assert len(list(run_dir.glob("events.out.tfevents.*"))) == 1
+
+
+def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="holds no run"):
+        train(tmp_path / "run", resume=True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    with pytest.raises(RunError, match="without a checkpoint, so there is nothing to resume: start anew with overwrite"):
+        train(tmp_path / "run", resume=True)
+    with pytest.raises(RunError, match="holds no checkpoint yet"):
+        experiment.load(tmp_path / "run")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="is a file, expected a directory"):
+        train(tmp_path / "file")
+
+
+class Interrupting(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Presses Ctrl-C in the 65th step of training."""
+
+    presses = 0
+
+    def step(self, action: Any) -> Any:
+        Interrupting.presses += 1
+        if Interrupting.presses == 65:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().step(action)
+
+
+def test_ctrl_c_leaves_a_run_that_can_be_resumed(tmp_path: Path) -> None:
+    Interrupting.presses = 0
+    # The environments' steps are 40 of training, 2 x 20 of evaluation (a copy goes on while the other ends), 25 less 40 of training.
+    result = train(tmp_path / "run", wrappers=[Interrupting], evaluation_interval=1000, cfg={**SMALL["cfg"], "batch_size": 4})
+    assert result.interrupted
+    # 65 steps and the reset rows of three episodes, which are no steps.
+    assert result.steps == 68
+    assert [path.name for path in sorted((tmp_path / "run" / "checkpoints").iterdir())] == ["agent_50", "agent_68"]
+    assert metrics(tmp_path / "run")[-1]["timestep"] == 68
+    assert entries(tmp_path / "run") == []
+    resumed = train(tmp_path / "run", wrappers=[Interrupting], evaluation_interval=1000, cfg={**SMALL["cfg"], "batch_size": 4}, resume=True)
+    assert (resumed.steps, resumed.interrupted) == (100, False)
+    assert [entry["step"] for entry in entries(tmp_path / "run")] == [100]
+
+
+def test_an_environment_of_ones_own_is_trained_and_its_agent_loads_without_it(tmp_path: Path) -> None:
+    result = train(tmp_path / "run", env=CountingEnv, env_kwargs={"high": 3.0, "lengths": (4,)}, steps=60)
+    assert result.config["env"] == "tests.envs.counting:CountingEnv"
+    agent = experiment.load(tmp_path / "run", checkpoint="agent_50")
+    space = agent.action_space  # type: ignore[attr-defined]  # of both backends' agents
+    assert space == CountingEnv(high=3.0).action_space
+    assert agent.observation_space == CountingEnv().observation_space  # type: ignore[attr-defined]  # of both backends' agents
+    with pytest.raises(RunError, match=r"checkpoint 'agent_7' is neither .* \(there: agent_50, agent_60\)"):
+        experiment.load(tmp_path / "run", checkpoint="agent_7")
+
+
+def test_loading_runs_no_code_that_the_run_names(tmp_path: Path) -> None:
+    train(tmp_path / "run", steps=20)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["cfg"]["rewards_shaper"] = "antigravity:fly_to"
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    sys.modules.pop("antigravity", None)
+    experiment.load(tmp_path / "run")
+    assert "antigravity" not in sys.modules
+    (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "hidden": None}))
+    with pytest.raises(RunError, match=r"config.json is damaged \(TypeError"):
+        experiment.load(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float64),
+        gymnasium.spaces.Box(np.array([-1.1, -np.inf], np.float32), np.array([0.3, 7], np.float32)),
+        gymnasium.spaces.Box(0, 255, (2, 3), np.uint8),
+        gymnasium.spaces.Box(-(2**63), 2**63 - 1, (1,), np.int64),
+        gymnasium.spaces.Box(-0.4, 0.4, (), np.float32),
+    ],
+    ids=str,
+)
+def test_a_box_survives_its_way_through_json(space: gymnasium.spaces.Box) -> None:
+    assert experiment._read_box(json.loads(json.dumps(experiment._write_box(space), allow_nan=False))) == space
+
+
+def test_what_cannot_be_written_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    cfg = paper_config()
+    cfg.rewards_shaper = lambda rewards, timestep, timesteps: rewards
+    with pytest.raises(ConfigError, match="no importable name"):
+        train(tmp_path / "run", cfg=cfg)
+    with pytest.raises(TypeError, match="SAC here needs"):
+        train(tmp_path / "run", env="CartPole-v1", env_kwargs={})
+    for name in ("steps", "num_envs", "evaluation_episodes", "evaluation_interval", "memory_capacity"):
+        with pytest.raises(ValueError, match=f"{name} is 0, expected an integer of at least 1"):
+            train(tmp_path / "run", **{name: 0})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_backend_that_there_is_none_of_is_refused() -> None:
+    with pytest.raises(BackendError, match="backend is 'numpy', expected one of torch, jax"):
+        experiment._import_backend("numpy")
+
+
+@pytest.mark.parametrize(("asked", "missing"), [("torch", "torch"), ("jax", "jax"), ("jax", "flax"), ("jax", "optax")])
+def test_a_backend_that_is_not_installed_names_the_extra(asked: str, missing: str) -> None:
+    program = f"""
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == {missing!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Absent())
+from sacref import experiment
+experiment._import_backend({asked!r})
+"""
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert finished.returncode == 1
+    last = finished.stderr.splitlines()[-1]
+    assert f"backend '{asked}' is not installed (No module named '{missing}" in last
+    assert last.endswith(f'pip install "sacref[{asked}]"')
+
+
+def test_a_mujoco_task_trains_on_both_backends(backend: str, tmp_path: Path) -> None:
+    pytest.importorskip("mujoco")
+    result = sacref.train(
+        **{**SMALL, "backend": backend, "env": "InvertedPendulum-v5", "env_kwargs": None, "run_dir": tmp_path / "run", "steps": 150}
+    )
+    # Each step upright is worth 1.
+    assert all(1 <= value <= 1000 for value in result.evaluations[-1][1].returns)
+    assert not (tmp_path / "MUJOCO_LOG.TXT").exists()

@@ -1,0 +1,175 @@
+"""The house: a floor imports only floors below it, and each backend works where the other is not installed."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sacref
+
+FLOORS = {
+    "spec": 0,
+    "config": 1,
+    "types": 1,
+    "checkpoint": 1,
+    "tracking": 1,
+    "envs": 1,
+    "statistics": 1,
+    "replay": 1,
+    "initialisation": 1,
+    "agent": 2,
+    "torch": 2,
+    "jax": 2,
+    "training": 3,
+    "evaluation": 3,
+    "progress": 3,
+    "plotting": 3,
+    "experiment": 4,
+    "cli": 4,
+    "doctor": 4,
+    "parity": 4,
+}
+"""Part of sacref -> its floor. A part may import those below, and its own floor's, but for the two lines underneath."""
+
+FORBIDDEN = {"torch": {"jax"}, "jax": {"torch"}, "agent": {"torch", "jax"}}
+BACKEND_PACKAGES = {"torch", "jax", "jaxlib", "flax", "optax"}
+
+PACKAGE = Path(sacref.__file__).parent
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+    for path in PACKAGE.rglob("*.py")
+    if path not in (PACKAGE / "__init__.py", PACKAGE / "__main__.py")
+)
+
+
+def part(module: str) -> str:
+    return module.split(".")[1]
+
+
+def run(program: str, *arguments: str) -> Any:
+    """What a fresh process prints as JSON on its last line. Shape checks are off: they import more than the modules themselves."""
+    finished = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, env=os.environ)
+    assert finished.returncode == 0, finished.stderr
+    return json.loads(finished.stdout.splitlines()[-1])
+
+
+# One process for all: libraries stay loaded, sacref's own modules are forgotten before each import.
+EACH_MODULE = """
+import importlib, json, sys
+loads = {}
+for name in sys.argv[1:]:
+    for loaded in [loaded for loaded in sys.modules if loaded.split(".")[0] == "sacref"]:
+        del sys.modules[loaded]
+    importlib.import_module(name)
+    loads[name] = sorted(loaded for loaded in sys.modules if loaded.startswith("sacref."))
+print(json.dumps(loads))
+"""
+
+ALL_MODULES = """
+import importlib, json, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+print(json.dumps(sorted({loaded.split(".")[0] for loaded in sys.modules})))
+"""
+
+
+@cache
+def loads() -> dict[str, list[str]]:
+    loaded: dict[str, list[str]] = run(EACH_MODULE, *MODULES)
+    return loaded
+
+
+def test_every_module_stands_on_a_floor() -> None:
+    assert {part(module) for module in MODULES} <= set(FLOORS), "put the new part on a floor in FLOORS"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_its_floor_and_those_below(module: str) -> None:
+    imported = {part(other) for other in loads()[module]}
+    assert {other for other in imported if FLOORS[other] > FLOORS[part(module)]} == set()
+    assert imported & FORBIDDEN.get(part(module), set()) == set()
+
+
+def test_nothing_but_the_backends_and_what_compares_them_loads_a_backend() -> None:
+    modules = [module for module in MODULES if part(module) not in {"torch", "jax", "parity"}]
+    assert set(run(ALL_MODULES, *modules)) & BACKEND_PACKAGES == set()
+
+
+def test_the_spec_loads_no_library_but_numpy_and_what_names_shapes() -> None:
+    modules = [module for module in MODULES if part(module) == "spec"]
+    assert set(run(ALL_MODULES, *modules)) & {*BACKEND_PACKAGES, "gymnasium", "scipy", "safetensors", "rich", "tyro"} == set()
+
+
+def test_importing_sacref_loads_neither_a_backend_nor_gymnasium_and_is_quick() -> None:
+    program = """
+import json, sys, time
+import numpy
+began = time.perf_counter()
+import sacref
+print(json.dumps([time.perf_counter() - began, sorted({name.split(".")[0] for name in sys.modules})]))
+"""
+    seconds, loaded = run(program)
+    assert set(loaded) & {*BACKEND_PACKAGES, "gymnasium", "matplotlib", "tensorboard"} == set()
+    assert seconds < 0.3
+
+
+@pytest.mark.parametrize(("backend", "absent"), [("torch", ("jax", "jaxlib", "flax", "optax")), ("jax", ("torch",))])
+def test_a_backend_works_where_the_other_is_not_installed(backend: str, absent: tuple[str, ...]) -> None:
+    program = """
+import importlib, json, sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in sys.argv[2:]:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+import gymnasium, numpy as np
+backend = importlib.import_module(f"sacref.{sys.argv[1]}")
+spaces = {
+    "observation_space": gymnasium.spaces.Box(-np.inf, np.inf, (3,)),
+    "action_space": gymnasium.spaces.Box(-2, 2, (1,)),
+}
+agent = backend.SAC(models=backend.default_models(**spaces, hidden=(4,), seed=0), **spaces)
+actions, _ = agent.act(np.ones((2, 3), np.float32), None, timestep=0, timesteps=1)
+print(json.dumps(agent.to_numpy(actions).shape))
+"""
+    if find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    assert run(program, backend, *absent) == [2, 1]
+
+
+def test_importing_the_jax_backend_changes_no_flag_of_jax() -> None:
+    if find_spec("jax") is None:
+        pytest.skip("jax is not installed")
+    program = """
+import json, sys
+import flax.nnx, jax, optax
+before = dict(jax.config.values)
+import sacref.jax
+after = dict(jax.config.values)
+print(json.dumps([len(before), sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))]))
+"""
+    count, changed = run(program)
+    assert count > 50
+    assert changed == []
+
+
+def test_no_public_function_has_a_submodules_name() -> None:
+    assert {name for name in dir(sacref) if not name.startswith("_")} & set(FLOORS) <= {
+        name for name in FLOORS if f"sacref.{name}" in sys.modules
+    }
+    for name in ("train", "load", "evaluate", "SACConfig", "ExperimentConfig", "paper_config", "TrainingResult", "Evaluation", "ConfigError"):
+        assert name not in FLOORS
+        assert getattr(sacref, name).__name__ == name
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'sacref' has no attribute 'trian'"):
+        _ = sacref.trian
