@@ -61,7 +61,8 @@ def main(*, preset: str | None = None, results: Path = machine.ROOT / "results",
             if outcome == 130:
                 return outcome
             status = status or outcome
-    return status or report.main(results=results)
+    reported = report.main(results=results)
+    return status or reported
 
 
 def fitting_preset(results: Path) -> str:

@@ -23,7 +23,7 @@ from rich.console import Console
 
 import sacref
 from bench import machine, record
-from bench.learning_run import Job, read_evaluations
+from bench.learning_run import Job, read_evaluations, resumable
 from bench.presets import PRESETS, Preset
 
 Backend = Literal["torch", "jax"]
@@ -152,7 +152,8 @@ def describe(console: Console, preset: Preset, todo: Plan, jobs: int) -> None:
         console.print(f"  skipped, recorded in {path}")
     for job in todo.jobs:
         at = _evaluated(job)
-        console.print(f"  {job.name}: {f'resumed (evaluated at step {at:,})' if at else 'new'}, in {job.run_dir}")
+        start = f"resumed (evaluated at step {at:,})" if resumable(Path(job.run_dir)) else "new"
+        console.print(f"  {job.name}: {start}, in {job.run_dir}")
     if todo.jobs:
         count = f"{len(todo.jobs)} run{'s' if len(todo.jobs) > 1 else ''}"
         console.print(f"{count}, {min(jobs, len(todo.jobs))} beside each other on one core each: about {_minutes(todo.seconds)}")

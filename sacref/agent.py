@@ -41,6 +41,12 @@ TAGS: Mapping[str, str] = {
 """Metric of an update -> tag of its curve. Tags that end in (max) or (min) show that of the interval, all others the mean."""
 
 
+MOMENTS = ("first_moment", "second_moment")
+
+UNTRACKED_CHECK_INTERVAL = 1000
+"""Timesteps between two looks at the device for rows that were not finite, where nothing is written."""
+
+
 class Watch(Generic[ArrayT]):
     """What is remembered of the rows of one mode, training or evaluation, so that neither is mistaken for the other."""
 
@@ -126,11 +132,22 @@ class Agent(ABC, Generic[ArrayT]):
     def _fetch(self, metrics: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[Any]]:
         """Metrics of several updates, each stacked along a new first axis, read from the device at once."""
 
-    @abstractmethod
-    def arrays(self) -> dict[str, NDArray[Any]]: ...
+    _state: Any
+    """The backend's `update.State`."""
+    _update: Any
+    """The backend's `update.Update`."""
 
     @abstractmethod
-    def set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None: ...
+    def _export(self, model: str, parameters: Any) -> dict[str, NDArray[Any]]:
+        """Parameters, gradients or moments of a model under common names."""
+
+    @abstractmethod
+    def _import(self, model: str, arrays: Mapping[str, NDArray[Any]], like: Any) -> Any:
+        """The inverse of `_export`, in the dtypes of `like`."""
+
+    @abstractmethod
+    def _like(self, array: NDArray[Any], like: Any) -> Any:
+        """A backend array of the dtype and device of `like`."""
 
     @abstractmethod
     def _streams(self) -> dict[str, NDArray[Any]]:
@@ -228,8 +245,7 @@ class Agent(ABC, Generic[ArrayT]):
             watch, observations, states, actions, rewards, next_observations, next_states, terminated, truncated, infos, timestep, timesteps
         )
         self._num_envs = rows.keep.shape[0]
-        if self._tracking:
-            watch.statistics.add(rewards=rows.rewards, ended=rows.ended, keep=rows.keep)
+        watch.statistics.add(rewards=rows.rewards, ended=rows.ended, keep=rows.keep, for_summary=self._tracking)
         if self.training:
             if self.memory is None:
                 raise ValueError("record_transition: this agent has no memory to store in: construct it with memory=ReplayMemory(...)")
@@ -243,6 +259,8 @@ class Agent(ABC, Generic[ArrayT]):
             self.write_checkpoint(timestep=timestep, timesteps=timesteps)
         if self._tracking and self.write_interval and timestep % self.write_interval == 0:
             self.write_tracking_data(timestep=timestep, timesteps=timesteps)
+        elif not self._tracking and timestep % UNTRACKED_CHECK_INTERVAL == 0:
+            self._raise_for_bad_rows()
 
     # Tracking.
 
@@ -267,6 +285,8 @@ class Agent(ABC, Generic[ArrayT]):
         metrics, self._metrics = self._metrics, []
         if metrics:
             for name, values in self._fetch(metrics).items():
+                if name == "entropy_loss" and not self.cfg.learn_entropy:
+                    continue  # nothing minimises it
                 per_critic = values.T if values.ndim == 2 else values[None]
                 for i, samples in enumerate(per_critic):
                     tag = TAGS[name].format(critic=i + 1)
@@ -305,6 +325,79 @@ class Agent(ABC, Generic[ArrayT]):
             self.write_interval = max(1, timesteps // 100)
         if self.checkpoint_interval is None:
             self.checkpoint_interval = max(1, timesteps // 10)
+
+    # State under common names.
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All that learning has changed, under common names: parameters, log alpha, optimizer moments, counters.
+
+        `policy.<name>`, `critic_1.<name>`, `target_critic_1.<name>`, `log_alpha`, `gradient_steps`, and per optimizer `<optimizer>.count`,
+        `<optimizer>.first_moment...` and `<optimizer>.second_moment...`.
+        """
+        state = self._state
+        arrays = self._flatten("policy", state.policy, "policy") | self._flatten("", state.critics, "critics")
+        arrays |= {f"target_{name}": array for name, array in self._flatten("", state.target_critics, "critics").items()}
+        arrays |= {"log_alpha": self.to_numpy(state.log_alpha), "gradient_steps": np.array(self.gradient_step_count, np.int64)}
+        for slot, (kind, tree) in self._optimized(state).items():
+            moments = getattr(self._update, slot).moments(tree, getattr(state, slot))
+            if moments is not None:
+                arrays[f"{slot}.count"] = self.to_numpy(moments["count"]).astype(np.int64)
+                for moment in MOMENTS:
+                    arrays |= self._flatten(f"{slot}.{moment}", moments[moment], kind)
+        return arrays
+
+    def set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from what `arrays` gave, on this backend or the other.
+
+        Raises:
+            ValueError: if a name or a shape is not this agent's. Nothing is changed then.
+        """
+        require_same_arrays(arrays, self.arrays())
+        old = self._state
+        critics = self._unflatten("", arrays, old.critics, "critics")
+        targets = {name: self._import(name, under(arrays, f"target_{name}"), like) for name, like in old.target_critics.items()}
+        state = old._replace(
+            policy=self._unflatten("policy", arrays, old.policy, "policy"),
+            critics=critics,
+            target_critics=targets,
+            log_alpha=self._like(arrays["log_alpha"], old.log_alpha),
+        )
+        for slot, (kind, tree) in self._optimized(state).items():
+            optimizer = getattr(self._update, slot)
+            if f"{slot}.count" in arrays:
+                trees = {moment: self._unflatten(f"{slot}.{moment}", arrays, tree, kind) for moment in MOMENTS}
+                state = state._replace(**{slot: optimizer.with_moments(tree, {"count": arrays[f"{slot}.count"], **trees})})
+            else:
+                state = state._replace(**{slot: optimizer.init(tree)})
+        self._state, self.gradient_step_count = state, int(arrays["gradient_steps"])
+
+    @staticmethod
+    def _optimized(state: Any) -> dict[str, tuple[str, Any]]:
+        """Optimizer -> what kind of tree it steps, and the tree. None without critics: such an agent only acts."""
+        if not state.critics:
+            return {}
+        return {
+            "policy_optimizer": ("policy", state.policy),
+            "critic_optimizer": ("critics", state.critics),
+            "temperature_optimizer": ("scalar", state.log_alpha),
+        }
+
+    def _flatten(self, prefix: str, tree: Any, kind: str) -> dict[str, NDArray[Any]]:
+        if kind == "scalar":
+            return {prefix: self.to_numpy(tree)}
+        if kind == "policy":
+            return prefixed(prefix, self._export("policy", tree))
+        flat: dict[str, NDArray[Any]] = {}
+        for name, branch in tree.items():
+            flat |= prefixed(f"{prefix}.{name}" if prefix else name, self._export(name, branch))
+        return flat
+
+    def _unflatten(self, prefix: str, arrays: Mapping[str, NDArray[Any]], like: Any, kind: str) -> Any:
+        if kind == "scalar":
+            return self._like(arrays[prefix], like)
+        if kind == "policy":
+            return self._import("policy", under(arrays, prefix), like)
+        return {name: self._import(name, under(arrays, f"{prefix}.{name}" if prefix else name), branch) for name, branch in like.items()}
 
     # Checkpoints.
 
@@ -534,7 +627,9 @@ def split_models(models: Mapping[str, Any], *, learns: bool) -> tuple[list[str],
     present = {name for name, model in models.items() if model is not None}
     for name in required:
         if name not in present:
-            raise ValueError(f"models has no {name!r}: got {sorted(models)}, expected 'policy', 'critic_1', 'critic_2', ... (default_models)")
+            raise ValueError(
+                f"models has no {name!r}: got {sorted(models)}, expected 'policy', 'critic_1', 'critic_2', ... (default_models)"
+            )
     unknown = sorted(set(models) - {*required, *targets})
     if unknown:
         known = [*required, *targets]

@@ -102,7 +102,7 @@ class Train:
             device=self.device,
             vectorization=self.vectorization,
             env_kwargs=self.env_kwargs,
-            wrappers=[_named("wrappers", name) for name in self.wrappers],
+            wrappers=[_named(name, "--wrappers: ") for name in self.wrappers],
             overwrite=self.overwrite,
             resume=self.resume,
             progress=self.progress,
@@ -179,7 +179,7 @@ class Evaluate:
 
         config = experiment.read_config(self.run_dir)
         agent = experiment.load(self.run_dir, checkpoint=self.checkpoint, device=self.device)
-        wrappers = [_named("wrappers", name) for name in config["wrappers"]]
+        wrappers = [_named(name, "wrappers of the run: ") for name in config["wrappers"]]
         copies = max(1, min(self.episodes, experiment.EVALUATION_COPIES))
         environments = envs.make(_environment(config["env"]), copies, env_kwargs=config["env_kwargs"], wrappers=wrappers)
         try:
@@ -322,22 +322,18 @@ def _parse(arguments: Sequence[str], train: Train) -> Command:
 
 
 def _types() -> ConstructorRegistry:
-    """How the types of flags that tyro does not read as we wish are read. What they may hold is the configuration's own check."""
+    """How flags are read whose types tyro does not know, or reads otherwise than we wish."""
     registry = ConstructorRegistry()
 
     @registry.primitive_rule
     def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-        parts = get_args(info.type) if get_origin(info.type) in (Union, UnionType) else ()
         if get_origin(info.type) is dict:
             return _spec("JSON", _json, json.dumps)
         if info.type is NoneType:
-            # A feature that is not there: the configuration says so, and not the parser.
-            return _spec("VALUE", lambda text: None if text == "None" else text, str)
+            return _spec("None", _none, str)
+        parts = get_args(info.type) if get_origin(info.type) in (Union, UnionType) else ()
         if any(get_origin(part) is Callable for part in parts):
-            return _spec("MODULE:NAME", lambda text: None if text == "None" else text, _name)
-        if len(parts) == 2 and NoneType in parts and {int, float, str, Path} & {*parts}:
-            (kind,) = {*parts} - {NoneType}
-            return _spec(kind.__name__.upper(), lambda text: None if text == "None" else kind(text), str)
+            return _spec("MODULE:NAME", lambda text: None if text == "None" else _named(text), _name)
         return None
 
     return registry
@@ -353,6 +349,12 @@ def _spec(metavar: str, read: Callable[[str], Any], write: Callable[[Any], str])
     )
 
 
+def _none(text: str) -> None:
+    """A field that takes nothing but None has no feature behind it yet; in a union, another part of it may take the text."""
+    if text != "None":
+        raise ValueError(f"got {text}, expected None: this feature is not available in this version")
+
+
 def _json(text: str) -> dict[str, Any]:
     value = json.loads(text)
     if not isinstance(value, dict):
@@ -364,18 +366,18 @@ def _name(function: Any) -> str:
     return f"{function.__module__}:{function.__qualname__}" if callable(function) else str(function)
 
 
-def _named(flag: str, name: str) -> Any:
-    """What "module:name" names.
+def _named(name: str, where: str = "") -> Any:
+    """What "module:name" names. `where` begins the message of the error.
 
     Raises:
         ValueError: if there is no such thing.
     """
     if ":" not in name:
-        raise ValueError(f"{flag} is {name!r}, expected module:name")
+        raise ValueError(f"{where}got {name}, expected module:name")
     try:
         return pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{flag} is {name!r}, expected module:name of something that can be imported ({error})") from error
+        raise ValueError(f"{where}got {name}, expected module:name of something that can be imported ({error})") from error
 
 
 def _environment(name: str) -> Any:

@@ -23,7 +23,7 @@ class Summary(NamedTuple):
 class EpisodeStatistics:
     """Accumulates rewards per environment; works on NumPy arrays at once and on device arrays without waiting for them.
 
-    Device rows are only referenced until `summary` fetches them, so `summary` must be called at intervals, or `add` not at all.
+    Rows are referenced until `summary` fetches them: where nobody calls it, `add` must be told not to keep them.
     """
 
     def __init__(self) -> None:
@@ -31,8 +31,11 @@ class EpisodeStatistics:
         self._running: tuple[Any, Any] | None = None
         self._rows: list[tuple[Any, Any, Any, Any, Any]] = []
 
-    def add(self, *, rewards: Any, ended: Any, keep: Any) -> None:
-        """Count one row per environment: `rewards`, `ended` (terminated or truncated) and `keep`, each `(envs,)`."""
+    def add(self, *, rewards: Any, ended: Any, keep: Any, for_summary: bool = True) -> None:
+        """Count one row per environment: `rewards`, `ended` (terminated or truncated) and `keep`, each `(envs,)`.
+
+        `recent_returns` follows at once for NumPy arrays, and at the next summary for device arrays.
+        """
         xp = array_namespace(rewards, ended, keep)
         if is_numpy_array(rewards):
             rewards = rewards.astype(np.float64)
@@ -40,7 +43,8 @@ class EpisodeStatistics:
         returns = returns + xp.where(keep, rewards, xp.zeros_like(rewards))
         lengths = lengths + xp.astype(keep, rewards.dtype)
         finished = xp.logical_and(ended, keep)
-        self._rows.append((rewards, keep, finished, returns, lengths))
+        if for_summary:
+            self._rows.append((rewards, keep, finished, returns, lengths))
         self._running = (xp.where(finished, xp.zeros_like(returns), returns), xp.where(finished, xp.zeros_like(lengths), lengths))
         if is_numpy_array(rewards):
             self.recent_returns.extend(float(value) for value in returns[finished])

@@ -1,6 +1,7 @@
 """The configuration: its contract of names and defaults, what it refuses, and the way to a dict or JSON and back."""
 
 import dataclasses
+import functools
 import inspect
 import json
 import math
@@ -284,7 +285,9 @@ def test_a_callable_without_an_importable_name_cannot_be_written() -> None:
     def local(rewards: Any, timestep: int, timesteps: int) -> Any:
         return rewards
 
-    for shaper in (lambda rewards, timestep, timesteps: rewards, local, Shaper()):
+    # The last one has the name of another function, as a decorator gives it.
+    shapers = (lambda rewards, timestep, timesteps: rewards, local, Shaper(), functools.wraps(halve)(local))
+    for shaper in shapers:
         cfg = SACConfig(rewards_shaper=shaper)
         assert cfg.rewards_shaper is shaper
         with pytest.raises(ConfigError, match=r"SACConfig.rewards_shaper is .* has no importable name.*top level of a module"):

@@ -68,7 +68,10 @@ def test_an_episode_that_does_not_end_is_refused(mode: AutoresetMode) -> None:
 def test_a_copy_that_has_run_its_share_may_go_on_for_ever() -> None:
     evaluation = evaluate(FakeAgent(), counting(AutoresetMode.NEXT_STEP, (2, 100), (9, 9)), episodes=3, seed=0, max_episode_steps=100)
     assert evaluation.lengths == (2, 100, 9)
-    assert evaluate(FakeAgent(), counting(AutoresetMode.NEXT_STEP, (2, 100), (9, 9)), episodes=2, seed=0, max_episode_steps=9).lengths == (2, 9)
+    assert evaluate(FakeAgent(), counting(AutoresetMode.NEXT_STEP, (2, 100), (9, 9)), episodes=2, seed=0, max_episode_steps=9).lengths == (
+        2,
+        9,
+    )
 
 
 def test_a_reward_that_is_not_finite_is_refused() -> None:

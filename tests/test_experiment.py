@@ -79,7 +79,11 @@ def test_a_run_directory_holds_the_run_and_its_agent_can_be_loaded(backend: str,
     assert config == json.loads(json.dumps(result.config))
     assert (run_dir / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert len(list(run_dir.glob("events.out.tfevents.*"))) == 1
-    assert {path.name for path in run_dir.iterdir()} <= {*experiment.RUN_FILES, "checkpoints", *map(lambda path: path.name, run_dir.glob("events*"))}
+    assert {path.name for path in run_dir.iterdir()} <= {
+        *experiment.RUN_FILES,
+        "checkpoints",
+        *map(lambda path: path.name, run_dir.glob("events*")),
+    }
 
     loaded = experiment.load(run_dir)
     observations = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
@@ -336,8 +340,8 @@ experiment._import_backend({asked!r})
 def test_a_mujoco_task_trains_on_both_backends(backend: str, tmp_path: Path) -> None:
     pytest.importorskip("mujoco")
     result = sacref.train(
-        **{**SMALL, "backend": backend, "env": "InvertedPendulum-v5", "env_kwargs": None, "run_dir": tmp_path / "run", "steps": 150}
+        **{**SMALL, "backend": backend, "env": "InvertedPendulum-v5", "run_dir": tmp_path / "run", "steps": 60, "evaluation_interval": 60}
     )
     # Each step upright is worth 1.
-    assert all(1 <= value <= 1000 for value in result.evaluations[-1][1].returns)
+    assert all(1 <= value <= 20 for value in result.evaluations[-1][1].returns)
     assert not (tmp_path / "MUJOCO_LOG.TXT").exists()

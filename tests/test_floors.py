@@ -165,7 +165,17 @@ def test_no_public_function_has_a_submodules_name() -> None:
     assert {name for name in dir(sacref) if not name.startswith("_")} & set(FLOORS) <= {
         name for name in FLOORS if f"sacref.{name}" in sys.modules
     }
-    for name in ("train", "load", "evaluate", "SACConfig", "ExperimentConfig", "paper_config", "TrainingResult", "Evaluation", "ConfigError"):
+    for name in (
+        "train",
+        "load",
+        "evaluate",
+        "SACConfig",
+        "ExperimentConfig",
+        "paper_config",
+        "TrainingResult",
+        "Evaluation",
+        "ConfigError",
+    ):
         assert name not in FLOORS
         assert getattr(sacref, name).__name__ == name
 

@@ -38,7 +38,7 @@ def test_both_files_hold_the_same_numbers(tmp_path: Path) -> None:
     assert not directory.exists()
     tracker.write(10, 40, {"Loss / Critic loss": 0.1, "Q-network / Q1 (max)": -3})
     tracker.write(20, 80, {"Loss / Critic loss": np.float32(0.3), "Stats / Steps per second": np.float64(1e-3)})
-    # Read before it is closed: a killed run loses nothing.
+    # Read before the tracker is closed: a killed run loses nothing.
     assert scalars(directory) == {
         "Loss / Critic loss": [(10, np.float32(0.1)), (20, np.float32(0.3))],
         "Q-network / Q1 (max)": [(10, -3.0)],
@@ -72,9 +72,10 @@ def test_a_resumed_run_goes_on_in_the_same_place(tmp_path: Path) -> None:
         tracker.write(timestep, timestep, {"x": 0.5 * timestep})
         tracker.close()
         tracker.close()
-    tracker.write(3, 3, {"x": 1.5})
+    tracker.write(3, 3, {"x": 1.5})  # closed is not the end
     tracker.close()
     assert [(line["timestep"], line["x"]) for line in lines(tmp_path)] == [(1, 0.5), (2, 1.0), (3, 1.5)]
+    # The accumulator reads the files in the order of their names, which hold seconds: those of one second have none.
     assert sorted(scalars(tmp_path)["x"]) == [(1, 0.5), (2, 1.0), (3, 1.5)]
     assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 3
 

@@ -5,7 +5,9 @@ from jaxtyping import Float
 from sacref.spec.arrays import ArrayT, namespace
 
 
-def to_box(actions: Float[ArrayT, "envs action"], low: Float[ArrayT, "action"], high: Float[ArrayT, "action"]) -> Float[ArrayT, "envs action"]:
+def to_box(
+    actions: Float[ArrayT, "envs action"], low: Float[ArrayT, "action"], high: Float[ArrayT, "action"]
+) -> Float[ArrayT, "envs action"]:
     """Map [-1, 1] onto [low, high] affinely. The result never leaves the Box, whatever the rounding."""
     xp = namespace(actions, low, high)
     scaled = low[None, ...] + (0.5 * (actions + 1.0)) * (high - low)[None, ...]

@@ -71,7 +71,9 @@ class ReplayMemory:
         """Make room for transitions of these spaces; floats in `dtype`. An agent calls this once, at its construction."""
         if self._state is not None:
             raise ValueError("ReplayMemory: this memory belongs to another agent already: make one for each agent")
-        self.device = device if self.device is None else self.device
+        if self.device not in (None, device):
+            raise ValueError(f"ReplayMemory: it is on {self.device}, the agent on {device}: leave the memory's device out")
+        self.device = device
         observations = jax.dtypes.canonicalize_dtype(spaces.stored_dtype(dtype))
 
         def zeros(shape: tuple[int, ...], kind: DTypeLike) -> Array:

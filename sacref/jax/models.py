@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import gymnasium
 import jax
@@ -22,7 +23,7 @@ class GaussianPolicy(CommonLayout):
 
     def __init__(self, observation_size: int, action_size: int, hidden: Sequence[int], dtype: DTypeLike = jnp.float32) -> None:
         widths = [observation_size, *hidden]
-        self.hidden = nnx.List([_linear(i, o, dtype) for i, o in zip(widths[:-1], widths[1:], strict=True)])
+        self.hidden = nnx.List([_linear(i, o, dtype) for i, o in pairwise(widths)])
         self.head = _linear(widths[-1], 2 * action_size, dtype)
 
     def __call__(self, inputs: Inputs[Array]) -> tuple[Float[Array, "*batch action"], Float[Array, "*batch action"]]:
@@ -40,7 +41,7 @@ class QFunction(CommonLayout):
 
     def __init__(self, observation_size: int, action_size: int, hidden: Sequence[int], dtype: DTypeLike = jnp.float32) -> None:
         widths = [observation_size + action_size, *hidden]
-        self.hidden = nnx.List([_linear(i, o, dtype) for i, o in zip(widths[:-1], widths[1:], strict=True)])
+        self.hidden = nnx.List([_linear(i, o, dtype) for i, o in pairwise(widths)])
         self.head = _linear(widths[-1], 1, dtype)
 
     def __call__(self, inputs: Inputs[Array], actions: Float[Array, "*batch action"]) -> Float[Array, "*batch"]:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sacref.agent import Agent, prefixed, require_same_arrays, split_models, under
+from sacref.agent import Agent, split_models
 from sacref.config import SACConfig
 from sacref.torch.device import device_of
 from sacref.torch.fuse import Bounds, Streams, actors, learner, stepper
@@ -179,11 +179,12 @@ class SAC(Agent[Tensor]):
 
     def keep_gradients(self) -> None:
         """From now on, `gradients` shows those of the last step. Meant for comparisons; it costs a copy a step."""
-        state, update = self._state, self._update
-        slots: dict[str, Any] = {"policy_optimizer": state.policy, "critic_optimizer": state.critics, "temperature_optimizer": state.log_alpha}
-        wrapped: dict[str, Any] = {slot: KeepGradients(getattr(update, slot)) for slot in slots}
-        self._update = replace(update, **wrapped)
-        self._state = state._replace(**{slot: KeepGradients.around(tree, getattr(state, slot)) for slot, tree in slots.items()})
+        state = self._state
+        for slot, (_, tree) in self._optimized(state).items():
+            wrapped: dict[str, Any] = {slot: KeepGradients(getattr(self._update, slot))}
+            self._update = replace(self._update, **wrapped)
+            state = state._replace(**{slot: KeepGradients.around(tree, getattr(state, slot))})
+        self._state = state
         self._fuse()
 
     def gradients(self) -> dict[str, NDArray[Any]]:
@@ -191,85 +192,9 @@ class SAC(Agent[Tensor]):
         if not isinstance(self._update.policy_optimizer, KeepGradients):
             raise ValueError("gradients: they are not kept: call keep_gradients() before the step")
         state = self._state
-        gradients = prefixed("policy", to_common(self._models["policy"], state.policy_optimizer[1]))
-        for name, tree in state.critic_optimizer[1].items():
-            gradients |= prefixed(name, to_common(self._models[name], tree))
-        return {**gradients, "log_alpha": self.to_numpy(state.temperature_optimizer[1])}
-
-    # State under common names.
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """All that learning has changed, under common names: parameters, log alpha, optimizer moments, counters."""
-        state, update, models = self._state, self._update, self._models
-        arrays = prefixed("policy", to_common(models["policy"], state.policy))
-        for name in state.critics:
-            arrays |= prefixed(name, to_common(models[name], state.critics[name]))
-            arrays |= prefixed(f"target_{name}", to_common(models[name], state.target_critics[name]))
-        arrays["log_alpha"] = self.to_numpy(state.log_alpha)
-        arrays["gradient_steps"] = np.array(self.gradient_step_count, np.int64)
-        if not state.critics:
-            return arrays
-        policy = update.policy_optimizer.moments(state.policy, state.policy_optimizer)
-        critic = update.critic_optimizer.moments(state.critics, state.critic_optimizer)
-        temperature = update.temperature_optimizer.moments(state.log_alpha, state.temperature_optimizer)
-        for optimizer, moments in {"policy_optimizer": policy, "critic_optimizer": critic, "temperature_optimizer": temperature}.items():
-            if moments is not None:
-                arrays[f"{optimizer}.count"] = self.to_numpy(moments["count"]).astype(np.int64)
-        for moment in ("first_moment", "second_moment"):
-            if policy is not None:
-                arrays |= prefixed(f"policy_optimizer.{moment}", to_common(models["policy"], policy[moment]))
-            if critic is not None:
-                for name, tree in critic[moment].items():
-                    arrays |= prefixed(f"critic_optimizer.{moment}.{name}", to_common(models[name], tree))
-            if temperature is not None:
-                arrays[f"temperature_optimizer.{moment}"] = self.to_numpy(temperature[moment])
-        return arrays
-
-    def set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Go on from what `arrays` gave, on this backend or the other.
-
-        Raises:
-            ValueError: if a name or a shape is not this agent's. Nothing is changed then.
-        """
-        require_same_arrays(arrays, self.arrays())
-        state, update, models = self._state, self._update, self._models
-        policy = from_common(models["policy"], under(arrays, "policy"), like=state.policy)
-        critics = {name: from_common(models[name], under(arrays, name), like=like) for name, like in state.critics.items()}
-        targets = {name: from_common(models[name], under(arrays, f"target_{name}"), like=like) for name, like in state.critics.items()}
-        log_alpha = self._like(arrays["log_alpha"], state.log_alpha)
-        self.gradient_step_count = int(arrays["gradient_steps"])
-        if not critics:
-            self._state = state._replace(policy=policy, log_alpha=log_alpha)
-            return
-
-        def moments(optimizer: str, read: Any) -> dict[str, Any]:
-            trees = {moment: read(under(arrays, optimizer), moment) for moment in ("first_moment", "second_moment")}
-            return {"count": arrays[f"{optimizer}.count"], **trees}
-
-        def policy_tree(found: Mapping[str, NDArray[Any]], moment: str) -> Any:
-            return from_common(models["policy"], under(found, moment), like=policy)
-
-        def critic_tree(found: Mapping[str, NDArray[Any]], moment: str) -> Any:
-            return {name: from_common(models[name], under(found, f"{moment}.{name}"), like=like) for name, like in critics.items()}
-
-        def temperature_tree(found: Mapping[str, NDArray[Any]], moment: str) -> Any:
-            return self._like(found[moment], log_alpha)
-
-        temperature_optimizer = state.temperature_optimizer
-        if "temperature_optimizer.count" in arrays:
-            temperature_moments = moments("temperature_optimizer", temperature_tree)
-            temperature_optimizer = update.temperature_optimizer.with_moments(log_alpha, temperature_moments)
-        else:
-            temperature_optimizer = update.temperature_optimizer.init(log_alpha)
-        self._state = State(
-            policy=policy,
-            critics=critics,
-            target_critics=targets,
-            log_alpha=log_alpha,
-            policy_optimizer=update.policy_optimizer.with_moments(policy, moments("policy_optimizer", policy_tree)),
-            critic_optimizer=update.critic_optimizer.with_moments(critics, moments("critic_optimizer", critic_tree)),
-            temperature_optimizer=temperature_optimizer,
-        )
+        policy = self._flatten("policy", state.policy_optimizer[1], "policy")
+        critics = self._flatten("", state.critic_optimizer[1], "critics")
+        return {**policy, **critics, "log_alpha": self.to_numpy(state.temperature_optimizer[1])}
 
     # Hooks of the life cycle.
 
@@ -285,6 +210,12 @@ class SAC(Agent[Tensor]):
         tensor = array if isinstance(array, Tensor) else torch.from_numpy(np.array(array, copy=True))
         dtype = self.dtype if tensor.dtype in (torch.float32, torch.float64) else tensor.dtype
         return tensor.to(device=self.device, dtype=dtype)
+
+    def _export(self, model: str, parameters: Any) -> dict[str, NDArray[Any]]:
+        return to_common(self._models[model], parameters)
+
+    def _import(self, model: str, arrays: Mapping[str, NDArray[Any]], like: Any) -> Any:
+        return from_common(self._models[model], arrays, like=like)
 
     def _like(self, array: NDArray[Any], like: Tensor) -> Tensor:
         return torch.as_tensor(np.array(array, copy=True)).to(like)

@@ -10,10 +10,10 @@ def device_of(device: str | torch.device | None) -> torch.device:
         ValueError: if this machine has no such device.
     """
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
+        # Through a tensor: the device must be there, and "cuda" becomes "cuda:0".
+        found = torch.empty(0, device=torch.device(device)).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         raise ValueError(f"device is {device!r}, which PyTorch does not find here: expected one of {['cpu', *cuda]} ({error})") from error

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import gymnasium
 import torch
@@ -20,7 +21,7 @@ class GaussianPolicy(CommonLayout):
     def __init__(self, observation_size: int, action_size: int, hidden: Sequence[int], dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         widths = [observation_size, *hidden]
-        self.hidden = nn.ModuleList(nn.Linear(i, o, dtype=dtype) for i, o in zip(widths[:-1], widths[1:], strict=True))
+        self.hidden = nn.ModuleList(nn.Linear(i, o, dtype=dtype) for i, o in pairwise(widths))
         self.head = nn.Linear(widths[-1], 2 * action_size, dtype=dtype)
 
     def forward(self, inputs: Inputs[Tensor]) -> tuple[Float[Tensor, "*batch action"], Float[Tensor, "*batch action"]]:
@@ -38,7 +39,7 @@ class QFunction(CommonLayout):
     def __init__(self, observation_size: int, action_size: int, hidden: Sequence[int], dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         widths = [observation_size + action_size, *hidden]
-        self.hidden = nn.ModuleList(nn.Linear(i, o, dtype=dtype) for i, o in zip(widths[:-1], widths[1:], strict=True))
+        self.hidden = nn.ModuleList(nn.Linear(i, o, dtype=dtype) for i, o in pairwise(widths))
         self.head = nn.Linear(widths[-1], 1, dtype=dtype)
 
     def forward(self, inputs: Inputs[Tensor], actions: Float[Tensor, "*batch action"]) -> Float[Tensor, "*batch"]:

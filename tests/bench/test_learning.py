@@ -210,3 +210,18 @@ print((used() - before) / (time.perf_counter() - began))
         env={**os.environ, **machine.ONE_THREAD},
     )
     assert float(answer.stdout) < 1.1
+
+
+def test_what_will_be_done_is_said_beforehand(tmp_path: Path) -> None:
+    first, second = planned(tmp_path).jobs[:2]
+    record.write(tmp_path / "results" / f"2020-01-01-{MACHINE}" / f"{first.name}.json", recorded(first))
+    (Path(second.run_dir) / "checkpoints" / "agent_500").mkdir(parents=True)
+    (Path(second.run_dir) / "config.json").write_text("{}")
+    (Path(second.run_dir) / "evaluation.json").write_text(json.dumps([{"step": 500, "returns": [1.0]}]))
+    output = io.StringIO()
+    learning.describe(Console(file=output, soft_wrap=True), PRESET, planned(tmp_path), 2)
+    said = output.getvalue()
+    assert "skipped, recorded in " in said
+    assert "tiny-jax-seed0: resumed (evaluated at step 500), in " in said
+    assert "tiny-torch-seed1: new, in " in said
+    assert "3 runs, 2 beside each other on one core each: about 2 min" in said  # 2,500 steps on two cores at 10 a second.

@@ -53,7 +53,9 @@ def store(stored: list[Stored], row: dict[str, Any], next_observations: Any, kee
         )
 
 
-def drive(mode: AutoresetMode, lengths: list[tuple[int, ...]], truncates: bool, steps: int, convert: Callable[[Any], Any], copy: bool) -> list[Stored]:
+def drive(
+    mode: AutoresetMode, lengths: list[tuple[int, ...]], truncates: bool, steps: int, convert: Callable[[Any], Any], copy: bool
+) -> list[Stored]:
     """What a loop stores that knows nothing of episodes' ends but, under DISABLED, to reset."""
     envs = SyncVectorEnv([lambda own=own: CountingEnv(own, truncates) for own in lengths], copy=copy, autoreset_mode=mode)
     boundaries: EpisodeBoundaries[Any] = EpisodeBoundaries()
@@ -137,7 +139,9 @@ class Rows:
         self.convert = convert
         self.boundaries: EpisodeBoundaries[Any] = EpisodeBoundaries()
 
-    def __call__(self, observations: list[float], following: list[float], ended: list[bool], infos: Any = None) -> tuple[list[float], list[bool]]:
+    def __call__(
+        self, observations: list[float], following: list[float], ended: list[bool], infos: Any = None
+    ) -> tuple[list[float], list[bool]]:
         successors, keep = self.boundaries.resolve(
             observations=self.convert(np.array(observations)[:, None]),
             next_observations=self.convert(np.array(following)[:, None]),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -58,6 +58,7 @@ def test_alpha_may_differ_by_row(xp: "Backend") -> None:
     assert xp.numpy(temperature_loss(alpha, log_prob, xp.asarray([-1.0, -2.0]))).tolist() == [0.125, 6.0]
 
 
+@settings(max_examples=20)
 @given(data=st.data())
 def test_time_and_batch_are_elements(xp: "Backend", data: st.DataObject) -> None:
     """`(time, batch)` gives what the flattened batch gives."""
@@ -135,6 +136,7 @@ def test_td_target_is_the_reward_and_the_discounted_soft_value(xp: "Backend", da
         assert float(got[i]) == pytest.approx(r + d * (least - a * lp), rel=0.0, abs=4 * xp.eps * size)
 
 
+@settings(max_examples=20)
 @given(data=st.data())
 def test_the_gradient_of_the_critic_loss_is_the_error(autodiff_xp: "Backend", data: st.DataObject) -> None:
     """Which is what the half is for."""
