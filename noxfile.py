@@ -16,7 +16,7 @@ nox.options.sessions = ["lint", "types", "tests", "parity"]
 def install(session: nox.Session, *requirements: str) -> None:
     """Install with the versions of constraints.txt; with NO_VENV=1 the interpreter is used as it is."""
     if not NO_VENV:
-        session.install(*requirements, "--constraint", "constraints.txt")
+        session.install("--no-compile", *requirements, "--constraint", "constraints.txt")
 
 
 def python_module(session: nox.Session, *command: str) -> None:

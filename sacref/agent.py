@@ -129,9 +129,15 @@ class Agent(ABC, Generic[ArrayT]):
         """Put an array on the device; floats in the agent's dtype, except float16, all else in its own."""
 
     @abstractmethod
+    def _as_floats(self, array: Any) -> Any:
+        """A device array in the agent's dtype."""
+
+    @abstractmethod
     def _fetch(self, metrics: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[Any]]:
         """Metrics of several updates, each stacked along a new first axis, read from the device at once."""
 
+    _backend: str
+    """The backend's name, which a checkpoint remembers."""
     _state: Any
     """The backend's `update.State`."""
     _update: Any
@@ -259,7 +265,7 @@ class Agent(ABC, Generic[ArrayT]):
             self.write_checkpoint(timestep=timestep, timesteps=timesteps)
         if self._tracking and self.write_interval and timestep % self.write_interval == 0:
             self.write_tracking_data(timestep=timestep, timesteps=timesteps)
-        elif not self._tracking and timestep % UNTRACKED_CHECK_INTERVAL == 0:
+        elif timestep >= timesteps or (not self._tracking and timestep % UNTRACKED_CHECK_INTERVAL == 0):
             self._raise_for_bad_rows()
 
     # Tracking.
@@ -451,22 +457,22 @@ class Agent(ABC, Generic[ArrayT]):
             )
         groups = dict(read.groups)
         streams, memory = groups.pop("streams", {}), groups.pop("memory", None)
-        before = self.arrays()
+        before, streams_before = self.arrays(), self._streams()
         try:
             self.set_arrays({name: array for group in groups.values() for name, array in group.items()})
+            if metadata.get("backend") != self._backend:
+                logger.info("%s was written by %s: the random streams stay as they are", path, metadata.get("backend"))
+            elif {name: state.shape for name, state in streams.items()} != {name: state.shape for name, state in streams_before.items()}:
+                # A GPU's generator has another state than a CPU's.
+                logger.info("%s was written on another kind of device: the random streams stay as they are", path)
+            else:
+                self._set_streams(streams)
             if memory is not None and self.memory is not None:
                 self.memory.set_arrays(memory)
-            if metadata.get("backend") == self._backend:
-                self._set_streams(streams)
-            else:
-                logger.info("%s was written by %s: the random streams start anew", path, metadata.get("backend"))
         except (ValueError, TypeError, KeyError, RuntimeError) as error:
             self.set_arrays(before)
+            self._set_streams(streams_before)
             raise checkpoint.CheckpointError(f"{path} does not fit this agent: {error}") from error
-
-    @property
-    def _backend(self) -> str:
-        return type(self).__module__.split(".")[1]
 
     # Checks at the border.
 
@@ -512,7 +518,7 @@ class Agent(ABC, Generic[ArrayT]):
             )
         terminated = self._column(terminated, "terminated", envs, device, bool)
         truncated = self._column(truncated, "truncated", envs, device, bool)
-        actions = self._upload(actions) if device else np.asarray(actions)
+        actions = self._floats(actions, device)
         if tuple(actions.shape) != (envs, *self.spaces.action_shape):
             raise ValueError(
                 f"actions have shape {tuple(actions.shape)}, expected {(envs, *self.spaces.action_shape)}: "
@@ -549,6 +555,17 @@ class Agent(ABC, Generic[ArrayT]):
                 f"batch_size is {self.cfg.batch_size}, the memory's capacity {capacity}: lower batch_size or make the memory larger"
             )
 
+    def _check_targets(self, parameters: Mapping[str, Mapping[str, Any]]) -> None:
+        """Refuse target critics that are not built like their critics: they take the critics' place in the same function."""
+        for name in parameters:
+            if name.startswith("target_"):
+                critic = name.removeprefix("target_")
+                got, expected = ({key: tuple(p.shape) for key, p in parameters[model].items()} for model in (name, critic))
+                if got != expected:
+                    raise ValueError(
+                        f"model {name!r} has parameters {got}, expected {expected} as {critic!r}: build it like {critic!r}, or leave it out"
+                    )
+
     def _check_policy_output(self, outputs: Any, rows: int, dtype: Any) -> None:
         expected = (rows, self.spaces.action_size)
         if not isinstance(outputs, tuple) or len(outputs) != 2:
@@ -580,7 +597,14 @@ class Agent(ABC, Generic[ArrayT]):
         array = array.reshape(envs)
         if dtype is bool:
             return array != 0 if device else array.astype(np.bool_)
-        return array if device or np.issubdtype(array.dtype, np.floating) else array.astype(np.float64)
+        return self._floats(array, device)
+
+    def _floats(self, values: Any, device: bool) -> Any:
+        """Actions or rewards, which may be integers, as floating-point numbers."""
+        if device:
+            return self._as_floats(self._upload(values))
+        array = np.asarray(values)
+        return array if np.issubdtype(array.dtype, np.floating) else array.astype(np.float64)
 
     def _refuse_not_finite(self, parts: Mapping[str, Any], keep: Any, device: bool) -> Any:
         """On the host, raise for rows with NaN or infinity. On the device, leave them out and count them."""

@@ -180,7 +180,7 @@ def _writable(group: str, key: str, array: NDArray[Any]) -> NDArray[Any]:
     array = np.asarray(array)
     if array.dtype.name not in DTYPES:
         raise CheckpointError(f"{group}/{key} has dtype {array.dtype}, expected one of {', '.join(DTYPES)}: cast it before it is saved")
-    return np.asarray(array, array.dtype.newbyteorder("="), order="C")
+    return np.asarray(array, order="C")
 
 
 def _encode(path: Path, value: Any) -> bytes:

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 
 def dense_layers(*, inputs: int, hidden: Sequence[int], outputs: int, seed: int, model: str) -> dict[str, NDArray[np.float64]]:
-    """Draw the layers of a multilayer perceptron: kernels and biases from U(-1/sqrt(inputs), 1/sqrt(inputs)) of each layer.
+    """Draw the layers of a multilayer perceptron: kernels from U(-b, b) with b = sqrt(6 / (in + out)) of each layer, biases zero.
 
-    The distribution is the one that `torch.nn.Linear` uses, which most published SAC runs started from. Each model has a stream
-    of its own, so that twin critics differ.
+    Glorot & Bengio 2010, equation 16: what the authors of SAC started from (Keras' default). PyTorch's own default is narrower and
+    its biases are random. Each model has a stream of its own, so that twin critics differ.
 
     Args:
         inputs, outputs: width of the first layer's input and of the last layer's output.
@@ -28,7 +28,7 @@ def dense_layers(*, inputs: int, hidden: Sequence[int], outputs: int, seed: int,
     names = [*(f"hidden.{i}" for i in range(len(hidden))), "head"]
     arrays: dict[str, NDArray[np.float64]] = {}
     for name, fan_in, fan_out in zip(names, widths[:-1], widths[1:], strict=True):
-        bound = 1.0 / math.sqrt(fan_in)
+        bound = math.sqrt(6.0 / (fan_in + fan_out))
         arrays[f"{name}.kernel"] = stream.uniform(-bound, bound, (fan_in, fan_out))
-        arrays[f"{name}.bias"] = stream.uniform(-bound, bound, (fan_out,))
+        arrays[f"{name}.bias"] = np.zeros(fan_out)
     return arrays

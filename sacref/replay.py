@@ -1,10 +1,25 @@
-"""What the replay memories of the backends share: the check of what a checkpoint says it holds."""
+"""What the replay memories of the backends share: the checks of their size, and of what a checkpoint says they hold."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+def check_size(capacity: Any, num_envs: Any) -> None:
+    """Refuse a capacity or a number of environments that no memory can have.
+
+    Raises:
+        TypeError: if one is not an integer. ValueError: if one is too small.
+    """
+    for name, value in {"capacity": capacity, "num_envs": num_envs}.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise TypeError(f"ReplayMemory: {name} is {value!r}, expected an integer: int({value!r})")
+    if num_envs < 1:
+        raise ValueError(f"ReplayMemory: num_envs is {num_envs}, expected at least 1")
+    if capacity < num_envs:
+        raise ValueError(f"ReplayMemory: capacity is {capacity}, expected at least num_envs = {num_envs}: one step must fit")
 
 
 def check_arrays(arrays: Mapping[str, NDArray[Any]], rings: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]], capacity: int) -> None:

@@ -37,8 +37,8 @@ class EpisodeStatistics:
         `recent_returns` follows at once for NumPy arrays, and at the next summary for device arrays.
         """
         xp = array_namespace(rewards, ended, keep)
-        if is_numpy_array(rewards):
-            rewards = rewards.astype(np.float64)
+        # A copy: environments on a device write every step into the same buffer.
+        rewards = rewards.astype(np.float64) if is_numpy_array(rewards) else xp.asarray(rewards, copy=True)
         returns, lengths = self._running or (xp.zeros_like(rewards), xp.zeros_like(rewards))
         returns = returns + xp.where(keep, rewards, xp.zeros_like(rewards))
         lengths = lengths + xp.astype(keep, rewards.dtype)

@@ -1,12 +1,14 @@
 """One handle on either backend, so that a test of the agents is written once. `backend = pytest.fixture(params=BACKENDS)(load_backend)`."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import gymnasium
+import jaxtyping
 import numpy as np
 import pytest
 from numpy.typing import ArrayLike, NDArray
@@ -55,7 +57,30 @@ class Backend:
 def load_backend(request: pytest.FixtureRequest) -> Backend:
     """The body of the `backend` fixture: skips where the backend is not installed."""
     pytest.importorskip(request.param, reason=f"{request.param} is not installed")
+    if request.param == "jax":
+        _share_compilations(request.config)
     return Backend(request.param)
+
+
+def _share_compilations(config: pytest.Config) -> None:
+    """Keep what XLA compiles in pytest's cache: many tests make the same small agent, whose update takes seconds to compile."""
+    import jax
+
+    if config.cache is not None and jax.config.jax_compilation_cache_dir is None:
+        set_jax: Callable[[str, object], None] = jax.config.update
+        set_jax("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
+        set_jax("jax_persistent_cache_min_compile_time_secs", 0.0)
+        set_jax("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@contextmanager
+def without_shape_checks() -> Iterator[None]:
+    """For hundreds of updates: the checks take most of the time of an eager one."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def installed_backends() -> list[Backend]:
@@ -174,3 +199,20 @@ def assert_same_arrays(a: Mapping[str, NDArray[Any]], b: Mapping[str, NDArray[An
     for name in a:
         assert a[name].dtype == b[name].dtype, name
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def forward(arrays: Mapping[str, NDArray[Any]], model: str, inputs: NDArray[Any]) -> NDArray[Any]:
+    """A default model by hand, from the arrays of an agent: dense layers with ReLU between them; `(batch, outputs)`."""
+    i = 0
+    while f"{model}.hidden.{i}.kernel" in arrays:
+        inputs = np.maximum(inputs @ arrays[f"{model}.hidden.{i}.kernel"] + arrays[f"{model}.hidden.{i}.bias"], 0.0)
+        i += 1
+    outputs: NDArray[Any] = inputs @ arrays[f"{model}.head.kernel"] + arrays[f"{model}.head.bias"]
+    return outputs
+
+
+def metrics_of(agent: Any, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, NDArray[Any]]]:
+    """A list that grows by the metrics of each update that the agent takes from its memory."""
+    seen: list[dict[str, NDArray[Any]]] = []
+    monkeypatch.setattr(agent, "_track_metrics", lambda m: seen.append({name: agent.to_numpy(value) for name, value in m.items()}))
+    return seen

@@ -286,7 +286,7 @@ def test_a_callable_without_an_importable_name_cannot_be_written() -> None:
         return rewards
 
     # The last one has the name of another function, as a decorator gives it.
-    shapers = (lambda rewards, timestep, timesteps: rewards, local, Shaper(), functools.wraps(halve)(local))
+    shapers = (lambda rewards, timestep, timesteps: rewards, local, Shaper(), functools.wraps(halve)(lambda *arguments: arguments[0]))
     for shaper in shapers:
         cfg = SACConfig(rewards_shaper=shaper)
         assert cfg.rewards_shaper is shaper

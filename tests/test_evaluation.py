@@ -1,5 +1,8 @@
 """Evaluation: unbiased, repeatable, and without a trace in the agent."""
 
+from functools import partial
+from typing import Any
+
 import gymnasium
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLE
 
 
 def counting(mode: AutoresetMode, *lengths: tuple[int, ...]) -> SyncVectorEnv:
-    return SyncVectorEnv([lambda own=own: CountingEnv(own, truncates=own[0] > 2) for own in lengths], autoreset_mode=mode)
+    return SyncVectorEnv([partial(CountingEnv, own, truncates=own[0] > 2) for own in lengths], autoreset_mode=mode)
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
@@ -74,12 +77,16 @@ def test_a_copy_that_has_run_its_share_may_go_on_for_ever() -> None:
     )
 
 
+class Broken(gymnasium.RewardWrapper[Any, Any]):
+    """Gives no number from the second step on."""
+
+    def reward(self, reward: Any) -> float:
+        return np.nan if reward > 1 else float(reward)
+
+
 def test_a_reward_that_is_not_finite_is_refused() -> None:
-    made = envs.make(
-        CountingEnv, 2, wrappers=[lambda env: gymnasium.wrappers.TransformReward(env, lambda reward: np.nan if reward > 1 else reward)]
-    )
     with pytest.raises(EvaluationError, match="environment 0 gave a reward that is not finite"):
-        evaluate(FakeAgent(), made, episodes=2, seed=0)
+        evaluate(FakeAgent(), envs.make(CountingEnv, 2, wrappers=[Broken]), episodes=2, seed=0)
 
 
 def test_no_episodes_are_refused() -> None:

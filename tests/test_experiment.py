@@ -82,7 +82,7 @@ def test_a_run_directory_holds_the_run_and_its_agent_can_be_loaded(backend: str,
     assert {path.name for path in run_dir.iterdir()} <= {
         *experiment.RUN_FILES,
         "checkpoints",
-        *map(lambda path: path.name, run_dir.glob("events*")),
+        *(path.name for path in run_dir.glob("events*")),
     }
 
     loaded = experiment.load(run_dir)

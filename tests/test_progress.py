@@ -1,11 +1,11 @@
 """The progress display: a bar on a terminal, few lines elsewhere."""
 
 import io
+import time
 
 import pytest
 from rich.console import Console
 
-from sacref import progress
 from sacref.progress import TrainingProgress
 from tests.fake_agent import FakeAgent
 
@@ -13,7 +13,7 @@ from tests.fake_agent import FakeAgent
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [0.0]
-    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     return now
 
 

@@ -3,6 +3,8 @@
 import os
 import signal
 import threading
+import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLE
 
 
 def counting(mode: AutoresetMode = AutoresetMode.NEXT_STEP, *lengths: tuple[int, ...], copy: bool = True) -> SyncVectorEnv:
-    return SyncVectorEnv([lambda own=own: CountingEnv(own) for own in lengths or ((3,),)], copy=copy, autoreset_mode=mode)
+    return SyncVectorEnv([partial(CountingEnv, own) for own in lengths or ((3,),)], copy=copy, autoreset_mode=mode)
 
 
 def test_a_timestep_acts_steps_records_and_updates_in_this_order() -> None:
@@ -90,7 +92,7 @@ def test_times_are_tracked_and_what_the_callback_takes_is_not_in_them(monkeypatc
         nonlocal now
         now += 1000.0
 
-    monkeypatch.setattr(training.time, "perf_counter", clock)
+    monkeypatch.setattr(time, "perf_counter", clock)
     agent = FakeAgent()
     outcome = training.run(agent, counting(), timesteps=2, after_timestep=after_timestep)
     assert agent.tracked == {"Stats / Inference time (ms)": [1000.0, 1000.0], "Stats / Env stepping time (ms)": [1000.0, 1000.0]}

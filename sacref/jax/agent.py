@@ -40,6 +40,8 @@ class SAC(Agent[Array]):
             the batch is larger than the memory.
     """
 
+    _backend = "jax"
+
     def __init__(
         self,
         *,
@@ -59,6 +61,7 @@ class SAC(Agent[Array]):
         self._models = {name: nnx.clone(models[name]) for name in ("policy", *critics)}
         parameters = {name: parameters_of(models[name], self.device) for name in ("policy", *critics, *targets)}
         self.dtype = self._check_dtypes(parameters)
+        self._check_targets(parameters)
         low, high = (self._upload(bound) for bound in self._bounds)
         self._action_bounds = Bounds(low, high)
         self._functions = {name: functional(model) for name, model in self._models.items()}
@@ -219,6 +222,9 @@ class SAC(Agent[Array]):
         dtype = self.dtype if array.dtype in (np.float32, np.float64) else array.dtype
         uploaded: Array = jax.device_put(jnp.asarray(array, dtype) if isinstance(array, Array) else np.array(array, dtype), self.device)
         return uploaded
+
+    def _as_floats(self, array: Array) -> Array:
+        return array.astype(self.dtype)
 
     def _export(self, model: str, parameters: Any) -> dict[str, NDArray[Any]]:
         return to_common(self._models[model], parameters)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sacref.envs.spaces import Spaces
 from sacref.jax.device import device_of
-from sacref.replay import check_arrays
+from sacref.replay import check_arrays, check_size
 from sacref.types import Batch, Transition
 
 
@@ -57,10 +57,7 @@ class ReplayMemory:
     """
 
     def __init__(self, capacity: int, num_envs: int, device: str | jax.Device | None = None) -> None:
-        if num_envs < 1:
-            raise ValueError(f"ReplayMemory: num_envs is {num_envs}, expected at least 1")
-        if capacity < num_envs:
-            raise ValueError(f"ReplayMemory: capacity is {capacity}, expected at least num_envs = {num_envs}: one step must fit")
+        check_size(capacity, num_envs)
         self.capacity, self.num_envs = capacity, num_envs
         self.device = None if device is None else device_of(device)
         self.written = False

@@ -104,6 +104,10 @@ class Outcome(NamedTuple):
 class Implementation(Protocol):
     """Something that updates."""
 
+    def reset(self, state: oracle.Arrays) -> None:
+        """Go on from `state`."""
+        ...
+
     def update(self, batch: Batch[NDArray[Any]], noise: Noise[NDArray[Any]]) -> Outcome:
         """Make one update and show everything."""
         ...
@@ -115,6 +119,9 @@ class Oracle:
     def __init__(self, problem: Problem, state: oracle.Arrays, dtype: str = "float64") -> None:
         self.settings = problem.settings()
         self.dtype = np.dtype(dtype)
+        self.reset(state)
+
+    def reset(self, state: oracle.Arrays) -> None:
         self.state = {name: self._cast(array) for name, array in state.items()}
 
     def update(self, batch: Batch[NDArray[Any]], noise: Noise[NDArray[Any]]) -> Outcome:
@@ -144,6 +151,10 @@ class BackendAgent:
             )
             self.agent = module.SAC(models=models, memory=None, **spaces, cfg=problem.config())
             self.agent.keep_gradients()
+        self.reset(state)
+
+    def reset(self, state: oracle.Arrays) -> None:
+        with self._precision():
             self.agent.set_arrays(state)
 
     def update(self, batch: Batch[NDArray[Any]], noise: Noise[NDArray[Any]]) -> Outcome:

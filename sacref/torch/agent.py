@@ -39,6 +39,8 @@ class SAC(Agent[Tensor]):
             the batch is larger than the memory.
     """
 
+    _backend = "torch"
+
     def __init__(
         self,
         *,
@@ -58,6 +60,7 @@ class SAC(Agent[Tensor]):
         self._models = {name: copy.deepcopy(models[name]).to(self.device) for name in ("policy", *critics)}
         parameters = {name: parameters_of(models[name], self.device) for name in ("policy", *critics, *targets)}
         self.dtype = self._check_dtypes(parameters)
+        self._check_targets(parameters)
         low, high = (torch.as_tensor(bound, dtype=self.dtype, device=self.device) for bound in self._bounds)
         self._action_bounds = Bounds(low, high)
         self._functions = {name: functional(model) for name, model in self._models.items()}
@@ -210,6 +213,9 @@ class SAC(Agent[Tensor]):
         tensor = array if isinstance(array, Tensor) else torch.from_numpy(np.array(array, copy=True))
         dtype = self.dtype if tensor.dtype in (torch.float32, torch.float64) else tensor.dtype
         return tensor.to(device=self.device, dtype=dtype)
+
+    def _as_floats(self, array: Tensor) -> Tensor:
+        return array.to(self.dtype)
 
     def _export(self, model: str, parameters: Any) -> dict[str, NDArray[Any]]:
         return to_common(self._models[model], parameters)

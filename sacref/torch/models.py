@@ -21,8 +21,8 @@ class GaussianPolicy(CommonLayout):
     def __init__(self, observation_size: int, action_size: int, hidden: Sequence[int], dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         widths = [observation_size, *hidden]
-        self.hidden = nn.ModuleList(nn.Linear(i, o, dtype=dtype) for i, o in pairwise(widths))
-        self.head = nn.Linear(widths[-1], 2 * action_size, dtype=dtype)
+        self.hidden = nn.ModuleList(_linear(i, o, dtype) for i, o in pairwise(widths))
+        self.head = _linear(widths[-1], 2 * action_size, dtype)
 
     def forward(self, inputs: Inputs[Tensor]) -> tuple[Float[Tensor, "*batch action"], Float[Tensor, "*batch action"]]:
         """Return mean and raw log_std, each `(batch, action)`."""
@@ -39,8 +39,8 @@ class QFunction(CommonLayout):
     def __init__(self, observation_size: int, action_size: int, hidden: Sequence[int], dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         widths = [observation_size + action_size, *hidden]
-        self.hidden = nn.ModuleList(nn.Linear(i, o, dtype=dtype) for i, o in pairwise(widths))
-        self.head = nn.Linear(widths[-1], 1, dtype=dtype)
+        self.hidden = nn.ModuleList(_linear(i, o, dtype) for i, o in pairwise(widths))
+        self.head = _linear(widths[-1], 1, dtype)
 
     def forward(self, inputs: Inputs[Tensor], actions: Float[Tensor, "*batch action"]) -> Float[Tensor, "*batch"]:
         """Return values, `(batch,)`."""
@@ -49,6 +49,13 @@ class QFunction(CommonLayout):
             x = torch.relu(layer(x))
         value: Tensor = self.head(x)[..., 0]
         return value
+
+
+def _linear(inputs: int, outputs: int, dtype: torch.dtype) -> nn.Linear:
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs, dtype=dtype)  # torch's own draw would move the global generator
+    nn.init.zeros_(layer.weight)  # the weights are drawn by default_models
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def default_models(

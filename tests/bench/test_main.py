@@ -47,7 +47,12 @@ def test_a_stage_that_fails_does_not_keep_the_others_from_running(tmp_path: Path
         return 3 if arguments[0] == "bench.throughput" else 0
 
     monkeypatch.setattr(whole, "_module", module)
-    monkeypatch.setattr(report, "main", lambda results: ran.append("report") or 0)
+
+    def reported(results: Path) -> int:
+        ran.append("report")
+        return 0
+
+    monkeypatch.setattr(report, "main", reported)
     assert whole.main(preset="smoke", results=tmp_path, dry_run=True) == 0
     assert ran == []
     assert whole.main(preset="smoke", results=tmp_path) == 3
@@ -56,6 +61,11 @@ def test_a_stage_that_fails_does_not_keep_the_others_from_running(tmp_path: Path
 
 def test_ctrl_c_ends_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
-    monkeypatch.setattr(whole, "_module", lambda *arguments: ran.append(arguments[0]) or 130)
+
+    def interrupted(*arguments: str) -> int:
+        ran.append(arguments[0])
+        return 130
+
+    monkeypatch.setattr(whole, "_module", interrupted)
     assert whole.main(preset="smoke", results=tmp_path) == 130
     assert ran == ["bench.throughput"]

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -18,7 +19,7 @@ from tests.envs.counting import CountingEnv
 
 LIBRARIES: dict[str, Callable[[Any], Any]] = {"numpy": np.asarray, "torch": torch.as_tensor, "jax": jnp.asarray}
 MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED]
-LENGTHS = [[(3,)], [(1,)], [(2, 1, 4), (3,), (1,)], [(5, 1, 1, 2), (1, 1, 3), (4, 2)]]
+LENGTHS: list[list[tuple[int, ...]]] = [[(3,)], [(1,)], [(2, 1, 4), (3,), (1,)], [(5, 1, 1, 2), (1, 1, 3), (4, 2)]]
 
 Stored = list[tuple[list[float], float, list[float], bool]]
 
@@ -31,14 +32,11 @@ def convert(request: pytest.FixtureRequest) -> Callable[[Any], Any]:
 def expected(lengths: tuple[int, ...], truncates: bool, count: int) -> Stored:
     """The first `count` transitions of a `CountingEnv`, written down from its definition."""
     rows: Stored = []
-    for episode in itertools.count():
+    for episode in range(count):
         length = lengths[episode % len(lengths)]
         for step in range(length):
-            ended = step + 1 == length
-            rows.append(([episode, step], 100.0 * episode + step + 1, [episode, step + 1], ended and not truncates))
-            if len(rows) == count:
-                return rows
-    raise AssertionError
+            rows.append(([episode, step], 100.0 * episode + step + 1, [episode, step + 1], step + 1 == length and not truncates))
+    return rows[:count]
 
 
 def store(stored: list[Stored], row: dict[str, Any], next_observations: Any, keep: Any) -> None:
@@ -57,7 +55,7 @@ def drive(
     mode: AutoresetMode, lengths: list[tuple[int, ...]], truncates: bool, steps: int, convert: Callable[[Any], Any], copy: bool
 ) -> list[Stored]:
     """What a loop stores that knows nothing of episodes' ends but, under DISABLED, to reset."""
-    envs = SyncVectorEnv([lambda own=own: CountingEnv(own, truncates) for own in lengths], copy=copy, autoreset_mode=mode)
+    envs = SyncVectorEnv([partial(CountingEnv, own, truncates) for own in lengths], copy=copy, autoreset_mode=mode)
     boundaries: EpisodeBoundaries[Any] = EpisodeBoundaries()
     stored: list[Stored] = [[] for _ in lengths]
     observations, _ = envs.reset(seed=0)
@@ -180,7 +178,7 @@ def test_trap_10_final_observations_replace_next_observations(rows: Rows, conver
     dense, mask = np.array([[9.0], [7.0]]), np.array([True, False])
     objects = np.array([None, None], object)
     objects[0] = dense[0]
-    infos: dict[str, Any] = {
+    forms: dict[str, dict[str, Any]] = {
         "objects": {"final_obs": objects, "_final_obs": mask},
         "objects without mask": {"final_obs": objects},
         "list": {"final_obs": [dense[0], None]},
@@ -188,8 +186,8 @@ def test_trap_10_final_observations_replace_next_observations(rows: Rows, conver
         "dense with mask": {"final_obs": dense, "_final_obs": mask},
         "device": {"final_obs": convert(dense)},
         "device with mask": {"final_obs": convert(dense), "_final_obs": convert(mask)},
-    }[form]
-    assert rows([0, 0], [3, 1], [True, False], infos) == ([9, 1], [True, True])
+    }
+    assert rows([0, 0], [3, 1], [True, False], forms[form]) == ([9, 1], [True, True])
     # The next episode starts at 3, or at 9 by chance: reset already, so nothing is to be dropped.
     assert rows([9, 1], [4, 2], [False, False])[1] == [True, True]
 
@@ -238,8 +236,8 @@ def resolve_twice(first: Any, second: Any, ended: Any, infos: Any) -> Any:
 def test_no_value_is_read_from_the_device() -> None:
     """A tracer and a meta tensor have no values: reading one to the host is an error."""
     objects = np.array([np.zeros(3), None], object)
-    shape = jax.ShapeDtypeStruct((2, 3), jnp.float32)
-    traced = jax.eval_shape(lambda a, b, e: resolve_twice(a, b, e, {"final_obs": objects}), shape, shape, jax.ShapeDtypeStruct((2,), bool))
+    rows, flags = jnp.zeros((2, 3), jnp.float32), jnp.zeros(2, bool)
+    traced = jax.eval_shape(lambda a, b, e: resolve_twice(a, b, e, {"final_obs": objects}), rows, rows, flags)
     assert [(leaf.shape, leaf.dtype) for leaf in traced] == [((2, 3), jnp.float32), ((2,), bool)]
 
     meta = torch.zeros(2, 3, device="meta")

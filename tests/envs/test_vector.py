@@ -39,17 +39,18 @@ def test_a_factory_gets_the_keywords_and_the_wrappers_go_around_in_order() -> No
         2,
         env_kwargs={"lengths": (7,)},
         wrappers=[
-            lambda env: gymnasium.wrappers.TransformReward(env, lambda reward: reward + 1),
-            lambda env: gymnasium.wrappers.TransformReward(env, lambda reward: reward * 10),
+            lambda env: gymnasium.wrappers.TransformReward(env, lambda reward: float(reward) + 1),
+            lambda env: gymnasium.wrappers.TransformReward(env, lambda reward: float(reward) * 10),
         ],
     )
+    assert isinstance(made, SyncVectorEnv)
     assert made.get_attr("lengths") == ((7,), (7,))
     made.reset(seed=0)
     np.testing.assert_array_equal(made.step(np.zeros((2, 1), np.float32))[1], np.array([20.0, 20.0]))
 
 
 def test_processes_of_their_own_give_the_same_numbers_also_for_an_id_registered_here_alone() -> None:
-    gymnasium.register("OnlyHere-v0", entry_point=CountingEnv, kwargs={"lengths": (2,)})
+    gymnasium.register("OnlyHere-v0", entry_point="tests.envs.counting:CountingEnv", kwargs={"lengths": (2,)})
     try:
         made = envs.make("OnlyHere-v0", 2, vectorization="async", seed=0)
     finally:
@@ -78,7 +79,7 @@ def test_an_unknown_id_is_refused_with_gymnasiums_suggestion(env: str, message: 
 
 
 def test_a_keyword_that_the_task_does_not_take_is_refused() -> None:
-    with pytest.raises(envs.EnvError, match="'Pendulum-v1' cannot be made .*'colour'"):
+    with pytest.raises(envs.EnvError, match=r"'Pendulum-v1' cannot be made .*'colour'"):
         envs.make("Pendulum-v1", 1, env_kwargs={"colour": "red"})
 
 
@@ -95,7 +96,7 @@ unchecked_make: Any = inspect.unwrap(envs.make)
 
 @pytest.mark.parametrize("num_envs", [0, -1, 1.0, True])
 def test_a_number_of_environments_below_one_is_refused(num_envs: Any) -> None:
-    with pytest.raises(ValueError, match="num_envs is .* at least 1"):
+    with pytest.raises(ValueError, match=r"num_envs is .* at least 1"):
         unchecked_make("Pendulum-v1", num_envs)
 
 

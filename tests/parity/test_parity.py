@@ -20,7 +20,7 @@ from sacref.parity.drivers import BackendAgent, Implementation, Oracle, Problem,
 from sacref.types import Batch, Noise
 
 Array = NDArray[Any]
-SMALL = Problem(observation=5, action=3, hidden=(16, 12), batch_size=24, replay_size=128)
+SMALL = Problem(observation=5, action=3, hidden=(16, 12), batch_size=24, replay_size=128, initial_entropy_value=0.5)
 BACKENDS = installed_backends()
 needs_both = pytest.mark.skipif(len(BACKENDS) < 2, reason="torch and jax are not both installed")
 
@@ -90,16 +90,32 @@ def disturb(problem: Problem, extreme: str) -> tuple[oracle.Arrays, list[tuple[B
     return state, batches
 
 
-@pytest.mark.parametrize("extreme", EXTREMES)
-@settings(max_examples=4, suppress_health_check=[HealthCheck.too_slow])
-@given(problem=problems())
-def test_float64_agrees_for_any_configuration(extreme: str, problem: Problem) -> None:
-    state, batches = disturb(problem, extreme)
-    found = {name: make(name, problem, state) for name in (*BACKENDS, "numpy")}
+def require_agreement(found: dict[str, Implementation], batches: list[tuple[Batch[Array], Noise[Array]]]) -> None:
     traces = side_by_side(found, batches)
     for pair, kinds in traces.pairs.items():
         for kind, trace in kinds.items():
             assert trace.largest_relative.value < 1e-9, (pair, kind, trace.largest_relative)
+
+
+@pytest.fixture(scope="module")
+def agents() -> dict[str, BackendAgent]:
+    """One agent of each backend, to be set to another state by each test: JAX compiles once."""
+    return {name: BackendAgent(name, SMALL, SMALL.initial_state()) for name in BACKENDS}
+
+
+@pytest.mark.parametrize("extreme", EXTREMES)
+def test_float64_agrees_at_the_extremes(extreme: str, agents: dict[str, BackendAgent]) -> None:
+    state, batches = disturb(SMALL, extreme)
+    for agent in agents.values():
+        agent.reset(state)
+    require_agreement({**agents, "numpy": Oracle(SMALL, state)}, batches)
+
+
+@settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow])
+@given(problem=problems(), extreme=st.sampled_from(EXTREMES))
+def test_float64_agrees_for_any_configuration(problem: Problem, extreme: str) -> None:
+    state, batches = disturb(problem, extreme)
+    require_agreement({name: make(name, problem, state) for name in (*BACKENDS, "numpy")}, batches)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -164,7 +180,12 @@ def test_trap_03_an_update_has_no_randomness_but_its_noise(name: str) -> None:
     state = SMALL.initial_state()
     batch, noise = next(SMALL.draws())
     other = Noise(noise.next_actions[::-1].copy(), noise.actions[::-1].copy())
-    first, again, different = (make(name, SMALL, state).update(batch, each) for each in (noise, noise, other))
+    implementation = make(name, SMALL, state)
+    outcomes = []
+    for each in (noise, noise, other):
+        implementation.reset(state)
+        outcomes.append(implementation.update(batch, each))
+    first, again, different = outcomes
     for field in range(3):
         for key, value in first[field].items():
             np.testing.assert_array_equal(again[field][key], value)
@@ -179,24 +200,23 @@ def test_trap_06_the_box_has_no_part_in_the_update(name: str) -> None:
     batch, noise = next(SMALL.draws())
     observation_space = gymnasium.spaces.Box(-math.inf, math.inf, (SMALL.observation,), np.float64)
     found = []
-    for low, high in ((-1.0, 1.0), (-0.4, 0.4), (-2.0, 5.0)):
+    for low, high in ((-1.0, 1.0), (-0.4, 0.4)):
         spaces = {"observation_space": observation_space, "action_space": gymnasium.spaces.Box(low, high, (SMALL.action,), np.float64)}
         models = module.default_models(**spaces, hidden=SMALL.hidden, dtype="float64")
         agent = module.SAC(models=models, memory=None, **spaces, cfg=SMALL.config())
         found.append((agent.update_on(batch, noise), agent.arrays()))
-    expected, _ = found[0]
-    assert expected["entropy_loss"] == pytest.approx(-0.0, abs=1e-12)  # log alpha is 0 before the first step
+    expected, first = found[0]
     for metrics, arrays in found[1:]:
         for key, value in expected.items():
             np.testing.assert_array_equal(metrics[key], value)
-        assert arrays["log_alpha"] == found[0][1]["log_alpha"] != 0.0
+        assert arrays["log_alpha"] == first["log_alpha"] != math.log(0.5)
 
 
 @pytest.mark.parametrize("name", [*BACKENDS, "numpy"])
 def test_trap_07_gradients_are_clipped_by_the_norm_of_their_group(name: str) -> None:
     """Adam's first moment after one step is 0.1 times the gradient that it was given."""
     limit = 0.01
-    for grad_norm_clip, active in ((limit, True), (1e6, False), (0.0, False), (-1.0, False)):
+    for grad_norm_clip, active in ((limit, True), (1e6, False), (0.0, False)):
         problem = Problem(observation=4, action=2, hidden=(8,), batch_size=16, replay_size=64, grad_norm_clip=grad_norm_clip)
         batch, noise = next(problem.draws())
         outcome = make(name, problem, problem.initial_state()).update(batch, noise)

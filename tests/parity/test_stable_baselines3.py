@@ -8,14 +8,15 @@ What is adjusted in Stable-Baselines3 so that the two compute the same thing, an
 - Its networks and its log alpha are turned into float64, and its cast of observations to float32 is switched off. In float32 the first
   step of Adam, g / (|g| + 1e-8), turns the rounding of a gradient near 1e-8 into a difference of the parameters beyond the tolerance.
 
-What needs no adjustment although it reads differently: it steps the temperature first, but with the log-prob of the unchanged policy, and the
-alpha of its losses is the one before that step; its critic loss is 0.5 * sum of mean squared errors, our sum of mean half squares;
-it has an Adam per network group, as we have.
+What needs no adjustment although it reads differently: it steps the temperature first, but with the log-prob of the unchanged policy, and
+the alpha of its losses is the one before that step; its critic loss is 0.5 * sum of mean squared errors, our sum of mean half squares; it
+has an Adam per network group, as we have.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -38,6 +39,7 @@ PROBLEM = Problem(
     observation=17, action=6, hidden=(64, 48), batch_size=64, replay_size=512, initial_entropy_value=0.7, learning_rate=(1e-3, 1e-3, 1e-3)
 )
 UPDATES = 3
+Read = Callable[[oracle.Arrays], NDArray[Any]]
 
 
 class Still(gymnasium.Env[NDArray[np.float64], NDArray[np.float32]]):
@@ -45,6 +47,12 @@ class Still(gymnasium.Env[NDArray[np.float64], NDArray[np.float32]]):
 
     observation_space = gymnasium.spaces.Box(-math.inf, math.inf, (PROBLEM.observation,), np.float64)
     action_space = gymnasium.spaces.Box(-1.0, 1.0, (PROBLEM.action,), np.float32)
+
+
+def part_of(name: str, part: Any, state: oracle.Arrays) -> NDArray[Any]:
+    """The outputs `part` of an array whose last axis is the layer's outputs."""
+    found: NDArray[Any] = state[name][..., part] if part is not ... else state[name]
+    return found
 
 
 class Peer:
@@ -67,30 +75,25 @@ class Peer:
         self.model.policy.double()
         self.model.log_ent_coef.data = torch.as_tensor(state["log_alpha"]).reshape(1).clone()
         with torch.no_grad():
-            for name, (tensor, read) in self.places().items():
+            for tensor, read in self.places().values():
                 tensor.copy_(torch.as_tensor(read(state).T))
 
-    def places(self) -> dict[str, tuple[torch.Tensor, Callable[[oracle.Arrays], NDArray[Any]]]]:
-        """Its parameter's name -> the parameter, and how to read its transpose from the common state."""
-        model, found = self.model, {}
-        depth = len(PROBLEM.hidden)
-        halves = {"mu": slice(None, PROBLEM.action), "log_std": slice(PROBLEM.action, None)}
-        for own, kind in (("weight", "kernel"), ("bias", "bias")):
-            for i in range(depth):
-                name = f"policy.hidden.{i}.{kind}"
-                found[name] = (getattr(model.actor.latent_pi[2 * i], own), lambda state, name=name: state[name])
-            for head, half in halves.items():
-                name = f"policy.head.{kind}"
-                found[f"{name} ({head})"] = (
-                    getattr(getattr(model.actor, head), own),
-                    lambda state, name=name, half=half: state[name][..., half],
-                )
-            for prefix, critics in (("", model.critic), ("target_", model.critic_target)):
-                for number, network in enumerate(critics.q_networks):
-                    for i in range(depth + 1):
-                        layer = f"hidden.{i}" if i < depth else "head"
-                        name = f"{prefix}critic_{number + 1}.{layer}.{kind}"
-                        found[name] = (getattr(network[2 * i], own), lambda state, name=name: state[name])
+    def places(self) -> dict[str, tuple[torch.Tensor, Read]]:
+        """Parameter -> its tensor, and how to read the transpose of its value from the common state."""
+        model, depth = self.model, len(PROBLEM.hidden)
+        networks = {"policy": model.actor.latent_pi}
+        for number in range(2):
+            networks[f"critic_{number + 1}"] = model.critic.q_networks[number]
+            networks[f"target_critic_{number + 1}"] = model.critic_target.q_networks[number]
+        layers = {(name, f"hidden.{i}", ...): network[2 * i] for name, network in networks.items() for i in range(depth)}
+        layers |= {(name, "head", ...): network[2 * depth] for name, network in networks.items() if name != "policy"}
+        # Its head is two layers, ours is one: mean first.
+        layers[("policy", "head", slice(None, PROBLEM.action))] = model.actor.mu
+        layers[("policy", "head", slice(PROBLEM.action, None))] = model.actor.log_std
+        found: dict[str, tuple[torch.Tensor, Read]] = {}
+        for (name, layer, part), own in layers.items():
+            for kind, tensor in (("kernel", own.weight), ("bias", own.bias)):
+                found[f"{name}.{layer}.{kind} {part}"] = (tensor, partial(part_of, f"{name}.{layer}.{kind}", part))
         return found
 
     def update(self, batch: Batch[NDArray[Any]]) -> dict[str, float]:
