@@ -1,27 +1,26 @@
-"""What the life cycles of the two backends share: checking and recording transitions, tracking, checkpoints. No backend."""
+"""What the life cycles of the two backends share: recording transitions, tracking, checkpoints. No backend."""
 
-import difflib
 import logging
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Generic, NamedTuple
+from typing import Any, Generic
 
 import numpy as np
 from numpy.typing import NDArray
 
 import sacref
 from sacref import checkpoint
+from sacref.border import Border
 from sacref.config import SACConfig
 from sacref.envs.episodes import EpisodeBoundaries
-from sacref.envs.scaling import from_box
 from sacref.envs.spaces import check_spaces
-from sacref.spec.arrays import ArrayT, namespace
+from sacref.naming import prefixed, require_same_arrays, under
+from sacref.spec.arrays import ArrayT
 from sacref.statistics import EpisodeStatistics
 from sacref.tracking import Tracker
-from sacref.types import Transition
 
 logger = logging.getLogger(__name__)
 
@@ -55,20 +54,7 @@ class Watch(Generic[ArrayT]):
         self.statistics = EpisodeStatistics()
 
 
-class Rows(NamedTuple, Generic[ArrayT]):
-    """A checked row per environment."""
-
-    transition: Transition[ArrayT]
-    """As it is stored: rewards shaped, actions in [-1, 1]."""
-    rewards: ArrayT
-    """`(envs,)`, as the environments gave them."""
-    ended: ArrayT
-    """`(envs,)`, bool: terminated or truncated."""
-    keep: ArrayT
-    """`(envs,)`, bool: False where the row is no transition."""
-
-
-class Agent(ABC, Generic[ArrayT]):
+class Agent(Border[ArrayT]):
     """An agent's life cycle without its algorithm. Any trainer that makes these calls can drive it; `timestep` counts calls, from 0.
 
     Args:
@@ -94,7 +80,6 @@ class Agent(ABC, Generic[ArrayT]):
         self._watches: dict[bool, Watch[Any]] = {True: Watch(), False: Watch()}
         self._tracked: defaultdict[str, list[float]] = defaultdict(list)
         self._metrics: list[Mapping[str, Any]] = []
-        self._bad_rows: Any = None
         self._tracker: Tracker | None = None
         self._newest_checkpoint: Path | None = None
         self._num_envs = 1
@@ -112,25 +97,10 @@ class Agent(ABC, Generic[ArrayT]):
     @abstractmethod
     def enable_models_training_mode(self, enabled: bool = True) -> None: ...
 
-    @abstractmethod
-    def to_numpy(self, array: Any) -> NDArray[Any]:
-        """A backend array on the host."""
-
     @property
     @abstractmethod
     def alpha(self) -> float:
         """The entropy coefficient in force."""
-
-    @abstractmethod
-    def _is_device_array(self, value: Any) -> bool: ...
-
-    @abstractmethod
-    def _upload(self, array: Any) -> Any:
-        """Put an array on the device; floats in the agent's dtype, except float16, all else in its own."""
-
-    @abstractmethod
-    def _as_floats(self, array: Any) -> Any:
-        """A device array in the agent's dtype."""
 
     @abstractmethod
     def _fetch(self, metrics: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[Any]]:
@@ -248,7 +218,18 @@ class Agent(ABC, Generic[ArrayT]):
         self._resolve_intervals(timesteps)
         watch = self._watches[self.training]
         rows = self._check_rows(
-            watch, observations, states, actions, rewards, next_observations, next_states, terminated, truncated, infos, timestep, timesteps
+            watch.boundaries,
+            observations=observations,
+            states=states,
+            actions=actions,
+            rewards=rewards,
+            next_observations=next_observations,
+            next_states=next_states,
+            terminated=terminated,
+            truncated=truncated,
+            infos=infos,
+            timestep=timestep,
+            timesteps=timesteps,
         )
         self._num_envs = rows.keep.shape[0]
         watch.statistics.add(rewards=rows.rewards, ended=rows.ended, keep=rows.keep, for_summary=self._tracking)
@@ -474,74 +455,6 @@ class Agent(ABC, Generic[ArrayT]):
             self._set_streams(streams_before)
             raise checkpoint.CheckpointError(f"{path} does not fit this agent: {error}") from error
 
-    # Checks at the border.
-
-    def _check_observations(self, observations: Any, name: str = "observations") -> Any:
-        """`observations` as an array of `(envs, *observation)`: NumPy, unless it is the backend's own."""
-        array = observations if self._is_device_array(observations) else np.asarray(observations)
-        expected = self.spaces.observation_shape
-        if array.ndim != len(expected) + 1 or tuple(array.shape[1:]) != expected:
-            raise ValueError(
-                f"{name} have shape {tuple(array.shape)}, expected (envs, *{expected}) as the observation space says: "
-                f"{'add the leading environment axis' if tuple(array.shape) == expected else 'check the environment and its wrappers'}"
-            )
-        return array
-
-    def _check_rows(
-        self,
-        watch: Watch[Any],
-        observations: Any,
-        states: Any,
-        actions: Any,
-        rewards: Any,
-        next_observations: Any,
-        next_states: Any,
-        terminated: Any,
-        truncated: Any,
-        infos: Any,
-        timestep: int,
-        timesteps: int,
-    ) -> Rows[Any]:
-        if states is not None or next_states is not None:
-            raise ValueError("record_transition: states were given, but this agent has no state_space: pass states=None, next_states=None")
-        device = any(self._is_device_array(value) for value in (observations, actions, rewards, next_observations, terminated, truncated))
-        if device:
-            observations, next_observations = self._upload(observations), self._upload(next_observations)
-        observations = self._check_observations(observations)
-        next_observations = self._check_observations(next_observations, "next_observations")
-        envs = int(observations.shape[0])
-        if next_observations.shape[0] != envs:
-            raise ValueError(f"next_observations have {next_observations.shape[0]} rows, expected {envs} as observations")
-        if self.training and self.memory is not None and envs != self.memory.num_envs:
-            raise ValueError(
-                f"record_transition: {envs} environments came, the memory was made for {self.memory.num_envs}: ReplayMemory(num_envs={envs})"
-            )
-        terminated = self._column(terminated, "terminated", envs, device, bool)
-        truncated = self._column(truncated, "truncated", envs, device, bool)
-        actions = self._floats(actions, device)
-        if tuple(actions.shape) != (envs, *self.spaces.action_shape):
-            raise ValueError(
-                f"actions have shape {tuple(actions.shape)}, expected {(envs, *self.spaces.action_shape)}: "
-                f"pass what `act` returned, in the Box's own units"
-            )
-        actions = actions.reshape(envs, -1)
-        next_observations, keep = watch.boundaries.resolve(
-            observations=observations, next_observations=next_observations, terminated=terminated, truncated=truncated, infos=infos
-        )
-        reward = self._column(rewards, "rewards", envs, device)
-        if self.training and self.cfg.rewards_shaper is not None:
-            column = self._upload(rewards) if device else np.asarray(rewards)
-            shaped = self.cfg.rewards_shaper(column.reshape(envs, 1), timestep, timesteps)
-            shaped = self._column(shaped, "the rewards_shaper's result", envs, device)
-        else:
-            shaped = reward
-        parts = {"observations": observations, "actions": actions, "rewards": reward, "next_observations": next_observations}
-        keep = self._refuse_not_finite({**parts, "shaped rewards": shaped}, keep, device)
-        low, high = (np.asarray(bound, actions.dtype) if not device else self._upload(bound) for bound in self._bounds)
-        transition = Transition(observations, None, from_box(actions, low, high), shaped, next_observations, None, terminated)
-        xp = namespace(terminated)
-        return Rows(transition, reward, xp.where(terminated, terminated, truncated), keep)
-
     def _require_memory(self) -> Any:
         if self.memory is None:
             raise ValueError("update: this agent has no memory to learn from: construct it with memory=ReplayMemory(...)")
@@ -553,142 +466,6 @@ class Agent(ABC, Generic[ArrayT]):
         if self.cfg.batch_size > capacity:
             raise ValueError(
                 f"batch_size is {self.cfg.batch_size}, the memory's capacity {capacity}: lower batch_size or make the memory larger"
-            )
-
-    def _check_targets(self, parameters: Mapping[str, Mapping[str, Any]]) -> None:
-        """Refuse target critics that are not built like their critics: they take the critics' place in the same function."""
-        for name in parameters:
-            if name.startswith("target_"):
-                critic = name.removeprefix("target_")
-                got, expected = ({key: tuple(p.shape) for key, p in parameters[model].items()} for model in (name, critic))
-                if got != expected:
-                    raise ValueError(
-                        f"model {name!r} has parameters {got}, expected {expected} as {critic!r}: build it like {critic!r}, or leave it out"
-                    )
-
-    def _check_policy_output(self, outputs: Any, rows: int, dtype: Any) -> None:
-        expected = (rows, self.spaces.action_size)
-        if not isinstance(outputs, tuple) or len(outputs) != 2:
-            raise ValueError(f"model 'policy' returned {type(outputs).__name__}, expected a tuple (mean, raw log_std)")
-        for name, output in zip(("mean", "raw log_std"), outputs, strict=True):
-            if tuple(output.shape) != expected or output.dtype != dtype:
-                raise ValueError(
-                    f"model 'policy' returned a {name} of shape {tuple(output.shape)} and dtype {output.dtype}, "
-                    f"expected (batch, action) = {expected} and {dtype}: make its last layer {self.spaces.action_size} wide for each"
-                )
-
-    def _check_critic_output(self, name: str, output: Any, rows: int, dtype: Any) -> None:
-        if tuple(output.shape) != (rows,) or output.dtype != dtype:
-            fix = "drop the last axis, values[..., 0]" if tuple(output.shape) == (rows, 1) else "return one value per row"
-            raise ValueError(
-                f"model {name!r} returned values of shape {tuple(output.shape)} and dtype {output.dtype}, "
-                f"expected (batch,) = {(rows,)} and {dtype}: {fix}"
-            )
-
-    @property
-    def _bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        return self.spaces.action_low, self.spaces.action_high
-
-    def _column(self, values: Any, name: str, envs: int, device: bool, dtype: type | None = None) -> Any:
-        """A `(envs, 1)` or `(envs,)` input as `(envs,)`."""
-        array = self._upload(values) if device else np.asarray(values)
-        if tuple(array.shape) not in ((envs, 1), (envs,)):
-            raise ValueError(f"{name} have shape {tuple(array.shape)}, expected ({envs}, 1): one row per environment")
-        array = array.reshape(envs)
-        if dtype is bool:
-            return array != 0 if device else array.astype(np.bool_)
-        return self._floats(array, device)
-
-    def _floats(self, values: Any, device: bool) -> Any:
-        """Actions or rewards, which may be integers, as floating-point numbers."""
-        if device:
-            return self._as_floats(self._upload(values))
-        array = np.asarray(values)
-        return array if np.issubdtype(array.dtype, np.floating) else array.astype(np.float64)
-
-    def _refuse_not_finite(self, parts: Mapping[str, Any], keep: Any, device: bool) -> Any:
-        """On the host, raise for rows with NaN or infinity. On the device, leave them out and count them."""
-        if device:
-            finite = keep
-            for array in parts.values():
-                finite = finite & ((array - array) == 0).reshape(keep.shape[0], -1).all(1)
-            bad = keep & ~finite
-            self._bad_rows = bad if self._bad_rows is None or self._bad_rows.shape != bad.shape else self._bad_rows | bad
-            return finite
-        for name, array in parts.items():
-            if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-                finite = np.isfinite(array).reshape(array.shape[0], -1).all(axis=1)
-                bad_rows = np.flatnonzero(~finite & keep)
-                if bad_rows.size:
-                    raise ValueError(
-                        f"{name} of environment {', '.join(map(str, bad_rows))} are not finite (NaN or infinity): nothing of this step was "
-                        f"stored. Reset the environment, or find out what made the simulation diverge"
-                    )
-        return keep
-
-    def _raise_for_bad_rows(self) -> None:
-        if self._bad_rows is not None:
-            bad, self._bad_rows = self.to_numpy(self._bad_rows), None
-            if bad.any():
-                raise ValueError(
-                    f"transitions of environment {', '.join(map(str, np.flatnonzero(bad)))} were not finite (NaN or infinity) since the last "
-                    f"write interval: they were not stored. Find out what made the simulation diverge"
-                )
-
-
-def split_models(models: Mapping[str, Any], *, learns: bool) -> tuple[list[str], list[str]]:
-    """The names of the critics and of the target critics in `models`, in the order of their numbers.
-
-    Args:
-        learns: whether critics must be there.
-
-    Raises:
-        ValueError: naming the model that is missing, or the one that nobody knows.
-    """
-    critics = [f"critic_{i + 1}" for i in range(sum(name.startswith("critic_") for name in models))]
-    required = ["policy", *(critics or (["critic_1"] if learns else []))]
-    targets = [f"target_{name}" for name in critics]
-    present = {name for name, model in models.items() if model is not None}
-    for name in required:
-        if name not in present:
-            raise ValueError(
-                f"models has no {name!r}: got {sorted(models)}, expected 'policy', 'critic_1', 'critic_2', ... (default_models)"
-            )
-    unknown = sorted(set(models) - {*required, *targets})
-    if unknown:
-        known = [*required, *targets]
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        raise ValueError(f"models has {unknown[0]!r}, expected some of {known}" + (f": did you mean {near[0]!r}?" if near else ""))
-    given = [name for name in targets if name in present]
-    if given and given != targets:
-        raise ValueError(f"models has {given} but not {sorted(set(targets) - set(given))}: give all target critics, or none to copy them")
-    return critics, given
-
-
-def under(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
-    """The arrays whose names start with `prefix` and a dot, without it."""
-    return {name.removeprefix(f"{prefix}."): array for name, array in arrays.items() if name.startswith(f"{prefix}.")}
-
-
-def prefixed(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """The inverse of `under`."""
-    return {f"{prefix}.{name}": array for name, array in arrays.items()}
-
-
-def require_same_arrays(arrays: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]) -> None:
-    """Refuse arrays whose names or shapes are not the expected ones.
-
-    Raises:
-        ValueError: naming the first that differs.
-    """
-    missing, unknown = sorted(set(expected) - set(arrays)), sorted(set(arrays) - set(expected))
-    if missing or unknown:
-        raise ValueError(f"missing arrays {missing[:5]}, unknown arrays {unknown[:5]}: use the models and configuration it was saved with")
-    for name, array in expected.items():
-        if arrays[name].shape != array.shape or arrays[name].dtype.kind != array.dtype.kind:
-            raise ValueError(
-                f"{name} has shape {arrays[name].shape} and dtype {arrays[name].dtype}, expected {array.shape} and {array.dtype}: "
-                f"use the models it was saved with"
             )
 
 

@@ -54,10 +54,10 @@ class EpisodeStatistics:
         rows, self._rows = self._rows, []
         if not rows:
             return Summary(np.empty(0), np.empty(0, np.int64), np.empty(0))
-        host = not is_numpy_array(rows[0][0])
         rewards, keep, finished, returns, lengths = (np.stack([to_numpy(row[i]) for row in rows]) for i in range(5))
-        if host:
-            self.recent_returns.extend(float(value) for value in returns[finished])
+        for i, row in enumerate(rows):
+            if not is_numpy_array(row[0]):
+                self.recent_returns.extend(float(value) for value in returns[i][finished[i]])
         return Summary(returns[finished].astype(np.float64), lengths[finished].astype(np.int64), rewards[keep].astype(np.float64))
 
     def forget_running(self) -> None:

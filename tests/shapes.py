@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 from beartype.door import is_bearable
 from beartype.roar import BeartypeCallHintForwardRefException, BeartypeDecorHintException
+
+CONFIGURATION = BeartypeConf(is_pep484_tower=True)
+"""An int is a float, as it is to mypy."""
 
 
 def check(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -16,7 +19,7 @@ def check(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     hints = getattr(function, "__annotations__", {})
     function.__annotations__ = {name: hint if _can_check(hint) else Any for name, hint in hints.items()}
-    return beartype(function)
+    return beartype(conf=CONFIGURATION)(function)
 
 
 def _can_check(hint: Any) -> bool:

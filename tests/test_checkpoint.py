@@ -282,7 +282,8 @@ def test_an_interrupted_write_changes_nothing(
                 finished = False
         if finished:
             break
-        if exists or path.exists():
+        assert path.exists() or not exists
+        if path.exists():
             assert_same(checkpoint.read(path).groups, new if "x" in checkpoint.read(path).groups["agent"] else SMALL)
         assert [entry.name for entry in tmp_path.iterdir() if entry.name.endswith(".tmp")] == []
     assert finished

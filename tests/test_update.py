@@ -25,7 +25,7 @@ def test_the_two_updates_differ_only_in_how_each_library_differentiates() -> Non
 
 def test_a_newcomer_reads_at_most_350_lines() -> None:
     files = [ROOT / "spec" / "losses.py", ROOT / "spec" / "policy.py", ROOT / "torch" / "update.py"]
-    assert sum(len(path.read_text().splitlines()) for path in files) <= 370
+    assert sum(len(path.read_text().splitlines()) for path in files) <= 350
 
 
 def squashed(outputs: NDArray[Any], noise: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -13,7 +13,7 @@ from flax import nnx
 from jax import Array
 from numpy.typing import NDArray
 
-from sacref.agent import Agent, split_models
+from sacref.agent import Agent
 from sacref.config import SACConfig
 from sacref.jax.device import device_of
 from sacref.jax.fuse import Bounds, Streams, actors, learner, stepper
@@ -21,6 +21,7 @@ from sacref.jax.memory import ReplayMemory
 from sacref.jax.optim import Frozen, KeepGradients, Optimizer, tree_map
 from sacref.jax.update import State, Update
 from sacref.jax.weights import CommonLayout, from_common, functional, parameters_of, refuse_hidden_state, to_common, with_parameters
+from sacref.model_checks import check_critic_output, check_policy_output, check_targets, split_models
 from sacref.types import Batch, Inputs, Noise
 
 
@@ -61,7 +62,7 @@ class SAC(Agent[Array]):
         self._models = {name: nnx.clone(models[name]) for name in ("policy", *critics)}
         parameters = {name: parameters_of(models[name], self.device) for name in ("policy", *critics, *targets)}
         self.dtype = self._check_dtypes(parameters)
-        self._check_targets(parameters)
+        check_targets(parameters)
         low, high = (self._upload(bound) for bound in self._bounds)
         self._action_bounds = Bounds(low, high)
         self._functions = {name: functional(model) for name, model in self._models.items()}
@@ -127,10 +128,12 @@ class SAC(Agent[Array]):
         inputs = {"observations": np.zeros((rows, *self.spaces.observation_shape), stored), "states": None}
         actions = np.zeros((rows, self.spaces.action_size), self.dtype)
         outputs = jax.eval_shape(self._functions["policy"], parameters["policy"], inputs)
-        self._check_policy_output(outputs, rows, self.dtype)
+        check_policy_output(outputs, rows=rows, action_size=self.spaces.action_size, dtype=self.dtype)
         for name in self._functions:
             if name != "policy":
-                self._check_critic_output(name, jax.eval_shape(self._functions[name], parameters[name], inputs, actions), rows, self.dtype)
+                check_critic_output(
+                    name, jax.eval_shape(self._functions[name], parameters[name], inputs, actions), rows=rows, dtype=self.dtype
+                )
 
     # The life cycle.
 

@@ -1,7 +1,6 @@
 """Parity: PyTorch against JAX against a NumPy oracle written by hand, on the same weights, batches and noise. DESIGN section 5."""
 
 import itertools
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -49,11 +48,10 @@ def run(
         if backend not in installed_backends():
             raise ModuleNotFoundError(f"parity: {backend} is not installed: pip install 'sacref[{backend}]'")
     problem = replace(problem or Problem(), dtype=dtype, seed=seed)
-    start = time.perf_counter()
     traces = side_by_side(
         implementations(problem, chosen), itertools.islice(problem.draws(), updates), on_update=lambda outcomes: on_update()
     )
-    report = Report(problem, updates, traces, time.perf_counter() - start)
+    report = Report(problem, updates, traces)
     if json is not None:
         report.write(Path(json))
     return report

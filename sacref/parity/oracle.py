@@ -79,9 +79,8 @@ def update(state: Named, batch: Batch[Floats], noise: Noise[Floats], settings: S
             new[name] = settings.polyak * online + (1 - settings.polyak) * state[name]
     new["gradient_steps"] = np.asarray(state["gradient_steps"] + 1)
     gradients = critic_gradients | policy_gradients | {"log_alpha": temperature_gradient}
-    temperature_metrics = {"entropy_loss": entropy_loss, "alpha": np.exp(state["log_alpha"]), "entropy": -log_prob.mean()}
-    metrics = critic_metrics | policy_metrics | temperature_metrics
-    return new, {name: np.asarray(value) for name, value in metrics.items()}, gradients
+    temperature_metrics = _arrays(entropy_loss=entropy_loss, alpha=np.exp(state["log_alpha"]), entropy=-log_prob.mean())
+    return new, critic_metrics | policy_metrics | temperature_metrics, gradients
 
 
 def critic_pass(state: Named, batch: Batch[Floats], noise: Noise[Floats], settings: Settings) -> tuple[Arrays, Arrays]:
@@ -106,8 +105,8 @@ def critic_pass(state: Named, batch: Batch[Floats], noise: Noise[Floats], settin
         gradients.update(_backward(state, f"critic_{i}", tape, (error / error.size)[:, None])[0])
         q.append(output[:, 0])
     values = np.stack(q)
-    metrics = {"critic_loss": loss, "target_max": y.max(), "target_min": y.min(), "target_mean": y.mean()}
-    return metrics | {"q_max": values.max(axis=1), "q_min": values.min(axis=1), "q_mean": values.mean(axis=1)}, gradients
+    metrics = _arrays(critic_loss=loss, target_max=y.max(), target_min=y.min(), target_mean=y.mean())
+    return metrics | _arrays(q_max=values.max(axis=1), q_min=values.min(axis=1), q_mean=values.mean(axis=1)), gradients
 
 
 def policy_pass(state: Named, batch: Batch[Floats], noise: Noise[Floats]) -> tuple[Arrays, Arrays, Floats]:
@@ -134,7 +133,7 @@ def policy_pass(state: Named, batch: Batch[Floats], noise: Noise[Floats]) -> tup
     by_pre_tanh = by_action * (4 * decay / (1 + decay) ** 2) + by_log_prob * 2 * np.tanh(sample.pre_tanh)
     by_log_std = (by_pre_tanh * sample.spread - by_log_prob) * sample.inside
     gradients, _ = _backward(state, "policy", sample.tape, np.concatenate([by_pre_tanh, by_log_std], axis=1))
-    return {"policy_loss": loss}, gradients, sample.log_prob
+    return _arrays(policy_loss=loss), gradients, sample.log_prob
 
 
 def temperature_pass(log_alpha: Floats, log_prob: Floats, target_entropy: float) -> tuple[Floats, Floats]:
@@ -164,6 +163,11 @@ def moment_name(optimizer: str, moment: str, parameter: str) -> str:
     if optimizer == "temperature_optimizer":
         return f"{optimizer}.{moment}"
     return f"{optimizer}.{moment}.{parameter.removeprefix('policy.')}"
+
+
+def _arrays(**values: Any) -> Arrays:
+    """What NumPy's reductions return are scalars; the common form is an array of shape `()`."""
+    return {name: np.asarray(value) for name, value in values.items()}
 
 
 def _layers(state: Named, model: str) -> list[str]:

@@ -28,7 +28,6 @@ class Report:
     problem: Problem
     updates: int
     traces: Traces
-    seconds: float
 
     def largest(self, kind: str | None = None) -> Largest:
         """The largest relative difference of any pair, over one kind or over all of them."""
@@ -68,7 +67,6 @@ class Report:
             "seed": self.problem.seed,
             "hardware": _hardware(),
             "libraries": {"python": platform.python_version()} | dict(_versions()),
-            "seconds": round(self.seconds, 3),
             "largest": {
                 f"{a} - {b}": {
                     kind: {"absolute": trace.largest_absolute._asdict(), "relative": trace.largest_relative._asdict()}

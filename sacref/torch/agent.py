@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sacref.agent import Agent, split_models
+from sacref.agent import Agent
 from sacref.config import SACConfig
+from sacref.model_checks import check_critic_output, check_policy_output, check_targets, split_models
 from sacref.torch.device import device_of
 from sacref.torch.fuse import Bounds, Streams, actors, learner, stepper
 from sacref.torch.memory import ReplayMemory
@@ -60,7 +61,7 @@ class SAC(Agent[Tensor]):
         self._models = {name: copy.deepcopy(models[name]).to(self.device) for name in ("policy", *critics)}
         parameters = {name: parameters_of(models[name], self.device) for name in ("policy", *critics, *targets)}
         self.dtype = self._check_dtypes(parameters)
-        self._check_targets(parameters)
+        check_targets(parameters)
         low, high = (torch.as_tensor(bound, dtype=self.dtype, device=self.device) for bound in self._bounds)
         self._action_bounds = Bounds(low, high)
         self._functions = {name: functional(model) for name, model in self._models.items()}
@@ -126,10 +127,10 @@ class SAC(Agent[Tensor]):
         inputs = {"observations": stored.to(self.dtype) if stored.dtype == torch.float32 else stored, "states": None}
         actions = torch.zeros((rows, self.spaces.action_size), dtype=self.dtype, device=self.device)
         outputs = self._functions["policy"](parameters["policy"], inputs)
-        self._check_policy_output(outputs, rows, self.dtype)
+        check_policy_output(outputs, rows=rows, action_size=self.spaces.action_size, dtype=self.dtype)
         for name in self._functions:
             if name != "policy":
-                self._check_critic_output(name, self._functions[name](parameters[name], inputs, actions), rows, self.dtype)
+                check_critic_output(name, self._functions[name](parameters[name], inputs, actions), rows=rows, dtype=self.dtype)
 
     # The life cycle.
 

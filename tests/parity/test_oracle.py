@@ -225,6 +225,7 @@ def test_relu_has_no_gradient_at_zero() -> None:
     state, batch, noise = problem()
     state["critic_1.hidden.0.kernel"] = np.zeros_like(state["critic_1.hidden.0.kernel"])
     state["critic_1.hidden.0.bias"] = np.zeros_like(state["critic_1.hidden.0.bias"])
+    state["critic_1.hidden.1.bias"] = np.ones_like(state["critic_1.hidden.1.bias"])
     _, gradients = oracle.critic_pass(state, batch, noise, SETTINGS)
     assert np.all(gradients["critic_1.hidden.0.bias"] == 0.0)
     assert np.any(gradients["critic_1.hidden.1.bias"] != 0.0)

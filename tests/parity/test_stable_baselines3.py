@@ -39,6 +39,7 @@ PROBLEM = Problem(
     observation=17, action=6, hidden=(64, 48), batch_size=64, replay_size=512, initial_entropy_value=0.7, learning_rate=(1e-3, 1e-3, 1e-3)
 )
 UPDATES = 3
+EVERY = slice(None)
 Read = Callable[[oracle.Arrays], NDArray[Any]]
 
 
@@ -49,28 +50,32 @@ class Still(gymnasium.Env[NDArray[np.float64], NDArray[np.float32]]):
     action_space = gymnasium.spaces.Box(-1.0, 1.0, (PROBLEM.action,), np.float32)
 
 
-def part_of(name: str, part: Any, state: oracle.Arrays) -> NDArray[Any]:
-    """The outputs `part` of an array whose last axis is the layer's outputs."""
-    found: NDArray[Any] = state[name][..., part] if part is not ... else state[name]
-    return found
+def part_of(name: str, outputs: slice, state: oracle.Arrays) -> NDArray[Any]:
+    """Some of a layer's outputs, the last axis of its kernel and of its bias."""
+    return state[name][..., outputs]
+
+
+def new_model() -> Any:
+    """Stable-Baselines3's SAC for `PROBLEM`."""
+    return stable_baselines3.SAC(
+        "MlpPolicy",
+        Still(),
+        learning_rate=PROBLEM.learning_rate[0],
+        buffer_size=1,
+        tau=PROBLEM.polyak,
+        gamma=PROBLEM.discount_factor,
+        ent_coef=f"auto_{PROBLEM.initial_entropy_value}",
+        policy_kwargs={"net_arch": list(PROBLEM.hidden)},
+        device="cpu",
+        seed=0,
+    )
 
 
 class Peer:
     """Stable-Baselines3's SAC, its weights under the common names."""
 
     def __init__(self, state: oracle.Arrays) -> None:
-        self.model: Any = stable_baselines3.SAC(
-            "MlpPolicy",
-            Still(),
-            learning_rate=PROBLEM.learning_rate[0],
-            buffer_size=1,
-            tau=PROBLEM.polyak,
-            gamma=PROBLEM.discount_factor,
-            ent_coef=f"auto_{PROBLEM.initial_entropy_value}",
-            policy_kwargs={"net_arch": list(PROBLEM.hidden)},
-            device="cpu",
-            seed=0,
-        )
+        self.model = new_model()
         self.model.set_logger(logger.Logger(None, []))
         self.model.policy.double()
         self.model.log_ent_coef.data = torch.as_tensor(state["log_alpha"]).reshape(1).clone()
@@ -85,13 +90,13 @@ class Peer:
         for number in range(2):
             networks[f"critic_{number + 1}"] = model.critic.q_networks[number]
             networks[f"target_critic_{number + 1}"] = model.critic_target.q_networks[number]
-        layers = {(name, f"hidden.{i}", ...): network[2 * i] for name, network in networks.items() for i in range(depth)}
-        layers |= {(name, "head", ...): network[2 * depth] for name, network in networks.items() if name != "policy"}
+        layers = [(name, f"hidden.{i}", EVERY, network[2 * i]) for name, network in networks.items() for i in range(depth)]
+        layers += [(name, "head", EVERY, network[2 * depth]) for name, network in networks.items() if name != "policy"]
         # Its head is two layers, ours is one: mean first.
-        layers[("policy", "head", slice(None, PROBLEM.action))] = model.actor.mu
-        layers[("policy", "head", slice(PROBLEM.action, None))] = model.actor.log_std
+        layers += [("policy", "head", slice(None, PROBLEM.action), model.actor.mu)]
+        layers += [("policy", "head", slice(PROBLEM.action, None), model.actor.log_std)]
         found: dict[str, tuple[torch.Tensor, Read]] = {}
-        for (name, layer, part), own in layers.items():
+        for name, layer, part, own in layers:
             for kind, tensor in (("kernel", own.weight), ("bias", own.bias)):
                 found[f"{name}.{layer}.{kind} {part}"] = (tensor, partial(part_of, f"{name}.{layer}.{kind}", part))
         return found

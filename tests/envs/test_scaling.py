@@ -1,0 +1,54 @@
+"""Between the agent's actions and the Box's, on every array library."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sacref.envs.scaling import from_box, to_box
+from tests.conftest import Backend
+
+LOW, HIGH = [-2.0, 0.5, -0.4], [2.0, 0.75, 1.6]
+
+
+def test_the_ends_and_the_middle_of_the_box(xp: Backend) -> None:
+    low, high = xp.asarray(LOW), xp.asarray(HIGH)
+    actions = xp.asarray([[-1.0] * 3, [1.0] * 3, [0.0] * 3, [0.5, -0.5, 0.25]])
+    wanted = np.array([LOW, HIGH, [0.0, 0.625, 0.6], [1.0, 0.5625, 0.85]], xp.dtype)
+    np.testing.assert_allclose(xp.numpy(to_box(actions, low, high)), wanted, rtol=4 * xp.eps, atol=4 * xp.eps)
+    np.testing.assert_allclose(xp.numpy(from_box(xp.asarray(wanted), low, high)), xp.numpy(actions), rtol=16 * xp.eps, atol=16 * xp.eps)
+    assert xp.numpy(to_box(actions[:2, :], low, high)).tolist() == [xp.numpy(low).tolist(), xp.numpy(high).tolist()]
+
+
+def test_actions_outside_of_the_box_count_as_the_nearest_inside(xp: Backend) -> None:
+    low, high = xp.asarray(LOW), xp.asarray(HIGH)
+    outside = xp.asarray([[-9.0, 9.0, 1.7], [2.5, 0.0, -0.5]])
+    assert xp.numpy(from_box(outside, low, high)).tolist() == [[-1, 1, 1], [1, -1, -1]]
+    assert xp.numpy(to_box(xp.asarray([[-1.5, 1.5, 2.0]]), low, high)).tolist() == np.array([[-2.0, 0.75, 1.6]], xp.dtype).tolist()
+
+
+finite = st.floats(-1e6, 1e6, width=32)
+
+
+@given(low=finite, width=st.floats(2.0**-10, 1e6, width=32), action=st.floats(-1.0, 1.0, width=32))
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_no_rounding_leaves_the_box_and_the_way_back_is_near(dtype: type, low: float, width: float, action: float) -> None:
+    bounds = np.array([low], dtype), np.array([low], dtype) + dtype(width)
+    if not bounds[0] < bounds[1]:
+        return
+    scaled = to_box(np.array([[action]], dtype), *bounds)
+    assert scaled.dtype == dtype
+    assert bounds[0] <= scaled[0] <= bounds[1]
+    back = from_box(scaled, *bounds)
+    assert -1 <= back[0, 0] <= 1
+    # What a position loses near a far-away bound, in units of the half width.
+    largest = max(abs(bounds[0][0]), abs(bounds[1][0]), width)
+    assert abs(back[0, 0] - action) <= 16 * np.finfo(dtype).eps * (1 + largest / (bounds[1] - bounds[0])[0])
+
+
+def test_environments_scale_row_by_row(xp: Backend) -> None:
+    low, high = xp.asarray(LOW), xp.asarray(HIGH)
+    rows = np.random.default_rng(0).uniform(-1, 1, (5, 3))
+    together = xp.numpy(to_box(xp.asarray(rows), low, high))
+    for row, scaled in zip(rows, together, strict=True):
+        np.testing.assert_allclose(xp.numpy(to_box(xp.asarray(row[None]), low, high))[0], scaled, rtol=4 * xp.eps)

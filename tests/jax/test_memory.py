@@ -1,0 +1,45 @@
+"""What the replay memory does on JAX alone: it is written in place of a copy."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from tests.backends import Backend, Spaces, box, draw_row, fill
+
+BACKEND = Backend("jax")
+
+
+def pointers(state: Any) -> list[int]:
+    return [ring.unsafe_buffer_pointer() for ring in jax.tree.leaves(state.rows)]
+
+
+def test_trap_25_a_write_takes_over_the_buffers_and_copies_none() -> None:
+    agent = BACKEND.agent(Spaces(observation=box(-1, 1, (64,))), capacity=4096)
+    fill(agent, 2)
+    before = agent.memory.state
+    addresses = pointers(before)
+    fill(agent, 1)
+    assert all(ring.is_deleted() for ring in jax.tree.leaves(before.rows))
+    assert pointers(agent.memory.state) == addresses
+    assert len(agent.memory) == 3
+
+
+def test_an_update_donates_its_state_and_nobody_elses() -> None:
+    agent = BACKEND.agent()
+    fill(agent, 4)
+    state, rows = agent._state, agent.memory.state
+    read = agent.models["critic_1"]
+    agent.update(timestep=0, timesteps=1)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.critics))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(rows))
+    assert np.isfinite(np.asarray(read.head.kernel[...])).all()
+
+
+def test_arrays_of_the_caller_are_not_donated() -> None:
+    agent = BACKEND.agent()
+    row = {k: BACKEND.array(v) if isinstance(v, np.ndarray) else v for k, v in draw_row(agent, np.random.default_rng(0)).items()}
+    agent.act(row["observations"], None, timestep=0, timesteps=1)
+    agent.record_transition(**row)
+    agent.update(timestep=0, timesteps=1)
+    assert not any(value.is_deleted() for value in row.values() if isinstance(value, jax.Array))

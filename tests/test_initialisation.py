@@ -1,0 +1,52 @@
+"""The first weights of the default models: their shapes, their distribution and their seeds."""
+
+import math
+
+import numpy as np
+import pytest
+
+from sacref.initialisation import dense_layers
+
+
+def test_layers_have_the_common_names_and_shapes() -> None:
+    layers = dense_layers(inputs=3, hidden=(5, 7), outputs=2, seed=0, model="policy")
+    assert {name: array.shape for name, array in layers.items()} == {
+        "hidden.0.kernel": (3, 5),
+        "hidden.0.bias": (5,),
+        "hidden.1.kernel": (5, 7),
+        "hidden.1.bias": (7,),
+        "head.kernel": (7, 2),
+        "head.bias": (2,),
+    }
+    assert {array.dtype for array in layers.values()} == {np.dtype(np.float64)}
+    assert list(dense_layers(inputs=3, hidden=(), outputs=2, seed=0, model="policy")) == ["head.kernel", "head.bias"]
+
+
+@pytest.mark.parametrize(("part", "fan_in"), [("hidden.0.kernel", 16), ("hidden.0.bias", 16), ("hidden.1.kernel", 900), ("head.bias", 800)])
+def test_weights_are_uniform_within_one_over_the_root_of_the_inputs(part: str, fan_in: int) -> None:
+    array = dense_layers(inputs=16, hidden=(900, 800), outputs=700, seed=1, model="policy")[part] * math.sqrt(fan_in)
+    assert 0.98 < array.max() <= 1.0
+    assert -1.0 <= array.min() < -0.98
+    # Mean 0 and standard deviation 1 / sqrt(3), within five standard errors.
+    assert abs(array.mean()) < 5 / math.sqrt(3 * array.size)
+    assert array.std() == pytest.approx(1 / math.sqrt(3), rel=5 / math.sqrt(array.size))
+
+
+def test_trap_02_each_model_and_seed_has_a_draw_of_its_own() -> None:
+    draws = [dense_layers(inputs=3, hidden=(4,), outputs=1, seed=s, model=m) for s in (0, 1) for m in ("critic_1", "critic_2", "policy")]
+    for name in draws[0]:
+        assert len({draw[name].tobytes() for draw in draws}) == 6
+    assert np.unique(np.concatenate([array.ravel() for array in draws[0].values()])).size == 3 * 4 + 4 + 4 + 1
+
+
+def test_a_draw_does_not_depend_on_what_was_drawn_before() -> None:
+    first = dense_layers(inputs=3, hidden=(4,), outputs=1, seed=0, model="critic_1")
+    dense_layers(inputs=3, hidden=(4,), outputs=1, seed=0, model="critic_2")
+    second = dense_layers(inputs=3, hidden=(4,), outputs=1, seed=0, model="critic_1")
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_a_seed_gives_these_numbers() -> None:
+    """A change of the stream would change every published run."""
+    layers = dense_layers(inputs=4, hidden=(2,), outputs=1, seed=0, model="critic_1")
+    np.testing.assert_allclose(layers["hidden.0.kernel"][0], [-0.40899767930585584, -0.8204689650940613], rtol=1e-12)

@@ -1,0 +1,326 @@
+"""Models on both backends: the default ones, and those that a user writes."""
+
+import importlib
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.backends import (
+    BACKENDS,
+    Backend,
+    Spaces,
+    assert_same_arrays,
+    box,
+    draw_batch,
+    draw_row,
+    fill,
+    forward,
+    installed_backends,
+    load_backend,
+    without_shape_checks,
+)
+
+backend = pytest.fixture(params=BACKENDS)(load_backend)
+
+
+def user(backend: Backend) -> Any:
+    """The module with the user's models."""
+    return importlib.import_module(f"tests.{backend.name}.user_models")
+
+
+def defaults(backend: Backend, **options: Any) -> dict[str, Any]:
+    spaces = Spaces()
+    models: dict[str, Any] = backend.package.default_models(
+        **{"observation_space": spaces.observation, "action_space": spaces.action, "hidden": (8,), **options}
+    )
+    return models
+
+
+def call(backend: Backend, model: Any, observations: NDArray[Any], *actions: NDArray[Any]) -> NDArray[Any]:
+    """What a model gives, on the host; a policy's two results side by side."""
+    inputs = {"observations": backend.array(observations.astype(np.float32)), "states": None}
+    outputs = model(inputs, *(backend.array(action.astype(np.float32)) for action in actions))
+    parts = outputs if isinstance(outputs, tuple) else (outputs,)
+    return np.concatenate([part.detach().numpy() if backend.name == "torch" else np.asarray(part) for part in parts], axis=-1)
+
+
+# The default ones.
+
+
+def test_default_models_are_those_asked_for(backend: Backend) -> None:
+    assert list(defaults(backend)) == ["policy", "critic_1", "critic_2"]
+    assert list(defaults(backend, num_critics=3)) == ["policy", "critic_1", "critic_2", "critic_3"]
+    arrays = backend.agent(models=defaults(backend, hidden=(7, 5))).arrays()
+    shapes = {name: array.shape for name, array in arrays.items() if name.startswith(("policy.", "critic_1."))}
+    assert shapes == {
+        "policy.hidden.0.kernel": (3, 7),
+        "policy.hidden.0.bias": (7,),
+        "policy.hidden.1.kernel": (7, 5),
+        "policy.hidden.1.bias": (5,),
+        "policy.head.kernel": (5, 4),
+        "policy.head.bias": (4,),
+        "critic_1.hidden.0.kernel": (5, 7),
+        "critic_1.hidden.0.bias": (7,),
+        "critic_1.hidden.1.kernel": (7, 5),
+        "critic_1.hidden.1.bias": (5,),
+        "critic_1.head.kernel": (5, 1),
+        "critic_1.head.bias": (1,),
+    }
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_default_models_compute_what_the_arrays_say(backend: Backend, dtype: str) -> None:
+    models = defaults(backend, hidden=(7, 5), dtype=dtype)
+    agent = backend.agent(models=models)
+    arrays = agent.arrays()
+    assert {array.dtype.name for name, array in arrays.items() if not name.endswith(("count", "gradient_steps"))} == {dtype}
+    generator = np.random.default_rng(0)
+    observations, actions = generator.normal(size=(4, 3)), generator.normal(size=(4, 2))
+    convert = np.dtype(dtype).type
+    inputs = {"observations": backend.array(convert(observations)), "states": None}
+    mean, log_std = models["policy"](inputs)
+    wanted = forward(arrays, "policy", observations)
+    got = np.hstack([agent.to_numpy(mean), agent.to_numpy(log_std)])
+    assert got.dtype == dtype
+    np.testing.assert_allclose(got, wanted, rtol=1e-4 if dtype == "float32" else 1e-12)
+    values = agent.to_numpy(models["critic_2"](inputs, backend.array(convert(actions))))
+    np.testing.assert_allclose(values, forward(arrays, "critic_2", np.hstack([observations, actions]))[:, 0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_one_seed_gives_the_same_networks_on_both_backends(dtype: str) -> None:
+    torch, jax = (backend.agent(dtype=dtype, seed=5, hidden=(7, 5)).arrays() for backend in installed_backends())
+    assert_same_arrays(torch, jax)
+    other = installed_backends()[0].agent(dtype=dtype, seed=6, hidden=(7, 5)).arrays()
+    assert not np.array_equal(other["policy.head.kernel"], torch["policy.head.kernel"])
+
+
+def test_arguments_of_default_models_that_do_not_fit_are_refused(backend: Backend) -> None:
+    with pytest.raises(ValueError, match="dtype is float16, expected float32 or float64"):
+        defaults(backend, dtype="float16")
+    with pytest.raises(ValueError, match="num_critics is 0, expected at least 1"):
+        defaults(backend, num_critics=0)
+
+
+# Observations of any kind.
+
+
+@pytest.mark.parametrize(
+    ("observation", "stored"),
+    [
+        (box(-np.inf, np.inf, (3,), np.float64), "float32"),
+        (box(-np.inf, np.inf, (3,), np.float32), "float32"),
+        (box(-10, 10, (3,), np.float16), "float16"),
+        (box(0, 255, (2, 2, 3), np.uint8), "uint8"),
+        (box(0, 255, (3,), np.int32), "int32"),
+        (box(0, 255, (3,), np.int64), "int64"),
+    ],
+    ids=str,
+)
+def test_observations_are_stored_in_the_dtype_of_their_kind(backend: Backend, observation: Any, stored: str) -> None:
+    agent = backend.agent(Spaces(observation=observation))
+    row = draw_row(agent, np.random.default_rng(0), observations=np.full((1, *observation.shape), 200 if stored == "uint8" else 9, observation.dtype))
+    agent.act(row["observations"], None, timestep=0, timesteps=1)
+    agent.record_transition(**row)
+    arrays = agent.memory.arrays()
+    assert arrays["observations"].dtype == arrays["next_observations"].dtype == stored
+    np.testing.assert_array_equal(arrays["observations"], row["observations"])
+    np.testing.assert_allclose(arrays["next_observations"], row["next_observations"], rtol=1e-6)
+    agent.update(timestep=0, timesteps=1)
+    assert np.isfinite(agent.arrays()["critic_1.head.kernel"]).all()
+
+
+def test_float64_models_store_float64(backend: Backend) -> None:
+    agent = backend.agent(dtype="float64")
+    value = 1.0 + 2.0**-40
+    agent.record_transition(**draw_row(agent, np.random.default_rng(0), observations=np.full((1, 3), value), rewards=np.full((1, 1), value)))
+    arrays = agent.memory.arrays()
+    assert arrays["observations"].dtype == arrays["rewards"].dtype == arrays["actions"].dtype == np.float64
+    assert arrays["observations"][0, 0] == arrays["rewards"][0] == value
+
+
+# Those that a user writes.
+
+
+def test_models_of_a_users_own_learn_under_their_own_names(backend: Backend) -> None:
+    models = user(backend).user_models(3, 2)
+    agent = backend.agent(models=models, learning_rate=1e-2)
+    fill(agent, 16)
+    before = agent.arrays()
+    kernel = "critic_1.body.0.weight" if backend.name == "torch" else "critic_1.dense.kernel"
+    assert {kernel, "policy.spread", f"target_{kernel}", f"critic_optimizer.first_moment.{kernel}"} <= set(before)
+    assert before[kernel].shape == ((8, 5) if backend.name == "torch" else (5, 8))
+    for _ in range(3):
+        agent.update(timestep=0, timesteps=1)
+    after = agent.arrays()
+    for name in before:
+        if not name.startswith("target_") and "optimizer" not in name:
+            assert not np.array_equal(before[name], after[name]), name
+
+
+def test_construction_copies_and_the_users_objects_stay_usable(backend: Backend) -> None:
+    models = user(backend).user_models(3, 2)
+    arrays_of = user(backend).arrays_of
+    given = {name: arrays_of(model) for name, model in models.items()}
+    agent = backend.agent(models=models, learning_rate=1e-2)
+    fill(agent, 8)
+    observations = np.ones((2, 3))
+    outputs = call(backend, models["policy"], observations)
+    first_read = agent.models
+    initial = {name: arrays_of(model) for name, model in first_read.items()}
+    for _ in range(3):
+        agent.update(timestep=0, timesteps=1)
+    for name, model in models.items():
+        assert_same_arrays(arrays_of(model), given[name])
+        assert_same_arrays(initial[name], given[name])
+    np.testing.assert_array_equal(call(backend, models["policy"], observations), outputs)
+    # What was read is as it was, and what is read is current.
+    for name, model in first_read.items():
+        assert_same_arrays(arrays_of(model), initial[name])
+    np.testing.assert_allclose(call(backend, first_read["policy"], observations), outputs, rtol=1e-5)
+    current = agent.arrays()
+    assert set(agent.models) == {"policy", "critic_1", "critic_2", "target_critic_1", "target_critic_2"}
+    for name, model in agent.models.items():
+        for parameter, array in arrays_of(model).items():
+            np.testing.assert_array_equal(array, current[f"{name}.{parameter}"])
+    # Two agents of one set of models share nothing.
+    other = backend.agent(models=models)
+    assert np.array_equal(other.arrays()["policy.spread"], given["policy"]["spread"])
+    # A change to the user's object after construction changes nothing in the agent.
+    if backend.name == "torch":
+        models["policy"].spread.data += 1.0
+    else:
+        models["policy"].spread[...] = models["policy"].spread[...] + 1.0
+    np.testing.assert_array_equal(agent.arrays()["policy.spread"], current["policy.spread"])
+
+
+def test_models_read_from_an_agent_make_another_one_like_it(backend: Backend) -> None:
+    first = backend.agent(learning_rate=1e-2)
+    for seed in range(3):
+        first.update_on(*draw_batch(first, 4, seed))
+    second = backend.agent(models=first.models)
+    a, b = first.arrays(), second.arrays()
+    for name in [name for name in a if name.startswith(("policy.", "critic_1.", "critic_2.", "target_"))]:
+        np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_targets_are_copies_of_the_critics_unless_given(backend: Backend) -> None:
+    models = defaults(backend)
+    arrays = backend.agent(models=models).arrays()
+    for name in [name for name in arrays if name.startswith("critic_") and "optimizer" not in name]:
+        np.testing.assert_array_equal(arrays[f"target_{name}"], arrays[name])
+    others = defaults(backend, seed=7)
+    targets = {f"target_{name}": others[name] for name in ("critic_1", "critic_2")}
+    arrays = backend.agent(models={**models, **targets}).arrays()
+    wanted = backend.agent(models=others).arrays()
+    for name in [name for name in arrays if name.startswith("target_")]:
+        np.testing.assert_array_equal(arrays[name], wanted[name])
+        if name.endswith("kernel"):
+            assert not np.array_equal(arrays[name], arrays[name.removeprefix("target_")])
+
+
+def test_models_take_their_own_training_mode(backend: Backend) -> None:
+    """A critic that doubles its value in training mode."""
+    module = user(backend)
+    agent = backend.agent(models=module.user_models(3, 2, critic=module.Modal), learning_rate=0.0, polyak=0.0)
+    batch, noise = draw_batch(agent, 4)
+    means = {}
+    for enabled in (True, False, True):
+        agent.enable_models_training_mode(enabled)
+        means[enabled] = agent.update_on(batch, noise)["q_mean"]
+    np.testing.assert_allclose(means[True], 2 * means[False], rtol=1e-5)
+    assert np.abs(means[True]).min() > 1e-3
+    agent.enable_training_mode(False)
+    np.testing.assert_allclose(agent.update_on(batch, noise)["q_mean"], means[True], rtol=1e-6)
+    agent.enable_training_mode(False, apply_to_models=True)
+    np.testing.assert_allclose(agent.update_on(batch, noise)["q_mean"], means[False], rtol=1e-6)
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize("layer", ["dropout", "batch norm"])
+def test_layers_that_draw_or_change_are_refused(backend: Backend, layer: str) -> None:
+    module = user(backend)
+    models = {**module.user_models(3, 2), "critic_2": module.Flawed(3, 2, layer)}
+    with pytest.raises(ValueError, match=r"model 'critic_2' has a \w+ at 'extra.*', which is random or changes.*use layers .* such as LayerNorm"):
+        backend.agent(models=models)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"policy": None}, r"models has no 'policy': got \['critic_1', 'critic_2'\], expected 'policy', 'critic_1', .*default_models"),
+        ({"critic_1": None}, r"models has no 'critic_1': got \['critic_2', 'policy'\]"),
+        ({"critic_1": None, "critic_2": None}, r"models has no 'critic_1': got \['policy'\]"),
+        ({"polcy": "policy"}, "models has 'polcy', expected some of .*: did you mean 'policy'"),
+        ({"value": "critic_1"}, "models has 'value', expected some of"),
+        ({"critic_2": None, "critic_3": "critic_2"}, "models has no 'critic_2'"),
+        ({"target_critic_1": "critic_1"}, r"models has \['target_critic_1'\] but not \['target_critic_2'\]: give all target critics, or none"),
+        ({"target_critic_3": "critic_1"}, "models has 'target_critic_3', expected some of"),
+    ],
+)
+def test_a_missing_or_unknown_model_is_refused(backend: Backend, change: dict[str, str | None], message: str) -> None:
+    models = defaults(backend)
+    changed = {**models, **{name: source and models[source] for name, source in change.items()}}
+    changed = {name: model for name, model in changed.items() if model is not None}
+    with pytest.raises(ValueError, match=message):
+        backend.agent(models=changed)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("critic_1", lambda q: q[:, None], r"'critic_1' returned values of shape \(3, 1\) .*expected \(batch,\) = \(3,\).*drop the last axis"),
+        ("critic_2", lambda q: q.sum(), r"'critic_2' returned values of shape \(\) .*return one value per row"),
+        ("policy", lambda p: p[0], r"'policy' returned \w+, expected a tuple \(mean, raw log_std\)"),
+        ("policy", lambda p: (*p, p[0]), r"'policy' returned tuple, expected a tuple \(mean, raw log_std\)"),
+        ("policy", lambda p: (p[0], p[1][:, :1]), r"'policy' returned a raw log_std of shape \(3, 1\) .*expected \(batch, action\) = \(3, 2\)"),
+        ("policy", lambda p: (p[0][0], p[1]), r"'policy' returned a mean of shape \(2,\) .*expected \(batch, action\) = \(3, 2\)"),
+    ],
+)
+def test_trap_09_models_that_return_wrong_shapes_are_refused_at_construction(backend: Backend, name: str, change: Any, message: str) -> None:
+    module = user(backend)
+    models = module.user_models(3, 2)
+    models[name] = module.Returns(models[name], change)
+    with pytest.raises(ValueError, match=message):
+        backend.agent(models=models)
+
+
+def test_models_of_two_dtypes_are_refused(backend: Backend) -> None:
+    models = {**defaults(backend), "critic_2": defaults(backend, dtype="float64")["critic_2"]}
+    with pytest.raises(TypeError, match="parameters of dtypes .*'critic_2'.*expected all float32 or all float64"):
+        backend.agent(models=models)
+
+
+def test_targets_that_are_built_differently_are_refused(backend: Backend) -> None:
+    models, others = defaults(backend), defaults(backend, hidden=(9,))
+    with pytest.raises(ValueError, match=r"model 'target_critic_1' has parameters .*9.*, expected .*8.* as 'critic_1': build it like"):
+        backend.agent(models={**models, **{f"target_{name}": others[name] for name in ("critic_1", "critic_2")}})
+
+
+def test_a_memory_serves_one_agent(backend: Backend) -> None:
+    package, spaces = backend.package, Spaces()
+    memory = package.ReplayMemory(64, 1)
+    common = {"models": defaults(backend), "observation_space": spaces.observation, "action_space": spaces.action, "memory": memory}
+    with pytest.raises(ValueError, match=r"not allocated yet: give it to an agent first, SAC\(memory=...\)"):
+        len(memory)
+    package.SAC(**common)
+    with pytest.raises(ValueError, match="this memory belongs to another agent already: make one for each agent"):
+        package.SAC(**common)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((10, 0), ValueError, "num_envs is 0, expected at least 1"),
+        ((3, 4), ValueError, "capacity is 3, expected at least num_envs = 4: one step must fit"),
+        ((1e6, 1), TypeError, r"capacity is 1000000\.0, expected an integer: int\(1000000\.0\)"),
+        ((10, True), TypeError, "num_envs is True, expected an integer"),
+    ],
+)
+def test_sizes_that_no_memory_can_have_are_refused(backend: Backend, arguments: Any, error: type[Exception], message: str) -> None:
+    with without_shape_checks(), pytest.raises(error, match=message):
+        backend.package.ReplayMemory(*arguments)

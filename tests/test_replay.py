@@ -1,0 +1,203 @@
+"""The replay memory, on both backends: a ring whose order, masks, draws and restored state are all known."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from sacref.types import Transition
+from tests.backends import BACKENDS, Backend, Spaces, assert_same_arrays, box, load_backend
+
+backend = pytest.fixture(params=BACKENDS)(load_backend)
+
+SPACES = Spaces(box(-np.inf, np.inf, (2,)), box(-1.0, 1.0, (1,)))
+
+
+def memory_of(backend: Backend, capacity: int, num_envs: int = 1) -> Any:
+    return backend.agent(SPACES, capacity=capacity, num_envs=num_envs, batch_size=1).memory
+
+
+def add(backend: Backend, memory: Any, numbers: list[int], keep: list[bool] | None = None) -> None:
+    """Store one row per number, all of whose fields say that number."""
+    n = np.array(numbers, np.float32)
+    transition = Transition(
+        observations=backend.array(np.stack([n, -n], axis=1)),
+        states=None,
+        actions=backend.array(n[:, None] / 100),
+        rewards=backend.array(n),
+        next_observations=backend.array(np.stack([n + 1, -n - 1], axis=1)),
+        next_states=None,
+        terminated=backend.array(np.array(numbers) % 3 == 0),
+    )
+    memory.add(transition, backend.array(np.ones(len(numbers), bool) if keep is None else np.array(keep)))
+
+
+def assert_holds(rows: Any, numbers: NDArray[Any] | list[int]) -> None:
+    n = np.array(numbers, np.float32)
+    assert np.asarray(rows["rewards"]).tolist() == n.tolist()
+    np.testing.assert_array_equal(rows["observations"], np.stack([n, -n], axis=1))
+    np.testing.assert_array_equal(rows["next_observations"], np.stack([n + 1, -n - 1], axis=1))
+    np.testing.assert_array_equal(rows["actions"], n[:, None] / np.float32(100))
+    np.testing.assert_array_equal(rows["terminated"], n % 3 == 0)
+
+
+def draw(backend: Backend, memory: Any, size: int, seed: int = 0) -> dict[str, NDArray[Any]]:
+    """Sample from the memory; the batch on the host."""
+    if backend.name == "torch":
+        import torch
+
+        batch = memory.sample(size, torch.Generator().manual_seed(seed))
+    else:
+        import jax
+
+        batch = memory.sample(size, jax.random.key(seed))
+    return {name: np.array(value) for name, value in batch._asdict().items() if value is not None}
+
+
+def test_rows_are_stored_in_order_and_the_oldest_are_overwritten(backend: Backend) -> None:
+    memory = memory_of(backend, 5)
+    assert len(memory) == 0
+    for number in range(1, 4):
+        add(backend, memory, [number])
+        assert len(memory) == number
+    assert_holds(memory.arrays(), [1, 2, 3])
+    for number in range(4, 9):
+        add(backend, memory, [number])
+    assert len(memory) == 5
+    assert_holds(memory.arrays(), [6, 7, 8, 4, 5])
+    assert int(memory.arrays()["head"]) == 3
+
+
+def test_rows_of_several_environments_are_interleaved_and_wrap(backend: Backend) -> None:
+    memory = memory_of(backend, 5, 3)
+    add(backend, memory, [1, 2, 3])
+    assert_holds(memory.arrays(), [1, 2, 3])
+    add(backend, memory, [4, 5, 6])
+    assert_holds(memory.arrays(), [6, 2, 3, 4, 5])
+    add(backend, memory, [7, 8, 9])
+    assert_holds(memory.arrays(), [6, 7, 8, 9, 5])
+    assert (len(memory), int(memory.arrays()["head"])) == (5, 4)
+
+
+@pytest.mark.parametrize(
+    ("keep", "wanted"),
+    [([False, True, False], [10, 2]), ([True, False, True], [10, 1, 3]), ([False] * 3, [10]), ([True, True, False], [10, 1, 2])],
+)
+def test_rows_that_are_not_kept_take_no_place(backend: Backend, keep: list[bool], wanted: list[int]) -> None:
+    memory = memory_of(backend, 4, 3)
+    add(backend, memory, [9, 10, 8], [False, True, False])
+    add(backend, memory, [1, 2, 3], keep)
+    assert_holds(memory.arrays(), wanted)
+    assert (len(memory), int(memory.arrays()["head"])) == (len(wanted), len(wanted) % 4)
+    # Nor do they overwrite anything in a full ring.
+    for number in (20, 21, 22, 23):
+        add(backend, memory, [0, 0, number], [False, False, True])
+    before = memory.arrays()
+    add(backend, memory, [1, 2, 3], [False] * 3)
+    assert_same_arrays(memory.arrays(), before)
+    assert sorted(before["rewards"].tolist()) == [20, 21, 22, 23]
+
+
+def test_a_ring_as_small_as_one_step(backend: Backend) -> None:
+    memory = memory_of(backend, 3, 3)
+    add(backend, memory, [1, 2, 3])
+    add(backend, memory, [4, 5, 6], [True, False, True])
+    assert_holds(memory.arrays(), [4, 6, 3])
+
+
+@pytest.mark.parametrize("stored", [5, 10, 13])
+def test_sampling_is_uniform_over_what_is_stored_and_with_replacement(backend: Backend, stored: int) -> None:
+    memory = memory_of(backend, 10)
+    for number in range(1, stored + 1):
+        add(backend, memory, [number])
+    present = list(range(max(1, stored - 9), stored + 1))
+    batch = draw(backend, memory, 20_000)
+    assert_holds(batch, batch["rewards"])
+    counts = np.array([(batch["rewards"] == number).sum() for number in present])
+    assert counts.sum() == 20_000
+    expected = 20_000 / len(present)
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    # The 99.9% quantile, by Wilson and Hilferty's approximation. Far below it no one looks: a sample without replacement has 0.
+    free = len(present) - 1
+    assert 0.1 < chi_square < free * (1 - 2 / (9 * free) + 3.09 * (2 / (9 * free)) ** 0.5) ** 3
+    small = [draw(backend, memory, len(present), seed)["rewards"] for seed in range(20)]
+    assert any(len(set(rewards.tolist())) < len(present) for rewards in small)
+    assert len({tuple(rewards) for rewards in small}) == 20
+
+
+@pytest.mark.parametrize("stored", [0, 2, 4, 5, 7])
+def test_arrays_carry_the_whole_state(backend: Backend, stored: int) -> None:
+    memory = memory_of(backend, 5)
+    for number in range(1, stored + 1):
+        add(backend, memory, [number])
+    saved = memory.arrays()
+    assert (int(saved["size"]), int(saved["head"])) == (min(stored, 5), stored % 5)
+    assert saved["size"].dtype == saved["head"].dtype == np.int64
+    other = memory_of(backend, 5)
+    for number in (31, 32, 33):
+        add(backend, other, [number])
+    other.set_arrays(saved)
+    assert_same_arrays(other.arrays(), saved)
+    assert other.written == (stored > 0)
+    # The same rows are drawn, and the next one goes to the same place.
+    if stored:
+        assert_same_arrays(draw(backend, other, 8), draw(backend, memory, 8))
+    for ring in (memory, other):
+        add(backend, ring, [40])
+    assert_same_arrays(other.arrays(), memory.arrays())
+
+
+def test_arrays_are_copies(backend: Backend) -> None:
+    memory = memory_of(backend, 3)
+    add(backend, memory, [1])
+    saved = memory.arrays()
+    add(backend, memory, [2])
+    add(backend, memory, [3])
+    add(backend, memory, [4])
+    assert saved["rewards"].tolist() == [1]
+    given = memory.arrays()
+    memory.set_arrays(given)
+    given["rewards"][:] = 99
+    assert memory.arrays()["rewards"].tolist() == [4, 2, 3]
+
+
+def changed(arrays: dict[str, NDArray[Any]], **changes: Any) -> dict[str, NDArray[Any]]:
+    return {name: array for name, array in {**arrays, **changes}.items() if array is not None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"head": np.array(1)}, "head 1 and size 2 do not fit a capacity of 5: use the capacity it was saved with"),
+        ({"head": np.array(5)}, "head 5 and size 2 do not fit"),
+        ({"head": np.array(-1)}, "head -1 and size 2 do not fit"),
+        ({"size": np.array(6)}, "head 2 and size 6 do not fit"),
+        ({"size": np.array(-3)}, "head 2 and size -3 do not fit"),
+        ({"size": np.array(3)}, "head 2 and size 3 do not fit"),
+        ({"size": np.array([2])}, r"size has shape \(1,\) and dtype int64, expected one integer"),
+        ({"head": np.array(2.0)}, r"head has shape \(\) and dtype float64, expected one integer"),
+        ({"rewards": np.zeros(3, np.float32)}, r"rewards has shape \(3,\) and dtype float32, expected \(2,\) and float32"),
+        ({"rewards": np.zeros(2)}, r"rewards has shape \(2,\) and dtype float64, expected \(2,\) and float32"),
+        ({"observations": np.zeros((2, 3), np.float32)}, r"observations has shape \(2, 3\) .*expected \(2, 2\)"),
+        ({"terminated": np.zeros(2, np.uint8)}, "terminated has shape .* uint8, expected .* bool"),
+        ({"rewards": None}, "the arrays are .*, expected .*'rewards'"),
+        ({"extra": np.zeros(2)}, "the arrays are .*'extra'"),
+    ],
+)
+def test_arrays_of_another_memory_are_refused_and_change_nothing(backend: Backend, changes: dict[str, Any], message: str) -> None:
+    memory = memory_of(backend, 5)
+    for number in (1, 2):
+        add(backend, memory, [number])
+    before = memory.arrays()
+    with pytest.raises(ValueError, match=message):
+        memory.set_arrays(changed(before, **changes))
+    assert_same_arrays(memory.arrays(), before)
+
+
+def test_a_full_ring_of_another_capacity_is_refused(backend: Backend) -> None:
+    memory = memory_of(backend, 5)
+    for number in range(7):
+        add(backend, memory, [number])
+    with pytest.raises(ValueError, match="head 2 and size 5 do not fit a capacity of 6"):
+        memory_of(backend, 6).set_arrays(memory.arrays())

@@ -1,0 +1,203 @@
+"""Saving and loading on both backends: everything that changes what the next step does is state."""
+
+import itertools
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sacref import checkpoint
+from sacref.checkpoint import CheckpointError
+from sacref.config import ExperimentConfig
+from tests.backends import BACKENDS, Backend, assert_same_arrays, draw_batch, draw_row, fill, installed_backends, load_backend
+from tests.test_models import user
+
+backend = pytest.fixture(params=BACKENDS)(load_backend)
+
+
+def trained(backend: Backend, seed: int = 3, **options: Any) -> Any:
+    """An agent in the middle of a run, its ring full and its head in the middle."""
+    agent = backend.agent(num_envs=2, seed=seed, learning_rate=1e-2, **options)
+    fill(agent, 20, seed)
+    agent.act(np.zeros((2, 3)), None, timestep=0, timesteps=1)
+    for _ in range(3):
+        agent.update(timestep=0, timesteps=1)
+    return agent
+
+
+def live(agent: Any) -> list[Any]:
+    """What the agent does next: act, store, learn."""
+    generator = np.random.default_rng(8)
+    seen: list[Any] = []
+    for _ in range(2):
+        row = draw_row(agent, generator)
+        actions, extras = agent.act(row["observations"], None, timestep=0, timesteps=1)
+        seen += [agent.to_numpy(actions), agent.to_numpy(extras["mean_actions"])]
+        agent.record_transition(**row)
+        agent.update(timestep=0, timesteps=1)
+    return seen
+
+
+@pytest.mark.parametrize("options", [{}, {"learn_entropy": False}, {"store_separately": True}, {"dtype": "float64"}], ids=str)
+def test_trap_20_a_loaded_agent_goes_on_bit_for_bit(backend: Backend, tmp_path: Path, options: dict[str, Any]) -> None:
+    if options.pop("store_separately", False):
+        options["experiment"] = ExperimentConfig(write_interval=0, checkpoint_interval=0, store_separately=True)
+    agent = trained(backend, **options)
+    agent.save(tmp_path / "saved")
+    # Another seed, another past: nothing of it may be left.
+    other = trained(backend, seed=4, **options)
+    other.update(timestep=0, timesteps=1)
+    assert not np.array_equal(other.arrays()["log_alpha"], agent.arrays()["log_alpha"]) or "learn_entropy" in options
+    other.load(tmp_path / "saved")
+    assert_same_arrays(other.arrays(), agent.arrays())
+    assert_same_arrays(other.memory.arrays(), agent.memory.arrays())
+    assert_same_arrays(other._streams(), agent._streams())
+    assert other.gradient_step_count == agent.gradient_step_count == 3
+    for a, b in zip(live(agent), live(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert_same_arrays(other.arrays(), agent.arrays())
+    assert_same_arrays(other.memory.arrays(), agent.memory.arrays())
+    assert agent.gradient_step_count == 5
+
+
+def test_trap_20_the_checkpoint_holds_everything(backend: Backend, tmp_path: Path) -> None:
+    agent = trained(backend)
+    agent.save(tmp_path / "saved")
+    read = checkpoint.read(tmp_path / "saved")
+    assert set(read.groups) == {"agent", "streams", "memory"}
+    arrays = read.groups["agent"]
+    assert arrays["log_alpha"] != np.float32(np.log(0.2))
+    assert int(arrays["gradient_steps"]) == 3
+    for slot, part in {"policy_optimizer": "head.kernel", "critic_optimizer": "critic_2.head.kernel", "temperature_optimizer": ""}.items():
+        assert int(arrays[f"{slot}.count"]) == 3
+        for moment in ("first_moment", "second_moment"):
+            assert np.all(arrays[f"{slot}.{moment}.{part}".rstrip(".")] != 0)
+    assert (int(read.groups["memory"]["size"]), int(read.groups["memory"]["head"])) == (32, 8)
+    assert set(read.groups["streams"]) == {"noise", "sampling", "exploration"}
+    assert not any(path.suffix in (".pt", ".pkl", ".npz") for path in (tmp_path / "saved").iterdir())
+
+
+def test_store_separately_writes_a_file_for_each_model(backend: Backend, tmp_path: Path) -> None:
+    trained(backend, experiment=ExperimentConfig(write_interval=0, checkpoint_interval=0, store_separately=True)).save(tmp_path / "saved")
+    names = {path.stem for path in (tmp_path / "saved").iterdir() if path.suffix == ".safetensors"}
+    models = {"policy", "critic_1", "critic_2", "target_critic_1", "target_critic_2"}
+    rest = {"log_alpha", "gradient_steps", "policy_optimizer", "critic_optimizer", "temperature_optimizer", "streams", "memory"}
+    assert names == models | rest
+
+
+@pytest.mark.parametrize(("writer", "reader"), [("torch", "jax"), ("jax", "torch")])
+def test_a_checkpoint_moves_between_the_backends(writer: str, reader: str, tmp_path: Path) -> None:
+    backends = {backend.name: backend for backend in installed_backends()}
+    agent, other = trained(backends[writer]), trained(backends[reader], seed=4)
+    agent.save(tmp_path / "saved")
+    streams = other._streams()
+    other.load(tmp_path / "saved")
+    assert_same_arrays(other.arrays(), agent.arrays())
+    assert_same_arrays(other.memory.arrays(), agent.memory.arrays())
+    assert_same_arrays(other._streams(), streams)
+    batch, noise = draw_batch(agent, 4)
+    for a in (agent, other):
+        a.update_on(batch, noise)
+    a, b = agent.arrays(), other.arrays()
+    for name in a:
+        np.testing.assert_allclose(b[name], a[name], rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def test_models_of_a_users_own_stay_within_their_backend(tmp_path: Path) -> None:
+    backends = installed_backends()
+    agents = [backend.agent(models=user(backend).user_models(3, 2)) for backend in backends]
+    for index, agent in enumerate(agents):
+        agent.save(tmp_path / str(index))
+        again = backends[index].agent(models=user(backends[index]).user_models(3, 2, seed=9))
+        again.load(tmp_path / str(index))
+        assert_same_arrays(again.arrays(), agent.arrays())
+    for index, agent in itertools.product((0, 1), agents):
+        if agents[index] is not agent:
+            with pytest.raises(CheckpointError, match=r"holds models of layouts .*models of your own move only within a backend"):
+                agent.load(tmp_path / str(index))
+
+
+def test_a_memory_that_is_not_saved_stays_as_it_is(backend: Backend, tmp_path: Path) -> None:
+    agent = trained(backend)
+    agent.save(tmp_path / "saved")
+    checkpoint.drop_group(tmp_path / "saved", "memory")
+    other = trained(backend, seed=4)
+    memory = other.memory.arrays()
+    other.load(tmp_path / "saved")
+    assert_same_arrays(other.arrays(), agent.arrays())
+    assert_same_arrays(other.memory.arrays(), memory)
+
+
+def test_an_agent_without_memory_loads_one_with(backend: Backend, tmp_path: Path) -> None:
+    agent = trained(backend)
+    agent.save(tmp_path / "saved")
+    other = backend.agent(capacity=None, num_envs=2)
+    other.load(tmp_path / "saved")
+    assert_same_arrays(other.arrays(), agent.arrays())
+
+
+def test_streams_of_another_kind_of_device_are_left_out(backend: Backend, tmp_path: Path) -> None:
+    """A GPU's generator has a state of another size."""
+    agent, other = trained(backend), trained(backend, seed=4)
+    agent.save(tmp_path / "saved")
+    read = checkpoint.read(tmp_path / "saved")
+    streams = {name: np.append(state, state[:1]) for name, state in read.groups["streams"].items()}
+    checkpoint.write(tmp_path / "saved", {**read.groups, "streams": streams}, read.metadata)
+    before = other._streams()
+    other.load(tmp_path / "saved")
+    assert_same_arrays(other.arrays(), agent.arrays())
+    assert_same_arrays(other._streams(), before)
+
+
+BROKEN: dict[str, tuple[Any, str]] = {
+    "a missing parameter": (lambda groups, metadata: groups["agent"].pop("policy.head.bias"), "missing arrays .*policy.head.bias"),
+    "no log alpha": (lambda groups, metadata: groups["agent"].pop("log_alpha"), r"missing arrays \['log_alpha'\]"),
+    "an unknown array": (lambda groups, metadata: groups["agent"].update(x=np.zeros(1)), r"unknown arrays \['x'\]"),
+    "another shape": (
+        lambda groups, metadata: groups["agent"].update({"log_alpha": np.zeros(1, np.float32)}),
+        r"log_alpha has shape \(1,\) .*expected \(\)",
+    ),
+    "another kind": (lambda groups, metadata: groups["agent"].update({"log_alpha": np.array(1)}), "log_alpha has .*int64, expected .*float32"),
+    "a memory of another size": (lambda groups, metadata: groups["memory"].update(size=np.array(31)), "head 8 and size 31 do not fit"),
+    "another algorithm": (lambda groups, metadata: metadata.update(algorithm="PPO"), "holds 'PPO', expected 'SAC'"),
+    "no layouts": (lambda groups, metadata: metadata.pop("layouts"), "holds models of layouts None"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_does_not_fit_is_refused_and_changes_nothing(backend: Backend, tmp_path: Path, name: str) -> None:
+    breaks, message = BROKEN[name]
+    trained(backend).save(tmp_path / "saved")
+    read = checkpoint.read(tmp_path / "saved")
+    breaks(read.groups, read.metadata)
+    checkpoint.write(tmp_path / "broken", read.groups, read.metadata)
+    other = trained(backend, seed=4)
+    before = other.arrays(), other.memory.arrays(), other._streams()
+    with pytest.raises(CheckpointError, match=message):
+        other.load(tmp_path / "broken")
+    for then, now in zip(before, (other.arrays(), other.memory.arrays(), other._streams()), strict=True):
+        assert_same_arrays(then, now)
+    other.update(timestep=0, timesteps=1)
+    assert other.gradient_step_count == 4
+
+
+def test_a_truncated_or_missing_checkpoint_is_refused(backend: Backend, tmp_path: Path) -> None:
+    agent = trained(backend)
+    agent.save(tmp_path / "saved")
+    shutil.copytree(tmp_path / "saved", tmp_path / "cut")
+    file = tmp_path / "cut" / "agent.safetensors"
+    file.write_bytes(file.read_bytes()[:-4])
+    for path in (tmp_path / "cut", tmp_path / "nothing"):
+        with pytest.raises(CheckpointError):
+            agent.load(path)
+
+
+def test_a_subclass_of_the_users_saves_and_loads(backend: Backend, tmp_path: Path) -> None:
+    agent = trained(backend)
+    own = type("Own", (type(agent),), {"__module__": "__main__"})
+    agent.__class__ = own
+    agent.save(tmp_path / "saved")
+    assert checkpoint.read(tmp_path / "saved").metadata["backend"] == backend.name
+    agent.load(tmp_path / "saved")
