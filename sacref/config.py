@@ -305,7 +305,7 @@ class ExperimentConfig(_Config):
     checkpoint_interval: int | Literal["auto"] = field(default="auto", metadata=_interval())
     """Timesteps between two checkpoints; auto is timesteps / 10, and <= 0 writes none."""
     store_separately: bool = field(default=False, metadata=_flag())
-    """Write each model to a file of its own beside the checkpoint."""
+    """Write each model to a file of its own in the checkpoint, in place of one file for all."""
 
 
 @dataclass(kw_only=True)

@@ -630,7 +630,7 @@ def test_rows_of_wrong_shapes_are_refused(backend: Backend, given: dict[str, Any
 def test_another_number_of_environments_than_the_memorys_is_refused(backend: Backend) -> None:
     agent = backend.agent(num_envs=2)
     row = draw_row(backend.agent(num_envs=3), np.random.default_rng(0))
-    with pytest.raises(ValueError, match=r"3 environments came, the memory was made for 2: ReplayMemory\(num_envs=3\)"):
+    with pytest.raises(ValueError, match=r"3 environments came, the memory was made for 2: make it with ReplayMemory\(num_envs=3\)"):
         agent.record_transition(**row)
 
 

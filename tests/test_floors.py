@@ -24,6 +24,9 @@ FLOORS = {
     "replay": 1,
     "initialisation": 1,
     "agent": 2,
+    "border": 2,
+    "model_checks": 2,
+    "naming": 2,
     "torch": 2,
     "jax": 2,
     "training": 3,
@@ -37,7 +40,7 @@ FLOORS = {
 }
 """Part of sacref -> its floor. A part may import those below, and its own floor's, but for the two lines underneath."""
 
-FORBIDDEN = {"torch": {"jax"}, "jax": {"torch"}, "agent": {"torch", "jax"}}
+FORBIDDEN = {"torch": {"jax"}, "jax": {"torch"}} | {name: {"torch", "jax"} for name in ("agent", "border", "model_checks", "naming")}
 BACKEND_PACKAGES = {"torch", "jax", "jaxlib", "flax", "optax"}
 
 PACKAGE = Path(sacref.__file__).parent

@@ -76,7 +76,9 @@ class EpisodeBoundaries(Generic[ArrayT]):
         replaced, successors = _apply_final_observations(xp, next_observations, ended, infos)
         keep = xp.ones_like(ended)
         if self._expects_reset is not None:
-            keep = xp.logical_not(xp.logical_and(self._expects_reset, _equal_rows(xp, observations, self._last_observations)))
+            reset = xp.logical_and(self._expects_reset, _equal_rows(xp, observations, self._last_observations))
+            # A reset never ends an episode: a row that does is a transition, as in a task of one step and one observation.
+            keep = xp.logical_not(xp.logical_and(reset, xp.logical_not(ended)))
         # A reset row ends nothing, and an environment that delivered its final observation has been reset already.
         self._expects_reset = xp.logical_and(xp.logical_and(ended, keep), xp.logical_not(replaced))
         # A copy: vector environments write every step into the same buffer.

@@ -36,7 +36,7 @@ class Optimizer:
 
     def init(self, parameters: Tree) -> Any:
         """The optimizer's state: optax's, for `parameters`."""
-        return self.transformation.init(parameters)
+        return _beside(parameters, self.transformation.init(parameters))
 
     def step(self, parameters: Tree, gradients: Tree, state: Any) -> tuple[Tree, Any]:
         """Parameters and state after one step against `gradients`."""
@@ -51,7 +51,13 @@ class Optimizer:
     def with_moments(self, parameters: Tree, moments: Moments) -> Any:
         """A state for `parameters` that goes on from `moments`."""
         count = jnp.asarray(moments["count"], jnp.int32)
-        return optax.tree.set(self.init(parameters), count=count, mu=moments["first_moment"], nu=moments["second_moment"])
+        state = optax.tree.set(self.init(parameters), count=count, mu=moments["first_moment"], nu=moments["second_moment"])
+        return _beside(parameters, state)
+
+
+def _beside(parameters: Tree, state: Any) -> Any:
+    """`state` committed to the parameters' device, as the state of every later step is: else the first step compiles twice."""
+    return jax.device_put(state, jax.tree.leaves(parameters)[0].sharding)
 
 
 class Frozen(Optimizer):

@@ -34,7 +34,7 @@ def run(
         on_update: called after each update, for a progress bar.
 
     Raises:
-        ValueError: if `updates`, `dtype` or a backend's name is not one of those above.
+        ValueError: if `updates`, `dtype`, `json` or a backend's name is not one of those above, or there is no pair to compare.
         ModuleNotFoundError: if a backend is named that is not installed.
     """
     if updates < 1:
@@ -47,10 +47,13 @@ def run(
             raise ValueError(f"parity: backend is {backend!r}, expected one of {', '.join(BACKENDS)}")
         if backend not in installed_backends():
             raise ModuleNotFoundError(f"parity: {backend} is not installed: pip install 'sacref[{backend}]'")
+    if json is not None and Path(json).suffix == ".png":
+        raise ValueError(f"parity: json is {str(json)!r}, where the plot goes: name a .json file")
     problem = replace(problem or Problem(), dtype=dtype, seed=seed)
-    traces = side_by_side(
-        implementations(problem, chosen), itertools.islice(problem.draws(), updates), on_update=lambda outcomes: on_update()
-    )
+    found = implementations(problem, chosen)
+    if len(found) < 2:
+        raise ValueError("parity: nothing to compare the NumPy oracle with: pip install 'sacref[torch]' or 'sacref[jax]'")
+    traces = side_by_side(found, itertools.islice(problem.draws(), updates), on_update=lambda outcomes: on_update())
     report = Report(problem, updates, traces)
     if json is not None:
         report.write(Path(json))

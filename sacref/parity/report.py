@@ -92,7 +92,8 @@ class Report:
 
         path.parent.mkdir(parents=True, exist_ok=True)
         # Infinity (a side that is not finite) has no JSON of its own; Python's reader knows it.
-        path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in self.to_dict().items())
+        path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
         pairs = self.traces.pairs
         figure = Figure(figsize=(4.2 * len(pairs), 3.6), layout="constrained")
         axes = figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0]
@@ -101,9 +102,8 @@ class Report:
                 axis.plot(range(1, len(trace.relative) + 1), trace.relative, label=kind, linewidth=1)
             axis.set(title=f"{a} - {b}", xlabel="update", yscale="log")
             axis.grid(True, alpha=0.3)
-        if len(axes):
-            axes[0].set_ylabel(f"largest relative difference, {self.problem.dtype}")
-            axes[-1].legend(fontsize="small")
+        axes[0].set_ylabel(f"largest relative difference, {self.problem.dtype}")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(KINDS))
         picture = path.with_suffix(".png")
         figure.savefig(picture, dpi=120)
         return path, picture

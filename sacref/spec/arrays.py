@@ -104,3 +104,40 @@ def require_shape(function: str, name: str, array: Array, expected: tuple[int, .
     else:
         fix = f"give {name} the batch shape of the other arguments; the spec broadcasts no batch axes"
     raise ValueError(f"{function}: {name} has shape {got}, expected {expected} ({like}): {fix}")
+
+
+def require_critic_axis(function: str, name: str, q: Array, batch: tuple[int, ...], like: str) -> None:
+    """Refuse values that are not `(critic, *batch)`.
+
+    Raises:
+        ValueError: with the shape that came, the one expected, and the repair that fits the difference.
+    """
+    got = tuple(q.shape)
+    if got == batch:
+        fix = f"add the critic axis, {name}[None]"
+    elif got[1:] == batch:
+        return
+    elif got == (*batch, 1):
+        fix = f"drop the last axis of {name} and add the critic axis in front, {name}[None]"
+    elif got[:-1] == batch:
+        fix = f"move the critic axis of {name} to the front"
+    elif got[1:] == (*batch, 1):
+        fix = f"drop the last axis of {name}"
+    elif (*got[1:], 1) == batch:
+        fix = f"drop the last axis of {like}"
+    else:
+        fix = f"stack the critics' values, each of shape {batch}, along a first axis"
+    raise ValueError(f"{function}: {name} has shape {got}, expected (critic, *batch) with *batch {batch}, as {like}: {fix}")
+
+
+def require_scalar_or_batch(function: str, name: str, array: Array, batch: tuple[int, ...]) -> None:
+    """Refuse an array that is neither a scalar nor `(*batch,)`.
+
+    Raises:
+        ValueError: with the shape that came, the one expected, and the fix.
+    """
+    got = tuple(array.shape)
+    if got not in ((), batch) and all(size == 1 for size in got):
+        raise ValueError(f"{function}: {name} has shape {got}, expected () or {batch}: make {name} a scalar, {name}.reshape(())")
+    if got != ():
+        require_shape(function, name, array, batch, "() or *batch")

@@ -6,7 +6,7 @@ it differentiates. `critic` is a leading axis; `*batch` is `(batch,)` or `(time,
 
 from jaxtyping import Float
 
-from sacref.spec.arrays import Array, ArrayT, require_one_dtype, require_shape
+from sacref.spec.arrays import ArrayT, require_critic_axis, require_one_dtype, require_scalar_or_batch, require_shape
 
 
 def td_target(
@@ -38,9 +38,9 @@ def td_target(
     xp = require_one_dtype("td_target", reward=reward, discount=discount, next_q=next_q, next_log_prob=next_log_prob, alpha=alpha)
     batch = tuple(reward.shape)
     require_shape("td_target", "discount", discount, batch, "*batch, as reward")
-    _require_critic_axis("td_target", "next_q", next_q, batch, "reward")
+    require_critic_axis("td_target", "next_q", next_q, batch, "reward")
     require_shape("td_target", "next_log_prob", next_log_prob, batch, "*batch, as reward")
-    _require_scalar_or_batch("td_target", "alpha", alpha, batch)
+    require_scalar_or_batch("td_target", "alpha", alpha, batch)
     target: ArrayT = reward + discount * (xp.min(next_q, axis=0) - alpha * next_log_prob)
     return target
 
@@ -61,7 +61,7 @@ def critic_loss(q: Float[ArrayT, "critic *batch"], target: Float[ArrayT, "*batch
         TypeError: if the dtypes differ. ValueError: if the batch shapes differ.
     """
     require_one_dtype("critic_loss", q=q, target=target)
-    _require_critic_axis("critic_loss", "q", q, tuple(target.shape), "target")
+    require_critic_axis("critic_loss", "q", q, tuple(target.shape), "target")
     error = q - target[None, ...]
     loss: ArrayT = 0.5 * error * error
     return loss
@@ -89,8 +89,8 @@ def actor_loss(
     """
     xp = require_one_dtype("actor_loss", q=q, log_prob=log_prob, alpha=alpha)
     batch = tuple(log_prob.shape)
-    _require_critic_axis("actor_loss", "q", q, batch, "log_prob")
-    _require_scalar_or_batch("actor_loss", "alpha", alpha, batch)
+    require_critic_axis("actor_loss", "q", q, batch, "log_prob")
+    require_scalar_or_batch("actor_loss", "alpha", alpha, batch)
     loss: ArrayT = alpha * log_prob - xp.min(q, axis=0)
     return loss
 
@@ -118,38 +118,11 @@ def temperature_loss(
     """
     require_one_dtype("temperature_loss", log_alpha=log_alpha, log_prob=log_prob)
     batch = tuple(log_prob.shape)
-    _require_scalar_or_batch("temperature_loss", "log_alpha", log_alpha, batch)
+    require_scalar_or_batch("temperature_loss", "log_alpha", log_alpha, batch)
     if isinstance(target_entropy, float | int):
         target_entropy = float(target_entropy)  # a NumPy scalar is a float too, but would promote float32 to its own type
     else:
         require_one_dtype("temperature_loss", log_prob=log_prob, target_entropy=target_entropy)
-        _require_scalar_or_batch("temperature_loss", "target_entropy", target_entropy, batch)
+        require_scalar_or_batch("temperature_loss", "target_entropy", target_entropy, batch)
     loss: ArrayT = -log_alpha * (log_prob + target_entropy)
     return loss
-
-
-def _require_critic_axis(function: str, name: str, q: Array, batch: tuple[int, ...], like: str) -> None:
-    got = tuple(q.shape)
-    if got == batch:
-        fix = f"add the critic axis, {name}[None]"
-    elif got[1:] == batch:
-        return
-    elif got == (*batch, 1):
-        fix = f"drop the last axis of {name} and add the critic axis in front, {name}[None]"
-    elif got[:-1] == batch:
-        fix = f"move the critic axis of {name} to the front"
-    elif got[1:] == (*batch, 1):
-        fix = f"drop the last axis of {name}"
-    elif (*got[1:], 1) == batch:
-        fix = f"drop the last axis of {like}"
-    else:
-        fix = f"stack the critics' values, each of shape {batch}, along a first axis"
-    raise ValueError(f"{function}: {name} has shape {got}, expected (critic, *batch) with *batch {batch}, as {like}: {fix}")
-
-
-def _require_scalar_or_batch(function: str, name: str, array: Array, batch: tuple[int, ...]) -> None:
-    got = tuple(array.shape)
-    if got not in ((), batch) and all(size == 1 for size in got):
-        raise ValueError(f"{function}: {name} has shape {got}, expected () or {batch}: make {name} a scalar, {name}.reshape(())")
-    if got != ():
-        require_shape(function, name, array, batch, "() or *batch")

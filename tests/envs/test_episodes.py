@@ -161,10 +161,12 @@ def test_a_reset_row_is_dropped_for_its_own_environment_alone(rows: Rows) -> Non
     assert rows([5, 2], [6, 3], [False, False]) == ([6, 3], [True, True])
 
 
-def test_a_dropped_row_ends_no_episode(rows: Rows) -> None:
-    rows([0, 0], [1, 1], [True, False])
-    assert rows([1, 1], [1, 2], [True, False])[1] == [False, True]
-    assert rows([1, 2], [2, 3], [False, False])[1] == [True, True]
+def test_a_row_that_ends_an_episode_is_no_reset(rows: Rows) -> None:
+    """A task of one step whose observations never change: each row is a transition."""
+    for _ in range(3):
+        assert rows([1, 1], [1, 1], [True, True])[1] == [True, True]
+    assert rows([1, 1], [1, 2], [False, False])[1] == [False, False]
+    assert rows([1, 2], [1, 3], [False, False])[1] == [True, True]
 
 
 def test_reset_forgets_the_ended_episode(rows: Rows) -> None:

@@ -47,22 +47,22 @@ def test_float64_agrees_over_a_thousand_updates() -> None:
 def configurations(draw: st.DrawFn) -> dict[str, Any]:
     """Fields of a `Problem`. The test builds it: the shape checks draw random numbers, which a strategy may not."""
     rates = st.sampled_from([0.0, 1e-4, 3e-4, 1e-3, 1e-2])
-    return dict(
-        observation=draw(st.integers(1, 6)),
-        action=draw(st.integers(1, 4)),
-        hidden=tuple(draw(st.lists(st.integers(1, 12), min_size=0, max_size=3))),
-        critics=draw(st.integers(1, 3)),
-        batch_size=draw(st.integers(1, 16)),
-        replay_size=64,
-        seed=draw(st.integers(0, 1000)),
-        discount_factor=draw(st.sampled_from([0.0, 0.9, 0.99, 1.0])),
-        polyak=draw(st.sampled_from([0.0, 0.005, 0.5, 1.0])),
-        learning_rate=draw(st.tuples(rates, rates, rates)),
-        grad_norm_clip=draw(st.sampled_from([0.0, -1.0, 1e-3, 0.5, 10.0])),
-        learn_entropy=draw(st.booleans()),
-        initial_entropy_value=draw(st.sampled_from([1e-3, 0.2, 1.0, 5.0])),
-        target_entropy=draw(st.sampled_from([None, -7.5, 0.0, 2.0])),
-    )
+    return {
+        "observation": draw(st.integers(1, 6)),
+        "action": draw(st.integers(1, 4)),
+        "hidden": tuple(draw(st.lists(st.integers(1, 12), min_size=0, max_size=3))),
+        "critics": draw(st.integers(1, 3)),
+        "batch_size": draw(st.integers(1, 16)),
+        "replay_size": 64,
+        "seed": draw(st.integers(0, 1000)),
+        "discount_factor": draw(st.sampled_from([0.0, 0.9, 0.99, 1.0])),
+        "polyak": draw(st.sampled_from([0.0, 0.005, 0.5, 1.0])),
+        "learning_rate": draw(st.tuples(rates, rates, rates)),
+        "grad_norm_clip": draw(st.sampled_from([0.0, -1.0, 1e-3, 0.5, 10.0])),
+        "learn_entropy": draw(st.booleans()),
+        "initial_entropy_value": draw(st.sampled_from([1e-3, 0.2, 1.0, 5.0])),
+        "target_entropy": draw(st.sampled_from([None, -7.5, 0.0, 2.0])),
+    }
 
 
 EXTREMES = ("plain", "huge rewards", "saturated actions", "saturated policy", "log_std above", "log_std below", "ties", "all terminated")
