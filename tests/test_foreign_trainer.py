@@ -74,7 +74,9 @@ def train(agent: Any, envs: Any, timesteps: int, convert: Callable[[Any], Any], 
     return np.stack(taken)
 
 
-def ground_truth(lengths: list[tuple[int, ...]], truncates: bool, timesteps: int, rests: bool, actions: NDArray[Any]) -> dict[str, NDArray[Any]]:
+def ground_truth(
+    lengths: list[tuple[int, ...]], truncates: bool, timesteps: int, rests: bool, actions: NDArray[Any]
+) -> dict[str, NDArray[Any]]:
     """What a memory must hold after `timesteps` of `CountingEnv`s, from their definition alone.
 
     Args:
@@ -116,7 +118,9 @@ def counting_agent(backend: Backend, num_envs: int) -> Any:
 @pytest.mark.parametrize("arrays", ["host", "device"])
 @pytest.mark.parametrize("truncates", [False, True], ids=["terminates", "truncates"])
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
-def test_trap_10_every_autoreset_mode_fills_the_memory_with_the_truth(backend: Backend, mode: AutoresetMode, truncates: bool, arrays: str) -> None:
+def test_trap_10_every_autoreset_mode_fills_the_memory_with_the_truth(
+    backend: Backend, mode: AutoresetMode, truncates: bool, arrays: str
+) -> None:
     lengths = [(2, 1, 4), (3,), (1,)]
     envs = SyncVectorEnv([lambda own=own: CountingEnv(own, truncates, high=3.0) for own in lengths], autoreset_mode=mode)
     agent = counting_agent(backend, 3)
@@ -130,7 +134,9 @@ def test_trap_10_every_autoreset_mode_fills_the_memory_with_the_truth(backend: B
 @pytest.mark.parametrize("kind", ["plain", "vector"])
 def test_trap_10_a_trainer_that_resets_by_itself_fills_the_memory_with_the_truth(backend: Backend, kind: str, arrays: str) -> None:
     lengths = (2, 1, 4)
-    envs: Any = OneEnvironment(CountingEnv(lengths, high=3.0)) if kind == "plain" else SyncVectorEnv([lambda: CountingEnv(lengths, high=3.0)])
+    envs: Any = (
+        OneEnvironment(CountingEnv(lengths, high=3.0)) if kind == "plain" else SyncVectorEnv([lambda: CountingEnv(lengths, high=3.0)])
+    )
     agent = counting_agent(backend, 1)
     actions = train(agent, envs, 12, np.asarray if arrays == "host" else backend.array, resets="all")
     assert_stored(agent, ground_truth([lengths], False, 12, False, actions))

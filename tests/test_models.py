@@ -121,7 +121,9 @@ def test_arguments_of_default_models_that_do_not_fit_are_refused(backend: Backen
 )
 def test_observations_are_stored_in_the_dtype_of_their_kind(backend: Backend, observation: Any, stored: str) -> None:
     agent = backend.agent(Spaces(observation=observation))
-    row = draw_row(agent, np.random.default_rng(0), observations=np.full((1, *observation.shape), 200 if stored == "uint8" else 9, observation.dtype))
+    row = draw_row(
+        agent, np.random.default_rng(0), observations=np.full((1, *observation.shape), 200 if stored == "uint8" else 9, observation.dtype)
+    )
     agent.act(row["observations"], None, timestep=0, timesteps=1)
     agent.record_transition(**row)
     arrays = agent.memory.arrays()
@@ -135,7 +137,9 @@ def test_observations_are_stored_in_the_dtype_of_their_kind(backend: Backend, ob
 def test_float64_models_store_float64(backend: Backend) -> None:
     agent = backend.agent(dtype="float64")
     value = 1.0 + 2.0**-40
-    agent.record_transition(**draw_row(agent, np.random.default_rng(0), observations=np.full((1, 3), value), rewards=np.full((1, 1), value)))
+    agent.record_transition(
+        **draw_row(agent, np.random.default_rng(0), observations=np.full((1, 3), value), rewards=np.full((1, 1), value))
+    )
     arrays = agent.memory.arrays()
     assert arrays["observations"].dtype == arrays["rewards"].dtype == arrays["actions"].dtype == np.float64
     assert arrays["observations"][0, 0] == arrays["rewards"][0] == value
@@ -245,7 +249,9 @@ def test_models_take_their_own_training_mode(backend: Backend) -> None:
 def test_layers_that_draw_or_change_are_refused(backend: Backend, layer: str) -> None:
     module = user(backend)
     models = {**module.user_models(3, 2), "critic_2": module.Flawed(3, 2, layer)}
-    with pytest.raises(ValueError, match=r"model 'critic_2' has a \w+ at 'extra.*', which is random or changes.*use layers .* such as LayerNorm"):
+    with pytest.raises(
+        ValueError, match=r"model 'critic_2' has a \w+ at 'extra.*', which is random or changes.*use layers .* such as LayerNorm"
+    ):
         backend.agent(models=models)
 
 
@@ -258,7 +264,10 @@ def test_layers_that_draw_or_change_are_refused(backend: Backend, layer: str) ->
         ({"polcy": "policy"}, "models has 'polcy', expected some of .*: did you mean 'policy'"),
         ({"value": "critic_1"}, "models has 'value', expected some of"),
         ({"critic_2": None, "critic_3": "critic_2"}, "models has no 'critic_2'"),
-        ({"target_critic_1": "critic_1"}, r"models has \['target_critic_1'\] but not \['target_critic_2'\]: give all target critics, or none"),
+        (
+            {"target_critic_1": "critic_1"},
+            r"models has \['target_critic_1'\] but not \['target_critic_2'\]: give all target critics, or none",
+        ),
         ({"target_critic_3": "critic_1"}, "models has 'target_critic_3', expected some of"),
     ],
 )
@@ -273,15 +282,25 @@ def test_a_missing_or_unknown_model_is_refused(backend: Backend, change: dict[st
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("critic_1", lambda q: q[:, None], r"'critic_1' returned values of shape \(3, 1\) .*expected \(batch,\) = \(3,\).*drop the last axis"),
+        (
+            "critic_1",
+            lambda q: q[:, None],
+            r"'critic_1' returned values of shape \(3, 1\) .*expected \(batch,\) = \(3,\).*drop the last axis",
+        ),
         ("critic_2", lambda q: q.sum(), r"'critic_2' returned values of shape \(\) .*return one value per row"),
         ("policy", lambda p: p[0], r"'policy' returned \w+, expected a tuple \(mean, raw log_std\)"),
         ("policy", lambda p: (*p, p[0]), r"'policy' returned tuple, expected a tuple \(mean, raw log_std\)"),
-        ("policy", lambda p: (p[0], p[1][:, :1]), r"'policy' returned a raw log_std of shape \(3, 1\) .*expected \(batch, action\) = \(3, 2\)"),
+        (
+            "policy",
+            lambda p: (p[0], p[1][:, :1]),
+            r"'policy' returned a raw log_std of shape \(3, 1\) .*expected \(batch, action\) = \(3, 2\)",
+        ),
         ("policy", lambda p: (p[0][0], p[1]), r"'policy' returned a mean of shape \(2,\) .*expected \(batch, action\) = \(3, 2\)"),
     ],
 )
-def test_trap_09_models_that_return_wrong_shapes_are_refused_at_construction(backend: Backend, name: str, change: Any, message: str) -> None:
+def test_trap_09_models_that_return_wrong_shapes_are_refused_at_construction(
+    backend: Backend, name: str, change: Any, message: str
+) -> None:
     module = user(backend)
     models = module.user_models(3, 2)
     models[name] = module.Returns(models[name], change)
@@ -291,7 +310,7 @@ def test_trap_09_models_that_return_wrong_shapes_are_refused_at_construction(bac
 
 def test_models_of_two_dtypes_are_refused(backend: Backend) -> None:
     models = {**defaults(backend), "critic_2": defaults(backend, dtype="float64")["critic_2"]}
-    with pytest.raises(TypeError, match="parameters of dtypes .*'critic_2'.*expected all float32 or all float64"):
+    with pytest.raises(TypeError, match=r"parameters of dtypes .*'critic_2'.*expected all float32 or all float64"):
         backend.agent(models=models)
 
 

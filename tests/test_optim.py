@@ -90,7 +90,9 @@ def test_moments_carry_on_where_they_were_taken(backend: Backend, steps: int) ->
         assert int(moments["count"]) == 0
         assert not flat(host(moments["first_moment"])).any()
     copied = backend.tree(host(parameters))
-    restored = optimizer.with_moments(copied, {name: host(tree) if name == "count" else backend.tree(host(tree)) for name, tree in moments.items()})
+    restored = optimizer.with_moments(
+        copied, {name: host(tree) if name == "count" else backend.tree(host(tree)) for name, tree in moments.items()}
+    )
     wanted, _ = go_on(parameters, state, 2)
     got, restored = go_on(copied, restored, 2)
     np.testing.assert_array_equal(flat(host(got)), flat(host(wanted)))

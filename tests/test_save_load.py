@@ -159,7 +159,10 @@ BROKEN: dict[str, tuple[Any, str]] = {
         lambda groups, metadata: groups["agent"].update({"log_alpha": np.zeros(1, np.float32)}),
         r"log_alpha has shape \(1,\) .*expected \(\)",
     ),
-    "another kind": (lambda groups, metadata: groups["agent"].update({"log_alpha": np.array(1)}), "log_alpha has .*int64, expected .*float32"),
+    "another kind": (
+        lambda groups, metadata: groups["agent"].update({"log_alpha": np.array(1)}),
+        "log_alpha has .*int64, expected .*float32",
+    ),
     "a memory of another size": (lambda groups, metadata: groups["memory"].update(size=np.array(31)), "head 8 and size 31 do not fit"),
     "another algorithm": (lambda groups, metadata: metadata.update(algorithm="PPO"), "holds 'PPO', expected 'SAC'"),
     "no layouts": (lambda groups, metadata: metadata.pop("layouts"), "holds models of layouts None"),

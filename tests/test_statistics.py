@@ -18,7 +18,9 @@ def convert(request: pytest.FixtureRequest) -> Callable[[Any], Any]:
     return Backend(request.param).array
 
 
-def feed(statistics: EpisodeStatistics, convert: Callable[[Any], Any], rows: list[tuple[list[float], list[bool], list[bool]]], **options: Any) -> None:
+def feed(
+    statistics: EpisodeStatistics, convert: Callable[[Any], Any], rows: list[tuple[list[float], list[bool], list[bool]]], **options: Any
+) -> None:
     for rewards, ended, keep in rows:
         statistics.add(rewards=convert(np.array(rewards)), ended=convert(np.array(ended)), keep=convert(np.array(keep)), **options)
 

@@ -11,7 +11,19 @@ import pytest
 from numpy.typing import NDArray
 
 import sacref
-from tests.backends import BACKENDS, Backend, Spaces, box, draw_batch, draw_row, fill, forward, load_backend, metrics_of, without_shape_checks
+from tests.backends import (
+    BACKENDS,
+    Backend,
+    Spaces,
+    box,
+    draw_batch,
+    draw_row,
+    fill,
+    forward,
+    load_backend,
+    metrics_of,
+    without_shape_checks,
+)
 
 backend = pytest.fixture(params=BACKENDS)(load_backend)
 ROOT = Path(sacref.__file__).parent
@@ -174,7 +186,12 @@ def test_trap_03_consecutive_updates_draw_different_noise(backend: Backend, monk
     """One stored transition from an observation to itself, and nothing learns: two updates differ by their noise alone."""
     agent = backend.agent(capacity=1, polyak=0.0, learning_rate=0.0, num_critics=1)
     observations = np.ones((1, 3))
-    same = {"observations": observations, "next_observations": observations, "rewards": np.zeros((1, 1)), "terminated": np.zeros((1, 1), bool)}
+    same = {
+        "observations": observations,
+        "next_observations": observations,
+        "rewards": np.zeros((1, 1)),
+        "terminated": np.zeros((1, 1), bool),
+    }
     agent.record_transition(**draw_row(agent, np.random.default_rng(0), **same))
     metrics = metrics_of(agent, monkeypatch)
     before = agent.arrays()
@@ -192,7 +209,12 @@ def test_trap_03_consecutive_updates_draw_different_noise(backend: Backend, monk
 def test_trap_03_every_row_of_a_batch_has_noise_of_its_own(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = backend.agent(capacity=64, batch_size=64, polyak=0.0, learning_rate=0.0)
     observations = np.ones((1, 3))
-    same = {"observations": observations, "next_observations": observations, "rewards": np.zeros((1, 1)), "terminated": np.zeros((1, 1), bool)}
+    same = {
+        "observations": observations,
+        "next_observations": observations,
+        "rewards": np.zeros((1, 1)),
+        "terminated": np.zeros((1, 1), bool),
+    }
     agent.record_transition(**draw_row(agent, np.random.default_rng(0), **same))
     metrics = metrics_of(agent, monkeypatch)
     agent.update(timestep=0, timesteps=1)
@@ -273,7 +295,9 @@ def test_alpha_of_an_update_is_the_one_before_its_step(backend: Backend) -> None
     batch, noise = draw_batch(agent, 4)
     first, second = agent.update_on(batch, noise), agent.update_on(batch, noise)
     assert first["alpha"] == pytest.approx(0.2)
-    assert second["alpha"] == pytest.approx(agent.to_numpy(first["alpha"]) * math.exp(0.5 * np.sign(math.log(second["alpha"] / 0.2))), rel=1e-5)
+    assert second["alpha"] == pytest.approx(
+        agent.to_numpy(first["alpha"]) * math.exp(0.5 * np.sign(math.log(second["alpha"] / 0.2))), rel=1e-5
+    )
     assert agent.alpha != pytest.approx(float(second["alpha"]), rel=0.1)
 
 

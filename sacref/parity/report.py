@@ -3,14 +3,16 @@
 import datetime
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from rich.table import Table
 
 import sacref
@@ -88,25 +90,33 @@ class Report:
 
     def write(self, path: Path) -> tuple[Path, Path]:
         """Write the record to `path`, and the drift plot beside it as PNG. Returns both paths."""
-        from matplotlib.figure import Figure
-
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Infinity (a side that is not finite) has no JSON of its own; Python's reader knows it.
-        lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in self.to_dict().items())
+        record = self.to_dict()
+        # One line per entry. Infinity (a side that is not finite) has no JSON of its own; Python's reader knows it.
+        lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in record.items())
         path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-        pairs = self.traces.pairs
-        figure = Figure(figsize=(4.2 * len(pairs), 3.6), layout="constrained")
-        axes = figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0]
-        for axis, ((a, b), kinds) in zip(axes, pairs.items(), strict=True):
-            for kind, trace in kinds.items():
-                axis.plot(range(1, len(trace.relative) + 1), trace.relative, label=kind, linewidth=1)
-            axis.set(title=f"{a} - {b}", xlabel="update", yscale="log")
-            axis.grid(True, alpha=0.3)
-        axes[0].set_ylabel(f"largest relative difference, {self.problem.dtype}")
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(KINDS))
         picture = path.with_suffix(".png")
-        figure.savefig(picture, dpi=120)
+        draw(record, picture)
         return path, picture
+
+
+def draw(record: Mapping[str, Any], picture: Path) -> None:
+    """Plot a record's relative differences over the updates, a panel per pair."""
+    pairs = record["samples"]["differences"]
+    columns = min(3, len(pairs))
+    rows = math.ceil(len(pairs) / columns)
+    figure = Figure(figsize=(4.2 * columns, 3.2 * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axis, (pair, kinds) in zip(axes.flat, pairs.items(), strict=False):
+        for kind, samples in kinds.items():
+            axis.plot(range(1, len(samples["relative"]) + 1), samples["relative"], label=kind, linewidth=1)
+        axis.set(title=pair, yscale="log")
+        axis.grid(True, alpha=0.3)
+    for axis in axes[-1]:
+        axis.set_xlabel("update")
+    figure.supylabel(f"largest relative difference, {record['configuration']['dtype']}", fontsize="medium")
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(KINDS))
+    figure.savefig(picture, dpi=110)
 
 
 def _short(values: Iterable[float]) -> list[float]:
