@@ -7,7 +7,7 @@ NO_VENV ?=
 # The training run of `make train`. TRAIN_FLAGS takes any other flag of `sacref train --help`, such as --overwrite.
 BACKEND ?= jax
 ENV ?= HalfCheetah-v5
-STEPS ?= 20000
+STEPS ?= 35000
 SEED ?= 0
 RUN_DIR ?= runs/$(ENV)-$(BACKEND)-seed$(SEED)
 TRAIN_FLAGS ?=
