@@ -35,8 +35,9 @@ class Backend:
 
     @property
     def array_type(self) -> type:
-        module = importlib.import_module(self.name)
-        return module.Tensor if self.name == "torch" else module.Array
+        library = importlib.import_module(self.name)
+        found: type = library.Tensor if self.name == "torch" else library.Array
+        return found
 
     def array(self, values: ArrayLike) -> Any:
         """`values` as an array of this backend, of the same dtype."""
@@ -44,6 +45,10 @@ class Backend:
         if self.name == "torch":
             return importlib.import_module("torch").from_numpy(host)
         return importlib.import_module("jax.numpy").asarray(host)
+
+    def numpy(self, array: Any) -> NDArray[Any]:
+        """An array of this backend on the host, as a copy."""
+        return np.array(array.detach().numpy() if self.name == "torch" else array)
 
     def tree(self, tree: Any) -> Any:
         """A dict of dicts of array-likes as one of this backend's arrays."""
@@ -66,9 +71,11 @@ def _share_compilations(config: pytest.Config) -> None:
     """Keep what XLA compiles in pytest's cache: many tests make the same small agent, whose update takes seconds to compile."""
     import jax
 
-    if config.cache is not None and jax.config.jax_compilation_cache_dir is None:
-        set_jax: Callable[[str, object], None] = jax.config.update
-        set_jax("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
+    settings: Any = jax.config
+    cache = getattr(config, "cache", None)
+    if cache is not None and settings.jax_compilation_cache_dir is None:
+        set_jax: Callable[[str, object], None] = settings.update
+        set_jax("jax_compilation_cache_dir", str(cache.mkdir("jax")))
         set_jax("jax_persistent_cache_min_compile_time_secs", 0.0)
         set_jax("jax_persistent_cache_min_entry_size_bytes", -1)
 

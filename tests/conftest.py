@@ -2,6 +2,8 @@
 
 import importlib
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -38,9 +40,14 @@ if find_spec("torch") is not None:
 
     torch.set_num_threads(1)
 
-hypothesis.settings.register_profile("local", deadline=None)
-hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
-hypothesis.settings.load_profile("ci" if "CI" in os.environ else "local")
+# The same examples on every run, so that a red test is a change of the code; SACREF_EXPLORE=1 looks for new ones.
+hypothesis.settings.register_profile("same", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile("explore", deadline=None)
+hypothesis.settings.load_profile("explore" if os.environ.get("SACREF_EXPLORE") == "1" else "same")
+
+# Background jobs of a shell start with Ctrl-C ignored; the tests that press it must find Python's own handler.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -213,7 +213,7 @@ def test_stored_actions_are_in_minus_one_to_one(backend: Backend, space: gymnasi
     agent.record_transition(**draw_row(agent, generator, actions=backend.array((space.low + width / 2)[None])))
     stored = agent.memory.arrays()["actions"]
     size = width.size
-    wanted = [[-1.0] * size, [1.0] * size, [0.0] * size, (2 * quarter - 1).reshape(-1), [1.0] * size, [0.0] * size]
+    wanted: list[Any] = [[-1.0] * size, [1.0] * size, [0.0] * size, (2 * quarter - 1).reshape(-1), [1.0] * size, [0.0] * size]
     np.testing.assert_allclose(stored, wanted, atol=1e-5)
 
 
@@ -227,7 +227,8 @@ def test_actions_of_integers_are_not_scaled_as_integers(backend: Backend) -> Non
 
 def test_numpy_and_device_arrays_are_the_same_to_the_agent(backend: Backend) -> None:
     agents = [backend.agent(num_envs=2) for _ in range(2)]
-    for convert, agent in zip((np.asarray, backend.array), agents, strict=True):
+    converts: list[Callable[[Any], Any]] = [np.asarray, backend.array]
+    for convert, agent in zip(converts, agents, strict=True):
         generator = np.random.default_rng(3)
         for timestep in range(5):
             row = draw_row(agent, generator, timestep=timestep)
@@ -296,11 +297,12 @@ def test_trap_13_evaluation_is_deterministic_also_at_timestep_0(backend: Backend
 
 def test_agents_are_made_in_evaluation_mode_and_switched(backend: Backend) -> None:
     agent = backend.agent(training=False)
-    assert agent.training is False
+    modes = [agent.training]
     agent.enable_training_mode()
-    assert agent.training is True
+    modes.append(agent.training)
     agent.enable_training_mode(enabled=False, apply_to_models=True)
-    assert agent.training is False
+    modes.append(agent.training)
+    assert modes == [False, True, False]
 
 
 def test_evaluation_changes_the_statistics_alone(backend: Backend, tmp_path: Path) -> None:
@@ -379,7 +381,12 @@ def test_trap_14_timesteps_count_vector_steps(backend: Backend, tmp_path: Path, 
     )
     ways: list[str] = []
     act = agent._act
-    monkeypatch.setattr(agent, "_act", lambda way, observations: (ways.append(way), act(way, observations))[1])
+
+    def spy(way: str, observations: Any) -> Any:
+        ways.append(way)
+        return act(way, observations)
+
+    monkeypatch.setattr(agent, "_act", spy)
     counts = []
     for timestep in range(5):
         live(agent, 1, start=timestep)
@@ -444,11 +451,12 @@ def test_all_curves_are_written_under_their_tags(backend: Backend, tmp_path: Pat
     agent = backend.agent(experiment=tracking(tmp_path, write=3))
     metrics: list[dict[str, NDArray[Any]]] = []
     keep = agent._track_metrics
-    monkeypatch.setattr(
-        agent,
-        "_track_metrics",
-        lambda m: (metrics.append({name: np.array(agent.to_numpy(v), np.float64) for name, v in m.items()}), keep(m))[1],
-    )
+
+    def spy(measured: Any) -> None:
+        metrics.append({name: np.array(agent.to_numpy(value), np.float64) for name, value in measured.items()})
+        keep(measured)
+
+    monkeypatch.setattr(agent, "_track_metrics", spy)
     live(agent, 3, rewards=np.array([[2.0]]), truncated=np.ones((1, 1), bool))
     (line,) = metrics_lines(agent)
     assert set(line) >= SEED_TAGS
@@ -609,7 +617,7 @@ def test_device_rows_that_are_not_finite_are_left_out_and_reported_at_the_write_
         agent.record_transition(**{key: backend.array(value) if isinstance(value, np.ndarray) else value for key, value in row.items()})
         agent.post_interaction(timestep=timestep, timesteps=100)
     stored = agent.memory.arrays()
-    np.testing.assert_array_equal(stored["rewards"], np.float32(kept))
+    np.testing.assert_array_equal(stored["rewards"], np.array(kept, np.float32))
     assert all(np.isfinite(array).all() for array in stored.values())
     agent.track_data("x", 1.0)
     with pytest.raises(ValueError, match=r"transitions of environment 1, 2 were not finite .* they were not stored\. Find out"):

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -10,7 +11,7 @@ import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
-from tests.backends import BACKENDS, Backend, Spaces, box, forward, load_backend, without_shape_checks
+from tests.backends import BACKENDS, Backend, Spaces, forward, load_backend, without_shape_checks
 from tests.envs.counting import CountingEnv
 
 backend = pytest.fixture(params=BACKENDS)(load_backend)
@@ -122,7 +123,7 @@ def test_trap_10_every_autoreset_mode_fills_the_memory_with_the_truth(
     backend: Backend, mode: AutoresetMode, truncates: bool, arrays: str
 ) -> None:
     lengths = [(2, 1, 4), (3,), (1,)]
-    envs = SyncVectorEnv([lambda own=own: CountingEnv(own, truncates, high=3.0) for own in lengths], autoreset_mode=mode)
+    envs = SyncVectorEnv([partial(CountingEnv, own, truncates, 3.0) for own in lengths], autoreset_mode=mode)
     agent = counting_agent(backend, 3)
     resets = "some" if mode == AutoresetMode.DISABLED else ""
     actions = train(agent, envs, 17, np.asarray if arrays == "host" else backend.array, resets)
@@ -157,8 +158,8 @@ class Constant(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     """One observation for ever, reward 1 a step, an episode's end after `length` steps."""
 
     def __init__(self, length: int, truncates: bool) -> None:
-        self.observation_space = box(-1.0, 1.0, (1,))
-        self.action_space = box(-1.0, 1.0, (1,))
+        self.observation_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
         self.length, self.truncates, self.count = length, truncates, 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[NDArray[np.float32], dict[str, Any]]:

@@ -15,7 +15,7 @@ GRADIENTS = [{"a": {"w": [[3.0, 0.0]]}, "b": {"w": [-4.0]}}, {"a": {"w": [[-1.0,
 
 
 def host(tree: Any) -> Any:
-    return {name: host(branch) for name, branch in tree.items()} if isinstance(tree, dict) else np.array(tree)
+    return {name: host(branch) for name, branch in tree.items()} if isinstance(tree, dict) else np.asarray(tree).copy()
 
 
 def flat(tree: Any) -> NDArray[Any]:

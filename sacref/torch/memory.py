@@ -113,8 +113,8 @@ class ReplayMemory:
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The stored transitions and the write head, as NumPy copies."""
         size = len(self)
-        rows = {name: ring[:size].cpu().numpy() for name, ring in self.state.rows._asdict().items() if ring is not None}
-        return {**rows, "head": self.state.head.cpu().numpy(), "size": self.state.size.cpu().numpy()}
+        rows = {name: ring[:size].cpu().numpy().copy() for name, ring in self.state.rows._asdict().items() if ring is not None}
+        return {**rows, "head": self.state.head.cpu().numpy().copy(), "size": np.array(size, np.int64)}
 
     def set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Restore what `arrays` gave.

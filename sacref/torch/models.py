@@ -52,7 +52,8 @@ class QFunction(CommonLayout):
 
 
 def _linear(inputs: int, outputs: int, dtype: torch.dtype) -> nn.Linear:
-    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs, dtype=dtype)  # torch's own draw would move the global generator
+    layer = nn.Linear(inputs, outputs, dtype=dtype, device="meta")  # torch's own draw would move the global generator
+    layer = layer.to_empty(device="cpu")
     nn.init.zeros_(layer.weight)  # the weights are drawn by default_models
     nn.init.zeros_(layer.bias)
     return layer

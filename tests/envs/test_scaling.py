@@ -1,9 +1,12 @@
 """Between the agent's actions and the Box's, on every array library."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from sacref.envs.scaling import from_box, to_box
 from tests.conftest import Backend
@@ -33,7 +36,7 @@ finite = st.floats(-1e6, 1e6, width=32)
 @given(low=finite, width=st.floats(2.0**-10, 1e6, width=32), action=st.floats(-1.0, 1.0, width=32))
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_no_rounding_leaves_the_box_and_the_way_back_is_near(dtype: type, low: float, width: float, action: float) -> None:
-    bounds = np.array([low], dtype), np.array([low], dtype) + dtype(width)
+    bounds: tuple[NDArray[Any], NDArray[Any]] = np.array([low], dtype), np.array([low], dtype) + dtype(width)
     if not bounds[0] < bounds[1]:
         return
     scaled = to_box(np.array([[action]], dtype), *bounds)

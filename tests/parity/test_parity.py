@@ -95,7 +95,9 @@ def require_agreement(found: dict[str, Implementation], batches: list[tuple[Batc
     traces = side_by_side(found, batches)
     for pair, kinds in traces.pairs.items():
         for kind, trace in kinds.items():
-            assert trace.largest_relative.value < 1e-9, (pair, kind, trace.largest_relative)
+            # An array of sums that cancel, such as a gradient near zero, is as exact as their terms: to rounding of 1, not of itself.
+            close = trace.largest_relative.value < 1e-9 or trace.largest_absolute.value < 1e-12
+            assert close, (pair, kind, trace.largest_relative, trace.largest_absolute)
 
 
 @pytest.fixture(scope="module")
@@ -154,9 +156,16 @@ def test_trap_01_each_critic_steps_by_its_own_gradient(name: str) -> None:
 def test_trap_02_critics_differ_at_first_and_after_a_thousand_updates(name: str) -> None:
     problem = Problem(observation=3, action=2, hidden=(8,), batch_size=8, replay_size=64)
     implementation = make(name, problem, problem.initial_state())
-    first = implementation.agent.arrays() if isinstance(implementation, BackendAgent) else problem.initial_state()
-    for batch, noise in itertools.islice(problem.draws(), 1000):
-        outcome = implementation.update(batch, noise)
+    draws = list(itertools.islice(problem.draws(), 1000))
+    if isinstance(implementation, BackendAgent):
+        first = implementation.agent.arrays()
+        for batch, noise in draws[:-1]:
+            implementation.agent.update_on(batch, noise)
+    else:
+        first = problem.initial_state()
+        for batch, noise in draws[:-1]:
+            implementation.update(batch, noise)
+    outcome = implementation.update(*draws[-1])
     assert outcome.state["gradient_steps"] == 1000
     for state in (first, outcome.state):
         for prefix in ("", "target_"):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from sacref.torch import SAC, ReplayMemory
 from sacref.torch.memory import MemoryState, sample, write
 from sacref.types import Transition
 from tests.backends import Backend, fill
@@ -40,3 +41,10 @@ def test_sampling_gathers_whole_rows() -> None:
     assert [None if field is None else tuple(field.shape) for field in batch] == [(5, 3), None, (5, 2), (5,), (5, 3), None, (5,)]
     stored = {row.tobytes() for row in agent.memory.arrays()["observations"]}
     assert {row.tobytes() for row in np.asarray(batch.observations)} <= stored
+
+
+def test_a_memory_on_another_device_than_the_agent_is_refused() -> None:
+    agent = BACKEND.agent()
+    memory = ReplayMemory(32, 1, device="meta")
+    with pytest.raises(ValueError, match="it is on meta, the agent on cpu: leave the memory's device out"):
+        SAC(models=agent.models, memory=memory, observation_space=agent.observation_space, action_space=agent.action_space, device="cpu")
