@@ -52,7 +52,7 @@ class Plan:
 
 
 def main(
-    preset: Annotated[Literal["smoke", "invertedpendulum", "halfcheetah-100k"], tyro.conf.Positional],
+    preset: Annotated[Literal["smoke", "invertedpendulum-fast", "invertedpendulum", "halfcheetah-100k"], tyro.conf.Positional],
     /,
     *,
     backends: tuple[Backend, ...] = ("torch", "jax"),
@@ -106,6 +106,7 @@ def plan(preset: Preset, backends: Sequence[str], seeds: Sequence[int], jobs: in
             run_dir=str(runs / sacref.__version__ / f"{preset.name}-{backend}-seed{seed}"),
             out=str(out / f"{preset.name}-{backend}-seed{seed}.json"),
             core=0,
+            settings=dict(preset.settings),
         )
         for seed in seeds
         for backend in backends

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ class Job:
     """The record's path."""
     core: int
     """The core that the run is bound to."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What differs from the paper's settings."""
 
     @property
     def name(self) -> str:
@@ -47,7 +49,7 @@ class Job:
     def configuration(self) -> dict[str, Any]:
         """What was chosen: two records with the same configuration and seed repeat each other."""
         chosen = ("preset", "env", "backend", "steps", "evaluation_interval", "evaluation_episodes")
-        return {name: getattr(self, name) for name in chosen}
+        return {name: getattr(self, name) for name in chosen} | ({"settings": self.settings} if self.settings else {})
 
 
 class IncompleteError(RuntimeError):
@@ -139,6 +141,7 @@ def train(job: Job, resume: bool) -> None:
         run_dir=job.run_dir,
         evaluation_interval=job.evaluation_interval,
         evaluation_episodes=job.evaluation_episodes,
+        cfg=job.settings or None,
         resume=resume,
         # What a session left that ended before its first checkpoint.
         overwrite=not resume,

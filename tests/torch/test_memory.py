@@ -45,6 +45,6 @@ def test_sampling_gathers_whole_rows() -> None:
 
 def test_a_memory_on_another_device_than_the_agent_is_refused() -> None:
     agent = BACKEND.agent()
-    memory = ReplayMemory(32, 1, device="meta")
+    memory = ReplayMemory(64, 1, device="meta")
     with pytest.raises(ValueError, match="it is on meta, the agent on cpu: leave the memory's device out"):
         SAC(models=agent.models, memory=memory, observation_space=agent.observation_space, action_space=agent.action_space, device="cpu")
