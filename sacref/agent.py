@@ -4,7 +4,9 @@ import logging
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Generic
 
@@ -14,13 +16,14 @@ from numpy.typing import NDArray
 import sacref
 from sacref import checkpoint
 from sacref.border import Border
-from sacref.config import SACConfig
+from sacref.config import Execution, SACConfig
 from sacref.envs.episodes import EpisodeBoundaries
 from sacref.envs.spaces import check_spaces
 from sacref.naming import prefixed, require_same_arrays, under
 from sacref.spec.arrays import ArrayT
 from sacref.statistics import EpisodeStatistics
 from sacref.tracking import Tracker
+from sacref.types import METRICS
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +47,16 @@ MOMENTS = ("first_moment", "second_moment")
 
 UNTRACKED_CHECK_INTERVAL = 1000
 """Timesteps between two looks at the device for rows that were not finite, where nothing is written."""
+
+
+@dataclass
+class NextAction:
+    """What `overlap` chooses before an update, for the timestep after it."""
+
+    observations: NDArray[Any]
+    """`(envs, *observation)`: as the environments returned them."""
+    chosen: tuple[Any, Any] | None = None
+    """Actions and mean actions."""
 
 
 class Watch(Generic[ArrayT]):
@@ -79,11 +92,16 @@ class Agent(Border[ArrayT]):
         self.checkpoint_interval: int | None = None if experiment.checkpoint_interval == "auto" else int(experiment.checkpoint_interval)
         self._watches: dict[bool, Watch[Any]] = {True: Watch(), False: Watch()}
         self._tracked: defaultdict[str, list[float]] = defaultdict(list)
-        self._metrics: list[Mapping[str, Any]] = []
+        self._metrics: list[Any] = []
         self._tracker: Tracker | None = None
         self._newest_checkpoint: Path | None = None
-        self._num_envs = 1
+        self._num_envs = 1 if memory is None else int(memory.num_envs)
         self.gradient_step_count = 0
+        self._due = Fraction(0)
+        """Gradient steps that the timesteps so far ask for and no update has taken."""
+        self._timesteps_to_learn_from = 0
+        """Timesteps since the last update."""
+        self._next_action: NextAction | None = None
 
     # What a backend provides.
 
@@ -103,8 +121,15 @@ class Agent(Border[ArrayT]):
         """The entropy coefficient in force."""
 
     @abstractmethod
-    def _fetch(self, metrics: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[Any]]:
-        """Metrics of several updates, each stacked along a new first axis, read from the device at once."""
+    def synchronise(self) -> None:
+        """Wait until the device has done all that it was asked for."""
+
+    @abstractmethod
+    def _fetch(self, metrics: Sequence[Any]) -> NDArray[Any]:
+        """Packed metrics of the updates so far, `(update, metric)`, read from the device at once."""
+
+    execution: Execution
+    """How updates run: what `cfg.execution` asks for, or what was chosen for the device."""
 
     _backend: str
     """The backend's name, which a checkpoint remembers."""
@@ -151,6 +176,7 @@ class Agent(Border[ArrayT]):
         for watch in self._watches.values():
             watch.boundaries.reset()
             watch.statistics.forget_running()
+        self._next_action = None
 
     def enable_training_mode(self, enabled: bool = True, *, apply_to_models: bool = False) -> None:
         """Train (explore, store, learn) or evaluate (act deterministically, store nothing, learn nothing)."""
@@ -177,10 +203,23 @@ class Agent(Border[ArrayT]):
         observations = self._check_observations(observations)
         if not self._is_device_array(observations):
             self._refuse_not_finite({"observations": observations}, np.ones(observations.shape[0], np.bool_), device=False)
-        way = "greedy" if not self.training else "random" if timestep < self.cfg.random_timesteps else "sampled"
-        actions, mean_actions = self._act(way, self._upload(observations))
+        actions, mean_actions = self._chosen_before(observations) or self._act(self._way(timestep), observations)
         shape = (observations.shape[0], *self.spaces.action_shape)
         return actions.reshape(shape), {"mean_actions": mean_actions.reshape(shape)}
+
+    def _way(self, timestep: int) -> str:
+        return "greedy" if not self.training else "random" if timestep < self.cfg.random_timesteps else "sampled"
+
+    def _choose_ahead(self, timestep: int) -> None:
+        """Choose the next timestep's actions now, where the next observations are known (host arrays)."""
+        if self._next_action is not None:
+            self._next_action.chosen = self._act(self._way(timestep + 1), self._next_action.observations)
+
+    def _chosen_before(self, observations: Any) -> tuple[Any, Any] | None:
+        if not self.training or self._next_action is None:
+            return None
+        ahead, self._next_action = self._next_action, None
+        return ahead.chosen if not self._is_device_array(observations) and np.array_equal(ahead.observations, observations) else None
 
     def pre_interaction(self, *, timestep: int, timesteps: int) -> None:
         """Called before the step of the environments. There is nothing to do."""
@@ -236,7 +275,10 @@ class Agent(Border[ArrayT]):
         if self.training:
             if self.memory is None:
                 raise ValueError("record_transition: this agent has no memory to store in: construct it with memory=ReplayMemory(...)")
-            self.memory.add(rows.transition.map(self._upload), self._upload(rows.keep))
+            self.memory.add(rows.transition, rows.keep)
+            if self.cfg.overlap and not self._is_device_array(next_observations):
+                # As they were returned: where an episode ended, the next action may be on the next episode's first observation.
+                self._next_action = NextAction(np.array(next_observations))
 
     def post_interaction(self, *, timestep: int, timesteps: int) -> None:
         """Track and checkpoint where an interval ends. It does not learn: that is for the algorithm to add."""
@@ -248,6 +290,21 @@ class Agent(Border[ArrayT]):
             self.write_tracking_data(timestep=timestep, timesteps=timesteps)
         elif timestep >= timesteps or (not self._tracking and timestep % UNTRACKED_CHECK_INTERVAL == 0):
             self._raise_for_bad_rows()
+
+    def _update_is_due(self, timestep: int, timesteps: int) -> bool:
+        """Count a timestep that is learned from. True where its chunk is full, or it is the last one."""
+        self._due += Fraction(self.cfg.gradient_steps_per_timestep(self._num_envs)).limit_denominator(1_000_000)
+        self._timesteps_to_learn_from += 1
+        if self._timesteps_to_learn_from < self.cfg.chunk and timestep + 1 < timesteps:
+            return False
+        self._timesteps_to_learn_from = 0
+        return self._due >= 1
+
+    def _take_due(self) -> int:
+        """How many gradient steps an update takes."""
+        due = int(self._due)
+        self._due -= due
+        return due or self.cfg.gradient_steps
 
     # Tracking.
 
@@ -271,12 +328,8 @@ class Agent(Border[ArrayT]):
         self._tracked.clear()
         metrics, self._metrics = self._metrics, []
         if metrics:
-            for name, values in self._fetch(metrics).items():
-                if name == "entropy_loss" and not self.cfg.learn_entropy:
-                    continue  # nothing minimises it
-                per_critic = values.T if values.ndim == 2 else values[None]
-                for i, samples in enumerate(per_critic):
-                    tag = TAGS[name].format(critic=i + 1)
+            for tag, samples in zip(self._metric_tags(), self._fetch(metrics).T, strict=True):
+                if tag != TAGS["entropy_loss"] or self.cfg.learn_entropy:  # else nothing minimises it
                     scalars[tag] = _reduce(tag, samples)
         for training, watch in self._watches.items():
             prefix = "" if training else "Evaluation / "
@@ -302,10 +355,16 @@ class Agent(Border[ArrayT]):
     def _tracking(self) -> bool:
         return self.write_interval is None or self.write_interval > 0
 
-    def _track_metrics(self, metrics: Mapping[str, Any]) -> None:
-        """Keep the metrics of one update, on the device, until the next write."""
+    def _track_metrics(self, metrics: Sequence[Any]) -> None:
+        """Keep the packed metrics of updates, on the device, until the next write."""
         if self._tracking:
-            self._metrics.append(metrics)
+            self._metrics.extend(metrics)
+
+    def _metric_tags(self) -> list[str]:
+        """The tag of each element of an update's packed metrics."""
+        critics = range(1, len(self._state.critics) + 1)
+        tags = [TAGS[name] for name in METRICS]
+        return [tag.format(critic=critic) for tag in tags for critic in (critics if "{critic}" in tag else (0,))]
 
     def _resolve_intervals(self, timesteps: int) -> None:
         if self.write_interval is None:
@@ -407,13 +466,15 @@ class Agent(Border[ArrayT]):
             groups[name.split(".")[0] if self.cfg.experiment.store_separately else "agent"][name] = array
         groups["streams"] = self._streams()
         if self.memory is not None:
-            groups["memory"] = self.memory.arrays()
+            groups["memory"] = self.memory.arrays(copy=False)
         metadata = {
             "algorithm": type(self).__name__,
             "backend": self._backend,
             "sacref": sacref.__version__,
             "layouts": self._layouts,
             "memory_capacity": None if self.memory is None else self.memory.capacity,
+            "gradient_steps_due": str(self._due),
+            "timesteps_to_learn_from": self._timesteps_to_learn_from,
         }
         checkpoint.write(Path(path), groups, metadata)
 
@@ -436,6 +497,10 @@ class Agent(Border[ArrayT]):
             raise checkpoint.CheckpointError(
                 f"{path} holds models of layouts {layouts}, this agent's are {self._layouts}: models of your own move only within a backend"
             )
+        try:
+            due, waiting = Fraction(metadata.get("gradient_steps_due", 0)), int(metadata.get("timesteps_to_learn_from", 0))
+        except (TypeError, ValueError, ZeroDivisionError) as error:
+            raise checkpoint.CheckpointError(f"{path} does not say how many gradient steps are due: {error}") from error
         groups = dict(read.groups)
         streams, memory = groups.pop("streams", {}), groups.pop("memory", None)
         before, streams_before = self.arrays(), self._streams()
@@ -454,6 +519,7 @@ class Agent(Border[ArrayT]):
             self.set_arrays(before)
             self._set_streams(streams_before)
             raise checkpoint.CheckpointError(f"{path} does not fit this agent: {error}") from error
+        self._due, self._timesteps_to_learn_from, self._next_action = due, waiting, None
 
     def _require_memory(self) -> Any:
         if self.memory is None:

@@ -12,12 +12,14 @@ import os
 import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
 
 RewardsShaper: TypeAlias = Callable[[Any, int, int], Any]
 """`(rewards, timestep, timesteps) -> rewards`, both arrays of shape `(envs, 1)`."""
+
+Execution: TypeAlias = Literal["auto", "plain", "scan", "traced", "cuda_graph"]
 
 ConfigT = TypeVar("ConfigT", bound="_Config")
 
@@ -76,8 +78,8 @@ def _number(wanted: str, accept: Callable[[float], bool] = lambda number: True) 
     return _checked(lambda value: _as_number(value, accept, wanted))
 
 
-def _number_or_none(wanted: str) -> Metadata:
-    return _checked(lambda value: None if value is None else _as_number(value, lambda number: True, wanted))
+def _number_or_none(wanted: str, accept: Callable[[float], bool] = lambda number: True) -> Metadata:
+    return _checked(lambda value: None if value is None else _as_number(value, accept, wanted))
 
 
 def _flag() -> Metadata:
@@ -108,6 +110,16 @@ def _interval() -> Metadata:
         if isinstance(value, str) and value == "auto":
             return value
         raise _ExpectedError('an integer number of timesteps (<= 0 disables) or "auto"')
+
+    return _checked(check)
+
+
+def _choice(*names: str) -> Metadata:
+    def check(value: Any) -> str:
+        value = _plain(value)
+        if not isinstance(value, str) or value not in names:
+            raise _ExpectedError(f"one of {', '.join(names)}")
+        return value
 
     return _checked(check)
 
@@ -320,6 +332,16 @@ class SACConfig(_Config):
     """Where and how often the agent writes."""
     gradient_steps: int = field(default=1, metadata=_integer(0))
     """Gradient steps after each timestep; 0 collects without learning."""
+    update_to_data: float | None = field(
+        default=None, metadata=_number_or_none("a number > 0, or None for gradient_steps after each timestep", lambda number: number > 0)
+    )
+    """Gradient steps for each environment step, in the place of gradient_steps (then left at 1); fractions add up over the timesteps."""
+    chunk: int = field(default=1, metadata=_integer(1))
+    """Timesteps between two updates, which then take all their gradient steps at once; with 1, each action follows the newest update."""
+    overlap: bool = field(default=False, metadata=_flag())
+    """Choose the next action before the update that precedes it, so that the environments step while the device learns."""
+    execution: Execution = field(default="auto", metadata=_choice(*get_args(Execution)))
+    """How updates run: auto chooses for the device, plain is the simple twin; scan is JAX's, traced and cuda_graph are PyTorch's."""
     batch_size: int = field(default=64, metadata=_integer(1))
     """Transitions in the batch of one gradient step."""
     discount_factor: float = field(default=0.99, metadata=_number("a number from 0 to 1", lambda number: 0 <= number <= 1))
@@ -358,6 +380,23 @@ class SACConfig(_Config):
     """Not available in this version: leave it at False."""
     seed: int = field(default=0, metadata=_integer(0, LARGEST_SEED))
     """Seed that all random streams of the agent are derived from."""
+
+    def validate(self) -> None:
+        """Check every field again, and those that exclude each other.
+
+        Raises:
+            ConfigError: naming the field, what it holds, and what was expected.
+        """
+        super().validate()
+        if self.update_to_data is not None and self.gradient_steps != 1:
+            raise ConfigError(
+                f"SACConfig.update_to_data is {self.update_to_data} and gradient_steps {self.gradient_steps}, expected one of them: "
+                f"leave gradient_steps at 1, or update_to_data at None"
+            )
+
+    def gradient_steps_per_timestep(self, num_envs: int) -> float:
+        """Gradient steps for each timestep of `num_envs` environments."""
+        return self.gradient_steps if self.update_to_data is None else self.update_to_data * num_envs
 
     @property
     def learning_rates(self) -> tuple[float, float, float]:

@@ -1,10 +1,12 @@
-"""What the replay memories of the backends share: the checks of their size, and of what a checkpoint says they hold."""
+"""What the replay memories of the backends share: the checks of size and of checkpoints, and the rows that wait on the host."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sacref.types import Transition
 
 
 def check_size(capacity: Any, num_envs: Any) -> None:
@@ -41,3 +43,65 @@ def check_arrays(arrays: Mapping[str, NDArray[Any]], rings: Mapping[str, tuple[t
             raise ValueError(
                 f"memory: {name} has shape {arrays[name].shape} and dtype {arrays[name].dtype}, expected {(size, *shape)} and {dtype}"
             )
+
+
+class Staging:
+    """Rows of NumPy arrays on their way into a ring, handed over in blocks of one shape, so that one compiled function takes them all.
+
+    Args:
+        like: arrays with the rows' dtypes and shapes.
+        rows: rows of a block.
+        capacity: of the ring.
+
+    Raises:
+        ValueError: if a block does not fit into the ring.
+    """
+
+    def __init__(self, like: Transition[NDArray[Any]], rows: int, capacity: int) -> None:
+        if rows > capacity:
+            raise ValueError(
+                f"ReplayMemory: {rows} rows are stored together (chunk times environments), the capacity is {capacity}: "
+                f"lower chunk, or make the memory larger"
+            )
+        self.rows = rows
+        self._like = like
+        self._fields = [None if field is None else field.dtype for field in like]
+        self._nothing = self._block(like, np.empty(0, np.bool_))
+        self._waiting: list[tuple[Transition[NDArray[Any]], NDArray[np.bool_]]] = []
+
+    def __len__(self) -> int:
+        """How many rows wait."""
+        return sum(keep.shape[0] for _, keep in self._waiting)
+
+    @property
+    def full(self) -> bool:
+        """Whether the block must be taken before more rows can be added."""
+        return len(self) >= self.rows
+
+    def add(self, transition: Transition[NDArray[Any]], keep: NDArray[np.bool_]) -> None:
+        """Copy rows, `(envs, ...)`; the caller may write into its arrays again."""
+        fields: list[Any] = [
+            None if dtype is None else np.array(values, dtype) for dtype, values in zip(self._fields, transition, strict=True)
+        ]
+        self._waiting.append((Transition(*fields), np.array(keep, np.bool_)))
+
+    def take(self) -> tuple[Transition[NDArray[Any]], NDArray[np.bool_]]:
+        """The rows that wait, in order, filled up to a block with rows that are not kept: `(rows, ...)` and `(rows,)`."""
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return self._nothing
+        if len(waiting) == 1 and waiting[0][1].shape[0] == self.rows:
+            return waiting[0]
+        fields: list[Any] = [
+            None if dtype is None else np.concatenate([row[i] for row, _ in waiting])  # type: ignore[arg-type]
+            for i, dtype in enumerate(self._fields)
+        ]
+        return self._block(Transition(*fields), np.concatenate([keep for _, keep in waiting]))
+
+    def _block(self, rows: Transition[NDArray[Any]], keep: NDArray[np.bool_]) -> tuple[Transition[NDArray[Any]], NDArray[np.bool_]]:
+        missing = self.rows - keep.shape[0]
+
+        def filled(array: NDArray[Any]) -> NDArray[Any]:
+            return np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)])
+
+        return rows.map(filled), filled(keep)

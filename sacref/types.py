@@ -89,6 +89,21 @@ class Noise(NamedTuple, Generic[ArrayT]):
 Metrics = Mapping[str, ArrayT]
 """Name -> array on the device: what one update measured. `()` for scalars, `(critic,)` for what each critic has."""
 
+METRICS = (
+    "critic_loss",
+    "policy_loss",
+    "entropy_loss",
+    "alpha",
+    "entropy",
+    "q_max",
+    "q_min",
+    "q_mean",
+    "target_max",
+    "target_min",
+    "target_mean",
+)
+"""The names, in the order in which they are packed: a compiled function returns a dict in another order than it was made in."""
+
 NumpyArrays = Mapping[str, NDArray[Any]]
 """Common name (DESIGN: weights) -> NumPy array."""
 

@@ -1,5 +1,6 @@
 """The promises of the life cycle, on both backends: what any trainer that makes these calls may rely on."""
 
+import importlib
 import inspect
 import json
 import math
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from sacref import types
 from sacref.agent import TAGS
 from sacref.config import ConfigError, ExperimentConfig, SACConfig
+from sacref.types import METRICS
 from tests.backends import (
     BACKENDS,
     Backend,
@@ -449,11 +451,11 @@ SEED_TAGS = {
 
 def test_all_curves_are_written_under_their_tags(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = backend.agent(experiment=tracking(tmp_path, write=3))
-    metrics: list[dict[str, NDArray[Any]]] = []
+    metrics: list[NDArray[Any]] = []
     keep = agent._track_metrics
 
     def spy(measured: Any) -> None:
-        metrics.append({name: np.array(agent.to_numpy(value), np.float64) for name, value in measured.items()})
+        metrics.extend(agent.to_numpy(packed).astype(np.float64) for packed in measured)
         keep(measured)
 
     monkeypatch.setattr(agent, "_track_metrics", spy)
@@ -462,16 +464,28 @@ def test_all_curves_are_written_under_their_tags(backend: Backend, tmp_path: Pat
     assert set(line) >= SEED_TAGS
     assert set(line) - SEED_TAGS == {"timestep", "environment_steps", "wall_time", "Policy / Entropy", "Stats / Algorithm update time (ms)"}
     reduce: dict[str, Callable[[Any], Any]] = {"(max)": np.max, "(min)": np.min}
-    assert len(metrics) == 3
-    for name, tag in TAGS.items():
-        rows = np.stack([row[name] for row in metrics]).reshape(3, -1)
-        for critic in range(rows.shape[1]):
-            wanted = reduce.get(tag[-5:], np.mean)(rows[:, critic])
-            assert line[tag.format(critic=critic + 1)] == pytest.approx(wanted, rel=1e-6), name
+    rows = np.concatenate(metrics)
+    assert rows.shape == (3, len(agent._metric_tags()))
+    for tag, column in zip(agent._metric_tags(), rows.T, strict=True):
+        assert line[tag] == pytest.approx(reduce.get(tag[-5:], np.mean)(column), rel=1e-6), tag
     assert line["Reward / Total reward (mean)"] == line["Reward / Instantaneous reward (min)"] == 2.0
     assert line["Episode / Total timesteps (max)"] == 1.0
     assert agent.recent_returns == (2.0, 2.0, 2.0)
     agent.close()
+
+
+def test_packed_metrics_stand_in_the_order_of_their_tags(backend: Backend) -> None:
+    agent = backend.agent()
+    fuse = importlib.import_module(f"sacref.{backend.name}.fuse")
+    metrics = agent.update_on(*draw_batch(agent, 8))
+    assert set(metrics) == set(TAGS) == set(METRICS)
+    packed = agent.to_numpy(fuse.pack({name: backend.array(value) for name, value in metrics.items()}))
+    columns = dict(zip(agent._metric_tags(), packed, strict=True))
+    for name, tag in TAGS.items():
+        values = np.atleast_1d(metrics[name])
+        assert values.shape == (2 if "{critic}" in tag else 1,)
+        for i, value in enumerate(values):
+            assert columns[tag.format(critic=i + 1)] == value, tag
 
 
 def test_tracked_data_is_reduced_by_its_tag_and_forgotten(backend: Backend, tmp_path: Path) -> None:

@@ -109,5 +109,6 @@ def test_batches_differ_from_update_to_update(backend: Backend) -> None:
         agent._metrics.clear()
         agent.write_interval = 1
         agent.update(timestep=0, timesteps=1)
-        means.add(float(agent.to_numpy(agent._metrics[0]["target_mean"])))
+        ((packed,),) = agent._metrics
+        means.add(float(agent.to_numpy(packed)[agent._metric_tags().index("Target / Target (mean)")]))
     assert len(means) == 5

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sacref.agent import Agent
 from sacref.config import SACConfig
 from sacref.jax.device import device_of
-from sacref.jax.fuse import Bounds, Streams, actors, learner, stepper
+from sacref.jax.fuse import Bounds, Streams, actors, choose, learner, stepper
 from sacref.jax.memory import ReplayMemory
 from sacref.jax.optim import Frozen, KeepGradients, Optimizer, tree_map
 from sacref.jax.update import State, Update
@@ -70,10 +70,11 @@ class SAC(Agent[Array]):
         self._update = self._make_update(critics)
         self._state = self._make_state(parameters, critics, targets)
         self._random = Streams(*(self._generator(stream) for stream in range(3)))
+        self.execution = choose(self.cfg.execution)
         self._fuse()
         if memory is not None:
             self._check_batch_fits(memory.capacity)
-            memory.allocate(self.spaces, self.dtype, self.device)
+            memory.allocate(self.spaces, self.dtype, self.device, staged_timesteps=self.cfg.chunk)
 
     # Construction.
 
@@ -107,7 +108,8 @@ class SAC(Agent[Array]):
 
     def _fuse(self) -> None:
         self._step = stepper(self._update)
-        self._learn = learner(self._update, batch_size=self.cfg.batch_size)
+        block = max(1, int(self.cfg.chunk * self.cfg.gradient_steps_per_timestep(self._num_envs)))
+        self._learn = learner(self._update, batch_size=self.cfg.batch_size, execution=self.execution, block=block)
         self._ways = actors(self._functions["policy"], self._action_bounds)
 
     def _generator(self, stream: int) -> Array:
@@ -139,19 +141,22 @@ class SAC(Agent[Array]):
 
     def post_interaction(self, *, timestep: int, timesteps: int) -> None:
         """Learn, while training and from `learning_starts` on; then track and checkpoint."""
-        if self.training and timestep >= self.cfg.learning_starts:
+        if self.training and timestep >= self.cfg.learning_starts and self._update_is_due(timestep, timesteps):
+            self._choose_ahead(timestep)
             started = time.perf_counter()
             self.update(timestep=timestep, timesteps=timesteps)
             self.track_data("Stats / Algorithm update time (ms)", 1e3 * (time.perf_counter() - started))
         super().post_interaction(timestep=timestep, timesteps=timesteps)
 
     def update(self, *, timestep: int, timesteps: int) -> None:
-        """Take `gradient_steps` gradient steps, each on a fresh batch from the memory."""
+        """Take the gradient steps that are due, or `gradient_steps` if none are, each on a fresh batch from the memory."""
         memory = self._require_memory()
-        for _ in range(self.cfg.gradient_steps):
-            self._state, self._random, metrics = self._learn(self._state, memory.state, self._random)
-            self.gradient_step_count += 1
-            self._track_metrics(metrics)
+        steps = self._take_due()
+        state, rows = memory.hand_over()
+        self._state, state, self._random, metrics = self._learn(self._state, state, self._random, rows, steps)
+        memory.store(state)
+        self.gradient_step_count += steps
+        self._track_metrics(metrics)
 
     def enable_models_training_mode(self, enabled: bool = True) -> None:
         """Set the models' own training mode (`flax.nnx.Module.train` and `eval`)."""
@@ -165,6 +170,10 @@ class SAC(Agent[Array]):
         critics = {name: self._functions[name] for name in self._update.critics}
         self._update = replace(self._update, policy=self._functions["policy"], critics=critics)
         self._fuse()
+
+    def synchronise(self) -> None:
+        """Wait until the device has done all that it was asked for."""
+        jax.block_until_ready((self._state, self._random, None if self.memory is None else self.memory.state))
 
     @property
     def models(self) -> dict[str, nnx.Module]:
@@ -213,8 +222,10 @@ class SAC(Agent[Array]):
 
     # Hooks of the life cycle.
 
-    def _act(self, way: str, observations: Array) -> tuple[Array, Array]:
-        inputs: Inputs[Array] = {"observations": observations, "states": None}
+    def _act(self, way: str, observations: Any) -> tuple[Array, Array]:
+        # Host arrays go into the compiled call as they are: an upload of its own costs more than the call.
+        uploaded = self._upload(observations) if isinstance(observations, Array) else self._in_own_dtype(observations)
+        inputs: Inputs[Any] = {"observations": uploaded, "states": None}
         actions, mean_actions, self._random = self._ways[way](self._state.policy, self._random, inputs)
         return actions, mean_actions
 
@@ -223,8 +234,12 @@ class SAC(Agent[Array]):
 
     def _upload(self, array: Any) -> Array:
         dtype = self.dtype if array.dtype in (np.float32, np.float64) else array.dtype
-        uploaded: Array = jax.device_put(jnp.asarray(array, dtype) if isinstance(array, Array) else np.array(array, dtype), self.device)
+        uploaded: Array = jax.device_put(jnp.asarray(array, dtype) if isinstance(array, Array) else self._in_own_dtype(array), self.device)
         return uploaded
+
+    def _in_own_dtype(self, array: Any) -> NDArray[Any]:
+        """A copy of a host array, in the dtype it has on the device."""
+        return np.array(array, self.dtype if array.dtype in (np.float32, np.float64) else array.dtype)
 
     def _as_floats(self, array: Array) -> Array:
         return array.astype(self.dtype)
@@ -243,9 +258,8 @@ class SAC(Agent[Array]):
         """An array of this agent's on the host, as a copy."""
         return np.array(array)
 
-    def _fetch(self, metrics: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[Any]]:
-        rows = jax.device_get(metrics)
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    def _fetch(self, metrics: Sequence[Any]) -> NDArray[Any]:
+        return np.concatenate(jax.device_get(list(metrics)))
 
     def _streams(self) -> dict[str, NDArray[Any]]:
         return {name: np.array(jax.random.key_data(key)) for name, key in self._random._asdict().items()}

@@ -1,4 +1,8 @@
-"""Around a finished update: draw a batch and its noise, then take the step. Compiled, with the state donated."""
+"""Around a finished update: draw a batch and its noise, then take the steps; and the ways to run that fast.
+
+`plain` compiles the update and calls it for each gradient step. `scan` compiles all gradient steps between two actions into one call: each
+gathers its batch from the memory where it lies. The state is donated.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,11 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from sacref.config import Execution
 from sacref.envs.scaling import to_box
-from sacref.jax.memory import MemoryState, sample
+from sacref.jax.memory import MemoryState, sample, write_in_place
 from sacref.jax.update import Policy, State, Update
 from sacref.spec import bound_log_std, squash
-from sacref.types import Batch, Inputs, Metrics, Noise
+from sacref.types import METRICS, Batch, Inputs, Metrics, Noise, Transition
 
 
 class Streams(NamedTuple):
@@ -30,8 +35,21 @@ class Bounds(NamedTuple):
     high: Array
 
 
-Learn = Callable[[State, MemoryState, Streams], tuple[State, Streams, Metrics[Array]]]
+Rows = tuple[Transition[Any], Any]
+"""Transitions to be stored before the steps, and which of them are kept."""
+Learn = Callable[[State, MemoryState, Streams, Rows, int], tuple[State, MemoryState, Streams, list[Array]]]
 Act = Callable[[Any, Streams, Inputs[Array]], tuple[Array, Array, Streams]]
+
+
+def choose(execution: Execution) -> Execution:
+    """The way to run updates.
+
+    Raises:
+        ValueError: if there is no such way in JAX.
+    """
+    if execution not in ("auto", "plain", "scan"):
+        raise ValueError(f"execution is {execution!r}, which is PyTorch's: expected auto, plain or scan on JAX")
+    return "scan" if execution == "auto" else execution
 
 
 def stepper(update: Update) -> Callable[[State, Batch[Array], Noise[Array]], tuple[State, Metrics[Array]]]:
@@ -39,21 +57,65 @@ def stepper(update: Update) -> Callable[[State, Batch[Array], Noise[Array]], tup
     return jax.jit(update, donate_argnums=0)
 
 
-def learner(update: Update, *, batch_size: int) -> Learn:
-    """A gradient step on a fresh batch: `(state, memory, streams) -> (state, streams, metrics)`."""
+def pack(metrics: Metrics[Array]) -> Array:
+    """The metrics of an update in one vector, in the order of `METRICS`."""
+    return jnp.concatenate([metrics[name].reshape(-1) for name in METRICS])
 
-    @partial(jax.jit, donate_argnums=0)
-    def learn(state: State, memory: MemoryState, streams: Streams) -> tuple[State, Streams, Metrics[Array]]:
-        sampling, key = jax.random.split(streams.sampling)
-        noise, first, second = jax.random.split(streams.noise, 3)
-        batch = sample(memory, batch_size, key)
 
-        def draw(key: Array) -> Array:
-            like = batch.actions
-            return jax.random.normal(key, like.shape, like.dtype)
+def draw(memory: MemoryState, streams: Streams, batch_size: int) -> tuple[Batch[Array], Noise[Array], Streams]:
+    """The batch and the noise of the next gradient step."""
+    sampling, key = jax.random.split(streams.sampling)
+    noise, first, second = jax.random.split(streams.noise, 3)
+    batch = sample(memory, batch_size, key)
+    like = batch.actions
+    draws = Noise(*(jax.random.normal(key, like.shape, like.dtype) for key in (first, second)))
+    return batch, draws, streams._replace(noise=noise, sampling=sampling)
 
-        state, metrics = update(state, batch, Noise(next_actions=draw(first), actions=draw(second)))
-        return state, streams._replace(noise=noise, sampling=sampling), metrics
+
+def learner(update: Update, *, batch_size: int, execution: Execution, block: int = 1) -> Learn:
+    """Store rows, then take gradient steps on fresh batches: `(state, memory, streams, rows, steps) -> (state, memory, streams, metrics)`.
+
+    The metrics are a list of matrices `(step, metric)`, see `pack`. State and memory are donated.
+
+    Args:
+        block: gradient steps that one compiled call scans over; what is left of `steps` runs one by one, so that no number of steps
+            compiles anew.
+    """
+
+    @partial(jax.jit, donate_argnums=0, static_argnums=3)
+    def scan(state: State, memory: MemoryState, streams: Streams, steps: int) -> tuple[State, Streams, Array]:
+        def step(carry: tuple[State, Streams], _: None) -> tuple[tuple[State, Streams], Array]:
+            state, streams = carry
+            batch, noise, streams = draw(memory, streams, batch_size)
+            state, metrics = update(state, batch, noise)
+            return (state, streams), pack(metrics)
+
+        (state, streams), metrics = jax.lax.scan(step, (state, streams), length=steps)
+        return state, streams, metrics
+
+    draw_batch = jax.jit(draw, static_argnums=2)
+    plain_step = stepper(update)
+
+    def plain(state: State, memory: MemoryState, streams: Streams, steps: int) -> tuple[State, Streams, Array]:
+        packed = []
+        for _ in range(steps):
+            batch, noise, streams = draw_batch(memory, streams, batch_size)
+            state, metrics = plain_step(state, batch, noise)
+            packed.append(pack(metrics))
+        return state, streams, jnp.stack(packed)
+
+    run = plain if execution == "plain" else scan
+
+    def learn(
+        state: State, memory: MemoryState, streams: Streams, rows: Rows, steps: int
+    ) -> tuple[State, MemoryState, Streams, list[Array]]:
+        # In a call of its own: inside one with the scan, XLA copies the whole ring.
+        memory = write_in_place(memory, *rows)
+        packed = []
+        for length in [block] * (steps // block) + [1] * (steps % block):
+            state, streams, metrics = run(state, memory, streams, length)
+            packed.append(metrics)
+        return state, memory, streams, packed
 
     return learn
 

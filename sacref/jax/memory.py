@@ -1,7 +1,6 @@
 """The replay memory: a ring of transitions on the device. Positions are chosen on the device too, so nothing waits for it."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from sacref.envs.spaces import Spaces
 from sacref.jax.device import device_of
-from sacref.replay import check_arrays, check_size
+from sacref.replay import Staging, check_arrays, check_size
 from sacref.types import Batch, Transition
 
 
@@ -28,14 +27,17 @@ class MemoryState(NamedTuple):
     """`()`, int32: how many rows hold transitions."""
 
 
-@partial(jax.jit, donate_argnums=0)
-def write(memory: MemoryState, transition: Transition[Array], keep: Array) -> MemoryState:
-    """Store the rows of `transition` that `keep` names, in order, over the oldest ones. The ring is donated: written, not copied."""
+def write(memory: MemoryState, transition: Transition[Any], keep: Any) -> MemoryState:
+    """Store the rows of `transition` that `keep` names, in order, over the oldest ones; JAX or NumPy arrays."""
     capacity = memory.rows.rewards.shape[0]
     index = jnp.where(keep, (memory.head + jnp.cumsum(keep, dtype=jnp.int32) - 1) % capacity, capacity)
     rows = jax.tree.map(lambda ring, values: ring.at[index].set(values.astype(ring.dtype), mode="drop"), memory.rows, transition)
     count = keep.sum(dtype=jnp.int32)
     return MemoryState(rows, (memory.head + count) % capacity, jnp.minimum(memory.size + count, capacity))
+
+
+write_in_place = jax.jit(write, donate_argnums=0)
+"""`write`, compiled; the ring is donated: written, not copied."""
 
 
 def sample(memory: MemoryState, batch_size: int, key: Array) -> Batch[Array]:
@@ -63,9 +65,14 @@ class ReplayMemory:
         self.written = False
         """Whether anything was ever stored: what the host knows without waiting for the device."""
         self._state: MemoryState | None = None
+        self._staging: Staging | None = None
 
-    def allocate(self, spaces: Spaces, dtype: DTypeLike, device: jax.Device) -> None:
-        """Make room for transitions of these spaces; floats in `dtype`. An agent calls this once, at its construction."""
+    def allocate(self, spaces: Spaces, dtype: DTypeLike, device: jax.Device, *, staged_timesteps: int = 1) -> None:
+        """Make room for transitions of these spaces; floats in `dtype`. An agent calls this once, at its construction.
+
+        Args:
+            staged_timesteps: how many timesteps of host rows are collected before they are stored together.
+        """
         if self._state is not None:
             raise ValueError("ReplayMemory: this memory belongs to another agent already: make one for each agent")
         if self.device not in (None, device):
@@ -89,31 +96,58 @@ class ReplayMemory:
             head=jnp.zeros((), dtype=jnp.int32, device=self.device),
             size=jnp.zeros((), dtype=jnp.int32, device=self.device),
         )
+        self._staging = Staging(
+            self._state.rows.map(lambda ring: np.empty((0, *ring.shape[1:]), ring.dtype)),
+            staged_timesteps * self.num_envs,
+            self.capacity,
+        )
 
     @property
     def state(self) -> MemoryState:
-        """The ring on the device."""
-        if self._state is None:
+        """The ring on the device, with everything in it that was added."""
+        if self._state is None or self._staging is None:
             raise ValueError("ReplayMemory: not allocated yet: give it to an agent first, SAC(memory=...)")
+        if len(self._staging):
+            self._state = write_in_place(self._state, *self._staging.take())
         return self._state
+
+    def hand_over(self) -> tuple[MemoryState, tuple[Transition[Any], Any]]:
+        """The ring, and the rows that wait to be written into it, for a function that writes and learns in one. `store` takes it back."""
+        if self._state is None or self._staging is None:
+            raise ValueError("ReplayMemory: not allocated yet: give it to an agent first, SAC(memory=...)")
+        return self._state, self._staging.take()
+
+    def store(self, state: MemoryState) -> None:
+        """The ring after such a function."""
+        self._state = state
 
     def __len__(self) -> int:
         """How many transitions are stored; waits for the device."""
         return int(self.state.size)
 
-    def add(self, transition: Transition[Array], keep: Array) -> None:
-        """Store one row per environment where `keep`, `(envs,)`, is True."""
-        self._state = write(self.state, transition, keep)
+    def add(self, transition: Transition[Any], keep: Any) -> None:
+        """Store one row per environment where `keep`, `(envs,)`, is True. NumPy rows wait on the host until they are needed."""
+        if self._staging is not None and isinstance(keep, np.ndarray):
+            if self._staging.full:
+                self._state = self.state
+            self._staging.add(transition, keep)
+        else:
+            self._state = write_in_place(self.state, transition, keep)
         self.written = True
 
     def sample(self, batch_size: int, key: Array) -> Batch[Array]:
         """Draw `batch_size` transitions uniformly, with replacement."""
         return sample(self.state, batch_size, key)
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """The stored transitions and the write head, as NumPy copies."""
+    def arrays(self, *, copy: bool = True) -> dict[str, NDArray[Any]]:
+        """The stored transitions and the write head, as NumPy arrays.
+
+        Args:
+            copy: False gives views of the memory where it lies on the CPU, to be let go of before the next write.
+        """
         size = len(self)
-        rows = {name: np.array(ring)[:size] for name, ring in self.state.rows._asdict().items() if ring is not None}
+        rings = {name: ring for name, ring in self.state.rows._asdict().items() if ring is not None}
+        rows = {name: np.array(np.asarray(ring)[:size], copy=copy or None) for name, ring in rings.items()}
         return {**rows, "head": np.array(self.state.head, np.int64), "size": np.array(self.state.size, np.int64)}
 
     def set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:

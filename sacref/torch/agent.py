@@ -16,7 +16,7 @@ from sacref.agent import Agent
 from sacref.config import SACConfig
 from sacref.model_checks import check_critic_output, check_policy_output, check_targets, split_models
 from sacref.torch.device import device_of
-from sacref.torch.fuse import Bounds, Streams, actors, learner, stepper
+from sacref.torch.fuse import Bounds, Streams, actors, choose, learner, stepper
 from sacref.torch.memory import ReplayMemory
 from sacref.torch.optim import Frozen, KeepGradients, Optimizer, tree_map
 from sacref.torch.update import State, Update
@@ -69,10 +69,11 @@ class SAC(Agent[Tensor]):
         self._update = self._make_update(critics)
         self._state = self._make_state(parameters, critics, targets)
         self._random = Streams(*(self._generator(stream) for stream in range(3)))
+        self.execution = choose(self.cfg.execution, self.device, own_models=self._own_models)
         self._fuse()
         if memory is not None:
             self._check_batch_fits(memory.capacity)
-            memory.allocate(self.spaces, self.dtype, self.device)
+            memory.allocate(self.spaces, self.dtype, self.device, staged_timesteps=self.cfg.chunk)
 
     # Construction.
 
@@ -106,8 +107,12 @@ class SAC(Agent[Tensor]):
 
     def _fuse(self) -> None:
         self._step = stepper(self._update)
-        self._learn = learner(self._update, batch_size=self.cfg.batch_size)
-        self._ways = actors(self._functions["policy"], self._action_bounds)
+        self._learn = learner(self._update, batch_size=self.cfg.batch_size, execution=self.execution)
+        self._ways = actors(self._functions["policy"], self._action_bounds, execution=self.execution)
+
+    @property
+    def _own_models(self) -> bool:
+        return all(isinstance(model, CommonLayout) for model in self._models.values())
 
     def _generator(self, stream: int) -> torch.Generator:
         seed = np.random.SeedSequence([self.cfg.seed, 0, stream]).generate_state(1, np.uint64)[0]
@@ -136,24 +141,35 @@ class SAC(Agent[Tensor]):
 
     def post_interaction(self, *, timestep: int, timesteps: int) -> None:
         """Learn, while training and from `learning_starts` on; then track and checkpoint."""
-        if self.training and timestep >= self.cfg.learning_starts:
+        if self.training and timestep >= self.cfg.learning_starts and self._update_is_due(timestep, timesteps):
+            self._choose_ahead(timestep)
             started = time.perf_counter()
             self.update(timestep=timestep, timesteps=timesteps)
             self.track_data("Stats / Algorithm update time (ms)", 1e3 * (time.perf_counter() - started))
         super().post_interaction(timestep=timestep, timesteps=timesteps)
 
     def update(self, *, timestep: int, timesteps: int) -> None:
-        """Take `gradient_steps` gradient steps, each on a fresh batch from the memory."""
+        """Take the gradient steps that are due, or `gradient_steps` if none are, each on a fresh batch from the memory."""
         memory = self._require_memory()
-        for _ in range(self.cfg.gradient_steps):
-            self._state, self._random, metrics = self._learn(self._state, memory.state, self._random)
-            self.gradient_step_count += 1
-            self._track_metrics(metrics)
+        steps = self._take_due()
+        state, rows = memory.hand_over()
+        self._state, state, self._random, metrics = self._learn(self._state, state, self._random, rows, steps)
+        memory.store(state)
+        self.gradient_step_count += steps
+        self._track_metrics(metrics)
 
     def enable_models_training_mode(self, enabled: bool = True) -> None:
         """Set the models' own training mode (`torch.nn.Module.train`)."""
+        changed = any(model.training != enabled for model in self._models.values())
         for model in self._models.values():
             model.train(enabled)
+        if changed and not self._own_models:
+            self._fuse()  # what was recorded may have read the mode
+
+    def synchronise(self) -> None:
+        """Wait until the device has done all that it was asked for."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     @property
     def models(self) -> dict[str, nn.Module]:
@@ -202,8 +218,8 @@ class SAC(Agent[Tensor]):
 
     # Hooks of the life cycle.
 
-    def _act(self, way: str, observations: Tensor) -> tuple[Tensor, Tensor]:
-        inputs: Inputs[Tensor] = {"observations": observations, "states": None}
+    def _act(self, way: str, observations: Any) -> tuple[Tensor, Tensor]:
+        inputs: Inputs[Tensor] = {"observations": self._upload(observations), "states": None}
         actions, mean_actions, self._random = self._ways[way](self._state.policy, self._random, inputs)
         return actions, mean_actions
 
@@ -231,8 +247,8 @@ class SAC(Agent[Tensor]):
         """An array of this agent's on the host, as a copy."""
         return np.array(array.detach().cpu().numpy() if isinstance(array, Tensor) else array)
 
-    def _fetch(self, metrics: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[Any]]:
-        return {name: torch.stack([row[name] for row in metrics]).cpu().numpy() for name in metrics[0]}
+    def _fetch(self, metrics: Sequence[Any]) -> NDArray[Any]:
+        return self.to_numpy(torch.cat(list(metrics)))
 
     def _streams(self) -> dict[str, NDArray[Any]]:
         return {name: generator.get_state().numpy() for name, generator in self._random._asdict().items()}

@@ -1,16 +1,27 @@
-"""Around a finished update: draw a batch and its noise, then take the step. Eager; what is faster wraps the same update."""
+"""Around a finished update: draw a batch and its noise, then take the steps; and the ways to run that fast.
 
-from collections.abc import Callable
+`plain` calls the update as it is written. `traced` runs a recording of it (`graph.py`). `cuda_graph` captures draw and step on the device, so
+that the host launches once for each gradient step. `torch.compile` is none of them: on the CPU, where it was measured, its code for a recording
+takes one and a half times as long as the recording, and 20 s to make.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from sacref.config import Execution
 from sacref.envs.scaling import to_box
 from sacref.spec import bound_log_std, squash
-from sacref.torch.memory import MemoryState, sample
+from sacref.torch.graph import Recorded, onednn_available
+from sacref.torch.memory import MemoryState, sample, write
 from sacref.torch.update import Policy, State, Update
-from sacref.types import Inputs, Metrics, Noise
+from sacref.types import METRICS, Batch, Inputs, Metrics, Noise, Transition
+
+logger = logging.getLogger(__name__)
 
 
 class Streams(NamedTuple):
@@ -28,8 +39,42 @@ class Bounds(NamedTuple):
     high: Tensor
 
 
-Learn = Callable[[State, MemoryState, Streams], tuple[State, Streams, Metrics[Tensor]]]
+Rows = tuple[Transition[Any], Any]
+"""Transitions to be stored before the steps, and which of them are kept."""
+Step = Callable[[State, Batch[Tensor], Noise[Tensor]], tuple[State, Tensor]]
+"""A gradient step whose metrics are one vector, see `pack`."""
+Learn = Callable[[State, MemoryState, Streams, Rows, int], tuple[State, MemoryState, Streams, list[Tensor]]]
 Act = Callable[[Any, Streams, Inputs[Tensor]], tuple[Tensor, Tensor, Streams]]
+
+
+def choose(execution: Execution, device: torch.device, *, own_models: bool) -> Execution:
+    """The way to run updates on `device`.
+
+    Args:
+        execution: "auto", or the way that is asked for.
+        own_models: whether all models are sacref's. A recording keeps what Python code of a model decided once, so that models of a user's
+            own are recorded only when asked.
+
+    Raises:
+        ValueError: if there is no such way on this device.
+    """
+    if execution == "scan":
+        raise ValueError("execution is 'scan', which is JAX's: expected auto, plain, traced or cuda_graph on PyTorch")
+    if execution == "cuda_graph" and device.type != "cuda":
+        raise ValueError(f"execution is 'cuda_graph' and the device {device}: expected a CUDA device, or execution 'auto'")
+    if execution != "auto":
+        return execution
+    fast: Execution = "cuda_graph" if device.type == "cuda" else "traced"
+    if own_models:
+        return fast
+    logger.info("models of your own: updates run plain; execution=%r records them once and is faster where they only compute", fast)
+    return "plain"
+
+
+def describe(execution: Execution, device: torch.device, dtype: torch.dtype) -> str:
+    """`execution`, and which library multiplies."""
+    onednn = execution == "traced" and device.type == "cpu" and dtype == torch.float32 and onednn_available()
+    return f"{execution} (products by oneDNN)" if onednn else execution
 
 
 def stepper(update: Update) -> Update:
@@ -37,48 +82,144 @@ def stepper(update: Update) -> Update:
     return update
 
 
-def learner(update: Update, *, batch_size: int) -> Learn:
-    """A gradient step on a fresh batch: `(state, memory, streams) -> (state, streams, metrics)`."""
+def pack(metrics: Metrics[Tensor]) -> Tensor:
+    """The metrics of an update in one vector, in the order of `METRICS`."""
+    return torch.cat([metrics[name].reshape(-1) for name in METRICS])
 
-    def learn(state: State, memory: MemoryState, streams: Streams) -> tuple[State, Streams, Metrics[Tensor]]:
-        batch = sample(memory, batch_size, streams.sampling)
 
-        def draw() -> Tensor:
-            like = batch.actions
-            return torch.randn(like.shape, generator=streams.noise, dtype=like.dtype, device=like.device)
+def draw(memory: MemoryState, streams: Streams, batch_size: int) -> tuple[Batch[Tensor], Noise[Tensor], Streams]:
+    """The batch and the noise of the next gradient step."""
+    batch = sample(memory, batch_size, streams.sampling)
+    like = batch.actions
+    first, second = (torch.randn(like.shape, generator=streams.noise, dtype=like.dtype, device=like.device) for _ in range(2))
+    return batch, Noise(next_actions=first, actions=second), streams
 
-        state, metrics = update(state, batch, Noise(next_actions=draw(), actions=draw()))
-        return state, streams, metrics
+
+def learner(update: Update, *, batch_size: int, execution: Execution) -> Learn:
+    """Store rows, then take gradient steps on fresh batches: `(state, memory, streams, rows, steps) -> (state, memory, streams, metrics)`.
+
+    The metrics are a list of matrices `(step, metric)`, see `pack`.
+    """
+
+    def packed(state: State, batch: Batch[Tensor], noise: Noise[Tensor]) -> tuple[State, Tensor]:
+        state, metrics = update(state, batch, noise)
+        return state, pack(metrics)
+
+    step: Step = packed
+    if execution == "traced":
+        step = Recorded(packed)
+
+    def draw_and_step(state: State, memory: MemoryState, streams: Streams) -> tuple[State, Tensor]:
+        batch, noise, _ = draw(memory, streams, batch_size)
+        return step(state, batch, noise)
+
+    gradient_step = Captured(draw_and_step) if execution == "cuda_graph" else draw_and_step
+
+    def learn(
+        state: State, memory: MemoryState, streams: Streams, rows: Rows, steps: int
+    ) -> tuple[State, MemoryState, Streams, list[Tensor]]:
+        memory = write(memory, *rows)
+        metrics = []
+        for _ in range(steps):
+            state, measured = gradient_step(state, memory, streams)
+            metrics.append(measured)
+        return state, memory, streams, [torch.stack(metrics)] if metrics else []
 
     return learn
 
 
-def actors(policy: Policy, bounds: Bounds) -> dict[str, Act]:
+def capture_on_cuda(function: Callable[[], Tensor], generators: Sequence[torch.Generator]) -> Callable[[], Tensor]:
+    """Capture `function` as a CUDA graph; the result replays it. Registered generators go on from replay to replay."""
+    graph = torch.cuda.CUDAGraph()
+    for generator in generators:
+        graph.register_generator_state(generator)
+    with torch.cuda.graph(graph):
+        output = function()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return output
+
+    return replay
+
+
+class Captured:
+    """Draw and step as one graph on the device. The state is written in place: what it returns is what it was given.
+
+    Args:
+        draw_and_step: `(state, memory, streams) -> (state, metrics)`.
+    """
+
+    WARM_UP = 3
+    """Calls before the capture, on copies: libraries allocate their workspaces in the first ones."""
+
+    def __init__(self, draw_and_step: Callable[[State, MemoryState, Streams], tuple[State, Tensor]]) -> None:
+        self.draw_and_step = draw_and_step
+        self._captured_of: tuple[State, MemoryState] | None = None
+        self._replay: Callable[[], Tensor] | None = None
+
+    def __call__(self, state: State, memory: MemoryState, streams: Streams) -> tuple[State, Tensor]:
+        if self._replay is None or self._captured_of is None or state is not self._captured_of[0] or memory is not self._captured_of[1]:
+            self._warm_up(state, memory, streams)
+            self._replay = capture_on_cuda(lambda: self._in_place(state, memory, streams), (streams.noise, streams.sampling))
+            self._captured_of = state, memory
+        return state, self._replay().clone()
+
+    def _in_place(self, state: State, memory: MemoryState, streams: Streams) -> Tensor:
+        stepped, metrics = self.draw_and_step(state, memory, streams)
+        with torch.no_grad():
+            for old, new in zip(pytree.tree_leaves(state), pytree.tree_leaves(stepped), strict=True):
+                if new is not old:
+                    old.copy_(new)
+        return metrics
+
+    def _warm_up(self, state: State, memory: MemoryState, streams: Streams) -> None:
+        generators = (streams.noise, streams.sampling)
+        before = [generator.get_state() for generator in generators]
+        copied = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, state)
+        on_cuda = state.log_alpha.device.type == "cuda"
+        stream = torch.cuda.Stream() if on_cuda else None
+        if stream is not None:
+            stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(self.WARM_UP):
+                self._in_place(copied, memory, streams)
+        if stream is not None:
+            torch.cuda.current_stream().wait_stream(stream)
+        for generator, state_before in zip(generators, before, strict=True):
+            generator.set_state(state_before)
+
+
+def actors(policy: Policy, bounds: Bounds, *, execution: Execution) -> dict[str, Act]:
     """Ways to act, `(policy parameters, streams, inputs) -> (actions, mean actions, streams)`, in the Box's units.
 
     `greedy` draws nothing, `random` is uniform over the Box, `sampled` is the policy's own.
     """
 
-    def mean_and_std(parameters: Any, inputs: Inputs[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def greedy(parameters: Any, inputs: Inputs[Tensor]) -> tuple[Tensor, Tensor]:
+        mean, _ = policy(parameters, inputs)
+        mean_actions = to_box(torch.tanh(mean), *bounds)
+        return mean_actions, mean_actions
+
+    def random(parameters: Any, inputs: Inputs[Tensor], uniform: Tensor) -> tuple[Tensor, Tensor]:
+        return to_box(2.0 * uniform - 1.0, *bounds), greedy(parameters, inputs)[0]
+
+    def sampled(parameters: Any, inputs: Inputs[Tensor], noise: Tensor) -> tuple[Tensor, Tensor]:
         mean, raw_log_std = policy(parameters, inputs)
-        return mean, raw_log_std, to_box(torch.tanh(mean), *bounds)
-
-    @torch.no_grad()
-    def greedy(parameters: Any, streams: Streams, inputs: Inputs[Tensor]) -> tuple[Tensor, Tensor, Streams]:
-        _, _, mean_actions = mean_and_std(parameters, inputs)
-        return mean_actions, mean_actions, streams
-
-    @torch.no_grad()
-    def random(parameters: Any, streams: Streams, inputs: Inputs[Tensor]) -> tuple[Tensor, Tensor, Streams]:
-        _, _, mean_actions = mean_and_std(parameters, inputs)
-        uniform = torch.rand(mean_actions.shape, generator=streams.exploration, dtype=mean_actions.dtype, device=mean_actions.device)
-        return to_box(2.0 * uniform - 1.0, *bounds), mean_actions, streams
-
-    @torch.no_grad()
-    def sampled(parameters: Any, streams: Streams, inputs: Inputs[Tensor]) -> tuple[Tensor, Tensor, Streams]:
-        mean, raw_log_std, mean_actions = mean_and_std(parameters, inputs)
-        noise = torch.randn(mean.shape, generator=streams.exploration, dtype=mean.dtype, device=mean.device)
         actions, _ = squash(mean, bound_log_std(raw_log_std), noise)
-        return to_box(actions, *bounds), mean_actions, streams
+        return to_box(actions, *bounds), to_box(torch.tanh(mean), *bounds)
 
-    return {"greedy": greedy, "random": random, "sampled": sampled}
+    def way(function: Callable[..., tuple[Tensor, Tensor]], distribution: Callable[..., Tensor] | None) -> Act:
+        run = function if execution == "plain" else Recorded(function)
+
+        @torch.no_grad()
+        def act(parameters: Any, streams: Streams, inputs: Inputs[Tensor]) -> tuple[Tensor, Tensor, Streams]:
+            if distribution is None:
+                return *run(parameters, inputs), streams
+            shape = (inputs["observations"].shape[0], *bounds.low.shape)
+            numbers = distribution(shape, generator=streams.exploration, dtype=bounds.low.dtype, device=bounds.low.device)
+            return *run(parameters, inputs, numbers), streams
+
+        return act
+
+    return {"greedy": way(greedy, None), "random": way(random, torch.rand), "sampled": way(sampled, torch.randn)}

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sacref.envs.spaces import Spaces
-from sacref.replay import check_arrays, check_size
+from sacref.replay import Staging, check_arrays, check_size
 from sacref.torch.device import device_of
 from sacref.types import Batch, Transition
 
@@ -25,15 +25,21 @@ class MemoryState(NamedTuple):
     """`()`, int64: how many rows hold transitions."""
 
 
-def write(memory: MemoryState, transition: Transition[Tensor], keep: Tensor) -> MemoryState:
-    """Store the rows of `transition` that `keep` names, in order, over the oldest ones. The ring is written in place."""
+def write(memory: MemoryState, transition: Transition[Any], keep: Any) -> MemoryState:
+    """Store the rows of `transition` that `keep` names, in order, over the oldest ones; tensors or NumPy arrays.
+
+    Written in place: what it returns is what it was given.
+    """
     capacity = memory.rows.rewards.shape[0] - 1
+    keep = torch.as_tensor(keep, device=memory.size.device)
     index = torch.where(keep, (memory.head + torch.cumsum(keep, 0) - 1) % capacity, capacity)
     for ring, values in zip(memory.rows, transition, strict=True):
         if ring is not None and values is not None:
-            ring.index_copy_(0, index, values.to(ring.dtype))
+            ring.index_copy_(0, index, torch.as_tensor(values, dtype=ring.dtype, device=ring.device))
     count = keep.sum()
-    return MemoryState(memory.rows, (memory.head + count) % capacity, (memory.size + count).clamp(max=capacity))
+    memory.head.add_(count).remainder_(capacity)
+    memory.size.add_(count).clamp_(max=capacity)
+    return memory
 
 
 def sample(memory: MemoryState, batch_size: int, generator: torch.Generator) -> Batch[Tensor]:
@@ -62,9 +68,14 @@ class ReplayMemory:
         self.written = False
         """Whether anything was ever stored: what the host knows without waiting for the device."""
         self._state: MemoryState | None = None
+        self._staging: Staging | None = None
 
-    def allocate(self, spaces: Spaces, dtype: torch.dtype, device: torch.device) -> None:
-        """Make room for transitions of these spaces; floats in `dtype`. An agent calls this once, at its construction."""
+    def allocate(self, spaces: Spaces, dtype: torch.dtype, device: torch.device, *, staged_timesteps: int = 1) -> None:
+        """Make room for transitions of these spaces; floats in `dtype`. An agent calls this once, at its construction.
+
+        Args:
+            staged_timesteps: how many timesteps of host rows are collected before they are stored together.
+        """
         if self._state is not None:
             raise ValueError("ReplayMemory: this memory belongs to another agent already: make one for each agent")
         if self.device not in (None, device):
@@ -89,31 +100,58 @@ class ReplayMemory:
             head=torch.zeros((), dtype=torch.int64, device=self.device),
             size=torch.zeros((), dtype=torch.int64, device=self.device),
         )
+        self._staging = Staging(
+            self._state.rows.map(lambda ring: np.empty((0, *ring.shape[1:]), _numpy_dtype(ring.dtype))),
+            staged_timesteps * self.num_envs,
+            self.capacity,
+        )
 
     @property
     def state(self) -> MemoryState:
-        """The ring on the device."""
-        if self._state is None:
+        """The ring on the device, with everything in it that was added."""
+        if self._state is None or self._staging is None:
             raise ValueError("ReplayMemory: not allocated yet: give it to an agent first, SAC(memory=...)")
+        if len(self._staging):
+            self._state = write(self._state, *self._staging.take())
         return self._state
+
+    def hand_over(self) -> tuple[MemoryState, tuple[Transition[Any], Any]]:
+        """The ring, and the rows that wait to be written into it, for a function that writes and learns in one. `store` takes it back."""
+        if self._state is None or self._staging is None:
+            raise ValueError("ReplayMemory: not allocated yet: give it to an agent first, SAC(memory=...)")
+        return self._state, self._staging.take()
+
+    def store(self, state: MemoryState) -> None:
+        """The ring after such a function."""
+        self._state = state
 
     def __len__(self) -> int:
         """How many transitions are stored; waits for the device."""
         return int(self.state.size)
 
-    def add(self, transition: Transition[Tensor], keep: Tensor) -> None:
-        """Store one row per environment where `keep`, `(envs,)`, is True."""
-        self._state = write(self.state, transition, keep)
+    def add(self, transition: Transition[Any], keep: Any) -> None:
+        """Store one row per environment where `keep`, `(envs,)`, is True. NumPy rows wait on the host until they are needed."""
+        if self._staging is not None and isinstance(keep, np.ndarray):
+            if self._staging.full:
+                self._state = self.state
+            self._staging.add(transition, keep)
+        else:
+            self._state = write(self.state, transition, keep)
         self.written = True
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch[Tensor]:
         """Draw `batch_size` transitions uniformly, with replacement."""
         return sample(self.state, batch_size, generator)
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """The stored transitions and the write head, as NumPy copies."""
+    def arrays(self, *, copy: bool = True) -> dict[str, NDArray[Any]]:
+        """The stored transitions and the write head, as NumPy arrays.
+
+        Args:
+            copy: False gives views of the memory where it lies on the CPU, to be let go of before the next write.
+        """
         size = len(self)
-        rows = {name: ring[:size].cpu().numpy().copy() for name, ring in self.state.rows._asdict().items() if ring is not None}
+        rings = {name: ring for name, ring in self.state.rows._asdict().items() if ring is not None}
+        rows = {name: np.array(ring[:size].cpu().numpy(), copy=copy or None) for name, ring in rings.items()}
         return {**rows, "head": self.state.head.cpu().numpy().copy(), "size": np.array(size, np.int64)}
 
     def set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -125,11 +163,12 @@ class ReplayMemory:
         rings = {name: ring for name, ring in self.state.rows._asdict().items() if ring is not None}
         check_arrays(arrays, {name: (tuple(ring.shape[1:]), _numpy_dtype(ring.dtype)) for name, ring in rings.items()}, self.capacity)
         size = int(arrays["size"])
+        state = self.state
         self.written = size > 0
         for name, ring in rings.items():
             ring[:size] = torch.as_tensor(np.array(arrays[name])).to(ring.device)
-        head = torch.as_tensor(int(arrays["head"]), device=self.device)
-        self._state = MemoryState(self.state.rows, head, torch.as_tensor(size, device=self.device))
+        state.head.fill_(int(arrays["head"]))
+        state.size.fill_(size)
 
 
 def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:

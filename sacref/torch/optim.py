@@ -33,51 +33,66 @@ def value_and_grad(objective: Callable[[Tree], tuple[Tensor, Tensor]], parameter
     with torch.enable_grad():
         variables = tree_map(lambda leaf: leaf.detach().requires_grad_(), parameters)
         value, aux = objective(variables)
+        # Contiguous, as the parameters are: the fused optimizers walk through both side by side.
         gradients = iter(torch.autograd.grad(value, list(leaves(variables)), materialize_grads=True))
-    return (value.detach(), aux.detach()), tree_map(lambda _: next(gradients), parameters)
+    return (value.detach(), aux.detach()), tree_map(lambda _: next(gradients).contiguous(), parameters)
 
 
 class Optimizer:
-    """Adam (Kingma & Ba 2015, arXiv:1412.6980), after clipping by the global norm of all gradients it is given."""
+    """Adam (Kingma & Ba 2015, arXiv:1412.6980), after clipping by the global norm of all gradients it is given.
+
+    The state is a tree of tensors, `Moments`, so that a step is a function of tensors that can be recorded, captured and batched.
+    """
 
     def __init__(self, learning_rate: float, grad_norm_clip: float = 0.0) -> None:
         self.learning_rate = learning_rate
         self.grad_norm_clip = grad_norm_clip
 
     def init(self, parameters: Tree) -> Any:
-        """The optimizer's state: a `torch.optim.Adam` that owns `parameters` and writes them in place."""
-        return torch.optim.Adam(list(leaves(parameters)), lr=self.learning_rate, fused=True)
+        """The optimizer's state before the first step."""
+        device = next(leaves(parameters)).device
+        first, second = (tree_map(torch.zeros_like, parameters) for _ in range(2))
+        return {"count": torch.zeros((), dtype=torch.float32, device=device), "first_moment": first, "second_moment": second}
 
     def step(self, parameters: Tree, gradients: Tree, state: Any) -> tuple[Tree, Any]:
-        """Parameters and state after one step against `gradients`."""
+        """Parameters and state after one step against `gradients`; both are written in place."""
         gradient_list = list(leaves(gradients))
         if self.grad_norm_clip > 0:
             norm = torch.nn.utils.get_total_norm(gradient_list)
-            torch._foreach_mul_(gradient_list, (self.grad_norm_clip / norm).clamp(max=1.0))
-        for parameter, gradient in zip(leaves(parameters), gradient_list, strict=True):
-            parameter.grad = gradient
-        state.step()
+            gradient_list = torch._foreach_mul(gradient_list, (self.grad_norm_clip / norm).clamp(max=1.0))
+        state["count"].add_(1)
+        # The kernel of torch.optim.Adam(fused=True). The class itself finds its state by the identity of the parameters, and keeps a
+        # count for each, neither of which a recorded graph can follow.
+        torch._fused_adam_(
+            list(leaves(parameters)),
+            list(gradient_list),
+            list(leaves(state["first_moment"])),
+            list(leaves(state["second_moment"])),
+            [],
+            [state["count"]] * len(gradient_list),
+            lr=self.learning_rate,
+            beta1=0.9,
+            beta2=0.999,
+            weight_decay=0.0,
+            eps=1e-8,
+            amsgrad=False,
+            maximize=False,
+        )
         return parameters, state
 
     def moments(self, parameters: Tree, state: Any) -> Moments | None:
         """What the steps so far have left; zeros before the first one."""
-        slots = [state.state.get(leaf, {}) for leaf in leaves(parameters)]
-        count = slots[0].get("step", torch.zeros(()))
-
-        def tree_of(key: str) -> Tree:
-            found = iter(slots)
-            return tree_map(lambda leaf: next(found).get(key, torch.zeros_like(leaf)), parameters)
-
-        return {"count": count, "first_moment": tree_of("exp_avg"), "second_moment": tree_of("exp_avg_sq")}
+        return dict(state)
 
     def with_moments(self, parameters: Tree, moments: Moments) -> Any:
-        """A state that owns `parameters` and goes on from `moments`."""
-        state = self.init(parameters)
-        rows = zip(leaves(parameters), leaves(moments["first_moment"]), leaves(moments["second_moment"]), strict=True)
-        for leaf, first, second in rows:
-            count = torch.as_tensor(moments["count"]).to(device=leaf.device, dtype=torch.float32)
-            state.state[leaf] = {"step": count.clone(), "exp_avg": first.clone(), "exp_avg_sq": second.clone()}
-        return state
+        """A state for `parameters` that goes on from `moments`."""
+        count = torch.as_tensor(moments["count"]).to(device=next(leaves(parameters)).device, dtype=torch.float32)
+        first, second = (tree_map(_contiguous_copy, moments[name]) for name in ("first_moment", "second_moment"))
+        return {"count": count.clone(), "first_moment": first, "second_moment": second}
+
+
+def _contiguous_copy(leaf: Tensor) -> Tensor:
+    return leaf.clone(memory_format=torch.contiguous_format)
 
 
 class Frozen(Optimizer):

@@ -21,8 +21,8 @@ class CommonLayout(nn.Module):
 
 
 def parameters_of(model: nn.Module, device: torch.device) -> Parameters:
-    """A copy of the model's parameters on `device`."""
-    return {name: p.detach().to(device=device, copy=True) for name, p in model.named_parameters()}
+    """A copy of the model's parameters on `device`, contiguous: the optimizer walks through parameters and gradients side by side."""
+    return {name: p.detach().to(device=device, copy=True).contiguous() for name, p in model.named_parameters()}
 
 
 def with_parameters(model: nn.Module, parameters: Mapping[str, Tensor]) -> nn.Module:
@@ -81,7 +81,7 @@ def from_common(model: nn.Module, arrays: Mapping[str, NDArray[Any]], *, like: M
         array = arrays[name].T if common and own.endswith("weight") else arrays[name]
         if array.shape != tuple(like[own].shape):
             raise ValueError(f"parameter {name} has shape {arrays[name].shape}, the model's has {tuple(like[own].shape)} (own layout)")
-        parameters[own] = torch.as_tensor(np.array(array, copy=True)).to(like[own])
+        parameters[own] = torch.as_tensor(np.array(array, order="C", copy=True)).to(like[own])
     return parameters
 
 

@@ -1,0 +1,167 @@
+"""A function of tensors, recorded as the graph of ATen operations that it does: no modules, no autograd, no Python between them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+aten = torch.ops.aten
+
+SMALLEST_TRANSPOSED = 64
+"""Columns from which on a weight's gradient is computed in the weight's own layout; below, the other order of the product is faster."""
+
+
+class Recorded:
+    """A function `(state, *arguments) -> tree`, run from a recording of it.
+
+    It is recorded at its first call, and once more for arguments of other shapes. What the function decides in Python is decided then;
+    random numbers must be arguments.
+
+    Args:
+        function: of trees of tensors (dicts, tuples, named tuples; None stays None). It may write into its arguments.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.recordings = 0
+        """How often the function was recorded."""
+        self._runs: dict[Any, tuple[Callable[..., Any], pytree.TreeSpec]] = {}
+        self._state: Any = None
+        self._state_leaves: list[Any] = []
+
+    def __call__(self, state: Any, *arguments: Any) -> Any:
+        # The state's tensors are the same objects from call to call: it is what the last call gave, or what it was given.
+        if state is not self._state:
+            self._state, self._state_leaves = state, pytree.tree_leaves(state)
+        leaves = [*self._state_leaves, *(leaf for argument in arguments for leaf in pytree.tree_leaves(argument))]
+        key = tuple(None if leaf is None else leaf.shape for leaf in leaves[len(self._state_leaves) :])
+        with torch.no_grad():
+            if key not in self._runs:
+                self._runs[key] = self._record(state, *arguments)
+            run, structure = self._runs[key]
+            return pytree.tree_unflatten(run(*leaves), structure)
+
+    def _record(self, *arguments: Any) -> tuple[Callable[..., Any], pytree.TreeSpec]:
+        leaves, structure = pytree.tree_flatten(arguments)
+        returned: list[pytree.TreeSpec] = []
+
+        def flat(*tensors: Any) -> list[Any]:
+            results, spec = pytree.tree_flatten(self.function(*pytree.tree_unflatten(list(tensors), structure)))
+            returned.append(spec)
+            return results
+
+        # Fake tensors have shapes and no values: recording computes nothing and writes into nothing.
+        recorded = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*leaves)
+        self.recordings += 1
+        simplify(recorded)
+        if uses_onednn(leaves):
+            multiply_with_onednn(recorded)
+        return recorded.forward, returned[-1]
+
+
+def uses_onednn(leaves: Sequence[Any]) -> bool:
+    """Whether products of these tensors go to oneDNN: float32 on a CPU with AVX-512.
+
+    PyTorch multiplies float32 with MKL, which runs AVX2 code on processors that are not Intel's, at half the speed there.
+    """
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    if any(tensor.device.type != "cpu" or tensor.dtype != torch.float32 for tensor in tensors):
+        return False
+    return onednn_available()
+
+
+def onednn_available() -> bool:
+    """Whether this machine's CPU and this build of PyTorch have what `multiply_with_onednn` needs."""
+    return (
+        torch.backends.mkldnn.is_available()
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+def simplify(recorded: GraphModule) -> None:
+    """Take out what computes nothing: detached views of what needs no gradient, and transposes of transposes."""
+    graph = recorded.graph
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        if node.target is aten.detach.default:
+            node.replace_all_uses_with(node.args[0])
+        elif node.target is aten.t.default and _is(node.args[0], aten.t.default):
+            node.replace_all_uses_with(node.args[0].args[0])
+    for node in graph.nodes:
+        # The gradient of a weight, ((x^T) g)^T and then contiguous: the same product in the other order needs no copy.
+        if _is(node, aten.clone.default) and _is(node.args[0], aten.t.default) and _is(node.args[0].args[0], aten.mm.default):
+            product = node.args[0].args[0]
+            first, second = product.args
+            if len(product.users) == 1 and _is(first, aten.t.default) and _shape(first)[0] >= SMALLEST_TRANSPOSED:
+                with graph.inserting_before(node):
+                    transposed = _call(graph, aten.t.default, second, shape=tuple(reversed(_shape(second))))
+                    swapped = _call(graph, aten.mm.default, transposed, first.args[0], shape=_shape(node))
+                node.replace_all_uses_with(swapped)
+    _finish(recorded)
+
+
+def multiply_with_onednn(recorded: GraphModule) -> None:
+    """Let oneDNN compute the matrix products, and the ReLU after a linear layer with it."""
+    graph = recorded.graph
+    for node in graph.nodes:
+        if _is(node, aten.addmm.default) and not node.kwargs:
+            bias, left, right = node.args
+        elif _is(node, aten.mm.default):
+            bias, (left, right) = None, node.args
+        else:
+            continue
+        if min(*_shape(left), _shape(right)[1]) == 1:
+            continue  # a product with a vector is bound by memory, and MKL starts faster
+        with graph.inserting_before(node):
+            if _is(right, aten.t.default):
+                weight = right.args[0]
+            else:
+                weight = _call(graph, aten.t.default, right, shape=tuple(reversed(_shape(right))))
+            users = list(node.users)
+            relu = len(users) == 1 and _is(users[0], aten.relu.default)
+            product = _call(
+                graph,
+                torch.ops.mkldnn._linear_pointwise.default,
+                left,
+                weight,
+                bias,
+                "relu" if relu else "none",
+                [],
+                "",
+                shape=_shape(node),
+            )
+        (users[0] if relu else node).replace_all_uses_with(product)
+    _finish(recorded)
+
+
+def _finish(recorded: GraphModule) -> None:
+    recorded.graph.eliminate_dead_code()
+    recorded.graph.lint()
+    recorded.recompile()
+
+
+def _is(node: Any, operation: Any) -> bool:
+    return isinstance(node, Node) and node.op == "call_function" and node.target is operation
+
+
+def _shape(node: Any) -> tuple[int, ...]:
+    return tuple(node.meta["val"].shape)
+
+
+class _Shaped:
+    """Stands for a tensor in a node's `meta`, where `_shape` reads."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+
+
+def _call(graph: Graph, operation: Any, *arguments: Any, shape: tuple[int, ...]) -> Node:
+    node = graph.call_function(operation, arguments)
+    node.meta["val"] = _Shaped(shape)
+    return node

@@ -1,0 +1,296 @@
+"""The fast ways to run an update, each held to the plain one: same weights, batches and noise; and what one update may cost."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.backends import BACKENDS, Backend, draw_row, fill, load_backend, without_shape_checks
+
+backend = pytest.fixture(params=BACKENDS)(load_backend)
+
+TOLERANCE = 1e-12
+"""Largest relative difference after 100 updates in float64, max|a - b| / max|b| per array."""
+
+FUSED = [
+    pytest.param("torch", "traced", id="torch-traced"),
+    pytest.param("torch", "cuda_graph", id="torch-cuda_graph"),
+    pytest.param("jax", "scan", id="jax-scan"),
+]
+
+
+def replay_by_calling(function: Callable[[], Any], generators: Sequence[Any]) -> Callable[[], Any]:
+    """Stands for the capture of a CUDA graph where there is no such device: a replay writes into the one output, as a graph does."""
+    assert len(generators) == 2
+    outputs: list[Any] = []
+
+    def replay() -> Any:
+        value = function()
+        if not outputs:
+            outputs.append(value)
+        outputs[0].copy_(value)
+        return outputs[0]
+
+    return replay
+
+
+def fused_agent(name: str, execution: str, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Any:
+    """An agent whose updates run by `execution`; a CUDA graph's device work is done by calling."""
+    if execution != "cuda_graph":
+        return Backend(name).agent(execution=execution, **options)
+    from sacref.torch import agent as module
+    from sacref.torch import fuse
+
+    monkeypatch.setattr(module, "choose", lambda execution, device, **_: execution)
+    monkeypatch.setattr(fuse, "capture_on_cuda", replay_by_calling)
+    return Backend(name).agent(execution=execution, **options)
+
+
+def assert_close(arrays: dict[str, NDArray[Any]], wanted: dict[str, NDArray[Any]]) -> None:
+    assert set(arrays) == set(wanted)
+    for name, array in wanted.items():
+        given, expected = arrays[name].astype(np.float64), array.astype(np.float64)
+        assert np.max(np.abs(given - expected), initial=0.0) <= TOLERANCE * np.max(np.abs(expected), initial=0.0), name
+
+
+@pytest.mark.parametrize("name, execution", FUSED)
+@pytest.mark.parametrize("block", [1, 10])
+def test_100_fused_updates_equal_100_plain_ones(name: str, execution: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(name)
+    options = {"dtype": "float64", "learning_rate": (1e-3, 2e-3, 3e-3), "grad_norm_clip": 0.5, "hidden": (8, 8), "gradient_steps": block}
+    plain = Backend(name).agent(execution="plain", **options)
+    agent = fused_agent(name, execution, monkeypatch, **options)
+    assert (plain.execution, agent.execution) == ("plain", execution)
+    start = agent.arrays()
+    with without_shape_checks():
+        for learner in (plain, agent):
+            fill(learner, 20)
+            for _ in range(100 // block):
+                learner.update(timestep=0, timesteps=1)
+    assert int(agent.arrays()["gradient_steps"]) == 100
+    assert_close(agent.arrays(), plain.arrays())
+    assert np.abs(agent.arrays()["policy.head.kernel"] - start["policy.head.kernel"]).max() > 1e-3
+    assert_close(agent.memory.arrays(), plain.memory.arrays())
+    assert_close(agent._streams(), plain._streams())
+
+
+@pytest.mark.parametrize("name, execution", FUSED)
+def test_trap_03_two_fused_updates_draw_different_noise(name: str, execution: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row, and nothing learns: only the noise can make two updates differ."""
+    pytest.importorskip(name)
+    agent = fused_agent(name, execution, monkeypatch, learning_rate=0.0, polyak=0.0, gradient_steps=2)
+    agent.write_interval = 1000
+    fill(agent, 1)
+    for _ in range(3):
+        agent.update(timestep=0, timesteps=1)
+    rows = np.concatenate([agent.to_numpy(packed) for packed in agent._metrics])
+    entropies = rows[:, agent._metric_tags().index("Policy / Entropy")]
+    targets = rows[:, agent._metric_tags().index("Target / Target (mean)")]
+    assert len(set(entropies.tolist())) == len(set(targets.tolist())) == 6
+
+
+@pytest.mark.parametrize("name, execution", FUSED)
+def test_a_fused_update_sees_the_newest_transition(name: str, execution: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(name)
+    agent = fused_agent(name, execution, monkeypatch, learning_rate=0.0, discount_factor=0.0, capacity=4)
+    agent.write_interval = 1000
+    generator = np.random.default_rng(0)
+    for reward in (1.0, 2.0, 4.0, 8.0, 16.0, 32.0):
+        for _ in range(4):  # the whole ring holds this reward
+            agent.record_transition(**draw_row(agent, generator, rewards=np.array([[reward]])))
+        agent._metrics.clear()
+        agent.update(timestep=0, timesteps=1)
+        ((packed,),) = agent._metrics
+        assert float(agent.to_numpy(packed)[agent._metric_tags().index("Target / Target (min)")]) == reward
+
+
+@pytest.mark.parametrize("name, execution", FUSED)
+def test_a_fused_agent_goes_on_from_a_checkpoint(name: str, execution: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    pytest.importorskip(name)
+    agents = [fused_agent(name, execution, monkeypatch, dtype="float64", seed=0) for _ in range(2)]
+    for agent in agents:
+        fill(agent, 8)
+    agents[0].update(timestep=0, timesteps=1)
+    agents[0].save(tmp_path / "a")
+    agents[1].update(timestep=0, timesteps=1)
+    agents[1].load(tmp_path / "a")
+    for agent in agents:
+        for _ in range(3):
+            agent.update(timestep=0, timesteps=1)
+    assert_close(agents[1].arrays(), agents[0].arrays())
+
+
+@pytest.mark.parametrize(
+    "name, execution, message",
+    [
+        ("torch", "scan", "which is JAX's: expected auto, plain, traced or cuda_graph"),
+        ("torch", "cuda_graph", "expected a CUDA device, or execution 'auto'"),
+        ("jax", "traced", "which is PyTorch's: expected auto, plain or scan"),
+    ],
+)
+def test_a_way_that_the_backend_does_not_have_is_refused(name: str, execution: str, message: str) -> None:
+    pytest.importorskip(name)
+    with pytest.raises(ValueError, match=message):
+        Backend(name).agent(execution=execution, device="cpu" if name == "torch" else None)
+
+
+def test_what_auto_chooses_on_a_cpu() -> None:
+    for name, chosen in (("torch", "traced"), ("jax", "scan")):
+        pytest.importorskip(name)
+        assert Backend(name).agent(device="cpu").execution == chosen
+
+
+def test_models_of_a_users_own_are_recorded_only_when_asked(caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("torch")
+    from torch import nn
+
+    class Own(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, *inputs: Any) -> Any:
+            return self.inner(*inputs)
+
+    chosen = {}
+    for execution in ("auto", "traced"):
+        torch_backend = Backend("torch")
+        models = {name: Own(model) for name, model in torch_backend.agent().models.items()}
+        with caplog.at_level("INFO"):
+            chosen[execution] = torch_backend.agent(models=models, execution=execution).execution
+    assert chosen == {"auto": "plain", "traced": "traced"}
+    assert "models of your own: updates run plain; execution='traced' records them once" in caplog.text
+
+
+# What one timestep may cost. Counted, not timed.
+
+
+def live(agent: Any, timesteps: int, start: int = 0) -> None:
+    generator = np.random.default_rng(start)
+    for timestep in range(start, start + timesteps):
+        row = draw_row(agent, generator, timestep=timestep, timesteps=10_000)
+        agent.act(row["observations"], None, timestep=timestep, timesteps=10_000)
+        agent.record_transition(**row)
+        agent.post_interaction(timestep=timestep, timesteps=10_000)
+
+
+@contextmanager
+def counted_jax_compilations() -> Iterator[list[str]]:
+    import jax.monitoring
+
+    events: list[str] = []
+    counting = True
+
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+        if counting and event in ("/jax/core/compile/jaxpr_trace_duration", "/jax/core/compile/backend_compile_duration"):
+            events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield events
+    finally:
+        counting = False
+
+
+@pytest.mark.parametrize("options", [{}, {"chunk": 4}, {"gradient_steps": 3}, {"chunk": 3, "update_to_data": 0.5}])
+def test_one_compilation_per_run(backend: Backend, options: dict[str, Any]) -> None:
+    agent = backend.agent(**options)
+    agent.write_interval = 1000
+    live(agent, 12)
+    if backend.name == "jax":
+        with counted_jax_compilations() as events:
+            live(agent, 24, start=12)
+        assert events == []
+    else:
+        from sacref.torch.graph import Recorded
+
+        (recorded,) = {found for found in _closed_over(agent._learn) if isinstance(found, Recorded)}
+        live(agent, 24, start=12)
+        assert recorded.recordings == 1
+    assert agent.gradient_step_count == int(36 * float(agent.cfg.gradient_steps_per_timestep(1)))
+
+
+def _closed_over(function: Any) -> Iterator[Any]:
+    """What a function closes over, and what the functions among that do."""
+    for cell in getattr(function, "__closure__", None) or ():
+        yield cell.cell_contents
+        yield from _closed_over(cell.cell_contents)
+
+
+@contextmanager
+def reading_is_an_error(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every way from the device to the host raises, and so does waiting for the device."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("an array was read to the host")
+
+    with monkeypatch.context() as patched:
+        if name == "jax":
+            import jax
+
+            for method in ("__array__", "__float__", "__int__", "__bool__", "__index__", "item", "tolist", "block_until_ready"):
+                patched.setattr(type(jax.numpy.zeros(())), method, refuse)
+            patched.setattr(jax, "device_get", refuse)
+            patched.setattr(jax, "block_until_ready", refuse)
+        else:
+            import torch
+
+            for method in ("item", "cpu", "numpy", "tolist", "__float__", "__int__", "__bool__", "__index__", "__array__"):
+                patched.setattr(torch.Tensor, method, refuse)
+        yield
+
+
+@pytest.mark.parametrize("options", [{}, {"chunk": 4}, {"execution": "plain"}, {"grad_norm_clip": 0.5, "gradient_steps": 2}])
+def test_trap_25_nothing_is_read_to_the_host_between_two_writes(
+    backend: Backend, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = backend.agent(**options)
+    agent.write_interval = 1000
+    live(agent, 8)
+    with reading_is_an_error(backend.name, monkeypatch):
+        live(agent, 8, start=8)
+    assert agent.gradient_step_count == 16 * agent.cfg.gradient_steps
+    with pytest.raises(AssertionError, match="read to the host"), reading_is_an_error(backend.name, monkeypatch):
+        float(agent._state.log_alpha)
+
+
+def test_no_operation_of_an_update_reads_a_value() -> None:
+    """`Tensor.item` is not the only way: the dispatcher sees them all."""
+    torch = pytest.importorskip("torch")
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    seen: list[str] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    agent = Backend("torch").agent(hidden=(8, 8))
+    fill(agent, 8)
+    agent.update(timestep=0, timesteps=1)
+    with Watch():
+        agent.update(timestep=0, timesteps=1)
+    assert not {"aten._local_scalar_dense.default", "aten.item.default", "aten.nonzero.default", "aten.equal.default"} & set(seen)
+    # 328 operations when this was written, 496 before the recording was simplified.
+    assert 200 < len(seen) < 380
+    assert torch.is_tensor(agent._state.log_alpha)
+
+
+def test_an_update_leaves_no_array_behind(backend: Backend) -> None:
+    if backend.name != "jax":
+        pytest.skip("PyTorch frees what nothing refers to; JAX lists what is alive")
+    import gc
+
+    import jax
+
+    agent = backend.agent()
+    live(agent, 4)
+    gc.collect()
+    before = len(jax.live_arrays())  # type: ignore[no-untyped-call]  # JAX leaves it unannotated.
+    live(agent, 20, start=4)
+    gc.collect()
+    assert len(jax.live_arrays()) == before  # type: ignore[no-untyped-call]

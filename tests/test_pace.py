@@ -1,0 +1,122 @@
+"""When updates come, and how many gradient steps they take: chunks, the ratio of updates to data, and actions chosen ahead."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sacref.config import ConfigError, SACConfig
+from tests.backends import BACKENDS, Backend, draw_row, load_backend
+
+backend = pytest.fixture(params=BACKENDS)(load_backend)
+
+
+def counts(agent: Any, timesteps: int, start: int = 0, total: int = 1000) -> list[int]:
+    """Gradient steps taken after each timestep."""
+    generator = np.random.default_rng(start)
+    found = []
+    for timestep in range(start, start + timesteps):
+        agent.record_transition(**draw_row(agent, generator, timestep=timestep, timesteps=total))
+        agent.post_interaction(timestep=timestep, timesteps=total)
+        found.append(agent.gradient_step_count)
+    return found
+
+
+def test_a_chunk_learns_at_its_end(backend: Backend) -> None:
+    agent = backend.agent(chunk=3, gradient_steps=2, learning_starts=2)
+    before = agent.arrays()["policy.head.kernel"]
+    assert counts(agent, 4) == [0, 0, 0, 0]
+    assert np.array_equal(agent.arrays()["policy.head.kernel"], before)
+    assert counts(agent, 5, start=4) == [6, 6, 6, 12, 12]
+    assert not np.array_equal(agent.arrays()["policy.head.kernel"], before)
+    assert len(agent.memory) == 9
+
+
+def test_the_last_timestep_learns_what_is_due(backend: Backend) -> None:
+    assert counts(backend.agent(chunk=4), 6, total=6) == [0, 0, 0, 4, 4, 6]
+
+
+def test_update_to_data_counts_environment_steps(backend: Backend) -> None:
+    assert counts(backend.agent(num_envs=2, update_to_data=0.75), 4) == [1, 3, 4, 6]
+    assert counts(backend.agent(num_envs=2, update_to_data=1.0), 2) == [2, 4]
+    assert counts(backend.agent(update_to_data=0.1), 30)[8:11] == [0, 1, 1]
+    assert counts(backend.agent(num_envs=2, gradient_steps=3), 2) == [3, 6]
+
+
+def test_a_tenth_adds_up_without_rounding(backend: Backend) -> None:
+    assert counts(backend.agent(update_to_data=0.1), 100)[-1] == 10
+
+
+def test_what_is_due_is_saved(backend: Backend, tmp_path: Any) -> None:
+    agent = backend.agent(chunk=4, update_to_data=0.75)
+    assert counts(agent, 6) == [0, 0, 0, 3, 3, 3]
+    agent.save(tmp_path / "a")
+    loaded = backend.agent(chunk=4, update_to_data=0.75)
+    loaded.load(tmp_path / "a")
+    assert counts(loaded, 2, start=6) == counts(agent, 2, start=6) == [3, 6]
+    np.testing.assert_array_equal(loaded.arrays()["policy.head.kernel"], agent.arrays()["policy.head.kernel"])
+
+
+def test_an_update_of_the_callers_takes_gradient_steps(backend: Backend) -> None:
+    agent = backend.agent(gradient_steps=3, learning_starts=100)
+    counts(agent, 2)
+    agent.update(timestep=0, timesteps=1)
+    assert agent.gradient_step_count == 3
+
+
+def test_settings_that_exclude_each_other_are_refused(backend: Backend) -> None:
+    cfg = SACConfig(update_to_data=2.0, gradient_steps=2)
+    with pytest.raises(ConfigError, match=r"update_to_data is 2.0 and gradient_steps 2, expected one of them"):
+        cfg.validate()
+    with pytest.raises(ConfigError, match="expected one of them"):
+        backend.agent(update_to_data=2.0, gradient_steps=2)
+    with pytest.raises(ValueError, match=r"40 rows are stored together .* capacity is 32: lower chunk"):
+        backend.agent(chunk=20, num_envs=2)
+
+
+def test_overlap_acts_with_the_parameters_before_the_update(backend: Backend) -> None:
+    """The strict agent is asked for the same action before it learns, and after."""
+    agents = {overlap: backend.agent(overlap=overlap, learning_rate=0.1) for overlap in (True, False)}
+    row = draw_row(agents[True], np.random.default_rng(0))
+    clock = {"timestep": 1, "timesteps": 1000}
+    for agent in agents.values():
+        agent.act(row["observations"], None, timestep=0, timesteps=1000)
+        agent.record_transition(**row)
+    before, _ = agents[False].act(row["next_observations"], None, **clock)
+    for agent in agents.values():
+        agent.post_interaction(timestep=0, timesteps=1000)
+    chosen, extra = agents[True].act(row["next_observations"].copy(), None, **clock)
+    np.testing.assert_array_equal(agents[True].to_numpy(chosen), agents[False].to_numpy(before))
+    # The action is used once; the next call sees the new parameters.
+    _, fresh = agents[True].act(row["next_observations"], None, **clock)
+    assert not np.allclose(agents[True].to_numpy(fresh["mean_actions"]), agents[True].to_numpy(extra["mean_actions"]), atol=1e-4)
+    assert agents[True].gradient_step_count == agents[False].gradient_step_count == 1
+
+
+def test_overlap_does_not_answer_for_other_observations_or_in_evaluation(backend: Backend) -> None:
+    agent, twin = backend.agent(overlap=True, learning_rate=0.1), backend.agent(learning_rate=0.1)
+    row = draw_row(agent, np.random.default_rng(0))
+    for each in (agent, twin):
+        each.record_transition(**row)
+        each.post_interaction(timestep=0, timesteps=1000)
+    clock = {"timestep": 1, "timesteps": 1000}
+    agent.enable_training_mode(False)
+    twin.enable_training_mode(False)
+    greedy = [each.to_numpy(each.act(row["next_observations"], None, **clock)[0]) for each in (agent, twin)]
+    np.testing.assert_array_equal(*greedy)
+    agent.enable_training_mode(True)
+    other = row["next_observations"] + 1.0
+    means = [each.to_numpy(each.act(other, None, **clock)[1]["mean_actions"]) for each in (agent, twin)]
+    np.testing.assert_array_equal(*means)
+
+
+def test_rows_of_the_caller_may_change_after_they_were_recorded(backend: Backend) -> None:
+    agent = backend.agent(chunk=4)
+    row = draw_row(agent, np.random.default_rng(0))
+    wanted = {name: row[name].copy() for name in ("observations", "next_observations")}
+    agent.record_transition(**row)
+    for name in wanted:
+        row[name][:] = 77.0
+    assert len(agent.memory) == 1
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(agent.memory.arrays()[name], array.astype(np.float32))

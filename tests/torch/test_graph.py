@@ -1,0 +1,118 @@
+"""Recorded graphs: the same numbers, without the operations that compute nothing."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from sacref.torch import graph
+from sacref.torch.graph import Recorded, multiply_with_onednn, simplify
+from tests.backends import Backend, draw_batch
+
+NEEDS_ONEDNN = pytest.mark.skipif(
+    not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")), reason="PyTorch was built without oneDNN"
+)
+
+
+def operations(recorded: GraphModule) -> list[str]:
+    return [str(node.target).removesuffix(".default") for node in recorded.graph.nodes if node.op == "call_function"]
+
+
+def test_a_recording_follows_values_writes_in_place_and_is_made_once() -> None:
+    def function(state: dict[str, torch.Tensor], x: torch.Tensor | None, scale: torch.Tensor) -> tuple[Any, torch.Tensor]:
+        state["sum"].add_(scale * x)
+        return state, state["sum"] * 2
+
+    recorded = Recorded(function)
+    state = {"sum": torch.zeros(2)}
+    for number in (1.0, 2.0, 3.0):
+        state, doubled = recorded(state, torch.tensor([number, -number]), torch.tensor(10.0))
+    assert doubled.tolist() == [120.0, -120.0]
+    assert state["sum"].tolist() == [60.0, -60.0]
+    assert recorded.recordings == 1
+    # Recording computes nothing: the first call added once, not twice. Another shape is another recording.
+    fresh = {"sum": torch.zeros(3)}
+    recorded(fresh, torch.ones(3), torch.tensor(1.0))
+    assert (fresh["sum"].tolist(), recorded.recordings) == ([1.0, 1.0, 1.0], 2)
+    _, doubled = recorded(state, torch.tensor([1.0, 1.0]), torch.tensor(0.0))
+    assert (doubled.tolist(), recorded.recordings) == ([120.0, -120.0], 2)
+
+
+def test_another_state_of_the_same_shapes_is_read_anew() -> None:
+    recorded = Recorded(lambda state, x: (state, state[0] + x))
+    assert float(recorded((torch.tensor(1.0),), torch.tensor(1.0))[1]) == 2.0
+    assert float(recorded((torch.tensor(5.0),), torch.tensor(1.0))[1]) == 6.0
+    assert recorded.recordings == 1
+
+
+def test_detached_views_and_double_transposes_go() -> None:
+    recorded = make_fx(lambda x: x.detach().t().t() + 1.0, tracing_mode="fake")(torch.zeros(2, 3))
+    assert {"aten.detach", "aten.t"} <= set(operations(recorded))
+    simplify(recorded)
+    assert operations(recorded) == ["aten.add.Tensor"]
+    x = torch.arange(6.0).reshape(2, 3)
+    assert torch.equal(recorded(x), x + 1.0)
+
+
+@pytest.mark.parametrize("columns, swapped", [(64, True), (63, False)])
+def test_the_gradient_of_a_wide_weight_is_computed_in_its_own_layout(columns: int, swapped: bool) -> None:
+    def gradient(x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+        return (x.t() @ g).t().contiguous()
+
+    x, g = torch.randn(8, columns, dtype=torch.float64), torch.randn(8, 5, dtype=torch.float64)
+    recorded = make_fx(gradient, tracing_mode="fake")(x, g)
+    simplify(recorded)
+    assert ("aten.clone" not in operations(recorded)) == swapped
+    torch.testing.assert_close(recorded(x, g), gradient(x, g), rtol=1e-14, atol=1e-14)
+    assert recorded(x, g).is_contiguous()
+
+
+@NEEDS_ONEDNN
+def test_products_of_matrices_go_to_onednn_with_their_relu_and_products_with_vectors_stay() -> None:
+    def network(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, v: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        hidden = torch.relu(torch.addmm(b, x, w.t()))
+        raw = torch.addmm(b, x, w.t())
+        return torch.addmm(c, hidden, v.t()), hidden @ w, torch.relu(raw), raw
+
+    arguments = (torch.randn(16, 8), torch.randn(8, 8), torch.randn(8), torch.randn(1, 8), torch.randn(1))
+    recorded = make_fx(network, tracing_mode="fake")(*arguments)
+    simplify(recorded)
+    multiply_with_onednn(recorded)
+    found = operations(recorded)
+    assert (found.count("mkldnn._linear_pointwise"), found.count("aten.addmm"), found.count("aten.mm")) == (3, 1, 0)
+    assert found.count("aten.relu") == 1  # the other one's input is read elsewhere too
+    for given, wanted in zip(recorded(*arguments), network(*arguments), strict=True):
+        torch.testing.assert_close(given, wanted, rtol=1e-5, atol=1e-5)
+
+
+@NEEDS_ONEDNN
+def test_float32_with_onednn_is_as_near_to_float64_as_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One update from the same weights and batch: the distance of its first moments, a tenth of the gradients, from float64's."""
+    monkeypatch.setattr(graph, "onednn_available", lambda: True)
+    backend = Backend("torch")
+    options: dict[str, Any] = {"hidden": (256, 256), "seed": 3}
+    exact = backend.agent(dtype="float64", execution="plain", **options)
+    batch, noise = draw_batch(exact, 64)
+    exact.update_on(batch, noise)
+    plain = backend.agent(execution="plain", **options)
+    plain.update_on(batch, noise)
+    fused = backend.agent(execution="plain", **options)
+    step = Recorded(fused._update)
+    fused._state, _ = step(fused._state, batch.map(fused._upload), type(noise)(*map(fused._upload, noise)))
+    ((run, _),) = step._runs.values()
+    assert operations(run.__self__).count("mkldnn._linear_pointwise") > 20
+    for name, wanted in exact.arrays().items():
+        if "first_moment" in name:
+            scale = np.abs(wanted).max()
+            error, plain_error = (np.abs(agent.arrays()[name] - wanted).max() / scale for agent in (fused, plain))
+            assert error < max(3 * plain_error, 2e-6), name
+            assert not np.array_equal(plain.arrays()[name], np.zeros_like(wanted))
+
+
+def test_float64_and_other_devices_stay_with_aten() -> None:
+    assert not graph.uses_onednn([torch.zeros(1, dtype=torch.float64)])
+    assert not graph.uses_onednn([torch.zeros(1, device="meta")])
+    assert graph.uses_onednn([torch.zeros(1), torch.zeros(1, dtype=torch.bool), None]) == graph.onednn_available()
