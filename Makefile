@@ -14,9 +14,11 @@ TRAIN_FLAGS ?=
 # Tests run in this many processes.
 WORKERS ?= 2
 PYTEST_FLAGS ?=
+# Peers that `make bench-peers` installs, of bench/peers/requirements; unless given, all of them.
+PEERS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-bench train test parity bench types lint clean
+.PHONY: help setup setup-bench bench-peers train test parity bench types lint clean
 
 ifeq ($(NO_VENV),1)
 PY := $(PYTHON)
@@ -28,14 +30,14 @@ endif
 help: ## this list
 	@echo "make TARGET [NAME=value ...]"
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
-	@echo "Names: PYTHON NO_VENV BACKEND ENV STEPS SEED RUN_DIR TRAIN_FLAGS WORKERS PYTEST_FLAGS (see the head of the Makefile)"
+	@echo "Names: PYTHON NO_VENV BACKEND ENV STEPS SEED RUN_DIR TRAIN_FLAGS WORKERS PYTEST_FLAGS PEERS (see the head of the Makefile)"
 
 ifeq ($(NO_VENV),1)
 # What each target imports beyond the backends; a target may train on whichever backend is there.
 NEEDS_RUN := array_api_compat gymnasium imageio jaxtyping matplotlib mujoco numpy rich safetensors scipy tensorboard tyro
 NEEDS_DEV := array_api_strict beartype hypothesis mpmath mypy nox pytest ruff xdist
 setup test parity types lint: NEEDS := $(NEEDS_RUN) $(NEEDS_DEV) torch jax flax optax
-train bench setup-bench: NEEDS := $(NEEDS_RUN)
+train bench setup-bench bench-peers: NEEDS := $(NEEDS_RUN)
 train: NEEDS += $(if $(filter jax,$(BACKEND)),jax flax optax,torch)
 
 setup setup-bench:
@@ -75,6 +77,9 @@ test: setup ## run the tests (WORKERS, PYTEST_FLAGS)
 parity: setup-bench ## torch against JAX against the float64 oracle, and one update against Stable-Baselines3
 	NO_VENV=1 $(PY) -m nox -s parity
 
+bench-peers: setup-bench ## an environment for each peer of the throughput suite, in .venv-peers (PEERS="sbx skrl" for some of them)
+	$(PY) -m bench.peers.environments $(PEERS)
+
 bench: setup-bench ## measure, beside the peers, and write the JSON and tables of results/
 	$(PY) -m bench
 
@@ -84,5 +89,5 @@ types: setup ## mypy --strict
 lint: setup ## ruff
 	NO_VENV=1 $(PY) -m nox -s lint
 
-clean: ## remove .venv and what tools left behind (runs/ and results/ stay)
-	rm -rf .venv .nox .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+clean: ## remove .venv, .venv-peers and what tools left behind (runs/ and results/ stay)
+	rm -rf .venv .venv-peers .nox .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

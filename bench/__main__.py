@@ -1,6 +1,6 @@
 """Everything that results/ holds, in one command: `python -m bench` (`make bench`).
 
-Throughput first, while nothing else runs; then parity; then the learning runs; then the report. What is recorded is not measured again.
+What is timed first, while nothing else runs; then parity; then the learning runs; then the report. What is recorded is not measured again.
 """
 
 import subprocess
@@ -14,13 +14,14 @@ import tyro
 from rich.console import Console
 
 import sacref
-from bench import learning, machine, record, report, throughput
+from bench import amp, learning, machine, record, report, rollout, sweep, throughput, update
 from bench.presets import PRESETS
 
 LONGEST_SECONDS = 90 * 60.0
 """A learning preset fits a machine if its runs are estimated to take no longer."""
 PARITY_SECONDS = 90.0
-PARITY_UPDATES = 1_000
+"""Of a thousand updates."""
+PARITY_UPDATES = {"smoke": 100, "cpu": 1_000, "gpu": 1_000}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,21 +34,27 @@ class Stage:
     run: Callable[[], int]
 
 
-def main(*, preset: str | None = None, results: Path = machine.ROOT / "results", dry_run: bool = False) -> int:
+def main(
+    *, preset: sweep.Preset | None = None, learning_preset: str | None = None, results: Path | None = None, dry_run: bool = False
+) -> int:
     """Measure what is not recorded yet for this version on this kind of machine, and write the report.
 
     Args:
-        preset: the learning preset; unless given, the longest that fits the machine.
-        results: folder of the records.
+        preset: smoke (every suite's, in a few minutes), cpu or gpu; unless given, cpu or gpu, as the machine is.
+        learning_preset: of the learning suite; unless given, the longest that fits the machine, and for smoke its smoke.
+        results: folder of the records; unless given results, and for smoke runs/smoke, since a smoke run is no result.
         dry_run: say what would be done, and stop.
 
     Returns:
         Exit status: that of the first stage that failed, else 0.
     """
     console = Console(soft_wrap=True)
-    if preset is not None and preset not in PRESETS:
-        raise SystemExit(f"--preset is {preset!r}, expected one of {', '.join(PRESETS)}")
-    todo = stages(preset or fitting_preset(results), results)
+    preset = preset or sweep.default_preset()
+    results = results or (machine.ROOT / "runs" / "smoke" if preset == "smoke" else machine.ROOT / "results")
+    if learning_preset is not None and learning_preset not in PRESETS:
+        raise SystemExit(f"--learning-preset is {learning_preset!r}, expected one of {', '.join(PRESETS)}")
+    console.print(f"Preset {preset}; records go to {results}")
+    todo = stages(preset, learning_preset or ("smoke" if preset == "smoke" else fitting_preset(results)), results)
     for stage in todo:
         console.print(f"{stage.name}: " + (f"about {max(1, round(stage.seconds / 60))} min" if stage.seconds else "recorded already"))
     console.print(f"Together about {round(sum(stage.seconds for stage in todo) / 60)} min. Ctrl-C stops; the same command goes on.")
@@ -78,33 +85,53 @@ def fitting_preset(results: Path) -> str:
     return [name for name in by_length if seconds(name) <= LONGEST_SECONDS or name == by_length[0]][-1]
 
 
-def stages(preset: str, results: Path) -> list[Stage]:
+def stages(preset: sweep.Preset, learning_preset: str, results: Path) -> list[Stage]:
     """The stages, in order."""
-    chosen = PRESETS[preset]
+    chosen = PRESETS[learning_preset]
     cores = len(machine.available_cores())
     runs = learning.plan(chosen, ("torch", "jax"), chosen.seeds, cores, results / "learning", learning.RUNS)
-    measured = _recorded(results / "throughput")
+    updates = PARITY_UPDATES[preset]
     compared = {dtype: parity_file(results, dtype) for dtype in ("float64", "float32")}
+    sweeps = {
+        "update": update.estimated_seconds(preset, cores),
+        "rollout": rollout.estimated_seconds(preset),
+        "amp": amp.estimated_seconds(preset, cores),
+    }
     return [
-        Stage(
-            name="throughput",
-            seconds=0.0 if measured else throughput.estimated_seconds(),
-            run=partial(_module, "bench.throughput", "--results", str(results / "throughput")),
+        _throughput(preset, results / "throughput"),
+        *(
+            Stage(
+                name=f"{suite}, preset {preset}",
+                seconds=0.0 if sweep.recorded(results / suite, sweep.run_name(suite, preset, cores), _slug()) else seconds,
+                run=partial(_module, f"bench.{suite}", "--preset", preset, "--results", str(results / suite)),
+            )
+            for suite, seconds in sweeps.items()
         ),
         *(
             Stage(
                 name=f"parity in {dtype}",
-                seconds=0.0 if path.exists() else PARITY_SECONDS,
-                run=partial(compare, dtype, path),
+                seconds=0.0 if path.exists() else PARITY_SECONDS * updates / 1_000,
+                run=partial(compare, dtype, path, updates),
             )
             for dtype, path in compared.items()
         ),
         Stage(
-            name=f"learning, preset {preset}",
+            name=f"learning, preset {learning_preset}",
             seconds=runs.seconds,
-            run=partial(_module, "bench.learning", preset, "--results", str(results / "learning")),
+            run=partial(_module, "bench.learning", learning_preset, "--results", str(results / "learning")),
         ),
     ]
+
+
+def _throughput(preset: sweep.Preset, results: Path) -> Stage:
+    size = "smoke" if preset == "smoke" else "medium"
+    counts = len(throughput.default_threads(len(machine.available_cores())))
+    seconds = counts * throughput.estimated_seconds(throughput.PRESETS[size])
+    return Stage(
+        name=f"throughput, preset {size}",
+        seconds=0.0 if _recorded(results) else seconds,
+        run=partial(_module, "bench.throughput", "--preset", size, "--results", str(results)),
+    )
 
 
 def parity_file(results: Path, dtype: str) -> Path:
@@ -112,10 +139,10 @@ def parity_file(results: Path, dtype: str) -> Path:
     return results / "parity" / f"{sacref.__version__}-{_slug()}" / f"{dtype}.json"
 
 
-def compare(dtype: str, path: Path) -> int:
+def compare(dtype: str, path: Path, updates: int) -> int:
     """Record the drift of the backends and the oracle from each other."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    return _module("sacref", "parity", "--updates", str(PARITY_UPDATES), "--dtype", dtype, "--json", str(path))
+    return _module("sacref", "parity", "--updates", str(updates), "--dtype", dtype, "--json", str(path))
 
 
 def _recorded(folder: Path) -> bool:

@@ -69,19 +69,143 @@ def learning_curve(path: Path, digest: str, env: str, curves: Mapping[str, Seque
     _save(figure, path, digest)
 
 
-def throughput_bars(path: Path, digest: str, machines: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
-    """Median steps per second of each contender, with its rounds as dots; one panel per machine."""
-    figure = Figure(figsize=(7, 0.8 + 2.0 * len(machines)), layout="constrained")
-    for axes, (where, speeds) in zip(figure.subplots(len(machines), squeeze=False)[:, 0], machines.items(), strict=True):
-        for row, (name, values) in enumerate(speeds.items()):
-            colour = next((style[0] for backend, style in STYLES.items() if name == f"sacref {backend}"), "0.6")
-            axes.barh(row, float(np.median(values)), color=colour, alpha=0.8)
-            axes.plot(values, [row] * len(values), ".", color="black", markersize=4)
-        axes.set_yticks(range(len(speeds)), list(speeds))
+class Bar(NamedTuple):
+    """A contender of a throughput run."""
+
+    speeds: list[float]
+    """Steps per second of each round."""
+    backend: str | None
+    """torch or jax if it is sacref's, None for a peer."""
+    strict: bool
+    """Whether each action follows the newest update."""
+
+
+def throughput_bars(path: Path, digest: str, machines: Mapping[str, Mapping[str, Bar]]) -> None:
+    """Median steps per second of each contender, with its rounds as dots, hatched if its policy is stale; one panel per machine."""
+    rows = [len(bars) for bars in machines.values()]
+    figure = Figure(figsize=(8, 0.8 + sum(0.9 + 0.3 * count for count in rows)), layout="constrained")
+    panels = figure.subplots(len(machines), squeeze=False, gridspec_kw={"height_ratios": [3 + count for count in rows]})[:, 0]
+    for axes, (where, bars) in zip(panels, machines.items(), strict=True):
+        for row, bar in enumerate(bars.values()):
+            colour = STYLES[bar.backend][0] if bar.backend else "0.6"
+            hatch = None if bar.strict else "//"
+            axes.barh(row, float(np.median(bar.speeds)), color=colour, alpha=0.8, hatch=hatch, edgecolor="white", linewidth=0)
+            axes.plot(bar.speeds, [row] * len(bar.speeds), ".", color="black", markersize=4)
+        axes.set_yticks(range(len(bars)), list(bars))
         axes.invert_yaxis()
         axes.set_xlim(left=0)
-        axes.set_xlabel("environment steps per second, one gradient step each")
+        axes.set_xlabel("environment steps per second, one gradient step each (hatched: in chunks, with an older policy)")
         axes.set_title(where, fontsize="medium")
+    _save(figure, path, digest)
+
+
+class UpdateCurve(NamedTuple):
+    """Gradient steps per second of one backend in one way."""
+
+    backend: str
+    fused: bool
+    """Whether the agent chose the way."""
+    batches: list[int]
+    speeds: list[float]
+
+
+def update_lines(path: Path, digest: str, widths: Mapping[int, Sequence[UpdateCurve]]) -> None:
+    """Gradient steps per second over the batch, one panel per width: auto filled and drawn through, plain open and dotted."""
+    figure = Figure(figsize=(3.2 * max(2, len(widths)), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(widths), squeeze=False, sharey=True)[0]
+    for axes, (width, curves) in zip(panels, widths.items(), strict=True):
+        for curve in curves:
+            colour, _ = STYLES[curve.backend]
+            axes.plot(
+                curve.batches,
+                curve.speeds,
+                "-" if curve.fused else ":",
+                color=colour,
+                marker="o" if curve.backend == "torch" else "s",
+                markerfacecolor=colour if curve.fused else "white",
+                label=f"{NAMES[curve.backend]}, {'auto' if curve.fused else 'plain'}",
+            )
+        axes.set_xscale("log", base=4)
+        axes.set_yscale("log")
+        ticks = sorted({batch for curve in curves for batch in curve.batches})
+        axes.set_xticks(ticks, [f"{batch:,}" for batch in ticks], fontsize="small")
+        axes.set_xlabel("batch")
+        axes.set_title(f"width {width:,}", fontsize="medium")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("gradient steps per second")
+    panels[0].legend(fontsize="x-small")
+    _save(figure, path, digest)
+
+
+PART_STYLES = {
+    "act": ("#56B4E9", ""),
+    "environment": ("#009E73", "//"),
+    "record": ("#F0E442", "\\\\"),
+    "update": ("#E69F00", ""),
+    "rest": ("0.7", ".."),
+}
+"""Colour and hatching of each part of the loop: Okabe and Ito's colours, and neighbours told apart in grey too."""
+
+
+def part_bars(path: Path, digest: str, backends: Mapping[str, Mapping[str, float]]) -> None:
+    """Milliseconds of an environment step by part of the loop: a stacked bar per backend."""
+    figure = Figure(figsize=(8, 1.4 + 0.6 * len(backends)), layout="constrained")
+    axes = figure.subplots()
+    left = np.zeros(len(backends))
+    for part, (colour, hatch) in PART_STYLES.items():
+        widths = np.array([parts[part] for parts in backends.values()])
+        axes.barh(range(len(backends)), widths, left=left, color=colour, hatch=hatch, edgecolor="white", linewidth=0.5, label=part)
+        left += widths
+    for row, total in enumerate(left):
+        axes.annotate(f" {total:.2f} ms", (total, row), va="center", fontsize="small")
+    axes.set_yticks(range(len(backends)), [NAMES[backend] for backend in backends])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.15 * max(left))
+    axes.set_xlabel("milliseconds of an environment step with its gradient step, device idle after each part")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(PART_STYLES), fontsize="small", frameon=False)
+    _save(figure, path, digest)
+
+
+class HeatMap(NamedTuple):
+    """A number for each width and batch; None where there is none."""
+
+    title: str
+    widths: list[int]
+    batches: list[int]
+    values: list[list[float | None]]
+    """Row by width, column by batch."""
+    ratio: bool
+    """Whether the values are ratios to 1, or amounts."""
+
+
+def heat_maps(path: Path, digest: str, maps: Sequence[Sequence[HeatMap]]) -> None:
+    """Numbers over width and batch, a row of panels per precision: colour and the number itself."""
+    figure = Figure(figsize=(1.0 + 4.6 * len(maps[0]), 0.6 + 2.8 * len(maps)), layout="constrained")
+    for row, panels in zip(figure.subplots(len(maps), len(maps[0]), squeeze=False), maps, strict=True):
+        for axes, found in zip(row, panels, strict=True):
+            values = np.array([[np.nan if value is None else value for value in line] for line in found.values])
+            # Ratios: two hues that every eye tells apart, white where nothing is gained.
+            farthest = max(float(np.nanmax(np.abs(np.log2(values)), initial=0.0)), 0.1) if np.isfinite(values).any() else 1.0
+            limits = {"vmin": -farthest, "vmax": farthest} if found.ratio else {}
+            image = axes.imshow(np.log2(values), cmap="PuOr" if found.ratio else "cividis", aspect="auto", **limits)
+            for (i, j), value in np.ndenumerate(values):
+                red, green, blue, _ = image.cmap(image.norm(np.log2(value))) if np.isfinite(value) else (1.0, 1.0, 1.0, 1.0)
+                dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+                text = (
+                    ""
+                    if not np.isfinite(value)
+                    else f"{value:.2f}x"
+                    if found.ratio
+                    else f"{value:,.3g}"
+                    if value < 100
+                    else f"{value:,.0f}"
+                )
+                axes.text(j, i, text, ha="center", va="center", fontsize="small", color="white" if dark else "black")
+            axes.set_xticks(range(len(found.batches)), [f"{batch:,}" for batch in found.batches])
+            axes.set_yticks(range(len(found.widths)), [f"{width:,}" for width in found.widths])
+            axes.set_xlabel("batch")
+            axes.set_ylabel("width")
+            axes.set_title(found.title, fontsize="medium")
     _save(figure, path, digest)
 
 

@@ -1,4 +1,4 @@
-"""The JSON record of one benchmark run: what every file under results/learning and results/throughput holds.
+"""The JSON record of one benchmark run: what every file under results/ holds, but for those of parity.
 
 A record that lacks a field, has one too many, or holds another type is refused on reading, so no table can be drawn from half a record.
 """
@@ -9,11 +9,12 @@ import math
 import os
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2: a throughput contender says how fresh its policy is, how it was executed and with which libraries. Version 1 is still read."""
 
 
 class RecordError(ValueError):
@@ -74,6 +75,10 @@ class Round:
     """Environment steps, each with its gradient steps."""
     seconds: float
     """From before the first step until the device is idle after the last."""
+    waited_seconds: float | None = None
+    """How long the contender stood still before, while the others had their turn; None in a record of version 1."""
+    waited_cpu_seconds: float | None = None
+    """Processor time that it used meanwhile: about 0, or it would have slowed the others down."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,16 +89,185 @@ class Contender:
     rounds: list[Round]
     """In the order in which they were timed, one of each contender in turn. Empty if it could not run."""
     compile_seconds: float | None
-    """What the first learning steps took beyond steady state; None if it could not run."""
+    """What the first steps took beyond later ones (in version 1 the first learning steps alone); None if it could not run."""
+    missing: str | None
+    """Why it could not run, or None."""
+    library: str | None = None
+    """What computes its updates: torch or jax. This and the next are None in a record of version 1 that did not tell."""
+    strictness: str | None = None
+    """strict, overlapped (one update old) or chunked (up to K steps old)."""
+    execution: str | None = None
+    """How its gradient steps were executed; `agent.execution` of sacref's own. This and the next are of its process: None without one."""
+    env: str | None = None
+    """The environment's id in its Gymnasium."""
+    accelerator: str | None = None
+    """The device that its process computed on, or None for the CPU."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Where it differs from the configuration of the run."""
+    libraries: dict[str, str] = field(default_factory=dict)
+    """Name -> version of Python and the libraries, from inside its process."""
+    note: str | None = None
+    """What a reader of its figures should know."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThroughputSamples:
+    """Raw samples of one throughput run: every contender in a process of its own (in version 1 in one), timed in turn."""
+
+    contenders: list[Contender]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """One timed stretch, from an idle device to an idle device."""
+
+    count: int
+    """How many of what is counted: gradient steps, environment steps, calls, products."""
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateCell:
+    """Gradient steps of one backend, in one way, at one size."""
+
+    backend: str
+    execution: str
+    """What was asked for: "auto" or "plain"."""
+    chosen: str | None
+    """What `agent.execution` says it became; None if it could not run."""
+    batch: int
+    width: int
+    """Of both hidden layers."""
+    stored: int
+    """Transitions in the memory."""
+    gradient_steps: int
+    """Of one call of `agent.update`."""
+    flops: int
+    """Floating-point operations of the matrix products of one gradient step."""
+    timings: list[Timing]
+    """Of gradient steps, in the order in which they were timed, one of each way and backend in turn. Empty if it could not run."""
+    compile_seconds: float | None
+    """What the first call took beyond steady state; None if it could not run."""
     missing: str | None
     """Why it could not run, or None."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ThroughputSamples:
-    """Raw samples of one throughput run: every contender, timed in interleaved rounds in one process."""
+class MatmulCell:
+    """Products of two square float32 matrices, timed in turn with the gradient steps of one size."""
 
-    contenders: list[Contender]
+    backend: str
+    size: int
+    """Rows and columns of each matrix."""
+    batch: int
+    width: int
+    """The size of update whose rounds these stand beside."""
+    timings: list[Timing]
+    """Of products."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateSamples:
+    """Raw samples of one run of the update suite."""
+
+    cells: list[UpdateCell]
+    """Over batch and width."""
+    matmuls: list[MatmulCell]
+    stored: list[UpdateCell]
+    """Over the number of stored transitions, at one batch and width."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentCell:
+    """Steps of a vector environment under random actions."""
+
+    env: str
+    num_envs: int
+    timings: list[Timing]
+    """Of environment steps: `num_envs` a vector step."""
+    missing: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActCell:
+    """From an observation on the host to a sampled action on the host."""
+
+    backend: str
+    num_envs: int
+    """Rows of the observation."""
+    timings: list[Timing]
+    """Of calls."""
+    compile_seconds: float | None
+    missing: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopCell:
+    """The whole training loop of one backend."""
+
+    backend: str
+    num_envs: int
+    execution: str | None
+    """The way of the gradient steps, as `agent.execution` names it."""
+    timings: list[Timing]
+    """Of environment steps, one gradient step each."""
+    compile_seconds: float | None
+    missing: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartCell:
+    """A part of the training loop with one environment, the device idle before and after it."""
+
+    backend: str
+    part: Literal["act", "environment", "record", "update", "rest"]
+    timings: list[Timing]
+    """Of environment steps: the seconds of the part in that many steps of the loop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutSamples:
+    """Raw samples of one run of the rollout suite."""
+
+    environments: list[EnvironmentCell]
+    acts: list[ActCell]
+    loops: list[LoopCell]
+    parts: list[PartCell]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AmpCell:
+    """Gradient steps of one backend in one precision at one size, in a process of the precision's own."""
+
+    backend: str
+    precision: str
+    batch: int
+    width: int
+    chosen: str | None
+    """The way of the gradient steps, as `agent.execution` names it."""
+    gradient_steps: int
+    """Of one call of `agent.update`."""
+    timings: list[Timing]
+    """Of gradient steps, one of each precision and backend in turn."""
+    compile_seconds: float | None
+    memory_bytes: int | None
+    """Peak memory of the device, of the process where `memory_of` says so; None where an earlier size of the process needed more."""
+    memory_of: Literal["device", "process"] | None
+    loss_error: float | None
+    """Largest |a - b| / max(|b|, 1) of the losses of one batch, b in float64."""
+    gradient_error: float | None
+    """Largest max|a - b| / max|b| over the gradients' arrays, b in float64."""
+    missing: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AmpSamples:
+    """Raw samples of one run of the mixed-precision suite."""
+
+    cells: list[AmpCell]
+
+
+Samples: TypeAlias = LearningSamples | ThroughputSamples | UpdateSamples | RolloutSamples | AmpSamples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +275,7 @@ class Record:
     """One run of one suite."""
 
     schema_version: int
-    suite: Literal["learning", "throughput"]
+    suite: Literal["learning", "throughput", "update", "rollout", "amp"]
     run: str
     """Name of the run, and of its file."""
     date: str
@@ -119,10 +293,16 @@ class Record:
     seed: int
     compile_seconds: float | None
     """Compiling, apart from steady state; None where the suite records it per contender, or the backend does not tell."""
-    samples: LearningSamples | ThroughputSamples
+    samples: Samples
 
 
-_SAMPLES = {"learning": LearningSamples, "throughput": ThroughputSamples}
+_SAMPLES: Mapping[str, type[Samples]] = {
+    "learning": LearningSamples,
+    "throughput": ThroughputSamples,
+    "update": UpdateSamples,
+    "rollout": RolloutSamples,
+    "amp": AmpSamples,
+}
 _Decoded = TypeVar("_Decoded")
 
 
@@ -155,12 +335,44 @@ def decode(value: Any) -> Record:
     """
     if not isinstance(value, Mapping):
         raise RecordError(f"the record is {type(value).__name__}, expected an object")
-    if value.get("schema_version") != SCHEMA_VERSION:
-        raise RecordError(f"schema_version is {value.get('schema_version')!r}, expected {SCHEMA_VERSION}")
     suite = value.get("suite")
+    if value.get("schema_version") == 1:
+        value = _from_version_1(value)
+    if value.get("schema_version") != SCHEMA_VERSION:
+        raise RecordError(f"schema_version is {value.get('schema_version')!r}, expected {SCHEMA_VERSION} or 1")
     if not isinstance(suite, str) or suite not in _SAMPLES:
         raise RecordError(f"suite is {suite!r}, expected one of {', '.join(_SAMPLES)}")
     return _dataclass(Record, value, "", {"samples": _SAMPLES[suite]})
+
+
+def _from_version_1(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What version 1 held, as version 2 says it; a value that is no record of version 1 is passed on, to be refused by its fields."""
+    samples = value.get("samples")
+    if value.get("suite") != "throughput" or not isinstance(samples, Mapping) or not isinstance(samples.get("contenders"), list):
+        return {**value, "schema_version": SCHEMA_VERSION}
+    # It had these three contenders, all of them strict.
+    libraries = {"sacref torch": "torch", "sacref jax": "jax", "Stable-Baselines3": "torch"}
+    of_contender: dict[str, Any] = {"execution": None, "env": None, "accelerator": None, "settings": {}, "libraries": {}, "note": None}
+    of_round = {"waited_seconds": None, "waited_cpu_seconds": None}
+    migrated = []
+    for one in samples["contenders"]:
+        if isinstance(one, Mapping):
+            library = libraries.get(str(one.get("name")))
+            one = {**one, **of_contender, "library": library, "strictness": "strict" if library else None}
+            if isinstance(one.get("rounds"), list):
+                one["rounds"] = [{**timed, **of_round} if isinstance(timed, Mapping) else timed for timed in one["rounds"]]
+        migrated.append(one)
+    return {**value, "schema_version": SCHEMA_VERSION, "samples": {**samples, "contenders": migrated}}
+
+
+def decode_samples(suite: str, value: Any) -> Samples:
+    """The samples of a suite from parsed JSON.
+
+    Raises:
+        RecordError: naming the field.
+    """
+    samples: Samples = _dataclass(_SAMPLES[suite], value, "samples", {})
+    return samples
 
 
 def _dataclass(kind: type[_Decoded], value: Any, path: str, narrowed: Mapping[str, Any]) -> _Decoded:

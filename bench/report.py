@@ -7,7 +7,7 @@ import tyro
 
 from bench import machine, plots
 from bench.record import RecordError
-from bench.sections import Picture, learning, parity, throughput
+from bench.sections import Picture, amp, learning, parity, rollout, throughput, update
 
 RESULTS = machine.ROOT / "results"
 
@@ -50,7 +50,8 @@ def build(results: Path, *, check: bool = False) -> list[Path]:
     """
     paragraphs = [HEADER]
     pictures: dict[Path, Picture] = {}
-    for section in (learning.section(results), throughput.section(results), parity.section(results)):
+    for part in (learning, throughput, update, rollout, amp, parity):
+        section = part.section(results)
         paragraphs += section.paragraphs
         pictures |= section.pictures
     text = "\n".join(paragraphs)

@@ -106,7 +106,7 @@ class Agent(Border[ArrayT]):
     # What a backend provides.
 
     @abstractmethod
-    def _act(self, way: str, observations: ArrayT) -> tuple[Any, Any]:
+    def _act(self, way: str, observations: Any) -> tuple[Any, Any]:
         """Actions and mean actions in the Box's units, `(envs, action)`; `way` is "greedy", "random" or "sampled"."""
 
     @abstractmethod

@@ -93,8 +93,7 @@ class Staging:
         if len(waiting) == 1 and waiting[0][1].shape[0] == self.rows:
             return waiting[0]
         fields: list[Any] = [
-            None if dtype is None else np.concatenate([row[i] for row, _ in waiting])  # type: ignore[arg-type]
-            for i, dtype in enumerate(self._fields)
+            None if dtype is None else np.concatenate([row[i] for row, _ in waiting]) for i, dtype in enumerate(self._fields)
         ]
         return self._block(Transition(*fields), np.concatenate([keep for _, keep in waiting]))
 

@@ -60,7 +60,13 @@ def assert_close(arrays: dict[str, NDArray[Any]], wanted: dict[str, NDArray[Any]
 @pytest.mark.parametrize("block", [1, 10])
 def test_100_fused_updates_equal_100_plain_ones(name: str, execution: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip(name)
-    options = {"dtype": "float64", "learning_rate": (1e-3, 2e-3, 3e-3), "grad_norm_clip": 0.5, "hidden": (8, 8), "gradient_steps": block}
+    options: dict[str, Any] = {
+        "dtype": "float64",
+        "learning_rate": (1e-3, 2e-3, 3e-3),
+        "grad_norm_clip": 0.5,
+        "hidden": (8, 8),
+        "gradient_steps": block,
+    }
     plain = Backend(name).agent(execution="plain", **options)
     agent = fused_agent(name, execution, monkeypatch, **options)
     assert (plain.execution, agent.execution) == ("plain", execution)
@@ -264,7 +270,7 @@ def test_no_operation_of_an_update_reads_a_value() -> None:
 
     seen: list[str] = []
 
-    class Watch(TorchDispatchMode):
+    class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it unannotated.
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             seen.append(str(func))
             return func(*args, **(kwargs or {}))
@@ -272,7 +278,7 @@ def test_no_operation_of_an_update_reads_a_value() -> None:
     agent = Backend("torch").agent(hidden=(8, 8))
     fill(agent, 8)
     agent.update(timestep=0, timesteps=1)
-    with Watch():
+    with Watch():  # type: ignore[no-untyped-call]
         agent.update(timestep=0, timesteps=1)
     assert not {"aten._local_scalar_dense.default", "aten.item.default", "aten.nonzero.default", "aten.equal.default"} & set(seen)
     # 328 operations when this was written, 496 before the recording was simplified.

@@ -1,27 +1,135 @@
-"""The implementations that throughput is measured of: sacref's two backends, and their peers."""
+"""The implementations that throughput is measured of: sacref's two backends, strict and chunked, and their peers.
 
-from collections.abc import Callable
-from typing import Protocol
+Each runs in a process of its own (`process`, `worker`), a peer by the interpreter of an environment of its own (`environments`). What
+their modules import is loaded there; this one and `setting`, `worker` and `environments` need nothing but Python.
+"""
 
-from bench.peers import own, stable_baselines3
-from bench.peers.setting import Setting
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-
-class Contender(Protocol):
-    """A training loop on one environment that can be stopped and taken up again."""
-
-    def advance(self, steps: int) -> None:
-        """Train for `steps` environment steps; return when the device is idle."""
-        ...
-
-    def close(self) -> None:
-        """Close the environment and the files."""
-        ...
+CHUNK = 64
+"""Steps between two updates of the contenders that collect first and learn then; each timed stretch is a multiple of it."""
+STRICT = "strict"
+"""a_t uses the parameters after the update that follows transition t-1, and every update may sample the newest transition."""
 
 
-CONTENDERS: dict[str, Callable[[Setting], Contender]] = {
-    "sacref torch": own.Torch,
-    "sacref jax": own.Jax,
-    "Stable-Baselines3": stable_baselines3.StableBaselines3,
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """One contender: how its process is started, and what the record says of it."""
+
+    name: str
+    module: str
+    """Of this package; its `make` gives the `Trainer`."""
+    library: Literal["torch", "jax"]
+    """What computes its updates."""
+    environment: str | None
+    """Folder of its environment and name of its requirements; None for sacref's own interpreter."""
+    needs: tuple[str, ...]
+    """What it imports: where its environment is absent, an interpreter that has these is good enough."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of `make`, beside the setting."""
+    script: str | None = None
+    """Environment variable with the path of its script, for a peer that is a script."""
+    strictness: str = STRICT
+    note: str | None = None
+    """What a reader of its figures should know."""
+
+    @property
+    def own(self) -> bool:
+        """Whether it is sacref's."""
+        return self.module == "own"
+
+
+def chunked(steps: int) -> str:
+    """The strictness of a loop that learns after every `steps` steps."""
+    return f"chunked (up to {steps} steps old)"
+
+
+def _own(backend: Literal["torch", "jax"], chunk: int) -> Peer:
+    return Peer(
+        name=f"sacref {backend} {'strict' if chunk == 1 else 'chunked'}",
+        module="own",
+        library=backend,
+        environment=None,
+        needs=("sacref", backend, "mujoco"),
+        options={"backend": backend, "chunk": chunk},
+        strictness=STRICT if chunk == 1 else chunked(chunk),
+    )
+
+
+DELAYED = "Its critics are trained after every step, its policy twice after every second one."
+
+CONTENDERS = {
+    peer.name: peer
+    for peer in (
+        _own("torch", 1),
+        _own("torch", CHUNK),
+        _own("jax", 1),
+        _own("jax", CHUNK),
+        Peer(
+            name="Stable-Baselines3",
+            module="stable_baselines3",
+            library="torch",
+            environment="stable-baselines3",
+            needs=("stable_baselines3", "mujoco"),
+        ),
+        Peer(
+            name="SBX strict",
+            module="sbx",
+            library="jax",
+            environment="sbx",
+            needs=("sbx", "mujoco"),
+            options={"steps": 1},
+        ),
+        Peer(
+            name="SBX scan",
+            module="sbx",
+            library="jax",
+            environment="sbx",
+            needs=("sbx", "mujoco"),
+            options={"steps": CHUNK},
+            strictness=chunked(CHUNK),
+        ),
+        Peer(
+            name="skrl torch",
+            module="skrl",
+            library="torch",
+            environment="skrl",
+            needs=("skrl", "torch", "mujoco"),
+            options={"backend": "torch", "memory": 1_000_000},
+            note="Its policy's standard deviation does not depend on the observation, as skrl's own models have it.",
+        ),
+        Peer(
+            name="skrl jax",
+            module="skrl",
+            library="jax",
+            environment="skrl",
+            needs=("skrl", "jax", "flax", "optax", "mujoco"),
+            options={"backend": "jax", "memory": 200_000},
+            note="Its memory holds 200,000 transitions in place of 1,000,000, because it copies itself whenever one is added. Its"
+            " policy's standard deviation does not depend on the observation, as skrl's own models have it.",
+        ),
+        Peer(
+            name="CleanRL",
+            module="script",
+            library="torch",
+            environment="cleanrl",
+            needs=("gymnasium", "mujoco", "tensorboard", "torch", "tyro"),
+            options={"compiled": False},
+            script="CLEANRL_SAC",
+            note=DELAYED,
+        ),
+        Peer(
+            name="LeanRL compiled",
+            module="script",
+            library="torch",
+            environment="leanrl",
+            needs=("gymnasium", "mujoco", "tensordict", "torch", "torchrl", "tqdm", "tyro", "wandb"),
+            options={"compiled": True},
+            script="LEANRL_SAC",
+            note=DELAYED,
+        ),
+    )
 }
-"""Name -> how to make one. Making it raises ImportError where the library is not installed."""
+"""Name -> contender, in the order in which they are timed."""

@@ -1,4 +1,4 @@
-"""Throughput: steps per second beside the peer's in the same run."""
+"""Throughput: steps per second beside the peers' in the same run."""
 
 import statistics as standard
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,13 @@ from bench.sections import Picture, Section, digest, number, place, source, tabl
 
 INTRODUCTION = (
     "Environment steps per second of the whole loop (act, step the environment, store, one gradient step per environment step; one"
-    " environment, batch 256, two hidden layers of 256, float32). Median over rounds that alternate between the contenders in one process,"
-    " after warm-up; a round ends when the device is idle. Compiling is what the first learning steps took beyond steady state.\n"
+    " environment, batch 256, two hidden layers of 256, float32). Median over rounds that alternate between the contenders, after warm-up;"
+    " a round ends when the device is idle. Each contender is a process of its own, a peer with the libraries of an environment of its own."
+    " Strict: each action follows the update on the transition before it, and every update may sample the newest transition; chunked: the"
+    " policy is up to so many steps old. A ratio is to a peer of the same run. Compiling is what the first steps took beyond later ones.\n"
 )
+PEERS = {"SB3": "Stable-Baselines3", "SBX strict": "SBX strict", "SBX scan": "SBX scan"}
+"""Heading of a column of ratios -> the contender that they are to, beside the best torch peer."""
 
 
 def section(results: Path) -> Section:
@@ -24,43 +28,90 @@ def section(results: Path) -> Section:
     if not newest:
         return Section([], {})
     path = results / "throughput" / "throughput.png"
-    bars = {where: speeds(found) for where, found in newest.items()}
+    charts = {where: bars(found) for where, found in newest.items()}
     paragraphs = ["## Throughput\n", INTRODUCTION, f"![Environment steps per second of each contender](throughput/{path.name})\n"]
     for where, found in newest.items():
         paragraphs += _table(where, found)
-    return Section(paragraphs, {path: Picture(digest(bars), partial(plots.throughput_bars, machines=bars))})
+    return Section(paragraphs, {path: Picture(digest(charts), partial(plots.throughput_bars, machines=charts))})
 
 
 def speeds(found: Record) -> dict[str, list[float]]:
     """Contender -> steps per second of each round; contenders that could not run are left out."""
-    return {contender.name: [r.steps / r.seconds for r in contender.rounds] for contender in _contenders(found) if contender.rounds}
+    return {contender.name: [r.steps / r.seconds for r in contender.rounds] for contender in contenders(found) if contender.rounds}
 
 
-def peer_of(measured: Mapping[str, Sequence[float]]) -> str | None:
-    """The first contender that is not sacref's."""
-    return next((name for name in measured if not name.startswith("sacref")), None)
+def bars(found: Record) -> dict[str, plots.Bar]:
+    """What the chart shows of a run."""
+    measured = speeds(found)
+    return {
+        one.name: plots.Bar(
+            speeds=measured[one.name],
+            backend=one.library if own(one) else None,
+            strict=one.strictness in ("strict", None),
+        )
+        for one in contenders(found)
+        if one.name in measured
+    }
+
+
+def own(one: Contender) -> bool:
+    """Whether a contender is sacref's."""
+    return one.name.startswith("sacref ")
+
+
+def best_torch_peer(found: Record) -> str | None:
+    """The peer with the highest median among those that compute in torch."""
+    measured = speeds(found)
+    peers = [one.name for one in contenders(found) if one.library == "torch" and not own(one) and one.name in measured]
+    return max(peers, key=lambda name: standard.median(measured[name]), default=None)
+
+
+def contenders(found: Record) -> list[Contender]:
+    """Of a throughput record."""
+    assert isinstance(found.samples, ThroughputSamples)
+    return found.samples.contenders
 
 
 def _table(where: str, found: Record) -> list[str]:
     measured = speeds(found)
-    peer = peer_of(measured)
-    rows = []
-    for contender in _contenders(found):
-        mine = measured.get(contender.name)
-        if mine is None:
-            rows.append([contender.name, f"missing: {contender.missing}", "", "", ""])
-            continue
-        ratio = f"{standard.median(mine) / standard.median(measured[peer]):.2f}" if peer else "no peer in this run"
-        compiling = "" if contender.compile_seconds is None else f"{contender.compile_seconds:.1f} s"
-        rows.append([contender.name, number(standard.median(mine)), f"{number(min(mine))} to {number(max(mine))}", ratio, compiling])
-    libraries = ", ".join(f"{name} {version}" for name, version in sorted(found.libraries.items()))
-    return [
-        f"### {found.configuration['env']} on {where}\n",
-        table(["", "steps/s", "range of the rounds", f"ratio to {peer or 'the peer'}", "compiling"], rows),
-        f"{source(found.sacref_version, found.commit, found.dirty)}; {found.date[:10]}; {libraries}.\n",
-    ]
+    best = best_torch_peer(found)
+    references = {f"best torch peer ({best})": best} if best else {}
+    references |= {heading: name for heading, name in PEERS.items() if name in measured}
+    rows = [_row(one, measured, list(references.values())) for one in contenders(found)]
+    header = ["", "steps/s", "range of the rounds", *(f"/ {heading}" for heading in references), "policy", "execution", "compiling"]
+    paragraphs = [f"### {found.configuration['env']} on {where}\n", table(header, rows)]
+    if not references:
+        paragraphs.append("No peer ran, so no ratio is given.\n")
+    if notes := [f"- {one.name}: {remark}" for one in contenders(found) if one.rounds and (remark := _remark(one, found))]:
+        paragraphs.append("\n".join(notes) + "\n")
+    paragraphs += _versions(found)
+    paragraphs.append(f"{source(found.sacref_version, found.commit, found.dirty)}; {found.date[:10]}.\n")
+    return paragraphs
 
 
-def _contenders(found: Record) -> list[Contender]:
-    assert isinstance(found.samples, ThroughputSamples)
-    return found.samples.contenders
+def _row(one: Contender, measured: Mapping[str, Sequence[float]], references: Sequence[str]) -> list[str]:
+    mine = measured.get(one.name)
+    if mine is None:
+        return [one.name, f"missing: {one.missing}", "", *("" for _ in references), one.strictness or "", "", ""]
+    ratios = [f"{standard.median(mine) / standard.median(measured[name]):.2f}" for name in references]
+    compiling = "" if one.compile_seconds is None else f"{one.compile_seconds:.1f} s"
+    spread = f"{number(min(mine))} to {number(max(mine))}"
+    return [one.name, number(standard.median(mine)), spread, *ratios, one.strictness or "", one.execution or "", compiling]
+
+
+def _remark(one: Contender, found: Record) -> str:
+    """What sets a contender's run apart from the others'."""
+    remarks = [one.note] if one.note else []
+    if one.env and one.env != found.configuration["env"]:
+        remarks.append(f"Its Gymnasium has {one.env} in place of {found.configuration['env']}.")
+    return " ".join(remarks)
+
+
+def _versions(found: Record) -> list[str]:
+    """The libraries, once for all contenders that have the same."""
+    named: dict[str, list[str]] = {}
+    for one in contenders(found):
+        if one.rounds:
+            libraries = one.libraries or found.libraries
+            named.setdefault(", ".join(f"{name} {version}" for name, version in sorted(libraries.items())), []).append(one.name)
+    return ["\n".join(f"- {', '.join(names)}: {libraries}" for libraries, names in named.items()) + "\n"] if named else []

@@ -1,7 +1,7 @@
 """Soft Actor-Critic on JAX: the life cycle around one update."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -173,7 +173,8 @@ class SAC(Agent[Array]):
 
     def synchronise(self) -> None:
         """Wait until the device has done all that it was asked for."""
-        jax.block_until_ready((self._state, self._random, None if self.memory is None else self.memory.state))
+        wait: Callable[[Any], Any] = jax.block_until_ready
+        wait((self._state, self._random, None if self.memory is None else self.memory.state))
 
     @property
     def models(self) -> dict[str, nnx.Module]:

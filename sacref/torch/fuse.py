@@ -1,8 +1,8 @@
 """Around a finished update: draw a batch and its noise, then take the steps; and the ways to run that fast.
 
-`plain` calls the update as it is written. `traced` runs a recording of it (`graph.py`). `cuda_graph` captures draw and step on the device, so
-that the host launches once for each gradient step. `torch.compile` is none of them: on the CPU, where it was measured, its code for a recording
-takes one and a half times as long as the recording, and 20 s to make.
+`plain` calls the update as it is written. `traced` runs a recording of it (`graph.py`). `cuda_graph` captures draw and step on the device,
+so that the host launches once for each gradient step. `torch.compile` is none of them: on the CPU its code for a recording was
+measured to take one and a half times as long as the recording, and 20 s to make.
 """
 
 import logging
@@ -178,7 +178,7 @@ class Captured:
         before = [generator.get_state() for generator in generators]
         copied = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, state)
         on_cuda = state.log_alpha.device.type == "cuda"
-        stream = torch.cuda.Stream() if on_cuda else None
+        stream = torch.cuda.Stream() if on_cuda else None  # type: ignore[no-untyped-call]  # torch leaves it unannotated.
         if stream is not None:
             stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

@@ -77,7 +77,7 @@ def uses_onednn(leaves: Sequence[Any]) -> bool:
 def onednn_available() -> bool:
     """Whether this machine's CPU and this build of PyTorch have what `multiply_with_onednn` needs."""
     return (
-        torch.backends.mkldnn.is_available()
+        torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch leaves it unannotated.
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )

@@ -56,7 +56,7 @@ class Optimizer:
 
     def step(self, parameters: Tree, gradients: Tree, state: Any) -> tuple[Tree, Any]:
         """Parameters and state after one step against `gradients`; both are written in place."""
-        gradient_list = list(leaves(gradients))
+        gradient_list: list[Tensor] | tuple[Tensor, ...] = list(leaves(gradients))
         if self.grad_norm_clip > 0:
             norm = torch.nn.utils.get_total_norm(gradient_list)
             gradient_list = torch._foreach_mul(gradient_list, (self.grad_norm_clip / norm).clamp(max=1.0))

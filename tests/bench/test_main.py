@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as whole
-from bench import learning, machine, report, throughput
+from bench import amp, learning, machine, report, rollout, sweep, throughput, update
 
 
 @pytest.fixture(autouse=True)
@@ -24,9 +24,12 @@ def test_the_longest_preset_that_fits_is_chosen(speed: float, preset: str, tmp_p
 
 
 def test_what_is_recorded_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = {stage.name: stage.seconds for stage in whole.stages("smoke", tmp_path)}
+    before = {stage.name: stage.seconds for stage in whole.stages("cpu", "smoke", tmp_path)}
     assert before == {
-        "throughput": throughput.estimated_seconds(),
+        "throughput, preset medium": throughput.estimated_seconds(),
+        "update, preset cpu": update.estimated_seconds("cpu", 2),
+        "rollout, preset cpu": rollout.estimated_seconds("cpu"),
+        "amp, preset cpu": amp.estimated_seconds("cpu", 2),
         "parity in float64": whole.PARITY_SECONDS,
         "parity in float32": whole.PARITY_SECONDS,
         "learning, preset smoke": 10_000 / learning.UNMEASURED_STEPS_PER_SECOND,
@@ -35,28 +38,80 @@ def test_what_is_recorded_is_not_measured_again(tmp_path: Path, monkeypatch: pyt
     path.parent.mkdir(parents=True)
     path.write_text("{}")
     monkeypatch.setattr(whole, "_recorded", lambda folder: True)
-    after = {stage.name: stage.seconds for stage in whole.stages("smoke", tmp_path)}
-    assert [name for name, seconds in after.items() if not seconds] == ["throughput", "parity in float64"]
+    names: list[str] = []
+
+    def recorded(results: Path, name: str, here: str) -> Path | None:
+        names.append(name)
+        return results if name.startswith("rollout") and results == tmp_path / "rollout" else None
+
+    monkeypatch.setattr(sweep, "recorded", recorded)
+    after = {stage.name: stage.seconds for stage in whole.stages("cpu", "smoke", tmp_path)}
+    assert [name for name, seconds in after.items() if not seconds] == [
+        "throughput, preset medium",
+        "rollout, preset cpu",
+        "parity in float64",
+    ]
+    assert names == ["update-cpu-2cores", "rollout-cpu-2cores", "amp-cpu-2cores"]
 
 
 def test_a_stage_that_fails_does_not_keep_the_others_from_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: list[str] = []
+    ran: list[tuple[str, ...]] = []
 
     def module(*arguments: str) -> int:
-        ran.append(arguments[0])
+        ran.append(arguments)
         return 3 if arguments[0] == "bench.throughput" else 0
 
     monkeypatch.setattr(whole, "_module", module)
 
     def reported(results: Path) -> int:
-        ran.append("report")
+        ran.append(("report",))
         return 0
 
     monkeypatch.setattr(report, "main", reported)
     assert whole.main(preset="smoke", results=tmp_path, dry_run=True) == 0
     assert ran == []
     assert whole.main(preset="smoke", results=tmp_path) == 3
-    assert ran == ["bench.throughput", "sacref", "sacref", "bench.learning", "report"]
+    suites = ["bench.throughput", "bench.update", "bench.rollout", "bench.amp"]
+    assert [arguments[0] for arguments in ran] == [*suites, "sacref", "sacref", "bench.learning", "report"]
+    assert [arguments[1:3] for arguments in ran[:4]] == [("--preset", "smoke")] * 4
+    assert ran[4][:4] == ("sacref", "parity", "--updates", "100")
+    assert ran[6][1] == "smoke"
+
+
+def test_a_smoke_run_stays_out_of_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    went: list[str] = []
+
+    def module(*arguments: str) -> int:
+        went.append(arguments[-1])
+        return 0
+
+    monkeypatch.setattr(whole, "_module", module)
+    monkeypatch.setattr(report, "main", lambda results: module(str(results)))
+    assert whole.main(preset="smoke") == 0
+    assert len(went) == 8
+    assert all(path.startswith(str(tmp_path / "runs" / "smoke")) for path in went)
+
+
+def test_a_smoke_run_takes_a_few_minutes(tmp_path: Path) -> None:
+    assert sum(stage.seconds for stage in whole.stages("smoke", "smoke", tmp_path)) < 8 * 60
+
+
+def test_the_preset_follows_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    presets: list[str] = []
+
+    def stages(preset: str, learning_preset: str, results: Path) -> list[whole.Stage]:
+        presets.append(f"{preset} {learning_preset}")
+        return []
+
+    monkeypatch.setattr(whole, "stages", stages)
+    monkeypatch.setattr(learning, "steps_per_second", lambda results, here: 80.0)
+    whole.main(results=tmp_path, dry_run=True)
+    monkeypatch.setattr(machine, "find_accelerator", lambda: "A GPU")
+    whole.main(results=tmp_path, dry_run=True, learning_preset="invertedpendulum")
+    assert presets == ["cpu halfcheetah-100k", "gpu invertedpendulum"]
+    with pytest.raises(SystemExit, match="--learning-preset is 'ants', expected one of"):
+        whole.main(learning_preset="ants", results=tmp_path)
 
 
 def test_ctrl_c_ends_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

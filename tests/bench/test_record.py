@@ -76,7 +76,7 @@ def test_every_missing_field_is_refused_by_its_name(written: Record) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 2}, "schema_version is 2, expected 1"),
+        ({"schema_version": 3}, "schema_version is 3, expected 2 or 1"),
         ({"suite": "parity"}, "suite is 'parity', expected one of learning, throughput"),
         ({"seed": "0"}, "seed is '0', expected int"),
         ({"seed": True}, "seed is True, expected int"),
@@ -95,7 +95,29 @@ def test_a_wrong_field_is_refused_with_what_came_and_what_was_expected(change: d
         record.decode(dataclasses.asdict(LEARNING) | change)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"schema_version": 1}'])
+def test_a_throughput_record_of_version_1_is_read_as_version_2() -> None:
+    old = dataclasses.asdict(THROUGHPUT) | {"schema_version": 1}
+    timed = {"steps": 100, "seconds": 0.5}
+    old["samples"]["contenders"] = [
+        {"name": "sacref jax", "rounds": [timed], "compile_seconds": 0.25, "missing": None},
+        {"name": "a peer", "rounds": [], "compile_seconds": None, "missing": "not installed"},
+    ]
+    found = record.decode(old)
+    expected = dataclasses.replace(THROUGHPUT.samples.contenders[0], library="jax", strictness="strict")  # type: ignore[union-attr]  # It is.
+    assert found.schema_version == 2
+    assert isinstance(found.samples, ThroughputSamples)
+    assert found.samples.contenders == [expected, THROUGHPUT.samples.contenders[1]]  # type: ignore[union-attr]  # It is.
+    assert (found.samples.contenders[0].rounds[0].waited_seconds, found.samples.contenders[1].strictness) == (None, None)
+    del old["samples"]["contenders"][0]["rounds"][0]["seconds"]
+    with pytest.raises(RecordError, match=r"samples.contenders\[0\].rounds\[0\].seconds is missing"):
+        record.decode(old)
+
+
+def test_a_learning_record_of_version_1_is_read_as_it_is() -> None:
+    assert record.decode(dataclasses.asdict(LEARNING) | {"schema_version": 1}) == LEARNING
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"schema_version": 1}', '{"schema_version": 2}'])
 def test_a_file_that_is_no_record_is_refused_by_its_path(text: str, tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     path.write_text(text)

@@ -3,14 +3,36 @@
 import dataclasses
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench import plots, record, report
 from bench.published import published
-from bench.record import Contender, Evaluation, Hardware, LearningSamples, Record, Round, Session, ThroughputSamples
-from bench.sections import learning, throughput
+from bench.record import (
+    ActCell,
+    AmpCell,
+    AmpSamples,
+    Contender,
+    EnvironmentCell,
+    Evaluation,
+    Hardware,
+    LearningSamples,
+    LoopCell,
+    MatmulCell,
+    PartCell,
+    Record,
+    RolloutSamples,
+    Round,
+    Session,
+    ThroughputSamples,
+    Timing,
+    UpdateCell,
+    UpdateSamples,
+)
+from bench.sections import amp, learning, throughput
 
 HARDWARE = Hardware(cpu_model="A CPU", cores=4, threads=1, memory_bytes=2**30, accelerator=None)
 
@@ -45,13 +67,25 @@ def rounds(*seconds: float) -> list[Round]:
     return [Round(steps=100, seconds=each) for each in seconds]
 
 
-def speeds(peer: bool = True) -> Record:
+def contender(name: str, library: str, *seconds: float, **changes: object) -> Contender:
+    """One of 100 steps a round, strict."""
+    known = {"compile_seconds": 1.25, "missing": None, "strictness": "strict", "execution": "eager", "libraries": {library: "1"}, **changes}
+    return Contender(name=name, library=library, rounds=rounds(*seconds), **known)  # type: ignore[arg-type]  # The tests name fields only.
+
+
+PEERS = (
+    contender("Stable-Baselines3", "torch", 4.0, 4.0, 4.0),
+    contender("CleanRL", "torch", 2.0, 2.0, 2.0, env="HalfCheetah-v4", note="Half of it.", libraries={"torch": "0"}),
+    contender("SBX strict", "jax", 1.25, 1.25, 1.25),
+    contender("SBX scan", "jax", 0.5, 0.5, 0.5, strictness="chunked (up to 64 steps old)"),
+)
+
+
+def speeds(peers: Sequence[Contender] = PEERS) -> Record:
     contenders = [
-        Contender(name="sacref torch", rounds=[Round(steps=100, seconds=s) for s in (1.0, 0.5, 2.0)], compile_seconds=0.0, missing=None),
-        Contender(name="sacref jax", rounds=[Round(steps=100, seconds=s) for s in (0.25, 0.5, 0.2)], compile_seconds=1.25, missing=None),
-        Contender(
-            name="A peer", rounds=[Round(steps=100, seconds=2.0)] * 3 * peer, compile_seconds=None, missing=None if peer else "absent"
-        ),
+        contender("sacref torch strict", "torch", 1.0, 0.5, 2.0, compile_seconds=0.0),
+        contender("sacref jax chunked", "jax", 0.25, 0.5, 0.2, strictness="chunked (up to 64 steps old)", execution="scan"),
+        *peers,
     ]
     return dataclasses.replace(
         run("torch", 0, 0.0),
@@ -60,6 +94,9 @@ def speeds(peer: bool = True) -> Record:
         configuration={"env": "HalfCheetah-v5"},
         samples=ThroughputSamples(contenders=contenders),
     )
+
+
+ABSENT = dataclasses.replace(PEERS[0], rounds=[], compile_seconds=None, execution=None, missing="absent")
 
 
 @pytest.fixture
@@ -116,19 +153,45 @@ def test_published_points_are_those_of_the_task_within_its_steps() -> None:
     assert published("Hopper-v5", 100_000) == []
 
 
-def test_a_speed_is_a_ratio_to_the_peer_of_the_same_run(results: Path) -> None:
+def test_a_speed_is_a_ratio_to_each_peer_of_the_same_run(results: Path) -> None:
     report.build(results)
-    # Medians: 100 steps in 1 s, in 0.25 s, and the peer's in 2 s.
-    assert row(results, "sacref torch") == ["sacref torch", "100", "50 to 200", "2.00", "0.0 s"]
-    assert row(results, "sacref jax") == ["sacref jax", "400", "200 to 500", "8.00", "1.2 s"]
-    assert row(results, "A peer")[3] == "1.00"
+    header = ["/ best torch peer (CleanRL)", "/ SB3", "/ SBX strict", "/ SBX scan", "policy", "execution", "compiling"]
+    assert row(results, "")[3:] == header
+    # Medians: 100 steps in 1 s, in 0.25 s; the peers' in 4, 2, 1.25 and 0.5 s.
+    own, fast = row(results, "sacref torch strict"), row(results, "sacref jax chunked")
+    assert own == ["sacref torch strict", "100", "50 to 200", "2.00", "4.00", "1.25", "0.50", "strict", "eager", "0.0 s"]
+    assert fast[1:7] == ["400", "200 to 500", "8.00", "16.00", "5.00", "2.00"]
+    assert fast[7:] == ["chunked (up to 64 steps old)", "scan", "1.2 s"]
+    assert row(results, "CleanRL")[3] == "1.00"
+
+
+def test_what_sets_a_peer_apart_and_the_libraries_are_said(results: Path) -> None:
+    report.build(results)
+    text = (results / "README.md").read_text()
+    assert "- CleanRL: Half of it. Its Gymnasium has HalfCheetah-v4 in place of HalfCheetah-v5.\n" in text
+    assert "- sacref torch strict, Stable-Baselines3: torch 1\n" in text
+    assert "- CleanRL: torch 0\n" in text
 
 
 def test_a_missing_peer_is_reported_and_no_ratio_given(tmp_path: Path) -> None:
-    record.write(tmp_path / "throughput" / "2026-01-02-a" / "speed.json", speeds(peer=False))
+    record.write(tmp_path / "throughput" / "2026-01-02-a" / "speed.json", speeds([ABSENT]))
     report.build(tmp_path)
-    assert row(tmp_path, "A peer")[1] == "missing: absent"
-    assert row(tmp_path, "sacref jax")[3] == "no peer in this run"
+    assert row(tmp_path, "Stable-Baselines3") == ["Stable-Baselines3", "missing: absent", "", "strict", "", ""]
+    assert row(tmp_path, "sacref jax chunked")[3] == "chunked (up to 64 steps old)"
+    assert "No peer ran, so no ratio is given." in (tmp_path / "README.md").read_text()
+
+
+def test_the_chart_tells_sacrefs_backends_and_stale_policies(results: Path) -> None:
+    bars = throughput.bars(speeds())
+    assert {name: (bar.backend, bar.strict) for name, bar in bars.items()} == {
+        "sacref torch strict": ("torch", True),
+        "sacref jax chunked": ("jax", False),
+        "Stable-Baselines3": (None, True),
+        "CleanRL": (None, True),
+        "SBX strict": (None, True),
+        "SBX scan": (None, False),
+    }
+    assert bars["sacref torch strict"].speeds == [100.0, 200.0, 50.0]
 
 
 def test_the_curve_has_the_steps_that_every_seed_has() -> None:
@@ -206,11 +269,11 @@ def test_a_picture_carries_the_digest_of_its_data(results: Path) -> None:
 
 
 def test_the_newest_throughput_run_of_a_machine_counts(results: Path) -> None:
-    newer = dataclasses.replace(speeds(peer=False), date="2027-01-01T00:00:00+00:00")
+    newer = dataclasses.replace(speeds([ABSENT]), date="2027-01-01T00:00:00+00:00")
     record.write(results / "throughput" / "2027-01-01-a" / "speed.json", newer)
     assert len([part for part in throughput.section(results).paragraphs if part.startswith("###")]) == 1
     report.build(results)
-    assert row(results, "A peer")[1] == "missing: absent"
+    assert row(results, "Stable-Baselines3")[1] == "missing: absent"
 
 
 def test_the_largest_relative_difference_of_each_pair_is_shown_beside_the_plot(tmp_path: Path) -> None:
@@ -236,6 +299,126 @@ def test_the_largest_relative_difference_of_each_pair_is_shown_beside_the_plot(t
     path.write_text(json.dumps({**value, "largest": {"torch - jax": {"parameters": {}}}}))
     with pytest.raises(record.RecordError, match=r"float64\.json: KeyError: 'relative'"):
         report.build(tmp_path)
+
+
+def timed(*speeds: float) -> list[Timing]:
+    return [Timing(count=100, seconds=100 / speed) for speed in speeds]
+
+
+def updates(**changes: object) -> Record:
+    """Torch in two ways, JAX missing; products of 256 at 1,000 a second, which is 33.6 GFLOP/s."""
+    size: dict[str, Any] = {"batch": 256, "width": 256, "flops": 10**8}
+    found: dict[str, Any] = {"stored": 10, "gradient_steps": 16, "compile_seconds": 1.5, "missing": None}
+    cells = [
+        UpdateCell(backend="torch", execution="auto", chosen="traced", timings=timed(100.0, 168.0, 200.0), **size, **found),
+        UpdateCell(backend="torch", execution="plain", chosen="plain", timings=timed(84.0), **size, **found),
+        UpdateCell(
+            backend="jax", execution="auto", chosen=None, timings=[], **size, **{**found, "missing": "no jax", "compile_seconds": None}
+        ),
+    ]
+    stored = [
+        UpdateCell(backend="torch", execution="auto", chosen="traced", timings=timed(speed), **size, **{**found, "stored": number})
+        for number, speed in ((1_000, 100.0), (10_000, 80.0))
+    ]
+    matmuls = [
+        MatmulCell(backend=backend, size=256, batch=256, width=256, timings=timed(speed))
+        for backend, speed in (("torch", 1000.0), ("jax", 9e9))
+    ]
+    configuration = {"preset": "cpu", "left_out": [[16_384, 2_048]]}
+    samples = UpdateSamples(cells=cells, matmuls=matmuls, stored=stored)
+    written = dataclasses.replace(
+        run("torch", 0, 0.0), suite="update", run="update-cpu-1core", configuration=configuration, samples=samples
+    )
+    return dataclasses.replace(written, **changes)  # type: ignore[arg-type]  # The tests name fields only.
+
+
+def test_updates_stand_beside_the_products_of_their_backend(tmp_path: Path) -> None:
+    record.write(tmp_path / "update" / "2026-01-02-a" / "u.json", updates())
+    written = report.build(tmp_path)
+    assert {path.name for path in written} == {"update-cpu-1core-a-4core.png", "README.md"}
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in (tmp_path / "README.md").read_text().splitlines() if "256" in line
+    ]
+    assert ["256", "256", "torch", "auto: traced", "168", "17", "50%", "", "1.5 s"] in rows
+    assert ["256", "256", "torch", "plain", "84", "8", "25%", "", "1.5 s"] in rows
+    assert ["256", "256", "jax", "auto", "missing: no jax", "", "", "", ""] in rows
+    # 10 ms and 12.5 ms.
+    assert row(tmp_path, "torch") == ["torch", "10.000", "12.500", "25%, more than the 10% that it should"]
+    assert "Left out, as it would take too long here: batch 16,384, width 2,048." in (tmp_path / "README.md").read_text()
+    assert report.build(tmp_path, check=True) == []
+
+
+def test_of_two_runs_alike_the_newer_is_shown_and_another_preset_beside_it(tmp_path: Path) -> None:
+    record.write(tmp_path / "update" / "2026-01-02-a" / "u.json", updates())
+    record.write(tmp_path / "update" / "2027-01-02-a" / "u.json", updates(date="2027-01-02T00:00:00+00:00", commit="fedcba9876543210"))
+    other = updates(configuration={"preset": "gpu"}, run="update-gpu-1core")
+    record.write(tmp_path / "update" / "2026-01-02-a" / "v.json", other)
+    report.build(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert re.findall(r"^### (.*)$", text, re.MULTILINE) == [
+        f"A CPU, 4 cores, 1 of them used; preset {preset}" for preset in ("cpu", "gpu")
+    ]
+    assert text.count("commit fedcba9876") == 1
+
+
+def test_the_parts_of_a_step_are_medians_in_milliseconds(tmp_path: Path) -> None:
+    parts = {"act": 1.0, "environment": 0.5, "record": 0.25, "update": 8.0, "rest": 0.25}
+    samples = RolloutSamples(
+        environments=[EnvironmentCell(env="Ant-v5", num_envs=num, timings=timed(100.0 * num), missing=None) for num in (1, 4)],
+        acts=[ActCell(backend="jax", num_envs=1, timings=timed(4_000.0, 5_000.0, 9_000.0), compile_seconds=0.5, missing=None)],
+        loops=[
+            LoopCell(backend="jax", num_envs=1, execution="scan", timings=timed(90.0, 100.0, 130.0), compile_seconds=2.0, missing=None),
+            LoopCell(backend="torch", num_envs=1, execution=None, timings=[], compile_seconds=None, missing="no torch"),
+        ],
+        parts=[PartCell(backend="jax", part=part, timings=timed(1.0, 1e3 / value, 1e9)) for part, value in parts.items()],  # type: ignore[arg-type]  # Each is a part.
+    )
+    configuration = {"preset": "cpu"}
+    found = dataclasses.replace(run("torch", 0, 0.0), suite="rollout", run="rollout-cpu", configuration=configuration, samples=samples)
+    record.write(tmp_path / "rollout" / "2026-01-02-a" / "r.json", found)
+    report.build(tmp_path)
+    assert row(tmp_path, "Ant-v5") == ["Ant-v5", "100", "400"]
+    assert row(tmp_path, "jax (scan)") == ["jax (scan)", "100", "2.0 s"]
+    assert row(tmp_path, "torch") == ["torch", "missing: no torch", ""]
+    text = (tmp_path / "README.md").read_text()
+    assert "| jax | 0.200 | 0.5 s |" in text
+    assert "| jax | 1.000 | 0.500 | 0.250 | 8.000 | 0.250 | 10.000 |" in text
+    assert (tmp_path / "rollout" / "rollout-cpu-a-4core.png").exists()
+
+
+def amp_cell(precision: str, width: int, speed: float | None, **changes: object) -> AmpCell:
+    cell = AmpCell(
+        backend="torch",
+        precision=precision,
+        batch=64,
+        width=width,
+        chosen="cuda_graph",
+        gradient_steps=16,
+        timings=[] if speed is None else timed(speed),
+        compile_seconds=1.0,
+        memory_bytes=3 * 2**20,
+        memory_of="device",
+        loss_error=1e-7,
+        gradient_error=2e-5,
+        missing=None if speed else "does not fit the memory",
+    )
+    return dataclasses.replace(cell, **changes)  # type: ignore[arg-type]  # The tests name fields only.
+
+
+def test_a_precision_is_held_to_float32_of_its_size(tmp_path: Path) -> None:
+    cells = [amp_cell("float32", 256, 100.0), amp_cell("float32", 512, 40.0), amp_cell("tf32", 256, 80.0), amp_cell("tf32", 512, None)]
+    found = dataclasses.replace(
+        run("torch", 0, 0.0), suite="amp", run="amp-gpu", configuration={"preset": "gpu"}, samples=AmpSamples(cells=cells)
+    )
+    record.write(tmp_path / "amp" / "2026-01-02-a" / "a.json", found)
+    report.build(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "| 256 | 64 | torch | tf32 | cuda_graph | 80 | 0.80 | 3 MiB of the device | 1.0e-07 | 2.0e-05 |" in text
+    assert "| 512 | 64 | torch | float32 | cuda_graph | 40 | 1.00 |" in text
+    assert "| 512 | 64 | torch | tf32 | missing: does not fit the memory |" in text
+    assert amp.speed_up(cells[2], cells[::-1]) == 0.8  # In any order.
+    maps = amp.heat_maps(cells)
+    assert [[panel.values for panel in of_precision] for of_precision in maps] == [[[[100.0], [40.0]]], [[[0.8], [None]]]]
+    assert [panel.ratio for of_precision in maps for panel in of_precision] == [False, True]
 
 
 def test_the_report_in_the_tree_is_up_to_date() -> None:

@@ -1,0 +1,204 @@
+"""Which figure of a suite moved beyond its noise: `python -m bench.compare OLD NEW`, two records or two folders of records.
+
+The ratio is that of the medians; its 95% interval is a percentile bootstrap over the raw rounds (or seeds) of both sides. A bootstrap and
+not a permutation test: it says how much, and not only whether, and with five rounds a side no permutation is rarer than 1 in 126. It knows
+the noise within a run alone. How fast the machine was on the day shows in the reference figures (matrix products, environments, peers),
+which are listed first; and what changes by less than the tolerance has not moved.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import scipy.stats
+import tyro
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from bench import record
+from bench.figures import Figure, figures
+from bench.record import Record, RecordError
+from bench.statistics import LEVEL, RESAMPLES, Interval
+
+Verdict = Literal["better", "worse", "same", "unknown"]
+
+
+class NotComparableError(ValueError):
+    """Records of two machines, configurations or suites; the message says what differs."""
+
+
+class Change(NamedTuple):
+    """What became of a figure."""
+
+    name: str
+    old: float
+    """Median."""
+    new: float
+    unit: str
+    ratio: float | None
+    """Of the medians, new / old; None where the old one is not positive."""
+    interval: Interval | None
+    """95%, of the ratio; None where a side has fewer than two samples."""
+    verdict: Verdict
+    """`better` and `worse` are beyond the noise."""
+    reference: bool
+
+
+def main(
+    old: Annotated[Path, tyro.conf.Positional],
+    new: Annotated[Path, tyro.conf.Positional],
+    /,
+    *,
+    tolerance: float = 0.05,
+    fail: bool = False,
+    force: bool = False,
+) -> int:
+    """Compare two records, or two folders of records, of one suite.
+
+    Args:
+        old: a record, or a folder of records.
+        new: the same, measured later.
+        tolerance: what changes by a smaller share has not moved, whatever the rounds say.
+        fail: exit with status 1 if a figure of sacref's got worse beyond its noise.
+        force: compare what was measured on different machines or with different configurations, as far as the figures' names agree.
+
+    Returns:
+        Exit status: 0; 1 with `fail` where something got worse; 2 if the two cannot be compared.
+    """
+    console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+    try:
+        before, after = load(old), load(new)
+        for difference in (differences := comparable(before, after)):
+            console.print(f"differs: {difference}", markup=False)
+        if differences and not force:
+            raise NotComparableError("the two were not measured alike: measure again, or say --force")
+        changes, unmatched = compare(figures(before), figures(after), tolerance)
+    except (RecordError, NotComparableError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    for name in unmatched:
+        console.print(f"only on one side: {name}", markup=False)
+    show(changes, before, after, tolerance, console)
+    return int(fail and any(change.verdict == "worse" and not change.reference for change in changes))
+
+
+def load(path: Path) -> list[Record]:
+    """The records of a file or a folder.
+
+    Raises:
+        RecordError: if a file is no record. NotComparableError: if there is none.
+    """
+    paths = sorted(path.glob("*.json")) if path.is_dir() else [path] if path.exists() else []
+    if not paths:
+        raise NotComparableError(f"{path} is no record and no folder that holds records: name a JSON file or its folder under results/")
+    return [record.read(found) for found in paths]
+
+
+def comparable(old: Sequence[Record], new: Sequence[Record]) -> list[str]:
+    """What keeps the two from being compared: nothing, or machines, configurations or runs that differ.
+
+    Raises:
+        NotComparableError: if they are of two suites.
+    """
+    suites = {one.suite for one in (*old, *new)}
+    if len(suites) > 1:
+        raise NotComparableError(f"the records are of the suites {', '.join(sorted(suites))}: compare records of one suite")
+    differences = []
+    before, after = ({one.run: one for one in side} for side in (old, new))
+    if len(old) == len(new) == 1:
+        # Two files may have any names.
+        (after,) = ({old[0].run: one} for one in after.values())
+    differences += [f"run {run} is on one side only" for run in sorted(before.keys() ^ after.keys())]
+    for run in sorted(before.keys() & after.keys()):
+        sides = [circumstances(side[run]) for side in (before, after)]
+        for name in sorted(sides[0].keys() | sides[1].keys()):
+            values = [side.get(name) for side in sides]
+            if values[0] != values[1]:
+                differences.append(f"{run}: {name}: {values[0]!r} and {values[1]!r}")
+    return differences
+
+
+def circumstances(one: Record) -> dict[str, Any]:
+    """What must agree: the machine and the configuration. Versions of libraries and of sacref may be what is compared."""
+    hardware = {name: getattr(one.hardware, name) for name in ("cpu_model", "cores", "threads", "accelerator")}
+    # `run` is what a training wrote of itself; it names every field that a version has.
+    return hardware | {f"configuration.{name}": value for name, value in one.configuration.items() if name != "run"}
+
+
+def compare(old: dict[str, Figure], new: dict[str, Figure], tolerance: float) -> tuple[list[Change], list[str]]:
+    """The change of every figure that both sides have, references first; and the names of the others."""
+    changes = [change(name, old[name], new[name], tolerance) for name in old if name in new]
+    return sorted(changes, key=lambda found: not found.reference), sorted(old.keys() ^ new.keys())
+
+
+def change(name: str, old: Figure, new: Figure, tolerance: float) -> Change:
+    """What became of a figure."""
+    before, after = float(np.median(old.values)), float(np.median(new.values))
+    ratio = after / before if before > 0 else None
+    interval = ratio_interval(old.values, new.values) if ratio is not None else None
+    verdict: Verdict = "unknown"
+    if ratio is not None and interval is not None:
+        verdict = "same"
+        if abs(ratio - 1) > tolerance and not interval.low <= 1 <= interval.high:
+            verdict = "better" if (ratio > 1) == new.higher_is_better else "worse"
+    return Change(name, before, after, new.unit, ratio, interval, verdict, new.reference)
+
+
+def ratio_interval(old: Sequence[float], new: Sequence[float]) -> Interval | None:
+    """95% percentile-bootstrap interval of median(new) / median(old); None for fewer than two samples a side. Seeded."""
+    if len(old) < 2 or len(new) < 2 or min(old) <= 0:
+        return None
+
+    def ratio(old: NDArray[np.float64], new: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+        found: NDArray[np.float64] = np.median(new, axis=axis) / np.median(old, axis=axis)
+        return found
+
+    interval = scipy.stats.bootstrap(
+        (np.asarray(old, np.float64), np.asarray(new, np.float64)),
+        ratio,
+        n_resamples=RESAMPLES,
+        confidence_level=LEVEL,
+        method="percentile",
+        vectorized=True,
+        random_state=0,
+    ).confidence_interval
+    return Interval(float(interval.low), float(interval.high))
+
+
+def show(changes: Sequence[Change], old: Sequence[Record], new: Sequence[Record], tolerance: float, console: Console) -> None:
+    """Print the table, and what it comes to."""
+    table = Table(title=f"{_source(old)} -> {_source(new)}", title_justify="left")
+    for heading in ("", "old", "new", "new / old", "95%", "beyond noise"):
+        table.add_column(heading, justify="left" if heading in ("", "beyond noise") else "right")
+    styles = {"better": "green", "worse": "red", "same": "", "unknown": "dim"}
+    for found in changes:
+        ends = "" if found.interval is None else f"{found.interval.low:.3f} to {found.interval.high:.3f}"
+        table.add_row(
+            f"{found.name} (reference)" if found.reference else found.name,
+            f"{found.old:,.4g}",
+            f"{found.new:,.4g} {found.unit}",
+            "" if found.ratio is None else f"{found.ratio:.3f}",
+            ends,
+            {"same": "no", "unknown": "unknown: too few samples"}.get(found.verdict, found.verdict),
+            style=styles[found.verdict],
+        )
+    console.print(table)
+    own = [found for found in changes if not found.reference]
+    counts = {verdict: sum(found.verdict == verdict for found in own) for verdict in ("better", "worse", "same", "unknown")}
+    console.print(
+        f"{len(own)} figures: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + f" (tolerance {tolerance:.0%})"
+    )
+    references = [found.ratio for found in changes if found.reference and found.ratio is not None]
+    if references:
+        console.print(f"The references' median ratio is {float(np.median(references)):.3f}: so much of every change is the machine's own.")
+
+
+def _source(records: Sequence[Record]) -> str:
+    return ", ".join(sorted({f"{one.sacref_version} {(one.commit or 'no commit')[:10]}{' with changes' * one.dirty}" for one in records}))
+
+
+if __name__ == "__main__":
+    sys.exit(tyro.cli(main))

@@ -1,0 +1,38 @@
+"""The precisions that gradient steps are measured in. Each is used in a process of its own: the libraries keep it for the whole process."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """What differs from float32 throughout."""
+
+    torch_matmul: str
+    """Argument of `torch.set_float32_matmul_precision`."""
+    jax_matmul: str
+    """Value of JAX's option `jax_default_matmul_precision`."""
+    cuda_only: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `SACConfig`."""
+
+
+PRECISIONS = {
+    # Said, not left to the default: JAX multiplies float32 in TF32 on the GPUs that can.
+    "float32": Precision(torch_matmul="highest", jax_matmul="highest"),
+    "tf32": Precision(torch_matmul="high", jax_matmul="tensorfloat32", cuda_only=True),
+}
+
+
+def use(backend: str, name: str) -> None:
+    """Compute in this precision from now on."""
+    precision = PRECISIONS[name]
+    if backend == "torch":
+        import torch
+
+        torch.set_float32_matmul_precision(precision.torch_matmul)
+    else:
+        import jax
+
+        jax.config.update("jax_default_matmul_precision", precision.jax_matmul)  # type: ignore[no-untyped-call]  # JAX leaves it unannotated.

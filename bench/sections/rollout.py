@@ -1,0 +1,88 @@
+"""Rollout: environments, acting, the loop by number of environments, and where a step's time goes."""
+
+import statistics as standard
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from bench import plots
+from bench.record import ActCell, EnvironmentCell, LoopCell, Record, RolloutSamples, Timing
+from bench.sections import Picture, Section, digest, number, source, table
+from bench.sections.newest import newest
+
+INTRODUCTION = (
+    "What the training loop is made of; medians of rounds that alternate between the contenders of a table. Environments are stepped with"
+    " random actions in one process. Acting is from a NumPy observation to a NumPy action of the policy. The loop takes one gradient step"
+    " for each environment step, whatever the number of environments (HalfCheetah-v5, batch 256, two hidden layers of 256, float32;"
+    " tracking off). The parts are measured in a pass of their own that waits for the device after each: what the loop lets run beside each"
+    " other then stands behind each other, so that they add up to slightly more than the loop takes.\n"
+)
+
+
+def section(results: Path) -> Section:
+    """The newest run of each preset, kind of machine and number of cores."""
+    paragraphs: list[str] = []
+    pictures = {}
+    for found, heading, path in newest(results, "rollout"):
+        samples = _samples(found)
+        paragraphs += [
+            f"### {heading}\n",
+            "Environment steps per second, by number of environments:\n",
+            _environments(samples.environments),
+        ]
+        paragraphs += ["Milliseconds of acting, by number of environments:\n", _backends(samples.acts, lambda one: f"{1e3 / one:.3f}")]
+        paragraphs += ["Environment steps per second of the whole loop, by number of environments:\n", _backends(samples.loops, number)]
+        if parts := milliseconds(samples):
+            name = path.relative_to(results).as_posix()
+            pictures[path] = Picture(digest(parts), partial(plots.part_bars, backends=parts))
+            paragraphs.append(f"![Where the time of a step goes, per backend]({name})\n")
+            rows = [[backend, *(f"{value:.3f}" for value in of.values()), f"{sum(of.values()):.3f}"] for backend, of in parts.items()]
+            paragraphs.append("Milliseconds of a step with one environment, by part:\n")
+            paragraphs.append(table(["backend", *plots.PART_STYLES, "together"], rows))
+        paragraphs.append(f"{source(found.sacref_version, found.commit, found.dirty)}; {found.date[:10]}.\n")
+    return Section(["## Rollout\n", INTRODUCTION, *paragraphs] if paragraphs else [], pictures)
+
+
+def milliseconds(samples: RolloutSamples) -> dict[str, dict[str, float]]:
+    """Backend -> part -> median milliseconds of an environment step."""
+    found: dict[str, dict[str, float]] = {}
+    for cell in samples.parts:
+        found.setdefault(cell.backend, {})[cell.part] = 1e3 * standard.median(timing.seconds / timing.count for timing in cell.timings)
+    return {backend: {part: parts[part] for part in plots.PART_STYLES} for backend, parts in found.items()}
+
+
+def speed(timings: Sequence[Timing]) -> float:
+    """Median over the rounds, per second."""
+    return standard.median(timing.count / timing.seconds for timing in timings)
+
+
+def _environments(cells: Sequence[EnvironmentCell]) -> str:
+    counts = sorted({cell.num_envs for cell in cells})
+    rows = []
+    for env in dict.fromkeys(cell.env for cell in cells):
+        by_count = {cell.num_envs: cell for cell in cells if cell.env == env}
+        rows.append([env, *(_cell(by_count.get(count), number) for count in counts)])
+    return table(["task", *map(str, counts)], rows)
+
+
+def _backends(cells: Sequence[ActCell | LoopCell], show: Callable[[float], str]) -> str:
+    counts = sorted({cell.num_envs for cell in cells})
+    rows = []
+    for backend in dict.fromkeys(cell.backend for cell in cells):
+        by_count = {cell.num_envs: cell for cell in cells if cell.backend == backend}
+        compiling = [cell.compile_seconds for cell in by_count.values() if cell.compile_seconds is not None]
+        ways = dict.fromkeys(cell.execution for cell in by_count.values() if isinstance(cell, LoopCell) and cell.execution)
+        name = f"{backend} ({', '.join(ways)})" if ways else backend
+        rows.append([name, *(_cell(by_count.get(count), show) for count in counts), f"{max(compiling):.1f} s" if compiling else ""])
+    return table(["backend", *map(str, counts), "compiling, at most"], rows)
+
+
+def _cell(cell: EnvironmentCell | ActCell | LoopCell | None, show: Callable[[float], str]) -> str:
+    if cell is None:
+        return ""
+    return show(speed(cell.timings)) if cell.timings else f"missing: {cell.missing}"
+
+
+def _samples(found: Record) -> RolloutSamples:
+    assert isinstance(found.samples, RolloutSamples)
+    return found.samples

@@ -1,0 +1,271 @@
+"""Gradient steps per second by batch, width, backend and way, beside the machine's own matrix products: `python -m bench.update`.
+
+No environment: the memory is filled with synthetic transitions of HalfCheetah's shapes. At each size the contenders (torch and JAX, each
+fused and plain) and the products take turns, so that a machine that slows down slows all of them down.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from bench import machine, sweep, timing
+from bench.flops import matmul_flops, update_flops
+from bench.record import MatmulCell, Timing, UpdateCell, UpdateSamples
+from bench.timing import Timed
+
+PRODUCTS = (256, 1_024)
+"""Rows and columns of the matrices that are multiplied beside."""
+STORED = 100_000
+"""Transitions in the memory, at every size of update."""
+STORED_AT = (256, 256)
+"""Batch and width at which the number of stored transitions is varied."""
+MOST_GRADIENT_STEPS = 16
+"""Of a fused call."""
+
+GFLOPS = {"cpu_core": 40.0, "gpu": 5_000.0}
+"""For the estimate: billions of operations in a second of a core, and of an accelerator."""
+SECONDS_PER_SETUP = {"cpu": 6.0, "gpu": 20.0}
+"""For the estimate: making and compiling the contenders of a size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What a preset measures."""
+
+    batches: tuple[int, ...]
+    widths: tuple[int, ...]
+    stored: tuple[int, ...]
+    """Numbers of stored transitions; the largest is the memory's capacity."""
+    rounds: int
+    round_seconds: float
+    """A round takes at least so long, and at least one call."""
+    largest_flops: float
+    """Sizes whose gradient step needs more are left out."""
+    call_flops: float
+    """A fused call takes as many gradient steps as fit in, from 2 to `MOST_GRADIENT_STEPS`."""
+
+
+BATCHES = (64, 256, 1_024, 4_096, 16_384)
+WIDTHS = (256, 512, 1_024, 2_048)
+ALL_STORED = (1_000, 10_000, 100_000, 1_000_000)
+PRESETS: dict[sweep.Preset, Sizes] = {
+    "smoke": Sizes(batches=(64,), widths=(256,), stored=(1_000, 10_000), rounds=2, round_seconds=0.05, largest_flops=1e12, call_flops=1e9),
+    "cpu": Sizes(batches=BATCHES, widths=WIDTHS, stored=ALL_STORED, rounds=5, round_seconds=0.3, largest_flops=150e9, call_flops=40e9),
+    "gpu": Sizes(batches=BATCHES, widths=WIDTHS, stored=ALL_STORED, rounds=7, round_seconds=0.15, largest_flops=1e15, call_flops=1e15),
+}
+
+
+def main(
+    *, preset: sweep.Preset | None = None, threads: int | None = None, seed: int = 0, results: Path | None = None, dry_run: bool = False
+) -> int:
+    """Measure every size of a preset, and write the record.
+
+    Args:
+        preset: smoke (under a minute), cpu (what two cores do in a quarter of an hour) or gpu (every size); unless told otherwise, cpu
+            or gpu, as the machine is.
+        threads: cores that the process is bound to; unless told otherwise, all.
+        seed: of weights and transitions.
+        results: folder for the record; unless told otherwise results/update, for smoke runs/smoke/update.
+        dry_run: print the plan, and stop.
+
+    Returns:
+        Exit status: 0, or 130 after Ctrl-C.
+    """
+    preset = preset or sweep.default_preset()
+    threads = sweep.bind(threads)
+    sizes = PRESETS[preset]
+    console = Console(soft_wrap=True)
+    left_out = [(batch, width) for batch in sizes.batches for width in sizes.widths if flops(batch, width) > sizes.largest_flops]
+    console.print(f"Gradient steps per second, preset {preset}, {threads} core(s)")
+    for batch, width in left_out:
+        console.print(f"  left out: batch {batch}, width {width}: {flops(batch, width) / 1e9:,.0f} GFLOP a gradient step")
+    run = sweep.Run(
+        suite="update",
+        name=sweep.run_name("update", preset, threads),
+        configuration={
+            "preset": preset,
+            "batches": list(sizes.batches),
+            "widths": list(sizes.widths),
+            "left_out": [list(size) for size in left_out],
+            "stored": list(sizes.stored),
+            "rounds": sizes.rounds,
+            "round_seconds": sizes.round_seconds,
+            "threads": threads,
+            "dtype": "float32",
+            "matmul_precision": "highest",
+            "observation": 17,
+            "action": 6,
+        },
+        seed=seed,
+        results=results or sweep.default_results("update", preset),
+    )
+    empty = UpdateSamples(cells=[], matmuls=[], stored=[])
+    return sweep.execute(run, list(pieces(sizes, threads, seed)), empty, console=console, dry_run=dry_run)
+
+
+def estimated_seconds(preset: sweep.Preset, threads: int) -> float:
+    """How long a preset will take."""
+    return sum(piece.seconds for piece in pieces(PRESETS[preset], threads, 0))
+
+
+def flops(batch: int, width: int) -> int:
+    """Operations of one gradient step at HalfCheetah's shapes."""
+    return update_flops(observation=17, action=6, hidden=(width, width), batch=batch)
+
+
+def gradient_steps(batch: int, width: int, sizes: Sizes) -> int:
+    """Of a fused call."""
+    return max(2, min(MOST_GRADIENT_STEPS, int(sizes.call_flops / flops(batch, width))))
+
+
+def pieces(sizes: Sizes, threads: int, seed: int) -> Iterator[sweep.Piece[UpdateSamples]]:
+    """What is measured in one go: all contenders of a size; then the numbers of stored transitions."""
+    kind = "gpu" if machine.find_accelerator() else "cpu"
+    speed = 1e9 * (GFLOPS["gpu"] if kind == "gpu" else GFLOPS["cpu_core"] * threads)
+    for width in sizes.widths:
+        for batch in sizes.batches:
+            if flops(batch, width) <= sizes.largest_flops:
+                steps = gradient_steps(batch, width, sizes)
+                seconds = [max(sizes.round_seconds, count * flops(batch, width) / speed) for count in (steps, 1)]
+                yield sweep.Piece(
+                    name=f"batch {batch}, width {width}",
+                    seconds=SECONDS_PER_SETUP[kind] + (sizes.rounds + 2) * (2 * sum(seconds) + 4 * sizes.round_seconds),
+                    measure=partial(measure_size, batch, width, sizes, seed),
+                )
+    yield sweep.Piece(
+        name="stored transitions",
+        seconds=SECONDS_PER_SETUP[kind] + 2 * len(sizes.stored) * (1 + (sizes.rounds + 2) * sizes.round_seconds),
+        measure=partial(measure_stored, sizes, seed),
+    )
+
+
+def measure_size(batch: int, width: int, sizes: Sizes, seed: int) -> UpdateSamples:
+    """Both backends, fused and plain, and the products, in turn."""
+    steps = gradient_steps(batch, width, sizes)
+    cells = [
+        UpdateCell(
+            backend=backend,
+            execution=execution,
+            chosen=None,
+            batch=batch,
+            width=width,
+            stored=STORED,
+            gradient_steps=steps if execution == "auto" else 1,
+            flops=flops(batch, width),
+            timings=[],
+            compile_seconds=None,
+            missing=None,
+        )
+        for backend in sweep.BACKENDS
+        for execution in ("auto", "plain")
+    ]
+    products = {
+        (backend, size): partial(product, backend, size) for backend in sweep.BACKENDS for size in PRODUCTS if backend not in _missing()
+    }
+    measured, timings = _measure(cells, products, capacity=STORED, sizes=sizes, seed=seed)
+    matmuls = [MatmulCell(backend=key[0], size=key[1], batch=batch, width=width, timings=found) for key, found in timings.items()]
+    return UpdateSamples(cells=measured, matmuls=matmuls, stored=[])
+
+
+def measure_stored(sizes: Sizes, seed: int) -> UpdateSamples:
+    """The fused way of both backends at every number of stored transitions, in turn; the memories are of one capacity."""
+    batch, width = STORED_AT
+    cells = [
+        UpdateCell(
+            backend=backend,
+            execution="auto",
+            chosen=None,
+            batch=batch,
+            width=width,
+            stored=stored,
+            gradient_steps=gradient_steps(batch, width, sizes),
+            flops=flops(batch, width),
+            timings=[],
+            compile_seconds=None,
+            missing=None,
+        )
+        for backend in sweep.BACKENDS
+        for stored in sizes.stored
+    ]
+    measured, _ = _measure(cells, {}, capacity=max(sizes.stored), sizes=sizes, seed=seed)
+    return UpdateSamples(cells=[], matmuls=[], stored=measured)
+
+
+def _measure(
+    cells: list[UpdateCell], products: Mapping[tuple[str, int], Callable[[], Timed]], *, capacity: int, sizes: Sizes, seed: int
+) -> tuple[list[UpdateCell], dict[tuple[str, int], list[Timing]]]:
+    """The cells with their timings, and the products' timings. A cell that does not fit the memory is told so, and left out."""
+    contenders: dict[int | tuple[str, int], tuple[Timed, int]] = {}
+    first: dict[int, float] = {}
+    for number, cell in enumerate(cells):
+        if why := _missing().get(cell.backend):
+            cells[number] = replace(cell, missing=why)
+            continue
+        try:
+            agent = _agent(cell, capacity, seed)
+            timed = Timed(call=partial(agent.update, timestep=0, timesteps=1), synchronise=agent.synchronise, count=cell.gradient_steps)
+            first[number], calls = timing.warm(timed, sizes.round_seconds)
+            contenders[number] = timed, calls
+            cells[number] = replace(cell, chosen=agent.execution)
+        except Exception as error:
+            if not sweep.does_not_fit(error):
+                raise
+            cells[number] = replace(cell, missing="does not fit the memory")
+    for key, make in products.items():
+        timed = make()
+        contenders[key] = timed, timing.warm(timed, sizes.round_seconds)[1]
+    timings = timing.interleave(contenders, sizes.rounds)
+    for number, before in first.items():
+        found = timings[number]
+        compiling = timing.compile_seconds(before, cells[number].gradient_steps, found)
+        cells[number] = replace(cells[number], timings=found, compile_seconds=compiling)
+    return cells, {key: timings[key] for key in products}
+
+
+def _agent(cell: UpdateCell, capacity: int, seed: int) -> Any:
+    # Imported here, as the process must be bound to its cores first.
+    from bench import precisions, synthetic
+
+    precisions.use(cell.backend, "float32")
+    return synthetic.agent(
+        cell.backend,
+        batch_size=cell.batch,
+        width=cell.width,
+        stored=cell.stored,
+        capacity=capacity,
+        gradient_steps=cell.gradient_steps,
+        execution=cell.execution,
+        seed=seed,
+    )
+
+
+def product(backend: str, size: int) -> Timed:
+    """Products of two square float32 matrices, one after another, without what it costs to ask for each."""
+    from bench import precisions, products
+
+    precisions.use(backend, "float32")
+    return (products.TorchProducts if backend == "torch" else products.JaxProducts)(size).timed
+
+
+def speed(timings: list[Timing]) -> list[float]:
+    """Of each round, per second."""
+    return [found.count / found.seconds for found in timings]
+
+
+def gflops(cell: MatmulCell) -> list[float]:
+    """Billions of operations per second of each round."""
+    return [matmul_flops(cell.size) * each / 1e9 for each in speed(cell.timings)]
+
+
+def _missing() -> dict[str, str]:
+    return sweep.missing_backends()
+
+
+if __name__ == "__main__":
+    sys.exit(tyro.cli(main))

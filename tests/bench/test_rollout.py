@@ -1,0 +1,166 @@
+"""The rollout suite: rounds of the loop leave out what entering it costs, and the parts add up to the whole."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench import machine, precisions, rollout, sweep
+from bench.rollout import PARTS, PRESETS, Loop, PartClock, Sizes
+
+SIZES = Sizes(envs=("InvertedPendulum-v5",), num_envs=(1, 2), rounds=2, round_seconds=0.0, loop_steps=4)
+
+
+@pytest.fixture(autouse=True)
+def process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precisions, "use", lambda backend, name: None)
+    monkeypatch.setattr(rollout, "CAPACITY", 10_000)
+
+
+@pytest.fixture(params=["torch", "jax"])
+def loop(request: pytest.FixtureRequest) -> Iterator[Loop]:
+    """A loop of two environments."""
+    pytest.importorskip(request.param)
+    pytest.importorskip("mujoco")
+    loop = Loop(request.param, 2, seed=0)
+    yield loop
+    loop.close()
+
+
+def gradient_steps(loop: Loop) -> int:
+    return int(loop.agent.arrays()["gradient_steps"])
+
+
+def test_a_round_is_of_environment_steps_with_a_gradient_step_each(loop: Loop) -> None:
+    found = loop.advance(4)
+    # Two timesteps of two environments, behind one that is not counted.
+    assert found.count == 4
+    assert gradient_steps(loop) == 6
+    loop.advance(6)
+    assert gradient_steps(loop) == 6 + 8
+
+
+def test_the_clock_starts_behind_the_first_timestep(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    reset = loop.envs.reset
+
+    def slow(**arguments: Any) -> Any:
+        time.sleep(0.6)
+        return reset(**arguments)
+
+    monkeypatch.setattr(loop.envs, "reset", slow)
+    loop.advance(2)
+    started: list[int] = []
+    assert loop.advance(2, lambda: started.append(gradient_steps(loop))).seconds < 0.6
+    # Behind four of the first round and two of this one.
+    assert started == [6]
+
+
+class Sleepy:
+    """An agent and environments whose calls take known times."""
+
+    def act(self) -> None:
+        time.sleep(0.06)
+        self.to_numpy()
+
+    def to_numpy(self) -> None:
+        time.sleep(0.1)
+
+    def record_transition(self) -> None:
+        time.sleep(0.2)
+
+    def update(self) -> None:
+        self.queued = 0.5
+
+    queued = 0.0
+
+    def synchronise(self) -> None:
+        time.sleep(self.queued)
+        self.queued = 0.0
+
+    def write_tracking_data(self) -> None:
+        self.to_numpy()
+
+    def step(self) -> None:
+        time.sleep(0.3)
+
+
+def test_each_part_has_its_time_and_the_device_s_belongs_to_the_update() -> None:
+    agent, envs = Sleepy(), Sleepy()
+    clock = PartClock(agent, envs)
+    agent.act()
+    clock.restart()
+    began = time.perf_counter()
+    agent.act()
+    envs.step()
+    agent.record_transition()
+    agent.update()
+    agent.write_tracking_data()
+    found = clock.split(time.perf_counter() - began)
+    assert tuple(found) == ("act", "environment", "record", "update", "rest") == PARTS
+    assert list(found.values()) == pytest.approx([0.16, 0.3, 0.2, 0.5, 0.1], abs=0.05)
+
+
+def test_parts_of_the_real_loop_add_up_to_it() -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("mujoco")
+    loop = Loop("torch", 1, seed=0)
+    clock = PartClock(loop.agent, loop.envs)
+    found = loop.advance(3, clock.restart)
+    parts = clock.split(found.seconds)
+    loop.close()
+    assert sum(parts.values()) == pytest.approx(found.seconds)
+    assert min(parts.values()) > 0
+    assert parts["update"] > parts["rest"]
+
+
+def test_environments_are_stepped_by_every_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mujoco")
+    found = rollout.measure_environment("InvertedPendulum-v5", SIZES, seed=0).environments
+    assert [(cell.num_envs, len(cell.timings), cell.timings[0].count % cell.num_envs) for cell in found] == [(1, 2, 0), (2, 2, 0)]
+    missing = rollout.measure_environment("NoSuchTask-v5", SIZES, seed=0).environments
+    assert [cell.timings for cell in missing] == [[], []]
+    assert all(cell.missing is not None and "NoSuchTask-v5" in cell.missing for cell in missing)
+
+
+def test_acting_is_from_host_to_host_and_a_missing_backend_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.setattr(sweep, "missing_backends", lambda: {"jax": "no jax"})
+    agent = rollout._agent("torch", 2, seed=0)
+    actions = rollout._acting(agent, 2, seed=0)()
+    assert isinstance(actions, np.ndarray)
+    assert actions.shape == (2, 6)
+    again = rollout._acting(agent, 2, seed=0)()
+    assert isinstance(again, np.ndarray)
+    assert not np.array_equal(actions, again)  # Sampled, as in training.
+    found = rollout.measure_acts(SIZES, seed=0).acts
+    assert [(cell.backend, cell.num_envs, len(cell.timings), cell.missing) for cell in found] == [
+        ("torch", 1, 2, None),
+        ("torch", 2, 2, None),
+        ("jax", 1, 0, "no jax"),
+        ("jax", 2, 0, "no jax"),
+    ]
+
+
+def test_loops_and_parts_of_the_backends_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("mujoco")
+    monkeypatch.setattr(sweep, "missing_backends", lambda: {"jax": "no jax"})
+    loops = rollout.measure_loops(2, SIZES, seed=0).loops
+    assert [(cell.backend, [timing.count for timing in cell.timings], cell.missing) for cell in loops] == [
+        ("torch", [4, 4], None),
+        ("jax", [], "no jax"),
+    ]
+    assert loops[0].execution is not None
+    parts = rollout.measure_parts(SIZES, seed=0).parts
+    assert [(cell.backend, cell.part) for cell in parts] == [("torch", part) for part in PARTS]
+    assert all([timing.count for timing in cell.timings] == [4, 4] for cell in parts)
+
+
+def test_the_presets_plan_what_they_promise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "find_accelerator", lambda: None)
+    assert rollout.estimated_seconds("smoke") < 60
+    assert rollout.estimated_seconds("cpu") < 15 * 60
+    # Every timed stretch is of whole timesteps.
+    assert all(sizes.loop_steps % num_envs == 0 for sizes in PRESETS.values() for num_envs in sizes.num_envs)
