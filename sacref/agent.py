@@ -205,7 +205,9 @@ class Agent(Border[ArrayT]):
             self._refuse_not_finite({"observations": observations}, np.ones(observations.shape[0], np.bool_), device=False)
         actions, mean_actions = self._chosen_before(observations) or self._act(self._way(timestep), observations)
         shape = (observations.shape[0], *self.spaces.action_shape)
-        return actions.reshape(shape), {"mean_actions": mean_actions.reshape(shape)}
+        if tuple(actions.shape) != shape:
+            actions, mean_actions = actions.reshape(shape), mean_actions.reshape(shape)
+        return actions, {"mean_actions": mean_actions}
 
     def _way(self, timestep: int) -> str:
         return "greedy" if not self.training else "random" if timestep < self.cfg.random_timesteps else "sampled"

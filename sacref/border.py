@@ -144,7 +144,7 @@ class Border(ABC, Generic[ArrayT]):
         if device:
             return self._as_floats(self._upload(values))
         array = np.asarray(values)
-        return array if np.issubdtype(array.dtype, np.floating) else array.astype(np.float64)
+        return array if array.dtype.kind == "f" else array.astype(np.float64)
 
     def _refuse_not_finite(self, parts: Mapping[str, Any], keep: Any, device: bool) -> Any:
         """On the host, raise for rows with NaN or infinity. On the device, leave them out and count them."""
@@ -156,7 +156,7 @@ class Border(ABC, Generic[ArrayT]):
             self._bad_rows = bad if self._bad_rows is None or self._bad_rows.shape != bad.shape else self._bad_rows | bad
             return finite
         for name, array in parts.items():
-            if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
                 finite = np.isfinite(array).reshape(array.shape[0], -1).all(axis=1)
                 bad_rows = np.flatnonzero(~finite & keep)
                 if bad_rows.size:

@@ -114,7 +114,10 @@ class SAC(Agent[Array]):
 
     def _generator(self, stream: int) -> Array:
         seed = np.random.SeedSequence([self.cfg.seed, 0, stream]).generate_state(2, np.uint32)
-        key: Array = jax.device_put(jax.random.wrap_key_data(jnp.asarray(seed), impl="threefry2x32"), self.device)
+        return self._like_key(seed)
+
+    def _like_key(self, data: NDArray[Any]) -> Array:
+        key: Array = jax.device_put(np.array(data, np.uint32), self.device)
         return key
 
     def _check_dtypes(self, parameters: Mapping[str, Mapping[str, Array]]) -> np.dtype[Any]:
@@ -263,11 +266,10 @@ class SAC(Agent[Array]):
         return np.concatenate(jax.device_get(list(metrics)))
 
     def _streams(self) -> dict[str, NDArray[Any]]:
-        return {name: np.array(jax.random.key_data(key)) for name, key in self._random._asdict().items()}
+        return {name: np.array(key) for name, key in self._random._asdict().items()}
 
     def _set_streams(self, streams: Mapping[str, NDArray[Any]]) -> None:
-        keys = (jax.random.wrap_key_data(jnp.asarray(streams[name]), impl="threefry2x32") for name in Streams._fields)
-        self._random = Streams(*(jax.device_put(key, self.device) for key in keys))
+        self._random = Streams(*(self._like_key(streams[name]) for name in Streams._fields))
 
     @property
     def _layouts(self) -> dict[str, str]:

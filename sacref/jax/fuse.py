@@ -19,9 +19,15 @@ from sacref.jax.update import Policy, State, Update
 from sacref.spec import bound_log_std, squash
 from sacref.types import METRICS, Batch, Inputs, Metrics, Noise, Transition
 
+IMPLEMENTATION = "threefry2x32"
+"""Of the random numbers: named, so that no setting of JAX changes them, and the one whose numbers do not depend on vmap."""
+
 
 class Streams(NamedTuple):
-    """The random streams of an agent, apart from each other and from every global generator."""
+    """The random streams of an agent, apart from each other and from every global generator.
+
+    The data of Threefry keys, uint32: JAX wraps a key array that leaves a compiled call in Python each time.
+    """
 
     noise: Array
     sampling: Array
@@ -62,10 +68,16 @@ def pack(metrics: Metrics[Array]) -> Array:
     return jnp.concatenate([metrics[name].reshape(-1) for name in METRICS])
 
 
+def advance(stream: Array, number: int = 1) -> tuple[Array, ...]:
+    """The stream after its next `number` keys, and those keys."""
+    following, *keys = jax.random.split(jax.random.wrap_key_data(stream, impl=IMPLEMENTATION), number + 1)
+    return jax.random.key_data(following), *keys
+
+
 def draw(memory: MemoryState, streams: Streams, batch_size: int) -> tuple[Batch[Array], Noise[Array], Streams]:
     """The batch and the noise of the next gradient step."""
-    sampling, key = jax.random.split(streams.sampling)
-    noise, first, second = jax.random.split(streams.noise, 3)
+    sampling, key = advance(streams.sampling)
+    noise, first, second = advance(streams.noise, 2)
     batch = sample(memory, batch_size, key)
     like = batch.actions
     draws = Noise(*(jax.random.normal(key, like.shape, like.dtype) for key in (first, second)))
@@ -138,14 +150,14 @@ def actors(policy: Policy, bounds: Bounds) -> dict[str, Act]:
     @jax.jit
     def random(parameters: Any, streams: Streams, inputs: Inputs[Array]) -> tuple[Array, Array, Streams]:
         _, _, mean_actions = mean_and_std(parameters, inputs)
-        exploration, key = jax.random.split(streams.exploration)
+        exploration, key = advance(streams.exploration)
         uniform = jax.random.uniform(key, mean_actions.shape, mean_actions.dtype)
         return to_box(2.0 * uniform - 1.0, *bounds), mean_actions, streams._replace(exploration=exploration)
 
     @jax.jit
     def sampled(parameters: Any, streams: Streams, inputs: Inputs[Array]) -> tuple[Array, Array, Streams]:
         mean, raw_log_std, mean_actions = mean_and_std(parameters, inputs)
-        exploration, key = jax.random.split(streams.exploration)
+        exploration, key = advance(streams.exploration)
         noise = jax.random.normal(key, mean.shape, mean.dtype)
         actions, _ = squash(mean, bound_log_std(raw_log_std), noise)
         return to_box(actions, *bounds), mean_actions, streams._replace(exploration=exploration)

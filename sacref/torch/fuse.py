@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from sacref.config import Execution
 from sacref.envs.scaling import to_box
 from sacref.spec import bound_log_std, squash
-from sacref.torch.graph import Recorded, onednn_available
+from sacref.torch.graph import Recorded, leaves_of, onednn_available
 from sacref.torch.memory import MemoryState, sample, write
 from sacref.torch.update import Policy, State, Update
 from sacref.types import METRICS, Batch, Inputs, Metrics, Noise, Transition
@@ -41,8 +41,8 @@ class Bounds(NamedTuple):
 
 Rows = tuple[Transition[Any], Any]
 """Transitions to be stored before the steps, and which of them are kept."""
-Step = Callable[[State, Batch[Tensor], Noise[Tensor]], tuple[State, Tensor]]
-"""A gradient step whose metrics are one vector, see `pack`."""
+Step = Callable[[State, Batch[Tensor], Noise[Tensor]], Tensor]
+"""A gradient step that writes into the state; it returns the metrics as one vector, see `pack`."""
 Learn = Callable[[State, MemoryState, Streams, Rows, int], tuple[State, MemoryState, Streams, list[Tensor]]]
 Act = Callable[[Any, Streams, Inputs[Tensor]], tuple[Tensor, Tensor, Streams]]
 
@@ -101,15 +101,17 @@ def learner(update: Update, *, batch_size: int, execution: Execution) -> Learn:
     The metrics are a list of matrices `(step, metric)`, see `pack`.
     """
 
-    def packed(state: State, batch: Batch[Tensor], noise: Noise[Tensor]) -> tuple[State, Tensor]:
-        state, metrics = update(state, batch, noise)
-        return state, pack(metrics)
+    def in_place(state: State, batch: Batch[Tensor], noise: Noise[Tensor]) -> Tensor:
+        stepped, metrics = update(state, batch, noise)
+        with torch.no_grad():
+            for old, new in zip(leaves_of(state), leaves_of(stepped), strict=True):
+                if new is not old:
+                    old.copy_(new)
+        return pack(metrics)
 
-    step: Step = packed
-    if execution == "traced":
-        step = Recorded(packed)
+    step: Step = Recorded(in_place) if execution == "traced" else in_place
 
-    def draw_and_step(state: State, memory: MemoryState, streams: Streams) -> tuple[State, Tensor]:
+    def draw_and_step(state: State, memory: MemoryState, streams: Streams) -> Tensor:
         batch, noise, _ = draw(memory, streams, batch_size)
         return step(state, batch, noise)
 
@@ -121,8 +123,7 @@ def learner(update: Update, *, batch_size: int, execution: Execution) -> Learn:
         memory = write(memory, *rows)
         metrics = []
         for _ in range(steps):
-            state, measured = gradient_step(state, memory, streams)
-            metrics.append(measured)
+            metrics.append(gradient_step(state, memory, streams))
         return state, memory, streams, [torch.stack(metrics)] if metrics else []
 
     return learn
@@ -144,34 +145,26 @@ def capture_on_cuda(function: Callable[[], Tensor], generators: Sequence[torch.G
 
 
 class Captured:
-    """Draw and step as one graph on the device. The state is written in place: what it returns is what it was given.
+    """Draw and step as one graph on the device.
 
     Args:
-        draw_and_step: `(state, memory, streams) -> (state, metrics)`.
+        draw_and_step: `(state, memory, streams) -> metrics`. It writes into the state.
     """
 
     WARM_UP = 3
     """Calls before the capture, on copies: libraries allocate their workspaces in the first ones."""
 
-    def __init__(self, draw_and_step: Callable[[State, MemoryState, Streams], tuple[State, Tensor]]) -> None:
+    def __init__(self, draw_and_step: Callable[[State, MemoryState, Streams], Tensor]) -> None:
         self.draw_and_step = draw_and_step
         self._captured_of: tuple[State, MemoryState] | None = None
         self._replay: Callable[[], Tensor] | None = None
 
-    def __call__(self, state: State, memory: MemoryState, streams: Streams) -> tuple[State, Tensor]:
+    def __call__(self, state: State, memory: MemoryState, streams: Streams) -> Tensor:
         if self._replay is None or self._captured_of is None or state is not self._captured_of[0] or memory is not self._captured_of[1]:
             self._warm_up(state, memory, streams)
-            self._replay = capture_on_cuda(lambda: self._in_place(state, memory, streams), (streams.noise, streams.sampling))
+            self._replay = capture_on_cuda(lambda: self.draw_and_step(state, memory, streams), (streams.noise, streams.sampling))
             self._captured_of = state, memory
-        return state, self._replay().clone()
-
-    def _in_place(self, state: State, memory: MemoryState, streams: Streams) -> Tensor:
-        stepped, metrics = self.draw_and_step(state, memory, streams)
-        with torch.no_grad():
-            for old, new in zip(pytree.tree_leaves(state), pytree.tree_leaves(stepped), strict=True):
-                if new is not old:
-                    old.copy_(new)
-        return metrics
+        return self._replay().clone()
 
     def _warm_up(self, state: State, memory: MemoryState, streams: Streams) -> None:
         generators = (streams.noise, streams.sampling)
@@ -183,7 +176,7 @@ class Captured:
             stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(self.WARM_UP):
-                self._in_place(copied, memory, streams)
+                self.draw_and_step(copied, memory, streams)
         if stream is not None:
             torch.cuda.current_stream().wait_stream(stream)
         for generator, state_before in zip(generators, before, strict=True):
