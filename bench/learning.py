@@ -52,7 +52,9 @@ class Plan:
 
 
 def main(
-    preset: Annotated[Literal["smoke", "invertedpendulum-fast", "invertedpendulum", "halfcheetah-100k", "halfcheetah-100k-chunked"], tyro.conf.Positional],
+    preset: Annotated[
+        Literal["smoke", "invertedpendulum-fast", "invertedpendulum", "halfcheetah-100k", "halfcheetah-100k-chunked"], tyro.conf.Positional
+    ],
     /,
     *,
     backends: tuple[Backend, ...] = ("torch", "jax"),

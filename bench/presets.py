@@ -35,8 +35,7 @@ PRESETS = {
             seeds=(0, 1, 2),
             settings={"learning_rate": 1e-3, "random_timesteps": 1_000, "learning_starts": 1_000},
         ),
-        Preset(name="halfcheetah-100k", env="HalfCheetah-v5", steps=100_000, evaluation_interval=10_000, seeds=(0, 1, 2)),
-        # The same with 64 steps, then 64 gradient steps at once: does the older policy learn as well?
+        # As the next one, with 64 steps, then 64 gradient steps at once: does the older policy learn as well?
         Preset(
             name="halfcheetah-100k-chunked",
             env="HalfCheetah-v5",
@@ -45,5 +44,6 @@ PRESETS = {
             seeds=(0, 1, 2),
             settings={"chunk": 64},
         ),
+        Preset(name="halfcheetah-100k", env="HalfCheetah-v5", steps=100_000, evaluation_interval=10_000, seeds=(0, 1, 2)),
     )
 }

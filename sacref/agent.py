@@ -1,6 +1,7 @@
 """What the life cycles of the two backends share: recording transitions, tracking, checkpoints. No backend."""
 
 import logging
+import time
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -44,6 +45,9 @@ TAGS: Mapping[str, str] = {
 
 
 MOMENTS = ("first_moment", "second_moment")
+
+FINEST = 1_000_000
+"""Gradient steps for each timestep are counted exactly, in fractions with denominators up to this."""
 
 UNTRACKED_CHECK_INTERVAL = 1000
 """Timesteps between two looks at the device for rows that were not finite, where nothing is written."""
@@ -100,7 +104,7 @@ class Agent(Border[ArrayT]):
         self._due = Fraction(0)
         """Gradient steps that the timesteps so far ask for and no update has taken."""
         self._timesteps_to_learn_from = 0
-        """Timesteps since the last update."""
+        """Timesteps of the chunk at hand."""
         self._next_action: NextAction | None = None
 
     # What a backend provides.
@@ -137,6 +141,10 @@ class Agent(Border[ArrayT]):
     """The backend's `update.State`."""
     _update: Any
     """The backend's `update.Update`."""
+    _random: Any
+    """The backend's `fuse.Streams`."""
+    _learn: Any
+    """The backend's `fuse.Learn`."""
 
     @abstractmethod
     def _export(self, model: str, parameters: Any) -> dict[str, NDArray[Any]]:
@@ -214,7 +222,7 @@ class Agent(Border[ArrayT]):
 
     def _choose_ahead(self, timestep: int) -> None:
         """Choose the next timestep's actions now, where the next observations are known (host arrays)."""
-        if self._next_action is not None:
+        if self._next_action is not None and self._next_action.chosen is None:
             self._next_action.chosen = self._act(self._way(timestep + 1), self._next_action.observations)
 
     def _chosen_before(self, observations: Any) -> tuple[Any, Any] | None:
@@ -272,7 +280,8 @@ class Agent(Border[ArrayT]):
             timestep=timestep,
             timesteps=timesteps,
         )
-        self._num_envs = rows.keep.shape[0]
+        if self.memory is None:
+            self._num_envs = rows.keep.shape[0]
         watch.statistics.add(rewards=rows.rewards, ended=rows.ended, keep=rows.keep, for_summary=self._tracking)
         if self.training:
             if self.memory is None:
@@ -293,20 +302,37 @@ class Agent(Border[ArrayT]):
         elif timestep >= timesteps or (not self._tracking and timestep % UNTRACKED_CHECK_INTERVAL == 0):
             self._raise_for_bad_rows()
 
-    def _update_is_due(self, timestep: int, timesteps: int) -> bool:
-        """Count a timestep that is learned from. True where its chunk is full, or it is the last one."""
-        self._due += Fraction(self.cfg.gradient_steps_per_timestep(self._num_envs)).limit_denominator(1_000_000)
+    def _learn_if_due(self, *, timestep: int, timesteps: int) -> None:
+        if not self.training or timestep < self.cfg.learning_starts:
+            return
+        steps = self._due_steps(timestep, timesteps)
+        if steps == 0:
+            return
+        if timestep + 1 < timesteps:
+            self._choose_ahead(timestep)
+        started = time.perf_counter()
+        if steps == self.cfg.gradient_steps:
+            self.update(timestep=timestep, timesteps=timesteps)
+        else:
+            self._take_gradient_steps(steps)
+        self.track_data("Stats / Algorithm update time (ms)", 1e3 * (time.perf_counter() - started))
+
+    def _take_gradient_steps(self, steps: int) -> None:
+        memory = self._require_memory()
+        self._state, self._random, metrics = self._learn(self._state, memory.state, self._random, steps)
+        self.gradient_step_count += steps
+        self._track_metrics(metrics)
+
+    def _due_steps(self, timestep: int, timesteps: int) -> int:
+        """Count a timestep that is learned from; the gradient steps to take now, at the end of a chunk or of the run, else 0."""
+        self._due += Fraction(self.cfg.gradient_steps_per_timestep(self._num_envs)).limit_denominator(FINEST)
         self._timesteps_to_learn_from += 1
         if self._timesteps_to_learn_from < self.cfg.chunk and timestep + 1 < timesteps:
-            return False
+            return 0
         self._timesteps_to_learn_from = 0
-        return self._due >= 1
-
-    def _take_due(self) -> int:
-        """How many gradient steps an update takes."""
-        due = int(self._due)
-        self._due -= due
-        return due or self.cfg.gradient_steps
+        steps = int(self._due)
+        self._due -= steps
+        return steps
 
     # Tracking.
 
@@ -418,6 +444,7 @@ class Agent(Border[ArrayT]):
             else:
                 state = state._replace(**{slot: optimizer.init(tree)})
         self._state, self.gradient_step_count = state, int(arrays["gradient_steps"])
+        self._next_action = None  # it was chosen by other parameters
 
     @staticmethod
     def _optimized(state: Any) -> dict[str, tuple[str, Any]]:
@@ -475,7 +502,7 @@ class Agent(Border[ArrayT]):
             "sacref": sacref.__version__,
             "layouts": self._layouts,
             "memory_capacity": None if self.memory is None else self.memory.capacity,
-            "gradient_steps_due": str(self._due),
+            "gradient_steps_due": [self._due.numerator, self._due.denominator],
             "timesteps_to_learn_from": self._timesteps_to_learn_from,
         }
         checkpoint.write(Path(path), groups, metadata)
@@ -499,10 +526,7 @@ class Agent(Border[ArrayT]):
             raise checkpoint.CheckpointError(
                 f"{path} holds models of layouts {layouts}, this agent's are {self._layouts}: models of your own move only within a backend"
             )
-        try:
-            due, waiting = Fraction(metadata.get("gradient_steps_due", 0)), int(metadata.get("timesteps_to_learn_from", 0))
-        except (TypeError, ValueError, ZeroDivisionError) as error:
-            raise checkpoint.CheckpointError(f"{path} does not say how many gradient steps are due: {error}") from error
+        due, waiting = self._read_pace(path, metadata)
         groups = dict(read.groups)
         streams, memory = groups.pop("streams", {}), groups.pop("memory", None)
         before, streams_before = self.arrays(), self._streams()
@@ -521,7 +545,20 @@ class Agent(Border[ArrayT]):
             self.set_arrays(before)
             self._set_streams(streams_before)
             raise checkpoint.CheckpointError(f"{path} does not fit this agent: {error}") from error
-        self._due, self._timesteps_to_learn_from, self._next_action = due, waiting, None
+        self._due, self._timesteps_to_learn_from = due, waiting
+
+    def _read_pace(self, path: Path, metadata: Mapping[str, Any]) -> tuple[Fraction, int]:
+        """Gradient steps due and timesteps of the chunk at hand; a checkpoint of before there were chunks has none."""
+        numbers = [*metadata.get("gradient_steps_due", (0, 1)), metadata.get("timesteps_to_learn_from", 0)]
+        if len(numbers) == 3 and all(type(number) is int and number >= 0 for number in numbers):
+            numerator, denominator, waiting = numbers
+            # No more than a chunk can leave: a stranger's number must not keep the next update busy for ever.
+            most = self.cfg.chunk * self.cfg.gradient_steps_per_timestep(self._num_envs) + 1
+            if 0 < denominator <= FINEST and numerator <= denominator * most and waiting <= self.cfg.chunk:
+                return Fraction(numerator, denominator), waiting
+        raise checkpoint.CheckpointError(
+            f"{path} says {numbers} gradient steps are due, which this agent's chunk of {self.cfg.chunk} cannot leave"
+        )
 
     def _require_memory(self) -> Any:
         if self.memory is None:

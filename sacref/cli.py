@@ -87,6 +87,7 @@ class Train:
     def run(self) -> int:
         from sacref import experiment
 
+        experiment.prepare_process(self.backend)
         result = experiment.train(
             backend=self.backend,
             env=_environment(self.env),

@@ -333,13 +333,14 @@ class SACConfig(_Config):
     gradient_steps: int = field(default=1, metadata=_integer(0))
     """Gradient steps after each timestep; 0 collects without learning."""
     update_to_data: float | None = field(
-        default=None, metadata=_number_or_none("a number > 0, or None for gradient_steps after each timestep", lambda number: number > 0)
+        default=None,
+        metadata=_number_or_none("a number >= 1e-6, or None for gradient_steps after each timestep", lambda number: number >= 1e-6),
     )
     """Gradient steps for each environment step, in the place of gradient_steps (then left at 1); fractions add up over the timesteps."""
     chunk: int = field(default=1, metadata=_integer(1))
     """Timesteps between two updates, which then take all their gradient steps at once; with 1, each action follows the newest update."""
     overlap: bool = field(default=False, metadata=_flag())
-    """Choose the next action before the update that precedes it, so that the environments step while the device learns."""
+    """Choose the next action before the update that precedes it, so that JAX learns while the environments step; PyTorch gains nothing."""
     execution: Execution = field(default="auto", metadata=_choice(*get_args(Execution)))
     """How updates run: auto chooses for the device, plain is the simple twin; scan is JAX's, traced and cuda_graph are PyTorch's."""
     batch_size: int = field(default=64, metadata=_integer(1))
@@ -421,5 +422,11 @@ def paper_config(num_envs: int = 1) -> SACConfig:
         raise ConfigError(f"paper_config: num_envs is {num_envs!r}, expected an integer >= 1")
     first_steps = math.ceil(5000 / num_envs)
     return SACConfig(
-        batch_size=256, learning_rate=3e-4, random_timesteps=first_steps, learning_starts=first_steps, initial_entropy_value=1.0
+        batch_size=256,
+        learning_rate=3e-4,
+        random_timesteps=first_steps,
+        learning_starts=first_steps,
+        initial_entropy_value=1.0,
+        # A gradient step for each environment step, however many of those are taken together.
+        update_to_data=None if num_envs == 1 else 1.0,
     )

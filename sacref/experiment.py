@@ -102,8 +102,9 @@ def train(
         seed: of everything: weights, agent, environments, evaluations. It replaces the configuration's.
         run_dir: where to write; None makes `runs/<env>-<backend>-<seed>-<date>`.
         num_envs: environments stepped together.
-        cfg: the agent's configuration; a dict changes the paper's settings, which None stands for. Its `experiment` has the
-            intervals; directory and name are replaced by the run directory's.
+        cfg: the agent's configuration; a dict changes the paper's settings, which None stands for: of several environments, too, one
+            gradient step for each environment step (`update_to_data`), unless the dict says others. Its `experiment` has the intervals;
+            directory and name are replaced by the run directory's.
         hidden: widths of the networks' hidden layers.
         memory_capacity: transitions in the replay memory, of all environments together; no more than `steps` are allocated.
         evaluation_interval: environment steps between evaluations; None is a twentieth of `steps`. The end is always evaluated.
@@ -212,6 +213,17 @@ def train(
         steps_per_second=trained / outcome.seconds if trained else math.nan,
         interrupted=outcome.interrupted,
     )
+
+
+def prepare_process(backend: Backend) -> None:
+    """Set what is the process's own to set: on JAX, keep what is compiled for the next run. For programs, not for libraries.
+
+    Raises:
+        BackendError: if the backend is not installed.
+    """
+    _import_backend(backend)
+    if backend == "jax":
+        importlib.import_module("sacref.jax.compilation").keep_compilations()
 
 
 def load(run_dir: str | Path, *, checkpoint: str | Path | None = None, device: str | None = None) -> Agent:
@@ -353,7 +365,10 @@ def _configuration(cfg: SACConfig | Mapping[str, Any] | None, resumed: _Resumed 
         return copy.deepcopy(cfg)
     if cfg is None and resumed is not None:
         return SACConfig.from_dict(resumed.config["cfg"])
-    return SACConfig.from_dict({**paper_config(num_envs).to_dict(), **(cfg or {})})
+    paper = paper_config(num_envs)
+    if "gradient_steps" in (cfg or {}):
+        paper.update_to_data = None  # what is said takes its place
+    return SACConfig.from_dict({**paper.to_dict(), **(cfg or {})})
 
 
 def _fresh_directory(env_name: str, backend: str, seed: int) -> Path:

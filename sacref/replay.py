@@ -1,12 +1,20 @@
 """What the replay memories of the backends share: the checks of size and of checkpoints, and the rows that wait on the host."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sacref.types import Transition
+
+ROWS_AT_ONCE = 65_536
+"""Rows that are restored together: what a block takes beside the ring itself is small."""
+
+
+def blocks(size: int) -> Iterator[slice]:
+    """The rows of a ring from 0 to `size`, `ROWS_AT_ONCE` at a time."""
+    return (slice(start, min(start + ROWS_AT_ONCE, size)) for start in range(0, size, ROWS_AT_ONCE))
 
 
 def check_size(capacity: Any, num_envs: Any) -> None:
@@ -45,28 +53,30 @@ def check_arrays(arrays: Mapping[str, NDArray[Any]], rings: Mapping[str, tuple[t
             )
 
 
+def check_block(rows: int, capacity: int) -> None:
+    """Refuse rows that are stored together and do not fit into the ring.
+
+    Raises:
+        ValueError: if there are more than `capacity`.
+    """
+    if rows > capacity:
+        raise ValueError(
+            f"ReplayMemory: {rows} rows are stored together (chunk times environments), the capacity is {capacity}: "
+            f"lower chunk, or make the memory larger"
+        )
+
+
 class Staging:
     """Rows of NumPy arrays on their way into a ring, handed over in blocks of one shape, so that one compiled function takes them all.
 
     Args:
         like: arrays with the rows' dtypes and shapes.
         rows: rows of a block.
-        capacity: of the ring.
-
-    Raises:
-        ValueError: if a block does not fit into the ring.
     """
 
-    def __init__(self, like: Transition[NDArray[Any]], rows: int, capacity: int) -> None:
-        if rows > capacity:
-            raise ValueError(
-                f"ReplayMemory: {rows} rows are stored together (chunk times environments), the capacity is {capacity}: "
-                f"lower chunk, or make the memory larger"
-            )
+    def __init__(self, like: Transition[NDArray[Any]], rows: int) -> None:
         self.rows = rows
-        self._like = like
-        self._fields = [None if field is None else field.dtype for field in like]
-        self._nothing = self._block(like, np.empty(0, np.bool_))
+        self._dtypes = [None if field is None else field.dtype for field in like]
         self._waiting: list[tuple[Transition[NDArray[Any]], NDArray[np.bool_]]] = []
 
     def __len__(self) -> int:
@@ -79,28 +89,27 @@ class Staging:
         return len(self) >= self.rows
 
     def add(self, transition: Transition[NDArray[Any]], keep: NDArray[np.bool_]) -> None:
-        """Copy rows, `(envs, ...)`; the caller may write into its arrays again."""
+        """Copy rows, `(envs, ...)`; the caller may write into its arrays again.
+
+        Raises:
+            ValueError: if they do not fit into what is left of the block.
+        """
+        if len(self) + keep.shape[0] > self.rows:
+            raise ValueError(f"ReplayMemory: {keep.shape[0]} rows came, room is for {self.rows - len(self)}: add num_envs rows at a time")
         fields: list[Any] = [
-            None if dtype is None else np.array(values, dtype) for dtype, values in zip(self._fields, transition, strict=True)
+            None if dtype is None else np.array(values, dtype) for dtype, values in zip(self._dtypes, transition, strict=True)
         ]
         self._waiting.append((Transition(*fields), np.array(keep, np.bool_)))
 
     def take(self) -> tuple[Transition[NDArray[Any]], NDArray[np.bool_]]:
         """The rows that wait, in order, filled up to a block with rows that are not kept: `(rows, ...)` and `(rows,)`."""
         waiting, self._waiting = self._waiting, []
-        if not waiting:
-            return self._nothing
         if len(waiting) == 1 and waiting[0][1].shape[0] == self.rows:
             return waiting[0]
-        fields: list[Any] = [
-            None if dtype is None else np.concatenate([row[i] for row, _ in waiting]) for i, dtype in enumerate(self._fields)
-        ]
-        return self._block(Transition(*fields), np.concatenate([keep for _, keep in waiting]))
+        missing = self.rows - sum(keep.shape[0] for _, keep in waiting)
 
-    def _block(self, rows: Transition[NDArray[Any]], keep: NDArray[np.bool_]) -> tuple[Transition[NDArray[Any]], NDArray[np.bool_]]:
-        missing = self.rows - keep.shape[0]
+        def block(arrays: list[Any]) -> Any:
+            return None if arrays[0] is None else np.concatenate([*arrays, np.zeros((missing, *arrays[0].shape[1:]), arrays[0].dtype)])
 
-        def filled(array: NDArray[Any]) -> NDArray[Any]:
-            return np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)])
-
-        return rows.map(filled), filled(keep)
+        fields = [block([row[i] for row, _ in waiting]) for i in range(len(self._dtypes))]
+        return Transition(*fields), block([keep for _, keep in waiting])

@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import ArrayLike, NDArray
 
 from sacref.config import ExperimentConfig, SACConfig
-from sacref.types import Batch, Noise
+from sacref.types import METRICS, Batch, Noise
 
 BACKENDS = ["torch", "jax"]
 
@@ -221,5 +221,12 @@ def forward(arrays: Mapping[str, NDArray[Any]], model: str, inputs: NDArray[Any]
 def metrics_of(agent: Any, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, NDArray[Any]]]:
     """A list that grows by the metrics of each update that the agent takes from its memory."""
     seen: list[dict[str, NDArray[Any]]] = []
-    monkeypatch.setattr(agent, "_track_metrics", lambda m: seen.append({name: agent.to_numpy(value) for name, value in m.items()}))
+
+    def spy(packed: list[Any]) -> None:
+        sizes = [len(agent._state.critics) if name.startswith("q_") else 1 for name in METRICS]
+        for row in np.concatenate([agent.to_numpy(matrix) for matrix in packed]):
+            parts = np.split(row, np.cumsum(sizes)[:-1])
+            seen.append({name: part if part.size > 1 else part[0] for name, part in zip(METRICS, parts, strict=True)})
+
+    monkeypatch.setattr(agent, "_track_metrics", spy)
     return seen

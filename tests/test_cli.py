@@ -59,6 +59,10 @@ def unboxed(text: str) -> str:
 
 FLAGS: list[tuple[str, list[str], Any]] = [
     ("gradient_steps", ["--gradient-steps", "4"], 4),
+    ("update_to_data", ["--update-to-data", "0.5"], 0.5),
+    ("chunk", ["--chunk", "64"], 64),
+    ("overlap", ["--overlap"], True),
+    ("execution", ["--execution", "plain"], "plain"),
     ("batch_size", ["--batch-size", "32"], 32),
     ("discount_factor", ["--discount-factor", "0.9"], 0.9),
     ("polyak", ["--polyak", "0.01"], 0.01),

@@ -71,6 +71,11 @@ def test_names_and_defaults_are_the_contract() -> None:
     [
         ("gradient_steps", 0, 0),
         ("gradient_steps", np.int64(4), 4),
+        ("update_to_data", 2, 2.0),
+        ("update_to_data", None, None),
+        ("chunk", np.int64(64), 64),
+        ("overlap", np.bool_(True), True),
+        ("execution", np.str_("plain"), "plain"),
         ("batch_size", 1, 1),
         ("batch_size", np.uint8(200), 200),
         ("discount_factor", 0, 0.0),
@@ -116,6 +121,12 @@ def test_accepted_values_are_stored_as_plain_python(name: str, value: Any, store
         ("gradient_steps", -1, "integer >= 0"),
         ("gradient_steps", True, "integer >= 0"),
         ("gradient_steps", 1.0, "integer >= 0"),
+        ("update_to_data", 0, "a number >= 1e-6, or None"),
+        ("update_to_data", 1e-7, "a number >= 1e-6, or None"),
+        ("chunk", 0, "integer >= 1"),
+        ("overlap", 1, "True or False"),
+        ("execution", "fast", "one of auto, plain, scan, traced, cuda_graph"),
+        ("execution", None, "one of auto, plain, scan, traced, cuda_graph"),
         ("batch_size", 0, "integer >= 1"),
         ("batch_size", np.bool_(True), "integer >= 1"),
         ("batch_size", "64", "integer >= 1"),
@@ -320,7 +331,8 @@ def test_bad_json_is_refused(text: str) -> None:
 @pytest.mark.parametrize(("num_envs", "first_steps"), [(1, 5000), (2, 2500), (3, 1667), (8, 625), (10_000, 1)])
 def test_paper_config(num_envs: int, first_steps: int) -> None:
     paper = {"batch_size": 256, "learning_rate": 3e-4, "random_timesteps": first_steps, "learning_starts": first_steps}
-    assert paper_config(num_envs).to_dict() == DEFAULTS | paper | {"initial_entropy_value": 1.0}
+    ratio = None if num_envs == 1 else 1.0
+    assert paper_config(num_envs).to_dict() == DEFAULTS | paper | {"initial_entropy_value": 1.0, "update_to_data": ratio}
 
 
 @pytest.mark.parametrize("num_envs", [0, -1, True])

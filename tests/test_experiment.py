@@ -7,7 +7,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -345,3 +345,12 @@ def test_a_mujoco_task_trains_on_both_backends(backend: str, tmp_path: Path) -> 
     # Each step upright is worth 1.
     assert all(1 <= value <= 20 for value in result.evaluations[-1][1].returns)
     assert not (tmp_path / "MUJOCO_LOG.TXT").exists()
+
+
+@pytest.mark.parametrize(("cfg", "steps"), [(None, 40), ({"gradient_steps": 3}, 60), ({"update_to_data": 0.25}, 10)])
+def test_gradient_steps_follow_the_environment_steps_unless_told_otherwise(cfg: dict[str, Any] | None, steps: int, tmp_path: Path) -> None:
+    """40 environment steps of two environments, learning from the first on."""
+    pytest.importorskip("torch")
+    settings = {"learning_starts": 0, "random_timesteps": 0, "batch_size": 4, **(cfg or {})}
+    result = train(tmp_path / "run", backend="torch", num_envs=2, steps=40, cfg=settings)
+    assert cast(Any, result.agent).gradient_step_count == steps

@@ -1,12 +1,14 @@
 """When updates come, and how many gradient steps they take: chunks, the ratio of updates to data, and actions chosen ahead."""
 
+import json
 from typing import Any
 
 import numpy as np
 import pytest
 
+from sacref.checkpoint import CheckpointError
 from sacref.config import ConfigError, SACConfig
-from tests.backends import BACKENDS, Backend, draw_row, load_backend
+from tests.backends import BACKENDS, Backend, Spaces, draw_row, load_backend
 
 backend = pytest.fixture(params=BACKENDS)(load_backend)
 
@@ -57,11 +59,68 @@ def test_what_is_due_is_saved(backend: Backend, tmp_path: Any) -> None:
     np.testing.assert_array_equal(loaded.arrays()["policy.head.kernel"], agent.arrays()["policy.head.kernel"])
 
 
-def test_an_update_of_the_callers_takes_gradient_steps(backend: Backend) -> None:
-    agent = backend.agent(gradient_steps=3, learning_starts=100)
-    counts(agent, 2)
+def test_an_update_of_the_callers_takes_gradient_steps_and_leaves_what_is_due(backend: Backend) -> None:
+    agent = backend.agent(gradient_steps=2, chunk=3)
+    assert counts(agent, 2) == [0, 0]
     agent.update(timestep=0, timesteps=1)
-    assert agent.gradient_step_count == 3
+    assert agent.gradient_step_count == 2
+    assert counts(agent, 1, start=2) == [8]
+
+
+@pytest.mark.parametrize(
+    "pace",
+    [
+        {"gradient_steps_due": [10**9, 1]},
+        {"gradient_steps_due": [-5, 1]},
+        {"gradient_steps_due": [1, 0]},
+        {"gradient_steps_due": "1e9"},
+        {"timesteps_to_learn_from": 7},
+        {"timesteps_to_learn_from": True},
+    ],
+)
+def test_a_checkpoint_whose_due_steps_cannot_be_is_refused(backend: Backend, pace: dict[str, Any], tmp_path: Any) -> None:
+    agent = backend.agent(chunk=4)
+    counts(agent, 5)
+    agent.save(tmp_path / "a")
+    manifest = tmp_path / "a" / "checkpoint.json"
+    content = json.loads(manifest.read_text())
+    content["metadata"] |= pace
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="gradient steps are due"):
+        agent.load(tmp_path / "a")
+
+
+def test_a_memory_that_was_refused_can_be_given_again(backend: Backend) -> None:
+    memory = backend.package.ReplayMemory(8, 2)
+    spaces = Spaces()
+    given: dict[str, Any] = {"models": backend.agent().models, "memory": memory, "observation_space": spaces.observation}
+    with pytest.raises(ValueError, match="lower chunk"):
+        backend.package.SAC(**given, action_space=spaces.action, cfg={"chunk": 5, "batch_size": 4})
+    agent = backend.package.SAC(**given, action_space=spaces.action, cfg={"chunk": 4, "batch_size": 4})
+    assert agent.memory is memory
+
+
+def test_other_weights_forget_the_action_that_was_chosen_ahead(backend: Backend) -> None:
+    agent = backend.agent(overlap=True, learning_rate=0.1)
+    weights = agent.arrays()
+    row = draw_row(agent, np.random.default_rng(0))
+    agent.record_transition(**row)
+    agent.post_interaction(timestep=0, timesteps=1000)
+    doubled = {name: 2 * array if name.startswith("policy.") else array for name, array in weights.items()}
+    agent.set_arrays(doubled)
+    _, extra = agent.act(row["next_observations"], None, timestep=1, timesteps=1000)
+    fresh = backend.agent()
+    fresh.set_arrays(doubled)
+    _, wanted = fresh.act(row["next_observations"], None, timestep=1, timesteps=1000)
+    np.testing.assert_array_equal(agent.to_numpy(extra["mean_actions"]), fresh.to_numpy(wanted["mean_actions"]))
+
+
+def test_acting_on_another_dtype_of_observations(backend: Backend) -> None:
+    """What was recorded for float observations is not used for integers."""
+    agent = backend.agent()
+    clock = {"timestep": 0, "timesteps": 1}
+    means = [agent.act(observations, None, **clock)[1]["mean_actions"] for observations in (np.ones((1, 3)), [[1, 1, 1]])]
+    np.testing.assert_array_equal(*(agent.to_numpy(mean) for mean in means))
 
 
 def test_settings_that_exclude_each_other_are_refused(backend: Backend) -> None:

@@ -1,5 +1,8 @@
 """The replay memory, on both backends: a ring whose order, masks, draws and restored state are all known."""
 
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -201,3 +204,39 @@ def test_a_full_ring_of_another_capacity_is_refused(backend: Backend) -> None:
         add(backend, memory, [number])
     with pytest.raises(ValueError, match="head 2 and size 5 do not fit a capacity of 6"):
         memory_of(backend, 6).set_arrays(memory.arrays())
+
+
+def test_saving_and_restoring_take_no_second_copy(backend: Backend, tmp_path: Path) -> None:
+    """What NumPy allocates on the way is a block of rows, not the ring."""
+    rows, width = 200_000, 20
+    spaces = Spaces(box(-np.inf, np.inf, (width,)), box(-1.0, 1.0, (1,)))
+    agent, other = (backend.agent(spaces, capacity=rows) for _ in range(2))
+    agent.memory.set_arrays({**_known_rows(rows, width), "head": np.array(7), "size": np.array(rows)})
+    ring_bytes = rows * width * 4
+    # Checksums go through a buffer of 1 MiB; rows are restored in blocks of 65,536.
+    assert allocated_by(lambda: agent.save(tmp_path / "a")) < 0.2 * ring_bytes
+    arrays = agent.memory.arrays(copy=False)
+    assert allocated_by(lambda: other.memory.set_arrays(arrays)) < 0.6 * ring_bytes
+    assert allocated_by(lambda: agent.memory.arrays()) > ring_bytes
+    assert_same_arrays(other.memory.arrays(), agent.memory.arrays())
+
+
+def allocated_by(function: Callable[[], object]) -> int:
+    """The most bytes that a call holds at once, of Python's and NumPy's memory."""
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def _known_rows(rows: int, width: int) -> dict[str, NDArray[Any]]:
+    observations = np.arange(rows, dtype=np.float32)[:, None] * np.ones((1, width), np.float32)
+    return {
+        "observations": observations,
+        "next_observations": -observations,
+        "actions": np.full((rows, 1), 0.5, np.float32),
+        "rewards": np.arange(rows, dtype=np.float32),
+        "terminated": np.arange(rows) % 3 == 0,
+    }

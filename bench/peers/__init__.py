@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 CHUNK = 64
 """Steps between two updates of the contenders that collect first and learn then; each timed stretch is a multiple of it."""
+OVERLAPPED = "overlapped (one update old)"
+"""a_t is chosen before the update that follows transition t-1, which then runs while the environment steps."""
 STRICT = "strict"
 """a_t uses the parameters after the update that follows transition t-1, and every update may sample the newest transition."""
 
@@ -46,15 +48,15 @@ def chunked(steps: int) -> str:
     return f"chunked (up to {steps} steps old)"
 
 
-def _own(backend: Literal["torch", "jax"], chunk: int) -> Peer:
+def _own(backend: Literal["torch", "jax"], chunk: int = 1, *, overlap: bool = False) -> Peer:
     return Peer(
-        name=f"sacref {backend} {'strict' if chunk == 1 else 'chunked'}",
+        name=f"sacref {backend} {'overlapped' if overlap else 'strict' if chunk == 1 else 'chunked'}",
         module="own",
         library=backend,
         environment=None,
         needs=("sacref", backend, "mujoco"),
-        options={"backend": backend, "chunk": chunk},
-        strictness=STRICT if chunk == 1 else chunked(chunk),
+        options={"backend": backend, "chunk": chunk, "overlap": overlap},
+        strictness=OVERLAPPED if overlap else STRICT if chunk == 1 else chunked(chunk),
     )
 
 
@@ -63,9 +65,10 @@ DELAYED = "Its critics are trained after every step, its policy twice after ever
 CONTENDERS = {
     peer.name: peer
     for peer in (
-        _own("torch", 1),
+        _own("torch"),
         _own("torch", CHUNK),
-        _own("jax", 1),
+        _own("jax"),
+        _own("jax", overlap=True),
         _own("jax", CHUNK),
         Peer(
             name="Stable-Baselines3",

@@ -8,13 +8,14 @@ from typing import Any
 from bench.peers.setting import Setting, Trainer
 
 
-def make(setting: Setting, *, backend: str, chunk: int) -> Trainer:
+def make(setting: Setting, *, backend: str, chunk: int, overlap: bool) -> Trainer:
     """The training loop with the agent of one backend. Tracking is on, as in a user's run; checkpoints and evaluations are off.
 
     Args:
         setting: the task.
         backend: "torch" or "jax".
         chunk: environment steps between two calls of the learner; 1 is strict.
+        overlap: whether an action is chosen before the update that precedes it.
     """
     library = importlib.import_module(f"sacref.{backend}")
     from sacref import training
@@ -27,7 +28,7 @@ def make(setting: Setting, *, backend: str, chunk: int) -> Trainer:
     cfg.random_timesteps = cfg.learning_starts = setting.random_steps
     cfg.seed = setting.seed
     cfg.chunk = chunk
-    cfg.overlap = False
+    cfg.overlap = overlap
     cfg.experiment.write_interval = 1_000
     cfg.experiment.checkpoint_interval = 0
     envs = make_envs(setting.env, 1, seed=setting.seed)
@@ -41,5 +42,5 @@ def make(setting: Setting, *, backend: str, chunk: int) -> Trainer:
     return Trainer(
         train=partial(training.run, agent, envs, timesteps=sys.maxsize),
         execution=agent.execution,
-        settings={} if chunk == 1 else {"chunk": chunk},
+        settings={**({} if chunk == 1 else {"chunk": chunk}), **({"overlap": True} if overlap else {})},
     )

@@ -1,6 +1,5 @@
 """Soft Actor-Critic on JAX: the life cycle around one update."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -114,9 +113,9 @@ class SAC(Agent[Array]):
 
     def _generator(self, stream: int) -> Array:
         seed = np.random.SeedSequence([self.cfg.seed, 0, stream]).generate_state(2, np.uint32)
-        return self._like_key(seed)
+        return self._key(seed)
 
-    def _like_key(self, data: NDArray[Any]) -> Array:
+    def _key(self, data: NDArray[Any]) -> Array:
         key: Array = jax.device_put(np.array(data, np.uint32), self.device)
         return key
 
@@ -144,22 +143,12 @@ class SAC(Agent[Array]):
 
     def post_interaction(self, *, timestep: int, timesteps: int) -> None:
         """Learn, while training and from `learning_starts` on; then track and checkpoint."""
-        if self.training and timestep >= self.cfg.learning_starts and self._update_is_due(timestep, timesteps):
-            self._choose_ahead(timestep)
-            started = time.perf_counter()
-            self.update(timestep=timestep, timesteps=timesteps)
-            self.track_data("Stats / Algorithm update time (ms)", 1e3 * (time.perf_counter() - started))
+        self._learn_if_due(timestep=timestep, timesteps=timesteps)
         super().post_interaction(timestep=timestep, timesteps=timesteps)
 
     def update(self, *, timestep: int, timesteps: int) -> None:
-        """Take the gradient steps that are due, or `gradient_steps` if none are, each on a fresh batch from the memory."""
-        memory = self._require_memory()
-        steps = self._take_due()
-        state, rows = memory.hand_over()
-        self._state, state, self._random, metrics = self._learn(self._state, state, self._random, rows, steps)
-        memory.store(state)
-        self.gradient_step_count += steps
-        self._track_metrics(metrics)
+        """Take `gradient_steps` gradient steps, each on a fresh batch from the memory."""
+        self._take_gradient_steps(self.cfg.gradient_steps)
 
     def enable_models_training_mode(self, enabled: bool = True) -> None:
         """Set the models' own training mode (`flax.nnx.Module.train` and `eval`)."""
@@ -269,7 +258,7 @@ class SAC(Agent[Array]):
         return {name: np.array(key) for name, key in self._random._asdict().items()}
 
     def _set_streams(self, streams: Mapping[str, NDArray[Any]]) -> None:
-        self._random = Streams(*(self._like_key(streams[name]) for name in Streams._fields))
+        self._random = Streams(*(self._key(streams[name]) for name in Streams._fields))
 
     @property
     def _layouts(self) -> dict[str, str]:

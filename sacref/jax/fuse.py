@@ -14,13 +14,13 @@ from jax import Array
 
 from sacref.config import Execution
 from sacref.envs.scaling import to_box
-from sacref.jax.memory import MemoryState, sample, write_in_place
+from sacref.jax.memory import MemoryState, sample
 from sacref.jax.update import Policy, State, Update
 from sacref.spec import bound_log_std, squash
-from sacref.types import METRICS, Batch, Inputs, Metrics, Noise, Transition
+from sacref.types import METRICS, Batch, Inputs, Metrics, Noise
 
 IMPLEMENTATION = "threefry2x32"
-"""Of the random numbers: named, so that no setting of JAX changes them, and the one whose numbers do not depend on vmap."""
+"""Of the random numbers: named, in the place of JAX's setting, and the one whose numbers do not depend on vmap."""
 
 
 class Streams(NamedTuple):
@@ -41,9 +41,7 @@ class Bounds(NamedTuple):
     high: Array
 
 
-Rows = tuple[Transition[Any], Any]
-"""Transitions to be stored before the steps, and which of them are kept."""
-Learn = Callable[[State, MemoryState, Streams, Rows, int], tuple[State, MemoryState, Streams, list[Array]]]
+Learn = Callable[[State, MemoryState, Streams, int], tuple[State, Streams, list[Array]]]
 Act = Callable[[Any, Streams, Inputs[Array]], tuple[Array, Array, Streams]]
 
 
@@ -56,6 +54,11 @@ def choose(execution: Execution) -> Execution:
     if execution not in ("auto", "plain", "scan"):
         raise ValueError(f"execution is {execution!r}, which is PyTorch's: expected auto, plain or scan on JAX")
     return "scan" if execution == "auto" else execution
+
+
+def describe() -> str:
+    """How updates run unless told otherwise."""
+    return choose("auto")
 
 
 def stepper(update: Update) -> Callable[[State, Batch[Array], Noise[Array]], tuple[State, Metrics[Array]]]:
@@ -85,13 +88,13 @@ def draw(memory: MemoryState, streams: Streams, batch_size: int) -> tuple[Batch[
 
 
 def learner(update: Update, *, batch_size: int, execution: Execution, block: int = 1) -> Learn:
-    """Store rows, then take gradient steps on fresh batches: `(state, memory, streams, rows, steps) -> (state, memory, streams, metrics)`.
+    """Take gradient steps on fresh batches: `(state, memory, streams, steps) -> (state, streams, metrics)`.
 
-    The metrics are a list of matrices `(step, metric)`, see `pack`. State and memory are donated.
+    The state is donated. The metrics are a list of matrices `(step, metric)`, see `pack`.
 
     Args:
-        block: gradient steps that one compiled call scans over; what is left of `steps` runs one by one, so that no number of steps
-            compiles anew.
+        block: gradient steps that one compiled call scans over. What is left of `steps`, in the last chunk or of a fraction, runs one by
+            one: two lengths are compiled at most.
     """
 
     @partial(jax.jit, donate_argnums=0, static_argnums=3)
@@ -118,16 +121,12 @@ def learner(update: Update, *, batch_size: int, execution: Execution, block: int
 
     run = plain if execution == "plain" else scan
 
-    def learn(
-        state: State, memory: MemoryState, streams: Streams, rows: Rows, steps: int
-    ) -> tuple[State, MemoryState, Streams, list[Array]]:
-        # In a call of its own: inside one with the scan, XLA copies the whole ring.
-        memory = write_in_place(memory, *rows)
+    def learn(state: State, memory: MemoryState, streams: Streams, steps: int) -> tuple[State, Streams, list[Array]]:
         packed = []
         for length in [block] * (steps // block) + [1] * (steps % block):
             state, streams, metrics = run(state, memory, streams, length)
             packed.append(metrics)
-        return state, memory, streams, packed
+        return state, streams, packed
 
     return learn
 

@@ -1,6 +1,7 @@
 """The replay memory: a ring of transitions on the device. Positions are chosen on the device too, so nothing waits for it."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from sacref.envs.spaces import Spaces
 from sacref.jax.device import device_of
-from sacref.replay import Staging, check_arrays, check_size
+from sacref.replay import Staging, blocks, check_arrays, check_block, check_size
 from sacref.types import Batch, Transition
 
 
@@ -77,6 +78,7 @@ class ReplayMemory:
             raise ValueError("ReplayMemory: this memory belongs to another agent already: make one for each agent")
         if self.device not in (None, device):
             raise ValueError(f"ReplayMemory: it is on {self.device}, the agent on {device}: leave the memory's device out")
+        check_block(staged_timesteps * self.num_envs, self.capacity)
         self.device = device
         observations = jax.dtypes.canonicalize_dtype(spaces.stored_dtype(dtype))
 
@@ -99,7 +101,6 @@ class ReplayMemory:
         self._staging = Staging(
             self._state.rows.map(lambda ring: np.empty((0, *ring.shape[1:]), ring.dtype)),
             staged_timesteps * self.num_envs,
-            self.capacity,
         )
 
     @property
@@ -110,16 +111,6 @@ class ReplayMemory:
         if len(self._staging):
             self._state = write_in_place(self._state, *self._staging.take())
         return self._state
-
-    def hand_over(self) -> tuple[MemoryState, tuple[Transition[Any], Any]]:
-        """The ring, and the rows that wait to be written into it, for a function that writes and learns in one. `store` takes it back."""
-        if self._state is None or self._staging is None:
-            raise ValueError("ReplayMemory: not allocated yet: give it to an agent first, SAC(memory=...)")
-        return self._state, self._staging.take()
-
-    def store(self, state: MemoryState) -> None:
-        """The ring after such a function."""
-        self._state = state
 
     def __len__(self) -> int:
         """How many transitions are stored; waits for the device."""
@@ -161,12 +152,14 @@ class ReplayMemory:
         size = int(arrays["size"])
         self.written = size > 0
 
-        def filled(name: str, ring: Array) -> Array:
-            host = np.zeros(ring.shape, ring.dtype)
-            host[:size] = arrays[name]
-            uploaded: Array = jax.device_put(host, self.device)
-            return uploaded
-
-        rows = self.state.rows._replace(**{name: filled(name, ring) for name, ring in rings.items()})
+        for rows in blocks(size):
+            for name in rings:
+                rings[name] = _fill_in_place(rings[name], np.array(arrays[name][rows]), np.int32(rows.start))
+        ring = self.state.rows._replace(**rings)
         head, count = (jax.device_put(np.int32(arrays[name]), self.device) for name in ("head", "size"))
-        self._state = MemoryState(rows, head, count)
+        self._state = MemoryState(ring, head, count)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _fill_in_place(ring: Array, rows: Array, start: Array) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(ring, rows, start, 0)

@@ -1,7 +1,6 @@
 """Soft Actor-Critic on PyTorch: the life cycle around one update."""
 
 import copy
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -141,26 +140,16 @@ class SAC(Agent[Tensor]):
 
     def post_interaction(self, *, timestep: int, timesteps: int) -> None:
         """Learn, while training and from `learning_starts` on; then track and checkpoint."""
-        if self.training and timestep >= self.cfg.learning_starts and self._update_is_due(timestep, timesteps):
-            self._choose_ahead(timestep)
-            started = time.perf_counter()
-            self.update(timestep=timestep, timesteps=timesteps)
-            self.track_data("Stats / Algorithm update time (ms)", 1e3 * (time.perf_counter() - started))
+        self._learn_if_due(timestep=timestep, timesteps=timesteps)
         super().post_interaction(timestep=timestep, timesteps=timesteps)
 
     def update(self, *, timestep: int, timesteps: int) -> None:
-        """Take the gradient steps that are due, or `gradient_steps` if none are, each on a fresh batch from the memory."""
-        memory = self._require_memory()
-        steps = self._take_due()
-        state, rows = memory.hand_over()
-        self._state, state, self._random, metrics = self._learn(self._state, state, self._random, rows, steps)
-        memory.store(state)
-        self.gradient_step_count += steps
-        self._track_metrics(metrics)
+        """Take `gradient_steps` gradient steps, each on a fresh batch from the memory."""
+        self._take_gradient_steps(self.cfg.gradient_steps)
 
     def enable_models_training_mode(self, enabled: bool = True) -> None:
         """Set the models' own training mode (`torch.nn.Module.train`)."""
-        changed = any(model.training != enabled for model in self._models.values())
+        changed = any(layer.training != enabled for model in self._models.values() for layer in model.modules())
         for model in self._models.values():
             model.train(enabled)
         if changed and not self._own_models:

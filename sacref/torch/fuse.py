@@ -17,9 +17,9 @@ from sacref.config import Execution
 from sacref.envs.scaling import to_box
 from sacref.spec import bound_log_std, squash
 from sacref.torch.graph import Recorded, leaves_of, onednn_available
-from sacref.torch.memory import MemoryState, sample, write
+from sacref.torch.memory import MemoryState, sample
 from sacref.torch.update import Policy, State, Update
-from sacref.types import METRICS, Batch, Inputs, Metrics, Noise, Transition
+from sacref.types import METRICS, Batch, Inputs, Metrics, Noise
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +39,9 @@ class Bounds(NamedTuple):
     high: Tensor
 
 
-Rows = tuple[Transition[Any], Any]
-"""Transitions to be stored before the steps, and which of them are kept."""
 Step = Callable[[State, Batch[Tensor], Noise[Tensor]], Tensor]
 """A gradient step that writes into the state; it returns the metrics as one vector, see `pack`."""
-Learn = Callable[[State, MemoryState, Streams, Rows, int], tuple[State, MemoryState, Streams, list[Tensor]]]
+Learn = Callable[[State, MemoryState, Streams, int], tuple[State, Streams, list[Tensor]]]
 Act = Callable[[Any, Streams, Inputs[Tensor]], tuple[Tensor, Tensor, Streams]]
 
 
@@ -71,10 +69,10 @@ def choose(execution: Execution, device: torch.device, *, own_models: bool) -> E
     return "plain"
 
 
-def describe(execution: Execution, device: torch.device, dtype: torch.dtype) -> str:
-    """`execution`, and which library multiplies."""
-    onednn = execution == "traced" and device.type == "cpu" and dtype == torch.float32 and onednn_available()
-    return f"{execution} (products by oneDNN)" if onednn else execution
+def describe(device: torch.device) -> str:
+    """How updates of default models in float32 run on `device` unless told otherwise, and which library multiplies."""
+    execution = choose("auto", device, own_models=True)
+    return f"{execution}, products by oneDNN" if execution == "traced" and onednn_available() else execution
 
 
 def stepper(update: Update) -> Update:
@@ -96,9 +94,9 @@ def draw(memory: MemoryState, streams: Streams, batch_size: int) -> tuple[Batch[
 
 
 def learner(update: Update, *, batch_size: int, execution: Execution) -> Learn:
-    """Store rows, then take gradient steps on fresh batches: `(state, memory, streams, rows, steps) -> (state, memory, streams, metrics)`.
+    """Take gradient steps on fresh batches: `(state, memory, streams, steps) -> (state, streams, metrics)`.
 
-    The metrics are a list of matrices `(step, metric)`, see `pack`.
+    The state is written in place. The metrics are a list of matrices `(step, metric)`, see `pack`.
     """
 
     def in_place(state: State, batch: Batch[Tensor], noise: Noise[Tensor]) -> Tensor:
@@ -117,24 +115,31 @@ def learner(update: Update, *, batch_size: int, execution: Execution) -> Learn:
 
     gradient_step = Captured(draw_and_step) if execution == "cuda_graph" else draw_and_step
 
-    def learn(
-        state: State, memory: MemoryState, streams: Streams, rows: Rows, steps: int
-    ) -> tuple[State, MemoryState, Streams, list[Tensor]]:
-        memory = write(memory, *rows)
-        metrics = []
-        for _ in range(steps):
-            metrics.append(gradient_step(state, memory, streams))
-        return state, memory, streams, [torch.stack(metrics)] if metrics else []
+    def learn(state: State, memory: MemoryState, streams: Streams, steps: int) -> tuple[State, Streams, list[Tensor]]:
+        metrics = [gradient_step(state, memory, streams) for _ in range(steps)]
+        return state, streams, [torch.stack(metrics)] if metrics else []
 
     return learn
 
 
-def capture_on_cuda(function: Callable[[], Tensor], generators: Sequence[torch.Generator]) -> Callable[[], Tensor]:
-    """Capture `function` as a CUDA graph; the result replays it. Registered generators go on from replay to replay."""
+def capture_on_cuda(
+    function: Callable[[], Tensor], generators: Sequence[torch.Generator], warm_up: Callable[[], None]
+) -> Callable[[], Tensor]:
+    """Capture `function` as a CUDA graph, after `warm_up` on the same stream; the result replays it.
+
+    Registered generators go on from replay to replay.
+    """
+    device = generators[0].device
     graph = torch.cuda.CUDAGraph()
     for generator in generators:
         graph.register_generator_state(generator)
-    with torch.cuda.graph(graph):
+    # A stream of the agent's device: torch's default one for captures lies on the device that was current first.
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it unannotated.
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        warm_up()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    with torch.cuda.graph(graph, stream=stream):
         output = function()
 
     def replay() -> Tensor:
@@ -161,8 +166,11 @@ class Captured:
 
     def __call__(self, state: State, memory: MemoryState, streams: Streams) -> Tensor:
         if self._replay is None or self._captured_of is None or state is not self._captured_of[0] or memory is not self._captured_of[1]:
-            self._warm_up(state, memory, streams)
-            self._replay = capture_on_cuda(lambda: self.draw_and_step(state, memory, streams), (streams.noise, streams.sampling))
+            self._replay = capture_on_cuda(
+                lambda: self.draw_and_step(state, memory, streams),
+                (streams.noise, streams.sampling),
+                lambda: self._warm_up(state, memory, streams),
+            )
             self._captured_of = state, memory
         return self._replay().clone()
 
@@ -170,15 +178,8 @@ class Captured:
         generators = (streams.noise, streams.sampling)
         before = [generator.get_state() for generator in generators]
         copied = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, state)
-        on_cuda = state.log_alpha.device.type == "cuda"
-        stream = torch.cuda.Stream() if on_cuda else None  # type: ignore[no-untyped-call]  # torch leaves it unannotated.
-        if stream is not None:
-            stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(self.WARM_UP):
-                self.draw_and_step(copied, memory, streams)
-        if stream is not None:
-            torch.cuda.current_stream().wait_stream(stream)
+        for _ in range(self.WARM_UP):
+            self.draw_and_step(copied, memory, streams)
         for generator, state_before in zip(generators, before, strict=True):
             generator.set_state(state_before)
 

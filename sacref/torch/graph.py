@@ -30,8 +30,8 @@ def leaves_of(tree: Any) -> Iterator[Any]:
 class Recorded:
     """A function `(state, *arguments) -> tree`, run from a recording of it.
 
-    It is recorded at its first call, and once more for arguments of other shapes. What the function decides in Python is decided then;
-    random numbers must be arguments.
+    It is recorded at its first call, and once more for arguments of other shapes or dtypes. What the function decides in Python is
+    decided then; random numbers must be arguments.
 
     Args:
         function: of trees of tensors (dicts, tuples, named tuples; None stays None). It may write into its arguments.
@@ -50,7 +50,7 @@ class Recorded:
         if state is not self._state:
             self._state, self._state_leaves = state, list(leaves_of(state))
         leaves = list(leaves_of(arguments))
-        key = tuple(None if leaf is None else leaf.shape for leaf in leaves)
+        key = tuple(None if leaf is None else (leaf.shape, leaf.dtype) for leaf in leaves)
         with torch.no_grad():
             if key not in self._runs:
                 self._runs[key] = self._record(state, *arguments)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sacref.envs.spaces import Spaces
-from sacref.replay import Staging, check_arrays, check_size
+from sacref.replay import Staging, blocks, check_arrays, check_block, check_size
 from sacref.torch.device import device_of
 from sacref.types import Batch, Transition
 
@@ -80,6 +80,7 @@ class ReplayMemory:
             raise ValueError("ReplayMemory: this memory belongs to another agent already: make one for each agent")
         if self.device not in (None, device):
             raise ValueError(f"ReplayMemory: it is on {self.device}, the agent on {device}: leave the memory's device out")
+        check_block(staged_timesteps * self.num_envs, self.capacity)
         self.device = device
         rows, floats = self.capacity + 1, _numpy_dtype(dtype)
         observations = torch.from_numpy(np.empty(0, spaces.stored_dtype(floats))).dtype
@@ -103,7 +104,6 @@ class ReplayMemory:
         self._staging = Staging(
             self._state.rows.map(lambda ring: np.empty((0, *ring.shape[1:]), _numpy_dtype(ring.dtype))),
             staged_timesteps * self.num_envs,
-            self.capacity,
         )
 
     @property
@@ -114,16 +114,6 @@ class ReplayMemory:
         if len(self._staging):
             self._state = write(self._state, *self._staging.take())
         return self._state
-
-    def hand_over(self) -> tuple[MemoryState, tuple[Transition[Any], Any]]:
-        """The ring, and the rows that wait to be written into it, for a function that writes and learns in one. `store` takes it back."""
-        if self._state is None or self._staging is None:
-            raise ValueError("ReplayMemory: not allocated yet: give it to an agent first, SAC(memory=...)")
-        return self._state, self._staging.take()
-
-    def store(self, state: MemoryState) -> None:
-        """The ring after such a function."""
-        self._state = state
 
     def __len__(self) -> int:
         """How many transitions are stored; waits for the device."""
@@ -166,7 +156,8 @@ class ReplayMemory:
         state = self.state
         self.written = size > 0
         for name, ring in rings.items():
-            ring[:size] = torch.as_tensor(np.array(arrays[name])).to(ring.device)
+            for rows in blocks(size):
+                ring[rows] = torch.from_numpy(np.array(arrays[name][rows])).to(ring.device)
         state.head.fill_(int(arrays["head"]))
         state.size.fill_(size)
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from bench.peers import CHUNK, CONTENDERS, STRICT, Peer, chunked, environments
+from bench.peers import CHUNK, CONTENDERS, OVERLAPPED, STRICT, Peer, chunked, environments
 from bench.sections.throughput import PEERS
 
 
@@ -23,8 +23,9 @@ def test_a_contender_can_be_made_of_what_the_list_says(peer: Peer) -> None:
 def test_strictness_follows_from_the_options() -> None:
     steps = {peer.name: peer.options.get("chunk", peer.options.get("steps", 1)) for peer in CONTENDERS.values()}
     assert {name: peer.strictness for name, peer in CONTENDERS.items()} == {
-        name: STRICT if count == 1 else chunked(count) for name, count in steps.items()
+        name: OVERLAPPED if name == "sacref jax overlapped" else STRICT if count == 1 else chunked(count) for name, count in steps.items()
     }
+    assert [peer.name for peer in CONTENDERS.values() if peer.options.get("overlap")] == ["sacref jax overlapped"]
     assert {name for name, count in steps.items() if count == CHUNK} == {"sacref torch chunked", "sacref jax chunked", "SBX scan"}
     assert chunked(64) == "chunked (up to 64 steps old)"
 

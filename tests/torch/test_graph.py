@@ -91,7 +91,7 @@ def test_float32_with_onednn_is_as_near_to_float64_as_without(monkeypatch: pytes
     """One update from the same weights and batch: the distance of its first moments, a tenth of the gradients, from float64's."""
     monkeypatch.setattr(graph, "onednn_available", lambda: True)
     backend = Backend("torch")
-    options: dict[str, Any] = {"hidden": (256, 256), "seed": 3}
+    options: dict[str, Any] = {"hidden": (256, 256), "seed": 3, "device": "cpu"}
     exact = backend.agent(dtype="float64", execution="plain", **options)
     batch, noise = draw_batch(exact, 64)
     exact.update_on(batch, noise)
