@@ -18,7 +18,7 @@ PYTEST_FLAGS ?=
 PEERS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-bench bench-peers train test parity bench types lint clean
+.PHONY: help setup setup-bench bench-peers bench-micro train test parity bench types lint clean
 
 ifeq ($(NO_VENV),1)
 PY := $(PYTHON)
@@ -36,7 +36,8 @@ ifeq ($(NO_VENV),1)
 # What each target imports beyond the backends; a target may train on whichever backend is there.
 NEEDS_RUN := array_api_compat gymnasium imageio jaxtyping matplotlib mujoco numpy rich safetensors scipy tensorboard tyro
 NEEDS_DEV := array_api_strict beartype hypothesis mpmath mypy nox pytest ruff xdist
-setup test parity types lint: NEEDS := $(NEEDS_RUN) $(NEEDS_DEV) torch jax flax optax
+setup test parity types lint bench-micro: NEEDS := $(NEEDS_RUN) $(NEEDS_DEV) torch jax flax optax
+bench-micro: NEEDS += pytest_benchmark
 train bench setup-bench bench-peers: NEEDS := $(NEEDS_RUN)
 train: NEEDS += $(if $(filter jax,$(BACKEND)),jax flax optax,torch)
 
@@ -79,6 +80,10 @@ parity: setup-bench ## torch against JAX against the float64 oracle, and one upd
 
 bench-peers: setup-bench ## an environment for each peer of the throughput suite, in .venv-peers (PEERS="sbx skrl" for some of them)
 	$(PY) -m bench.peers.environments $(PEERS)
+
+bench-micro: setup ## the agent's calls one by one, with pytest-benchmark
+	@mkdir -p runs
+	$(PY) -m pytest bench/micro -p benchmark --benchmark-json runs/micro.json
 
 bench: setup-bench ## measure, beside the peers, and write the JSON and tables of results/
 	$(PY) -m bench

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from bench import plots, record, statistics
 from bench.published import Published, published
@@ -27,6 +28,8 @@ class Group:
     preset: str
     env: str
     steps: int
+    settings: dict[str, Any]
+    """What differs from the paper's settings."""
     version: str
     place: str
     runs: dict[str, list[Record]]
@@ -36,6 +39,11 @@ class Group:
     def all_runs(self) -> list[Record]:
         """Of every backend."""
         return [run for runs in self.runs.values() for run in runs]
+
+    @property
+    def title(self) -> str:
+        """Task, length, and what differs from the paper's settings."""
+        return ", ".join([self.env, f"{self.steps:,} steps", *(f"{name} {value:,}" for name, value in self.settings.items())])
 
     @property
     def date(self) -> str:
@@ -57,11 +65,12 @@ def section(results: Path) -> Section:
         pictures[path] = Picture(
             digest(newest.env, curves, references), partial(plots.learning_curve, env=newest.env, curves=curves, references=references)
         )
-        paragraphs.append(f"### {newest.env}, {newest.steps:,} steps\n")
+        paragraphs.append(f"### {newest.title}\n")
         paragraphs.append(f"![Return of {newest.env} over {newest.steps:,} environment steps, PyTorch and JAX](learning/{path.name})\n")
         for found in same:
             paragraphs += _own_table(found)
-        if references:
+        paragraphs += _beside_strict(newest, groups)
+        if references and not newest.settings:
             paragraphs += _published_table(references)
     return Section(paragraphs, pictures)
 
@@ -85,8 +94,9 @@ def group(records: Iterable[Record]) -> list[Group]:
         for backend, seed in sorted(members, key=lambda member: (member[0] != "torch", member)):
             by_backend.setdefault(backend, []).append(members[backend, seed])
         env, steps = tasks[preset]
-        groups.append(Group(preset=preset, env=env, steps=steps, version=version, place=where, runs=by_backend))
-    return sorted(groups, key=lambda found: (found.steps, found.date), reverse=True)
+        settings = next(iter(members.values())).configuration.get("settings", {})
+        groups.append(Group(preset=preset, env=env, steps=steps, settings=settings, version=version, place=where, runs=by_backend))
+    return sorted(groups, key=lambda found: (found.steps, not found.settings, found.date), reverse=True)
 
 
 def curve(runs: Sequence[Record]) -> list[plots.Point]:
@@ -137,6 +147,26 @@ def _own_table(found: Group) -> list[str]:
     sources = " and ".join(sorted({source(run.sacref_version, run.commit, run.dirty) for run in found.all_runs}))
     paragraphs.append(f"{sources}, on {found.place}; each run on {cores} core(s); {found.date[:10]}.\n")
     return paragraphs
+
+
+def _beside_strict(found: Group, groups: Sequence[Group]) -> list[str]:
+    """A chunked group's means beside those of the strict one."""
+    if set(found.settings) != {"chunk"}:
+        return []
+    sentences = []
+    for strict in groups:
+        if (strict.env, strict.steps, strict.settings, strict.place) == (found.env, found.steps, {}, found.place):
+            for backend in sorted(set(found.runs) & set(strict.runs), reverse=True):
+                finals = [[final(run) for run in one.runs[backend]] for one in (found, strict)]
+                both = [statistics.t_interval(values) for values in finals]
+                chunked, beside = (f"{number(statistics.mean(values))} {interval(ends)}" for values, ends in zip(finals, both, strict=True))
+                ends = [one for one in both if one is not None]
+                if len(ends) == 2:
+                    verdict = "overlap" if statistics.overlap(*ends) else "do **not** overlap"
+                    sentences.append(f"{backend}, chunked {chunked}, strict {beside}: the intervals of the mean {verdict}.")
+    if not sentences:
+        return []
+    return [f"A policy up to {found.settings['chunk']} steps old beside the strict one. " + " ".join(sentences) + "\n"]
 
 
 def _published_table(points: Sequence[Published]) -> list[str]:

@@ -71,6 +71,7 @@ class Recorded:
         recorded = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*leaves)
         self.recordings += 1
         simplify(recorded)
+        interpolate_in_place(recorded)
         if uses_onednn(leaves):
             multiply_with_onednn(recorded)
         return recorded.forward, returned[-1]
@@ -116,6 +117,29 @@ def simplify(recorded: GraphModule) -> None:
                     transposed = _call(graph, aten.t.default, second, shape=tuple(reversed(_shape(second))))
                     swapped = _call(graph, aten.mm.default, transposed, first.args[0], shape=_shape(node))
                 node.replace_all_uses_with(swapped)
+    _finish(recorded)
+
+
+def interpolate_in_place(recorded: GraphModule) -> None:
+    """Let one operation write all moving averages: target <- weight online + (1 - weight) target, and nothing in between."""
+    graph = recorded.graph
+    averages: dict[float, list[tuple[Node, Any, Any]]] = {}
+    for node in graph.nodes:
+        if not (_is(node, aten.copy_.default) and _is(node.args[1], aten.add.Tensor) and len(node.args[1].users) == 1):
+            continue
+        target, (first, second) = node.args[0], node.args[1].args[:2]
+        if not (_is(first, aten.mul.Tensor) and _is(second, aten.mul.Tensor) and second.args[0] is target):
+            continue
+        weight, rest = first.args[1], second.args[1]
+        if isinstance(weight, float) and isinstance(rest, float) and rest == 1.0 - weight:
+            averages.setdefault(weight, []).append((node, target, first.args[0]))
+    for weight, found in averages.items():
+        copies, targets, online = zip(*found, strict=True)
+        # After the last copy, so that whoever reads a target or an online parameter before still reads it before.
+        with graph.inserting_after(copies[-1]):
+            graph.call_function(aten._foreach_lerp_.Scalar, (list(targets), list(online), weight))
+        for copy in copies:
+            graph.erase_node(copy)
     _finish(recorded)
 
 

@@ -9,7 +9,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from sacref.torch import graph
-from sacref.torch.graph import Recorded, multiply_with_onednn, simplify
+from sacref.torch.graph import Recorded, interpolate_in_place, multiply_with_onednn, simplify
 from tests.backends import Backend, draw_batch
 
 NEEDS_ONEDNN = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="PyTorch was built without oneDNN")
@@ -66,6 +66,41 @@ def test_the_gradient_of_a_wide_weight_is_computed_in_its_own_layout(columns: in
     assert ("aten.clone" not in operations(recorded)) == swapped
     torch.testing.assert_close(recorded(x, g), gradient(x, g), rtol=1e-14, atol=1e-14)
     assert recorded(x, g).is_contiguous()
+
+
+def test_moving_averages_are_written_by_one_operation() -> None:
+    def follow(targets: list[torch.Tensor], online: list[torch.Tensor]) -> torch.Tensor:
+        for parameter in online:
+            parameter.mul_(2.0)
+        followed = [0.25 * new + (1.0 - 0.25) * old for old, new in zip(targets, online, strict=True)]
+        for old, new in zip(targets, followed, strict=True):
+            old.copy_(new)
+        return online[0].sum()
+
+    def arguments() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        return [torch.full((2,), value, dtype=torch.float64) for value in (1.0, 10.0)], [
+            torch.ones(2, dtype=torch.float64) for _ in range(2)
+        ]
+
+    recorded = make_fx(follow, tracing_mode="fake")(*arguments())
+    interpolate_in_place(recorded)
+    found = operations(recorded)
+    assert found.count("aten._foreach_lerp_.Scalar") == 1
+    assert not {"aten.copy_", "aten.mul.Tensor", "aten.add.Tensor"} & set(found)
+    targets, online = arguments()
+    assert float(recorded(targets, online)) == 4.0
+    assert [target.tolist() for target in targets] == [[1.25, 1.25], [8.0, 8.0]]
+
+
+def test_what_only_looks_like_a_moving_average_stays() -> None:
+    def other(target: torch.Tensor, online: torch.Tensor) -> torch.Tensor:
+        target.copy_(0.25 * online + 0.7 * target)
+        return target + 0.0
+
+    recorded = make_fx(other, tracing_mode="fake")(torch.ones(2), torch.ones(2))
+    interpolate_in_place(recorded)
+    assert "aten._foreach_lerp_.Scalar" not in operations(recorded)
+    assert recorded(torch.ones(2), torch.ones(2)).tolist() == pytest.approx([0.95, 0.95])
 
 
 @NEEDS_ONEDNN
