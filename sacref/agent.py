@@ -548,17 +548,23 @@ class Agent(Border[ArrayT]):
         self._due, self._timesteps_to_learn_from = due, waiting
 
     def _read_pace(self, path: Path, metadata: Mapping[str, Any]) -> tuple[Fraction, int]:
-        """Gradient steps due and timesteps of the chunk at hand; a checkpoint of before there were chunks has none."""
-        numbers = [*metadata.get("gradient_steps_due", (0, 1)), metadata.get("timesteps_to_learn_from", 0)]
-        if len(numbers) == 3 and all(type(number) is int and number >= 0 for number in numbers):
-            numerator, denominator, waiting = numbers
-            # No more than a chunk can leave: a stranger's number must not keep the next update busy for ever.
-            most = self.cfg.chunk * self.cfg.gradient_steps_per_timestep(self._num_envs) + 1
-            if 0 < denominator <= FINEST and numerator <= denominator * most and waiting <= self.cfg.chunk:
-                return Fraction(numerator, denominator), waiting
-        raise checkpoint.CheckpointError(
-            f"{path} says {numbers} gradient steps are due, which this agent's chunk of {self.cfg.chunk} cannot leave"
-        )
+        """Gradient steps due and timesteps of the chunk at hand; none for a checkpoint that does not say.
+
+        Raises:
+            checkpoint.CheckpointError: if they are no numbers of steps.
+        """
+        due, waiting = metadata.get("gradient_steps_due", [0, 1]), metadata.get("timesteps_to_learn_from", 0)
+        numbers = [*due, waiting] if isinstance(due, list) and len(due) == 2 else []
+        if not numbers or not all(type(number) is int and number >= 0 for number in numbers) or not 0 < due[1] <= FINEST:
+            raise checkpoint.CheckpointError(
+                f"{path} says gradient steps {due} are due after {waiting} timesteps, expected two integers and one"
+            )
+        most = self.cfg.chunk * self.cfg.gradient_steps_per_timestep(self._num_envs) + 1
+        if due[0] > due[1] * most or waiting >= self.cfg.chunk:
+            # Of an agent with longer chunks or more environments; or a stranger's number, which would keep an update busy for ever.
+            logger.info("%s was written within a chunk that this agent does not have: a new one begins", path)
+            return Fraction(0), 0
+        return Fraction(*due), waiting
 
     def _require_memory(self) -> Any:
         if self.memory is None:

@@ -67,27 +67,52 @@ def test_an_update_of_the_callers_takes_gradient_steps_and_leaves_what_is_due(ba
     assert counts(agent, 1, start=2) == [8]
 
 
-@pytest.mark.parametrize(
-    "pace",
-    [
-        {"gradient_steps_due": [10**9, 1]},
-        {"gradient_steps_due": [-5, 1]},
-        {"gradient_steps_due": [1, 0]},
-        {"gradient_steps_due": "1e9"},
-        {"timesteps_to_learn_from": 7},
-        {"timesteps_to_learn_from": True},
-    ],
-)
-def test_a_checkpoint_whose_due_steps_cannot_be_is_refused(backend: Backend, pace: dict[str, Any], tmp_path: Any) -> None:
-    agent = backend.agent(chunk=4)
-    counts(agent, 5)
-    agent.save(tmp_path / "a")
-    manifest = tmp_path / "a" / "checkpoint.json"
+def saved_with(agent: Any, path: Any, pace: dict[str, Any]) -> Any:
+    """A checkpoint of the agent whose metadata say `pace`."""
+    agent.save(path)
+    manifest = path / "checkpoint.json"
     content = json.loads(manifest.read_text())
     content["metadata"] |= pace
     manifest.write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match="gradient steps are due"):
-        agent.load(tmp_path / "a")
+    return path
+
+
+@pytest.mark.parametrize(
+    "pace",
+    [
+        {"gradient_steps_due": [-5, 1]},
+        {"gradient_steps_due": [1, 0]},
+        {"gradient_steps_due": [1, 10**7]},
+        {"gradient_steps_due": [1.5, 1]},
+        {"gradient_steps_due": [1, 2, 3]},
+        {"gradient_steps_due": "1e999999999"},
+        {"gradient_steps_due": 5},
+        {"timesteps_to_learn_from": -1},
+        {"timesteps_to_learn_from": True},
+    ],
+)
+def test_a_checkpoint_whose_due_steps_are_no_numbers_is_refused(backend: Backend, pace: dict[str, Any], tmp_path: Any) -> None:
+    agent = backend.agent(chunk=4)
+    counts(agent, 5)
+    with pytest.raises(CheckpointError, match=r"gradient steps .* are due"):
+        agent.load(saved_with(agent, tmp_path / "a", pace))
+
+
+@pytest.mark.parametrize("pace", [{"gradient_steps_due": [10**12, 1]}, {"timesteps_to_learn_from": 4}, {"timesteps_to_learn_from": 10**9}])
+def test_due_steps_that_no_chunk_of_the_agent_leaves_are_forgotten(backend: Backend, pace: dict[str, Any], tmp_path: Any) -> None:
+    agent = backend.agent(chunk=4)
+    counts(agent, 5)
+    agent.load(saved_with(agent, tmp_path / "a", pace))
+    assert counts(agent, 4, start=5) == [4, 4, 4, 8]
+
+
+def test_an_agent_that_only_acts_loads_a_checkpoint_from_within_a_chunk(backend: Backend, tmp_path: Any) -> None:
+    agent = backend.agent(chunk=4, num_envs=3, update_to_data=1.0)
+    counts(agent, 3)
+    agent.save(tmp_path / "a")
+    actor = backend.agent(chunk=4, capacity=None)
+    actor.load(tmp_path / "a")
+    np.testing.assert_array_equal(actor.arrays()["policy.head.kernel"], agent.arrays()["policy.head.kernel"])
 
 
 def test_a_memory_that_was_refused_can_be_given_again(backend: Backend) -> None:

@@ -135,6 +135,24 @@ def test_intervals_apart_are_said_to_be(tmp_path: Path) -> None:
     assert "intervals of the mean do **not** overlap" in (tmp_path / "README.md").read_text()
 
 
+@pytest.mark.parametrize(("finals", "verdict"), [((5000.0, 6000.0, 7000.0), "overlap"), ((20.0, 21.0, 22.0), "do **not** overlap")])
+def test_a_chunked_preset_stands_beside_the_strict_one(results: Path, finals: tuple[float, ...], verdict: str) -> None:
+    configuration = {"preset": "headline-chunked", "env": "HalfCheetah-v5", "backend": "jax", "steps": 100_000, "settings": {"chunk": 64}}
+    for seed, last in enumerate(finals):
+        written = run("jax", seed, last, configuration=configuration, run=f"headline-chunked-jax-seed{seed}")
+        record.write(results / "learning" / "2026-01-02-a" / f"chunked{seed}.json", written)
+    report.build(results)
+    text = (results / "README.md").read_text()
+    strict, chunked = text.index("### HalfCheetah-v5, 100,000 steps\n"), text.index("### HalfCheetah-v5, 100,000 steps, chunk 64\n")
+    assert strict < text.index("Published runs of SAC") < chunked
+    assert text.count("Published runs of SAC") == 1
+    mean = sum(finals) / 3
+    (sentence,) = re.findall(r"A policy up to 64 steps old beside the strict one. (.*)", text)
+    assert re.fullmatch(
+        rf"jax, chunked {mean:,.0f} \[.*\], strict 5,700 \[.*\]: the intervals of the mean {re.escape(verdict)}\.", sentence
+    )
+
+
 def test_published_points_stand_with_their_metric_and_citation(results: Path) -> None:
     report.build(results)
     cells = row(results, "ikostrikov/jaxrl@7745b27")
