@@ -13,7 +13,7 @@ from bench.published import Published
 from bench.statistics import Interval
 from sacref.plotting import STYLES
 
-STYLE_VERSION = 1
+STYLE_VERSION = 2
 """Raised when a picture should be drawn anew from the same data."""
 
 NAMES = {"torch": "sacref, PyTorch", "jax": "sacref, JAX"}
@@ -94,7 +94,7 @@ def throughput_bars(path: Path, digest: str, machines: Mapping[str, Mapping[str,
         axes.set_yticks(range(len(bars)), list(bars))
         axes.invert_yaxis()
         axes.set_xlim(left=0)
-        axes.set_xlabel("environment steps per second, one gradient step each (hatched: in chunks, with an older policy)")
+        axes.set_xlabel("environment steps per second, one gradient step each\n(hatched: with an older policy)")
         axes.set_title(where, fontsize="medium")
     _save(figure, path, digest)
 

@@ -15,7 +15,8 @@ INTRODUCTION = (
     "Gradient steps per second, no environment: synthetic transitions of HalfCheetah's shapes, two hidden layers, float32 throughout. Plain"
     " is the update called once a gradient step; auto is the way that the agent chooses on this device. Medians of rounds that alternate"
     " between all ways of a size and the products of two square float32 matrices, timed by the same backend. GFLOP/s counts the matrix"
-    " products of a gradient step alone; the shares are of what products of 256 and of 1,024 rows and columns reach in the same rounds.\n"
+    " products of a gradient step alone; the shares are of what products of 256 and of 1,024 rows and columns reach in the same rounds."
+    " PyTorch's product is `matmul` (MKL); the traced way multiplies with oneDNN, which is faster on some processors: shares above 100%.\n"
 )
 FLAT = 0.10
 """How much a gradient step's time may differ over the number of stored transitions."""

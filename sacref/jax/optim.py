@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from jax.flatten_util import ravel_pytree
 
 Tree = Any
 """An array, or a dict of trees."""
@@ -33,8 +32,9 @@ class Optimizer:
         self.learning_rate = learning_rate
         self.grad_norm_clip = grad_norm_clip
         clip = optax.clip_by_global_norm(grad_norm_clip) if grad_norm_clip > 0 else optax.identity()
-        # Moments in one vector each: a compiled call hands over two arrays in the place of two for each parameter.
-        self.transformation = optax.chain(clip, optax.flatten(optax.adam(learning_rate)))
+        # Not optax.flatten around it: a call then hands over half as many arrays, 0.1 ms less at width 256, but at width 512 a scan of
+        # such steps was measured at a quarter of the speed.
+        self.transformation = optax.chain(clip, optax.adam(learning_rate))
 
     def init(self, parameters: Tree) -> Any:
         """The optimizer's state: optax's, for `parameters`."""
@@ -47,15 +47,13 @@ class Optimizer:
 
     def moments(self, parameters: Tree, state: Any) -> Moments | None:
         """What the steps so far have left; zeros before the first one."""
-        _, unravel = ravel_pytree(parameters)
         count, first, second = (optax.tree.get(state, key) for key in ("count", "mu", "nu"))
-        return {"count": count, "first_moment": unravel(first), "second_moment": unravel(second)}
+        return {"count": count, "first_moment": first, "second_moment": second}
 
     def with_moments(self, parameters: Tree, moments: Moments) -> Any:
         """A state for `parameters` that goes on from `moments`."""
         count = jnp.asarray(moments["count"], jnp.int32)
-        first, second = (ravel_pytree(moments[name])[0] for name in ("first_moment", "second_moment"))
-        state = optax.tree.set(self.init(parameters), count=count, mu=first, nu=second)
+        state = optax.tree.set(self.init(parameters), count=count, mu=moments["first_moment"], nu=moments["second_moment"])
         return _beside(parameters, state)
 
 
