@@ -21,16 +21,13 @@ from bench.amp_worker import DoesNotFit, Errors, Memory, Ready, Size, serve
 from bench.flops import update_flops
 from bench.precisions import PRECISIONS
 from bench.record import AmpCell, AmpSamples, Timing
+from bench.update import BATCHES, GFLOPS, STORED, WIDTHS
 
-BATCHES = (64, 256, 1_024, 4_096, 16_384)
-WIDTHS = (256, 512, 1_024, 2_048)
-STORED = 100_000
 DOES_NOT_FIT = "does not fit the memory"
 LET_GO_SECONDS = 10.0
 """How long a process may take to end."""
-GFLOPS = {"cpu_core": 40.0, "gpu": 5_000.0}
 ORACLE_GFLOPS = 20.0
-"""For the estimate: of a core, and of an accelerator; of a core in float64."""
+"""For the estimate: of a core in float64."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ def timings(*speeds: float) -> list[Timing]:
     return [Timing(count=100, seconds=100 / speed) for speed in speeds]
 
 
-def update(*speeds: float, product: float = 1_000.0, **changes: object) -> Record:
+def update(*speeds: float, product: float = 1_000.0, **changes: Any) -> Record:
     """A record of one cell with rounds of these speeds, and of one product."""
     cell = UpdateCell(
         backend="jax",
@@ -62,7 +62,7 @@ def update(*speeds: float, product: float = 1_000.0, **changes: object) -> Recor
         compile_seconds=None,
         samples=UpdateSamples(cells=[cell], matmuls=[matmul], stored=[]),
     )
-    return dataclasses.replace(written, **changes)  # type: ignore[arg-type]  # The tests name fields only.
+    return dataclasses.replace(written, **changes)
 
 
 def figure(*values: float, higher_is_better: bool = True) -> Figure:

@@ -107,9 +107,9 @@ def _runs(pid: int) -> bool:
     return state != "Z"
 
 
-def peer(**changes: object) -> Peer:
-    known = {"name": "A peer", "module": "own", "library": "torch", "environment": "a-peer", "needs": ("json",), **changes}
-    return Peer(**known)  # type: ignore[arg-type]  # The tests name fields only.
+def peer(**changes: Any) -> Peer:
+    known: dict[str, Any] = {"name": "A peer", "module": "own", "library": "torch", "environment": "a-peer", "needs": ("json",), **changes}
+    return Peer(**known)
 
 
 def test_the_environment_of_a_peer_comes_before_this_interpreter(tmp_path: Path) -> None:

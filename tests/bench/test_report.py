@@ -37,7 +37,7 @@ from bench.sections import amp, learning, throughput
 HARDWARE = Hardware(cpu_model="A CPU", cores=4, threads=1, memory_bytes=2**30, accelerator=None)
 
 
-def run(backend: str, seed: int, last: float, **changes: object) -> Record:
+def run(backend: str, seed: int, last: float, **changes: Any) -> Record:
     """A run of 100,000 steps that ends at return `last`."""
     written = Record(
         schema_version=record.SCHEMA_VERSION,
@@ -60,17 +60,24 @@ def run(backend: str, seed: int, last: float, **changes: object) -> Record:
             ],
         ),
     )
-    return dataclasses.replace(written, **changes)  # type: ignore[arg-type]  # The tests name fields only.
+    return dataclasses.replace(written, **changes)
 
 
 def rounds(*seconds: float) -> list[Round]:
     return [Round(steps=100, seconds=each) for each in seconds]
 
 
-def contender(name: str, library: str, *seconds: float, **changes: object) -> Contender:
+def contender(name: str, library: str, *seconds: float, **changes: Any) -> Contender:
     """One of 100 steps a round, strict."""
-    known = {"compile_seconds": 1.25, "missing": None, "strictness": "strict", "execution": "eager", "libraries": {library: "1"}, **changes}
-    return Contender(name=name, library=library, rounds=rounds(*seconds), **known)  # type: ignore[arg-type]  # The tests name fields only.
+    known: dict[str, Any] = {
+        "compile_seconds": 1.25,
+        "missing": None,
+        "strictness": "strict",
+        "execution": "eager",
+        "libraries": {library: "1"},
+        **changes,
+    }
+    return Contender(name=name, library=library, rounds=rounds(*seconds), **known)
 
 
 PEERS = (
@@ -323,7 +330,7 @@ def timed(*speeds: float) -> list[Timing]:
     return [Timing(count=100, seconds=100 / speed) for speed in speeds]
 
 
-def updates(**changes: object) -> Record:
+def updates(**changes: Any) -> Record:
     """Torch in two ways, JAX missing; products of 256 at 1,000 a second, which is 33.6 GFLOP/s."""
     size: dict[str, Any] = {"batch": 256, "width": 256, "flops": 10**8}
     found: dict[str, Any] = {"stored": 10, "gradient_steps": 16, "compile_seconds": 1.5, "missing": None}
@@ -347,7 +354,7 @@ def updates(**changes: object) -> Record:
     written = dataclasses.replace(
         run("torch", 0, 0.0), suite="update", run="update-cpu-1core", configuration=configuration, samples=samples
     )
-    return dataclasses.replace(written, **changes)  # type: ignore[arg-type]  # The tests name fields only.
+    return dataclasses.replace(written, **changes)
 
 
 def test_updates_stand_beside_the_products_of_their_backend(tmp_path: Path) -> None:
@@ -403,7 +410,7 @@ def test_the_parts_of_a_step_are_medians_in_milliseconds(tmp_path: Path) -> None
     assert (tmp_path / "rollout" / "rollout-cpu-a-4core.png").exists()
 
 
-def amp_cell(precision: str, width: int, speed: float | None, **changes: object) -> AmpCell:
+def amp_cell(precision: str, width: int, speed: float | None, **changes: Any) -> AmpCell:
     cell = AmpCell(
         backend="torch",
         precision=precision,
@@ -419,7 +426,7 @@ def amp_cell(precision: str, width: int, speed: float | None, **changes: object)
         gradient_error=2e-5,
         missing=None if speed else "does not fit the memory",
     )
-    return dataclasses.replace(cell, **changes)  # type: ignore[arg-type]  # The tests name fields only.
+    return dataclasses.replace(cell, **changes)
 
 
 def test_a_precision_is_held_to_float32_of_its_size(tmp_path: Path) -> None:
