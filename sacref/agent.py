@@ -40,6 +40,11 @@ TAGS: Mapping[str, str] = {
     "target_max": "Target / Target (max)",
     "target_min": "Target / Target (min)",
     "target_mean": "Target / Target (mean)",
+    "policy_gradient_norm": "Gradient / Policy norm before clipping",
+    "critic_gradient_norm": "Gradient / Critics norm before clipping",
+    "policy_learning_rate": "Learning / Policy learning rate",
+    "critic_learning_rate": "Learning / Critic learning rate",
+    "entropy_learning_rate": "Learning / Entropy learning rate",
 }
 """Metric of an update -> tag of its curve. Tags that end in (max) or (min) show that of the interval, all others the mean."""
 
@@ -391,8 +396,14 @@ class Agent(Border[ArrayT]):
     def _metric_tags(self) -> list[str]:
         """The tag of each element of an update's packed metrics."""
         critics = range(1, len(self._state.critics) + 1)
-        tags = [TAGS[name] for name in METRICS]
+        tags = [TAGS[name] for name in METRICS if name not in self._unmeasured]
         return [tag.format(critic=critic) for tag in tags for critic in (critics if "{critic}" in tag else (0,))]
+
+    @property
+    def _unmeasured(self) -> set[str]:
+        """Those of `METRICS` that an update of this configuration does not measure."""
+        unscheduled = {f"{part}_learning_rate" for part, schedule in self.cfg.schedules.items() if schedule is None}
+        return unscheduled if self.cfg.grad_norm_clip > 0 else unscheduled | {"policy_gradient_norm", "critic_gradient_norm"}
 
     def _resolve_intervals(self, timesteps: int) -> None:
         if self.write_interval is None:

@@ -400,6 +400,11 @@ class SACConfig(_Config):
         return self.gradient_steps if self.update_to_data is None else self.update_to_data * num_envs
 
     @property
+    def schedules(self) -> dict[str, None]:
+        """Part -> its learning-rate schedule."""
+        return {"policy": None, "critic": None, "entropy": None}
+
+    @property
     def learning_rates(self) -> tuple[float, float, float]:
         """The learning rates of (policy, critic, entropy), one each."""
         rate = self.learning_rate

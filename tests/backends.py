@@ -223,10 +223,11 @@ def metrics_of(agent: Any, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, ND
     seen: list[dict[str, NDArray[Any]]] = []
 
     def spy(packed: list[Any]) -> None:
-        sizes = [len(agent._state.critics) if name.startswith("q_") else 1 for name in METRICS]
+        names = [name for name in METRICS if name not in agent._unmeasured]
+        sizes = [len(agent._state.critics) if name.startswith("q_") else 1 for name in names]
         for row in np.concatenate([agent.to_numpy(matrix) for matrix in packed]):
             parts = np.split(row, np.cumsum(sizes)[:-1])
-            seen.append({name: part if part.size > 1 else part[0] for name, part in zip(METRICS, parts, strict=True)})
+            seen.append({name: part if part.size > 1 else part[0] for name, part in zip(names, parts, strict=True)})
 
     monkeypatch.setattr(agent, "_track_metrics", spy)
     return seen

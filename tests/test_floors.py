@@ -17,6 +17,8 @@ FLOORS = {
     "spec": 0,
     "config": 1,
     "types": 1,
+    "tree": 1,
+    "preprocessing": 1,
     "checkpoint": 1,
     "tracking": 1,
     "envs": 1,

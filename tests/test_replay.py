@@ -213,10 +213,10 @@ def test_saving_and_restoring_take_no_second_copy(backend: Backend, tmp_path: Pa
     agent, other = (backend.agent(spaces, capacity=rows) for _ in range(2))
     agent.memory.set_arrays({**_known_rows(rows, width), "head": np.array(7), "size": np.array(rows)})
     ring_bytes = rows * width * 4
-    # Checksums go through a buffer of 1 MiB; rows are restored in blocks of 65,536.
+    # Checksums go through a buffer of 1 MiB; rows are restored in blocks of 65,536, of which JAX may hold two: a third of the ring each.
     assert allocated_by(lambda: agent.save(tmp_path / "a")) < 0.2 * ring_bytes
     arrays = agent.memory.arrays(copy=False)
-    assert allocated_by(lambda: other.memory.set_arrays(arrays)) < 0.6 * ring_bytes
+    assert allocated_by(lambda: other.memory.set_arrays(arrays)) < 0.8 * ring_bytes
     assert allocated_by(lambda: agent.memory.arrays()) > ring_bytes
     assert_same_arrays(other.memory.arrays(), agent.memory.arrays())
 

@@ -190,7 +190,7 @@ class SAC(Agent[Array]):
         Args:
             batch: NumPy or JAX arrays; `(batch, ...)`, actions in (-1, 1). noise: standard normal draws, `(batch, action)`.
         """
-        self._state, metrics = self._step(self._state, batch.map(self._upload), Noise(*map(self._upload, noise)))
+        self._state, metrics = self._step(self._state, batch.map(self._upload), noise.map(self._upload))
         self.gradient_step_count += 1
         return {name: self.to_numpy(value) for name, value in metrics.items()}
 

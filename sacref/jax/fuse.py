@@ -68,7 +68,7 @@ def stepper(update: Update) -> Callable[[State, Batch[Array], Noise[Array]], tup
 
 def pack(metrics: Metrics[Array]) -> Array:
     """The metrics of an update in one vector, in the order of `METRICS`."""
-    return jnp.concatenate([metrics[name].reshape(-1) for name in METRICS])
+    return jnp.concatenate([metrics[name].reshape(-1) for name in METRICS if name in metrics])
 
 
 def advance(stream: Array, number: int = 1) -> tuple[Array, ...]:
@@ -83,8 +83,8 @@ def draw(memory: MemoryState, streams: Streams, batch_size: int) -> tuple[Batch[
     noise, first, second = advance(streams.noise, 2)
     batch = sample(memory, batch_size, key)
     like = batch.actions
-    draws = Noise(*(jax.random.normal(key, like.shape, like.dtype) for key in (first, second)))
-    return batch, draws, streams._replace(noise=noise, sampling=sampling)
+    next_actions, actions = (jax.random.normal(key, like.shape, like.dtype) for key in (first, second))
+    return batch, Noise(next_actions=next_actions, actions=actions), streams._replace(noise=noise, sampling=sampling)
 
 
 def learner(update: Update, *, batch_size: int, execution: Execution, block: int = 1) -> Learn:

@@ -44,7 +44,7 @@ write_in_place = jax.jit(write, donate_argnums=0)
 def sample(memory: MemoryState, batch_size: int, key: Array) -> Batch[Array]:
     """Draw transitions uniformly, with replacement."""
     index = jax.random.randint(key, (batch_size,), 0, jnp.maximum(memory.size, 1))
-    return Batch(*memory.rows).map(lambda ring: ring[index])
+    return Batch(*memory.rows[:7]).map(lambda ring: ring[index])
 
 
 class ReplayMemory:
@@ -154,7 +154,8 @@ class ReplayMemory:
 
         for rows in blocks(size):
             for name in rings:
-                rings[name] = _fill_in_place(rings[name], np.array(arrays[name][rows]), np.int32(rows.start))
+                filled = _fill_in_place(rings[name], np.array(arrays[name][rows]), np.int32(rows.start))
+                rings[name] = filled.block_until_ready()  # else the blocks that wait add up to a second copy
         ring = self.state.rows._replace(**rings)
         head, count = (jax.device_put(np.int32(arrays[name]), self.device) for name in ("head", "size"))
         self._state = MemoryState(ring, head, count)

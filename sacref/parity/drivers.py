@@ -126,7 +126,7 @@ class Oracle:
 
     def update(self, batch: Batch[NDArray[Any]], noise: Noise[NDArray[Any]]) -> Outcome:
         batch = batch.map(self._cast)
-        noise = Noise(*map(self._cast, noise))
+        noise = noise.map(self._cast)
         self.state, metrics, gradients = oracle.update(self.state, batch, noise, self.settings)
         return Outcome(metrics, gradients, self.state)
 

@@ -82,7 +82,7 @@ def stepper(update: Update) -> Update:
 
 def pack(metrics: Metrics[Tensor]) -> Tensor:
     """The metrics of an update in one vector, in the order of `METRICS`."""
-    return torch.cat([metrics[name].reshape(-1) for name in METRICS])
+    return torch.cat([metrics[name].reshape(-1) for name in METRICS if name in metrics])
 
 
 def draw(memory: MemoryState, streams: Streams, batch_size: int) -> tuple[Batch[Tensor], Noise[Tensor], Streams]:
