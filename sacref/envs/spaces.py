@@ -1,10 +1,23 @@
 """Which Gymnasium spaces the agents accept, and what they need to know of them."""
 
+import math
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+from sacref.tree import Tree, leaves
+
+
+@dataclass(frozen=True)
+class Field:
+    """A Box within a space of observations or states, of one environment."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    """The Box's own; see `stored_dtype` for what the memory keeps."""
 
 
 class Spaces(NamedTuple):
@@ -21,6 +34,10 @@ class Spaces(NamedTuple):
     """`(action_size,)`, in the Box's units."""
     action_high: NDArray[np.float64]
     """`(action_size,)`, in the Box's units."""
+    observations: Tree = None
+    """A `Field`, or a dict of trees of them."""
+    states: Tree | None = None
+    """The same of the privileged states, or None."""
 
     def stored_dtype(self, float_dtype: DTypeLike) -> np.dtype[Any]:
         """The dtype in which observations are stored: `float_dtype` for float32 and float64, else the Box's own."""
@@ -33,7 +50,7 @@ def check_spaces(observation_space: Any, state_space: Any, action_space: Any) ->
 
     Args:
         observation_space: of one environment: a Box of any shape, of floats, integers or booleans.
-        state_space: None; asymmetric critics are not available in this version.
+        state_space: what the critics see beyond that: of the same kinds, or None.
         action_space: of one environment: a finite Box of floating-point numbers, low < high in every dimension. Any shape: its
             `n` numbers are the `n` dimensions of the action, in C order.
 
@@ -43,35 +60,49 @@ def check_spaces(observation_space: Any, state_space: Any, action_space: Any) ->
     Raises:
         TypeError: if a space is of another kind. ValueError: if a Box is empty, unbounded, or low is not below high.
     """
-    if state_space is not None:
-        raise ValueError(
-            f"state_space is {state_space}, expected None: asymmetric critics are not available in this version; "
-            f"put what the critics shall see into the observations"
-        )
     low, high = _check_actions(action_space)
-    _check_observations(observation_space)
     return Spaces(
-        observation_shape=tuple(observation_space.shape),
+        observation_shape=tuple(observation_space.shape or ()),
         observation_dtype=np.dtype(observation_space.dtype),
         action_shape=tuple(action_space.shape),
         action_size=int(low.size),
         action_low=low,
         action_high=high,
+        observations=field_tree(observation_space),
+        states=None if state_space is None else field_tree(state_space, "state_space"),
     )
 
 
-def _check_observations(space: Any) -> None:
+def field_tree(space: Any, name: str = "observation_space") -> Tree:
+    """The Boxes of a space: a `Field`, or for a Dict space a dict of trees of them, in the space's order.
+
+    Raises:
+        TypeError: if the space, or one in it, is no Box. ValueError: if a Box, or the Dict, is empty.
+    """
+    if isinstance(space, gymnasium.spaces.Dict):
+        if not space.spaces:
+            raise ValueError(f"{name} is an empty Dict, expected at least one Box in it")
+        for key in space.spaces:
+            if not isinstance(key, str) or "." in key or not key:
+                raise ValueError(f"{name} has the key {key!r}, expected a text without a dot: dots join the keys in names of arrays")
+        return {key: field_tree(inner, f"{name}[{key!r}]") for key, inner in space.spaces.items()}
     if not isinstance(space, gymnasium.spaces.Box):
+        flatten = "wrap each environment in gymnasium.wrappers.FlattenObservation"
         fix = {
-            gymnasium.spaces.Dict: "wrap each environment in gymnasium.wrappers.FlattenObservation",
-            gymnasium.spaces.Tuple: "wrap each environment in gymnasium.wrappers.FlattenObservation",
-            gymnasium.spaces.Discrete: "wrap each environment in gymnasium.wrappers.FlattenObservation, which makes it one-hot",
-            gymnasium.spaces.MultiDiscrete: "wrap each environment in gymnasium.wrappers.FlattenObservation, which makes it one-hot",
-            gymnasium.spaces.MultiBinary: "wrap each environment in gymnasium.wrappers.FlattenObservation",
+            gymnasium.spaces.Tuple: flatten,
+            gymnasium.spaces.Discrete: f"{flatten}, which makes it one-hot",
+            gymnasium.spaces.MultiDiscrete: f"{flatten}, which makes it one-hot",
+            gymnasium.spaces.MultiBinary: flatten,
         }.get(type(space), "wrap each environment in gymnasium.wrappers.TransformObservation with a Box")
-        raise TypeError(f"observation_space is {_describe(space)}, expected a gymnasium.spaces.Box: {fix}")
+        raise TypeError(f"{name} is {_describe(space)}, expected a gymnasium.spaces.Box, or a Dict of such: {fix}")
     if 0 in space.shape:
-        raise ValueError(f"observation_space is {space} of shape {space.shape}, expected at least one number: remove the empty axis")
+        raise ValueError(f"{name} is {space} of shape {space.shape}, expected at least one number: remove the empty axis")
+    return Field(tuple(space.shape), np.dtype(space.dtype))
+
+
+def flat_size(fields: Tree) -> int:
+    """How many numbers there are in all Boxes of a tree."""
+    return sum(math.prod(field.shape) for field in leaves(fields))
 
 
 def _check_actions(space: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
