@@ -4,7 +4,7 @@ import logging
 import time
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from fractions import Fraction
@@ -23,7 +23,7 @@ from sacref.envs.spaces import boxes, check_spaces
 from sacref.naming import prefixed, require_same_arrays, under
 from sacref.preprocessing import Preprocessor
 from sacref.replay import Follow
-from sacref.spec.arrays import ArrayT
+from sacref.spec.arrays import ArrayT, namespace
 from sacref.statistics import EpisodeStatistics
 from sacref.tracking import Tracker
 from sacref.tree import Tree, leaves, map_leaves, named_leaves
@@ -53,6 +53,21 @@ TAGS: Mapping[str, str] = {
 
 
 MOMENTS = ("first_moment", "second_moment")
+
+
+def all_values(q: ArrayT) -> ArrayT:
+    """The values of all critics, `(critic, *batch)`, as they are: the actor takes their minimum."""
+    return q
+
+
+def mean_value(q: ArrayT) -> ArrayT:
+    """The mean over the critics as that of a single one, `(1, *batch)` (REDQ: Chen et al. 2021, arXiv:2101.05982, algorithm 1)."""
+    mean: ArrayT = namespace(q).mean(q, axis=0)[None, ...]
+    return mean
+
+
+POLICY_VALUES: Mapping[str, Callable[[Any], Any]] = {"min": all_values, "mean": mean_value}
+"""What `cfg.policy_value` shows the actor of the critics."""
 
 FINEST = 1_000_000
 """Gradient steps for each timestep are counted exactly, in fractions with denominators up to this."""
@@ -368,6 +383,12 @@ class Agent(Border[ArrayT]):
             return self._preprocessors[name].transform(moments[name], self._as_floats(values))
 
         return map_leaves(transform, tree)
+
+    def _prepare_inputs(self, moments: Tree, inputs: Any) -> Any:
+        """What a model is called with as it sees it."""
+        if not self._preprocessors:
+            return inputs
+        return {**inputs, **{kind: self._preprocessed(moments, kind, inputs[kind]) for kind in ("observations", "states")}}
 
     def _prepare(self, moments: Tree, batch: Any) -> Any:
         """A batch, or sequences, as the models see them."""

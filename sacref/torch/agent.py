@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -11,20 +12,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sacref.agent import Agent
+from sacref.agent import POLICY_VALUES, Agent
 from sacref.config import SACConfig
 from sacref.model_checks import (
+    check_carry_output,
     check_critic_output,
+    check_parts,
     check_policy_output,
     check_reads_states,
-    check_recurrent_output,
     check_targets,
+    draw_widths,
     example_inputs,
     split_models,
 )
 from sacref.recurrence import RecurrentAgent, critic_with_carry, over_window_critic, over_window_policy, policy_with_carry
 from sacref.torch.device import device_of
-from sacref.torch.fuse import Acting, Actor, Bounds, Drawing, Streams, actors, choose, learner, stepper
+from sacref.torch.fuse import Acting, Actor, Bounds, Drawing, Streams, actors, advance_schedules, choose, learner, stepper
 from sacref.torch.memory import ReplayMemory, sampler
 from sacref.torch.optim import Frozen, KeepGradients, Optimizer, tree_map
 from sacref.torch.update import Critic, Policy, State, Update
@@ -75,9 +78,9 @@ class SAC(Agent[Tensor]):
         low, high = (torch.as_tensor(bound, dtype=self.dtype, device=self.device) for bound in self._bounds)
         self._action_bounds = Bounds(low, high)
         self._functions = {name: functional(model) for name, model in self._models.items()}
-        self._check_outputs(parameters)
         self._moments: dict[str, Any] = {}
         self._take_moments()
+        self._check_outputs(parameters)
         self._update = self._make_update(critics)
         self._state = self._make_state(parameters, critics, targets)
         self._random = Streams(*(self._generator(stream) for stream in range(3)))
@@ -182,16 +185,26 @@ class SAC(Agent[Tensor]):
 
     @torch.no_grad()
     def _check_outputs(self, parameters: Mapping[str, Any]) -> None:
+        """Try the models on a few rows."""
         rows = 3
-        inputs: Any = {name: self._upload_tree(tree) for name, tree in example_inputs(self.spaces, rows, self.cfg.seed).items()}
+        inputs = self._example_inputs(rows)
         actions = torch.zeros((rows, self.spaces.action_size), dtype=self.dtype, device=self.device)
         outputs = self._functions["policy"](parameters["policy"], inputs)
         check_policy_output(outputs, rows=(rows,), action_size=self.spaces.action_size, dtype=self.dtype)
-        critics = [name for name in self._functions if name != "policy"]
-        for name in critics:
+        values, others = {}, {}
+        for name in (name for name in self._functions if name != "policy"):
             draws = [torch.ones((rows, width), dtype=self.dtype, device=self.device) for width in draw_widths(self._models[name])]
-            values = self._functions[name](parameters[name], inputs, actions, *draws)
-            check_critic_output(name, values, rows=(rows,), dtype=self.dtype)
+            output = self._functions[name](parameters[name], inputs, actions, *draws)
+            check_critic_output(name, output, rows=(rows,), dtype=self.dtype)
+            if self.spaces.states is not None:
+                other = {**inputs, "states": self._example_inputs(rows, other=1)["states"]}
+                values[name] = self.to_numpy(output)
+                others[name] = self.to_numpy(self._functions[name](parameters[name], other, actions, *draws))
+        check_reads_states(values, others)
+
+    def _example_inputs(self, rows: int, other: int = 0) -> Any:
+        inputs = {kind: self._upload_tree(tree) for kind, tree in example_inputs(self.spaces, rows, self.cfg.seed ^ other).items()}
+        return self._prepare_inputs(self._moments, inputs)
 
     # The life cycle.
 
@@ -240,7 +253,7 @@ class SAC(Agent[Tensor]):
             batch: NumPy or torch arrays; `(batch, ...)`, actions in (-1, 1), before preprocessing; of SAC_RNN sequences.
             noise: standard normal draws, `(batch, action)`, and what else the configuration draws.
         """
-        self._prepare_step()
+        advance_schedules(self._update, self._state)
         self._state, metrics = self._step(self._state, self._prepare(self._moments, batch.map(self._upload)), noise.map(self._upload))
         self.gradient_step_count += 1
         return {name: self.to_numpy(value) for name, value in metrics.items()}
@@ -313,3 +326,86 @@ class SAC(Agent[Tensor]):
     @property
     def _layouts(self) -> dict[str, str]:
         return {name: "common" if isinstance(model, CommonLayout) else "torch" for name, model in self._models.items()}
+
+
+class SAC_RNN(RecurrentAgent[Tensor], SAC):
+    """Soft Actor-Critic whose models may have a carry: `SAC`, over sequences. For the arguments see there.
+
+    A model with a carry has `initial_carry(batch)`, and is called on `(time, batch, ...)`: `policy(inputs, carry) -> (mean, raw log_std,
+    carry)`, `critic(inputs, actions, carry) -> (values, carry)` (`default_models(recurrent=...)`). Models without one take part.
+
+    `batch_size` counts sequences. The policy starts from its stored carry (Kapturowski et al. 2019, R2D2), the critics from their initial
+    one; `burn_in` steps warm both up and have no loss of their own, though gradients pass through them.
+    """
+
+    # What is called by the names of Agent is RecurrentAgent's.
+
+    def _allocate(self, memory: ReplayMemory) -> None:
+        memory.allocate(
+            self.spaces,
+            self.dtype,
+            self.device,
+            staged_timesteps=self.cfg.chunk,
+            settings=self._follow,
+            carry=self._initial_carry("policy", 1),
+        )
+
+    def _is_recurrent(self, name: str) -> bool:
+        return hasattr(self._models[name], "initial_carry")
+
+    def _policy(self) -> Policy:
+        return over_window_policy(policy_with_carry(self._functions["policy"], recurrent=self._is_recurrent("policy")))
+
+    def _critic(self, name: str) -> Critic:
+        critic = critic_with_carry(self._functions[name], recurrent=self._is_recurrent(name))
+        return over_window_critic(critic, partial(self._initial_carry, name))
+
+    def _actor(self) -> Actor:
+        policy = policy_with_carry(self._functions["policy"], recurrent=self._is_recurrent("policy"))
+
+        def actor(parameters: Any, acting: Acting) -> tuple[Tensor, Tensor, Tree]:
+            inputs = map_leaves(lambda leaf: leaf[None], self._prepare_inputs(acting.moments, acting.inputs))
+            mean, raw_log_std, carry = policy(parameters, inputs, acting.carry)
+            return mean[0], raw_log_std[0], carry
+
+        return actor
+
+    def _act_with_carry(
+        self, way: str, observations: Tree, states: Tree | None, previous: tuple[Any, Any], carry: Tree
+    ) -> tuple[Tensor, Tensor, Tree]:
+        inputs = {
+            "observations": self._upload_tree(observations),
+            "states": self._upload_tree(states),
+            "previous_actions": self._upload(previous[0]),
+            "previous_rewards": self._upload(previous[1]),
+        }
+        return self._run_actor(way, inputs, self._upload_tree(carry))
+
+    @torch.no_grad()
+    def _check_outputs(self, parameters: Mapping[str, Any]) -> None:
+        time, rows = 2, 3
+        inputs = self._example_sequences(time, rows)
+        actions = inputs["previous_actions"]
+        carry = self._initial_carry("policy", rows)
+        policy = policy_with_carry(self._functions["policy"], recurrent=self._is_recurrent("policy"))
+        mean, raw_log_std, after = check_parts("policy", policy(parameters["policy"], inputs, carry), 3)
+        check_policy_output((mean, raw_log_std), rows=(time, rows), action_size=self.spaces.action_size, dtype=self.dtype)
+        check_carry_output("policy", carry, after)
+        values, others = {}, {}
+        for name in (name for name in self._functions if name != "policy"):
+            draws = [torch.ones((time, rows, width), dtype=self.dtype, device=self.device) for width in draw_widths(self._models[name])]
+            carry = self._initial_carry(name, rows)
+            critic = critic_with_carry(self._functions[name], recurrent=self._is_recurrent(name))
+            output, after = check_parts(name, critic(parameters[name], inputs, actions, carry, *draws), 2)
+            check_critic_output(name, output, rows=(time, rows), dtype=self.dtype)
+            check_carry_output(name, carry, after)
+            if self.spaces.states is not None:
+                other = {**inputs, "states": self._example_sequences(time, rows, other=1)["states"]}
+                values[name] = self.to_numpy(output)
+                others[name] = self.to_numpy(critic(parameters[name], other, actions, carry, *draws)[0])
+        check_reads_states(values, others)
+
+    def _example_sequences(self, time: int, rows: int, other: int = 0) -> Any:
+        inputs = map_leaves(lambda leaf: torch.stack([leaf] * time), self._example_inputs(rows, other))
+        actions = torch.zeros((time, rows, self.spaces.action_size), dtype=self.dtype, device=self.device)
+        return {**inputs, "previous_actions": actions, "previous_rewards": actions[..., 0]}

@@ -164,11 +164,18 @@ def learner(update: Update, drawing: Drawing, *, execution: Execution) -> Learn:
     def learn(state: State, memory: MemoryState, moments: Tree, streams: Streams, steps: int) -> tuple[State, Streams, list[Tensor]]:
         metrics = []
         for _ in range(steps):
-            update.prepare(state)
+            advance_schedules(update, state)
             metrics.append(gradient_step(state, memory, moments, streams))
         return state, streams, [torch.stack(metrics)] if metrics else []
 
     return learn
+
+
+def advance_schedules(update: Update, state: State) -> None:
+    """Let the schedules that run on the host (torch.optim.lr_scheduler) write the next step's learning rates into the state."""
+    update.policy_optimizer.prepare(state.policy_optimizer)
+    update.critic_optimizer.prepare(state.critic_optimizer)
+    update.temperature_optimizer.prepare(state.temperature_optimizer)
 
 
 def capture_on_cuda(

@@ -11,7 +11,7 @@ from torch import Tensor as Array
 from sacref.spec import actor_loss, bound_log_std, critic_loss, kl_divergence, polyak, squash, td_target, temperature_loss
 from sacref.spec.arrays import namespace
 from sacref.spec.reduce import masked_max, masked_mean, masked_min
-from sacref.torch.optim import Optimizer, measured, tree_map, value_and_grad
+from sacref.torch.optim import Optimizer, tree_map, value_and_grad
 from sacref.torch.weights import Parameters
 from sacref.types import Batch, Draws, Inputs, Metrics, Noise, Sequences, Window
 
@@ -122,9 +122,9 @@ class Update:
             "target_max": masked_max(target, batch.mask),
             "target_min": masked_min(target, batch.mask),
             "target_mean": masked_mean(target, batch.mask),
-            **measured("policy", self.policy_optimizer, policy_optimizer),
-            **measured("critic", self.critic_optimizer, critic_optimizer),
-            **measured("entropy", self.temperature_optimizer, temperature_optimizer),
+            **{f"policy_{name}": value for name, value in self.policy_optimizer.measured(policy_optimizer).items()},
+            **{f"critic_{name}": value for name, value in self.critic_optimizer.measured(critic_optimizer).items()},
+            **{f"entropy_{name}": value for name, value in self.temperature_optimizer.measured(temperature_optimizer).items()},
         }
         return State(policy, critics, target_critics, log_alpha, policy_optimizer, critic_optimizer, temperature_optimizer), metrics
 
