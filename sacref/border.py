@@ -149,9 +149,7 @@ class Border(ABC, Generic[ArrayT]):
         ended = xp.where(terminated, terminated, truncated)
         boundaries.starts = ended | ~keep
         low, high = (np.asarray(bound, actions.dtype) if not device else self._upload(bound) for bound in self._bounds)
-        transition = Transition(
-            observations, states, from_box(actions, low, high), shaped, next_observations, next_states, terminated
-        )
+        transition = Transition(observations, states, from_box(actions, low, high), shaped, next_observations, next_states, terminated)
         return Rows(transition, reward, ended, keep, first, boundaries.starts)
 
     @property

@@ -179,9 +179,7 @@ def gather_steps(rows: Transition[Any], index: Any, alive: Any, gamma: Any) -> B
     )
 
 
-def gather_sequences(
-    rows: Transition[Any], index: Any, alive: Any, warm_up: Any, length: int, steps: Any, carry: Tree
-) -> Sequences[Any]:
+def gather_sequences(rows: Transition[Any], index: Any, alive: Any, warm_up: Any, length: int, steps: Any, carry: Tree) -> Sequences[Any]:
     """Sequences of the rows that `follow` gave.
 
     Args:
