@@ -291,7 +291,7 @@ def load(run_dir: str | Path, *, checkpoint: str | Path | None = None, device: s
         }
         options = dict(config.get("models", {}))
         # What shapes the rewards and the rates is not needed to act, and its name would be imported.
-        unneeded = {"rewards_shaper": None, "learning_rate_scheduler": None, "learning_rate_scheduler_kwargs": {}}
+        unneeded: dict[str, Any] = {"rewards_shaper": None, "learning_rate_scheduler": None, "learning_rate_scheduler_kwargs": {}}
         cfg = SACConfig.from_dict({**config["cfg"], **unneeded}, import_callables=False)
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{directory / 'config.json'} is damaged ({type(error).__name__}: {error}): restore it, or train again") from error

@@ -22,9 +22,9 @@ def tree_map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     return jax.tree.map(function, tree, *others)
 
 
-def value_and_grad(objective: Callable[[Tree], tuple[Array, Array]], parameters: Tree) -> tuple[tuple[Array, Array], Tree]:
-    """Value, auxiliary array and gradient of `objective` at `parameters`; everything else it reads is a constant."""
-    result: tuple[tuple[Array, Array], Tree] = jax.value_and_grad(objective, has_aux=True)(parameters)
+def value_and_grad(objective: Callable[[Tree], tuple[Array, Any]], parameters: Tree) -> tuple[tuple[Array, Any], Tree]:
+    """Value, auxiliary arrays (a tree) and gradient of `objective` at `parameters`; everything else it reads is a constant."""
+    result: tuple[tuple[Array, Any], Tree] = jax.value_and_grad(objective, has_aux=True)(parameters)
     return result
 
 

@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from sacref.config import ConfigError, Schedule
 from sacref.spec.schedules import FACTORS, KLAdaptive
+from sacref.tree import map_leaves
 
 Tree = Any
 """A tensor, or a dict of trees."""
@@ -33,14 +34,14 @@ def tree_map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     return function(tree, *others)
 
 
-def value_and_grad(objective: Callable[[Tree], tuple[Tensor, Tensor]], parameters: Tree) -> tuple[tuple[Tensor, Tensor], Tree]:
-    """Value, auxiliary tensor and gradient of `objective` at `parameters`; everything else it reads is a constant."""
+def value_and_grad(objective: Callable[[Tree], tuple[Tensor, Any]], parameters: Tree) -> tuple[tuple[Tensor, Any], Tree]:
+    """Value, auxiliary tensors (a tree of `sacref.tree`) and gradient of `objective` at `parameters`; everything else it reads is a constant."""
     with torch.enable_grad():
         variables = tree_map(lambda leaf: leaf.detach().requires_grad_(), parameters)
         value, aux = objective(variables)
         # Contiguous, as the parameters are: the fused optimizers walk through both side by side.
         gradients = iter(torch.autograd.grad(value, list(leaves(variables)), materialize_grads=True))
-    return (value.detach(), aux.detach()), tree_map(lambda _: next(gradients).contiguous(), parameters)
+    return (value.detach(), map_leaves(torch.Tensor.detach, aux)), tree_map(lambda _: next(gradients).contiguous(), parameters)
 
 
 class Optimizer:
