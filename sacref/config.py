@@ -25,7 +25,7 @@ RewardsShaper: TypeAlias = Callable[[Any, int, int], Any]
 Scheduler: TypeAlias = str | Callable[..., Any]
 """A name of `sacref.spec.schedules` ("linear"), "module:name", or the callable itself; see `SACConfig.schedules`."""
 
-Preprocessor: TypeAlias = Callable[..., Any]
+Preprocessor: TypeAlias = str | Callable[..., Any]
 """A class with the protocol of `sacref.preprocessing`, or its name as "module:name"."""
 
 Execution: TypeAlias = Literal["auto", "plain", "scan", "traced", "cuda_graph"]
@@ -499,7 +499,7 @@ class SACConfig(_Config):
     policy_value: Literal["min", "mean"] = field(default="min", metadata=_choice("min", "mean"))
     """What the policy maximises: the minimum of the critics, or their mean (REDQ, DroQ)."""
     policy_delay: int = field(default=1, metadata=_integer(1))
-    """The policy and the entropy coefficient take every so-manieth gradient step of the critics."""
+    """The policy and the entropy coefficient step at every policy_delay-th gradient step of the critics only."""
     sequence_length: int = field(default=32, metadata=_integer(1))
     """Only SAC_RNN: steps that are learned from in each sequence of a batch."""
     burn_in: int = field(default=0, metadata=_integer(0))
@@ -509,15 +509,13 @@ class SACConfig(_Config):
     learning_rate: float | tuple[float, float, float] = field(default=1e-3, metadata=_learning_rate())
     """Adam's learning rate: one for all, or three for policy, critic and entropy; 0 leaves that part as it is."""
     learning_rate_scheduler: Scheduler | tuple[Scheduler | None, ...] | None = field(default=None, metadata=_scheduler())
-    """Schedule of the learning rates, stepped once a gradient step: one for all, or three for policy, critic and entropy.
-
-    constant, linear, cosine, exponential, warm_up, piecewise, kl_adaptive, or the backend's own as module:name (a
-    torch.optim.lr_scheduler class, an optax schedule).
-    """
+    """Schedule of the learning rates, stepped once a gradient step: one for all, or three for policy, critic and entropy (as a flag: a JSON
+    list). constant, linear, cosine, exponential, warm_up, piecewise, kl_adaptive, or the backend's own as module:name (a
+    torch.optim.lr_scheduler class, an optax schedule)."""
     learning_rate_scheduler_kwargs: dict[str, Any] | tuple[dict[str, Any], ...] = field(
         default_factory=dict, metadata=_arguments(three=True)
     )
-    """Keyword arguments of the schedule: for all, or three for policy, critic and entropy."""
+    """Keyword arguments of the schedule: for all, or three for policy, critic and entropy (a flag takes JSON: an object, or a list)."""
     observation_preprocessor: Preprocessor | None = field(default=None, metadata=_preprocessor())
     """Class that standardises observations before the models see them, or its name module:name, as
     sacref.preprocessing:RunningStandardScaler."""

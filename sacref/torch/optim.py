@@ -53,7 +53,7 @@ class Optimizer:
     Args:
         learning_rate: the base rate. grad_norm_clip: largest global norm; <= 0 is off.
         schedule: of the rate, by the number of calls; a class of torch.optim.lr_scheduler runs on the host, see `prepare`.
-        every: apply the step at every so-manieth call only.
+        every: n to apply the step at calls n, 2n, ... only; at the others nothing moves.
 
     Raises:
         ConfigError: if the schedule is none that can run here.
