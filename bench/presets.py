@@ -25,7 +25,7 @@ class Preset:
 
 HIDDEN = ("sacref.envs.partial:HideVelocities",)
 """The policy and the critics see positions alone."""
-PRIVILEGED = ("sacref.envs.partial:PrivilegedState",)
+PRIVILEGED = ("sacref.envs.partial:PrivilegedState", *HIDDEN)
 """The policy sees positions alone, the critics see everything."""
 PENDULUM = {"learning_rate": 1e-3, "random_timesteps": 500, "learning_starts": 500}
 SEQUENCES = {"batch_size": 64, "sequence_length": 8}
