@@ -28,7 +28,7 @@ HIDDEN = ("sacref.envs.partial:HideVelocities",)
 PRIVILEGED = ("sacref.envs.partial:PrivilegedState", *HIDDEN)
 """The policy sees positions alone, the critics see everything."""
 PENDULUM = {"learning_rate": 1e-3, "random_timesteps": 500, "learning_starts": 500}
-SEQUENCES = {"batch_size": 64, "sequence_length": 8}
+SEQUENCES = {"batch_size": 32, "sequence_length": 8}
 GRU = {"recurrent": "gru", "recurrent_size": 64}
 
 
