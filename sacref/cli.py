@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from types import NoneType, UnionType
+from types import UnionType
 from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin, runtime_checkable
 
 import tyro
@@ -328,12 +328,13 @@ def _types() -> ConstructorRegistry:
 
     @registry.primitive_rule
     def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-        if get_origin(info.type) is dict:
-            return _spec("JSON", _json, json.dumps)
-        if info.type is NoneType:
-            return _spec("None", _none, str)
-        parts = get_args(info.type) if get_origin(info.type) in (Union, UnionType) else ()
-        if any(get_origin(part) is Callable for part in parts):
+        parts = get_args(info.type) if get_origin(info.type) in (Union, UnionType) else (info.type,)
+        kinds = {get_origin(part) for part in parts}
+        if dict in kinds:
+            return _spec("JSON", _json_for_each if tuple in kinds else _json, json.dumps)
+        if Callable in kinds and tuple in kinds:
+            return _spec("NAME", _scheduler, _schedulers_name)
+        if Callable in kinds:
             return _spec("MODULE:NAME", lambda text: None if text == "None" else _named(text), _name)
         return None
 
@@ -350,17 +351,24 @@ def _spec(metavar: str, read: Callable[[str], Any], write: Callable[[Any], str])
     )
 
 
-def _none(text: str) -> None:
-    """A field that takes nothing but None has no feature behind it yet; in a union, another part of it may take the text."""
-    if text != "None":
-        raise ValueError(f"got {text}, expected None: this feature is not available in this version")
-
-
 def _json(text: str) -> dict[str, Any]:
     value = json.loads(text)
     if not isinstance(value, dict):
         raise ValueError(f'expected a JSON object, such as {{"name": 1}}, got {text}')
     return value
+
+
+def _json_for_each(text: str) -> dict[str, Any] | tuple[dict[str, Any], ...]:
+    return tuple(_json(json.dumps(element)) for element in json.loads(text)) if text.lstrip().startswith("[") else _json(text)
+
+
+def _scheduler(text: str) -> Any:
+    """A schedule's name, module:name, None, or a JSON list of three of those; the configuration finds what they name."""
+    return tuple(json.loads(text)) if text.lstrip().startswith("[") else None if text == "None" else text
+
+
+def _schedulers_name(schedule: Any) -> str:
+    return json.dumps([None if one is None else _name(one) for one in schedule]) if isinstance(schedule, tuple) else _name(schedule)
 
 
 def _name(function: Any) -> str:
