@@ -4,7 +4,7 @@ import logging
 import time
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from fractions import Fraction
@@ -16,15 +16,18 @@ from numpy.typing import NDArray
 
 import sacref
 from sacref import checkpoint
-from sacref.border import Border
+from sacref.border import Border, Rows
 from sacref.config import Execution, SACConfig
 from sacref.envs.episodes import EpisodeBoundaries
-from sacref.envs.spaces import check_spaces
+from sacref.envs.spaces import boxes, check_spaces
 from sacref.naming import prefixed, require_same_arrays, under
-from sacref.spec.arrays import ArrayT
+from sacref.preprocessing import Preprocessor
+from sacref.replay import Follow
+from sacref.spec.arrays import ArrayT, namespace
 from sacref.statistics import EpisodeStatistics
 from sacref.tracking import Tracker
-from sacref.types import METRICS
+from sacref.tree import Tree, leaves, map_leaves, named_leaves
+from sacref.types import METRICS, Transition
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +54,21 @@ TAGS: Mapping[str, str] = {
 
 MOMENTS = ("first_moment", "second_moment")
 
+
+def all_values(q: ArrayT) -> ArrayT:
+    """The values of all critics, `(critic, *batch)`, as they are: the actor takes their minimum."""
+    return q
+
+
+def mean_value(q: ArrayT) -> ArrayT:
+    """The mean over the critics as that of a single one, `(1, *batch)` (REDQ: Chen et al. 2021, arXiv:2101.05982, algorithm 1)."""
+    mean: ArrayT = namespace(q).mean(q, axis=0)[None, ...]
+    return mean
+
+
+POLICY_VALUES: Mapping[str, Callable[[Any], Any]] = {"min": all_values, "mean": mean_value}
+"""What `cfg.policy_value` shows the actor of the critics."""
+
 FINEST = 1_000_000
 """Gradient steps for each timestep are counted exactly, in fractions with denominators up to this."""
 
@@ -62,8 +80,10 @@ UNTRACKED_CHECK_INTERVAL = 1000
 class NextAction:
     """What `overlap` chooses before an update, for the timestep after it."""
 
-    observations: NDArray[Any]
-    """`(envs, *observation)`: as the environments returned them."""
+    observations: Tree
+    """`(envs, *observation)`: as the environments returned them; NumPy arrays."""
+    states: Tree | None
+    """`(envs, *state)`, or None."""
     chosen: tuple[Any, Any] | None = None
     """Actions and mean actions."""
 
@@ -81,7 +101,7 @@ class Agent(Border[ArrayT]):
 
     Args:
         memory: a replay memory, or None for an agent that only acts.
-        observation_space, action_space: of one environment. state_space: must be None.
+        observation_space, action_space: of one environment. state_space: what the critics see beyond the observations, or None.
         cfg: a `SACConfig`, or a dict of its fields.
     """
 
@@ -94,6 +114,10 @@ class Agent(Border[ArrayT]):
         self.cfg.validate()
         self.memory = memory
         self.training = False
+        self._preprocessors: dict[str, Preprocessor] = {
+            **self._make_preprocessors("observation", observation_space),
+            **self._make_preprocessors("state", state_space),
+        }
         experiment = self.cfg.experiment
         name = experiment.experiment_name or f"{datetime.now().strftime('%y-%m-%d_%H-%M-%S-%f')}_{type(self).__name__}"
         self.experiment_dir = Path(experiment.directory or "runs").absolute() / name
@@ -112,11 +136,31 @@ class Agent(Border[ArrayT]):
         """Timesteps of the chunk at hand."""
         self._next_action: NextAction | None = None
 
+    def _make_preprocessors(self, kind: str, space: Any) -> dict[str, Preprocessor]:
+        """Name of an array -> its preprocessor, for each Box of a space; none where none is asked for.
+
+        Raises:
+            ValueError: if one is asked for states and there is no state_space.
+        """
+        factory, kwargs = getattr(self.cfg, f"{kind}_preprocessor"), getattr(self.cfg, f"{kind}_preprocessor_kwargs")
+        if factory is None:
+            return {}
+        if space is None:
+            raise ValueError(f"{kind}_preprocessor is set and there is no {kind}_space: construct the agent with one, or leave it at None")
+        return {name: factory(box, **kwargs) for name, box in named_leaves(boxes(space), f"{kind}s").items()}
+
     # What a backend provides.
 
     @abstractmethod
-    def _act(self, way: str, observations: Any) -> tuple[Any, Any]:
+    def _act(self, way: str, observations: Tree, states: Tree | None) -> tuple[Any, Any]:
         """Actions and mean actions in the Box's units, `(envs, action)`; `way` is "greedy", "random" or "sampled"."""
+
+    @abstractmethod
+    def _take_moments(self) -> None:
+        """Take what the preprocessors know to the device."""
+
+    _moments: Tree
+    """What the preprocessors know, on the device in the agent's dtype: name of an array -> their arrays."""
 
     @abstractmethod
     def update(self, *, timestep: int, timesteps: int) -> None: ...
@@ -186,13 +230,22 @@ class Agent(Border[ArrayT]):
         timesteps = trainer_cfg.get("timesteps") if isinstance(trainer_cfg, Mapping) else getattr(trainer_cfg, "timesteps", None)
         if timesteps is not None:
             self._resolve_intervals(int(timesteps))
-        for watch in self._watches.values():
-            watch.boundaries.reset()
-            watch.statistics.forget_running()
+        for training in self._watches:
+            self._begin(training)
         self._next_action = None
 
+    def _begin(self, training: bool) -> None:
+        """What comes next in this mode comes from freshly reset environments."""
+        self._watches[training].boundaries.reset()
+        self._watches[training].statistics.forget_running()
+
     def enable_training_mode(self, enabled: bool = True, *, apply_to_models: bool = False) -> None:
-        """Train (explore, store, learn) or evaluate (act deterministically, store nothing, learn nothing)."""
+        """Train (explore, store, learn) or evaluate (act deterministically, store nothing, learn nothing).
+
+        An evaluation begins with freshly reset environments; training goes on where it was.
+        """
+        if self.training and not enabled:
+            self._begin(False)
         self.training = enabled
         if apply_to_models:
             self.enable_models_training_mode(enabled)
@@ -201,7 +254,8 @@ class Agent(Border[ArrayT]):
         """Choose actions: uniform ones before `random_timesteps`, then the policy's; outside of training its deterministic ones.
 
         Args:
-            observations: `(envs, *observation)`, NumPy or the backend's arrays. states: None.
+            observations: `(envs, *observation)`, NumPy or the backend's arrays; of a Dict space a dict of such.
+            states: `(envs, *state)`, or None: a policy that does not read them acts without.
             timestep: the call's number, from 0. timesteps: how many there will be.
 
         Returns:
@@ -211,13 +265,14 @@ class Agent(Border[ArrayT]):
         Raises:
             ValueError: if the observations have another shape than the space, or (NumPy) hold NaN or infinity.
         """
-        if states is not None:
-            raise ValueError("act: states were given, but this agent has no state_space: pass states=None")
         observations = self._check_observations(observations)
-        if not self._is_device_array(observations):
-            self._refuse_not_finite({"observations": observations}, np.ones(observations.shape[0], np.bool_), device=False)
-        actions, mean_actions = self._chosen_before(observations) or self._act(self._way(timestep), observations)
-        shape = (observations.shape[0], *self.spaces.action_shape)
+        states = None if states is None else self._check_states(states)
+        arrays = {**named_leaves(observations, "observations"), **named_leaves(states, "states")}
+        envs = int(leaves(observations)[0].shape[0])
+        if not any(map(self._is_device_array, arrays.values())):
+            self._refuse_not_finite(arrays, np.ones(envs, np.bool_), device=False)
+        actions, mean_actions = self._chosen_before(observations, states) or self._act(self._way(timestep), observations, states)
+        shape = (envs, *self.spaces.action_shape)
         if tuple(actions.shape) != shape:
             actions, mean_actions = actions.reshape(shape), mean_actions.reshape(shape)
         return actions, {"mean_actions": mean_actions}
@@ -227,14 +282,16 @@ class Agent(Border[ArrayT]):
 
     def _choose_ahead(self, timestep: int) -> None:
         """Choose the next timestep's actions now, where the next observations are known (host arrays)."""
-        if self._next_action is not None and self._next_action.chosen is None:
-            self._next_action.chosen = self._act(self._way(timestep + 1), self._next_action.observations)
+        ahead = self._next_action
+        if ahead is not None and ahead.chosen is None:
+            ahead.chosen = self._act(self._way(timestep + 1), ahead.observations, ahead.states)
 
-    def _chosen_before(self, observations: Any) -> tuple[Any, Any] | None:
+    def _chosen_before(self, observations: Tree, states: Tree | None) -> tuple[Any, Any] | None:
         if not self.training or self._next_action is None:
             return None
         ahead, self._next_action = self._next_action, None
-        return ahead.chosen if not self._is_device_array(observations) and np.array_equal(ahead.observations, observations) else None
+        pairs = zip(leaves((ahead.observations, ahead.states)), leaves((observations, states)), strict=False)
+        return ahead.chosen if all(not self._is_device_array(now) and np.array_equal(then, now) for then, now in pairs) else None
 
     def pre_interaction(self, *, timestep: int, timesteps: int) -> None:
         """Called before the step of the environments. There is nothing to do."""
@@ -259,11 +316,11 @@ class Agent(Border[ArrayT]):
         Right under every autoreset mode: see `EpisodeBoundaries`. In evaluation mode it feeds the statistics only.
 
         Args:
-            observations, next_observations: `(envs, *observation)`.
-            states, next_states: None.
+            observations, next_observations: `(envs, *observation)`; of a Dict space dicts of such.
+            states, next_states: `(envs, *state)`; None without a state_space.
             actions: `(envs, *action)`, in the Box's own units.
             rewards, terminated, truncated: `(envs, 1)`.
-            infos: what the environments said beside; `final_obs` is read where it is there.
+            infos: what the environments said beside; `final_obs`, and of states `final_info`, is read where it is there.
 
         Raises:
             ValueError: if a shape is wrong, or a host array holds NaN or infinity: nothing of the row is stored then. In device
@@ -288,13 +345,64 @@ class Agent(Border[ArrayT]):
         if self.memory is None:
             self._num_envs = rows.keep.shape[0]
         watch.statistics.add(rewards=rows.rewards, ended=rows.ended, keep=rows.keep, for_summary=self._tracking)
+        stored = self._stored(rows)
         if self.training:
             if self.memory is None:
                 raise ValueError("record_transition: this agent has no memory to store in: construct it with memory=ReplayMemory(...)")
-            self.memory.add(rows.transition, rows.keep)
-            if self.cfg.overlap and not self._is_device_array(next_observations):
+            self._feed_preprocessors(rows)
+            self.memory.add(stored, rows.keep)
+            if self.cfg.overlap and not any(map(self._is_device_array, leaves(next_observations))):
                 # As they were returned: where an episode ended, the next action may be on the next episode's first observation.
-                self._next_action = NextAction(np.array(next_observations))
+                self._next_action = NextAction(map_leaves(np.array, next_observations), map_leaves(np.array, next_states))
+
+    def _stored(self, rows: Rows[Any]) -> Transition[Any]:
+        """The rows as the memory keeps them. Called for each, in evaluation too, where it keeps none."""
+        transition: Transition[Any] = rows.transition
+        return transition._replace(first=rows.first) if self._follow.needs_first else transition
+
+    def _feed_preprocessors(self, rows: Rows[Any]) -> None:
+        """Show each observation that the environments produced to the preprocessors, once: successors, and what episodes began with."""
+        if not self._preprocessors:
+            return
+        transition = rows.transition
+        keep, begun = (self.to_numpy(mask) for mask in (rows.keep, rows.keep & rows.first))
+        now = {**named_leaves(transition.observations, "observations"), **named_leaves(transition.states, "states")}
+        then = {**named_leaves(transition.next_observations, "observations"), **named_leaves(transition.next_states, "states")}
+        for name, preprocessor in self._preprocessors.items():
+            preprocessor.update(np.concatenate([self.to_numpy(now[name])[begun], self.to_numpy(then[name])[keep]]))
+        self._take_moments()
+
+    def _preprocessed(self, moments: Tree, kind: str, tree: Tree) -> Tree:
+        """Observations or states (`kind`) as the models see them."""
+        names = iter(named_leaves(tree, kind))
+
+        def transform(values: Any) -> Any:
+            name = next(names)
+            if name not in self._preprocessors:
+                return values
+            return self._preprocessors[name].transform(moments[name], self._as_floats(values))
+
+        return map_leaves(transform, tree)
+
+    def _prepare_inputs(self, moments: Tree, inputs: Any) -> Any:
+        """What a model is called with as it sees it."""
+        if not self._preprocessors:
+            return inputs
+        return {**inputs, **{kind: self._preprocessed(moments, kind, inputs[kind]) for kind in ("observations", "states")}}
+
+    def _prepare(self, moments: Tree, batch: Any) -> Any:
+        """A batch, or sequences, as the models see them."""
+        if not self._preprocessors:
+            return batch
+        fields = {"observations": "observations", "states": "states", "next_observations": "observations", "next_states": "states"}
+        return batch._replace(
+            **{field: self._preprocessed(moments, kind, getattr(batch, field)) for field, kind in fields.items() if hasattr(batch, field)}
+        )
+
+    @property
+    def _follow(self) -> Follow:
+        """How the memory makes batches for this agent."""
+        return Follow(n_step=self.cfg.n_step, discount_factor=self.cfg.discount_factor)
 
     def post_interaction(self, *, timestep: int, timesteps: int) -> None:
         """Track and checkpoint where an interval ends. It does not learn: that is for the algorithm to add."""
@@ -324,7 +432,7 @@ class Agent(Border[ArrayT]):
 
     def _take_gradient_steps(self, steps: int) -> None:
         memory = self._require_memory()
-        self._state, self._random, metrics = self._learn(self._state, memory.state, self._random, steps)
+        self._state, self._random, metrics = self._learn(self._state, memory.state, self._moments, self._random, steps)
         self.gradient_step_count += steps
         self._track_metrics(metrics)
 
@@ -417,7 +525,7 @@ class Agent(Border[ArrayT]):
         """All that learning has changed, under common names: parameters, log alpha, optimizer moments, counters.
 
         `policy.<name>`, `critic_1.<name>`, `target_critic_1.<name>`, `log_alpha`, `gradient_steps`, and per optimizer `<optimizer>.count`,
-        `<optimizer>.first_moment...` and `<optimizer>.second_moment...`.
+        `<optimizer>.first_moment...` and `<optimizer>.second_moment...`; of preprocessors `preprocessor.observations...`.
         """
         state = self._state
         arrays = self._flatten("policy", state.policy, "policy") | self._flatten("", state.critics, "critics")
@@ -425,10 +533,14 @@ class Agent(Border[ArrayT]):
         arrays |= {"log_alpha": self.to_numpy(state.log_alpha), "gradient_steps": np.array(self.gradient_step_count, np.int64)}
         for slot, (kind, tree) in self._optimized(state).items():
             moments = getattr(self._update, slot).moments(tree, getattr(state, slot))
-            if moments is not None:
-                arrays[f"{slot}.count"] = self.to_numpy(moments["count"]).astype(np.int64)
-                for moment in MOMENTS:
-                    arrays |= self._flatten(f"{slot}.{moment}", moments[moment], kind)
+            for name, moment in (moments or {}).items():
+                if name in MOMENTS:
+                    arrays |= self._flatten(f"{slot}.{name}", moment, kind)
+                else:
+                    scalar = self.to_numpy(moment)
+                    arrays[f"{slot}.{name}"] = scalar if name == "learning_rate" else scalar.astype(np.int64)
+        for name, preprocessor in self._preprocessors.items():
+            arrays |= prefixed(f"preprocessor.{name}", preprocessor.arrays())
         return arrays
 
     def set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -451,9 +563,13 @@ class Agent(Border[ArrayT]):
             optimizer = getattr(self._update, slot)
             if f"{slot}.count" in arrays:
                 trees = {moment: self._unflatten(f"{slot}.{moment}", arrays, tree, kind) for moment in MOMENTS}
-                state = state._replace(**{slot: optimizer.with_moments(tree, {"count": arrays[f"{slot}.count"], **trees})})
+                scalars = {name: array for name, array in under(arrays, slot).items() if name.partition(".")[0] not in MOMENTS}
+                state = state._replace(**{slot: optimizer.with_moments(tree, {**scalars, **trees})})
             else:
                 state = state._replace(**{slot: optimizer.init(tree)})
+        for name, preprocessor in self._preprocessors.items():
+            preprocessor.set_arrays(under(arrays, f"preprocessor.{name}"))
+        self._take_moments()
         self._state, self.gradient_step_count = state, int(arrays["gradient_steps"])
         self._next_action = None  # it was chosen by other parameters
 

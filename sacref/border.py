@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from sacref.config import SACConfig
 from sacref.envs.episodes import EpisodeBoundaries
 from sacref.envs.scaling import from_box
-from sacref.envs.spaces import Spaces
+from sacref.envs.spaces import Spaces, check_values
+from sacref.envs.states import final_states
 from sacref.spec.arrays import ArrayT, namespace
+from sacref.tree import Tree, leaves, map_leaves, named_leaves
 from sacref.types import Transition
 
 
@@ -19,13 +21,17 @@ class Rows(NamedTuple, Generic[ArrayT]):
     """A checked row per environment."""
 
     transition: Transition[ArrayT]
-    """As it is stored: rewards shaped, actions in [-1, 1]."""
+    """As it is stored: rewards scaled and shaped, actions in [-1, 1]."""
     rewards: ArrayT
     """`(envs,)`, as the environments gave them."""
     ended: ArrayT
     """`(envs,)`, bool: terminated or truncated."""
     keep: ArrayT
     """`(envs,)`, bool: False where the row is no transition."""
+    first: ArrayT
+    """`(envs,)`, bool: whether it does not continue the environment's row before."""
+    starts: ArrayT
+    """`(envs,)`, bool: whether the next row will not continue this one."""
 
 
 class Border(ABC, Generic[ArrayT]):
@@ -57,16 +63,26 @@ class Border(ABC, Generic[ArrayT]):
 
     # The checks.
 
-    def _check_observations(self, observations: Any, name: str = "observations") -> Any:
-        """`observations` as an array of `(envs, *observation)`: NumPy, unless it is the backend's own."""
-        array = observations if self._is_device_array(observations) else np.asarray(observations)
-        expected = self.spaces.observation_shape
-        if array.ndim != len(expected) + 1 or tuple(array.shape[1:]) != expected:
+    def _check_observations(self, observations: Any, name: str = "observations") -> Tree:
+        """`observations` as arrays of `(envs, *observation)`: NumPy, unless they are the backend's own."""
+        return check_values(observations, self.spaces.observations, name, self._is_device_array)
+
+    def _check_states(self, states: Any, name: str = "states") -> Tree | None:
+        """`states` as arrays of `(envs, *state)`; None where there is no state_space.
+
+        Raises:
+            ValueError: if they are there without a state_space, or missing with one.
+        """
+        if self.spaces.states is None:
+            if states is not None:
+                raise ValueError(f"{name} were given, but this agent has no state_space: pass {name}=None, or construct it with one")
+            return None
+        if states is None:
             raise ValueError(
-                f"{name} have shape {tuple(array.shape)}, expected (envs, *{expected}) as the observation space says: "
-                f"{'add the leading environment axis' if tuple(array.shape) == expected else 'check the environment and its wrappers'}"
+                f"{name} are None, expected arrays as the state_space says: pass what the environment hands over in infos['state'] "
+                f"(sacref.envs.states_of)"
             )
-        return array
+        return check_values(states, self.spaces.states, name, self._is_device_array)
 
     def _check_rows(
         self,
@@ -84,16 +100,18 @@ class Border(ABC, Generic[ArrayT]):
         timestep: int,
         timesteps: int,
     ) -> Rows[Any]:
-        if states is not None or next_states is not None:
-            raise ValueError("record_transition: states were given, but this agent has no state_space: pass states=None, next_states=None")
-        device = any(self._is_device_array(value) for value in (observations, actions, rewards, next_observations, terminated, truncated))
+        arrays = (observations, states, actions, rewards, next_observations, next_states, terminated, truncated)
+        device = any(self._is_device_array(leaf) for value in arrays for leaf in leaves(value))
         if device:
-            observations, next_observations = self._upload(observations), self._upload(next_observations)
-        observations = self._check_observations(observations)
+            upload = self._upload_tree
+            observations, states, next_observations, next_states = map(upload, (observations, states, next_observations, next_states))
+        observations, states = self._check_observations(observations), self._check_states(states)
         next_observations = self._check_observations(next_observations, "next_observations")
-        envs = int(observations.shape[0])
-        if next_observations.shape[0] != envs:
-            raise ValueError(f"next_observations have {next_observations.shape[0]} rows, expected {envs} as observations")
+        next_states = self._check_states(next_states, "next_states")
+        envs = int(leaves(observations)[0].shape[0])
+        for name, tree in {"states": states, "next_observations": next_observations, "next_states": next_states}.items():
+            if tree is not None and leaves(tree)[0].shape[0] != envs:
+                raise ValueError(f"{name} have {leaves(tree)[0].shape[0]} rows, expected {envs} as observations")
         if self.training and self.memory is not None and envs != self.memory.num_envs:
             raise ValueError(
                 f"record_transition: {envs} environments came, the memory was made for {self.memory.num_envs}: "
@@ -108,22 +126,51 @@ class Border(ABC, Generic[ArrayT]):
                 f"pass what `act` returned, in the Box's own units"
             )
         actions = actions.reshape(envs, -1)
+        xp = namespace(terminated)
+        first = boundaries.starts
+        if first is None or first.shape != terminated.shape:
+            first = terminated | ~terminated
         next_observations, keep = boundaries.resolve(
             observations=observations, next_observations=next_observations, terminated=terminated, truncated=truncated, infos=infos
         )
+        if next_states is not None:
+            next_states = final_states(infos, next_states)
         reward = self._column(rewards, "rewards", envs, device)
-        if self.training and self.cfg.rewards_shaper is not None:
-            column = self._upload(rewards) if device else np.asarray(rewards)
-            shaped = self.cfg.rewards_shaper(column.reshape(envs, 1), timestep, timesteps)
-            shaped = self._column(shaped, "the rewards_shaper's result", envs, device)
-        else:
-            shaped = reward
-        parts = {"observations": observations, "actions": actions, "rewards": reward, "next_observations": next_observations}
+        shaped = self._shaped(rewards, reward, device, timestep=timestep, timesteps=timesteps) if self._shapes_rewards else reward
+        parts = {
+            **named_leaves(observations, "observations"),
+            **named_leaves(states, "states"),
+            "actions": actions,
+            "rewards": reward,
+            **named_leaves(next_observations, "next_observations"),
+            **named_leaves(next_states, "next_states"),
+        }
         keep = self._refuse_not_finite({**parts, "shaped rewards": shaped}, keep, device)
+        ended = xp.where(terminated, terminated, truncated)
+        boundaries.starts = ended | ~keep
         low, high = (np.asarray(bound, actions.dtype) if not device else self._upload(bound) for bound in self._bounds)
-        transition = Transition(observations, None, from_box(actions, low, high), shaped, next_observations, None, terminated)
-        xp = namespace(terminated)
-        return Rows(transition, reward, xp.where(terminated, terminated, truncated), keep)
+        transition = Transition(observations, states, from_box(actions, low, high), shaped, next_observations, next_states, terminated)
+        return Rows(transition, reward, ended, keep, first, boundaries.starts)
+
+    @property
+    def _shapes_rewards(self) -> bool:
+        """Whether rewards are scaled and shaped: where they are stored."""
+        return self.training
+
+    def _shaped(self, rewards: Any, reward: Any, device: bool, *, timestep: int, timesteps: int) -> Any:
+        scale, shaper = self.cfg.reward_scale, self.cfg.rewards_shaper
+        if scale != 1.0:
+            reward = reward * scale
+        if shaper is None:
+            return reward
+        if scale == 1.0:
+            column = (self._upload(rewards) if device else np.asarray(rewards)).reshape(-1, 1)
+        else:
+            column = reward.reshape(-1, 1)
+        return self._column(shaper(column, timestep, timesteps), "the rewards_shaper's result", reward.shape[0], device)
+
+    def _upload_tree(self, tree: Any) -> Any:
+        return map_leaves(self._upload, tree)
 
     @property
     def _bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

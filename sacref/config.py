@@ -5,6 +5,7 @@ A field is written once: its metadata holds the check that runs whenever the fie
 
 import difflib
 import importlib
+import inspect
 import json
 import math
 import operator
@@ -12,12 +13,20 @@ import os
 import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
 import numpy as np
 
+from sacref.spec.schedules import FACTORS, SCHEDULES
+
 RewardsShaper: TypeAlias = Callable[[Any, int, int], Any]
 """`(rewards, timestep, timesteps) -> rewards`, both arrays of shape `(envs, 1)`."""
+
+Scheduler: TypeAlias = str | Callable[..., Any]
+"""A name of `sacref.spec.schedules` ("linear"), "module:name", or the callable itself; see `SACConfig.schedules`."""
+
+Preprocessor: TypeAlias = Callable[..., Any]
+"""A class with the protocol of `sacref.preprocessing`, or its name as "module:name"."""
 
 Execution: TypeAlias = Literal["auto", "plain", "scan", "traced", "cuda_graph"]
 
@@ -27,6 +36,21 @@ _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 160
 LARGEST_SEED = 2**32 - 1
 """What every library's generator takes without folding two seeds into one."""
+
+
+PARTS = ("policy", "critic", "entropy")
+"""What learns, in the order of whatever is one for each."""
+
+HARMLESS = frozenset({*SCHEDULES, "sacref.preprocessing:RunningStandardScaler"})
+"""Names of sacref's own that stand for a callable: what a stranger's file may name."""
+
+
+class Schedule(NamedTuple):
+    """A learning-rate schedule and its arguments, which the backend puts together."""
+
+    function: Callable[..., Any]
+    """Of `sacref.spec.schedules`: -> factor of the base rate. Any other is the backend's own: -> rate."""
+    kwargs: Mapping[str, Any]
 
 
 class ConfigError(ValueError):
@@ -137,6 +161,98 @@ def _learning_rate() -> Metadata:
         return tuple(_as_number(element, lambda number: number >= 0, wanted) for element in value)
 
     return _checked(check)
+
+
+def _count_or_none(wanted: str) -> Metadata:
+    integer = _integer(1)["check"]
+
+    def check(value: Any) -> int | None:
+        try:
+            return None if value is None else int(integer(value))
+        except _ExpectedError:
+            raise _ExpectedError(wanted) from None
+
+    return _checked(check)
+
+
+def _three(value: Any, check: Callable[[Any], Any], wanted: str) -> Any:
+    """`check` of one value, or of three in a list or tuple."""
+    if not isinstance(value, list | tuple):
+        return check(value)
+    if len(value) != len(PARTS):
+        raise _ExpectedError(f"{wanted}; {len(value)} came")
+    return tuple(check(element) for element in value)
+
+
+def _scheduler() -> Metadata:
+    wanted = (
+        f'one of {", ".join(SCHEDULES)}, a callable, its name as "module:name", or None; '
+        "or three of those in the order (policy, critic, entropy)"
+    )
+
+    def one(value: Any) -> Any:
+        value = _plain(value)
+        if isinstance(value, str):
+            found = SCHEDULES.get(value) or (_resolve(value) if ":" in value else None)
+        elif value is None:
+            return None
+        else:
+            found = value
+        if not callable(found):
+            raise _ExpectedError(wanted)
+        return found
+
+    return _checked(lambda value: _three(value, one, wanted))
+
+
+def _preprocessor() -> Metadata:
+    methods = ("update", "arrays", "set_arrays", "transform")
+
+    def check(value: Any) -> Any:
+        found = _resolve(value) if isinstance(value, str) else value
+        if found is not None and not (callable(found) and all(callable(getattr(found, method, None)) for method in methods)):
+            raise _ExpectedError(f'a class with the methods {", ".join(methods)}, its name as "module:name", or None')
+        return found
+
+    return _checked(check)
+
+
+def _arguments(*, three: bool = False) -> Metadata:
+    wanted = "a dict of keyword arguments" + (", or three of them in the order (policy, critic, entropy)" if three else "")
+
+    def one(value: Any) -> dict[str, Any]:
+        if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+            raise _ExpectedError(wanted)
+        return {name: _as_json_has_it(argument) for name, argument in value.items()}
+
+    return _checked((lambda value: _three(value, one, wanted)) if three else one)
+
+
+def _as_json_has_it(value: Any) -> Any:
+    """With lists in the place of tuples and arrays, so that what is written and read again is equal."""
+    if isinstance(value, Mapping):
+        return {name: _as_json_has_it(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json_has_it(entry) for entry in value]
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
+def _require_arguments(path: str, function: Callable[..., Any], positional: int, kwargs: Mapping[str, Any]) -> None:
+    """Refuse arguments that `function` does not take, or lacks, behind `positional` others.
+
+    Raises:
+        ConfigError: naming those that it takes.
+    """
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # what is written in C may have none
+        return
+    try:
+        signature.bind(*[None] * positional, **kwargs)
+    except TypeError as error:
+        name = getattr(function, "__name__", repr(function))
+        takes = [str(parameter.replace(annotation=parameter.empty)) for parameter in list(signature.parameters.values())[positional:]]
+        raise ConfigError(f"{path} is {dict(kwargs)}, and {name} has {error}; expected {', '.join(takes) or 'none at all'}") from error
 
 
 def _unavailable(default: Any) -> Metadata:
@@ -273,11 +389,13 @@ def _filled(cls: type[ConfigT], values: Any, import_callables: bool) -> ConfigT:
     for name, value in values.items():
         if name not in cls.__dataclass_fields__:
             raise ConfigError(f"{cls.__name__} has no field {_unknown(cls, name)}")
-        if name in _CALLABLES and isinstance(value, str) and not import_callables:
-            raise ConfigError(
-                f"{cls.__name__}.{name} is {value!r}, which names code to import, and importing is off here: "
-                f"set {name} to None, or load with import_callables=True if you trust the source"
-            )
+        if name in _CALLABLES and not import_callables:
+            for text in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(text, str) and text not in HARMLESS:
+                    raise ConfigError(
+                        f"{cls.__name__}.{name} is {text!r}, which names code to import, and importing is off here: "
+                        f"set {name} to None, or load with import_callables=True if you trust the source"
+                    )
         setattr(cfg, name, value)
     return cfg
 
@@ -295,13 +413,33 @@ def _written(path: str, value: Any) -> Any:
     if isinstance(value, _Config):
         return value.to_dict()
     if isinstance(value, tuple):
-        return list(value)
+        return [_written(path, element) for element in value]
     if isinstance(value, dict):
-        return dict(value)
-    return _name_of(path, value) if callable(value) else value
+        return _written_arguments(path, value)
+    if callable(value):
+        return next((name for name, schedule in SCHEDULES.items() if schedule is value), None) or _name_of(path, value)
+    return value
 
 
-_CALLABLES = ("rewards_shaper",)
+def _written_arguments(path: str, kwargs: dict[str, Any]) -> Any:
+    try:
+        return json.loads(json.dumps(kwargs, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path} is {kwargs}, which cannot be written ({error}): expected numbers, strings, lists and dicts") from error
+
+
+_CALLABLES = ("learning_rate_scheduler", "observation_preprocessor", "state_preprocessor", "rewards_shaper")
+
+
+def _schedule(path: str, function: Callable[..., Any], kwargs: Mapping[str, Any]) -> Schedule:
+    if function in SCHEDULES.values():
+        is_factor = function in FACTORS.values()
+        _require_arguments(path, function, 1 if is_factor else 0, kwargs)
+        try:
+            function(np.asarray(0.0), **kwargs) if is_factor else function(**kwargs)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{path} is {dict(kwargs)}: {error}") from error
+    return Schedule(function, kwargs)
 
 
 @dataclass(kw_only=True)
@@ -347,22 +485,43 @@ class SACConfig(_Config):
     """Transitions in the batch of one gradient step."""
     discount_factor: float = field(default=0.99, metadata=_number("a number from 0 to 1", lambda number: 0 <= number <= 1))
     """Gamma, the discount of the next step's value, from 0 to 1."""
+    n_step: int = field(default=1, metadata=_integer(1))
+    """Steps whose rewards the target sums, discounted, before it bootstraps; an episode's end cuts the sum short."""
     polyak: float = field(default=0.005, metadata=_number("a number from 0 to 1", lambda number: 0 <= number <= 1))
     """Share of the online critics in their targets' moving average; 0 keeps the targets, 1 copies."""
+    target_subset: int | None = field(default=None, metadata=_count_or_none("an integer >= 1, or None for all target critics"))
+    """Number of target critics, drawn anew for each gradient step, whose minimum is the target (REDQ); None takes all."""
+    policy_value: Literal["min", "mean"] = field(default="min", metadata=_choice("min", "mean"))
+    """What the policy maximises: the minimum of the critics, or their mean (REDQ, DroQ)."""
+    policy_delay: int = field(default=1, metadata=_integer(1))
+    """The policy and the entropy coefficient take every so-manieth gradient step of the critics."""
+    sequence_length: int = field(default=32, metadata=_integer(1))
+    """Only SAC_RNN: steps that are learned from in each sequence of a batch."""
+    burn_in: int = field(default=0, metadata=_integer(0))
+    """Only SAC_RNN: steps before those, which warm up the carries and are not learned from."""
+    stored_carry: bool = field(default=True, metadata=_flag())
+    """Only SAC_RNN: start the policy of a sequence from the carry that it had there; else from zeros, as the critics always do."""
     learning_rate: float | tuple[float, float, float] = field(default=1e-3, metadata=_learning_rate())
     """Adam's learning rate: one for all, or three for policy, critic and entropy; 0 leaves that part as it is."""
-    learning_rate_scheduler: None = field(default=None, metadata=_unavailable(None))
-    """Not available in this version: leave it at None."""
-    learning_rate_scheduler_kwargs: dict[str, Any] = field(default_factory=dict, metadata=_unavailable({}))
-    """Not available in this version: leave it empty."""
-    observation_preprocessor: None = field(default=None, metadata=_unavailable(None))
-    """Not available in this version: leave it at None."""
-    observation_preprocessor_kwargs: dict[str, Any] = field(default_factory=dict, metadata=_unavailable({}))
-    """Not available in this version: leave it empty."""
-    state_preprocessor: None = field(default=None, metadata=_unavailable(None))
-    """Not available in this version: leave it at None."""
-    state_preprocessor_kwargs: dict[str, Any] = field(default_factory=dict, metadata=_unavailable({}))
-    """Not available in this version: leave it empty."""
+    learning_rate_scheduler: Scheduler | tuple[Scheduler | None, ...] | None = field(default=None, metadata=_scheduler())
+    """Schedule of the learning rates, stepped once a gradient step: one for all, or three for policy, critic and entropy.
+
+    constant, linear, cosine, exponential, warm_up, piecewise, kl_adaptive, or the backend's own as module:name (a
+    torch.optim.lr_scheduler class, an optax schedule).
+    """
+    learning_rate_scheduler_kwargs: dict[str, Any] | tuple[dict[str, Any], ...] = field(
+        default_factory=dict, metadata=_arguments(three=True)
+    )
+    """Keyword arguments of the schedule: for all, or three for policy, critic and entropy."""
+    observation_preprocessor: Preprocessor | None = field(default=None, metadata=_preprocessor())
+    """Class that standardises observations before the models see them, or its name module:name, as
+    sacref.preprocessing:RunningStandardScaler."""
+    observation_preprocessor_kwargs: dict[str, Any] = field(default_factory=dict, metadata=_arguments())
+    """Keyword arguments of the observation preprocessor, behind the space."""
+    state_preprocessor: Preprocessor | None = field(default=None, metadata=_preprocessor())
+    """The same for the states that the critics see."""
+    state_preprocessor_kwargs: dict[str, Any] = field(default_factory=dict, metadata=_arguments())
+    """Keyword arguments of the state preprocessor, behind the space."""
     random_timesteps: int = field(default=0, metadata=_integer(0))
     """Timesteps at the start whose actions are drawn uniformly from the action space."""
     learning_starts: int = field(default=0, metadata=_integer(0))
@@ -375,6 +534,8 @@ class SACConfig(_Config):
     """Initial entropy coefficient, alpha, above 0."""
     target_entropy: float | None = field(default=None, metadata=_number_or_none("a finite number in nats, or None for -dim(A)"))
     """Entropy that alpha is steered to, in nats; None means minus the number of action dimensions."""
+    reward_scale: float = field(default=1.0, metadata=_number("a finite number > 0", lambda number: number > 0))
+    """What rewards are multiplied by, before the rewards shaper and before storing; above 0."""
     rewards_shaper: RewardsShaper | None = field(default=None, metadata=_rewards_shaper())
     """Function (rewards, timestep, timesteps) -> rewards applied before storing, or its name module:name."""
     mixed_precision: bool = field(default=False, metadata=_unavailable(False))
@@ -394,15 +555,39 @@ class SACConfig(_Config):
                 f"SACConfig.update_to_data is {self.update_to_data} and gradient_steps {self.gradient_steps}, expected one of them: "
                 f"leave gradient_steps at 1, or update_to_data at None"
             )
+        for name in ("observation_preprocessor", "state_preprocessor"):
+            preprocessor, kwargs = getattr(self, name), getattr(self, f"{name}_kwargs")
+            if preprocessor is not None:
+                _require_arguments(f"SACConfig.{name}_kwargs", preprocessor, 1, kwargs)
+            elif kwargs:
+                raise ConfigError(f"SACConfig.{name}_kwargs is {kwargs} and {name} None: set {name}, or leave {name}_kwargs empty")
+        _ = self.schedules
 
     def gradient_steps_per_timestep(self, num_envs: int) -> float:
         """Gradient steps for each timestep of `num_envs` environments."""
         return self.gradient_steps if self.update_to_data is None else self.update_to_data * num_envs
 
     @property
-    def schedules(self) -> dict[str, None]:
-        """Part -> its learning-rate schedule."""
-        return {"policy": None, "critic": None, "entropy": None}
+    def schedules(self) -> dict[str, Schedule | None]:
+        """Part (policy, critic, entropy) -> its learning-rate schedule, or None.
+
+        Raises:
+            ConfigError: for arguments that a schedule does not take, and for a schedule or arguments that nothing would read.
+        """
+        path, given, kwargs = "SACConfig.learning_rate_scheduler", self.learning_rate_scheduler, self.learning_rate_scheduler_kwargs
+        functions: Any = given if isinstance(given, tuple) else (given,) * len(PARTS)
+        if isinstance(given, tuple) and given[-1] is not None and not self.learn_entropy:
+            raise ConfigError(f"{path} has one for entropy and learn_entropy is False: make it None, since nothing is learned there")
+        if not isinstance(kwargs, tuple):
+            if kwargs and not any(functions):
+                raise ConfigError(f"{path}_kwargs is {kwargs} and {path.partition('.')[2]} None: set one, or leave the arguments empty")
+            kwargs = tuple({} if function is None else kwargs for function in functions)
+        schedules: dict[str, Schedule | None] = {}
+        for part, function, arguments in zip(PARTS, functions, kwargs, strict=True):
+            if function is None and arguments:
+                raise ConfigError(f"{path}_kwargs has {arguments} for {part}, which has no schedule: set one, or leave them empty")
+            schedules[part] = None if function is None else _schedule(f"{path}_kwargs", function, arguments)
+        return schedules if self.learn_entropy else schedules | {"entropy": None}
 
     @property
     def learning_rates(self) -> tuple[float, float, float]:

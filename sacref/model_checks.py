@@ -4,6 +4,12 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from sacref.envs.spaces import Field, Spaces
+from sacref.tree import Tree, leaves, map_leaves
+
 
 def split_models(models: Mapping[str, Any], *, learns: bool) -> tuple[list[str], list[str]]:
     """The names of the critics and of the target critics in `models`, in the order of their numbers.
@@ -46,24 +52,72 @@ def check_targets(parameters: Mapping[str, Mapping[str, Any]]) -> None:
                 )
 
 
-def check_policy_output(outputs: Any, *, rows: int, action_size: int, dtype: Any) -> None:
-    """Refuse a policy that does not return mean and raw log_std, `(rows, action_size)` each, in `dtype`."""
-    expected = (rows, action_size)
+def draw_widths(model: Any) -> tuple[int, ...]:
+    """Widths of what the random layers of a critic take, one array for each; () of one without."""
+    return tuple(getattr(model, "draw_widths", ()))
+
+
+def example_inputs(spaces: Spaces, rows: int, seed: int) -> dict[str, Tree]:
+    """Observations and states of the right shapes and dtypes, `(rows, ...)`, to try models on; NumPy."""
+    generator = np.random.default_rng(seed)
+
+    def example(field: Field) -> NDArray[Any]:
+        values = generator.standard_normal((rows, *field.shape))
+        return values.astype(field.dtype) if field.dtype.kind == "f" else (values > 0).astype(field.dtype)
+
+    return {"observations": map_leaves(example, spaces.observations), "states": map_leaves(example, spaces.states)}
+
+
+def check_reads_states(values: Mapping[str, NDArray[Any]], others: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse a state_space whose states no critic reads.
+
+    Args:
+        values, others: critic -> its values of inputs that differ in their states alone.
+    """
+    if values and all(np.array_equal(values[name], others[name]) for name in values):
+        raise ValueError(
+            f"state_space is given, and the values of {sorted(values)} do not depend on inputs['states']: "
+            f"build critics that read them, default_models(state_space=...), or leave state_space out"
+        )
+
+
+def check_parts(name: str, outputs: Any, expected: int) -> tuple[Any, ...]:
+    """Refuse a model with a carry that does not return a tuple of so many parts, the carry last."""
+    if not isinstance(outputs, tuple) or len(outputs) != expected:
+        got = f"a tuple of {len(outputs)}" if isinstance(outputs, tuple) else type(outputs).__name__
+        wanted = "(mean, raw log_std, carry)" if expected == 3 else "(values, carry)"
+        raise ValueError(f"model {name!r} has initial_carry and returned {got}, expected a tuple {wanted}")
+    return outputs
+
+
+def check_carry_output(name: str, carry: Tree, after: Tree) -> None:
+    """Refuse a recurrent model whose carry changes its shape on the way."""
+    before, got = ([tuple(leaf.shape) for leaf in leaves(tree)] for tree in (carry, after))
+    if before != got:
+        raise ValueError(
+            f"model {name!r} returned a carry of shapes {got}, expected {before} as initial_carry gives: return the carry after the last step"
+        )
+
+
+def check_policy_output(outputs: Any, *, rows: tuple[int, ...], action_size: int, dtype: Any) -> None:
+    """Refuse a policy that does not return mean and raw log_std, `(*rows, action_size)` each, in `dtype`."""
+    expected = (*rows, action_size)
     if not isinstance(outputs, tuple) or len(outputs) != 2:
         raise ValueError(f"model 'policy' returned {type(outputs).__name__}, expected a tuple (mean, raw log_std)")
     for name, output in zip(("mean", "raw log_std"), outputs, strict=True):
         if tuple(output.shape) != expected or output.dtype != dtype:
+            axes = "(batch, action)" if len(rows) == 1 else "(time, batch, action)"
             raise ValueError(
                 f"model 'policy' returned a {name} of shape {tuple(output.shape)} and dtype {output.dtype}, "
-                f"expected (batch, action) = {expected} and {dtype}: make its last layer {action_size} wide for each"
+                f"expected {axes} = {expected} and {dtype}: make its last layer {action_size} wide for each"
             )
 
 
-def check_critic_output(name: str, output: Any, *, rows: int, dtype: Any) -> None:
+def check_critic_output(name: str, output: Any, *, rows: tuple[int, ...], dtype: Any) -> None:
     """Refuse a critic that does not return one value per row, in `dtype`."""
-    if tuple(output.shape) != (rows,) or output.dtype != dtype:
-        fix = "drop the last axis, values[..., 0]" if tuple(output.shape) == (rows, 1) else "return one value per row"
+    if tuple(output.shape) != rows or output.dtype != dtype:
+        fix = "drop the last axis, values[..., 0]" if tuple(output.shape) == (*rows, 1) else "return one value per row"
+        axes = "(batch,)" if len(rows) == 1 else "(time, batch)"
         raise ValueError(
-            f"model {name!r} returned values of shape {tuple(output.shape)} and dtype {output.dtype}, "
-            f"expected (batch,) = {(rows,)} and {dtype}: {fix}"
+            f"model {name!r} returned values of shape {tuple(output.shape)} and dtype {output.dtype}, expected {axes} = {rows} and {dtype}: {fix}"
         )

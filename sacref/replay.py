@@ -1,12 +1,18 @@
-"""What the replay memories of the backends share: the checks of size and of checkpoints, and the rows that wait on the host."""
+"""What the replay memories of the backends share: where rows lie, the checks of size and of checkpoints, the rows that wait on the host.
+
+Each environment has a ring of its own, of `slots` rows, so that what follows a row is known. Row `slot * envs + env` of the memory is slot
+`slot` of environment `env`. `head` and `size` have an entry for each environment.
+"""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sacref.types import Transition
+from sacref.spec.arrays import namespace
+from sacref.tree import Tree, map_leaves
+from sacref.types import Batch, Sequences, Transition
 
 ROWS_AT_ONCE = 65_536
 """Rows that are restored together: what a block takes beside the ring itself is small."""
@@ -32,8 +38,10 @@ def check_size(capacity: Any, num_envs: Any) -> None:
         raise ValueError(f"ReplayMemory: capacity is {capacity}, expected at least num_envs = {num_envs}: one step must fit")
 
 
-def check_arrays(arrays: Mapping[str, NDArray[Any]], rings: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]], capacity: int) -> None:
-    """Refuse arrays that are not `size` rows of each ring, with a `head` and a `size` that a ring of `capacity` rows can have.
+def check_arrays(
+    arrays: Mapping[str, NDArray[Any]], rings: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]], slots: int, envs: int
+) -> None:
+    """Refuse arrays that are not the filled rows of each ring, with a `head` and a `size` that rings of `slots` rows can have.
 
     Raises:
         ValueError: naming the array.
@@ -41,29 +49,164 @@ def check_arrays(arrays: Mapping[str, NDArray[Any]], rings: Mapping[str, tuple[t
     if set(arrays) != {*rings, "head", "size"}:
         raise ValueError(f"memory: the arrays are {sorted(arrays)}, expected {sorted([*rings, 'head', 'size'])}")
     for name in ("head", "size"):
-        if arrays[name].shape != () or not np.issubdtype(arrays[name].dtype, np.integer):
-            raise ValueError(f"memory: {name} has shape {arrays[name].shape} and dtype {arrays[name].dtype}, expected one integer")
-    head, size = int(arrays["head"]), int(arrays["size"])
-    if not (0 <= size <= capacity and 0 <= head < capacity and (size == capacity or head == size % capacity)):
-        raise ValueError(f"memory: head {head} and size {size} do not fit a capacity of {capacity}: use the capacity it was saved with")
-    for name, (shape, dtype) in rings.items():
-        if arrays[name].shape != (size, *shape) or arrays[name].dtype != dtype:
+        if arrays[name].shape != (envs,) or not np.issubdtype(arrays[name].dtype, np.integer):
             raise ValueError(
-                f"memory: {name} has shape {arrays[name].shape} and dtype {arrays[name].dtype}, expected {(size, *shape)} and {dtype}"
+                f"memory: {name} has shape {arrays[name].shape} and dtype {arrays[name].dtype}, expected {(envs,)} integers: "
+                f"use the number of environments it was saved with"
+            )
+    for head, size in zip(arrays["head"].tolist(), arrays["size"].tolist(), strict=True):
+        if not (0 <= size <= slots and 0 <= head < slots and (size == slots or head == size % slots)):
+            raise ValueError(f"memory: head {head} and size {size} do not fit a ring of {slots} rows: use the capacity it was saved with")
+    rows = filled_rows(arrays["size"])
+    for name, (shape, dtype) in rings.items():
+        if arrays[name].shape != (rows, *shape) or arrays[name].dtype != dtype:
+            raise ValueError(
+                f"memory: {name} has shape {arrays[name].shape} and dtype {arrays[name].dtype}, expected {(rows, *shape)} and {dtype}"
             )
 
 
-def check_block(rows: int, capacity: int) -> None:
-    """Refuse rows that are stored together and do not fit into the ring.
+def filled_rows(size: NDArray[Any]) -> int:
+    """Rows from the memory's first to the last that holds a transition of any environment."""
+    return int(size.max()) * size.shape[0]
+
+
+def check_block(timesteps: int, envs: int, capacity: int) -> None:
+    """Refuse timesteps that are stored together and do not fit into the rings.
 
     Raises:
-        ValueError: if there are more than `capacity`.
+        ValueError: if they are more than a ring has slots.
     """
-    if rows > capacity:
+    if timesteps > capacity // envs:
         raise ValueError(
-            f"ReplayMemory: {rows} rows are stored together (chunk times environments), the capacity is {capacity}: "
+            f"ReplayMemory: {timesteps * envs} rows are stored together (chunk times environments), the capacity is {capacity}: "
             f"lower chunk, or make the memory larger"
         )
+
+
+class Follow(NamedTuple):
+    """How a batch is made of the rows of a memory, beyond drawing them one by one."""
+
+    n_step: int = 1
+    """Steps of a transition."""
+    discount_factor: float = 0.99
+    """Of the rewards within the n steps."""
+    sequence_length: int = 0
+    """Steps of a sequence that are learned from; 0 draws transitions."""
+    burn_in: int = 0
+    """Steps before those, at most."""
+    stored_carry: bool = True
+    """Whether a sequence begins with the carry that the policy had, else with zeros."""
+
+    @property
+    def needs_first(self) -> bool:
+        """Whether rows must know what they follow."""
+        return self.n_step > 1 or self.sequence_length > 0
+
+
+def locate(number: Any, size: Any) -> tuple[Any, Any]:
+    """Slot and environment of the `number`-th of all rows, `(batch,)` each; `size` is `(envs,)`."""
+    xp: Any = namespace(number, size)
+    if size.shape[0] == 1:
+        return number, xp.zeros_like(number)
+    ends = xp.cumulative_sum(size)
+    environment = xp.sum(xp.astype(number[:, None] >= ends[None, :-1], number.dtype), axis=1, dtype=number.dtype)
+    return number - xp.astype(ends - size, number.dtype)[environment], environment
+
+
+def index_of(slot: Any, environment: Any, envs: int) -> Any:
+    """The memory's row of a slot."""
+    return slot if envs == 1 else slot * envs + environment
+
+
+def follow(rows: Transition[Any], head: Any, size: Any, slot: Any, environment: Any, steps: Any) -> tuple[Any, Any]:
+    """The rows after a row, and how many of them continue it.
+
+    Args:
+        rows: the memory, `(slots * envs, ...)`. slot, environment: where to begin, `(batch,)`. steps: 0, 1, ..., `(time,)`.
+
+    Returns:
+        Rows of the memory, `(time, batch)`, and whether each belongs to the same episode as the first one and was stored after it.
+    """
+    xp: Any = namespace(head, slot)
+    envs, slots = size.shape[0], _slots(rows, size)
+    age = _age(head, size, slot, environment, slots)
+    index = index_of((slot[None, :] + steps[:, None]) % slots, environment[None, :], envs)
+    broken = (rows.first[index] | (steps[:, None] >= (size[environment] - age)[None, :])) & (steps[:, None] > 0)
+    return index, xp.cumulative_sum(xp.astype(broken, steps.dtype), axis=0) == 0
+
+
+def steps_before(rows: Transition[Any], head: Any, size: Any, slot: Any, environment: Any, steps: Any) -> Any:
+    """How many rows before a row belong to its episode, `(batch,)`, counted up to the length of `steps` = 0, 1, ..."""
+    xp: Any = namespace(head, slot)
+    envs, slots = size.shape[0], _slots(rows, size)
+    age = _age(head, size, slot, environment, slots)
+    index = index_of((slot[None, :] - steps[:, None]) % slots, environment[None, :], envs)
+    broken = rows.first[index] | (steps[:, None] >= age[None, :])
+    unbroken = xp.cumulative_sum(xp.astype(broken, steps.dtype), axis=0) == 0
+    return xp.sum(xp.astype(unbroken, slot.dtype), axis=0, dtype=slot.dtype)
+
+
+def _slots(rows: Transition[Any], size: Any) -> int:
+    return int(rows.rewards.shape[0]) // int(size.shape[0])
+
+
+def _age(head: Any, size: Any, slot: Any, environment: Any, slots: int) -> Any:
+    """How many rows of its environment are older, `(batch,)`."""
+    return (slot - ((head - size) % slots)[environment]) % slots
+
+
+def gather(rows: Transition[Any], index: Any) -> Batch[Any]:
+    """Transitions of one step; `index` is `(batch,)`."""
+    return Batch(*map_leaves(lambda ring: ring[index], tuple(rows[:7])))
+
+
+def gather_steps(rows: Transition[Any], index: Any, alive: Any, gamma: Any) -> Batch[Any]:
+    """Transitions of n steps, or of fewer where the episode or the memory ends before.
+
+    Sutton & Barto 2018, equation 7.1: the rewards of m steps, then the value of the m-th successor times gamma^m. No correction for the
+    policy having changed since.
+
+    Args:
+        index, alive: what `follow` gave, `(n, batch)`. gamma: the discount factor to the powers 0 ... n, `(n + 1,)`.
+    """
+    xp: Any = namespace(rows.rewards)
+    count = xp.sum(xp.astype(alive, index.dtype), axis=0, dtype=index.dtype)
+    last = xp.take_along_axis(index, (count - 1)[None, :], axis=0)[0]
+    rewards = xp.sum(xp.where(alive, rows.rewards[index] * gamma[:-1][:, None], xp.zeros_like(gamma[0])), axis=0)
+    begin, end = gather(rows, index[0]), gather(rows, last)
+    return end._replace(
+        observations=begin.observations, states=begin.states, actions=begin.actions, rewards=rewards, discounts=gamma[count]
+    )
+
+
+def gather_sequences(rows: Transition[Any], index: Any, alive: Any, warm_up: Any, length: int, steps: Any, carry: Tree) -> Sequences[Any]:
+    """Sequences of the rows that `follow` gave.
+
+    Args:
+        index, alive: `(time, batch)`. warm_up: how many of them come before those that are learned from, `(batch,)`.
+        length: how many are learned from at most. steps: 0, 1, ..., `(time,)`. carry: the policy's, to begin with, `(batch, ...)` each.
+    """
+    xp: Any = namespace(rows.rewards)
+
+    def with_last(current: Any, successor: Any) -> Any:
+        """`(time + 1, batch, ...)`: where a sequence has ended, what came after its last row."""
+        now, after = current[index], successor[index]
+        kept = xp.reshape(alive[1:], (*alive[1:].shape, *(1 for _ in now.shape[2:])))
+        return xp.concat([now[:1], xp.where(kept, now[1:], after[:-1]), after[-1:]])
+
+    sequences = map_leaves(with_last, (rows.observations, rows.states), (rows.next_observations, rows.next_states))
+    counted = alive & (steps[:, None] >= warm_up[None, :]) & (steps[:, None] < (warm_up + length)[None, :])
+    return Sequences(
+        observations=sequences[0],
+        states=sequences[1],
+        previous_actions=xp.concat([rows.previous_actions[index[:1]], rows.actions[index]]),
+        previous_rewards=xp.concat([rows.previous_rewards[index[:1]], rows.rewards[index]]),
+        actions=rows.actions[index],
+        rewards=rows.rewards[index],
+        terminated=rows.terminated[index],
+        mask=counted,
+        carry=carry,
+    )
 
 
 class Staging:
@@ -76,7 +219,7 @@ class Staging:
 
     def __init__(self, like: Transition[NDArray[Any]], rows: int) -> None:
         self.rows = rows
-        self._dtypes = [None if field is None else field.dtype for field in like]
+        self._dtypes = map_leaves(lambda leaf: leaf.dtype, like)
         self._waiting: list[tuple[Transition[NDArray[Any]], NDArray[np.bool_]]] = []
 
     def __len__(self) -> int:
@@ -96,10 +239,8 @@ class Staging:
         """
         if len(self) + keep.shape[0] > self.rows:
             raise ValueError(f"ReplayMemory: {keep.shape[0]} rows came, room is for {self.rows - len(self)}: add num_envs rows at a time")
-        fields: list[Any] = [
-            None if dtype is None else np.array(values, dtype) for dtype, values in zip(self._dtypes, transition, strict=True)
-        ]
-        self._waiting.append((Transition(*fields), np.array(keep, np.bool_)))
+        stored: Transition[NDArray[Any]] = map_leaves(lambda dtype, values: np.array(values, dtype), self._dtypes, transition)
+        self._waiting.append((stored, np.array(keep, np.bool_)))
 
     def take(self) -> tuple[Transition[NDArray[Any]], NDArray[np.bool_]]:
         """The rows that wait, in order, filled up to a block with rows that are not kept: `(rows, ...)` and `(rows,)`."""
@@ -108,8 +249,7 @@ class Staging:
             return waiting[0]
         missing = self.rows - sum(keep.shape[0] for _, keep in waiting)
 
-        def block(arrays: list[Any]) -> Any:
-            return None if arrays[0] is None else np.concatenate([*arrays, np.zeros((missing, *arrays[0].shape[1:]), arrays[0].dtype)])
+        def block(*arrays: NDArray[Any]) -> NDArray[Any]:
+            return np.concatenate([*arrays, np.zeros((missing, *arrays[0].shape[1:]), arrays[0].dtype)])
 
-        fields = [block([row[i] for row, _ in waiting]) for i in range(len(self._dtypes))]
-        return Transition(*fields), block([keep for _, keep in waiting])
+        return map_leaves(block, *(row for row, _ in waiting)), block(*(keep for _, keep in waiting))

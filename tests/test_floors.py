@@ -29,6 +29,7 @@ FLOORS = {
     "border": 2,
     "model_checks": 2,
     "naming": 2,
+    "recurrence": 2,
     "torch": 2,
     "jax": 2,
     "training": 3,
@@ -42,7 +43,9 @@ FLOORS = {
 }
 """Part of sacref -> its floor. A part may import those below, and its own floor's, but for the two lines underneath."""
 
-FORBIDDEN = {"torch": {"jax"}, "jax": {"torch"}} | {name: {"torch", "jax"} for name in ("agent", "border", "model_checks", "naming")}
+FORBIDDEN = {"torch": {"jax"}, "jax": {"torch"}} | {
+    name: {"torch", "jax"} for name in ("agent", "border", "model_checks", "naming", "recurrence")
+}
 BACKEND_PACKAGES = {"torch", "jax", "jaxlib", "flax", "optax"}
 
 PACKAGE = Path(sacref.__file__).parent

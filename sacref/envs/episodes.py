@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Any, Generic, Protocol, cast, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool
 from numpy.typing import NDArray
 
 from sacref.spec.arrays import ArrayT, namespace
+from sacref.tree import Tree, leaves, map_leaves
 
 
 @runtime_checkable
@@ -42,27 +43,30 @@ class EpisodeBoundaries(Generic[ArrayT]):
     def reset(self) -> None:
         """Forget the previous row: the next one comes from freshly reset environments."""
         self._expects_reset: ArrayT | None = None
-        self._last_observations: ArrayT | None = None
+        self._last_observations: Tree | None = None
+        self.starts: ArrayT | None = None
+        """`(envs,)`, bool: where the next row begins an episode, or follows one that is no transition; None where all do."""
 
     def resolve(
         self,
         *,
-        observations: Shaped[ArrayT, "envs *observation"],
-        next_observations: Shaped[ArrayT, "envs *observation"],
+        observations: Tree,
+        next_observations: Tree,
         terminated: Bool[ArrayT, "envs"],
         truncated: Bool[ArrayT, "envs"],
         infos: Any,
-    ) -> tuple[Shaped[ArrayT, "envs *observation"], Bool[ArrayT, "envs"]]:
+    ) -> tuple[Tree, Bool[ArrayT, "envs"]]:
         """The true next observations of one row, and which environments' transitions are to be stored.
 
         To be called once for every row, in order. All arrays belong to one library and device.
 
         Args:
-            observations: what the actions were chosen on, `(envs, *observation)`.
+            observations: what the actions were chosen on, `(envs, *observation)`; of a Dict space a dict of such.
             next_observations: what the environments returned, `(envs, *observation)`.
             terminated, truncated: `(envs,)`, bool.
             infos: the environments' infos. `final_obs` is read where it is a mapping: an object array with None where no episode
-                ended (Gymnasium's SAME_STEP), or an array or tensor `(envs, *observation)`; `_final_obs` masks it.
+                ended (Gymnasium's SAME_STEP), or an array or tensor `(envs, *observation)`; `_final_obs` masks it. Of a Dict space
+                either a dict of such, or an object array of dicts.
 
         Returns:
             The next observations with the final ones in place, `(envs, *observation)`; keep, `(envs,)`: False where the row is a
@@ -71,7 +75,7 @@ class EpisodeBoundaries(Generic[ArrayT]):
         Raises:
             ValueError: if `final_obs` does not have the observations' shape.
         """
-        xp = cast(_Namespace, namespace(observations, next_observations, terminated, truncated))
+        xp = cast(_Namespace, namespace(*leaves(observations), *leaves(next_observations), terminated, truncated))
         ended = xp.logical_or(terminated, truncated)
         replaced, successors = _apply_final_observations(xp, next_observations, ended, infos)
         keep = xp.ones_like(ended)
@@ -82,23 +86,40 @@ class EpisodeBoundaries(Generic[ArrayT]):
         # A reset row ends nothing, and an environment that delivered its final observation has been reset already.
         self._expects_reset = xp.logical_and(xp.logical_and(ended, keep), xp.logical_not(replaced))
         # A copy: vector environments write every step into the same buffer.
-        self._last_observations = xp.asarray(successors, copy=True)
+        self._last_observations = map_leaves(lambda leaf: xp.asarray(leaf, copy=True), successors)
+        self.starts = xp.logical_or(ended, xp.logical_not(keep))
         return successors, keep
 
 
-def _equal_rows(xp: _Namespace, a: Any, b: Any) -> Any:
+def _equal_rows(xp: _Namespace, a: Tree, b: Tree) -> Any:
     """`(envs,)`: whether all numbers of a row are equal."""
-    return xp.all(xp.reshape(a == b, (a.shape[0], -1)), axis=1)
+    equal = [xp.all(xp.reshape(left == right, (left.shape[0], -1)), axis=1) for left, right in zip(leaves(a), leaves(b), strict=True)]
+    together = equal[0]
+    for more in equal[1:]:
+        together = xp.logical_and(together, more)
+    return together
 
 
-def _apply_final_observations(xp: _Namespace, next_observations: Any, ended: Any, infos: Any) -> tuple[Any, Any]:
+def _apply_final_observations(xp: _Namespace, next_observations: Tree, ended: Any, infos: Any) -> tuple[Any, Tree]:
     """Which rows hold a final observation, `(envs,)`, and the next observations with those in place."""
     final = infos.get("final_obs") if isinstance(infos, Mapping) else None
     if final is None:
         return xp.zeros_like(ended), next_observations
+    return _apply_final(xp, next_observations, ended, final, infos.get("_final_obs"))
+
+
+def _apply_final(xp: _Namespace, next_observations: Tree, ended: Any, final: Any, mask: Any) -> tuple[Any, Tree]:
+    if isinstance(next_observations, Mapping):
+        if not isinstance(final, Mapping):
+            rows = list(final)
+            final = {key: [None if row is None else row[key] for row in rows] for key in next_observations}
+        replaced, applied = ended, {}
+        for key, branch in next_observations.items():
+            own = final.get(f"_{key}", mask)
+            replaced, applied[key] = _apply_final(xp, branch, ended, final[key], own)
+        return replaced, applied
     shape = tuple(next_observations.shape)
     device = getattr(next_observations, "device", None)
-    mask = infos.get("_final_obs")
     if isinstance(final, list | tuple) or (isinstance(final, np.ndarray) and final.dtype == object):
         final, present = _dense(final, mask, shape)
         replaced = xp.asarray(present, device=device)

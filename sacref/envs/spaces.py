@@ -1,18 +1,37 @@
 """Which Gymnasium spaces the agents accept, and what they need to know of them."""
 
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from sacref.tree import Tree, leaves
+
+
+@dataclass(frozen=True)
+class Field:
+    """A Box within a space of observations or states, of one environment."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    """The Box's own; see `stored_dtype` for what the memory keeps."""
+
+    def stored_dtype(self, float_dtype: DTypeLike) -> np.dtype[Any]:
+        """The dtype in which it is stored: `float_dtype` for float32 and float64, else the Box's own."""
+        return np.dtype(float_dtype) if self.dtype in (np.dtype(np.float32), np.dtype(np.float64)) else self.dtype
+
 
 class Spaces(NamedTuple):
     """What the agents need to know of an environment's spaces (those of one environment, without a leading axis)."""
 
-    observation_shape: tuple[int, ...]
-    observation_dtype: np.dtype[Any]
-    """The Box's own; see `stored_dtype` for what the memory keeps."""
+    observations: Tree
+    """A `Field`, or a dict of trees of them."""
+    states: Tree | None
+    """The same of the privileged states, or None."""
     action_shape: tuple[int, ...]
     """The Box's own. Models and memory see actions flattened to `action_size`; `act` returns `(envs, *action_shape)`."""
     action_size: int
@@ -22,37 +41,26 @@ class Spaces(NamedTuple):
     action_high: NDArray[np.float64]
     """`(action_size,)`, in the Box's units."""
 
-    def stored_dtype(self, float_dtype: DTypeLike) -> np.dtype[Any]:
-        """The dtype in which observations are stored: `float_dtype` for float32 and float64, else the Box's own."""
-        own = self.observation_dtype
-        return np.dtype(float_dtype) if own in (np.dtype(np.float32), np.dtype(np.float64)) else own
-
 
 def check_spaces(observation_space: Any, state_space: Any, action_space: Any) -> Spaces:
     """Refuse the spaces that this SAC cannot learn in.
 
     Args:
-        observation_space: of one environment: a Box of any shape, of floats, integers or booleans.
-        state_space: None; asymmetric critics are not available in this version.
+        observation_space: of one environment: a Box of any shape, of floats, integers or booleans, or a (nested) Dict of such.
+        state_space: what the critics see beyond that: of the same kinds, or None.
         action_space: of one environment: a finite Box of floating-point numbers, low < high in every dimension. Any shape: its
             `n` numbers are the `n` dimensions of the action, in C order.
 
     Returns:
-        Shapes, dtype and bounds.
+        Shapes, dtypes and bounds.
 
     Raises:
         TypeError: if a space is of another kind. ValueError: if a Box is empty, unbounded, or low is not below high.
     """
-    if state_space is not None:
-        raise ValueError(
-            f"state_space is {state_space}, expected None: asymmetric critics are not available in this version; "
-            f"put what the critics shall see into the observations"
-        )
     low, high = _check_actions(action_space)
-    _check_observations(observation_space)
     return Spaces(
-        observation_shape=tuple(observation_space.shape),
-        observation_dtype=np.dtype(observation_space.dtype),
+        observations=field_tree(observation_space, "observation_space"),
+        states=None if state_space is None else field_tree(state_space, "state_space"),
         action_shape=tuple(action_space.shape),
         action_size=int(low.size),
         action_low=low,
@@ -60,18 +68,72 @@ def check_spaces(observation_space: Any, state_space: Any, action_space: Any) ->
     )
 
 
-def _check_observations(space: Any) -> None:
+def field_tree(space: Any, name: str = "observation_space") -> Tree:
+    """The Boxes of a space: a `Field`, or for a Dict space a dict of trees of them, in the space's order.
+
+    Raises:
+        TypeError: if the space, or one in it, is no Box. ValueError: if a Box, or the Dict, is empty.
+    """
+    if isinstance(space, gymnasium.spaces.Dict):
+        if not space.spaces:
+            raise ValueError(f"{name} is an empty Dict, expected at least one Box in it")
+        for key in space.spaces:
+            if not isinstance(key, str) or "." in key or not key:
+                raise ValueError(f"{name} has the key {key!r}, expected a text without a dot: dots join the keys in names of arrays")
+        return {key: field_tree(inner, f"{name}[{key!r}]") for key, inner in space.spaces.items()}
     if not isinstance(space, gymnasium.spaces.Box):
+        flatten = "wrap each environment in gymnasium.wrappers.FlattenObservation"
         fix = {
-            gymnasium.spaces.Dict: "wrap each environment in gymnasium.wrappers.FlattenObservation",
-            gymnasium.spaces.Tuple: "wrap each environment in gymnasium.wrappers.FlattenObservation",
-            gymnasium.spaces.Discrete: "wrap each environment in gymnasium.wrappers.FlattenObservation, which makes it one-hot",
-            gymnasium.spaces.MultiDiscrete: "wrap each environment in gymnasium.wrappers.FlattenObservation, which makes it one-hot",
-            gymnasium.spaces.MultiBinary: "wrap each environment in gymnasium.wrappers.FlattenObservation",
+            gymnasium.spaces.Tuple: flatten,
+            gymnasium.spaces.Discrete: f"{flatten}, which makes it one-hot",
+            gymnasium.spaces.MultiDiscrete: f"{flatten}, which makes it one-hot",
+            gymnasium.spaces.MultiBinary: flatten,
         }.get(type(space), "wrap each environment in gymnasium.wrappers.TransformObservation with a Box")
-        raise TypeError(f"observation_space is {_describe(space)}, expected a gymnasium.spaces.Box: {fix}")
+        raise TypeError(f"{name} is {_describe(space)}, expected a gymnasium.spaces.Box, or a Dict of such: {fix}")
     if 0 in space.shape:
-        raise ValueError(f"observation_space is {space} of shape {space.shape}, expected at least one number: remove the empty axis")
+        raise ValueError(f"{name} is {space} of shape {space.shape}, expected at least one number: remove the empty axis")
+    return Field(tuple(space.shape), np.dtype(space.dtype))
+
+
+def flat_size(fields: Tree) -> int:
+    """How many numbers there are in all Boxes of a tree."""
+    return sum(math.prod(field.shape) for field in leaves(fields))
+
+
+def boxes(space: Any) -> Tree:
+    """The Boxes themselves, in the tree that `field_tree` gives."""
+    if isinstance(space, gymnasium.spaces.Dict):
+        return {key: boxes(inner) for key, inner in space.spaces.items()}
+    return space
+
+
+def check_values(values: Any, fields: Tree, name: str, is_device_array: Callable[[Any], bool]) -> Tree:
+    """`values` as a tree of arrays `(envs, *shape)` in the place of the fields: NumPy, unless they are the backend's own.
+
+    Raises:
+        ValueError, TypeError: naming the array whose shape, or the dict whose keys, are not the space's.
+    """
+    if isinstance(fields, dict):
+        if not isinstance(values, Mapping):
+            raise TypeError(f"{name} is a {type(values).__name__}, expected a dict with the keys {sorted(fields)} as the Dict space says")
+        if set(values) != set(fields):
+            missing, unknown = sorted(set(fields) - set(values)), sorted(set(values) - set(fields), key=str)
+            raise ValueError(f"{name} lacks the keys {missing} and has the unknown keys {unknown}: give what the Dict space says")
+        checked = {key: check_values(values[key], inner, f"{name}[{key!r}]", is_device_array) for key, inner in fields.items()}
+        rows = {key: int(leaves(inner)[0].shape[0]) for key, inner in checked.items()}
+        if len(set(rows.values())) != 1:
+            raise ValueError(f"{name} has keys of {rows} rows, expected as many of each: one per environment")
+        return checked
+    if isinstance(values, Mapping):
+        raise TypeError(f"{name} is a dict with the keys {sorted(values, key=str)}, expected one array: the space is a Box")
+    array = values if is_device_array(values) else np.asarray(values)
+    expected = fields.shape
+    if array.ndim != len(expected) + 1 or tuple(array.shape[1:]) != expected:
+        raise ValueError(
+            f"{name} have shape {tuple(array.shape)}, expected (envs, *{expected}) as the space says: "
+            f"{'add the leading environment axis' if tuple(array.shape) == expected else 'check the environment and its wrappers'}"
+        )
+    return array
 
 
 def _check_actions(space: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

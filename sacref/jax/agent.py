@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -12,16 +13,37 @@ from flax import nnx
 from jax import Array
 from numpy.typing import NDArray
 
-from sacref.agent import Agent
+from sacref.agent import POLICY_VALUES, Agent
 from sacref.config import SACConfig
 from sacref.jax.device import device_of
-from sacref.jax.fuse import Bounds, Streams, actors, choose, learner, stepper
-from sacref.jax.memory import ReplayMemory
+from sacref.jax.fuse import Acting, Actor, Bounds, Drawing, Streams, actors, choose, learner, stepper
+from sacref.jax.memory import ReplayMemory, sampler
 from sacref.jax.optim import Frozen, KeepGradients, Optimizer, tree_map
-from sacref.jax.update import State, Update
-from sacref.jax.weights import CommonLayout, from_common, functional, parameters_of, refuse_hidden_state, to_common, with_parameters
-from sacref.model_checks import check_critic_output, check_policy_output, check_targets, split_models
-from sacref.types import Batch, Inputs, Noise
+from sacref.jax.update import Critic, Policy, State, Update
+from sacref.jax.weights import (
+    CommonLayout,
+    from_common,
+    functional,
+    parameters_of,
+    random_state,
+    refuse_hidden_state,
+    to_common,
+    with_parameters,
+)
+from sacref.model_checks import (
+    check_carry_output,
+    check_critic_output,
+    check_parts,
+    check_policy_output,
+    check_reads_states,
+    check_targets,
+    draw_widths,
+    example_inputs,
+    split_models,
+)
+from sacref.recurrence import RecurrentAgent, critic_with_carry, over_window_critic, over_window_policy, policy_with_carry
+from sacref.tree import Tree, map_leaves
+from sacref.types import Batch, Noise, Sequences
 
 
 class SAC(Agent[Array]):
@@ -31,7 +53,8 @@ class SAC(Agent[Array]):
         models: `policy`, and for training `critic_1` ... `critic_N`; `target_critic_1` ... are copied from the critics when left
             out. Every array is copied: the caller's objects stay as they are.
         memory: a `ReplayMemory` of its own, or None for an agent that only acts.
-        observation_space, action_space: Boxes of one environment. state_space: must be None.
+        observation_space: a Box, or a Dict of such, of one environment. action_space: a Box.
+        state_space: what the critics see in the place of the observations, a Box or a Dict, or None.
         device: where to compute; None for JAX's default device.
         cfg: a `SACConfig`, or a dict of its fields.
 
@@ -65,6 +88,8 @@ class SAC(Agent[Array]):
         low, high = (self._upload(bound) for bound in self._bounds)
         self._action_bounds = Bounds(low, high)
         self._functions = {name: functional(model) for name, model in self._models.items()}
+        self._moments: dict[str, Any] = {}
+        self._take_moments()
         self._check_outputs(parameters)
         self._update = self._make_update(critics)
         self._state = self._make_state(parameters, critics, targets)
@@ -73,22 +98,47 @@ class SAC(Agent[Array]):
         self._fuse()
         if memory is not None:
             self._check_batch_fits(memory.capacity)
-            memory.allocate(self.spaces, self.dtype, self.device, staged_timesteps=self.cfg.chunk)
+            self._allocate(memory)
 
     # Construction.
+
+    def _allocate(self, memory: ReplayMemory) -> None:
+        memory.allocate(self.spaces, self.dtype, self.device, staged_timesteps=self.cfg.chunk, settings=self._follow)
+
+    def _policy(self) -> Policy:
+        """The policy as the update calls it."""
+        policy: Policy = self._functions["policy"]
+        return policy
+
+    def _critic(self, name: str) -> Critic:
+        """A critic as the update calls it."""
+        critic: Critic = self._functions[name]
+        return critic
+
+    def _actor(self) -> Actor:
+        """The policy as acting calls it."""
+        policy = self._functions["policy"]
+
+        def actor(parameters: Any, acting: Acting) -> tuple[Array, Array, Tree]:
+            mean, raw_log_std = policy(parameters, self._prepare_inputs(acting.moments, acting.inputs))
+            return mean, raw_log_std, ()
+
+        return actor
 
     def _make_update(self, critics: Sequence[str]) -> Update:
         cfg = self.cfg
         policy_rate, critic_rate, entropy_rate = cfg.learning_rates
+        schedules = cfg.schedules
         return Update(
-            policy=self._functions["policy"],
-            critics={name: self._functions[name] for name in critics},
-            policy_optimizer=Optimizer(policy_rate, cfg.grad_norm_clip),
-            critic_optimizer=Optimizer(critic_rate, cfg.grad_norm_clip),
-            temperature_optimizer=Optimizer(entropy_rate) if cfg.learn_entropy else Frozen(),
+            policy=self._policy(),
+            critics={name: self._critic(name) for name in critics},
+            policy_optimizer=Optimizer(policy_rate, cfg.grad_norm_clip, schedules["policy"], cfg.policy_delay),
+            critic_optimizer=Optimizer(critic_rate, cfg.grad_norm_clip, schedules["critic"]),
+            temperature_optimizer=Optimizer(entropy_rate, 0.0, schedules["entropy"], cfg.policy_delay) if cfg.learn_entropy else Frozen(),
             discount_factor=cfg.discount_factor,
             polyak=cfg.polyak,
             target_entropy=-float(self.spaces.action_size) if cfg.target_entropy is None else cfg.target_entropy,
+            policy_value=POLICY_VALUES[cfg.policy_value],
         )
 
     def _make_state(self, parameters: Mapping[str, Any], critics: Sequence[str], targets: Sequence[str]) -> State:
@@ -108,8 +158,24 @@ class SAC(Agent[Array]):
     def _fuse(self) -> None:
         self._step = stepper(self._update)
         block = max(1, int(self.cfg.chunk * self.cfg.gradient_steps_per_timestep(self._num_envs)))
-        self._learn = learner(self._update, batch_size=self.cfg.batch_size, execution=self.execution, block=block)
-        self._ways = actors(self._functions["policy"], self._action_bounds)
+        drawing = Drawing(
+            sample=sampler(self._follow),
+            batch_size=self.cfg.batch_size,
+            prepare=self._prepare,
+            critics=len(self._update.critics),
+            target_subset=self.cfg.target_subset,
+            draws={name: widths for name in self._update.critics if (widths := draw_widths(self._models[name]))},
+            keyed=frozenset(name for name in self._update.critics if random_state(self._models[name])),
+        )
+        self._learn = learner(self._update, drawing, execution=self.execution, block=block)
+        self._ways = actors(self._actor(), self._action_bounds)
+
+    def _take_moments(self) -> None:
+        # Host arrays go into compiled calls as they are.
+        self._moments = {
+            name: {key: array.astype(self.dtype) for key, array in preprocessor.arrays().items()}
+            for name, preprocessor in self._preprocessors.items()
+        }
 
     def _generator(self, stream: int) -> Array:
         seed = np.random.SeedSequence([self.cfg.seed, 0, stream]).generate_state(2, np.uint32)
@@ -127,17 +193,30 @@ class SAC(Agent[Array]):
         return dtypes.pop()
 
     def _check_outputs(self, parameters: Mapping[str, Any]) -> None:
+        """Try the models on a few rows."""
         rows = 3
-        stored = self.spaces.stored_dtype(self.dtype)
-        inputs = {"observations": np.zeros((rows, *self.spaces.observation_shape), stored), "states": None}
+        inputs = self._example_inputs(rows)
         actions = np.zeros((rows, self.spaces.action_size), self.dtype)
         outputs = jax.eval_shape(self._functions["policy"], parameters["policy"], inputs)
-        check_policy_output(outputs, rows=rows, action_size=self.spaces.action_size, dtype=self.dtype)
-        for name in self._functions:
-            if name != "policy":
-                check_critic_output(
-                    name, jax.eval_shape(self._functions[name], parameters[name], inputs, actions), rows=rows, dtype=self.dtype
-                )
+        check_policy_output(outputs, rows=(rows,), action_size=self.spaces.action_size, dtype=self.dtype)
+        values, others = {}, {}
+        for name in (name for name in self._functions if name != "policy"):
+            draws = self._example_draws(name, (rows,))
+            output = jax.eval_shape(self._functions[name], parameters[name], inputs, actions, *draws)
+            check_critic_output(name, output, rows=(rows,), dtype=self.dtype)
+            if self.spaces.states is not None:
+                other = {**inputs, "states": self._example_inputs(rows, other=1)["states"]}
+                values[name] = self.to_numpy(self._functions[name](parameters[name], inputs, actions, *draws))
+                others[name] = self.to_numpy(self._functions[name](parameters[name], other, actions, *draws))
+        check_reads_states(values, others)
+
+    def _example_inputs(self, rows: int, other: int = 0) -> Any:
+        inputs = {kind: self._upload_tree(tree) for kind, tree in example_inputs(self.spaces, rows, self.cfg.seed ^ other).items()}
+        return self._prepare_inputs(self._moments, inputs)
+
+    def _example_draws(self, name: str, rows: tuple[int, ...]) -> list[Array]:
+        draws = [jnp.ones((*rows, width), self.dtype) for width in draw_widths(self._models[name])]
+        return [*draws, jnp.zeros(2, jnp.uint32)] if random_state(self._models[name]) else draws
 
     # The life cycle.
 
@@ -159,8 +238,8 @@ class SAC(Agent[Array]):
         if [nnx.graphdef(model) for model in self._models.values()] == before:
             return  # nothing that the compiled functions have read has changed
         self._functions = {name: functional(model) for name, model in self._models.items()}
-        critics = {name: self._functions[name] for name in self._update.critics}
-        self._update = replace(self._update, policy=self._functions["policy"], critics=critics)
+        critics = {name: self._critic(name) for name in self._update.critics}
+        self._update = replace(self._update, policy=self._policy(), critics=critics)
         self._fuse()
 
     def synchronise(self) -> None:
@@ -184,13 +263,14 @@ class SAC(Agent[Array]):
 
     # One step on data of the caller's.
 
-    def update_on(self, batch: Batch[Any], noise: Noise[Any]) -> dict[str, NDArray[Any]]:
+    def update_on(self, batch: Batch[Any] | Sequences[Any], noise: Noise[Any]) -> dict[str, NDArray[Any]]:
         """Take one gradient step on a given batch and noise; return the metrics on the host.
 
         Args:
-            batch: NumPy or JAX arrays; `(batch, ...)`, actions in (-1, 1). noise: standard normal draws, `(batch, action)`.
+            batch: NumPy or JAX arrays; `(batch, ...)`, actions in (-1, 1), before preprocessing; of SAC_RNN sequences.
+            noise: standard normal draws, `(batch, action)`, and what else the configuration draws.
         """
-        self._state, metrics = self._step(self._state, batch.map(self._upload), noise.map(self._upload))
+        self._state, metrics = self._step(self._state, self._prepare(self._moments, batch.map(self._upload)), noise.map(self._upload))
         self.gradient_step_count += 1
         return {name: self.to_numpy(value) for name, value in metrics.items()}
 
@@ -215,12 +295,19 @@ class SAC(Agent[Array]):
 
     # Hooks of the life cycle.
 
-    def _act(self, way: str, observations: Any) -> tuple[Array, Array]:
-        # Host arrays go into the compiled call as they are: an upload of its own costs more than the call.
-        uploaded = self._upload(observations) if isinstance(observations, Array) else self._in_own_dtype(observations)
-        inputs: Inputs[Any] = {"observations": uploaded, "states": None}
-        actions, mean_actions, self._random = self._ways[way](self._state.policy, self._random, inputs)
+    def _act(self, way: str, observations: Tree, states: Tree | None) -> tuple[Array, Array]:
+        inputs = {"observations": self._given(observations), "states": self._given(states)}
+        actions, mean_actions, _ = self._run_actor(way, inputs, ())
         return actions, mean_actions
+
+    def _run_actor(self, way: str, inputs: Any, carry: Tree) -> tuple[Array, Array, Tree]:
+        acting = Acting(inputs, self._moments, carry)
+        actions, mean_actions, carry, self._random = self._ways[way](self._state.policy, self._random, acting)
+        return actions, mean_actions, carry
+
+    def _given(self, tree: Tree) -> Tree:
+        # Host arrays go into the compiled call as they are: an upload of its own costs more than the call.
+        return map_leaves(lambda leaf: self._upload(leaf) if isinstance(leaf, Array) else self._in_own_dtype(leaf), tree)
 
     def _is_device_array(self, value: Any) -> bool:
         return isinstance(value, Array)
@@ -263,3 +350,85 @@ class SAC(Agent[Array]):
     @property
     def _layouts(self) -> dict[str, str]:
         return {name: "common" if isinstance(model, CommonLayout) else "jax" for name, model in self._models.items()}
+
+
+class SAC_RNN(RecurrentAgent[Array], SAC):
+    """Soft Actor-Critic whose models may have a carry: `SAC`, over sequences. For the arguments see there.
+
+    A model with a carry has `initial_carry(batch)`, and is called on `(time, batch, ...)`: `policy(inputs, carry) -> (mean, raw log_std,
+    carry)`, `critic(inputs, actions, carry) -> (values, carry)` (`default_models(recurrent=...)`). Models without one take part.
+
+    `batch_size` counts sequences. The policy starts from its stored carry (Kapturowski et al. 2019, R2D2), the critics from their initial
+    one; `burn_in` steps warm both up and have no loss of their own, though gradients pass through them.
+    """
+
+    # What is called by the names of Agent is RecurrentAgent's.
+
+    def _allocate(self, memory: ReplayMemory) -> None:
+        memory.allocate(
+            self.spaces,
+            self.dtype,
+            self.device,
+            staged_timesteps=self.cfg.chunk,
+            settings=self._follow,
+            carry=self._initial_carry("policy", 1),
+        )
+
+    def _is_recurrent(self, name: str) -> bool:
+        return hasattr(self._models[name], "initial_carry")
+
+    def _policy(self) -> Policy:
+        return over_window_policy(policy_with_carry(self._functions["policy"], recurrent=self._is_recurrent("policy")))
+
+    def _critic(self, name: str) -> Critic:
+        critic = critic_with_carry(self._functions[name], recurrent=self._is_recurrent(name))
+        return over_window_critic(critic, partial(self._initial_carry, name))
+
+    def _actor(self) -> Actor:
+        policy = policy_with_carry(self._functions["policy"], recurrent=self._is_recurrent("policy"))
+
+        def actor(parameters: Any, acting: Acting) -> tuple[Array, Array, Tree]:
+            inputs = map_leaves(lambda leaf: leaf[None], self._prepare_inputs(acting.moments, acting.inputs))
+            mean, raw_log_std, carry = policy(parameters, inputs, acting.carry)
+            return mean[0], raw_log_std[0], carry
+
+        return actor
+
+    def _act_with_carry(
+        self, way: str, observations: Tree, states: Tree | None, previous: tuple[Any, Any], carry: Tree
+    ) -> tuple[Array, Array, Tree]:
+        inputs = {
+            "observations": self._given(observations),
+            "states": self._given(states),
+            "previous_actions": self._given(previous[0]),
+            "previous_rewards": self._given(previous[1]),
+        }
+        return self._run_actor(way, inputs, self._given(carry))
+
+    def _check_outputs(self, parameters: Mapping[str, Any]) -> None:
+        time, rows = 2, 3
+        inputs = self._example_sequences(time, rows)
+        actions = inputs["previous_actions"]
+        carry = self._initial_carry("policy", rows)
+        policy = policy_with_carry(self._functions["policy"], recurrent=self._is_recurrent("policy"))
+        mean, raw_log_std, after = check_parts("policy", policy(parameters["policy"], inputs, carry), 3)
+        check_policy_output((mean, raw_log_std), rows=(time, rows), action_size=self.spaces.action_size, dtype=self.dtype)
+        check_carry_output("policy", carry, after)
+        values, others = {}, {}
+        for name in (name for name in self._functions if name != "policy"):
+            draws = self._example_draws(name, (time, rows))
+            carry = self._initial_carry(name, rows)
+            critic = critic_with_carry(self._functions[name], recurrent=self._is_recurrent(name))
+            output, after = check_parts(name, critic(parameters[name], inputs, actions, carry, *draws), 2)
+            check_critic_output(name, output, rows=(time, rows), dtype=self.dtype)
+            check_carry_output(name, carry, after)
+            if self.spaces.states is not None:
+                other = {**inputs, "states": self._example_sequences(time, rows, other=1)["states"]}
+                values[name] = self.to_numpy(output)
+                others[name] = self.to_numpy(critic(parameters[name], other, actions, carry, *draws)[0])
+        check_reads_states(values, others)
+
+    def _example_sequences(self, time: int, rows: int, other: int = 0) -> Any:
+        inputs = map_leaves(lambda leaf: jnp.stack([leaf] * time), self._example_inputs(rows, other))
+        actions = jnp.zeros((time, rows, self.spaces.action_size), self.dtype)
+        return {**inputs, "previous_actions": actions, "previous_rewards": actions[..., 0]}

@@ -4,7 +4,8 @@
 gathers its batch from the memory where it lies. The state is donated.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,10 +15,11 @@ from jax import Array
 
 from sacref.config import Execution
 from sacref.envs.scaling import to_box
-from sacref.jax.memory import MemoryState, sample
-from sacref.jax.update import Policy, State, Update
+from sacref.jax.memory import MemoryState, Sampler
+from sacref.jax.update import State, Update
 from sacref.spec import bound_log_std, squash
-from sacref.types import METRICS, Batch, Inputs, Metrics, Noise
+from sacref.tree import Tree
+from sacref.types import METRICS, Batch, Inputs, Metrics, Noise, Sequences
 
 IMPLEMENTATION = "threefry2x32"
 """Of the random numbers: named, in the place of JAX's setting, and the one whose numbers do not depend on vmap."""
@@ -41,8 +43,39 @@ class Bounds(NamedTuple):
     high: Array
 
 
-Learn = Callable[[State, MemoryState, Streams, int], tuple[State, Streams, list[Array]]]
-Act = Callable[[Any, Streams, Inputs[Array]], tuple[Array, Array, Streams]]
+class Acting(NamedTuple):
+    """What acting reads beside the policy's parameters."""
+
+    inputs: Inputs[Array]
+    """`(envs, ...)`, as the environments gave them."""
+    moments: Tree
+    """The preprocessors' arrays."""
+    carry: Tree
+    """The policy's carry, `(envs, ...)` each; () of one without."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What an update is given: where its batch comes from, and which random numbers beside the two actions' noise."""
+
+    sample: Sampler
+    batch_size: int
+    prepare: Callable[[Tree, Any], Any]
+    """`(moments, batch)` -> the batch as the models see it."""
+    critics: int = 2
+    target_subset: int | None = None
+    """How many target critics the target is the minimum of; None for all."""
+    draws: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Critic -> widths of what its random layers take."""
+    keyed: frozenset[str] = frozenset()
+    """Critics that take a key in their place: models of a user's own with random layers of Flax."""
+
+
+Learn = Callable[[State, MemoryState, Tree, Streams, int], tuple[State, Streams, list[Array]]]
+"""`(state, memory, moments, streams, steps) -> (state, streams, metrics)`."""
+Actor = Callable[[Any, Acting], tuple[Array, Array, Tree]]
+"""A policy for acting: `(parameters, acting) -> (mean, raw log_std, carry)`, `(envs, action)` each."""
+Act = Callable[[Any, Streams, Acting], tuple[Array, Array, Tree, Streams]]
 
 
 def choose(execution: Execution) -> Execution:
@@ -61,7 +94,7 @@ def describe() -> str:
     return choose("auto")
 
 
-def stepper(update: Update) -> Callable[[State, Batch[Array], Noise[Array]], tuple[State, Metrics[Array]]]:
+def stepper(update: Update) -> Callable[[State, Any, Noise[Array]], tuple[State, Metrics[Array]]]:
     """The update compiled, `(state, batch, noise) -> (state, metrics)`; the state is donated."""
     return jax.jit(update, donate_argnums=0)
 
@@ -77,18 +110,34 @@ def advance(stream: Array, number: int = 1) -> tuple[Array, ...]:
     return jax.random.key_data(following), *keys
 
 
-def draw(memory: MemoryState, streams: Streams, batch_size: int) -> tuple[Batch[Array], Noise[Array], Streams]:
+def draw(
+    memory: MemoryState, moments: Tree, streams: Streams, drawing: Drawing
+) -> tuple[Batch[Array] | Sequences[Array], Noise[Array], Streams]:
     """The batch and the noise of the next gradient step."""
     sampling, key = advance(streams.sampling)
-    noise, first, second = advance(streams.noise, 2)
-    batch = sample(memory, batch_size, key)
+    batch = drawing.prepare(moments, drawing.sample(memory, drawing.batch_size, key))
     like = batch.actions
+    noise, first, second, *more = advance(streams.noise, 2 + (drawing.target_subset is not None) + 3 * bool(drawing.draws or drawing.keyed))
+
+    def uniform(key: Array) -> dict[str, tuple[Array, ...]]:
+        keys = iter(jax.random.split(key, sum(map(len, drawing.draws.values())) + len(drawing.keyed)))
+        draws = {
+            critic: tuple(jax.random.uniform(next(keys), (*like.shape[:-1], width), like.dtype) for width in widths)
+            for critic, widths in drawing.draws.items()
+        }
+        return {**draws, **{critic: (jax.random.key_data(next(keys)),) for critic in sorted(drawing.keyed)}}
+
+    subset = None
+    if drawing.target_subset is not None:
+        subset = jax.random.permutation(more.pop(), drawing.critics)[: drawing.target_subset]
+    dropout = tuple(map(uniform, more)) or ({}, {}, {})
     next_actions, actions = (jax.random.normal(key, like.shape, like.dtype) for key in (first, second))
-    return batch, Noise(next_actions=next_actions, actions=actions), streams._replace(noise=noise, sampling=sampling)
+    draws: Noise[Array] = Noise(next_actions=next_actions, actions=actions, target_critics=subset, dropout=dropout)
+    return batch, draws, streams._replace(noise=noise, sampling=sampling)
 
 
-def learner(update: Update, *, batch_size: int, execution: Execution, block: int = 1) -> Learn:
-    """Take gradient steps on fresh batches: `(state, memory, streams, steps) -> (state, streams, metrics)`.
+def learner(update: Update, drawing: Drawing, *, execution: Execution, block: int = 1) -> Learn:
+    """Take gradient steps on fresh batches.
 
     The state is donated. The metrics are a list of matrices `(step, metric)`, see `pack`.
 
@@ -97,68 +146,70 @@ def learner(update: Update, *, batch_size: int, execution: Execution, block: int
             one: two lengths are compiled at most.
     """
 
-    @partial(jax.jit, donate_argnums=0, static_argnums=3)
-    def scan(state: State, memory: MemoryState, streams: Streams, steps: int) -> tuple[State, Streams, Array]:
+    @partial(jax.jit, donate_argnums=0, static_argnums=4)
+    def scan(state: State, memory: MemoryState, moments: Tree, streams: Streams, steps: int) -> tuple[State, Streams, Array]:
         def step(carry: tuple[State, Streams], _: None) -> tuple[tuple[State, Streams], Array]:
             state, streams = carry
-            batch, noise, streams = draw(memory, streams, batch_size)
+            batch, noise, streams = draw(memory, moments, streams, drawing)
             state, metrics = update(state, batch, noise)
             return (state, streams), pack(metrics)
 
         (state, streams), metrics = jax.lax.scan(step, (state, streams), length=steps)
         return state, streams, metrics
 
-    draw_batch = jax.jit(draw, static_argnums=2)
+    draw_batch = jax.jit(partial(draw, drawing=drawing))
     plain_step = stepper(update)
 
-    def plain(state: State, memory: MemoryState, streams: Streams, steps: int) -> tuple[State, Streams, Array]:
+    def plain(state: State, memory: MemoryState, moments: Tree, streams: Streams, steps: int) -> tuple[State, Streams, Array]:
         packed = []
         for _ in range(steps):
-            batch, noise, streams = draw_batch(memory, streams, batch_size)
+            batch, noise, streams = draw_batch(memory, moments, streams)
             state, metrics = plain_step(state, batch, noise)
             packed.append(pack(metrics))
         return state, streams, jnp.stack(packed)
 
     run = plain if execution == "plain" else scan
 
-    def learn(state: State, memory: MemoryState, streams: Streams, steps: int) -> tuple[State, Streams, list[Array]]:
+    def learn(state: State, memory: MemoryState, moments: Tree, streams: Streams, steps: int) -> tuple[State, Streams, list[Array]]:
         packed = []
         for length in [block] * (steps // block) + [1] * (steps % block):
-            state, streams, metrics = run(state, memory, streams, length)
+            state, streams, metrics = run(state, memory, moments, streams, length)
             packed.append(metrics)
         return state, streams, packed
 
     return learn
 
 
-def actors(policy: Policy, bounds: Bounds) -> dict[str, Act]:
-    """Ways to act, `(policy parameters, streams, inputs) -> (actions, mean actions, streams)`, in the Box's units.
+def actors(actor: Actor, bounds: Bounds) -> dict[str, Act]:
+    """Ways to act, `(policy parameters, streams, acting) -> (actions, mean actions, carry, streams)`, actions in the Box's units.
 
     `greedy` draws nothing, `random` is uniform over the Box, `sampled` is the policy's own.
     """
 
-    def mean_and_std(parameters: Any, inputs: Inputs[Array]) -> tuple[Array, Array, Array]:
-        mean, raw_log_std = policy(parameters, inputs)
-        return mean, raw_log_std, to_box(jnp.tanh(mean), *bounds)
+    @jax.jit
+    def greedy(parameters: Any, streams: Streams, acting: Acting) -> tuple[Array, Array, Tree, Streams]:
+        mean, _, carry = actor(parameters, acting)
+        mean_actions = to_box(jnp.tanh(mean), *bounds)
+        return mean_actions, mean_actions, carry, streams
 
     @jax.jit
-    def greedy(parameters: Any, streams: Streams, inputs: Inputs[Array]) -> tuple[Array, Array, Streams]:
-        _, _, mean_actions = mean_and_std(parameters, inputs)
-        return mean_actions, mean_actions, streams
-
-    @jax.jit
-    def random(parameters: Any, streams: Streams, inputs: Inputs[Array]) -> tuple[Array, Array, Streams]:
-        _, _, mean_actions = mean_and_std(parameters, inputs)
+    def random(parameters: Any, streams: Streams, acting: Acting) -> tuple[Array, Array, Tree, Streams]:
+        mean, _, carry = actor(parameters, acting)
         exploration, key = advance(streams.exploration)
-        uniform = jax.random.uniform(key, mean_actions.shape, mean_actions.dtype)
-        return to_box(2.0 * uniform - 1.0, *bounds), mean_actions, streams._replace(exploration=exploration)
+        uniform = jax.random.uniform(key, mean.shape, mean.dtype)
+        return (
+            to_box(2.0 * uniform - 1.0, *bounds),
+            to_box(jnp.tanh(mean), *bounds),
+            carry,
+            streams._replace(exploration=exploration),
+        )
 
     @jax.jit
-    def sampled(parameters: Any, streams: Streams, inputs: Inputs[Array]) -> tuple[Array, Array, Streams]:
-        mean, raw_log_std, mean_actions = mean_and_std(parameters, inputs)
+    def sampled(parameters: Any, streams: Streams, acting: Acting) -> tuple[Array, Array, Tree, Streams]:
+        mean, raw_log_std, carry = actor(parameters, acting)
         exploration, key = advance(streams.exploration)
         noise = jax.random.normal(key, mean.shape, mean.dtype)
         actions, _ = squash(mean, bound_log_std(raw_log_std), noise)
-        return to_box(actions, *bounds), mean_actions, streams._replace(exploration=exploration)
+        return to_box(actions, *bounds), to_box(jnp.tanh(mean), *bounds), carry, streams._replace(exploration=exploration)
 
     return {"greedy": greedy, "random": random, "sampled": sampled}

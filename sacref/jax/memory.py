@@ -1,6 +1,6 @@
 """The replay memory: a ring of transitions on the device. Positions are chosen on the device too, so nothing waits for it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,45 +13,113 @@ from numpy.typing import NDArray
 
 from sacref.envs.spaces import Spaces
 from sacref.jax.device import device_of
-from sacref.replay import Staging, blocks, check_arrays, check_block, check_size
-from sacref.types import Batch, Transition
+from sacref.replay import (
+    Follow,
+    Staging,
+    blocks,
+    check_arrays,
+    check_block,
+    check_size,
+    filled_rows,
+    follow,
+    gather,
+    gather_sequences,
+    gather_steps,
+    index_of,
+    locate,
+    steps_before,
+)
+from sacref.tree import Tree, map_leaves, named_leaves
+from sacref.types import Batch, Sequences, Transition
 
 
 class MemoryState(NamedTuple):
-    """The ring, and where the next transition goes."""
+    """The rings of the environments, see `sacref.replay`, and where their next transitions go."""
 
     rows: Transition[Array]
-    """`(capacity, ...)` each."""
+    """`(slots * envs, ...)` each."""
     head: Array
-    """`()`, int32: the row written next."""
+    """`(envs,)`, int32: the slot written next."""
     size: Array
-    """`()`, int32: how many rows hold transitions."""
+    """`(envs,)`, int32: how many slots hold transitions."""
 
 
 def write(memory: MemoryState, transition: Transition[Any], keep: Any) -> MemoryState:
-    """Store the rows of `transition` that `keep` names, in order, over the oldest ones; JAX or NumPy arrays."""
+    """Store the rows of `transition` that `keep` names, timestep by timestep, over the oldest ones; JAX or NumPy arrays."""
+    envs = memory.size.shape[0]
     capacity = memory.rows.rewards.shape[0]
-    index = jnp.where(keep, (memory.head + jnp.cumsum(keep, dtype=jnp.int32) - 1) % capacity, capacity)
-    rows = jax.tree.map(lambda ring, values: ring.at[index].set(values.astype(ring.dtype), mode="drop"), memory.rows, transition)
-    count = keep.sum(dtype=jnp.int32)
-    return MemoryState(rows, (memory.head + count) % capacity, jnp.minimum(memory.size + count, capacity))
+    slots = capacity // envs
+    keep = jnp.asarray(keep).reshape(-1, envs)
+    slot = (memory.head[None, :] + jnp.cumsum(keep, 0, dtype=jnp.int32) - 1) % slots
+    index = jnp.where(keep, index_of(slot, jnp.arange(envs, dtype=jnp.int32)[None, :], envs), capacity).reshape(-1)
+
+    def store(ring: Array, values: Any) -> Array:
+        return ring.at[index].set(values.astype(ring.dtype), mode="drop")
+
+    rows = map_leaves(store, memory.rows, transition)
+    count = keep.sum(0, dtype=jnp.int32)
+    return MemoryState(rows, (memory.head + count) % slots, jnp.minimum(memory.size + count, slots))
 
 
 write_in_place = jax.jit(write, donate_argnums=0)
-"""`write`, compiled; the ring is donated: written, not copied."""
+"""`write`, compiled; the rings are donated: written, not copied."""
 
 
 def sample(memory: MemoryState, batch_size: int, key: Array) -> Batch[Array]:
     """Draw transitions uniformly, with replacement."""
-    index = jax.random.randint(key, (batch_size,), 0, jnp.maximum(memory.size, 1))
-    return Batch(*memory.rows[:7]).map(lambda ring: ring[index])
+    slot, environment = _draw(memory, batch_size, key)
+    return gather(memory.rows, index_of(slot, environment, memory.size.shape[0]))
+
+
+def sample_steps(memory: MemoryState, batch_size: int, key: Array, settings: Follow) -> Batch[Array]:
+    """Draw transitions of n steps: their first rows uniformly, with replacement."""
+    rows = memory.rows
+    begin = _draw(memory, batch_size, key)
+    index, alive = follow(rows, memory.head, memory.size, *begin, _steps(settings.n_step))
+    gamma = settings.discount_factor ** _steps(settings.n_step + 1).astype(rows.rewards.dtype)
+    return gather_steps(rows, index, alive, gamma)
+
+
+def sample_sequences(memory: MemoryState, batch_size: int, key: Array, settings: Follow) -> Sequences[Array]:
+    """Draw sequences: the first rows that are learned from uniformly, with replacement."""
+    rows = memory.rows
+    slot, environment = _draw(memory, batch_size, key)
+    place = (rows, memory.head, memory.size)
+    warm_up = jnp.zeros_like(slot)
+    if settings.burn_in:
+        warm_up = steps_before(*place, slot, environment, _steps(settings.burn_in))
+    steps = _steps(settings.burn_in + settings.sequence_length)
+    index, alive = follow(*place, (slot - warm_up) % (rows.rewards.shape[0] // memory.size.shape[0]), environment, steps)
+    carry = map_leaves(lambda ring: ring[index[0]] if settings.stored_carry else jnp.zeros_like(ring[index[0]]), rows.carry)
+    return gather_sequences(rows, index, alive, warm_up, settings.sequence_length, steps, carry)
+
+
+Sampler = Callable[[MemoryState, int, Array], Batch[Array] | Sequences[Array]]
+
+
+def sampler(settings: Follow) -> Sampler:
+    """The way to draw a batch."""
+    if settings.sequence_length > 0:
+        return partial(sample_sequences, settings=settings)
+    return sample if settings.n_step == 1 else partial(sample_steps, settings=settings)
+
+
+def _draw(memory: MemoryState, batch_size: int, key: Array) -> tuple[Array, Array]:
+    """Slot and environment of rows drawn uniformly."""
+    number = jax.random.randint(key, (batch_size,), 0, jnp.maximum(memory.size.sum(dtype=jnp.int32), 1), dtype=jnp.int32)
+    slot, environment = locate(number, memory.size)
+    return slot, environment
+
+
+def _steps(length: int) -> Array:
+    return jnp.arange(length, dtype=jnp.int32)
 
 
 class ReplayMemory:
     """Storage for the transitions of all environments together.
 
     Args:
-        capacity: how many transitions, of all environments together; the oldest are overwritten.
+        capacity: how many transitions, of all environments together, each having the same share; the oldest are overwritten.
         num_envs: how many environments are stepped at a time.
         device: where the transitions lie; None for the agent's device. The agent allocates at its construction.
 
@@ -65,38 +133,58 @@ class ReplayMemory:
         self.device = None if device is None else device_of(device)
         self.written = False
         """Whether anything was ever stored: what the host knows without waiting for the device."""
+        self.settings = Follow()
         self._state: MemoryState | None = None
         self._staging: Staging | None = None
 
-    def allocate(self, spaces: Spaces, dtype: DTypeLike, device: jax.Device, *, staged_timesteps: int = 1) -> None:
+    def allocate(
+        self,
+        spaces: Spaces,
+        dtype: DTypeLike,
+        device: jax.Device,
+        *,
+        staged_timesteps: int = 1,
+        settings: Follow | None = None,
+        carry: Tree = None,
+    ) -> None:
         """Make room for transitions of these spaces; floats in `dtype`. An agent calls this once, at its construction.
 
         Args:
             staged_timesteps: how many timesteps of host rows are collected before they are stored together.
+            settings: how batches are made; None for transitions of one step.
+            carry: of a recurrent policy, for one environment, `(1, ...)` each.
         """
         if self._state is not None:
             raise ValueError("ReplayMemory: this memory belongs to another agent already: make one for each agent")
         if self.device not in (None, device):
             raise ValueError(f"ReplayMemory: it is on {self.device}, the agent on {device}: leave the memory's device out")
-        check_block(staged_timesteps * self.num_envs, self.capacity)
-        self.device = device
-        observations = jax.dtypes.canonicalize_dtype(spaces.stored_dtype(dtype))
+        check_block(staged_timesteps, self.num_envs, self.capacity)
+        self.device, self.settings = device, settings or Follow()
+        rows = self.capacity // self.num_envs * self.num_envs
 
         def zeros(shape: tuple[int, ...], kind: DTypeLike) -> Array:
-            return jnp.zeros((self.capacity, *shape), dtype=kind, device=self.device)
+            return jnp.zeros((rows, *shape), dtype=kind, device=self.device)
 
+        def of_space(fields: Tree) -> Tree:
+            return map_leaves(lambda field: zeros(field.shape, jax.dtypes.canonicalize_dtype(field.stored_dtype(dtype))), fields)
+
+        recurrent = self.settings.sequence_length > 0
         self._state = MemoryState(
             rows=Transition(
-                observations=zeros(spaces.observation_shape, observations),
-                states=None,
+                observations=of_space(spaces.observations),
+                states=of_space(spaces.states),
                 actions=zeros((spaces.action_size,), dtype),
                 rewards=zeros((), dtype),
-                next_observations=zeros(spaces.observation_shape, observations),
-                next_states=None,
+                next_observations=of_space(spaces.observations),
+                next_states=of_space(spaces.states),
                 terminated=zeros((), jnp.bool_),
+                first=zeros((), jnp.bool_) if self.settings.needs_first else None,
+                previous_actions=zeros((spaces.action_size,), dtype) if recurrent else None,
+                previous_rewards=zeros((), dtype) if recurrent else None,
+                carry=map_leaves(lambda leaf: zeros(tuple(leaf.shape[1:]), leaf.dtype), carry) if recurrent else None,
             ),
-            head=jnp.zeros((), dtype=jnp.int32, device=self.device),
-            size=jnp.zeros((), dtype=jnp.int32, device=self.device),
+            head=jnp.zeros(self.num_envs, dtype=jnp.int32, device=self.device),
+            size=jnp.zeros(self.num_envs, dtype=jnp.int32, device=self.device),
         )
         self._staging = Staging(
             self._state.rows.map(lambda ring: np.empty((0, *ring.shape[1:]), ring.dtype)),
@@ -114,7 +202,7 @@ class ReplayMemory:
 
     def __len__(self) -> int:
         """How many transitions are stored; waits for the device."""
-        return int(self.state.size)
+        return int(self.state.size.sum())
 
     def add(self, transition: Transition[Any], keep: Any) -> None:
         """Store one row per environment where `keep`, `(envs,)`, is True. NumPy rows wait on the host until they are needed."""
@@ -126,9 +214,9 @@ class ReplayMemory:
             self._state = write_in_place(self.state, transition, keep)
         self.written = True
 
-    def sample(self, batch_size: int, key: Array) -> Batch[Array]:
-        """Draw `batch_size` transitions uniformly, with replacement."""
-        return sample(self.state, batch_size, key)
+    def sample(self, batch_size: int, key: Array) -> Batch[Array] | Sequences[Array]:
+        """Draw `batch_size` transitions, or sequences of a recurrent agent, uniformly, with replacement."""
+        return sampler(self.settings)(self.state, batch_size, key)
 
     def arrays(self, *, copy: bool = True) -> dict[str, NDArray[Any]]:
         """The stored transitions and the write head, as NumPy arrays.
@@ -136,10 +224,10 @@ class ReplayMemory:
         Args:
             copy: False gives views of the memory where it lies on the CPU, to be let go of before the next write.
         """
-        size = len(self)
-        rings = {name: ring for name, ring in self.state.rows._asdict().items() if ring is not None}
-        rows = {name: np.array(np.asarray(ring)[:size], copy=copy or None) for name, ring in rings.items()}
-        return {**rows, "head": np.array(self.state.head, np.int64), "size": np.array(self.state.size, np.int64)}
+        head, size = (np.array(array, np.int64) for array in (self.state.head, self.state.size))
+        filled = filled_rows(size)
+        rows = {name: np.array(np.asarray(ring)[:filled], copy=copy or None) for name, ring in named_leaves(self.state.rows).items()}
+        return {**rows, "head": head, "size": size}
 
     def set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Restore what `arrays` gave.
@@ -147,18 +235,18 @@ class ReplayMemory:
         Raises:
             ValueError: if the arrays are not those of a memory of this capacity and these shapes. Nothing is changed then.
         """
-        rings = {name: ring for name, ring in self.state.rows._asdict().items() if ring is not None}
-        check_arrays(arrays, {name: (ring.shape[1:], np.dtype(ring.dtype)) for name, ring in rings.items()}, self.capacity)
-        size = int(arrays["size"])
-        self.written = size > 0
-
-        for rows in blocks(size):
+        rings = named_leaves(self.state.rows)
+        slots = self.state.rows.rewards.shape[0] // self.num_envs
+        check_arrays(arrays, {name: (ring.shape[1:], np.dtype(ring.dtype)) for name, ring in rings.items()}, slots, self.num_envs)
+        self.written = bool(arrays["size"].any())
+        for rows in blocks(filled_rows(arrays["size"])):
             for name in rings:
                 filled = _fill_in_place(rings[name], np.array(arrays[name][rows]), np.int32(rows.start))
                 rings[name] = filled.block_until_ready()  # else the blocks that wait add up to a second copy
-        ring = self.state.rows._replace(**rings)
-        head, count = (jax.device_put(np.int32(arrays[name]), self.device) for name in ("head", "size"))
-        self._state = MemoryState(ring, head, count)
+        restored = iter(rings.values())
+        ring = map_leaves(lambda _: next(restored), self.state.rows)
+        head, size = (jax.device_put(np.array(arrays[name], np.int32), self.device) for name in ("head", "size"))
+        self._state = MemoryState(ring, head, size)
 
 
 @partial(jax.jit, donate_argnums=0)

@@ -19,16 +19,16 @@ def tree_map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     return jax.tree.map(function, tree, *others)
 
 
-def value_and_grad(objective: Callable[[Tree], tuple[Array, Array]], parameters: Tree) -> tuple[tuple[Array, Array], Tree]:
+def value_and_grad(objective: Callable[[Tree], tuple[Array, Tree]], parameters: Tree) -> tuple[tuple[Array, Tree], Tree]:
     """Value, auxiliary array and gradient of `objective` at `parameters`; everything else it reads is a constant."""
-    result: tuple[tuple[Array, Array], Tree] = jax.value_and_grad(objective, has_aux=True)(parameters)
+    result: tuple[tuple[Array, Tree], Tree] = jax.value_and_grad(objective, has_aux=True)(parameters)
     return result
 
 
 class Optimizer:
     """Adam (Kingma & Ba 2015, arXiv:1412.6980), after clipping by the global norm of all gradients it is given."""
 
-    def __init__(self, learning_rate: float, grad_norm_clip: float = 0.0) -> None:
+    def __init__(self, learning_rate: float, grad_norm_clip: float = 0.0, schedule=None, every=1) -> None:
         self.learning_rate = learning_rate
         self.grad_norm_clip = grad_norm_clip
         clip = optax.clip_by_global_norm(grad_norm_clip) if grad_norm_clip > 0 else optax.identity()
@@ -44,6 +44,13 @@ class Optimizer:
         """Parameters and state after one step against `gradients`."""
         updates, state = self.transformation.update(gradients, state, parameters)
         return optax.apply_updates(parameters, updates), state
+
+    def prepare(self, state): ...
+    def measured(self, state):
+        return {}
+
+    def adapt(self, state, divergence):
+        return state
 
     def moments(self, parameters: Tree, state: Any) -> Moments | None:
         """What the steps so far have left; zeros before the first one."""

@@ -18,7 +18,7 @@ Parameters = dict[str, Array]
 
 
 class CommonLayout(nnx.Module):
-    """A model of dense layers whose parameters have common names. Models without this base keep their own names."""
+    """A model of dense and recurrent layers and norms whose parameters have common names. Models without this base keep their own."""
 
 
 def parameters_of(model: nnx.Module, device: jax.Device) -> Parameters:
@@ -36,13 +36,41 @@ def with_parameters(model: nnx.Module, parameters: Mapping[str, Array]) -> nnx.M
 
 
 def functional(model: nnx.Module) -> Callable[..., Any]:
-    """`model` as a function of its parameters: `(parameters, *inputs) -> outputs`."""
+    """`model` as a function of its parameters: `(parameters, *inputs) -> outputs`.
+
+    A model with random state (`random_state`) takes one input more, at the end: the key that all its streams start from in this call,
+    uint32 `(2,)`, as `jax.random.key_data` of a threefry key.
+    """
     graph, variables, rest = _split(model)
 
     def apply(parameters: Parameters, *inputs: Any) -> Any:
         return nnx.merge(graph, _fill(variables, parameters), rest)(*inputs)
 
-    return apply
+    def apply_random(parameters: Parameters, *inputs_and_key: Any) -> Any:
+        *inputs, key = inputs_and_key
+        return nnx.merge(graph, _fill(variables, parameters), _reseed(rest, key))(*inputs)
+
+    return apply_random if random_state(model) else apply
+
+
+def random_state(model: nnx.Module) -> bool:
+    """Whether layers of the model draw random numbers, as `nnx.Dropout` does."""
+    return bool(nnx.to_flat_state(nnx.state(model, nnx.RngState)))
+
+
+def _reseed(rest: Any, key: Array) -> Any:
+    """The variables with a new key for each stream, `key` folded with the stream's number, and all counts 0."""
+    base = jax.random.wrap_key_data(key, impl="threefry2x32")
+    filled = []
+    for number, (path, variable) in enumerate(nnx.to_flat_state(rest)):
+        value = variable[...] if isinstance(variable, nnx.RngState) else None
+        if isinstance(variable, nnx.RngKey):
+            own = jax.random.fold_in(base, number)
+            variable = variable.replace(jax.random.split(own, value.shape) if value.shape else own)
+        elif isinstance(variable, nnx.RngCount):
+            variable = variable.replace(jnp.zeros_like(value))
+        filled.append((path, variable))
+    return nnx.from_flat_state(filled)
 
 
 def _split(model: nnx.Module) -> tuple[Any, Any, Any]:
@@ -62,15 +90,15 @@ def name_of(path: tuple[Any, ...]) -> str:
 
 
 def refuse_hidden_state(name: str, model: nnx.Module) -> None:
-    """Refuse layers that draw random numbers or change variables when they are called: an update is a function of its arguments.
+    """Refuse layers that change variables when they are called; random ones are seeded anew in each call.
 
     Raises:
         ValueError: naming the variable.
     """
     for path, variable in nnx.to_flat_state(nnx.state(model)):
-        if isinstance(variable, nnx.RngState | nnx.BatchStat):
+        if isinstance(variable, nnx.BatchStat):
             raise ValueError(
-                f"model {name!r} has a {type(variable).__name__} at {name_of(path)!r}, which is random or changes when it is called: "
+                f"model {name!r} has a {type(variable).__name__} at {name_of(path)!r}, which changes when it is called: "
                 f"use layers whose output depends on inputs and parameters alone, such as LayerNorm"
             )
 

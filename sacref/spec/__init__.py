@@ -75,6 +75,20 @@ Target networks: exact copies of the critics at construction, then one `polyak` 
 
 from sacref.spec.averaging import polyak
 from sacref.spec.losses import actor_loss, critic_loss, td_target, temperature_loss
-from sacref.spec.policy import bound_log_std, log_prob, squash
+from sacref.spec.policy import bound_log_std, kl_divergence, log_prob, squash
+from sacref.spec.reduce import masked_max, masked_mean, masked_min
 
-__all__ = ["actor_loss", "bound_log_std", "critic_loss", "log_prob", "polyak", "squash", "td_target", "temperature_loss"]
+__all__ = [
+    "actor_loss",
+    "bound_log_std",
+    "critic_loss",
+    "kl_divergence",
+    "log_prob",
+    "masked_max",
+    "masked_mean",
+    "masked_min",
+    "polyak",
+    "squash",
+    "td_target",
+    "temperature_loss",
+]

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -11,16 +12,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sacref.agent import Agent
+from sacref.agent import POLICY_VALUES, Agent
 from sacref.config import SACConfig
-from sacref.model_checks import check_critic_output, check_policy_output, check_targets, split_models
+from sacref.model_checks import (
+    check_carry_output,
+    check_critic_output,
+    check_parts,
+    check_policy_output,
+    check_reads_states,
+    check_targets,
+    draw_widths,
+    example_inputs,
+    split_models,
+)
+from sacref.recurrence import RecurrentAgent, critic_with_carry, over_window_critic, over_window_policy, policy_with_carry
 from sacref.torch.device import device_of
-from sacref.torch.fuse import Bounds, Streams, actors, choose, learner, stepper
-from sacref.torch.memory import ReplayMemory
+from sacref.torch.fuse import Acting, Actor, Bounds, Drawing, Streams, actors, advance_schedules, choose, learner, stepper
+from sacref.torch.memory import ReplayMemory, sampler
 from sacref.torch.optim import Frozen, KeepGradients, Optimizer, tree_map
-from sacref.torch.update import State, Update
+from sacref.torch.update import Critic, Policy, State, Update
 from sacref.torch.weights import CommonLayout, from_common, functional, parameters_of, refuse_hidden_state, to_common, with_parameters
-from sacref.types import Batch, Inputs, Noise
+from sacref.tree import Tree, map_leaves
+from sacref.types import Batch, Noise, Sequences
 
 
 class SAC(Agent[Tensor]):
@@ -30,7 +43,8 @@ class SAC(Agent[Tensor]):
         models: `policy`, and for training `critic_1` ... `critic_N`; `target_critic_1` ... are copied from the critics when left
             out. Every array is copied: the caller's objects stay as they are.
         memory: a `ReplayMemory` of its own, or None for an agent that only acts.
-        observation_space, action_space: Boxes of one environment. state_space: must be None.
+        observation_space: a Box, or a Dict of such, of one environment. action_space: a Box.
+        state_space: what the critics see in the place of the observations, a Box or a Dict, or None.
         device: where to compute; None for the first CUDA device where there is one, else the CPU.
         cfg: a `SACConfig`, or a dict of its fields.
 
@@ -64,6 +78,8 @@ class SAC(Agent[Tensor]):
         low, high = (torch.as_tensor(bound, dtype=self.dtype, device=self.device) for bound in self._bounds)
         self._action_bounds = Bounds(low, high)
         self._functions = {name: functional(model) for name, model in self._models.items()}
+        self._moments: dict[str, Any] = {}
+        self._take_moments()
         self._check_outputs(parameters)
         self._update = self._make_update(critics)
         self._state = self._make_state(parameters, critics, targets)
@@ -72,22 +88,47 @@ class SAC(Agent[Tensor]):
         self._fuse()
         if memory is not None:
             self._check_batch_fits(memory.capacity)
-            memory.allocate(self.spaces, self.dtype, self.device, staged_timesteps=self.cfg.chunk)
+            self._allocate(memory)
 
     # Construction.
+
+    def _allocate(self, memory: ReplayMemory) -> None:
+        memory.allocate(self.spaces, self.dtype, self.device, staged_timesteps=self.cfg.chunk, settings=self._follow)
+
+    def _policy(self) -> Policy:
+        """The policy as the update calls it."""
+        policy: Policy = self._functions["policy"]
+        return policy
+
+    def _critic(self, name: str) -> Critic:
+        """A critic as the update calls it."""
+        critic: Critic = self._functions[name]
+        return critic
+
+    def _actor(self) -> Actor:
+        """The policy as acting calls it."""
+        policy = self._functions["policy"]
+
+        def actor(parameters: Any, acting: Acting) -> tuple[Tensor, Tensor, Tree]:
+            mean, raw_log_std = policy(parameters, self._prepare_inputs(acting.moments, acting.inputs))
+            return mean, raw_log_std, ()
+
+        return actor
 
     def _make_update(self, critics: Sequence[str]) -> Update:
         cfg = self.cfg
         policy_rate, critic_rate, entropy_rate = cfg.learning_rates
+        schedules = cfg.schedules
         return Update(
-            policy=self._functions["policy"],
-            critics={name: self._functions[name] for name in critics},
-            policy_optimizer=Optimizer(policy_rate, cfg.grad_norm_clip),
-            critic_optimizer=Optimizer(critic_rate, cfg.grad_norm_clip),
-            temperature_optimizer=Optimizer(entropy_rate) if cfg.learn_entropy else Frozen(),
+            policy=self._policy(),
+            critics={name: self._critic(name) for name in critics},
+            policy_optimizer=Optimizer(policy_rate, cfg.grad_norm_clip, schedules["policy"], cfg.policy_delay),
+            critic_optimizer=Optimizer(critic_rate, cfg.grad_norm_clip, schedules["critic"]),
+            temperature_optimizer=Optimizer(entropy_rate, 0.0, schedules["entropy"], cfg.policy_delay) if cfg.learn_entropy else Frozen(),
             discount_factor=cfg.discount_factor,
             polyak=cfg.polyak,
             target_entropy=-float(self.spaces.action_size) if cfg.target_entropy is None else cfg.target_entropy,
+            policy_value=POLICY_VALUES[cfg.policy_value],
         )
 
     def _make_state(self, parameters: Mapping[str, Any], critics: Sequence[str], targets: Sequence[str]) -> State:
@@ -106,8 +147,26 @@ class SAC(Agent[Tensor]):
 
     def _fuse(self) -> None:
         self._step = stepper(self._update)
-        self._learn = learner(self._update, batch_size=self.cfg.batch_size, execution=self.execution)
-        self._ways = actors(self._functions["policy"], self._action_bounds, execution=self.execution)
+        drawing = Drawing(
+            sample=sampler(self._follow),
+            batch_size=self.cfg.batch_size,
+            prepare=self._prepare,
+            critics=len(self._update.critics),
+            target_subset=self.cfg.target_subset,
+            draws={name: widths for name in self._update.critics if (widths := draw_widths(self._models[name]))},
+        )
+        self._learn = learner(self._update, drawing, execution=self.execution)
+        self._ways = actors(self._actor(), self._action_bounds, execution=self.execution)
+
+    def _take_moments(self) -> None:
+        for name, preprocessor in self._preprocessors.items():
+            held = self._moments.setdefault(name, {})
+            for key, array in preprocessor.arrays().items():
+                tensor = torch.as_tensor(array, dtype=self.dtype)
+                if key in held:
+                    held[key].copy_(tensor)  # where it is: a captured graph reads it there
+                else:
+                    held[key] = tensor.to(self.device, copy=True)
 
     @property
     def _own_models(self) -> bool:
@@ -126,15 +185,26 @@ class SAC(Agent[Tensor]):
 
     @torch.no_grad()
     def _check_outputs(self, parameters: Mapping[str, Any]) -> None:
+        """Try the models on a few rows."""
         rows = 3
-        stored = torch.from_numpy(np.zeros((rows, *self.spaces.observation_shape), self.spaces.stored_dtype("float32"))).to(self.device)
-        inputs = {"observations": stored.to(self.dtype) if stored.dtype == torch.float32 else stored, "states": None}
+        inputs = self._example_inputs(rows)
         actions = torch.zeros((rows, self.spaces.action_size), dtype=self.dtype, device=self.device)
         outputs = self._functions["policy"](parameters["policy"], inputs)
-        check_policy_output(outputs, rows=rows, action_size=self.spaces.action_size, dtype=self.dtype)
-        for name in self._functions:
-            if name != "policy":
-                check_critic_output(name, self._functions[name](parameters[name], inputs, actions), rows=rows, dtype=self.dtype)
+        check_policy_output(outputs, rows=(rows,), action_size=self.spaces.action_size, dtype=self.dtype)
+        values, others = {}, {}
+        for name in (name for name in self._functions if name != "policy"):
+            draws = [torch.ones((rows, width), dtype=self.dtype, device=self.device) for width in draw_widths(self._models[name])]
+            output = self._functions[name](parameters[name], inputs, actions, *draws)
+            check_critic_output(name, output, rows=(rows,), dtype=self.dtype)
+            if self.spaces.states is not None:
+                other = {**inputs, "states": self._example_inputs(rows, other=1)["states"]}
+                values[name] = self.to_numpy(output)
+                others[name] = self.to_numpy(self._functions[name](parameters[name], other, actions, *draws))
+        check_reads_states(values, others)
+
+    def _example_inputs(self, rows: int, other: int = 0) -> Any:
+        inputs = {kind: self._upload_tree(tree) for kind, tree in example_inputs(self.spaces, rows, self.cfg.seed ^ other).items()}
+        return self._prepare_inputs(self._moments, inputs)
 
     # The life cycle.
 
@@ -176,13 +246,15 @@ class SAC(Agent[Tensor]):
 
     # One step on data of the caller's.
 
-    def update_on(self, batch: Batch[Any], noise: Noise[Any]) -> dict[str, NDArray[Any]]:
+    def update_on(self, batch: Batch[Any] | Sequences[Any], noise: Noise[Any]) -> dict[str, NDArray[Any]]:
         """Take one gradient step on a given batch and noise; return the metrics on the host.
 
         Args:
-            batch: NumPy or torch arrays; `(batch, ...)`, actions in (-1, 1). noise: standard normal draws, `(batch, action)`.
+            batch: NumPy or torch arrays; `(batch, ...)`, actions in (-1, 1), before preprocessing; of SAC_RNN sequences.
+            noise: standard normal draws, `(batch, action)`, and what else the configuration draws.
         """
-        self._state, metrics = self._step(self._state, batch.map(self._upload), noise.map(self._upload))
+        advance_schedules(self._update, self._state)
+        self._state, metrics = self._step(self._state, self._prepare(self._moments, batch.map(self._upload)), noise.map(self._upload))
         self.gradient_step_count += 1
         return {name: self.to_numpy(value) for name, value in metrics.items()}
 
@@ -207,10 +279,15 @@ class SAC(Agent[Tensor]):
 
     # Hooks of the life cycle.
 
-    def _act(self, way: str, observations: Any) -> tuple[Tensor, Tensor]:
-        inputs: Inputs[Tensor] = {"observations": self._upload(observations), "states": None}
-        actions, mean_actions, self._random = self._ways[way](self._state.policy, self._random, inputs)
+    def _act(self, way: str, observations: Tree, states: Tree | None) -> tuple[Tensor, Tensor]:
+        inputs = {"observations": self._upload_tree(observations), "states": self._upload_tree(states)}
+        actions, mean_actions, _ = self._run_actor(way, inputs, ())
         return actions, mean_actions
+
+    def _run_actor(self, way: str, inputs: Any, carry: Tree) -> tuple[Tensor, Tensor, Tree]:
+        acting = Acting(inputs, self._moments, carry)
+        actions, mean_actions, carry, self._random = self._ways[way](self._state.policy, self._random, acting)
+        return actions, mean_actions, carry
 
     def _is_device_array(self, value: Any) -> bool:
         return isinstance(value, Tensor)
@@ -249,3 +326,86 @@ class SAC(Agent[Tensor]):
     @property
     def _layouts(self) -> dict[str, str]:
         return {name: "common" if isinstance(model, CommonLayout) else "torch" for name, model in self._models.items()}
+
+
+class SAC_RNN(RecurrentAgent[Tensor], SAC):
+    """Soft Actor-Critic whose models may have a carry: `SAC`, over sequences. For the arguments see there.
+
+    A model with a carry has `initial_carry(batch)`, and is called on `(time, batch, ...)`: `policy(inputs, carry) -> (mean, raw log_std,
+    carry)`, `critic(inputs, actions, carry) -> (values, carry)` (`default_models(recurrent=...)`). Models without one take part.
+
+    `batch_size` counts sequences. The policy starts from its stored carry (Kapturowski et al. 2019, R2D2), the critics from their initial
+    one; `burn_in` steps warm both up and have no loss of their own, though gradients pass through them.
+    """
+
+    # What is called by the names of Agent is RecurrentAgent's.
+
+    def _allocate(self, memory: ReplayMemory) -> None:
+        memory.allocate(
+            self.spaces,
+            self.dtype,
+            self.device,
+            staged_timesteps=self.cfg.chunk,
+            settings=self._follow,
+            carry=self._initial_carry("policy", 1),
+        )
+
+    def _is_recurrent(self, name: str) -> bool:
+        return hasattr(self._models[name], "initial_carry")
+
+    def _policy(self) -> Policy:
+        return over_window_policy(policy_with_carry(self._functions["policy"], recurrent=self._is_recurrent("policy")))
+
+    def _critic(self, name: str) -> Critic:
+        critic = critic_with_carry(self._functions[name], recurrent=self._is_recurrent(name))
+        return over_window_critic(critic, partial(self._initial_carry, name))
+
+    def _actor(self) -> Actor:
+        policy = policy_with_carry(self._functions["policy"], recurrent=self._is_recurrent("policy"))
+
+        def actor(parameters: Any, acting: Acting) -> tuple[Tensor, Tensor, Tree]:
+            inputs = map_leaves(lambda leaf: leaf[None], self._prepare_inputs(acting.moments, acting.inputs))
+            mean, raw_log_std, carry = policy(parameters, inputs, acting.carry)
+            return mean[0], raw_log_std[0], carry
+
+        return actor
+
+    def _act_with_carry(
+        self, way: str, observations: Tree, states: Tree | None, previous: tuple[Any, Any], carry: Tree
+    ) -> tuple[Tensor, Tensor, Tree]:
+        inputs = {
+            "observations": self._upload_tree(observations),
+            "states": self._upload_tree(states),
+            "previous_actions": self._upload(previous[0]),
+            "previous_rewards": self._upload(previous[1]),
+        }
+        return self._run_actor(way, inputs, self._upload_tree(carry))
+
+    @torch.no_grad()
+    def _check_outputs(self, parameters: Mapping[str, Any]) -> None:
+        time, rows = 2, 3
+        inputs = self._example_sequences(time, rows)
+        actions = inputs["previous_actions"]
+        carry = self._initial_carry("policy", rows)
+        policy = policy_with_carry(self._functions["policy"], recurrent=self._is_recurrent("policy"))
+        mean, raw_log_std, after = check_parts("policy", policy(parameters["policy"], inputs, carry), 3)
+        check_policy_output((mean, raw_log_std), rows=(time, rows), action_size=self.spaces.action_size, dtype=self.dtype)
+        check_carry_output("policy", carry, after)
+        values, others = {}, {}
+        for name in (name for name in self._functions if name != "policy"):
+            draws = [torch.ones((time, rows, width), dtype=self.dtype, device=self.device) for width in draw_widths(self._models[name])]
+            carry = self._initial_carry(name, rows)
+            critic = critic_with_carry(self._functions[name], recurrent=self._is_recurrent(name))
+            output, after = check_parts(name, critic(parameters[name], inputs, actions, carry, *draws), 2)
+            check_critic_output(name, output, rows=(time, rows), dtype=self.dtype)
+            check_carry_output(name, carry, after)
+            if self.spaces.states is not None:
+                other = {**inputs, "states": self._example_sequences(time, rows, other=1)["states"]}
+                values[name] = self.to_numpy(output)
+                others[name] = self.to_numpy(critic(parameters[name], other, actions, carry, *draws)[0])
+        check_reads_states(values, others)
+
+    def _example_sequences(self, time: int, rows: int, other: int = 0) -> Any:
+        inputs = map_leaves(lambda leaf: torch.stack([leaf] * time), self._example_inputs(rows, other))
+        actions = torch.zeros((time, rows, self.spaces.action_size), dtype=self.dtype, device=self.device)
+        return {**inputs, "previous_actions": actions, "previous_rewards": actions[..., 0]}

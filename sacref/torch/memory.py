@@ -1,6 +1,7 @@
 """The replay memory: a ring of transitions on the device. Positions are chosen on the device too, so nothing waits for it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,51 +10,115 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sacref.envs.spaces import Spaces
-from sacref.replay import Staging, blocks, check_arrays, check_block, check_size
+from sacref.replay import (
+    Follow,
+    Staging,
+    blocks,
+    check_arrays,
+    check_block,
+    check_size,
+    filled_rows,
+    follow,
+    gather_sequences,
+    gather_steps,
+    index_of,
+    locate,
+    steps_before,
+)
 from sacref.torch.device import device_of
-from sacref.types import Batch, Transition
+from sacref.tree import Tree, map_leaves, named_leaves
+from sacref.types import Batch, Sequences, Transition
 
 
 class MemoryState(NamedTuple):
-    """The ring, and where the next transition goes."""
+    """The rings of the environments, see `sacref.replay`, and where their next transitions go."""
 
     rows: Transition[Tensor]
-    """`(capacity + 1, ...)` each; the last row takes what is not kept."""
+    """`(slots * envs + 1, ...)` each; the last row takes what is not kept."""
     head: Tensor
-    """`()`, int64: the row written next."""
+    """`(envs,)`, int64: the slot written next."""
     size: Tensor
-    """`()`, int64: how many rows hold transitions."""
+    """`(envs,)`, int64: how many slots hold transitions."""
 
 
 def write(memory: MemoryState, transition: Transition[Any], keep: Any) -> MemoryState:
-    """Store the rows of `transition` that `keep` names, in order, over the oldest ones; tensors or NumPy arrays.
+    """Store the rows of `transition` that `keep` names, timestep by timestep, over the oldest ones; tensors or NumPy arrays.
 
     Written in place: what it returns is what it was given.
     """
+    envs = memory.size.shape[0]
     capacity = memory.rows.rewards.shape[0] - 1
-    keep = torch.as_tensor(keep, device=memory.size.device)
-    index = torch.where(keep, (memory.head + torch.cumsum(keep, 0) - 1) % capacity, capacity)
-    for ring, values in zip(memory.rows, transition, strict=True):
-        if ring is not None and values is not None:
-            ring.index_copy_(0, index, torch.as_tensor(values, dtype=ring.dtype, device=ring.device))
-    count = keep.sum()
-    memory.head.add_(count).remainder_(capacity)
-    memory.size.add_(count).clamp_(max=capacity)
+    slots = capacity // envs
+    keep = torch.as_tensor(keep, device=memory.size.device).reshape(-1, envs)
+    slot = (memory.head + torch.cumsum(keep, 0) - 1) % slots
+    index = torch.where(keep, index_of(slot, torch.arange(envs, device=slot.device), envs), capacity).reshape(-1)
+
+    def store(ring: Tensor, values: Any) -> None:
+        ring.index_copy_(0, index, torch.as_tensor(values, dtype=ring.dtype, device=ring.device))
+
+    map_leaves(store, memory.rows, transition)
+    count = keep.sum(0)
+    memory.head.add_(count).remainder_(slots)
+    memory.size.add_(count).clamp_(max=slots)
     return memory
 
 
 def sample(memory: MemoryState, batch_size: int, generator: torch.Generator) -> Batch[Tensor]:
     """Draw transitions uniformly, with replacement."""
+    slot, environment = _draw(memory, batch_size, generator)
+    index = index_of(slot, environment, memory.size.shape[0])
+    return Batch(*map_leaves(lambda ring: ring.index_select(0, index), tuple(memory.rows[:7])))
+
+
+def sample_steps(memory: MemoryState, batch_size: int, generator: torch.Generator, settings: Follow) -> Batch[Tensor]:
+    """Draw transitions of n steps: their first rows uniformly, with replacement."""
+    rows = memory.rows.map(lambda ring: ring[:-1])
+    begin = _draw(memory, batch_size, generator)
+    index, alive = follow(rows, memory.head, memory.size, *begin, _steps(memory, settings.n_step))
+    gamma = settings.discount_factor ** _steps(memory, settings.n_step + 1).to(rows.rewards.dtype)
+    return gather_steps(rows, index, alive, gamma)
+
+
+def sample_sequences(memory: MemoryState, batch_size: int, generator: torch.Generator, settings: Follow) -> Sequences[Tensor]:
+    """Draw sequences: the first rows that are learned from uniformly, with replacement."""
+    rows = memory.rows.map(lambda ring: ring[:-1])
+    slot, environment = _draw(memory, batch_size, generator)
+    place = (rows, memory.head, memory.size)
+    warm_up = torch.zeros_like(slot)
+    if settings.burn_in:
+        warm_up = steps_before(*place, slot, environment, _steps(memory, settings.burn_in))
+    steps = _steps(memory, settings.burn_in + settings.sequence_length)
+    index, alive = follow(*place, (slot - warm_up) % (rows.rewards.shape[0] // memory.size.shape[0]), environment, steps)
+    carry = map_leaves(lambda ring: ring[index[0]] if settings.stored_carry else torch.zeros_like(ring[index[0]]), rows.carry)
+    return gather_sequences(rows, index, alive, warm_up, settings.sequence_length, steps, carry)
+
+
+Sampler = Callable[[MemoryState, int, torch.Generator], Batch[Tensor] | Sequences[Tensor]]
+
+
+def sampler(settings: Follow) -> Sampler:
+    """The way to draw a batch."""
+    if settings.sequence_length > 0:
+        return partial(sample_sequences, settings=settings)
+    return sample if settings.n_step == 1 else partial(sample_steps, settings=settings)
+
+
+def _draw(memory: MemoryState, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Slot and environment of rows drawn uniformly."""
     draw = torch.randint(2**63 - 1, (batch_size,), generator=generator, device=memory.size.device)
-    index = draw % memory.size.clamp(min=1)
-    return Batch(*memory.rows[:7]).map(lambda ring: ring.index_select(0, index))
+    slot, environment = locate(draw % memory.size.sum().clamp(min=1), memory.size)
+    return slot, environment
+
+
+def _steps(memory: MemoryState, length: int) -> Tensor:
+    return torch.arange(length, device=memory.size.device)
 
 
 class ReplayMemory:
     """Storage for the transitions of all environments together.
 
     Args:
-        capacity: how many transitions, of all environments together; the oldest are overwritten.
+        capacity: how many transitions, of all environments together, each having the same share; the oldest are overwritten.
         num_envs: how many environments are stepped at a time.
         device: where the transitions lie; None for the agent's device. The agent allocates at its construction.
 
@@ -67,39 +132,58 @@ class ReplayMemory:
         self.device = None if device is None else device_of(device)
         self.written = False
         """Whether anything was ever stored: what the host knows without waiting for the device."""
+        self.settings = Follow()
         self._state: MemoryState | None = None
         self._staging: Staging | None = None
 
-    def allocate(self, spaces: Spaces, dtype: torch.dtype, device: torch.device, *, staged_timesteps: int = 1) -> None:
+    def allocate(
+        self,
+        spaces: Spaces,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        staged_timesteps: int = 1,
+        settings: Follow | None = None,
+        carry: Tree = None,
+    ) -> None:
         """Make room for transitions of these spaces; floats in `dtype`. An agent calls this once, at its construction.
 
         Args:
             staged_timesteps: how many timesteps of host rows are collected before they are stored together.
+            settings: how batches are made; None for transitions of one step.
+            carry: of a recurrent policy, for one environment, `(1, ...)` each.
         """
         if self._state is not None:
             raise ValueError("ReplayMemory: this memory belongs to another agent already: make one for each agent")
         if self.device not in (None, device):
             raise ValueError(f"ReplayMemory: it is on {self.device}, the agent on {device}: leave the memory's device out")
-        check_block(staged_timesteps * self.num_envs, self.capacity)
-        self.device = device
-        rows, floats = self.capacity + 1, _numpy_dtype(dtype)
-        observations = torch.from_numpy(np.empty(0, spaces.stored_dtype(floats))).dtype
+        check_block(staged_timesteps, self.num_envs, self.capacity)
+        self.device, self.settings = device, settings or Follow()
+        rows, floats = self.capacity // self.num_envs * self.num_envs + 1, _numpy_dtype(dtype)
 
         def zeros(shape: tuple[int, ...], kind: torch.dtype) -> Tensor:
             return torch.zeros((rows, *shape), dtype=kind, device=self.device)
 
+        def of_space(fields: Tree) -> Tree:
+            return map_leaves(lambda field: zeros(field.shape, torch.from_numpy(np.empty(0, field.stored_dtype(floats))).dtype), fields)
+
+        recurrent = self.settings.sequence_length > 0
         self._state = MemoryState(
             rows=Transition(
-                observations=zeros(spaces.observation_shape, observations),
-                states=None,
+                observations=of_space(spaces.observations),
+                states=of_space(spaces.states),
                 actions=zeros((spaces.action_size,), dtype),
                 rewards=zeros((), dtype),
-                next_observations=zeros(spaces.observation_shape, observations),
-                next_states=None,
+                next_observations=of_space(spaces.observations),
+                next_states=of_space(spaces.states),
                 terminated=zeros((), torch.bool),
+                first=zeros((), torch.bool) if self.settings.needs_first else None,
+                previous_actions=zeros((spaces.action_size,), dtype) if recurrent else None,
+                previous_rewards=zeros((), dtype) if recurrent else None,
+                carry=map_leaves(lambda leaf: zeros(tuple(leaf.shape[1:]), leaf.dtype), carry) if recurrent else None,
             ),
-            head=torch.zeros((), dtype=torch.int64, device=self.device),
-            size=torch.zeros((), dtype=torch.int64, device=self.device),
+            head=torch.zeros(self.num_envs, dtype=torch.int64, device=self.device),
+            size=torch.zeros(self.num_envs, dtype=torch.int64, device=self.device),
         )
         self._staging = Staging(
             self._state.rows.map(lambda ring: np.empty((0, *ring.shape[1:]), _numpy_dtype(ring.dtype))),
@@ -117,7 +201,7 @@ class ReplayMemory:
 
     def __len__(self) -> int:
         """How many transitions are stored; waits for the device."""
-        return int(self.state.size)
+        return int(self.state.size.sum())
 
     def add(self, transition: Transition[Any], keep: Any) -> None:
         """Store one row per environment where `keep`, `(envs,)`, is True. NumPy rows wait on the host until they are needed."""
@@ -129,9 +213,9 @@ class ReplayMemory:
             self._state = write(self.state, transition, keep)
         self.written = True
 
-    def sample(self, batch_size: int, generator: torch.Generator) -> Batch[Tensor]:
-        """Draw `batch_size` transitions uniformly, with replacement."""
-        return sample(self.state, batch_size, generator)
+    def sample(self, batch_size: int, generator: torch.Generator) -> Batch[Tensor] | Sequences[Tensor]:
+        """Draw `batch_size` transitions, or sequences of a recurrent agent, uniformly, with replacement."""
+        return sampler(self.settings)(self.state, batch_size, generator)
 
     def arrays(self, *, copy: bool = True) -> dict[str, NDArray[Any]]:
         """The stored transitions and the write head, as NumPy arrays.
@@ -139,10 +223,10 @@ class ReplayMemory:
         Args:
             copy: False gives views of the memory where it lies on the CPU, to be let go of before the next write.
         """
-        size = len(self)
-        rings = {name: ring for name, ring in self.state.rows._asdict().items() if ring is not None}
-        rows = {name: np.array(ring[:size].cpu().numpy(), copy=copy or None) for name, ring in rings.items()}
-        return {**rows, "head": self.state.head.cpu().numpy().copy(), "size": np.array(size, np.int64)}
+        head, size = (array.cpu().numpy().copy() for array in (self.state.head, self.state.size))
+        filled = filled_rows(size)
+        rows = {name: np.array(ring[:filled].cpu().numpy(), copy=copy or None) for name, ring in named_leaves(self.state.rows).items()}
+        return {**rows, "head": head, "size": size}
 
     def set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Restore what `arrays` gave.
@@ -150,16 +234,17 @@ class ReplayMemory:
         Raises:
             ValueError: if the arrays are not those of a memory of this capacity and these shapes. Nothing is changed then.
         """
-        rings = {name: ring for name, ring in self.state.rows._asdict().items() if ring is not None}
-        check_arrays(arrays, {name: (tuple(ring.shape[1:]), _numpy_dtype(ring.dtype)) for name, ring in rings.items()}, self.capacity)
-        size = int(arrays["size"])
+        rings = named_leaves(self.state.rows)
+        slots = (self.state.rows.rewards.shape[0] - 1) // self.num_envs
+        kinds = {name: (tuple(ring.shape[1:]), _numpy_dtype(ring.dtype)) for name, ring in rings.items()}
+        check_arrays(arrays, kinds, slots, self.num_envs)
         state = self.state
-        self.written = size > 0
+        self.written = bool(arrays["size"].any())
         for name, ring in rings.items():
-            for rows in blocks(size):
+            for rows in blocks(filled_rows(arrays["size"])):
                 ring[rows] = torch.from_numpy(np.array(arrays[name][rows])).to(ring.device)
-        state.head.fill_(int(arrays["head"]))
-        state.size.fill_(size)
+        for name, counter in {"head": state.head, "size": state.size}.items():
+            counter.copy_(torch.from_numpy(np.array(arrays[name], np.int64)))
 
 
 def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sacref.tree import map_leaves
+
 Tree = Any
 """A tensor, or a dict of trees."""
 Moments = dict[str, Tree]
@@ -28,14 +30,14 @@ def tree_map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     return function(tree, *others)
 
 
-def value_and_grad(objective: Callable[[Tree], tuple[Tensor, Tensor]], parameters: Tree) -> tuple[tuple[Tensor, Tensor], Tree]:
+def value_and_grad(objective: Callable[[Tree], tuple[Tensor, Tree]], parameters: Tree) -> tuple[tuple[Tensor, Tree], Tree]:
     """Value, auxiliary tensor and gradient of `objective` at `parameters`; everything else it reads is a constant."""
     with torch.enable_grad():
         variables = tree_map(lambda leaf: leaf.detach().requires_grad_(), parameters)
         value, aux = objective(variables)
         # Contiguous, as the parameters are: the fused optimizers walk through both side by side.
         gradients = iter(torch.autograd.grad(value, list(leaves(variables)), materialize_grads=True))
-    return (value.detach(), aux.detach()), tree_map(lambda _: next(gradients).contiguous(), parameters)
+    return (value.detach(), map_leaves(lambda leaf: leaf.detach(), aux)), tree_map(lambda _: next(gradients).contiguous(), parameters)
 
 
 class Optimizer:
@@ -44,7 +46,7 @@ class Optimizer:
     The state is a tree of tensors, `Moments`, so that a step is a function of tensors that can be recorded, captured and batched.
     """
 
-    def __init__(self, learning_rate: float, grad_norm_clip: float = 0.0) -> None:
+    def __init__(self, learning_rate: float, grad_norm_clip: float = 0.0, schedule=None, every=1) -> None:
         self.learning_rate = learning_rate
         self.grad_norm_clip = grad_norm_clip
 
@@ -79,6 +81,13 @@ class Optimizer:
             maximize=False,
         )
         return parameters, state
+
+    def prepare(self, state): ...
+    def measured(self, state):
+        return {}
+
+    def adapt(self, state, divergence):
+        return state
 
     def moments(self, parameters: Tree, state: Any) -> Moments | None:
         """What the steps so far have left; zeros before the first one."""

@@ -1,6 +1,6 @@
 """One gradient step of Soft Actor-Critic: critics, actor, temperature, target networks (Haarnoja et al. 2018b, algorithm 1)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -8,23 +8,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor as Array
 
-from sacref.spec import actor_loss, bound_log_std, critic_loss, polyak, squash, td_target, temperature_loss
+from sacref.spec import actor_loss, bound_log_std, critic_loss, kl_divergence, polyak, squash, td_target, temperature_loss
 from sacref.spec.arrays import namespace
+from sacref.spec.reduce import masked_max, masked_mean, masked_min
 from sacref.torch.optim import Optimizer, tree_map, value_and_grad
 from sacref.torch.weights import Parameters
-from sacref.types import Batch, Inputs, Metrics, Noise
+from sacref.types import Batch, Draws, Inputs, Metrics, Noise, Sequences, Window
 
 
 class Policy(Protocol):
-    """A policy network as a function of its parameters: -> mean and raw log_std, each `(batch, action)`."""
+    """A policy network as a function of its parameters: -> mean and raw log_std, each `(*batch, action)`."""
 
-    def __call__(self, parameters: Parameters, inputs: Inputs[Array], /) -> tuple[Array, Array]: ...
+    def __call__(self, parameters: Parameters, inputs: Inputs[Array] | Window[Array], /) -> tuple[Array, Array]: ...
 
 
 class Critic(Protocol):
-    """A critic network as a function of its parameters: -> values `(batch,)`."""
+    """A critic network as a function of its parameters, and of what its random layers take: -> values `(*batch,)`."""
 
-    def __call__(self, parameters: Parameters, inputs: Inputs[Array], actions: Array, /) -> Array: ...
+    def __call__(self, parameters: Parameters, inputs: Inputs[Array] | Window[Array], actions: Array, /, *draws: Array) -> Array: ...
 
 
 class State(NamedTuple):
@@ -51,43 +52,49 @@ class Update:
     discount_factor: float
     polyak: float
     target_entropy: float
+    policy_value: Callable[[Array], Array]
+    """What the actor sees of the critics, `(critic, *batch)`, of which it takes the minimum: all of them, or their mean alone."""
 
     @torch.no_grad()
-    def __call__(self, state: State, batch: Batch[Array], noise: Noise[Array]) -> tuple[State, Metrics[Array]]:
+    def __call__(self, state: State, batch: Batch[Array] | Sequences[Array], noise: Noise[Array]) -> tuple[State, Metrics[Array]]:
         """Return the state after one gradient step, and what was measured on the way.
 
         Args:
-            state: before the step. batch: transitions, actions in (-1, 1). noise: standard normal, `(batch, action)` each.
+            state: before the step. batch: transitions, actions in (-1, 1). noise: standard normal, `(*batch, action)` each.
         """
         xp = namespace(batch.rewards)
+        for_targets, for_critics, for_actor = noise.dropout
         # The alpha of this whole update is the one before its temperature step.
         alpha = xp.exp(state.log_alpha)
-        discount = self.discount_factor * xp.astype(~batch.terminated, batch.rewards.dtype)
+        gamma = self.discount_factor if batch.discounts is None else batch.discounts
+        discount = gamma * xp.astype(~batch.terminated, batch.rewards.dtype)
 
         # Critics: towards the soft Bellman target, which is a constant of their objective.
-        next_actions, next_log_prob = self.sample(state.policy, batch.next_inputs, noise.next_actions)
-        next_q = self.evaluate(state.target_critics, batch.next_inputs, next_actions)
+        next_actions, next_log_prob = squash(*self.distribution(state.policy, batch.next_inputs), noise.next_actions)
+        next_q = self.evaluate(state.target_critics, batch.next_inputs, next_actions, for_targets)
+        next_q = next_q if noise.target_critics is None else next_q[noise.target_critics]
         target = td_target(batch.rewards, discount, next_q, next_log_prob, alpha)
 
         def critic_objective(critics: dict[str, Parameters]) -> tuple[Array, Array]:
-            q = self.evaluate(critics, batch.inputs, batch.actions)
-            return critic_loss(q, target).mean(-1).sum(), q
+            q = self.evaluate(critics, batch.inputs, batch.actions, for_critics)
+            return masked_mean(critic_loss(q, target), batch.mask).sum(), q
 
         (critic_value, q), gradients = value_and_grad(critic_objective, state.critics)
         critics, critic_optimizer = self.critic_optimizer.step(state.critics, gradients, state.critic_optimizer)
 
         # Actor: sees the new critics (Brax's sees the old ones).
-        def actor_objective(policy: Parameters) -> tuple[Array, Array]:
-            actions, log_prob = self.sample(policy, batch.inputs, noise.actions)
-            q = self.evaluate(critics, batch.inputs, actions)
-            return actor_loss(q, log_prob, alpha).mean(), log_prob
+        def actor_objective(policy: Parameters) -> tuple[Array, tuple[Array, Array, Array]]:
+            mean, log_std = self.distribution(policy, batch.inputs)
+            actions, log_prob = squash(mean, log_std, noise.actions)
+            q = self.policy_value(self.evaluate(critics, batch.inputs, actions, for_actor))
+            return masked_mean(actor_loss(q, log_prob, alpha), batch.mask), (log_prob, mean, log_std)
 
-        (actor_value, log_prob), gradients = value_and_grad(actor_objective, state.policy)
+        (actor_value, (log_prob, mean, log_std)), gradients = value_and_grad(actor_objective, state.policy)
         policy, policy_optimizer = self.policy_optimizer.step(state.policy, gradients, state.policy_optimizer)
 
         # Temperature: judged by the entropy of the policy before its step.
         def temperature_objective(log_alpha: Array) -> tuple[Array, Array]:
-            return temperature_loss(log_alpha, log_prob, self.target_entropy).mean(), log_alpha
+            return masked_mean(temperature_loss(log_alpha, log_prob, self.target_entropy), batch.mask), log_alpha
 
         (temperature_value, _), gradients = value_and_grad(temperature_objective, state.log_alpha)
         log_alpha, temperature_optimizer = self.temperature_optimizer.step(state.log_alpha, gradients, state.temperature_optimizer)
@@ -95,31 +102,46 @@ class Update:
         # Target networks: follow the new critics.
         target_critics = tree_map(lambda t, c: polyak(t, c, self.polyak), state.target_critics, critics)
 
+        # Schedules: an adaptive one asks how far the policy has moved on this batch.
+        def divergence() -> Array:
+            return masked_mean(kl_divergence(mean, log_std, *self.distribution(policy, batch.inputs)), batch.mask)
+
+        policy_optimizer = self.policy_optimizer.adapt(policy_optimizer, divergence)
+        critic_optimizer = self.critic_optimizer.adapt(critic_optimizer, divergence)
+        temperature_optimizer = self.temperature_optimizer.adapt(temperature_optimizer, divergence)
+
         metrics = {
             "critic_loss": critic_value,
             "policy_loss": actor_value,
             "entropy_loss": temperature_value,
             "alpha": alpha,
-            "entropy": -log_prob.mean(),
-            "q_max": xp.max(q, axis=-1),
-            "q_min": xp.min(q, axis=-1),
-            "q_mean": q.mean(-1),
-            "target_max": target.max(),
-            "target_min": target.min(),
-            "target_mean": target.mean(),
+            "entropy": -masked_mean(log_prob, batch.mask),
+            "q_max": masked_max(q, batch.mask),
+            "q_min": masked_min(q, batch.mask),
+            "q_mean": masked_mean(q, batch.mask),
+            "target_max": masked_max(target, batch.mask),
+            "target_min": masked_min(target, batch.mask),
+            "target_mean": masked_mean(target, batch.mask),
+            **{f"policy_{name}": value for name, value in self.policy_optimizer.measured(policy_optimizer).items()},
+            **{f"critic_{name}": value for name, value in self.critic_optimizer.measured(critic_optimizer).items()},
+            **{f"entropy_{name}": value for name, value in self.temperature_optimizer.measured(temperature_optimizer).items()},
         }
         return State(policy, critics, target_critics, log_alpha, policy_optimizer, critic_optimizer, temperature_optimizer), metrics
 
-    def sample(
-        self, policy: Parameters, inputs: Inputs[Array], noise: Float[Array, "*batch action"]
-    ) -> tuple[Float[Array, "*batch action"], Float[Array, "*batch"]]:
-        """An action in (-1, 1) and its log-density."""
+    def distribution(
+        self, policy: Parameters, inputs: Inputs[Array] | Window[Array]
+    ) -> tuple[Float[Array, "*batch action"], Float[Array, "*batch action"]]:
+        """Mean and log standard deviation of the policy's Gaussian, before the tanh."""
         mean, raw_log_std = self.policy(policy, inputs)
-        return squash(mean, bound_log_std(raw_log_std), noise)
+        return mean, bound_log_std(raw_log_std)
 
     def evaluate(
-        self, critics: dict[str, Parameters], inputs: Inputs[Array], actions: Float[Array, "*batch action"]
+        self,
+        critics: dict[str, Parameters],
+        inputs: Inputs[Array] | Window[Array],
+        actions: Float[Array, "*batch action"],
+        draws: Draws[Array],
     ) -> Float[Array, "critic *batch"]:
         """The values of all critics."""
         xp = namespace(actions)
-        return xp.stack([critic(critics[name], inputs, actions) for name, critic in self.critics.items()])
+        return xp.stack([critic(critics[name], inputs, actions, *draws.get(name, ())) for name, critic in self.critics.items()])

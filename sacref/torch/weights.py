@@ -1,6 +1,7 @@
 """Own names and layout of parameters <-> the common ones, which both backends write and read.
 
-Common: `<layer>.kernel` of shape (in, out) and `<layer>.bias`. PyTorch: `<layer>.weight` of shape (out, in).
+Common: `<layer>.kernel` of shape (in, out) and `<layer>.bias`. PyTorch: `<layer>.weight` of shape (out, in). A norm's weight is its
+scale, and a recurrent layer holds what are two dense layers in common: of the input, and of the hidden state.
 """
 
 import copy
@@ -16,8 +17,12 @@ Parameters = dict[str, Tensor]
 """Parameter name, as in `named_parameters()` -> tensor."""
 
 
+RECURRENT = {"weight_ih_l0": "input.kernel", "weight_hh_l0": "hidden.kernel", "bias_ih_l0": "input.bias", "bias_hh_l0": "hidden.bias"}
+"""Parameter of PyTorch's recurrent layers -> its common name."""
+
+
 class CommonLayout(nn.Module):
-    """A model of dense layers whose parameters have common names. Models without this base keep their own names."""
+    """A model of dense and recurrent layers and norms whose parameters have common names. Models without this base keep their own."""
 
 
 def parameters_of(model: nn.Module, device: torch.device) -> Parameters:
@@ -43,17 +48,32 @@ def functional(model: nn.Module) -> Callable[..., Any]:
     return apply
 
 
+def generators(model: nn.Module) -> dict[str, torch.Generator]:
+    """Dotted path -> generator, of those that the model's own layers draw from: random state that belongs to the agent's."""
+    found: dict[str, torch.Generator] = {}
+    for path, layer in model.named_modules():
+        for name, value in vars(layer).items():
+            if isinstance(value, torch.Generator):
+                found[f"{path}.{name}" if path else name] = value
+    return found
+
+
 def refuse_hidden_state(name: str, model: nn.Module) -> None:
-    """Refuse layers that draw random numbers or change buffers when they are called: an update is a function of its arguments.
+    """Refuse layers that draw from the global generator or change buffers when they are called.
 
     Raises:
         ValueError: naming the layer.
     """
     for path, layer in model.named_modules():
-        if isinstance(layer, nn.modules.dropout._DropoutNd | nn.modules.batchnorm._NormBase):
+        if isinstance(layer, nn.modules.batchnorm._NormBase):
             raise ValueError(
-                f"model {name!r} has a {type(layer).__name__} at {path!r}, which is random or changes when it is called: "
+                f"model {name!r} has a {type(layer).__name__} at {path!r}, which changes when it is called: "
                 f"use layers whose output depends on inputs and parameters alone, such as LayerNorm"
+            )
+        if isinstance(layer, nn.modules.dropout._DropoutNd):
+            raise ValueError(
+                f"model {name!r} has a {type(layer).__name__} at {path!r}, which draws from torch's global generator: "
+                f"use sacref.torch.models.Dropout, or a layer that draws from a torch.Generator of its own"
             )
 
 
@@ -62,7 +82,7 @@ def to_common(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, N
     arrays = {name: tensor.detach().cpu().numpy().copy() for name, tensor in parameters.items()}
     if not isinstance(model, CommonLayout):
         return arrays
-    return {_common_name(name): np.ascontiguousarray(a.T) if name.endswith("weight") else a for name, a in arrays.items()}
+    return {_common_name(name): np.ascontiguousarray(a.T) if _is_matrix(name) else a for name, a in arrays.items()}
 
 
 def from_common(model: nn.Module, arrays: Mapping[str, NDArray[Any]], *, like: Mapping[str, Tensor]) -> Parameters:
@@ -78,7 +98,7 @@ def from_common(model: nn.Module, arrays: Mapping[str, NDArray[Any]], *, like: M
         raise ValueError(f"parameters do not fit the model: missing {missing}, unknown {unknown}: build the model as it was when saved")
     parameters: Parameters = {}
     for name, own in expected.items():
-        array = arrays[name].T if common and own.endswith("weight") else arrays[name]
+        array = arrays[name].T if common and _is_matrix(own) else arrays[name]
         if array.shape != tuple(like[own].shape):
             raise ValueError(f"parameter {name} has shape {arrays[name].shape}, the model's has {tuple(like[own].shape)} (own layout)")
         parameters[own] = torch.as_tensor(np.array(array, order="C", copy=True)).to(like[own])
@@ -86,4 +106,11 @@ def from_common(model: nn.Module, arrays: Mapping[str, NDArray[Any]], *, like: M
 
 
 def _common_name(name: str) -> str:
-    return name.removesuffix("weight") + "kernel" if name.endswith("weight") else name
+    layer, _, part = name.rpartition(".")
+    if part == "weight":
+        return f"{layer}.scale" if layer.startswith("norms.") else f"{layer}.kernel"
+    return f"{layer}.{RECURRENT.get(part, part)}"
+
+
+def _is_matrix(name: str) -> bool:
+    return _common_name(name).endswith("kernel")

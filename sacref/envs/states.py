@@ -1,0 +1,231 @@
+"""Privileged states: what vector environments hand over for the critics alone."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import VectorEnv
+from numpy.typing import NDArray
+
+from sacref.spec.arrays import namespace
+from sacref.tree import Tree, map_leaves
+
+Envs: TypeAlias = VectorEnv[Any, Any, Any]
+
+_FIX = 'put it into info["state"] on every reset and step, or give the environment a method `state()`'
+
+
+@runtime_checkable
+class _Namespace(Protocol):
+    """The functions of the array API standard that the replacement calls."""
+
+    def asarray(self, x: Any, /, *, dtype: Any = None, device: Any = None) -> Any: ...
+    def reshape(self, x: Any, /, shape: tuple[int, ...]) -> Any: ...
+    def where(self, condition: Any, x1: Any, x2: Any, /) -> Any: ...
+
+
+def state_space_of(envs: Envs, infos: Any = None) -> gymnasium.Space[Any] | None:
+    """The space of one environment's state; None where the environments hand over none.
+
+    Args:
+        envs: looked through for an attribute `state_space` of the environments or of a wrapper around them.
+        infos: what a reset gave. Where no environment has the attribute, an array in `infos["state"]`, or a dict of arrays, is a state too:
+            without bounds, of its shape and dtype.
+
+    Raises:
+        TypeError: if `state_space` is no space. ValueError: if it differs between the environments.
+    """
+    if _have(envs, "state_space"):
+        spaces = _call(envs, "state_space")
+        if any(space != spaces[0] for space in spaces):
+            raise ValueError(f"state_space differs between the environments, {spaces[0]} and others: give all copies the same")
+        if spaces[0] is not None:
+            if not isinstance(spaces[0], gymnasium.Space):
+                raise TypeError(
+                    f"state_space is a {type(spaces[0]).__name__}, expected a gymnasium.Space: give the environment one, or None"
+                )
+            return spaces[0]
+    return _space_of_rows(infos.get("state")) if isinstance(infos, Mapping) else None
+
+
+def states_of(
+    envs: Envs,
+    infos: Any,
+    space: gymnasium.Space[Any] | None,
+    *,
+    previous: Tree | None = None,
+    reset_mask: NDArray[np.bool_] | None = None,
+) -> Tree | None:
+    """The states after a reset or step of the vector environment, in the rows' order.
+
+    They are read from `infos["state"]`, else from a method `state()` of each environment. Where the environment has been reset within the
+    step (SAME_STEP), it is the state of the next episode, as the observation is; see `final_states`.
+
+    Args:
+        envs: which have just been reset or stepped.
+        infos: what that gave.
+        space: of one environment's state, as `state_space_of` gives it; None for environments without.
+        previous, reset_mask: after a reset of some environments (`options={"reset_mask": ...}`): the states before it, which the others
+            keep, and which environments it was, `(envs,)`.
+
+    Returns:
+        `(envs, *state)` of the space's dtype, or a dict of those; None if `space` is None.
+
+    Raises:
+        ValueError, TypeError: if an environment hands over no state, or another than its space says.
+    """
+    if space is None:
+        return None
+    handed = infos.get("state") if isinstance(infos, Mapping) else None
+    if handed is not None:
+        mask = infos.get("_state", np.ones(envs.num_envs, np.bool_))
+        states, present = _gather("info['state']", handed, np.asarray(mask, np.bool_), space)
+    elif _have(envs, "state"):
+        rows = _call(envs, "state")
+        states, present = _gather("state()", _stack(rows), np.ones(envs.num_envs, np.bool_), space)
+    else:
+        states, present = None, np.zeros(envs.num_envs, np.bool_)
+    expected = np.ones(envs.num_envs, np.bool_) if reset_mask is None else reset_mask
+    missing = np.flatnonzero(expected & ~present)[:5].tolist()
+    if missing:
+        raise ValueError(f"environments {missing} have a state_space, {space}, but handed over no state: {_FIX}")
+    if reset_mask is None:
+        return states
+    return map_leaves(lambda new, old: np.where(_lift(reset_mask, new), new, old), states, previous)
+
+
+def final_states(infos: Any, next_states: Tree | None) -> Tree | None:
+    """The true successors: where an episode ended and was reset within the step (SAME_STEP), the state that it ended in.
+
+    Args:
+        infos: what the step gave. Gymnasium puts the last info of an episode into `infos["final_info"]`, with the masks `_final_info`
+            of the environments, and `_state` of those that handed over a state.
+        next_states: `(envs, *state)`, or a dict of those, as arrays of any library; or None. They are not written to.
+
+    Returns:
+        The same with those rows in place, `next_states` itself where there are none.
+
+    Raises:
+        ValueError: if an episode was reset within the step but its last info holds no state.
+    """
+    if next_states is None or not isinstance(infos, Mapping):
+        return next_states
+    final = infos.get("final_info", {})
+    if not isinstance(final, Mapping):
+        raise TypeError(f"infos['final_info'] is a {type(final).__name__}, expected a mapping of arrays, as Gymnasium >= 1.0 gives it")
+    envs = _rows(next_states)
+    # A final observation without a final info: an episode was reset, and its last state is missing.
+    ended = np.asarray(infos.get("_final_info", infos.get("_final_obs", np.full(envs, bool(final)))), np.bool_)
+    handed = final.get("state")
+    if handed is None:
+        states, present = None, np.zeros(envs, np.bool_)
+    else:
+        states, present = _gather("final_info['state']", handed, ended & np.asarray(final.get("_state", ended), np.bool_), next_states)
+    if not present[ended].all():
+        missing = np.flatnonzero(ended & ~present)[:5].tolist()
+        raise ValueError(
+            f"environments {missing} were reset within the step (SAME_STEP), but their final_info holds no state: "
+            f'put it into info["state"] on every step, or take autoreset_mode=NEXT_STEP'
+        )
+    return map_leaves(lambda old, new: _replace(old, new, ended), next_states, states) if ended.any() else next_states
+
+
+def _have(envs: Envs, name: str) -> bool:
+    """Whether each environment, or a wrapper around it, has the attribute. Asking for one that is not there would end its process."""
+    if not hasattr(envs.unwrapped, "call"):
+        return False
+    return all(cast(Any, envs.unwrapped).call("has_wrapper_attr", name))
+
+
+def _call(envs: Envs, name: str) -> tuple[Any, ...]:
+    return tuple(cast(Any, envs.unwrapped).call(name))
+
+
+def _space_of_rows(value: Any) -> gymnasium.Space[Any] | None:
+    """The unbounded space of what Gymnasium has gathered under a key; None if that is no array of numbers, or dict of those."""
+    if isinstance(value, Mapping):
+        # A key with an underscore is the mask of the key without.
+        spaces = [(key, _space_of_rows(branch)) for key, branch in value.items() if not (key[:1] == "_" and key[1:] in value)]
+        return None if any(space is None for _, space in spaces) else gymnasium.spaces.Dict(cast(Any, spaces))
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
+        return None
+    low: Any = -np.inf
+    high: Any = np.inf
+    if value.dtype.kind == "b":
+        low, high = 0, 1
+    elif value.dtype.kind in "iu":
+        low, high = np.iinfo(value.dtype).min, np.iinfo(value.dtype).max
+    return gymnasium.spaces.Box(low, high, value.shape[1:], value.dtype.type)
+
+
+def _gather(name: str, value: Any, mask: NDArray[np.bool_], like: Any) -> tuple[Tree, NDArray[np.bool_]]:
+    """What Gymnasium has gathered from the environments' infos, as a tree of arrays, and the environments that handed over all of it.
+
+    Args:
+        like: the space of one row, or a tree of such rows in arrays.
+    """
+    branches = like.spaces if isinstance(like, gymnasium.spaces.Dict) else like
+    if isinstance(branches, Mapping):
+        if not isinstance(value, Mapping):
+            raise TypeError(f"{name} is a {type(value).__name__}, expected a dict with the keys {list(branches)}, as state_space says")
+        unknown = [key for key in value if key not in branches and not (key[:1] == "_" and key[1:] in value)]
+        if unknown or branches.keys() - value.keys():
+            missing = [key for key in branches if key not in value]
+            raise ValueError(
+                f"{name} lacks the keys {missing} and has the unknown keys {unknown}, expected {list(branches)} as state_space says"
+            )
+        tree = {}
+        for key, branch in branches.items():
+            tree[key], present = _gather(f"{name}[{key!r}]", value[key], np.asarray(value.get(f"_{key}", mask), np.bool_), branch)
+            mask = mask & present
+        return tree, mask
+    shape = tuple(like.shape) if isinstance(like, gymnasium.spaces.Box) else tuple(like.shape)[1:]
+    if isinstance(value, Mapping):
+        raise TypeError(f"{name} is a dict, expected an array of shape {shape}, as state_space says: make state_space a Dict")
+    rows = np.asarray(value)
+    if rows.dtype == object:
+        # Lists and tensors: Gymnasium gathers NumPy arrays alone.
+        given = {index: np.asarray(rows[index]) for index in np.flatnonzero(mask)}
+        dense = np.zeros((len(rows), *shape), next(iter(given.values())).dtype if given else np.float32)
+        for index, row in given.items():
+            _require_shape(name, row.shape, shape)
+            dense[index] = row
+        rows = dense
+    _require_shape(name, rows.shape[1:], shape)
+    if isinstance(like, gymnasium.spaces.Box):
+        if not np.can_cast(rows.dtype, like.dtype, "same_kind"):
+            raise TypeError(
+                f"{name} has dtype {rows.dtype}, expected {like.dtype} as state_space says: give state_space the dtype of the state"
+            )
+        rows = rows.astype(like.dtype, copy=False)
+    return rows, mask
+
+
+def _require_shape(name: str, got: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if got != expected:
+        raise ValueError(f"{name} has shape {got}, expected {expected} as state_space says: give state_space the shape of the state")
+
+
+def _stack(rows: tuple[Any, ...]) -> Any:
+    """The states of all environments, each a tree, as one tree of arrays."""
+    if isinstance(rows[0], Mapping):
+        return {key: _stack(tuple(row[key] for row in rows)) for key in rows[0]}
+    return np.stack([np.asarray(row) for row in rows])
+
+
+def _rows(tree: Tree) -> int:
+    while isinstance(tree, Mapping):
+        tree = next(iter(tree.values()))
+    return int(tree.shape[0])
+
+
+def _lift(mask: Any, like: Any) -> Any:
+    """`(envs,)` as `(envs, 1, ...)`."""
+    return mask.reshape(len(mask), *(1,) * (like.ndim - 1))
+
+
+def _replace(old: Any, new: NDArray[Any], mask: NDArray[np.bool_]) -> Any:
+    xp = cast(_Namespace, namespace(old))
+    device = getattr(old, "device", None)
+    return xp.where(xp.asarray(_lift(mask, old), device=device), xp.asarray(new, dtype=old.dtype, device=device), old)

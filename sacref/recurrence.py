@@ -1,0 +1,221 @@
+"""What recurrent agents have beyond the others: carries that are acted with, reset and stored, and models that run over sequences.
+
+A model without a carry takes part: `()` fills the slot.
+"""
+
+import logging
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sacref.agent import Agent
+from sacref.border import Rows
+from sacref.replay import Follow
+from sacref.spec.arrays import ArrayT, namespace
+from sacref.tree import Tree, leaves, map_leaves
+from sacref.types import Inputs, Transition, Window
+
+logger = logging.getLogger(__name__)
+
+
+def policy_with_carry(function: Callable[..., Any], *, recurrent: bool) -> Callable[..., Any]:
+    """A policy as `(parameters, inputs, carry) -> (mean, raw log_std, carry)` on `(time, batch, ...)`."""
+
+    def plain(parameters: Any, inputs: Inputs[Any], carry: Tree) -> tuple[Any, Any, Tree]:
+        time, batch = leaves(inputs["observations"])[0].shape[:2]
+        outputs = function(parameters, map_leaves(_rows, inputs))
+        if not isinstance(outputs, tuple) or len(outputs) != 2:
+            raise ValueError(f"model 'policy' returned {type(outputs).__name__}, expected a tuple (mean, raw log_std)")
+        mean, raw_log_std = (output.reshape((time, batch, *output.shape[1:])) for output in outputs)
+        return mean, raw_log_std, ()
+
+    return function if recurrent else plain
+
+
+def critic_with_carry(function: Callable[..., Any], *, recurrent: bool) -> Callable[..., Any]:
+    """A critic as `(parameters, inputs, actions, carry, *draws) -> (values, carry)` on `(time, batch, ...)`."""
+
+    def plain(parameters: Any, inputs: Inputs[Any], actions: Any, carry: Tree, *draws: Any) -> tuple[Any, Tree]:
+        time, batch = actions.shape[:2]
+        values = function(parameters, map_leaves(_rows, inputs), _rows(actions), *map(_rows, draws))
+        return values.reshape((time, batch, *values.shape[1:])), ()
+
+    return function if recurrent else plain
+
+
+def _rows(array: Any) -> Any:
+    """`(time, batch, ...)` as `(time * batch, ...)`."""
+    return array.reshape((array.shape[0] * array.shape[1], *array.shape[2:]))
+
+
+def over_window_policy(policy: Callable[..., Any]) -> Callable[..., Any]:
+    """The policy as the update calls it: `(parameters, window) -> (mean, raw log_std)` of the window's steps."""
+
+    def run(parameters: Any, window: Window[Any]) -> tuple[Any, Any]:
+        mean, raw_log_std, _ = policy(parameters, window.sequence, window.carry)
+        return _steps_of(window, mean), _steps_of(window, raw_log_std)
+
+    return run
+
+
+def over_window_critic(critic: Callable[..., Any], initial_carry: Callable[[int], Tree]) -> Callable[..., Any]:
+    """The critic as the update calls it: `(parameters, window, actions, *draws) -> values` of the window's steps.
+
+    Its carry starts from its own initial one, never from the policy's.
+    """
+
+    def run(parameters: Any, window: Window[Any], actions: Any, *draws: Any) -> Any:
+        # The step that is not asked for is evaluated at zeros, which nothing sees: evaluated actions do not enter the carry.
+        filled = [_with_blank(window, array) for array in (actions, *draws)]
+        values, _ = critic(parameters, window.sequence, filled[0], initial_carry(actions.shape[1]), *filled[1:])
+        return _steps_of(window, values)
+
+    return run
+
+
+def _steps_of(window: Window[Any], array: Any) -> Any:
+    return array[window.shift : array.shape[0] - 1 + window.shift]
+
+
+def _with_blank(window: Window[Any], array: Any) -> Any:
+    xp: Any = namespace(array)
+    blank = xp.zeros_like(array[:1])
+    return xp.concat([blank, array] if window.shift else [array, blank])
+
+
+@dataclass
+class Ongoing:
+    """What a policy remembers of the episodes that run, in one mode; NumPy, or the backend's arrays where the environments give those."""
+
+    carry: Tree = None
+    """The policy's, `(envs, ...)` each, after the last observation; None before the first."""
+    before: Tree = None
+    """The carry before the last observation, which belongs to the row that is recorded next; None once it is."""
+    previous: tuple[Any, Any] | None = None
+    """Actions in [-1, 1], `(envs, action)`, and rewards, `(envs,)`, of the last row; None before the first."""
+    starts: Any = None
+    """`(envs,)`, bool: where the next observation begins an episode; None where nothing has begun since the last reset."""
+
+
+def zero_where(starts: Any, array: Any, initial: Any = None) -> Any:
+    """`array`, `(envs, ...)`, with `initial` (else zeros) in the rows of `starts`."""
+    xp: Any = namespace(starts, array)
+    rows = starts.reshape((array.shape[0], *(1 for _ in array.shape[1:])))
+    return xp.where(rows, xp.zeros_like(array) if initial is None else initial, array)
+
+
+class RecurrentAgent(Agent[ArrayT]):
+    """The part of SAC_RNN that knows no backend. For the arguments see `Agent`."""
+
+    _models: Mapping[str, Any]
+
+    def __init__(self, **arguments: Any) -> None:
+        self._ongoing = {True: Ongoing(), False: Ongoing()}
+        self._initial_carries: dict[tuple[int, bool], Tree] = {}
+        """(environments, whether on the device) -> the policy's carry before an episode."""
+        self._recorded_timesteps = 0
+        """Timesteps in the memory, at least while they are fewer than a sequence's."""
+        self._said_waiting = self._said_padded = False
+        self._episode_lengths: Any = None
+        super().__init__(**arguments)
+
+    @abstractmethod
+    def _act_with_carry(
+        self, way: str, observations: Tree, states: Tree | None, previous: tuple[Any, Any], carry: Tree
+    ) -> tuple[Any, Any, Tree]:
+        """Actions, mean actions and the carry after the observations."""
+
+    def _initial_carry(self, model: str, batch: int) -> Tree:
+        """A model's carry before an episode, `(batch, ...)` each; () of a model without."""
+        return self._models[model].initial_carry(batch) if hasattr(self._models[model], "initial_carry") else ()
+
+    @property
+    def _follow(self) -> Follow:
+        cfg = self.cfg
+        return Follow(sequence_length=cfg.sequence_length, burn_in=cfg.burn_in, stored_carry=cfg.stored_carry)
+
+    @property
+    def _shapes_rewards(self) -> bool:
+        return True  # in evaluation too: the policy may see the previous reward
+
+    def _begin(self, training: bool) -> None:
+        super()._begin(training)
+        self._ongoing[training] = Ongoing()
+
+    def _act(self, way: str, observations: Tree, states: Tree | None) -> tuple[Any, Any]:
+        now = self._ongoing[self.training]
+        sample = leaves(observations)[0]
+        envs, on_device = int(sample.shape[0]), self._is_device_array(sample)
+        convert = self._upload if on_device else self.to_numpy
+        if (envs, on_device) not in self._initial_carries:
+            self._initial_carries[envs, on_device] = map_leaves(convert, self._initial_carry("policy", envs))
+        initial = self._initial_carries[envs, on_device]
+        if now.previous is None or now.previous[1].shape[0] != envs or self._is_device_array(now.previous[1]) != on_device:
+            now.previous = (convert(np.zeros((envs, self.spaces.action_size))), convert(np.zeros(envs)))
+        if now.carry is None or leaves((now.carry, now.previous))[0].shape[0] != envs:
+            now.carry = initial
+        elif now.starts is not None:
+            starts = convert(now.starts)
+            now.carry = map_leaves(lambda array, fresh: zero_where(starts, convert(array), fresh), now.carry, initial)
+            now.previous = (zero_where(starts, now.previous[0]), zero_where(starts, now.previous[1]))
+        now.starts, now.before = None, now.carry
+        actions, mean_actions, carry = self._act_with_carry(way, observations, states, now.previous, now.carry)
+        now.carry = carry if on_device else map_leaves(self.to_numpy, carry)
+        return actions, mean_actions
+
+    def _stored(self, rows: Rows[Any]) -> Transition[Any]:
+        now, transition = self._ongoing[self.training], rows.transition
+        envs, on_device = rows.keep.shape[0], self._is_device_array(rows.keep)
+        convert = self._upload if on_device else self.to_numpy
+        before, now.before = now.before, None
+        if before is None:  # recorded without an act: nobody knows what a policy would have carried
+            before = self._initial_carry("policy", envs)
+        previous = now.previous or (np.zeros((envs, self.spaces.action_size)), np.zeros(envs))
+        previous_actions, previous_rewards = (zero_where(rows.first, convert(array)) for array in previous)
+        now.previous, now.starts = (transition.actions, transition.rewards), rows.starts
+        if self.training:
+            self._recorded_timesteps += 1
+            if not on_device:
+                self._note_short_episodes(rows)
+        return transition._replace(
+            first=rows.first,
+            previous_actions=previous_actions,
+            previous_rewards=previous_rewards,
+            carry=map_leaves(convert, before),
+        )
+
+    def _note_short_episodes(self, rows: Rows[Any]) -> None:
+        if self._said_padded:
+            return
+        lengths = np.zeros(rows.keep.shape[0], np.int64) if self._episode_lengths is None else self._episode_lengths
+        lengths = np.where(rows.first, 0, lengths) + rows.keep
+        short = rows.ended & rows.keep & (lengths < self.cfg.sequence_length)
+        if short.any():
+            self._said_padded = True
+            logger.warning(
+                "an episode ended after %d steps, sequence_length is %d: its sequences are padded, and the padding counts for nothing",
+                int(lengths[short].min()),
+                self.cfg.sequence_length,
+            )
+        self._episode_lengths = lengths
+
+    def _learn_if_due(self, *, timestep: int, timesteps: int) -> None:
+        if self.training and timestep >= self.cfg.learning_starts and self._recorded_timesteps < self.cfg.sequence_length:
+            if not self._said_waiting:
+                self._said_waiting = True
+                logger.info(
+                    "learning waits: %d timesteps are stored, sequence_length is %d", self._recorded_timesteps, self.cfg.sequence_length
+                )
+            return
+        super()._learn_if_due(timestep=timestep, timesteps=timesteps)
+
+    def load(self, path: Any) -> None:
+        """Restore what `save` wrote; see `Agent.load`. Episodes begin anew."""
+        super().load(path)
+        for training in self._ongoing:
+            self._ongoing[training] = Ongoing()
+        if self.memory is not None:
+            self._recorded_timesteps = -(-len(self.memory) // self.memory.num_envs)

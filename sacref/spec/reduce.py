@@ -1,0 +1,85 @@
+"""Reductions over the batch that pass over the rows that do not count: padding, and steps that only warm up a carry."""
+
+import math
+
+from jaxtyping import Bool, Float
+
+from sacref.spec.arrays import Array, ArrayT, Namespace, require_one_dtype, require_shape
+
+
+def masked_mean(values: Float[ArrayT, "*leading_and_batch"], mask: Bool[ArrayT, "*batch"] | None = None) -> Float[ArrayT, "*leading"]:
+    """Mean over the rows that count: sum(where(mask, values, 0)) / max(count, 1).
+
+    The losses of sequences of unequal length, as in Ni et al. 2022 (arXiv:2110.05038). A row that does not count enters neither the value
+    nor the gradient, be it infinite or NaN.
+
+    Args:
+        values: shape `(*leading, *batch)`.
+        mask: which rows count, bool, shape `(*batch,)`; None for a batch of one axis whose rows all count.
+
+    Returns:
+        Mean, shape `(*leading,)`; 0 where no row counts.
+
+    Raises:
+        TypeError: if values is neither float32 nor float64, or mask not bool. ValueError: if mask is not of the last axes' shape.
+    """
+    xp = require_one_dtype("masked_mean", values=values)
+    if mask is None:
+        mean: ArrayT = xp.mean(values, axis=-1)
+        return mean
+    rows, counted = _rows("masked_mean", xp, values, mask)
+    count = xp.sum(xp.astype(counted, values.dtype), axis=-1)
+    # The library's own mean times a factor that is 1 where all rows count: then the two branches agree bit for bit, though XLA
+    # divides by a number of rows that it knows in another way than by one that is counted.
+    mean = xp.mean(xp.where(counted, rows, 0.0), axis=-1) * (rows.shape[-1] / xp.where(count > 0, count, 1.0))
+    return mean
+
+
+def masked_max(values: Float[ArrayT, "*leading_and_batch"], mask: Bool[ArrayT, "*batch"] | None = None) -> Float[ArrayT, "*leading"]:
+    """Largest value of the rows that count (sequences: Ni et al. 2022, arXiv:2110.05038).
+
+    Args:
+        values: shape `(*leading, *batch)`.
+        mask: as of `masked_mean`.
+
+    Returns:
+        Maximum, shape `(*leading,)`; -inf where no row counts.
+
+    Raises:
+        TypeError, ValueError: as `masked_mean`.
+    """
+    xp = require_one_dtype("masked_max", values=values)
+    if mask is not None:
+        rows, counted = _rows("masked_max", xp, values, mask)
+        values = xp.where(counted, rows, -math.inf)
+    return xp.max(values, axis=-1)
+
+
+def masked_min(values: Float[ArrayT, "*leading_and_batch"], mask: Bool[ArrayT, "*batch"] | None = None) -> Float[ArrayT, "*leading"]:
+    """Smallest value of the rows that count (sequences: Ni et al. 2022, arXiv:2110.05038).
+
+    Args:
+        values: shape `(*leading, *batch)`.
+        mask: as of `masked_mean`.
+
+    Returns:
+        Minimum, shape `(*leading,)`; inf where no row counts.
+
+    Raises:
+        TypeError, ValueError: as `masked_mean`.
+    """
+    xp = require_one_dtype("masked_min", values=values)
+    if mask is not None:
+        rows, counted = _rows("masked_min", xp, values, mask)
+        values = xp.where(counted, rows, math.inf)
+    return xp.min(values, axis=-1)
+
+
+def _rows(function: str, xp: Namespace, values: ArrayT, mask: Array) -> tuple[ArrayT, ArrayT]:
+    """Values `(*leading, rows)` and mask `(*1, rows)`, of one rank: the batch as one axis, which is summed as a batch of one axis is."""
+    if mask.dtype != xp.bool:
+        raise TypeError(f"{function}: mask has dtype {mask.dtype}, expected bool: make it of a comparison, such as weights > 0")
+    leading, batch = tuple(values.shape[: values.ndim - mask.ndim]), tuple(values.shape[max(values.ndim - mask.ndim, 0) :])
+    require_shape(function, "mask", mask, batch, "the last axes of values")
+    counted: ArrayT = xp.reshape(mask, (*(1 for _ in leading), -1))
+    return xp.reshape(values, (*leading, -1)), counted

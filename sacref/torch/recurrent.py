@@ -1,0 +1,87 @@
+"""The default recurrent networks: a policy and a Q-function, each with a cell of its own."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sacref.initialisation import Network, check_carry
+from sacref.torch.layers import Perceptron
+from sacref.types import Inputs
+
+CELLS: dict[str, type[nn.RNNBase]] = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+
+
+class Recurrent(Perceptron):
+    """A cell over the inputs, the previous actions and the previous rewards; above it a perceptron that sees the inputs, too.
+
+    The networks of Ni et al. 2022 (arXiv:2110.05038): each owns its cell, and has a shortcut of the current input.
+    """
+
+    def __init__(self, network: Network, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(network, dtype)
+        if network.cell is None:
+            raise ValueError("a recurrent network needs a cell: Network(..., cell=Cell(kind, inputs, size))")
+        self.kind, self.size = network.cell.kind, network.cell.size
+        self.cell = recurrent_cell(self.kind, network.cell.inputs, self.size, dtype)
+
+    def initial_carry(self, batch: int) -> Any:
+        """Zeros: `(batch, size)`, of an LSTM a tuple of two."""
+        zeros = self.head.weight.new_zeros
+        return (zeros(batch, self.size), zeros(batch, self.size)) if self.kind == "lstm" else zeros(batch, self.size)
+
+    def unroll(self, inputs: Inputs[Tensor], carry: Any) -> tuple[list[Tensor], Any]:
+        """What the perceptron sees at each step, the cell's output first, and the carry after the last step.
+
+        Raises:
+            ValueError: if the carry does not fit the inputs.
+        """
+        seen = self.read(inputs, 2)
+        fed = list(seen)
+        if "actions" in self.network.feed_previous:
+            fed.append(inputs["previous_actions"])
+        if "rewards" in self.network.feed_previous:
+            fed.append(inputs["previous_rewards"][..., None])
+        check_carry(carry, (seen[0].shape[1], self.size), parts=2 if self.kind == "lstm" else 1)
+        state = tuple(part[None] for part in carry) if self.kind == "lstm" else carry[None]
+        outputs, state = self.cell(torch.cat(fed, dim=-1), state)
+        return [outputs, *seen], tuple(part[0] for part in state) if self.kind == "lstm" else state[0]
+
+
+class RecurrentPolicy(Recurrent):
+    """Sequences of observations -> mean and raw log standard deviation of the Gaussians before the squashing."""
+
+    def forward(
+        self, inputs: Inputs[Tensor], carry: Any
+    ) -> tuple[Float[Tensor, "time batch action"], Float[Tensor, "time batch action"], Any]:
+        """Return mean and raw log_std, each `(time, batch, action)`, and the carry after the last step."""
+        parts, carry = self.unroll(inputs, carry)
+        mean, raw_log_std = self.perceive(parts).chunk(2, dim=-1)
+        return mean, raw_log_std, carry
+
+
+class RecurrentQFunction(Recurrent):
+    """Sequences of observations (or states) and of actions in (-1, 1) -> the soft action values.
+
+    The evaluated actions enter above the cell: the carry knows what was done, not what is asked about, so that one pass serves both.
+    """
+
+    def forward(
+        self, inputs: Inputs[Tensor], actions: Float[Tensor, "time batch action"], carry: Any, *draws: Tensor
+    ) -> tuple[Float[Tensor, "time batch"], Any]:
+        """Return values, `(time, batch)`, and the carry after the last step.
+
+        `draws` are uniform, `(time, batch, width)`, one for each of `draw_widths`.
+        """
+        parts, carry = self.unroll(inputs, carry)
+        return self.perceive([*parts, actions], draws)[..., 0], carry
+
+
+def recurrent_cell(kind: str, inputs: int, size: int, dtype: torch.dtype) -> nn.RNNBase:
+    """One layer of zeros, over `(time, batch, inputs)`: the weights are drawn by default_models."""
+    cell = CELLS[kind](inputs, size, dtype=dtype, device="meta")  # torch's own draw would move the global generator
+    cell = cell.to_empty(device="cpu")
+    for parameter in cell.parameters():
+        nn.init.zeros_(parameter)
+    return cell
