@@ -2,17 +2,16 @@
 
 import math
 import operator
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from sacref.initialisation import dense_layers
+from sacref.initialisation import Cell, dense_layers
 from sacref.parity import oracle
 from sacref.parity.networks import Arrays
-from sacref.parity.schedules import Adaptive, Schedule
+from sacref.parity.schedules import Schedule
 from sacref.tree import Tree
 from sacref.types import Batch, Noise, Sequences
 
@@ -22,7 +21,6 @@ FRESH_SHARE = 0.4
 """How many sequences begin at an episode's start."""
 FINAL_SHARE = 0.3
 """How many sequences end by termination."""
-GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 
 NumpyBatch = Batch[NDArray[Any]]
 NumpySequences = Sequences[NDArray[Any]]
@@ -179,6 +177,7 @@ def initial_state(
     fed: int = 0,
     learning_rates: Sequence[float] = (1e-3, 1e-3, 1e-3),
     schedules: Sequence[Schedule | None] = (None, None, None),
+    policy_delay: int = 1,
 ) -> Arrays:
     """The state before the first update, by common names: weights as the default models draw them, targets their copies, moments 0.
 
@@ -193,19 +192,23 @@ def initial_state(
         recurrent, recurrent_size: kind of cell or None, and its size.
         fed: width of what cells are fed of the step before.
         learning_rates, schedules: of the policy, the critics and the temperature.
+        policy_delay: updates until the policy and the temperature step.
     """
     seen = {"policy": observation} | {f"critic_{i + 1}": states or observation for i in range(critics)}
     state: Arrays = {}
     for model, width in seen.items():
-        entered, outputs = (width, 2 * action) if model == "policy" else (width + action, 1)
-        if recurrent is not None:
-            state |= _cell(recurrent, width + fed, recurrent_size, seed, model)
-            entered += recurrent_size
-        layers = dense_layers(inputs=entered, hidden=hidden, outputs=outputs, seed=seed, model=model)
+        judges = model != "policy"
+        cell = None if recurrent is None else Cell(recurrent, width + fed, recurrent_size)
+        layers = dense_layers(
+            inputs=width + judges * action + (0 if cell is None else cell.size),
+            hidden=hidden,
+            outputs=1 if judges else 2 * action,
+            seed=seed,
+            model=model,
+            layer_norm=layer_norm and judges,
+            cell=cell,
+        )
         state |= {f"{model}.{name}": array for name, array in layers.items()}
-        if layer_norm and model != "policy":
-            for i, size in enumerate(hidden):
-                state |= {f"{model}.norms.{i}.scale": np.ones(size), f"{model}.norms.{i}.bias": np.zeros(size)}
     optimized = [(("policy_optimizer" if name.startswith("policy.") else "critic_optimizer"), name) for name in state]
     state |= {f"target_{name}": value.copy() for name, value in state.items() if name.startswith("critic_")}
     state["log_alpha"] = np.asarray(math.log(alpha))
@@ -214,11 +217,13 @@ def initial_state(
     for optimizer, name in optimized:
         for moment in ("first_moment", "second_moment"):
             state[oracle.moment_name(optimizer, moment, name)] = np.zeros_like(state[name])
-    for optimizer, rate, schedule in zip(oracle.OPTIMIZERS, learning_rates, schedules, strict=True):
-        if isinstance(schedule, Adaptive):
-            state[f"{optimizer}.learning_rate"] = np.asarray(rate)
-    state = {name: np.asarray(value, dtype=dtype) for name, value in state.items()}
     counters = {"gradient_steps", *(f"{optimizer}.count" for optimizer, _ in optimized)}
+    for optimizer, rate, schedule in zip(oracle.OPTIMIZERS, learning_rates, schedules, strict=True):
+        if schedule is not None:
+            state[f"{optimizer}.learning_rate"] = np.asarray(rate)
+        if f"{optimizer}.count" in counters and (schedule is not None or (policy_delay > 1 and optimizer != "critic_optimizer")):
+            counters.add(f"{optimizer}.calls")
+    state = {name: np.asarray(value, dtype=dtype) for name, value in state.items()}
     return state | {name: np.asarray(0, np.int64) for name in sorted(counters)}
 
 
@@ -242,11 +247,3 @@ def _noise(
         )
         noise = noise._replace(dropout=(targets, online, judges))
     return noise
-
-
-def _cell(kind: str, inputs: int, size: int, seed: int, model: str) -> Arrays:
-    """U(-1/sqrt(size), 1/sqrt(size)), PyTorch's default for recurrent layers."""
-    stream = np.random.default_rng([seed, zlib.crc32(f"{model}.cell".encode())])
-    width, bound = GATES[kind] * size, 1 / math.sqrt(size)
-    shapes = {"input.kernel": (inputs, width), "input.bias": (width,), "hidden.kernel": (size, width), "hidden.bias": (width,)}
-    return {f"{model}.cell.{name}": stream.uniform(-bound, bound, shape) for name, shape in shapes.items()}

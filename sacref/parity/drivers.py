@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import gymnasium
 import numpy as np
@@ -51,7 +51,7 @@ class Problem:
     """Whether some rows of each batch do not count."""
     n_step: int = 1
     target_subset: int | None = None
-    policy_value: str = "min"
+    policy_value: Literal["min", "mean"] = "min"
     policy_delay: int = 1
     layer_norm: bool = False
     dropout: float = 0.0
@@ -97,7 +97,30 @@ class Problem:
             learn_entropy=self.learn_entropy,
             initial_entropy_value=self.initial_entropy_value,
             target_entropy=self.target_entropy,
+            n_step=self.n_step,
+            target_subset=self.target_subset,
+            policy_value=self.policy_value,
+            policy_delay=self.policy_delay,
+            learning_rate_scheduler=self.schedule,
+            learning_rate_scheduler_kwargs=self.schedule_kwargs,
+            sequence_length=self.sequence_length,
+            burn_in=self.burn_in,
         )
+
+    def spaces(self) -> dict[str, gymnasium.Space[Any] | None]:
+        """What the agents are built for."""
+
+        def box(width: int) -> gymnasium.Space[Any]:
+            return gymnasium.spaces.Box(-math.inf, math.inf, (width,), np.float64)
+
+        observations = data.split_observations(np.zeros(self.observation)) if self.dict_observations else np.zeros(self.observation)
+        return {
+            "observation_space": gymnasium.spaces.Dict({name: box(len(part)) for name, part in observations.items()})
+            if isinstance(observations, dict)
+            else box(self.observation),
+            "state_space": box(self.states) if self.states > 0 else None,
+            "action_space": gymnasium.spaces.Box(-1.0, 1.0, (self.action,), np.float64),
+        }
 
     def initial_state(self) -> Arrays:
         """Where every implementation starts, in `dtype`."""
@@ -117,6 +140,7 @@ class Problem:
             fed=("actions" in self.feed_previous) * self.action + ("rewards" in self.feed_previous),
             learning_rates=self.learning_rate,
             schedules=self._schedules(),
+            policy_delay=self.policy_delay,
         )
 
     def draws(self) -> Iterator[tuple[oracle.Data, Noise[NDArray[Any]]]]:
@@ -205,15 +229,23 @@ class BackendAgent:
         module = importlib.import_module(f"sacref.{backend}")
         self.dtype = problem.dtype
         self.backend = backend
-        spaces = {
-            "observation_space": gymnasium.spaces.Box(-math.inf, math.inf, (problem.observation,), np.float64),
-            "action_space": gymnasium.spaces.Box(-1.0, 1.0, (problem.action,), np.float64),
-        }
+        spaces = problem.spaces()
+        cell: dict[str, Any] = {}
+        if problem.recurrent is not None:
+            cell = {"recurrent": problem.recurrent, "recurrent_size": problem.recurrent_size, "feed_previous": problem.feed_previous}
         with self._precision():
             models = module.default_models(
-                **spaces, hidden=problem.hidden, seed=problem.seed, dtype=problem.dtype, num_critics=problem.critics
+                **spaces,
+                hidden=problem.hidden,
+                seed=problem.seed,
+                dtype=problem.dtype,
+                num_critics=problem.critics,
+                layer_norm=problem.layer_norm,
+                dropout=problem.dropout,
+                **cell,
             )
-            self.agent = module.SAC(models=models, memory=None, **spaces, cfg=problem.config())
+            make = module.SAC if problem.recurrent is None else module.SAC_RNN
+            self.agent = make(models=models, memory=None, **spaces, cfg=problem.config())
             self.agent.keep_gradients()
         self.reset(state)
 

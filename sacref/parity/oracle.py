@@ -8,7 +8,7 @@ Of sequences each array has a leading time axis, and a row is a step of a sequen
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -35,7 +35,7 @@ class Settings(NamedTuple):
     grad_norm_clip: float = 0.0
     """By global norm, in groups: the policy; all critics together; the temperature never. Off when <= 0."""
     learn_entropy: bool = True
-    policy_value: str = "min"
+    policy_value: Literal["min", "mean"] = "min"
     """What the policy maximises: the "min" or the "mean" of the critics."""
     policy_delay: int = 1
     """The policy and the temperature step at every n-th update."""
@@ -101,11 +101,18 @@ def update(state: Named, batch: Data, noise: Noise[Floats], settings: Settings) 
         if name.startswith("target_"):
             online = new[name.removeprefix("target_")]
             new[name] = settings.polyak * online + (1 - settings.polyak) * state[name]
-    new["gradient_steps"] = np.asarray(state["gradient_steps"] + 1)
-    new |= adapted(state, new, batch, settings)
+    for name in state:
+        if name == "gradient_steps" or name.endswith("_optimizer.calls"):
+            new[name] = np.asarray(state[name] + 1)
+    new |= scheduled(state, new, batch, rates, settings)
     gradients = critic_gradients | policy_gradients | {"log_alpha": temperature_gradient}
     entropy = -(weights(batch) * log_prob).sum()
     metrics = critic_metrics | policy_metrics | _arrays(entropy_loss=entropy_loss, alpha=np.exp(state["log_alpha"]), entropy=entropy)
+    if settings.grad_norm_clip > 0:
+        metrics |= _arrays(policy_gradient_norm=norm(policy_gradients), critic_gradient_norm=norm(critic_gradients))
+    for part, rate, schedule in zip(("policy", "critic", "entropy"), rates, settings.schedules, strict=True):
+        if schedule is not None:
+            metrics[f"{part}_learning_rate"] = np.asarray(rate, entropy.dtype)
     return new, metrics, gradients
 
 
@@ -219,14 +226,19 @@ def learning_rates(state: Named, settings: Settings) -> list[float]:
     return found
 
 
-def adapted(state: Named, new: Named, batch: Data, settings: Settings) -> Arrays:
-    """The learning rates of the next update, where they follow the divergence of the new policy from the old one."""
-    adaptive = {name: schedule for name, schedule in zip(OPTIMIZERS, settings.schedules, strict=True) if isinstance(schedule, Adaptive)}
-    if not adaptive:
-        return {}
-    found = divergence(state, new, batch, settings)
-    rates = {f"{name}.learning_rate": schedule(state[f"{name}.learning_rate"], found) for name, schedule in adaptive.items()}
-    return {name: np.asarray(rate, state[name].dtype) for name, rate in rates.items()}
+def scheduled(state: Named, new: Named, batch: Data, rates: Sequence[float], settings: Settings) -> Arrays:
+    """What the optimizers keep of a scheduled rate: the one that was in force, or where it follows the policy's divergence the next one.
+
+    An update that leaves the policy alone says nothing of how far its steps go: the rate stays.
+    """
+    found: dict[str, float] = {}
+    policy_stepped = (int(state["gradient_steps"]) + 1) % settings.policy_delay == 0
+    for optimizer, rate, schedule in zip(OPTIMIZERS, rates, settings.schedules, strict=True):
+        if isinstance(schedule, Adaptive) and policy_stepped:
+            rate = schedule(rate, divergence(state, new, batch, settings))
+        if schedule is not None:
+            found[f"{optimizer}.learning_rate"] = rate
+    return {name: np.asarray(rate, state[name].dtype) for name, rate in found.items()}
 
 
 def divergence(state: Named, new: Named, batch: Data, settings: Settings) -> float:
@@ -240,10 +252,15 @@ def divergence(state: Named, new: Named, batch: Data, settings: Settings) -> flo
 
 def clip(gradients: Named, limit: float) -> Arrays:
     """The gradients times min(1, limit / norm), norm being that of all of them together; unchanged when `limit` <= 0."""
-    norm = np.sqrt(sum((g**2).sum() for g in gradients.values()))
-    if limit <= 0 or norm <= limit:
+    length = norm(gradients)
+    if limit <= 0 or length <= limit:
         return dict(gradients)
-    return {name: g * (limit / norm) for name, g in gradients.items()}
+    return {name: g * (limit / length) for name, g in gradients.items()}
+
+
+def norm(gradients: Named) -> Floats:
+    """The Euclidean norm of all of them together."""
+    return np.asarray(np.sqrt(sum((g**2).sum() for g in gradients.values())))
 
 
 def critics(state: Named) -> int:

@@ -104,7 +104,7 @@ class Reference:
                 if name.startswith("target_"):
                     leaf.lerp_(self.leaves[name.removeprefix("target_")], self.problem.polyak)
             divergence = kl_divergence(before, self.gaussian(batch, 0)).sum(-1)[mask].mean()
-        self.reschedule(float(divergence))
+        self.reschedule(float(divergence), due)
         metrics = {"critic_loss": critic_loss, "policy_loss": policy_loss, "entropy_loss": entropy_loss, "entropy": -log_prob[mask].mean()}
         metrics |= {"target_max": target[mask].max(), "target_min": target[mask].min(), "target_mean": target[mask].mean()}
         metrics |= {"q_max": q[:, mask].amax(1), "q_min": q[:, mask].amin(1), "q_mean": q[:, mask].mean(1), "alpha": alpha}
@@ -130,10 +130,10 @@ class Reference:
             self.optimizers[group]._opt_called = True  # type: ignore[attr-defined]  # PyTorch sets it on the instance
         return dict(zip(self.groups[group], gradients, strict=True))
 
-    def reschedule(self, divergence: float) -> None:
+    def reschedule(self, divergence: float, due: bool) -> None:
         for group, name, kwargs in zip(GROUPS, self.problem.schedule, self.problem.schedule_kwargs, strict=True):
             entry = self.optimizers[group].param_groups[0]
-            if name == "kl_adaptive":
+            if name == "kl_adaptive" and due:
                 if divergence > 2 * kwargs["kl_threshold"]:
                     entry["lr"] = np.clip(entry["lr"] / 1.5, 1e-6, 1e-2)
                 if divergence < kwargs["kl_threshold"] / 2:
