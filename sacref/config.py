@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, TypeVar, get_a
 
 import numpy as np
 
-from sacref.spec.schedules import FACTORS, SCHEDULES
+from sacref.spec.schedules import FACTORS, SCHEDULES, KLAdaptive
 
 RewardsShaper: TypeAlias = Callable[[Any, int, int], Any]
 """`(rewards, timestep, timesteps) -> rewards`, both arrays of shape `(envs, 1)`."""
@@ -431,14 +431,19 @@ def _written_arguments(path: str, kwargs: dict[str, Any]) -> Any:
 _CALLABLES = ("learning_rate_scheduler", "observation_preprocessor", "state_preprocessor", "rewards_shaper")
 
 
-def _schedule(path: str, function: Callable[..., Any], kwargs: Mapping[str, Any]) -> Schedule:
+def _schedule(path: str, part: str, rate: float, function: Callable[..., Any], kwargs: Mapping[str, Any]) -> Schedule:
     if function in SCHEDULES.values():
         is_factor = function in FACTORS.values()
         _require_arguments(path, function, 1 if is_factor else 0, kwargs)
         try:
-            function(np.asarray(0.0), **kwargs) if is_factor else function(**kwargs)
+            made = function(np.asarray(0.0), **kwargs) if is_factor else function(**kwargs)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{path} is {dict(kwargs)}: {error}") from error
+        if isinstance(made, KLAdaptive) and not made.min_lr <= rate <= made.max_lr:
+            raise ConfigError(
+                f"SACConfig.learning_rate is {rate} for {part}, expected from {made.min_lr} to {made.max_lr}, between which kl_adaptive "
+                f"moves it: change it, or min_lr or max_lr in learning_rate_scheduler_kwargs, or give {part} no schedule"
+            )
     return Schedule(function, kwargs)
 
 
@@ -583,11 +588,12 @@ class SACConfig(_Config):
                 raise ConfigError(f"{path}_kwargs is {kwargs} and {path.partition('.')[2]} None: set one, or leave the arguments empty")
             kwargs = tuple({} if function is None else kwargs for function in functions)
         schedules: dict[str, Schedule | None] = {}
-        for part, function, arguments in zip(PARTS, functions, kwargs, strict=True):
+        for part, function, arguments, rate in zip(PARTS, functions, kwargs, self.learning_rates, strict=True):
             if function is None and arguments:
                 raise ConfigError(f"{path}_kwargs has {arguments} for {part}, which has no schedule: set one, or leave them empty")
-            schedules[part] = None if function is None else _schedule(f"{path}_kwargs", function, arguments)
-        return schedules if self.learn_entropy else schedules | {"entropy": None}
+            learned = part != "entropy" or self.learn_entropy
+            schedules[part] = _schedule(f"{path}_kwargs", part, rate, function, arguments) if function is not None and learned else None
+        return schedules
 
     @property
     def learning_rates(self) -> tuple[float, float, float]:

@@ -5,7 +5,7 @@ A model without a carry takes part: `()` fills the slot.
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,7 +110,7 @@ def zero_where(starts: Any, array: Any, initial: Any = None) -> Any:
 class RecurrentAgent(Agent[ArrayT]):
     """The part of SAC_RNN that knows no backend. For the arguments see `Agent`."""
 
-    _models: Mapping[str, Any]
+    _models: Any
 
     def __init__(self, **arguments: Any) -> None:
         self._ongoing = {True: Ongoing(), False: Ongoing()}

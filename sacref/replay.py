@@ -67,7 +67,7 @@ def check_arrays(
 
 def filled_rows(size: NDArray[Any]) -> int:
     """Rows from the memory's first to the last that holds a transition of any environment."""
-    return int(size.max()) * size.shape[0]
+    return int(size.max()) * int(size.shape[0])
 
 
 def check_block(timesteps: int, envs: int, capacity: int) -> None:

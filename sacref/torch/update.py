@@ -104,7 +104,8 @@ class Update:
 
         # Schedules: an adaptive one asks how far the policy has moved on this batch.
         def divergence() -> Array:
-            return masked_mean(kl_divergence(mean, log_std, *self.distribution(policy, batch.inputs)), batch.mask)
+            moved: Array = kl_divergence(mean, log_std, *self.distribution(policy, batch.inputs))
+            return masked_mean(moved, batch.mask)
 
         policy_optimizer = self.policy_optimizer.adapt(policy_optimizer, divergence)
         critic_optimizer = self.critic_optimizer.adapt(critic_optimizer, divergence)
