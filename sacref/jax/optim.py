@@ -23,7 +23,7 @@ def tree_map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
 
 
 def value_and_grad(objective: Callable[[Tree], tuple[Array, Any]], parameters: Tree) -> tuple[tuple[Array, Any], Tree]:
-    """Value, auxiliary arrays (a tree) and gradient of `objective` at `parameters`; everything else it reads is a constant."""
+    """Value, auxiliary tree of arrays and gradient of `objective` at `parameters`; everything else it reads is a constant."""
     result: tuple[tuple[Array, Any], Tree] = jax.value_and_grad(objective, has_aux=True)(parameters)
     return result
 

@@ -35,7 +35,7 @@ def tree_map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
 
 
 def value_and_grad(objective: Callable[[Tree], tuple[Tensor, Any]], parameters: Tree) -> tuple[tuple[Tensor, Any], Tree]:
-    """Value, auxiliary tensors (a tree of `sacref.tree`) and gradient of `objective` at `parameters`; everything else it reads is a constant."""
+    """Value, auxiliary tree of tensors and gradient of `objective` at `parameters`; everything else it reads is a constant."""
     with torch.enable_grad():
         variables = tree_map(lambda leaf: leaf.detach().requires_grad_(), parameters)
         value, aux = objective(variables)
