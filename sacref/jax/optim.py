@@ -137,7 +137,7 @@ def _rate_of(schedule: Schedule | None, learning_rate: float) -> Callable[[Array
     name = getattr(function, "__name__", repr(function))
     try:
         own = function(**kwargs) if kwargs else function
-        rate = jax.eval_shape(lambda calls: jnp.asarray(own(calls)), jnp.zeros((), jnp.int32))
+        rate = jax.eval_shape(lambda calls: jnp.asarray(own(calls)), jnp.zeros(()))
     except Exception as error:
         raise ConfigError(
             f"learning_rate_scheduler is {name} with arguments {dict(kwargs)}, which fails as step -> rate on JAX arrays "
@@ -146,7 +146,7 @@ def _rate_of(schedule: Schedule | None, learning_rate: float) -> Callable[[Array
         ) from error
     if rate.shape != ():
         raise ConfigError(f"learning_rate_scheduler is {name}, which gives a rate of shape {rate.shape}, expected ()")
-    return lambda calls, like: jnp.asarray(own(calls), like.dtype)
+    return lambda calls, like: jnp.asarray(own(calls.astype(like.dtype)), like.dtype)
 
 
 def _beside(parameters: Tree, state: Any) -> Any:
