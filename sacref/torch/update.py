@@ -59,19 +59,18 @@ class Update:
     def __call__(self, state: State, batch: Batch[Array] | Sequences[Array], noise: Noise[Array]) -> tuple[State, Metrics[Array]]:
         """Return the state after one gradient step, on transitions with actions in (-1, 1), and what was measured on the way."""
         xp = namespace(batch.rewards)
-        for_targets, for_critics, for_actor = noise.dropout
         alpha = xp.exp(state.log_alpha)  # of this whole update: the one before its temperature step
         gamma = self.discount_factor if batch.discounts is None else batch.discounts
         discount = gamma * xp.astype(~batch.terminated, batch.rewards.dtype)
 
         # Critics: towards the soft Bellman target, which is a constant of their objective.
         next_actions, next_log_prob = squash(*self.distribution(state.policy, batch.next_inputs), noise.next_actions)
-        next_q = self.evaluate(state.target_critics, batch.next_inputs, next_actions, for_targets)
+        next_q = self.evaluate(state.target_critics, batch.next_inputs, next_actions, noise.dropout[0])
         next_q = next_q if noise.target_critics is None else next_q[noise.target_critics]
         target = td_target(batch.rewards, discount, next_q, next_log_prob, alpha)
 
         def critic_objective(critics: dict[str, Parameters]) -> tuple[Array, Array]:
-            q = self.evaluate(critics, batch.inputs, batch.actions, for_critics)
+            q = self.evaluate(critics, batch.inputs, batch.actions, noise.dropout[1])
             return masked_mean(critic_loss(q, target), batch.mask).sum(), q
 
         (critic_value, q), gradients = value_and_grad(critic_objective, state.critics)
@@ -81,7 +80,7 @@ class Update:
         def actor_objective(policy: Parameters) -> tuple[Array, tuple[Array, Array, Array]]:
             mean, log_std = self.distribution(policy, batch.inputs)
             actions, log_prob = squash(mean, log_std, noise.actions)
-            q = self.policy_value(self.evaluate(critics, batch.inputs, actions, for_actor))
+            q = self.policy_value(self.evaluate(critics, batch.inputs, actions, noise.dropout[2]))
             return masked_mean(actor_loss(q, log_prob, alpha), batch.mask), (log_prob, mean, log_std)
 
         (actor_value, (log_prob, mean, log_std)), gradients = value_and_grad(actor_objective, state.policy)
@@ -129,5 +128,5 @@ class Update:
         self, critics: dict[str, Parameters], inputs: Seen[Array], actions: Float[Array, "*batch action"], draws: Draws[Array]
     ) -> Float[Array, "critic *batch"]:
         """The values of all critics."""
-        q = [critic(critics[name], inputs, actions, *draws.get(name, ())) for name, critic in self.critics.items()]
-        return namespace(actions).stack(q)
+        values = (critic(critics[name], inputs, actions, *draws.get(name, ())) for name, critic in self.critics.items())
+        return namespace(actions).stack(list(values))
