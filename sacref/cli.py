@@ -71,6 +71,18 @@ class Train:
     """Wrappers put around each environment, the first one innermost, each as module:name."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the networks' hidden layers."""
+    num_critics: int = 2
+    """Critics; the target takes the minimum of all, or of --target-subset of them."""
+    layer_norm: bool = False
+    """Normalise the critics' hidden layers."""
+    dropout: float = 0.0
+    """Fraction of the critics' hidden units that is dropped; 0.01 with --layer-norm is DroQ's."""
+    recurrent: Literal["rnn", "gru", "lstm"] | None = None
+    """Cell of recurrent networks, which SAC_RNN trains on sequences of --sequence-length; None for feed-forward ones."""
+    recurrent_size: int = 128
+    """Width of the cell's hidden state."""
+    feed_previous: tuple[Literal["actions", "rewards"], ...] = ("actions",)
+    """What of the step before enters the cell beside the observations."""
     memory_capacity: int = 1_000_000
     """Transitions in the replay memory; no more than the steps are allocated."""
     evaluation_interval: int | None = None
@@ -97,6 +109,12 @@ class Train:
             num_envs=self.num_envs,
             cfg=self.cfg,
             hidden=self.hidden,
+            num_critics=self.num_critics,
+            layer_norm=self.layer_norm,
+            dropout=self.dropout,
+            recurrent=self.recurrent,
+            recurrent_size=self.recurrent_size,
+            feed_previous=self.feed_previous,
             memory_capacity=self.memory_capacity,
             evaluation_interval=self.evaluation_interval,
             evaluation_episodes=self.evaluation_episodes,
@@ -150,8 +168,13 @@ class Train:
         try:
             cfg = SACConfig.from_dict(stored["cfg"])
             cfg.experiment.directory = cfg.experiment.experiment_name = ""
+            models = {**stored["models"], "feed_previous": tuple(stored["models"]["feed_previous"])}
             return Train(
-                cfg=cfg, hidden=tuple(stored["hidden"]), wrappers=tuple(stored["wrappers"]), **{name: stored[name] for name in names}
+                cfg=cfg,
+                hidden=tuple(stored["hidden"]),
+                wrappers=tuple(stored["wrappers"]),
+                **models,
+                **{name: stored[name] for name in names},
             )
         except (KeyError, TypeError) as error:
             raise ValueError(
@@ -184,7 +207,7 @@ class Evaluate:
         copies = max(1, min(self.episodes, experiment.EVALUATION_COPIES))
         environments = envs.make(_environment(config["env"]), copies, env_kwargs=config["env_kwargs"], wrappers=wrappers)
         try:
-            evaluation = evaluate(agent, environments, episodes=self.episodes, seed=self.seed)
+            evaluation = evaluate(agent, environments, episodes=self.episodes, seed=self.seed, state_space=experiment.states_space(config))
         finally:
             environments.close()
         print(f"{config['env']} on {config['backend']}: {_summary(evaluation)}")

@@ -283,13 +283,12 @@ def load(run_dir: str | Path, *, checkpoint: str | Path | None = None, device: s
     path = _find_checkpoint(directory, checkpoint)
     try:
         backend, hidden, seed = config["backend"], tuple(int(width) for width in config["hidden"]), int(config["seed"])
-        stored_states = config.get("state_space")
         spaces = {
             "observation_space": _read_space(config["observation_space"]),
-            "state_space": None if stored_states is None else _read_space(stored_states),
+            "state_space": states_space(config),
             "action_space": _read_space(config["action_space"]),
         }
-        options = dict(config.get("models", {}))
+        options = dict(config["models"])
         # What shapes the rewards and the rates is not needed to act, and its name would be imported.
         unneeded: dict[str, Any] = {"rewards_shaper": None, "learning_rate_scheduler": None, "learning_rate_scheduler_kwargs": {}}
         cfg = SACConfig.from_dict({**config["cfg"], **unneeded}, import_callables=False)
@@ -321,6 +320,12 @@ def read_config(run_dir: str | Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise RunError(f"{path} holds a {type(config).__name__}, expected an object: restore it, or train again")
     return config
+
+
+def states_space(config: Mapping[str, Any]) -> gymnasium.Space[Any] | None:
+    """The space of the privileged states that a run's environments hand over, from what `read_config` gives; None for none."""
+    stored = config["state_space"]
+    return None if stored is None else _read_space(stored)
 
 
 @dataclass

@@ -5,7 +5,7 @@ Each environment has a ring of its own, of `slots` rows, so that what follows a 
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,8 @@ from sacref.spec.arrays import namespace
 from sacref.tree import Tree, map_leaves
 from sacref.types import Batch, Sequences, Transition
 
+MOST_ROWS = 2**31 - 1
+"""Rows that a position of 32 bits can tell apart, which JAX has unless told otherwise."""
 ROWS_AT_ONCE = 65_536
 """Rows that are restored together: what a block takes beside the ring itself is small."""
 
@@ -36,6 +38,8 @@ def check_size(capacity: Any, num_envs: Any) -> None:
         raise ValueError(f"ReplayMemory: num_envs is {num_envs}, expected at least 1")
     if capacity < num_envs:
         raise ValueError(f"ReplayMemory: capacity is {capacity}, expected at least num_envs = {num_envs}: one step must fit")
+    if capacity > MOST_ROWS:
+        raise ValueError(f"ReplayMemory: capacity is {capacity}, expected at most {MOST_ROWS}: positions have 32 bits")
 
 
 def check_arrays(
@@ -67,7 +71,7 @@ def check_arrays(
 
 def filled_rows(size: NDArray[Any]) -> int:
     """Rows from the memory's first to the last that holds a transition of any environment."""
-    return int(size.max()) * int(size.shape[0])
+    return int(size.max()) * len(size)
 
 
 def check_block(timesteps: int, envs: int, capacity: int) -> None:
@@ -103,14 +107,41 @@ class Follow(NamedTuple):
         return self.n_step > 1 or self.sequence_length > 0
 
 
+def check_follow(settings: Follow, slots: int) -> None:
+    """Refuse settings that ask for more successive rows than a ring of `slots` rows has.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    for name, rows in {"n_step": settings.n_step, "burn_in + sequence_length": settings.burn_in + settings.sequence_length}.items():
+        if rows > slots:
+            raise ValueError(
+                f"ReplayMemory: {name} is {rows}, and each environment has room for {slots} rows (capacity / num_envs): "
+                f"lower it, or make the memory larger"
+            )
+
+
+class Rings(Protocol):
+    """The memory of a backend, `MemoryState`, as what follows sees it."""
+
+    @property
+    def rows(self) -> Any: ...
+    @property
+    def head(self) -> Any: ...
+    @property
+    def size(self) -> Any: ...
+    @property
+    def slots(self) -> int: ...
+
+
 def locate(number: Any, size: Any) -> tuple[Any, Any]:
-    """Slot and environment of the `number`-th of all rows, `(batch,)` each; `size` is `(envs,)`."""
+    """Slot and environment of the `number`-th of all rows that are stored, `(batch,)` each; `size` is `(envs,)`."""
     xp: Any = namespace(number, size)
     if size.shape[0] == 1:
         return number, xp.zeros_like(number)
-    ends = xp.cumulative_sum(size)
+    ends = xp.cumulative_sum(size, dtype=number.dtype)
     environment = xp.sum(xp.astype(number[:, None] >= ends[None, :-1], number.dtype), axis=1, dtype=number.dtype)
-    return number - xp.astype(ends - size, number.dtype)[environment], environment
+    return number - (ends - size)[environment], environment
 
 
 def index_of(slot: Any, environment: Any, envs: int) -> Any:
@@ -118,95 +149,110 @@ def index_of(slot: Any, environment: Any, envs: int) -> Any:
     return slot if envs == 1 else slot * envs + environment
 
 
-def follow(rows: Transition[Any], head: Any, size: Any, slot: Any, environment: Any, steps: Any) -> tuple[Any, Any]:
+def follow(memory: Rings, slot: Any, environment: Any, steps: Any) -> tuple[Any, Any]:
     """The rows after a row, and how many of them continue it.
 
     Args:
-        rows: the memory, `(slots * envs, ...)`. slot, environment: where to begin, `(batch,)`. steps: 0, 1, ..., `(time,)`.
+        slot, environment: where to begin, `(batch,)`; slots count around the ring. steps: 0, 1, ..., `(time,)`.
 
     Returns:
         Rows of the memory, `(time, batch)`, and whether each belongs to the same episode as the first one and was stored after it.
     """
-    xp: Any = namespace(head, slot)
-    envs, slots = size.shape[0], _slots(rows, size)
-    age = _age(head, size, slot, environment, slots)
-    index = index_of((slot[None, :] + steps[:, None]) % slots, environment[None, :], envs)
-    broken = (rows.first[index] | (steps[:, None] >= (size[environment] - age)[None, :])) & (steps[:, None] > 0)
+    xp: Any = namespace(slot)
+    index = _index(memory, slot[None, :] + steps[:, None], environment)
+    newer = memory.size[environment] - _older(memory, slot, environment)
+    broken = (memory.rows.first[index] & (steps[:, None] > 0)) | (steps[:, None] >= newer[None, :])
     return index, xp.cumulative_sum(xp.astype(broken, steps.dtype), axis=0) == 0
 
 
-def steps_before(rows: Transition[Any], head: Any, size: Any, slot: Any, environment: Any, steps: Any) -> Any:
+def steps_before(memory: Rings, slot: Any, environment: Any, steps: Any) -> Any:
     """How many rows before a row belong to its episode, `(batch,)`, counted up to the length of `steps` = 0, 1, ..."""
-    xp: Any = namespace(head, slot)
-    envs, slots = size.shape[0], _slots(rows, size)
-    age = _age(head, size, slot, environment, slots)
-    index = index_of((slot[None, :] - steps[:, None]) % slots, environment[None, :], envs)
-    broken = rows.first[index] | (steps[:, None] >= age[None, :])
+    xp: Any = namespace(slot)
+    index = _index(memory, slot[None, :] - steps[:, None], environment)
+    broken = memory.rows.first[index] | (steps[:, None] >= _older(memory, slot, environment)[None, :])
     unbroken = xp.cumulative_sum(xp.astype(broken, steps.dtype), axis=0) == 0
     return xp.sum(xp.astype(unbroken, slot.dtype), axis=0, dtype=slot.dtype)
 
 
-def _slots(rows: Transition[Any], size: Any) -> int:
-    return int(rows.rewards.shape[0]) // int(size.shape[0])
+def _index(memory: Rings, slots: Any, environment: Any) -> Any:
+    """The memory's rows of slots, `(time, batch)`."""
+    return index_of(slots % memory.slots, environment[None, :], memory.size.shape[0])
 
 
-def _age(head: Any, size: Any, slot: Any, environment: Any, slots: int) -> Any:
-    """How many rows of its environment are older, `(batch,)`."""
-    return (slot - ((head - size) % slots)[environment]) % slots
+def _older(memory: Rings, slot: Any, environment: Any) -> Any:
+    """How many rows of the environment are older than a row, `(batch,)`."""
+    oldest = memory.head - memory.size
+    return (slot - oldest[environment]) % memory.slots
 
 
 def gather(rows: Transition[Any], index: Any) -> Batch[Any]:
     """Transitions of one step; `index` is `(batch,)`."""
-    return Batch(*map_leaves(lambda ring: ring[index], tuple(rows[:7])))
+    return Batch(*_take(tuple(rows[:7]), index))
 
 
-def gather_steps(rows: Transition[Any], index: Any, alive: Any, gamma: Any) -> Batch[Any]:
+def gather_steps(memory: Rings, slot: Any, environment: Any, settings: Follow, steps: Any) -> Batch[Any]:
     """Transitions of n steps, or of fewer where the episode or the memory ends before.
 
     Sutton & Barto 2018, equation 7.1: the rewards of m steps, then the value of the m-th successor times gamma^m. No correction for the
     policy having changed since.
 
     Args:
-        index, alive: what `follow` gave, `(n, batch)`. gamma: the discount factor to the powers 0 ... n, `(n + 1,)`.
+        slot, environment: the first rows, `(batch,)`. steps: 0, 1, ..., n.
     """
-    xp: Any = namespace(rows.rewards)
+    xp: Any = namespace(slot)
+    rows = memory.rows
+    index, alive = follow(memory, slot, environment, steps[:-1])
     count = xp.sum(xp.astype(alive, index.dtype), axis=0, dtype=index.dtype)
     last = xp.take_along_axis(index, (count - 1)[None, :], axis=0)[0]
-    rewards = xp.sum(xp.where(alive, rows.rewards[index] * gamma[:-1][:, None], xp.zeros_like(gamma[0])), axis=0)
-    begin, end = gather(rows, index[0]), gather(rows, last)
-    return end._replace(
-        observations=begin.observations, states=begin.states, actions=begin.actions, rewards=rewards, discounts=gamma[count]
+    gamma = settings.discount_factor ** xp.astype(steps, rows.rewards.dtype)
+    rewards = rows.rewards[index] * gamma[:-1][:, None]
+    return Batch(
+        observations=_take(rows.observations, index[0]),
+        states=_take(rows.states, index[0]),
+        actions=rows.actions[index[0]],
+        rewards=xp.sum(xp.where(alive, rewards, xp.zeros_like(rewards)), axis=0),
+        next_observations=_take(rows.next_observations, last),
+        next_states=_take(rows.next_states, last),
+        terminated=rows.terminated[last],
+        discounts=gamma[count],
     )
 
 
-def gather_sequences(rows: Transition[Any], index: Any, alive: Any, warm_up: Any, length: int, steps: Any, carry: Tree) -> Sequences[Any]:
-    """Sequences of the rows that `follow` gave.
+def gather_sequences(memory: Rings, slot: Any, environment: Any, settings: Follow, steps: Any) -> Sequences[Any]:
+    """Sequences of successive rows: up to `burn_in`, then up to `sequence_length` from the given ones on.
 
     Args:
-        index, alive: `(time, batch)`. warm_up: how many of them come before those that are learned from, `(batch,)`.
-        length: how many are learned from at most. steps: 0, 1, ..., `(time,)`. carry: the policy's, to begin with, `(batch, ...)` each.
+        slot, environment: the first rows that are learned from, `(batch,)`. steps: 0, 1, ..., burn_in + sequence_length - 1.
     """
-    xp: Any = namespace(rows.rewards)
+    xp: Any = namespace(slot)
+    rows = memory.rows
+    warm_up = steps_before(memory, slot, environment, steps[: settings.burn_in])
+    index, alive = follow(memory, slot - warm_up, environment, steps)
+    learned = steps[:, None] - warm_up[None, :]
 
-    def with_last(current: Any, successor: Any) -> Any:
+    def with_last(ring: Any, successors: Any) -> Any:
         """`(time + 1, batch, ...)`: where a sequence has ended, what came after its last row."""
-        now, after = current[index], successor[index]
-        kept = xp.reshape(alive[1:], (*alive[1:].shape, *(1 for _ in now.shape[2:])))
-        return xp.concat([now[:1], xp.where(kept, now[1:], after[:-1]), after[-1:]])
+        now, after = ring[index], successors[index]
+        continues = xp.reshape(alive[1:], (*alive[1:].shape, *(1 for _ in now.shape[2:])))
+        return xp.concat([now[:1], xp.where(continues, now[1:], after[:-1]), after[-1:]])
 
-    sequences = map_leaves(with_last, (rows.observations, rows.states), (rows.next_observations, rows.next_states))
-    counted = alive & (steps[:, None] >= warm_up[None, :]) & (steps[:, None] < (warm_up + length)[None, :])
+    observations, states = map_leaves(with_last, (rows.observations, rows.states), (rows.next_observations, rows.next_states))
+    actions, rewards, carry = rows.actions[index], rows.rewards[index], _take(rows.carry, index[0])
     return Sequences(
-        observations=sequences[0],
-        states=sequences[1],
-        previous_actions=xp.concat([rows.previous_actions[index[:1]], rows.actions[index]]),
-        previous_rewards=xp.concat([rows.previous_rewards[index[:1]], rows.rewards[index]]),
-        actions=rows.actions[index],
-        rewards=rows.rewards[index],
+        observations=observations,
+        states=states,
+        previous_actions=xp.concat([rows.previous_actions[index[:1]], actions]),
+        previous_rewards=xp.concat([rows.previous_rewards[index[:1]], rewards]),
+        actions=actions,
+        rewards=rewards,
         terminated=rows.terminated[index],
-        mask=counted,
-        carry=carry,
+        mask=alive & (learned >= 0) & (learned < settings.sequence_length),
+        carry=carry if settings.stored_carry else map_leaves(xp.zeros_like, carry),
     )
+
+
+def _take(tree: Tree, index: Any) -> Tree:
+    return map_leaves(lambda ring: ring[index], tree)
 
 
 class Staging:

@@ -305,7 +305,6 @@ def test_recorded_networks_give_what_the_eager_ones_give(kind: str) -> None:
     function, parameters = weights.functional(model), weights.parameters_of(model, cpu(backend))
     given = [map_leaves(lambda array: torch.from_numpy(array).float(), argument) for argument in (inputs, actions, carry)]
 
-    @torch.no_grad()
     def step(parameters: Any, *arguments: Any) -> Any:
         def objective(parameters: Any) -> Any:
             values, carry = function(parameters, *arguments)

@@ -5,10 +5,11 @@ from typing import Any, Generic, Protocol, cast, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool
-from numpy.typing import NDArray
 
 from sacref.spec.arrays import ArrayT, namespace
 from sacref.tree import Tree, leaves, map_leaves
+
+_NAME = "infos['final_obs']"
 
 
 @runtime_checkable
@@ -73,7 +74,7 @@ class EpisodeBoundaries(Generic[ArrayT]):
             NEXT_STEP reset.
 
         Raises:
-            ValueError: if `final_obs` does not have the observations' shape.
+            ValueError: if `final_obs` does not have the observations' shape or keys.
         """
         xp = cast(_Namespace, namespace(*leaves(observations), *leaves(next_observations), terminated, truncated))
         ended = xp.logical_or(terminated, truncated)
@@ -105,51 +106,59 @@ def _apply_final_observations(xp: _Namespace, next_observations: Tree, ended: An
     final = infos.get("final_obs") if isinstance(infos, Mapping) else None
     if final is None:
         return xp.zeros_like(ended), next_observations
-    return _apply_final(xp, next_observations, ended, final, infos.get("_final_obs"))
-
-
-def _apply_final(xp: _Namespace, next_observations: Tree, ended: Any, final: Any, mask: Any) -> tuple[Any, Tree]:
-    if isinstance(next_observations, Mapping):
-        if not isinstance(final, Mapping):
-            rows = list(final)
-            final = {key: [None if row is None else row[key] for row in rows] for key in next_observations}
-        replaced, applied = ended, {}
-        for key, branch in next_observations.items():
-            own = final.get(f"_{key}", mask)
-            replaced, applied[key] = _apply_final(xp, branch, ended, final[key], own)
-        return replaced, applied
-    shape = tuple(next_observations.shape)
-    device = getattr(next_observations, "device", None)
+    mask, device = infos.get("_final_obs"), getattr(ended, "device", None)
     if isinstance(final, list | tuple) or (isinstance(final, np.ndarray) and final.dtype == object):
-        final, present = _dense(final, mask, shape)
+        # Host values: nothing is read from a device.
+        if len(final) != ended.shape[0]:
+            raise ValueError(f"{_NAME} has {len(final)} entries, expected {ended.shape[0]}: one per environment, None where none ended")
+        present = np.array([row is not None for row in final])
+        if mask is not None:
+            present &= np.asarray(mask, bool)
+        final = _dense({index: final[index] for index in np.flatnonzero(present).tolist()}, next_observations, _NAME)
         replaced = xp.asarray(present, device=device)
     else:
-        if tuple(final.shape) != shape:
-            raise ValueError(
-                f"infos['final_obs'] has shape {tuple(final.shape)}, expected {shape} as next_observations: "
-                f"give one final observation per environment (rows of running episodes are not read)"
-            )
         replaced = ended if mask is None else xp.logical_and(ended, xp.asarray(mask, device=device))
-    final = xp.asarray(final, dtype=next_observations.dtype, device=device)
-    axes = (1,) * (len(shape) - 1)
-    return replaced, xp.where(xp.reshape(replaced, (shape[0], *axes)), final, next_observations)
+    return replaced, _replace(xp, replaced, final, next_observations, _NAME)
 
 
-def _dense(final: Any, mask: Any, shape: tuple[int, ...]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Gymnasium's object array as one array and the mask of the rows that it holds. Host values: nothing is read from a device."""
-    if len(final) != shape[0]:
-        raise ValueError(f"infos['final_obs'] has {len(final)} entries, expected {shape[0]}: one per environment, None where none ended")
-    present = np.array([row is not None for row in final])
-    if mask is not None:
-        present &= np.asarray(mask, bool)
-    rows = {index: np.asarray(final[index]) for index in np.flatnonzero(present)}
-    for index, row in rows.items():
-        if row.shape != shape[1:]:
+def _replace(xp: _Namespace, mask: Any, final: Tree, next_observations: Tree, name: str) -> Tree:
+    """`next_observations` with the rows of `final` where `mask`."""
+    if isinstance(next_observations, Mapping):
+        return {key: _replace(xp, mask, _branch(final, key, name), old, f"{name}[{key!r}]") for key, old in next_observations.items()}
+    shape = tuple(next_observations.shape)
+    if isinstance(final, Mapping):
+        raise ValueError(f"{name} is a dict, expected an array of shape {shape} as next_observations")
+    if tuple(final.shape) != shape:
+        raise ValueError(
+            f"{name} has shape {tuple(final.shape)}, expected {shape} as next_observations: "
+            f"give one final observation per environment (rows of running episodes are not read)"
+        )
+    final = xp.asarray(final, dtype=next_observations.dtype, device=getattr(next_observations, "device", None))
+    return xp.where(xp.reshape(mask, (shape[0], *(1 for _ in shape[1:]))), final, next_observations)
+
+
+def _dense(rows: Mapping[int, Any], like: Tree, name: str) -> Tree:
+    """The final observations of some environments, as arrays with a row for each environment."""
+    if isinstance(like, Mapping):
+        return {
+            key: _dense({i: _branch(row, key, f"{name} of environment {i}") for i, row in rows.items()}, branch, f"{name}[{key!r}]")
+            for key, branch in like.items()
+        }
+    shape = tuple(like.shape)
+    arrays = {index: np.asarray(row) for index, row in rows.items()}
+    dense = np.zeros(shape, next(iter(arrays.values())).dtype if arrays else np.float32)
+    for index, array in arrays.items():
+        if array.shape != shape[1:]:
             raise ValueError(
-                f"infos['final_obs'] of environment {index} has shape {row.shape}, expected {shape[1:]} as next_observations: "
+                f"{name} of environment {index} has shape {array.shape}, expected {shape[1:]} as next_observations: "
                 f"give it the shape of one observation"
             )
-    dense = np.zeros(shape, next(iter(rows.values())).dtype if rows else np.float32)
-    for index, row in rows.items():
-        dense[index] = row
-    return dense, present
+        dense[index] = array
+    return dense
+
+
+def _branch(tree: Any, key: str, name: str) -> Any:
+    if not isinstance(tree, Mapping) or key not in tree:
+        found = f"has the keys {sorted(tree)}" if isinstance(tree, Mapping) else f"is a {type(tree).__name__}"
+        raise ValueError(f"{name} {found}, expected a dict with {key!r} as next_observations: give it every key of the Dict space")
+    return tree[key]

@@ -19,15 +19,14 @@ from sacref.replay import (
     blocks,
     check_arrays,
     check_block,
+    check_follow,
     check_size,
     filled_rows,
-    follow,
     gather,
     gather_sequences,
     gather_steps,
     index_of,
     locate,
-    steps_before,
 )
 from sacref.tree import Tree, map_leaves, named_leaves
 from sacref.types import Batch, Sequences, Transition
@@ -43,15 +42,18 @@ class MemoryState(NamedTuple):
     size: Array
     """`(envs,)`, int32: how many slots hold transitions."""
 
+    @property
+    def slots(self) -> int:
+        """Rows that each environment has room for."""
+        return int(self.rows.rewards.shape[0]) // int(self.size.shape[0])
+
 
 def write(memory: MemoryState, transition: Transition[Any], keep: Any) -> MemoryState:
     """Store the rows of `transition` that `keep` names, timestep by timestep, over the oldest ones; JAX or NumPy arrays."""
-    envs = memory.size.shape[0]
-    capacity = memory.rows.rewards.shape[0]
-    slots = capacity // envs
+    envs, slots = memory.size.shape[0], memory.slots
     keep = jnp.asarray(keep).reshape(-1, envs)
     slot = (memory.head[None, :] + jnp.cumsum(keep, 0, dtype=jnp.int32) - 1) % slots
-    index = jnp.where(keep, index_of(slot, jnp.arange(envs, dtype=jnp.int32)[None, :], envs), capacity).reshape(-1)
+    index = jnp.where(keep, index_of(slot, jnp.arange(envs, dtype=jnp.int32)[None, :], envs), slots * envs).reshape(-1)
 
     def store(ring: Array, values: Any) -> Array:
         return ring.at[index].set(values.astype(ring.dtype), mode="drop")
@@ -73,25 +75,12 @@ def sample(memory: MemoryState, batch_size: int, key: Array) -> Batch[Array]:
 
 def sample_steps(memory: MemoryState, batch_size: int, key: Array, settings: Follow) -> Batch[Array]:
     """Draw transitions of n steps: their first rows uniformly, with replacement."""
-    rows = memory.rows
-    begin = _draw(memory, batch_size, key)
-    index, alive = follow(rows, memory.head, memory.size, *begin, _steps(settings.n_step))
-    gamma = settings.discount_factor ** _steps(settings.n_step + 1).astype(rows.rewards.dtype)
-    return gather_steps(rows, index, alive, gamma)
+    return gather_steps(memory, *_draw(memory, batch_size, key), settings, _steps(settings.n_step + 1))
 
 
 def sample_sequences(memory: MemoryState, batch_size: int, key: Array, settings: Follow) -> Sequences[Array]:
     """Draw sequences: the first rows that are learned from uniformly, with replacement."""
-    rows = memory.rows
-    slot, environment = _draw(memory, batch_size, key)
-    place = (rows, memory.head, memory.size)
-    warm_up = jnp.zeros_like(slot)
-    if settings.burn_in:
-        warm_up = steps_before(*place, slot, environment, _steps(settings.burn_in))
-    steps = _steps(settings.burn_in + settings.sequence_length)
-    index, alive = follow(*place, (slot - warm_up) % (rows.rewards.shape[0] // memory.size.shape[0]), environment, steps)
-    carry = map_leaves(lambda ring: ring[index[0]] if settings.stored_carry else jnp.zeros_like(ring[index[0]]), rows.carry)
-    return gather_sequences(rows, index, alive, warm_up, settings.sequence_length, steps, carry)
+    return gather_sequences(memory, *_draw(memory, batch_size, key), settings, _steps(settings.burn_in + settings.sequence_length))
 
 
 Sampler = Callable[[MemoryState, int, Array], Batch[Array] | Sequences[Array]]
@@ -159,8 +148,10 @@ class ReplayMemory:
         if self.device not in (None, device):
             raise ValueError(f"ReplayMemory: it is on {self.device}, the agent on {device}: leave the memory's device out")
         check_block(staged_timesteps, self.num_envs, self.capacity)
-        self.device, self.settings = device, settings or Follow()
-        rows = self.capacity // self.num_envs * self.num_envs
+        settings, slots = settings or Follow(), self.capacity // self.num_envs
+        check_follow(settings, slots)
+        self.device, self.settings = device, settings
+        rows = slots * self.num_envs
 
         def zeros(shape: tuple[int, ...], kind: DTypeLike) -> Array:
             return jnp.zeros((rows, *shape), dtype=kind, device=self.device)
@@ -168,7 +159,7 @@ class ReplayMemory:
         def of_space(fields: Tree) -> Tree:
             return map_leaves(lambda field: zeros(field.shape, jax.dtypes.canonicalize_dtype(field.stored_dtype(dtype))), fields)
 
-        recurrent = self.settings.sequence_length > 0
+        recurrent = settings.sequence_length > 0
         self._state = MemoryState(
             rows=Transition(
                 observations=of_space(spaces.observations),
@@ -178,7 +169,7 @@ class ReplayMemory:
                 next_observations=of_space(spaces.observations),
                 next_states=of_space(spaces.states),
                 terminated=zeros((), jnp.bool_),
-                first=zeros((), jnp.bool_) if self.settings.needs_first else None,
+                first=zeros((), jnp.bool_) if settings.needs_first else None,
                 previous_actions=zeros((spaces.action_size,), dtype) if recurrent else None,
                 previous_rewards=zeros((), dtype) if recurrent else None,
                 carry=map_leaves(lambda leaf: zeros(tuple(leaf.shape[1:]), leaf.dtype), carry) if recurrent else None,
@@ -236,8 +227,8 @@ class ReplayMemory:
             ValueError: if the arrays are not those of a memory of this capacity and these shapes. Nothing is changed then.
         """
         rings = named_leaves(self.state.rows)
-        slots = self.state.rows.rewards.shape[0] // self.num_envs
-        check_arrays(arrays, {name: (ring.shape[1:], np.dtype(ring.dtype)) for name, ring in rings.items()}, slots, self.num_envs)
+        kinds = {name: (ring.shape[1:], np.dtype(ring.dtype)) for name, ring in rings.items()}
+        check_arrays(arrays, kinds, self.state.slots, self.num_envs)
         self.written = bool(arrays["size"].any())
         for rows in blocks(filled_rows(arrays["size"])):
             for name in rings:

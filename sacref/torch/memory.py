@@ -16,14 +16,13 @@ from sacref.replay import (
     blocks,
     check_arrays,
     check_block,
+    check_follow,
     check_size,
     filled_rows,
-    follow,
     gather_sequences,
     gather_steps,
     index_of,
     locate,
-    steps_before,
 )
 from sacref.torch.device import device_of
 from sacref.tree import Tree, map_leaves, named_leaves
@@ -40,18 +39,21 @@ class MemoryState(NamedTuple):
     size: Tensor
     """`(envs,)`, int64: how many slots hold transitions."""
 
+    @property
+    def slots(self) -> int:
+        """Rows that each environment has room for."""
+        return int(self.rows.rewards.shape[0] - 1) // int(self.size.shape[0])
+
 
 def write(memory: MemoryState, transition: Transition[Any], keep: Any) -> MemoryState:
     """Store the rows of `transition` that `keep` names, timestep by timestep, over the oldest ones; tensors or NumPy arrays.
 
     Written in place: what it returns is what it was given.
     """
-    envs = memory.size.shape[0]
-    capacity = memory.rows.rewards.shape[0] - 1
-    slots = capacity // envs
+    envs, slots = memory.size.shape[0], memory.slots
     keep = torch.as_tensor(keep, device=memory.size.device).reshape(-1, envs)
     slot = (memory.head + torch.cumsum(keep, 0) - 1) % slots
-    index = torch.where(keep, index_of(slot, torch.arange(envs, device=slot.device), envs), capacity).reshape(-1)
+    index = torch.where(keep, index_of(slot, torch.arange(envs, device=slot.device), envs), slots * envs).reshape(-1)
 
     def store(ring: Tensor, values: Any) -> None:
         ring.index_copy_(0, index, torch.as_tensor(values, dtype=ring.dtype, device=ring.device))
@@ -72,25 +74,14 @@ def sample(memory: MemoryState, batch_size: int, generator: torch.Generator) -> 
 
 def sample_steps(memory: MemoryState, batch_size: int, generator: torch.Generator, settings: Follow) -> Batch[Tensor]:
     """Draw transitions of n steps: their first rows uniformly, with replacement."""
-    rows = memory.rows.map(lambda ring: ring[:-1])
-    begin = _draw(memory, batch_size, generator)
-    index, alive = follow(rows, memory.head, memory.size, *begin, _steps(memory, settings.n_step))
-    gamma = settings.discount_factor ** _steps(memory, settings.n_step + 1).to(rows.rewards.dtype)
-    return gather_steps(rows, index, alive, gamma)
+    return gather_steps(memory, *_draw(memory, batch_size, generator), settings, _steps(memory, settings.n_step + 1))
 
 
 def sample_sequences(memory: MemoryState, batch_size: int, generator: torch.Generator, settings: Follow) -> Sequences[Tensor]:
     """Draw sequences: the first rows that are learned from uniformly, with replacement."""
-    rows = memory.rows.map(lambda ring: ring[:-1])
-    slot, environment = _draw(memory, batch_size, generator)
-    place = (rows, memory.head, memory.size)
-    warm_up = torch.zeros_like(slot)
-    if settings.burn_in:
-        warm_up = steps_before(*place, slot, environment, _steps(memory, settings.burn_in))
-    steps = _steps(memory, settings.burn_in + settings.sequence_length)
-    index, alive = follow(*place, (slot - warm_up) % (rows.rewards.shape[0] // memory.size.shape[0]), environment, steps)
-    carry = map_leaves(lambda ring: ring[index[0]] if settings.stored_carry else torch.zeros_like(ring[index[0]]), rows.carry)
-    return gather_sequences(rows, index, alive, warm_up, settings.sequence_length, steps, carry)
+    return gather_sequences(
+        memory, *_draw(memory, batch_size, generator), settings, _steps(memory, settings.burn_in + settings.sequence_length)
+    )
 
 
 Sampler = Callable[[MemoryState, int, torch.Generator], Batch[Tensor] | Sequences[Tensor]]
@@ -158,8 +149,10 @@ class ReplayMemory:
         if self.device not in (None, device):
             raise ValueError(f"ReplayMemory: it is on {self.device}, the agent on {device}: leave the memory's device out")
         check_block(staged_timesteps, self.num_envs, self.capacity)
-        self.device, self.settings = device, settings or Follow()
-        rows, floats = self.capacity // self.num_envs * self.num_envs + 1, _numpy_dtype(dtype)
+        settings, slots = settings or Follow(), self.capacity // self.num_envs
+        check_follow(settings, slots)
+        self.device, self.settings = device, settings
+        rows, floats = slots * self.num_envs + 1, _numpy_dtype(dtype)
 
         def zeros(shape: tuple[int, ...], kind: torch.dtype) -> Tensor:
             return torch.zeros((rows, *shape), dtype=kind, device=self.device)
@@ -167,7 +160,7 @@ class ReplayMemory:
         def of_space(fields: Tree) -> Tree:
             return map_leaves(lambda field: zeros(field.shape, torch.from_numpy(np.empty(0, field.stored_dtype(floats))).dtype), fields)
 
-        recurrent = self.settings.sequence_length > 0
+        recurrent = settings.sequence_length > 0
         self._state = MemoryState(
             rows=Transition(
                 observations=of_space(spaces.observations),
@@ -177,7 +170,7 @@ class ReplayMemory:
                 next_observations=of_space(spaces.observations),
                 next_states=of_space(spaces.states),
                 terminated=zeros((), torch.bool),
-                first=zeros((), torch.bool) if self.settings.needs_first else None,
+                first=zeros((), torch.bool) if settings.needs_first else None,
                 previous_actions=zeros((spaces.action_size,), dtype) if recurrent else None,
                 previous_rewards=zeros((), dtype) if recurrent else None,
                 carry=map_leaves(lambda leaf: zeros(tuple(leaf.shape[1:]), leaf.dtype), carry) if recurrent else None,
@@ -235,9 +228,8 @@ class ReplayMemory:
             ValueError: if the arrays are not those of a memory of this capacity and these shapes. Nothing is changed then.
         """
         rings = named_leaves(self.state.rows)
-        slots = (self.state.rows.rewards.shape[0] - 1) // self.num_envs
         kinds = {name: (tuple(ring.shape[1:]), _numpy_dtype(ring.dtype)) for name, ring in rings.items()}
-        check_arrays(arrays, kinds, slots, self.num_envs)
+        check_arrays(arrays, kinds, self.state.slots, self.num_envs)
         state = self.state
         self.written = bool(arrays["size"].any())
         for name, ring in rings.items():

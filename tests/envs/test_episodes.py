@@ -15,13 +15,15 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
 from sacref.envs.episodes import EpisodeBoundaries
+from sacref.tree import leaves, map_leaves
 from tests.envs.counting import CountingEnv
 
 LIBRARIES: dict[str, Callable[[Any], Any]] = {"numpy": np.asarray, "torch": torch.as_tensor, "jax": jnp.asarray}
 MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED]
 LENGTHS: list[list[tuple[int, ...]]] = [[(3,)], [(1,)], [(2, 1, 4), (3,), (1,)], [(5, 1, 1, 2), (1, 1, 3), (4, 2)]]
 
-Stored = list[tuple[list[float], float, list[float], bool]]
+Stored = list[tuple[list[float], float, list[float], bool, bool]]
+"""Observation, reward, next observation, terminated, and whether it begins an episode."""
 
 
 @pytest.fixture(params=list(LIBRARIES))
@@ -35,44 +37,79 @@ def expected(lengths: tuple[int, ...], truncates: bool, count: int) -> Stored:
     for episode in range(count):
         length = lengths[episode % len(lengths)]
         for step in range(length):
-            rows.append(([episode, step], 100.0 * episode + step + 1, [episode, step + 1], step + 1 == length and not truncates))
+            terminated = step + 1 == length and not truncates
+            rows.append(([episode, step], 100.0 * episode + step + 1, [episode, step + 1], terminated, step == 0))
     return rows[:count]
 
 
-def store(stored: list[Stored], row: dict[str, Any], next_observations: Any, keep: Any) -> None:
+def flat(tree: Any) -> NDArray[Any]:
+    """`(envs, numbers)`: observations, of a Dict space its arrays side by side, on the host."""
+    return np.concatenate([np.asarray(leaf).reshape(len(leaf), -1) for leaf in leaves(tree)], axis=1)
+
+
+def store(stored: list[Stored], row: dict[str, Any], next_observations: Any, keep: Any, first: Any) -> None:
+    """Take down the rows that are kept; `first` is what `starts` was before the row."""
     for index in np.flatnonzero(np.asarray(keep)):
         stored[index].append(
             (
-                np.asarray(row["observations"])[index].tolist(),
+                flat(row["observations"])[index].tolist(),
                 float(row["rewards"][index]),
-                np.asarray(next_observations)[index].tolist(),
+                flat(next_observations)[index].tolist(),
                 bool(row["terminated"][index]),
+                first is None or bool(first[index]),
             )
         )
 
 
+def nested(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    """The environment with its observation as a Dict of several shapes and dtypes, keys not in the order of the alphabet."""
+    inner = gymnasium.spaces.Dict(step=gymnasium.spaces.Box(0, 255, (), np.uint8), again=gymnasium.spaces.Box(-99, 99, (1, 2), np.float32))
+    space = gymnasium.spaces.Dict(inner=inner, episode=gymnasium.spaces.Box(-9, 99, (1,), np.float64))
+
+    def observe(observation: NDArray[Any]) -> dict[str, Any]:
+        episode, step = observation
+        return {
+            "inner": {"step": np.array(step, np.uint8), "again": np.array([[episode, -step]], np.float32)},
+            "episode": observation[:1].copy(),
+        }
+
+    return gymnasium.wrappers.TransformObservation(env, observe, space)
+
+
 def drive(
-    mode: AutoresetMode, lengths: list[tuple[int, ...]], truncates: bool, steps: int, convert: Callable[[Any], Any], copy: bool
+    mode: AutoresetMode,
+    lengths: list[tuple[int, ...]],
+    truncates: bool,
+    steps: int,
+    convert: Callable[[Any], Any],
+    copy: bool,
+    wrap: Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]] = lambda env: env,
 ) -> list[Stored]:
     """What a loop stores that knows nothing of episodes' ends but, under DISABLED, to reset."""
-    envs = SyncVectorEnv([partial(CountingEnv, own, truncates) for own in lengths], copy=copy, autoreset_mode=mode)
+
+    def make(own: tuple[int, ...]) -> gymnasium.Env[Any, Any]:
+        return wrap(CountingEnv(own, truncates))
+
+    envs = SyncVectorEnv([partial(make, own) for own in lengths], copy=copy, autoreset_mode=mode)
     boundaries: EpisodeBoundaries[Any] = EpisodeBoundaries()
     stored: list[Stored] = [[] for _ in lengths]
     observations, _ = envs.reset(seed=0)
     for _ in range(steps):
-        before = observations.copy()
+        before = map_leaves(np.copy, observations)
         observations, rewards, terminated, truncated, infos = envs.step(np.zeros((len(lengths), 1), np.float32))
         row = {"observations": before, "rewards": rewards, "terminated": terminated.copy()}
+        first = boundaries.starts
         next_observations, keep = boundaries.resolve(
-            observations=convert(before),
+            observations=map_leaves(convert, before),
             # Not copied where the environments reuse their buffer: what is remembered must be the object's own.
-            next_observations=convert(observations),
+            next_observations=map_leaves(convert, observations),
             terminated=convert(terminated),
             truncated=convert(truncated),
             infos=infos,
         )
-        assert type(next_observations) is type(keep) is type(convert(before))
-        store(stored, row, next_observations, keep)
+        for leaf, given in zip([*leaves(next_observations), keep], [*leaves(observations), terminated], strict=True):
+            assert type(leaf) is type(convert(given)) and leaf.dtype == convert(given).dtype
+        store(stored, row, next_observations, keep, first)
         ended = terminated | truncated
         if mode == AutoresetMode.DISABLED and ended.any():
             observations, _ = envs.reset(options={"reset_mask": ended})
@@ -97,6 +134,21 @@ def test_trap_10_every_autoreset_mode_stores_the_same_transitions(
             assert len(rows) == steps - sum(reset <= steps for reset in resets)
 
 
+@pytest.mark.parametrize("truncates", [False, True], ids=["terminates", "truncates"])
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+def test_trap_10_dict_observations_give_the_same_transitions(mode: AutoresetMode, truncates: bool, convert: Callable[[Any], Any]) -> None:
+    """Gymnasium's `final_obs` is an object array of dicts then."""
+    lengths = LENGTHS[2]
+    plain = drive(mode, lengths, truncates, 9, convert, copy=True)
+
+    def as_nested(observation: list[float]) -> list[float]:
+        episode, step = observation
+        return [step, episode, -step, episode]
+
+    wanted = [[(as_nested(o), reward, as_nested(after), *flags) for o, reward, after, *flags in rows] for rows in plain]
+    assert drive(mode, lengths, truncates, 9, convert, copy=False, wrap=nested) == wanted
+
+
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
 def test_environments_that_write_into_one_buffer_give_the_same_transitions(mode: AutoresetMode) -> None:
     lengths = LENGTHS[2]
@@ -107,7 +159,7 @@ def test_environments_that_write_into_one_buffer_give_the_same_transitions(mode:
 def test_trap_11_a_truncated_transition_is_stored_unterminated_with_its_true_successor(truncates: bool) -> None:
     for mode in MODES:
         (rows,) = drive(mode, [(2,)], truncates, 2, np.asarray, copy=True)
-        assert rows[1] == ([0.0, 1.0], 2.0, [0.0, 2.0], not truncates)
+        assert rows[1] == ([0.0, 1.0], 2.0, [0.0, 2.0], not truncates, False)
 
 
 def test_trap_10_a_trainer_of_one_environment_that_resets_by_itself_loses_no_row(convert: Callable[[Any], Any]) -> None:
@@ -118,6 +170,7 @@ def test_trap_10_a_trainer_of_one_environment_that_resets_by_itself_loses_no_row
     for _ in range(9):
         following, reward, terminated, truncated, infos = env.step(np.zeros(1, np.float32))
         row = {"observations": observation[None], "rewards": np.array([reward]), "terminated": np.array([terminated])}
+        first = boundaries.starts
         next_observations, keep = boundaries.resolve(
             observations=convert(observation[None]),
             next_observations=convert(following[None]),
@@ -125,7 +178,7 @@ def test_trap_10_a_trainer_of_one_environment_that_resets_by_itself_loses_no_row
             truncated=convert(np.array([truncated])),
             infos=infos,
         )
-        store(stored, row, next_observations, keep)
+        store(stored, row, next_observations, keep, first)
         observation = env.reset()[0] if terminated or truncated else following
     assert stored[0] == expected((2, 1, 3), False, 9)
 
@@ -192,6 +245,86 @@ def test_trap_10_final_observations_replace_next_observations(rows: Rows, conver
     assert rows([0, 0], [3, 1], [True, False], forms[form]) == ([9, 1], [True, True])
     # The next episode starts at 3, or at 9 by chance: reset already, so nothing is to be dropped.
     assert rows([9, 1], [4, 2], [False, False])[1] == [True, True]
+
+
+@pytest.mark.parametrize("form", ["objects", "dense", "dense with mask", "device"])
+def test_trap_10_final_observations_of_a_dict_space(convert: Callable[[Any], Any], form: str) -> None:
+    dense = {"a": np.array([9, 7], np.uint8), "b": {"c": np.array([[9.5, 8.5], [7.5, 6.5]])}}
+    objects = np.array([{"a": 9, "b": {"c": np.array([9.5, 8.5])}}, None], object)
+    forms: dict[str, dict[str, Any]] = {
+        "objects": {"final_obs": objects, "_final_obs": np.array([True, False])},
+        "dense": {"final_obs": dense},
+        "dense with mask": {"final_obs": dense, "_final_obs": np.array([True, False])},
+        "device": {"final_obs": map_leaves(convert, dense)},
+    }
+    ended = [True, form == "dense with mask"]
+    boundaries: EpisodeBoundaries[Any] = EpisodeBoundaries()
+
+    def row(observations: Any, following: Any, ended: list[bool], infos: Any) -> tuple[Any, list[bool]]:
+        successors, keep = boundaries.resolve(
+            observations=map_leaves(convert, observations),
+            next_observations=map_leaves(convert, following),
+            terminated=convert(np.zeros(2, bool)),
+            truncated=convert(np.array(ended)),
+            infos=infos,
+        )
+        return successors, np.asarray(keep).tolist()
+
+    following = {"a": np.array([1, 2], np.uint8), "b": {"c": np.array([[1.5, 2.5], [3.5, 4.5]])}}
+    successors, keep = row(dense, following, ended, forms[form])
+    assert list(successors) == ["a", "b"]
+    assert (np.asarray(successors["a"]).tolist(), keep) == ([9, 2], [True, True])
+    assert np.asarray(successors["b"]["c"]).tolist() == [[9.5, 8.5], [3.5, 4.5]]
+    assert np.asarray(boundaries.starts).tolist() == ended
+    # Environment 0 was reset already; environment 1 was not where it ended without a final observation.
+    assert row(following, dense, [False, False], {})[1] == [True, not ended[1]]
+    assert np.asarray(boundaries.starts).tolist() == [False, ended[1]]
+
+
+def test_rows_of_a_dict_space_are_a_reset_only_if_all_keys_say_so(convert: Callable[[Any], Any]) -> None:
+    for key in ("a", "b"):
+        boundaries: EpisodeBoundaries[Any] = EpisodeBoundaries()
+        last = {"a": convert(np.zeros((2, 1))), "b": convert(np.zeros(2))}
+        other = {**last, key: convert(np.array([[0.0], [1.0]]) if key == "a" else np.array([0.0, 1.0]))}
+        for observations, ended, wanted in [(last, True, [True, True]), (other, False, [False, True])]:
+            flags = convert(np.full(2, ended))
+            _, keep = boundaries.resolve(
+                observations=observations, next_observations=last, terminated=flags, truncated=convert(np.zeros(2, bool)), infos={}
+            )
+            assert np.asarray(keep).tolist() == wanted
+
+
+@pytest.mark.parametrize(
+    ("final", "message"),
+    [
+        ({"a": np.zeros(2)}, r"final_obs'\] has the keys \['a'\], expected a dict with 'b' .*give it every key"),
+        (np.zeros(2), r"final_obs'\] is a ndarray, expected a dict with 'a'"),
+        ([{"a": 0.0}, None], r"final_obs'\] of environment 0 has the keys \['a'\], expected a dict with 'b'"),
+        ([None, np.zeros(2)], r"final_obs'\] of environment 1 is a ndarray, expected a dict with 'a'"),
+        ([{"a": 0.0, "b": np.zeros(3)}, None], r"final_obs'\]\['b'\] of environment 0 has shape \(3,\), expected \(2,\)"),
+        ({"a": np.zeros(2), "b": np.zeros(2)}, r"final_obs'\]\['b'\] has shape \(2,\), expected \(2, 2\)"),
+        ({"a": {"c": np.zeros(2)}, "b": np.zeros((2, 2))}, r"final_obs'\]\['a'\] is a dict, expected an array of shape \(2,\)"),
+    ],
+)
+def test_a_final_observation_of_other_keys_is_refused(final: Any, message: str) -> None:
+    observations = {"a": np.zeros(2), "b": np.zeros((2, 2))}
+    with pytest.raises(ValueError, match=message):
+        resolve_twice(observations, observations, np.ones(2, bool), {"final_obs": final})
+
+
+def test_where_the_next_row_begins(rows: Rows) -> None:
+    def starts() -> Any:
+        return np.asarray(rows.boundaries.starts).tolist()
+
+    assert rows.boundaries.starts is None
+    rows([0, 0], [1, 1], [False, True])
+    assert starts() == [False, True]
+    assert rows([1, 1], [2, 0], [False, False])[1] == [True, False]
+    assert starts() == [False, True]  # after a row that is no transition
+    rows([2, 0], [3, 1], [False, False])
+    assert starts() == [False, False]
+    rows.boundaries.reset()
+    assert rows.boundaries.starts is None
 
 
 def test_an_end_without_final_observation_beside_one_with_it_drops_its_reset_row(rows: Rows) -> None:
