@@ -141,8 +141,19 @@ class RecurrentAgent(Agent[ArrayT]):
         """Actions, mean actions and the carry after the observations."""
 
     def _initial_carry(self, model: str, batch: int) -> Tree:
-        """A model's carry before an episode, `(batch, ...)` each; () of a model without."""
-        return self._models[model].initial_carry(batch) if hasattr(self._models[model], "initial_carry") else ()
+        """A model's carry before an episode, `(batch, ...)` each; () of a model without.
+
+        Raises:
+            ValueError: if its parts do not have a row for each environment or sequence.
+        """
+        carry = self._models[model].initial_carry(batch) if hasattr(self._models[model], "initial_carry") else ()
+        shapes = [tuple(leaf.shape) for leaf in leaves(carry)]
+        if any(shape[:1] != (batch,) for shape in shapes):
+            raise ValueError(
+                f"model {model!r} gives initial_carry({batch}) of shapes {shapes}, expected ({batch}, ...): put the batch axis first, "
+                f"before that of layers"
+            )
+        return carry
 
     def _check_options(self) -> None:
         if self.cfg.n_step != 1:
