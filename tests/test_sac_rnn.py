@@ -125,8 +125,7 @@ def sampled(outputs: NDArray[Any], noise: NDArray[Any]) -> tuple[NDArray[Any], N
 # One step at a time.
 
 
-@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
-def test_sequences_of_one_step_and_plain_models_are_sac_exactly(backend: Backend, mode: AutoresetMode) -> None:
+def test_sequences_of_one_step_and_plain_models_are_sac_exactly(backend: Backend) -> None:
     taken: list[list[NDArray[Any]]] = []
     agents = []
     common: dict[str, Any] = {"dtype": "float64", "capacity": 40, "random_timesteps": 5, "learning_starts": 20, "execution": "plain"}
@@ -144,12 +143,14 @@ def test_sequences_of_one_step_and_plain_models_are_sac_exactly(backend: Backend
         agent.act = spied
         taken.append(actions)
         with without_shape_checks():
-            training.run(agent, SyncVectorEnv([partial(CountingEnv, (3, 1, 7))], autoreset_mode=mode), timesteps=60, seed=0)
-    np.testing.assert_array_equal(*taken)
-    assert_same_arrays(agents[0].arrays(), agents[1].arrays())
+            training.run(agent, SyncVectorEnv([partial(CountingEnv, (3, 1, 7))]), timesteps=60, seed=0)
     assert agents[0].gradient_step_count == 40
-    rows, sequences = (agent.memory.arrays() for agent in agents)
-    assert_same_arrays(rows, {name: sequences[name] for name in rows})
+    (rows, sequences), (arrays, others) = ([agent.memory.arrays() for agent in agents], [agent.arrays() for agent in agents])
+    assert set(sequences) - set(rows) == {"first", "previous_actions", "previous_rewards"}
+    pairs = {name: (arrays[name], others[name]) for name in arrays} | {name: (rows[name], sequences[name]) for name in rows}
+    for name, (one, other) in {**pairs, "actions taken": (np.stack(taken[0]), np.stack(taken[1]))}.items():
+        # Bit for bit in PyTorch. XLA adds up the rows of a gradient in an order of its own choice for each shape.
+        np.testing.assert_allclose(other, one, rtol=0 if backend.name == "torch" else 1e-12, err_msg=name)
 
 
 # Acting and storing.
