@@ -50,7 +50,31 @@ def test_trap_13_the_agent_acts_in_evaluation_mode_and_is_left_as_it_was(trainin
     evaluate(agent, counting(AutoresetMode.NEXT_STEP, (3,)), episodes=2, seed=0)
     assert {mode for mode, _, _ in agent.acted} == {False}
     assert agent.modes == [(False, True), (training, True)]
-    assert (agent.calls, agent.rows, agent.tracked) == ([], [], {})
+    assert agent.tracked == {}
+    assert {call for call, _ in agent.calls} == {"record_transition"}  # which in evaluation mode feeds statistics alone
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+def test_each_step_is_recorded_as_it_was_taken(mode: AutoresetMode) -> None:
+    agent = FakeAgent()
+    evaluate(agent, counting(mode, (2,), (3, 1)), episodes=2, seed=0)
+    assert [timestep for _, timestep in agent.calls] == [0, 1, 2]
+    names = ("observations", "rewards", "next_observations", "terminated", "truncated")
+    seen = [[row[name].tolist() for name in names] for row in agent.rows]
+    # Rows of the first environment: (episode, step) before, reward, (episode, step) after, terminated, truncated.
+    first = [[column[0] for column in row] for row in seen]
+    assert first[:2] == [
+        [[0, 0], [1.0], [0, 1], [False], [False]],
+        [[0, 1], [2.0], [1, 0] if mode == AutoresetMode.SAME_STEP else [0, 2], [True], [False]],
+    ]
+    if mode == AutoresetMode.NEXT_STEP:
+        assert first[2] == [[0, 2], [0.0], [1, 0], [False], [False]]
+    else:
+        assert first[2] == [[1, 0], [101.0], [1, 1], [False], [False]]
+    assert [column[1] for column in seen[2]][3:] == [[False], [True]]
+    if mode == AutoresetMode.SAME_STEP:
+        np.testing.assert_array_equal(agent.rows[1]["infos"]["final_obs"][0], [0.0, 2.0])
+    assert [row["actions"].tolist() for row in agent.rows] == [[[0.0], [0.0]]] * 3
 
 
 def test_the_mode_is_restored_after_an_error() -> None:

@@ -74,7 +74,8 @@ def test_trap_20_the_checkpoint_holds_everything(backend: Backend, tmp_path: Pat
         assert int(arrays[f"{slot}.count"]) == 3
         for moment in ("first_moment", "second_moment"):
             assert np.all(arrays[f"{slot}.{moment}.{part}".rstrip(".")] != 0)
-    assert (int(read.groups["memory"]["size"]), int(read.groups["memory"]["head"])) == (32, 8)
+    # A ring of 16 rows for each of the two environments, which 20 rows have come by.
+    assert [read.groups["memory"][name].tolist() for name in ("size", "head")] == [[16, 16], [4, 4]]
     assert set(read.groups["streams"]) == {"noise", "sampling", "exploration"}
     assert not any(path.suffix in (".pt", ".pkl", ".npz") for path in (tmp_path / "saved").iterdir())
 
@@ -163,7 +164,8 @@ BROKEN: dict[str, tuple[Any, str]] = {
         lambda groups, metadata: groups["agent"].update({"log_alpha": np.array(1)}),
         "log_alpha has .*int64, expected .*float32",
     ),
-    "a memory of another size": (lambda groups, metadata: groups["memory"].update(size=np.array(31)), "head 8 and size 31 do not fit"),
+    "a memory of another size": (lambda groups, metadata: groups["memory"].update(size=np.array([16, 15])), "head 4 and size 15 do not fit"),
+    "a memory of fewer environments": (lambda groups, metadata: groups["memory"].update(size=np.array([16])), r"expected \(2,\) integers"),
     "another algorithm": (lambda groups, metadata: metadata.update(algorithm="PPO"), "holds 'PPO', expected 'SAC'"),
     "no layouts": (lambda groups, metadata: metadata.pop("layouts"), "holds models of layouts None"),
 }
@@ -184,6 +186,25 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(backend: Backend, tmp_
         assert_same_arrays(then, now)
     other.update(timestep=0, timesteps=1)
     assert other.gradient_step_count == 4
+
+
+def test_what_comes_after_a_load_does_not_continue_what_the_memory_holds(backend: Backend, tmp_path: Path) -> None:
+    agent = backend.agent(n_step=2)
+    generator = np.random.default_rng(0)
+    running = {"terminated": np.zeros((1, 1), bool)}
+    for _ in range(3):
+        agent.record_transition(**draw_row(agent, generator, **running))
+    agent.save(tmp_path / "saved")
+    agent.load(tmp_path / "saved")
+    for _ in range(2):
+        agent.record_transition(**draw_row(agent, generator, **running))
+    assert agent.memory.arrays()["first"].tolist() == [True, False, False, True, False]
+
+
+def test_an_agent_of_another_kind_is_refused(backend: Backend, tmp_path: Path) -> None:
+    backend.agent(algorithm="SAC_RNN").save(tmp_path / "saved")
+    with pytest.raises(CheckpointError, match="holds 'SAC_RNN', expected 'SAC'"):
+        backend.agent().load(tmp_path / "saved")
 
 
 def test_a_truncated_or_missing_checkpoint_is_refused(backend: Backend, tmp_path: Path) -> None:
