@@ -77,7 +77,7 @@ class History:
     envs: int
     slots: int
     seed: int
-    kept: list[list[Row]] = field(default_factory=list)
+    kept: list[list[Row]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.generator = np.random.default_rng(self.seed)
