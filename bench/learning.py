@@ -53,7 +53,19 @@ class Plan:
 
 def main(
     preset: Annotated[
-        Literal["smoke", "invertedpendulum-fast", "invertedpendulum", "halfcheetah-100k", "halfcheetah-100k-chunked"], tyro.conf.Positional
+        Literal[
+            "smoke",
+            "invertedpendulum-fast",
+            "invertedpendulum",
+            "halfcheetah-100k",
+            "halfcheetah-100k-chunked",
+            "pendulum-hidden",
+            "pendulum-hidden-gru",
+            "halfcheetah-hidden",
+            "halfcheetah-hidden-gru",
+            "halfcheetah-privileged",
+        ],
+        tyro.conf.Positional,
     ],
     /,
     *,
@@ -109,6 +121,8 @@ def plan(preset: Preset, backends: Sequence[str], seeds: Sequence[int], jobs: in
             out=str(out / f"{preset.name}-{backend}-seed{seed}.json"),
             core=0,
             settings=dict(preset.settings),
+            # As JSON gives it back, which a record's configuration is compared with.
+            arguments=json.loads(json.dumps(dict(preset.arguments))),
         )
         for seed in seeds
         for backend in backends

@@ -6,6 +6,7 @@
 import contextlib
 import fcntl
 import json
+import pkgutil
 import signal
 import sys
 import threading
@@ -40,6 +41,8 @@ class Job:
     """The core that the run is bound to."""
     settings: dict[str, Any] = field(default_factory=dict)
     """What differs from the paper's settings."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of `sacref.train`."""
 
     @property
     def name(self) -> str:
@@ -49,7 +52,8 @@ class Job:
     def configuration(self) -> dict[str, Any]:
         """What was chosen: two records with the same configuration and seed repeat each other."""
         chosen = ("preset", "env", "backend", "steps", "evaluation_interval", "evaluation_episodes")
-        return {name: getattr(self, name) for name in chosen} | ({"settings": self.settings} if self.settings else {})
+        given = {name: getattr(self, name) for name in ("settings", "arguments") if getattr(self, name)}
+        return {name: getattr(self, name) for name in chosen} | given
 
 
 class IncompleteError(RuntimeError):
@@ -142,6 +146,7 @@ def train(job: Job, resume: bool) -> None:
         evaluation_interval=job.evaluation_interval,
         evaluation_episodes=job.evaluation_episodes,
         cfg=job.settings or None,
+        **{**job.arguments, "wrappers": [pkgutil.resolve_name(name) for name in job.arguments.get("wrappers", ())]},
         resume=resume,
         # What a session left that ended before its first checkpoint.
         overwrite=not resume,

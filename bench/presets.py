@@ -19,6 +19,18 @@ class Preset:
     evaluation_episodes: int = 10
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What differs from the paper's settings: fields of `SACConfig`."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of `sacref.train`; wrappers by name, "module:name"."""
+
+
+HIDDEN = ("sacref.envs.partial:HideVelocities",)
+"""The policy and the critics see positions alone."""
+PRIVILEGED = ("sacref.envs.partial:PrivilegedState", *HIDDEN)
+"""The policy sees positions alone, the critics see everything."""
+PENDULUM = {"learning_rate": 1e-3, "random_timesteps": 500, "learning_starts": 500}
+EARLY = {"random_timesteps": 1_000, "learning_starts": 1_000}
+SEQUENCES = {"batch_size": 32, "sequence_length": 8}
+GRU = {"recurrent": "gru", "recurrent_size": 64}
 
 
 PRESETS = {
@@ -43,6 +55,53 @@ PRESETS = {
             evaluation_interval=10_000,
             seeds=(0, 1, 2),
             settings={"chunk": 64},
+        ),
+        # Does memory matter? The same tasks with velocities hidden, with a recurrent agent and with a feed-forward one.
+        Preset(
+            name="pendulum-hidden",
+            env="Pendulum-v1",
+            steps=8_000,
+            evaluation_interval=1_000,
+            seeds=(0, 1, 2),
+            settings=PENDULUM,
+            arguments={"wrappers": HIDDEN, "hidden": (64, 64)},
+        ),
+        Preset(
+            name="pendulum-hidden-gru",
+            env="Pendulum-v1",
+            steps=8_000,
+            evaluation_interval=1_000,
+            seeds=(0, 1, 2),
+            settings=PENDULUM | SEQUENCES,
+            arguments={"wrappers": HIDDEN, "hidden": (64, 64), **GRU},
+        ),
+        Preset(
+            name="halfcheetah-hidden",
+            env="HalfCheetah-v5",
+            steps=15_000,
+            evaluation_interval=2_500,
+            seeds=(0, 1, 2),
+            settings=EARLY,
+            arguments={"wrappers": HIDDEN, "hidden": (128, 128)},
+        ),
+        Preset(
+            name="halfcheetah-hidden-gru",
+            env="HalfCheetah-v5",
+            steps=15_000,
+            evaluation_interval=2_500,
+            seeds=(0, 1, 2),
+            settings=EARLY | SEQUENCES,
+            arguments={"wrappers": HIDDEN, "hidden": (128, 128), **GRU},
+        ),
+        # As halfcheetah-hidden, with critics that see the velocities.
+        Preset(
+            name="halfcheetah-privileged",
+            env="HalfCheetah-v5",
+            steps=15_000,
+            evaluation_interval=2_500,
+            seeds=(0, 1, 2),
+            settings=EARLY,
+            arguments={"wrappers": PRIVILEGED, "hidden": (128, 128)},
         ),
         Preset(name="halfcheetah-100k", env="HalfCheetah-v5", steps=100_000, evaluation_interval=10_000, seeds=(0, 1, 2)),
     )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from types import NoneType, UnionType
+from types import UnionType
 from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin, runtime_checkable
 
 import tyro
@@ -71,6 +71,18 @@ class Train:
     """Wrappers put around each environment, the first one innermost, each as module:name."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the networks' hidden layers."""
+    num_critics: int = 2
+    """Critics; the target takes the minimum of all, or of --target-subset of them."""
+    layer_norm: bool = False
+    """Normalise the critics' hidden layers."""
+    dropout: float = 0.0
+    """Fraction of the critics' hidden units that is dropped; 0.01 with --layer-norm is DroQ's."""
+    recurrent: Literal["rnn", "gru", "lstm"] | None = None
+    """Cell of recurrent networks, which SAC_RNN trains on sequences of --sequence-length; None for feed-forward ones."""
+    recurrent_size: int = 128
+    """Width of the cell's hidden state."""
+    feed_previous: tuple[Literal["actions", "rewards"], ...] = ("actions",)
+    """What of the step before enters the cell beside the observations."""
     memory_capacity: int = 1_000_000
     """Transitions in the replay memory; no more than the steps are allocated."""
     evaluation_interval: int | None = None
@@ -97,6 +109,12 @@ class Train:
             num_envs=self.num_envs,
             cfg=self.cfg,
             hidden=self.hidden,
+            num_critics=self.num_critics,
+            layer_norm=self.layer_norm,
+            dropout=self.dropout,
+            recurrent=self.recurrent,
+            recurrent_size=self.recurrent_size,
+            feed_previous=self.feed_previous,
             memory_capacity=self.memory_capacity,
             evaluation_interval=self.evaluation_interval,
             evaluation_episodes=self.evaluation_episodes,
@@ -150,8 +168,13 @@ class Train:
         try:
             cfg = SACConfig.from_dict(stored["cfg"])
             cfg.experiment.directory = cfg.experiment.experiment_name = ""
+            models = {**stored["models"], "feed_previous": tuple(stored["models"]["feed_previous"])}
             return Train(
-                cfg=cfg, hidden=tuple(stored["hidden"]), wrappers=tuple(stored["wrappers"]), **{name: stored[name] for name in names}
+                cfg=cfg,
+                hidden=tuple(stored["hidden"]),
+                wrappers=tuple(stored["wrappers"]),
+                **models,
+                **{name: stored[name] for name in names},
             )
         except (KeyError, TypeError) as error:
             raise ValueError(
@@ -184,7 +207,7 @@ class Evaluate:
         copies = max(1, min(self.episodes, experiment.EVALUATION_COPIES))
         environments = envs.make(_environment(config["env"]), copies, env_kwargs=config["env_kwargs"], wrappers=wrappers)
         try:
-            evaluation = evaluate(agent, environments, episodes=self.episodes, seed=self.seed)
+            evaluation = evaluate(agent, environments, episodes=self.episodes, seed=self.seed, state_space=experiment.states_space(config))
         finally:
             environments.close()
         print(f"{config['env']} on {config['backend']}: {_summary(evaluation)}")
@@ -328,12 +351,13 @@ def _types() -> ConstructorRegistry:
 
     @registry.primitive_rule
     def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-        if get_origin(info.type) is dict:
-            return _spec("JSON", _json, json.dumps)
-        if info.type is NoneType:
-            return _spec("None", _none, str)
-        parts = get_args(info.type) if get_origin(info.type) in (Union, UnionType) else ()
-        if any(get_origin(part) is Callable for part in parts):
+        parts = get_args(info.type) if get_origin(info.type) in (Union, UnionType) else (info.type,)
+        kinds = {get_origin(part) for part in parts}
+        if dict in kinds:
+            return _spec("JSON", _json_for_each if tuple in kinds else _json, json.dumps)
+        if Callable in kinds and tuple in kinds:
+            return _spec("NAME", _scheduler, _schedulers_name)
+        if Callable in kinds:
             return _spec("MODULE:NAME", lambda text: None if text == "None" else _named(text), _name)
         return None
 
@@ -350,17 +374,24 @@ def _spec(metavar: str, read: Callable[[str], Any], write: Callable[[Any], str])
     )
 
 
-def _none(text: str) -> None:
-    """A field that takes nothing but None has no feature behind it yet; in a union, another part of it may take the text."""
-    if text != "None":
-        raise ValueError(f"got {text}, expected None: this feature is not available in this version")
-
-
 def _json(text: str) -> dict[str, Any]:
     value = json.loads(text)
     if not isinstance(value, dict):
         raise ValueError(f'expected a JSON object, such as {{"name": 1}}, got {text}')
     return value
+
+
+def _json_for_each(text: str) -> dict[str, Any] | tuple[dict[str, Any], ...]:
+    return tuple(_json(json.dumps(element)) for element in json.loads(text)) if text.lstrip().startswith("[") else _json(text)
+
+
+def _scheduler(text: str) -> Any:
+    """A schedule's name, module:name, None, or a JSON list of three of those; the configuration finds what they name."""
+    return tuple(json.loads(text)) if text.lstrip().startswith("[") else None if text == "None" else text
+
+
+def _schedulers_name(schedule: Any) -> str:
+    return json.dumps([None if one is None else _name(one) for one in schedule]) if isinstance(schedule, tuple) else _name(schedule)
 
 
 def _name(function: Any) -> str:

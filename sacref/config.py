@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, TypeVar, get_a
 
 import numpy as np
 
-from sacref.spec.schedules import FACTORS, SCHEDULES
+from sacref.spec.schedules import FACTORS, SCHEDULES, KLAdaptive
 
 RewardsShaper: TypeAlias = Callable[[Any, int, int], Any]
 """`(rewards, timestep, timesteps) -> rewards`, both arrays of shape `(envs, 1)`."""
@@ -25,7 +25,7 @@ RewardsShaper: TypeAlias = Callable[[Any, int, int], Any]
 Scheduler: TypeAlias = str | Callable[..., Any]
 """A name of `sacref.spec.schedules` ("linear"), "module:name", or the callable itself; see `SACConfig.schedules`."""
 
-Preprocessor: TypeAlias = Callable[..., Any]
+Preprocessor: TypeAlias = str | Callable[..., Any]
 """A class with the protocol of `sacref.preprocessing`, or its name as "module:name"."""
 
 Execution: TypeAlias = Literal["auto", "plain", "scan", "traced", "cuda_graph"]
@@ -431,14 +431,19 @@ def _written_arguments(path: str, kwargs: dict[str, Any]) -> Any:
 _CALLABLES = ("learning_rate_scheduler", "observation_preprocessor", "state_preprocessor", "rewards_shaper")
 
 
-def _schedule(path: str, function: Callable[..., Any], kwargs: Mapping[str, Any]) -> Schedule:
+def _schedule(path: str, part: str, rate: float, function: Callable[..., Any], kwargs: Mapping[str, Any]) -> Schedule:
     if function in SCHEDULES.values():
         is_factor = function in FACTORS.values()
         _require_arguments(path, function, 1 if is_factor else 0, kwargs)
         try:
-            function(np.asarray(0.0), **kwargs) if is_factor else function(**kwargs)
+            made = function(np.asarray(0.0), **kwargs) if is_factor else function(**kwargs)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{path} is {dict(kwargs)}: {error}") from error
+        if isinstance(made, KLAdaptive) and not made.min_lr <= rate <= made.max_lr:
+            raise ConfigError(
+                f"SACConfig.learning_rate is {rate} for {part}, expected from {made.min_lr} to {made.max_lr}, between which kl_adaptive "
+                f"moves it: change it, or min_lr or max_lr in learning_rate_scheduler_kwargs, or give {part} no schedule"
+            )
     return Schedule(function, kwargs)
 
 
@@ -494,7 +499,7 @@ class SACConfig(_Config):
     policy_value: Literal["min", "mean"] = field(default="min", metadata=_choice("min", "mean"))
     """What the policy maximises: the minimum of the critics, or their mean (REDQ, DroQ)."""
     policy_delay: int = field(default=1, metadata=_integer(1))
-    """The policy and the entropy coefficient take every so-manieth gradient step of the critics."""
+    """The policy and the entropy coefficient step at every policy_delay-th gradient step of the critics only."""
     sequence_length: int = field(default=32, metadata=_integer(1))
     """Only SAC_RNN: steps that are learned from in each sequence of a batch."""
     burn_in: int = field(default=0, metadata=_integer(0))
@@ -504,15 +509,13 @@ class SACConfig(_Config):
     learning_rate: float | tuple[float, float, float] = field(default=1e-3, metadata=_learning_rate())
     """Adam's learning rate: one for all, or three for policy, critic and entropy; 0 leaves that part as it is."""
     learning_rate_scheduler: Scheduler | tuple[Scheduler | None, ...] | None = field(default=None, metadata=_scheduler())
-    """Schedule of the learning rates, stepped once a gradient step: one for all, or three for policy, critic and entropy.
-
-    constant, linear, cosine, exponential, warm_up, piecewise, kl_adaptive, or the backend's own as module:name (a
-    torch.optim.lr_scheduler class, an optax schedule).
-    """
+    """Schedule of the learning rates, stepped once a gradient step: one for all, or three for policy, critic and entropy (as a flag: a JSON
+    list). constant, linear, cosine, exponential, warm_up, piecewise, kl_adaptive, or the backend's own as module:name (a
+    torch.optim.lr_scheduler class, an optax schedule)."""
     learning_rate_scheduler_kwargs: dict[str, Any] | tuple[dict[str, Any], ...] = field(
         default_factory=dict, metadata=_arguments(three=True)
     )
-    """Keyword arguments of the schedule: for all, or three for policy, critic and entropy."""
+    """Keyword arguments of the schedule: for all, or three for policy, critic and entropy (a flag takes JSON: an object, or a list)."""
     observation_preprocessor: Preprocessor | None = field(default=None, metadata=_preprocessor())
     """Class that standardises observations before the models see them, or its name module:name, as
     sacref.preprocessing:RunningStandardScaler."""
@@ -583,11 +586,12 @@ class SACConfig(_Config):
                 raise ConfigError(f"{path}_kwargs is {kwargs} and {path.partition('.')[2]} None: set one, or leave the arguments empty")
             kwargs = tuple({} if function is None else kwargs for function in functions)
         schedules: dict[str, Schedule | None] = {}
-        for part, function, arguments in zip(PARTS, functions, kwargs, strict=True):
+        for part, function, arguments, rate in zip(PARTS, functions, kwargs, self.learning_rates, strict=True):
             if function is None and arguments:
                 raise ConfigError(f"{path}_kwargs has {arguments} for {part}, which has no schedule: set one, or leave them empty")
-            schedules[part] = None if function is None else _schedule(f"{path}_kwargs", function, arguments)
-        return schedules if self.learn_entropy else schedules | {"entropy": None}
+            learned = part != "entropy" or self.learn_entropy
+            schedules[part] = _schedule(f"{path}_kwargs", part, rate, function, arguments) if function is not None and learned else None
+        return schedules
 
     @property
     def learning_rates(self) -> tuple[float, float, float]:

@@ -4,9 +4,12 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from sacref.envs.states import states_of
+from sacref.tree import map_leaves
 from sacref.types import Agent
 
 
@@ -45,8 +48,11 @@ def evaluate(
     episodes: int = 10,
     seed: int = 0,
     max_episode_steps: int = 100_000,
+    state_space: gymnasium.Space[Any] | None = None,
 ) -> Evaluation:
     """Run whole episodes with deterministic actions. The agent learns nothing, stores nothing and draws no random number.
+
+    Each step is recorded, which feeds the agent's statistics of evaluations and tells a recurrent one where episodes end.
 
     Each copy of the environment runs a number of episodes fixed beforehand: `episodes` shared evenly, the first copies taking
     one more. Taking whichever episodes end first would count the short ones too often.
@@ -58,6 +64,7 @@ def evaluate(
         episodes: how many, at least 1.
         seed: of the episodes' starts: the copies get seed, seed + 1, ...
         max_episode_steps: steps after which an episode is taken for one that never ends.
+        state_space: of the privileged states that the environments hand over; None for none.
 
     Returns:
         Returns and lengths of the episodes: those of the first copy in order, then those of the second, ...
@@ -70,12 +77,19 @@ def evaluate(
     training = agent.training
     agent.enable_training_mode(False, apply_to_models=True)
     try:
-        return _run_episodes(agent, envs, episodes, seed, max_episode_steps)
+        return _run_episodes(agent, envs, episodes, seed, max_episode_steps, state_space)
     finally:
         agent.enable_training_mode(training, apply_to_models=True)
 
 
-def _run_episodes(agent: Agent, envs: VectorEnv[Any, Any, Any], episodes: int, seed: int, max_episode_steps: int) -> Evaluation:
+def _run_episodes(
+    agent: Agent,
+    envs: VectorEnv[Any, Any, Any],
+    episodes: int,
+    seed: int,
+    max_episode_steps: int,
+    state_space: gymnasium.Space[Any] | None,
+) -> Evaluation:
     autoreset_mode = envs.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
     quota = np.full(envs.num_envs, episodes // envs.num_envs)
     quota[: episodes % envs.num_envs] += 1
@@ -83,19 +97,42 @@ def _run_episodes(agent: Agent, envs: VectorEnv[Any, Any, Any], episodes: int, s
     lengths: list[list[int]] = [[] for _ in quota]
     current_return, current_length = np.zeros(envs.num_envs), np.zeros(envs.num_envs, np.int64)
     resetting = np.zeros(envs.num_envs, np.bool_)
-    observations, _ = envs.reset(seed=seed)
+    first, infos = envs.reset(seed=seed)
+    # Copied, here and below: a vector environment may write every step into the same buffer.
+    observations = map_leaves(np.array, first)
+    states = map_leaves(np.array, states_of(envs, infos, state_space))
     timestep = 0
     while any(len(finished) < wanted for finished, wanted in zip(returns, quota, strict=True)):
-        actions, _ = agent.act(observations, None, timestep=timestep, timesteps=max_episode_steps)
-        observations, rewards, terminated, truncated, _ = envs.step(agent.to_numpy(actions))
+        clock = {"timestep": timestep, "timesteps": max_episode_steps}
+        chosen, _ = agent.act(observations, states, **clock)
+        actions = agent.to_numpy(chosen)
+        returned, rewards, terminated, truncated, infos = envs.step(actions)
+        next_observations = map_leaves(np.array, returned)
+        next_states = map_leaves(np.array, states_of(envs, infos, state_space))
+        for index in np.flatnonzero(~resetting & ~np.isfinite(np.asarray(rewards, np.float64))):
+            if len(returns[index]) < quota[index]:
+                raise EvaluationError(
+                    f"evaluation: environment {index} gave a reward that is not finite: mend the environment or its wrappers"
+                )
+        agent.record_transition(
+            observations=observations,
+            states=states,
+            actions=actions,
+            rewards=np.nan_to_num(np.asarray(rewards, np.float64))[:, None],
+            next_observations=next_observations,
+            next_states=next_states,
+            terminated=np.asarray(terminated)[:, None],
+            truncated=np.asarray(truncated)[:, None],
+            infos=infos,
+            **clock,
+        )
+        observations, states = next_observations, next_states
         timestep += 1
         stepped = ~resetting
         current_return[stepped] += np.asarray(rewards, np.float64)[stepped]
         current_length[stepped] += 1
         ended = (np.asarray(terminated) | np.asarray(truncated)) & stepped
         wanted = np.array([len(finished) < quota[index] for index, finished in enumerate(returns)])
-        for index in np.flatnonzero(wanted & ~np.isfinite(current_return)):
-            raise EvaluationError(f"evaluation: environment {index} gave a reward that is not finite: mend the environment or its wrappers")
         for index in np.flatnonzero(wanted & ~ended & (current_length >= max_episode_steps)):
             raise EvaluationError(
                 f"evaluation: an episode of environment {index} has not ended after {max_episode_steps} steps: wrap the environment in "
@@ -108,5 +145,7 @@ def _run_episodes(agent: Agent, envs: VectorEnv[Any, Any, Any], episodes: int, s
         # Under NEXT_STEP the step after an episode's end only resets: its reward is none of an episode.
         resetting = ended if autoreset_mode == AutoresetMode.NEXT_STEP else resetting
         if autoreset_mode == AutoresetMode.DISABLED and ended.any():
-            observations, _ = envs.reset(options={"reset_mask": ended})
+            restarted, infos = envs.reset(options={"reset_mask": ended})
+            observations = map_leaves(np.array, restarted)
+            states = map_leaves(np.array, states_of(envs, infos, state_space, previous=states, reset_mask=ended))
     return Evaluation(tuple(chain.from_iterable(returns)), tuple(chain.from_iterable(lengths)))

@@ -22,6 +22,7 @@ import sacref
 from sacref import checkpoint, envs, training
 from sacref.config import SACConfig, paper_config
 from sacref.envs.spaces import check_spaces
+from sacref.envs.states import state_space_of
 from sacref.envs.vector import EnvironmentFactory, Vectorization, Wrapper
 from sacref.evaluation import Evaluation, evaluate
 from sacref.plotting import plot_runs
@@ -29,6 +30,7 @@ from sacref.progress import TrainingProgress
 from sacref.types import Agent
 
 Backend: TypeAlias = Literal["torch", "jax"]
+Recurrent: TypeAlias = Literal["rnn", "gru", "lstm"]
 
 BACKENDS: Mapping[str, tuple[str, ...]] = {"torch": ("torch",), "jax": ("jax", "jaxlib", "flax", "optax")}
 """Backend -> the packages that its extra installs."""
@@ -80,6 +82,12 @@ def train(
     num_envs: int = 1,
     cfg: SACConfig | Mapping[str, Any] | None = None,
     hidden: Sequence[int] = (256, 256),
+    num_critics: int = 2,
+    layer_norm: bool = False,
+    dropout: float = 0.0,
+    recurrent: Recurrent | None = None,
+    recurrent_size: int = 128,
+    feed_previous: Sequence[str] = ("actions",),
     memory_capacity: int = 1_000_000,
     evaluation_interval: int | None = None,
     evaluation_episodes: int = 10,
@@ -106,6 +114,9 @@ def train(
             gradient step for each environment step (`update_to_data`), unless the dict says others. Its `experiment` has the intervals;
             directory and name are replaced by the run directory's.
         hidden: widths of the networks' hidden layers.
+        num_critics, layer_norm, dropout: of the critics; see `default_models`.
+        recurrent: the cell of recurrent networks, "rnn", "gru" or "lstm", which `SAC_RNN` trains on sequences; None for `SAC`.
+        recurrent_size, feed_previous: of those; see `default_models`.
         memory_capacity: transitions in the replay memory, of all environments together; no more than `steps` are allocated.
         evaluation_interval: environment steps between evaluations; None is a twentieth of `steps`. The end is always evaluated.
         evaluation_episodes: episodes of an evaluation, deterministic, on environments of its own.
@@ -147,7 +158,17 @@ def train(
     training_envs = make(num_envs)
     try:
         observation_space, action_space = training_envs.single_observation_space, training_envs.single_action_space
-        check_spaces(observation_space, None, action_space)
+        # A look at what the environments hand over; the training resets them again.
+        state_space = state_space_of(training_envs, training_envs.reset(seed=_derive(seed, 0, start))[1])
+        check_spaces(observation_space, state_space, action_space)
+        options = {
+            "num_critics": num_critics,
+            "layer_norm": layer_norm,
+            "dropout": dropout,
+            "recurrent": recurrent,
+            "recurrent_size": recurrent_size,
+            "feed_previous": list(feed_previous),
+        }
         config = {
             "sacref": sacref.__version__,
             "backend": backend,
@@ -158,24 +179,26 @@ def train(
             "seed": seed,
             "num_envs": num_envs,
             "hidden": list(hidden),
+            "models": options,
             "memory_capacity": memory_capacity,
             "evaluation_interval": interval,
             "evaluation_episodes": evaluation_episodes,
             "device": device,
             "vectorization": vectorization,
             "cfg": settings.to_dict(),
-            "observation_space": _write_box(observation_space),
-            "action_space": _write_box(action_space),
+            "observation_space": _write_space(observation_space),
+            "state_space": None if state_space is None else _write_space(state_space),
+            "action_space": _write_space(action_space),
         }
         if resumed is not None:
             _require_same(directory, resumed, config, timesteps)
         # One row more than the run fills: a ring that was never full also fits into the larger one of a run resumed with more steps.
         capacity = min(memory_capacity, max(timesteps * num_envs + 1, settings.batch_size))
-        agent: Agent = module.SAC(
-            models=module.default_models(observation_space=observation_space, action_space=action_space, hidden=tuple(hidden), seed=seed),
+        spaces = {"observation_space": observation_space, "state_space": state_space, "action_space": action_space}
+        agent: Agent = _algorithm(module, options)(
+            models=module.default_models(**spaces, hidden=tuple(hidden), seed=seed, **options),
             memory=module.ReplayMemory(capacity, num_envs, device=device),
-            observation_space=observation_space,
-            action_space=action_space,
+            **spaces,
             device=device,
             cfg=settings,
         )
@@ -188,7 +211,18 @@ def train(
         evaluation_envs = make(min(evaluation_episodes, EVALUATION_COPIES))
         try:
             every = math.ceil(interval / num_envs)
-            run = _Run(agent, directory, num_envs, timesteps, every, evaluation_envs, evaluation_episodes, _derive(seed, 1), evaluations)
+            run = _Run(
+                agent,
+                directory,
+                num_envs,
+                timesteps,
+                every,
+                evaluation_envs,
+                evaluation_episodes,
+                _derive(seed, 1),
+                state_space,
+                evaluations,
+            )
             with TrainingProgress(agent, timesteps=timesteps, start=start, num_envs=num_envs, enabled=progress) as bar:
 
                 def after_timestep(finished: int) -> None:
@@ -196,7 +230,13 @@ def train(
                     run.after_timestep(finished)
 
                 outcome = training.run(
-                    agent, training_envs, timesteps=timesteps, start=start, seed=_derive(seed, 0, start), after_timestep=after_timestep
+                    agent,
+                    training_envs,
+                    timesteps=timesteps,
+                    start=start,
+                    seed=_derive(seed, 0, start),
+                    state_space=state_space,
+                    after_timestep=after_timestep,
                 )
             run.finish(outcome)
         finally:
@@ -243,19 +283,21 @@ def load(run_dir: str | Path, *, checkpoint: str | Path | None = None, device: s
     path = _find_checkpoint(directory, checkpoint)
     try:
         backend, hidden, seed = config["backend"], tuple(int(width) for width in config["hidden"]), int(config["seed"])
-        observation_space, action_space = _read_box(config["observation_space"]), _read_box(config["action_space"])
-        # What shapes the rewards is not needed to act, and its name would be imported.
-        cfg = SACConfig.from_dict({**config["cfg"], "rewards_shaper": None}, import_callables=False)
+        spaces = {
+            "observation_space": _read_space(config["observation_space"]),
+            "state_space": states_space(config),
+            "action_space": _read_space(config["action_space"]),
+        }
+        options = dict(config["models"])
+        # What shapes the rewards and the rates is not needed to act, and its name would be imported.
+        unneeded: dict[str, Any] = {"rewards_shaper": None, "learning_rate_scheduler": None, "learning_rate_scheduler_kwargs": {}}
+        cfg = SACConfig.from_dict({**config["cfg"], **unneeded}, import_callables=False)
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{directory / 'config.json'} is damaged ({type(error).__name__}: {error}): restore it, or train again") from error
     cfg.experiment.directory, cfg.experiment.experiment_name = str(directory.parent), directory.name
     module = _import_backend(backend)
-    agent: Agent = module.SAC(
-        models=module.default_models(observation_space=observation_space, action_space=action_space, hidden=hidden, seed=seed),
-        observation_space=observation_space,
-        action_space=action_space,
-        device=device,
-        cfg=cfg,
+    agent: Agent = _algorithm(module, options)(
+        models=module.default_models(**spaces, hidden=hidden, seed=seed, **options), **spaces, device=device, cfg=cfg
     )
     agent.load(path)
     agent.enable_training_mode(False, apply_to_models=True)
@@ -280,6 +322,12 @@ def read_config(run_dir: str | Path) -> dict[str, Any]:
     return config
 
 
+def states_space(config: Mapping[str, Any]) -> gymnasium.Space[Any] | None:
+    """The space of the privileged states that a run's environments hand over, from what `read_config` gives; None for none."""
+    stored = config["state_space"]
+    return None if stored is None else _read_space(stored)
+
+
 @dataclass
 class _Resumed:
     """Where a run is taken up."""
@@ -301,6 +349,7 @@ class _Run:
     envs: gymnasium.vector.VectorEnv[Any, Any, Any]
     episodes: int
     seed: int
+    state_space: gymnasium.Space[Any] | None
     evaluations: list[tuple[int, Evaluation]]
 
     def after_timestep(self, finished: int) -> None:
@@ -309,7 +358,7 @@ class _Run:
             self.evaluate(finished)
 
     def evaluate(self, finished: int) -> None:
-        evaluation = evaluate(self.agent, self.envs, episodes=self.episodes, seed=self.seed)
+        evaluation = evaluate(self.agent, self.envs, episodes=self.episodes, seed=self.seed, state_space=self.state_space)
         self.evaluations.append((finished * self.num_envs, evaluation))
         self.write_evaluations()
 
@@ -347,6 +396,11 @@ def _import_backend(backend: str) -> ModuleType:
         if error.name is None or error.name.split(".")[0] not in BACKENDS[backend]:
             raise
         raise BackendError(f'backend {backend!r} is not installed ({error}): pip install "sacref[{backend}]"') from error
+
+
+def _algorithm(module: ModuleType, options: Mapping[str, Any]) -> Any:
+    """The agent's class for models of these options."""
+    return module.SAC if options.get("recurrent") is None else module.SAC_RNN
 
 
 def _derive(seed: int, stream: int, step: int = 0) -> int:
@@ -493,8 +547,10 @@ def _drop_older_memories(directory: Path) -> None:
         checkpoint.drop_group(path, "memory")
 
 
-def _write_box(space: Any) -> dict[str, Any]:
-    """A Box as JSON can hold it; infinity is a string there."""
+def _write_space(space: Any) -> dict[str, Any]:
+    """A Box, or a Dict of such, as JSON can hold it; infinity is a string there."""
+    if isinstance(space, gymnasium.spaces.Dict):
+        return {"spaces": {key: _write_space(inner) for key, inner in space.spaces.items()}}
     return {
         "low": _write_bound(space.low),
         "high": _write_bound(space.high),
@@ -508,7 +564,9 @@ def _write_bound(bound: NDArray[Any]) -> Any:
     return numbers[0] if len(set(numbers)) == 1 else numbers
 
 
-def _read_box(stored: Mapping[str, Any]) -> gymnasium.spaces.Box:
+def _read_space(stored: Mapping[str, Any]) -> gymnasium.Space[Any]:
+    if "spaces" in stored:
+        return gymnasium.spaces.Dict([(key, _read_space(inner)) for key, inner in stored["spaces"].items()])
     shape, dtype = tuple(int(size) for size in stored["shape"]), np.dtype(stored["dtype"])
     bounds = []
     for name in ("low", "high"):

@@ -13,12 +13,24 @@ import numpy as np
 
 from sacref.agent import Agent
 from sacref.border import Rows
+from sacref.config import ConfigError
 from sacref.replay import Follow
 from sacref.spec.arrays import ArrayT, namespace
 from sacref.tree import Tree, leaves, map_leaves
 from sacref.types import Inputs, Transition, Window
 
 logger = logging.getLogger(__name__)
+
+
+def refuse_carries(models: Mapping[str, Any]) -> None:
+    """Refuse models with a carry, for an agent that keeps none.
+
+    Raises:
+        ValueError: naming the models.
+    """
+    recurrent = sorted(name for name, model in models.items() if hasattr(model, "initial_carry"))
+    if recurrent:
+        raise ValueError(f"models {recurrent} have an initial_carry, expected models without one for SAC: give them to SAC_RNN")
 
 
 def policy_with_carry(function: Callable[..., Any], *, recurrent: bool) -> Callable[..., Any]:
@@ -110,7 +122,7 @@ def zero_where(starts: Any, array: Any, initial: Any = None) -> Any:
 class RecurrentAgent(Agent[ArrayT]):
     """The part of SAC_RNN that knows no backend. For the arguments see `Agent`."""
 
-    _models: Mapping[str, Any]
+    _models: Any
 
     def __init__(self, **arguments: Any) -> None:
         self._ongoing = {True: Ongoing(), False: Ongoing()}
@@ -131,6 +143,16 @@ class RecurrentAgent(Agent[ArrayT]):
     def _initial_carry(self, model: str, batch: int) -> Tree:
         """A model's carry before an episode, `(batch, ...)` each; () of a model without."""
         return self._models[model].initial_carry(batch) if hasattr(self._models[model], "initial_carry") else ()
+
+    def _check_options(self) -> None:
+        if self.cfg.n_step != 1:
+            raise ConfigError(
+                f"n_step is {self.cfg.n_step}, expected 1 for SAC_RNN: its targets come from one pass over a sequence, a step ahead each"
+            )
+        if self.cfg.overlap:
+            raise ConfigError(
+                "overlap is True, expected False for SAC_RNN: an action that is chosen ahead and then not taken would move the carry"
+            )
 
     @property
     def _follow(self) -> Follow:
@@ -153,8 +175,9 @@ class RecurrentAgent(Agent[ArrayT]):
         if (envs, on_device) not in self._initial_carries:
             self._initial_carries[envs, on_device] = map_leaves(convert, self._initial_carry("policy", envs))
         initial = self._initial_carries[envs, on_device]
-        if now.previous is None or now.previous[1].shape[0] != envs or self._is_device_array(now.previous[1]) != on_device:
-            now.previous = (convert(np.zeros((envs, self.spaces.action_size))), convert(np.zeros(envs)))
+        if now.previous is None or now.previous[1].shape[0] != envs:
+            now.previous = (np.zeros((envs, self.spaces.action_size)), np.zeros(envs))
+        now.previous = (convert(now.previous[0]), convert(now.previous[1]))  # rows may have come in arrays of the other kind
         if now.carry is None or leaves((now.carry, now.previous))[0].shape[0] != envs:
             now.carry = initial
         elif now.starts is not None:

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from sacref.envs.states import states_of
+from sacref.tree import map_leaves
 from sacref.types import Agent
 
 AfterTimestep = Callable[[int], None]
@@ -37,6 +40,7 @@ def run(
     timesteps: int,
     start: int = 0,
     seed: int | None = None,
+    state_space: gymnasium.Space[Any] | None = None,
     after_timestep: AfterTimestep | None = None,
 ) -> Outcome:
     """Train an agent for `timesteps` steps of the vector environment.
@@ -53,6 +57,7 @@ def run(
             resets an environment counts.
         start: timesteps that were finished before, of a run that is resumed.
         seed: passed on to `envs.reset`.
+        state_space: of the privileged states that the environments hand over (`sacref.envs.states`); None for none.
         after_timestep: called after each timestep, with the number of finished ones: for evaluation and progress.
 
     Raises:
@@ -63,40 +68,44 @@ def run(
     agent.init(trainer_cfg={"timesteps": timesteps})
     agent.enable_training_mode(True, apply_to_models=True)
     disabled_autoreset = envs.metadata.get("autoreset_mode") == AutoresetMode.DISABLED
-    first, _ = envs.reset(seed=seed)
+    first, infos = envs.reset(seed=seed)
     # Copied, here and below: a vector environment may write every step into the same buffer.
-    observations = np.array(first)
+    observations = map_leaves(np.array, first)
+    states = map_leaves(np.array, states_of(envs, infos, state_space))
     finished, seconds = start, 0.0
     with _interruption() as interrupted:
         while finished < timesteps and not interrupted():
             began = time.perf_counter()
             clock = {"timestep": finished, "timesteps": timesteps}
             agent.pre_interaction(**clock)
-            action, _ = agent.act(observations, None, **clock)
+            action, _ = agent.act(observations, states, **clock)
             actions = agent.to_numpy(action)
             acted = time.perf_counter()
             returned, rewards, terminated, truncated, infos = envs.step(actions)
             stepped = time.perf_counter()
-            next_observations = np.array(returned)
+            next_observations = map_leaves(np.array, returned)
+            next_states = map_leaves(np.array, states_of(envs, infos, state_space))
             agent.track_data("Stats / Inference time (ms)", 1000 * (acted - began))
             agent.track_data("Stats / Env stepping time (ms)", 1000 * (stepped - acted))
             agent.record_transition(
                 observations=observations,
-                states=None,
+                states=states,
                 actions=actions,
                 rewards=_column(rewards),
                 next_observations=next_observations,
-                next_states=None,
+                next_states=next_states,
                 terminated=_column(terminated),
                 truncated=_column(truncated),
                 infos=infos,
                 **clock,
             )
             agent.post_interaction(**clock)
-            observations = next_observations
+            observations, states = next_observations, next_states
             ended = np.asarray(terminated) | np.asarray(truncated)
             if disabled_autoreset and ended.any():
-                observations = np.array(envs.reset(options={"reset_mask": ended})[0])
+                restarted, infos = envs.reset(options={"reset_mask": ended})
+                observations = map_leaves(np.array, restarted)
+                states = map_leaves(np.array, states_of(envs, infos, state_space, previous=states, reset_mask=ended))
             finished += 1
             seconds += time.perf_counter() - began
             if after_timestep is not None:

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sacref.config import ConfigError, ExperimentConfig, SACConfig, paper_config
+from sacref.config import HARMLESS, ConfigError, ExperimentConfig, SACConfig, Schedule, paper_config
+from sacref.spec.schedules import SCHEDULES, KLAdaptive, linear
 
 DEFAULTS = {
     "experiment": {
@@ -32,7 +33,14 @@ DEFAULTS = {
     "execution": "auto",
     "batch_size": 64,
     "discount_factor": 0.99,
+    "n_step": 1,
     "polyak": 0.005,
+    "target_subset": None,
+    "policy_value": "min",
+    "policy_delay": 1,
+    "sequence_length": 32,
+    "burn_in": 0,
+    "stored_carry": True,
     "learning_rate": 1e-3,
     "learning_rate_scheduler": None,
     "learning_rate_scheduler_kwargs": {},
@@ -46,6 +54,7 @@ DEFAULTS = {
     "learn_entropy": True,
     "initial_entropy_value": 0.2,
     "target_entropy": None,
+    "reward_scale": 1.0,
     "rewards_shaper": None,
     "mixed_precision": False,
     "seed": 0,
@@ -57,8 +66,25 @@ def halve(rewards: Any, timestep: int, timesteps: int) -> Any:
     return rewards / 2
 
 
+class Scaler:
+    """A preprocessor by its methods, no more."""
+
+    def __init__(self, space: Any, *, clip: float = 10.0) -> None: ...
+    def update(self, rows: Any) -> None: ...
+    def arrays(self) -> Any: ...
+    def set_arrays(self, arrays: Any) -> None: ...
+    def transform(self, arrays: Any, values: Any) -> Any: ...
+
+
+def step_schedule(step: Any) -> Any:
+    """A schedule that has a name: step -> rate."""
+    return 1e-3 / (1 + step)
+
+
 # importlib mode gives a test's module a name under which it is in sys.modules, so `halve` can be found again.
 HALVE = f"{__name__}:halve"
+SCALER = f"{__name__}:Scaler"
+STEP_SCHEDULE = f"{__name__}:step_schedule"
 
 
 def test_names_and_defaults_are_the_contract() -> None:
@@ -87,6 +113,28 @@ def test_names_and_defaults_are_the_contract() -> None:
         ("learning_rate", np.float32(0.5), 0.5),
         ("learning_rate", [1, 2.5, np.float64(3)], (1.0, 2.5, 3.0)),
         ("learning_rate", np.array([0.5, 0.25, 0.125]), (0.5, 0.25, 0.125)),
+        ("n_step", np.int64(3), 3),
+        ("target_subset", np.int64(2), 2),
+        ("target_subset", None, None),
+        ("policy_value", np.str_("mean"), "mean"),
+        ("policy_delay", np.uint8(2), 2),
+        ("sequence_length", 1, 1),
+        ("burn_in", np.int64(0), 0),
+        ("stored_carry", np.bool_(False), False),
+        ("learning_rate_scheduler", "kl_adaptive", KLAdaptive),
+        ("learning_rate_scheduler", np.str_("linear"), linear),
+        ("learning_rate_scheduler", STEP_SCHEDULE, step_schedule),
+        ("learning_rate_scheduler", step_schedule, step_schedule),
+        ("learning_rate_scheduler", ["linear", None, STEP_SCHEDULE], (linear, None, step_schedule)),
+        ("learning_rate_scheduler_kwargs", {"steps": np.int64(3)}, {"steps": 3}),
+        ("learning_rate_scheduler_kwargs", {"boundaries": (1, 2), "factors": np.ones(2)}, {"boundaries": [1, 2], "factors": [1.0, 1.0]}),
+        ("learning_rate_scheduler_kwargs", [{"steps": 3}, {}, {}], ({"steps": 3}, {}, {})),
+        ("observation_preprocessor", Scaler, Scaler),
+        ("observation_preprocessor", SCALER, Scaler),
+        ("observation_preprocessor_kwargs", {"clip": np.float32(0.5)}, {"clip": 0.5}),
+        ("state_preprocessor", SCALER, Scaler),
+        ("state_preprocessor_kwargs", {"clip": 5.0}, {"clip": 5.0}),
+        ("reward_scale", np.float32(0.5), 0.5),
         ("random_timesteps", 0, 0),
         ("learning_starts", 10**6, 10**6),
         ("grad_norm_clip", -1, -1.0),
@@ -111,7 +159,7 @@ def test_accepted_values_are_stored_as_plain_python(name: str, value: Any, store
     setattr(owner, field, value)
     assert getattr(owner, field) == stored
     assert type(getattr(owner, field)) is type(stored)
-    if isinstance(stored, tuple):
+    if name == "learning_rate" and isinstance(stored, tuple):
         assert [type(element) for element in getattr(owner, field)] == [float, float, float]
 
 
@@ -159,13 +207,31 @@ def test_accepted_values_are_stored_as_plain_python(name: str, value: Any, store
         ("rewards_shaper", "sacref.config:nothing_of_this_name", "something that exists"),
         ("rewards_shaper", "sacref.no_such_module:halve", "something that can be imported"),
         ("rewards_shaper", "math:pi", "a callable"),
-        ("learning_rate_scheduler", "linear", "not available in this version, leave the field at None"),
-        ("learning_rate_scheduler", (None, None, None), "not available in this version, leave the field at None"),
-        ("learning_rate_scheduler_kwargs", {"gamma": 0.9}, "not available in this version, leave the field at {}"),
-        ("observation_preprocessor", halve, "not available in this version, leave the field at None"),
-        ("observation_preprocessor_kwargs", {"size": 3}, "not available in this version, leave the field at {}"),
-        ("state_preprocessor", halve, "not available in this version, leave the field at None"),
-        ("state_preprocessor_kwargs", {"size": 3}, "not available in this version, leave the field at {}"),
+        ("n_step", 0, "integer >= 1"),
+        ("target_subset", 0, "an integer >= 1, or None for all target critics"),
+        ("target_subset", 1.0, "an integer >= 1, or None for all target critics"),
+        ("policy_value", "max", "one of min, mean"),
+        ("policy_delay", 0, "integer >= 1"),
+        ("sequence_length", 0, "integer >= 1"),
+        ("burn_in", -1, "integer >= 0"),
+        ("stored_carry", 1, "True or False"),
+        ("reward_scale", 0, "a finite number > 0"),
+        ("reward_scale", math.inf, "a finite number > 0"),
+        ("learning_rate_scheduler", "linaer", "one of constant, linear, cosine, exponential, warm_up, piecewise, kl_adaptive, a callable"),
+        ("learning_rate_scheduler", 3, "one of constant"),
+        ("learning_rate_scheduler", "math:pi", "one of constant"),
+        ("learning_rate_scheduler", "sacref.config:nothing_of_this_name", "something that exists"),
+        ("learning_rate_scheduler", ("linear", "linear"), r"in the order \(policy, critic, entropy\); 2 came"),
+        ("learning_rate_scheduler", ("linear", None, 3), "one of constant"),
+        ("learning_rate_scheduler_kwargs", "steps=3", "a dict of keyword arguments, or three of them"),
+        ("learning_rate_scheduler_kwargs", {3: 4}, "a dict of keyword arguments"),
+        ("learning_rate_scheduler_kwargs", ({}, {}), r"in the order \(policy, critic, entropy\); 2 came"),
+        ("learning_rate_scheduler_kwargs", ({}, {}, None), "a dict of keyword arguments"),
+        ("observation_preprocessor", halve, "a class with the methods update, arrays, set_arrays, transform, its name"),
+        ("observation_preprocessor", "RunningStandardScaler", '"module:name"'),
+        ("observation_preprocessor_kwargs", [{}, {}, {}], "a dict of keyword arguments"),
+        ("state_preprocessor", "math:hypot", "a class with the methods update"),
+        ("state_preprocessor_kwargs", None, "a dict of keyword arguments"),
         ("mixed_precision", True, "not available in this version, leave the field at False"),
         ("mixed_precision", 0, "not available in this version, leave the field at False"),
         ("seed", -1, "integer from 0 to 4294967295"),
@@ -229,8 +295,9 @@ def test_experiment_takes_a_dict() -> None:
 def test_validate_sees_what_was_changed_inside_a_field() -> None:
     cfg = SACConfig()
     cfg.validate()
+    assert isinstance(cfg.learning_rate_scheduler_kwargs, dict)
     cfg.learning_rate_scheduler_kwargs["gamma"] = 0.9
-    with pytest.raises(ConfigError, match=r"learning_rate_scheduler_kwargs is {'gamma': 0.9}"):
+    with pytest.raises(ConfigError, match=r"learning_rate_scheduler_kwargs is {'gamma': 0.9} and learning_rate_scheduler None"):
         cfg.validate()
     cfg = SACConfig()
     vars(cfg.experiment)["write_interval"] = "never"
@@ -243,8 +310,100 @@ def test_learning_rates_are_one_each() -> None:
     assert SACConfig(learning_rate=(1.0, 2.0, 3.0)).learning_rates == (1.0, 2.0, 3.0)
 
 
+LINEAR = Schedule(linear, {"steps": 10})
+
+
+@pytest.mark.parametrize(
+    ("given", "kwargs", "schedules"),
+    [
+        (None, {}, (None, None, None)),
+        ("linear", {"steps": 10}, (LINEAR, LINEAR, LINEAR)),
+        (("linear", None, "linear"), {"steps": 10}, (LINEAR, None, LINEAR)),
+        (("kl_adaptive", None, "linear"), ({}, {}, {"steps": 10}), (Schedule(KLAdaptive, {}), None, LINEAR)),
+        (step_schedule, {}, (Schedule(step_schedule, {}),) * 3),
+        ("functools:partial", {"anything": 1}, (Schedule(functools.partial, {"anything": 1}),) * 3),
+    ],
+)
+def test_schedules_are_one_each(given: Any, kwargs: Any, schedules: Any) -> None:
+    cfg = SACConfig(learning_rate_scheduler=given, learning_rate_scheduler_kwargs=kwargs)
+    cfg.validate()
+    assert cfg.schedules == dict(zip(("policy", "critic", "entropy"), schedules, strict=True))
+    cfg = SACConfig.from_json(cfg.to_json())
+    assert cfg.schedules == dict(zip(("policy", "critic", "entropy"), schedules, strict=True))
+
+
+def test_a_temperature_that_is_not_learned_has_no_schedule() -> None:
+    cfg = SACConfig(learning_rate_scheduler="linear", learning_rate_scheduler_kwargs={"steps": 10}, learn_entropy=False)
+    assert cfg.schedules == {"policy": LINEAR, "critic": LINEAR, "entropy": None}
+    cfg.learning_rate_scheduler = ("linear", "linear", None)
+    assert cfg.schedules == {"policy": LINEAR, "critic": LINEAR, "entropy": None}
+    cfg.learning_rate_scheduler = (None, None, "linear")
+    with pytest.raises(ConfigError, match="has one for entropy and learn_entropy is False: make it None"):
+        cfg.validate()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"learning_rate_scheduler": "linear"},
+            r"kwargs is {}, and linear has missing a required argument: 'steps'; expected steps, end=0.0",
+        ),
+        ({"learning_rate_scheduler": "linear", "learning_rate_scheduler_kwargs": {"decay": 1}}, "linear has .*; expected steps, end=0.0"),
+        (
+            {"learning_rate_scheduler": "linear", "learning_rate_scheduler_kwargs": {"steps": -1}},
+            "linear: steps is -1, expected a number > 0",
+        ),
+        ({"learning_rate_scheduler": "linear", "learning_rate_scheduler_kwargs": {"steps": "many"}}, r"kwargs is {'steps': 'many'}: "),
+        ({"learning_rate_scheduler": "constant", "learning_rate_scheduler_kwargs": {"steps": 1}}, "constant has .*; expected none at all"),
+        (
+            {"learning_rate_scheduler": "kl_adaptive", "learning_rate_scheduler_kwargs": {"threshold": 1}},
+            "KLAdaptive has .*; expected kl_threshold=0.008, kl_factor=2.0, lr_factor=1.5, min_lr=1e-06, max_lr=0.01",
+        ),
+        ({"learning_rate_scheduler": "kl_adaptive", "learning_rate_scheduler_kwargs": {"kl_factor": 0}}, "KLAdaptive: kl_factor is 0"),
+        (
+            {"learning_rate_scheduler": "kl_adaptive", "learning_rate": (1e-3, 1e-3, 0.0)},
+            r"learning_rate is 0.0 for entropy, expected from 1e-06 to 0.01, between which kl_adaptive moves it",
+        ),
+        (
+            {"learning_rate_scheduler": ("linear", None, None), "learning_rate_scheduler_kwargs": ({"steps": 1}, {"steps": 1}, {})},
+            r"kwargs has {'steps': 1} for critic, which has no schedule",
+        ),
+        ({"learning_rate_scheduler_kwargs": {"steps": 1}}, "learning_rate_scheduler None: set one"),
+        (
+            {"observation_preprocessor_kwargs": {"clip": 5.0}},
+            "observation_preprocessor_kwargs is {'clip': 5.0} and observation_preprocessor None",
+        ),
+        ({"state_preprocessor_kwargs": {"clip": 5.0}}, "state_preprocessor_kwargs is {'clip': 5.0} and state_preprocessor None"),
+        (
+            {"state_preprocessor": Scaler, "state_preprocessor_kwargs": {"size": 5}},
+            "state_preprocessor_kwargs is {'size': 5}, and Scaler has got an unexpected keyword argument 'size'; expected clip=10.0",
+        ),
+    ],
+)
+def test_arguments_that_nothing_takes_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SACConfig(**fields).validate()
+
+
+def test_preprocessors_and_their_arguments_are_valid_together() -> None:
+    cfg = SACConfig(observation_preprocessor=SCALER, observation_preprocessor_kwargs={"clip": 5.0}, state_preprocessor=Scaler)
+    cfg.validate()
+    assert (cfg.to_dict()["observation_preprocessor"], cfg.to_dict()["state_preprocessor"]) == (SCALER, SCALER)
+
+
+def test_arguments_that_json_cannot_hold_are_not_written() -> None:
+    cfg = SACConfig(learning_rate_scheduler=step_schedule, learning_rate_scheduler_kwargs={"function": halve})
+    with pytest.raises(ConfigError, match=r"learning_rate_scheduler_kwargs is .* which cannot be written .*expected numbers, strings"):
+        cfg.to_dict()
+
+
 rates = st.floats(0, 1e300)
 intervals = st.one_of(st.just("auto"), st.integers())
+schedulers = st.sampled_from([None, linear, KLAdaptive, step_schedule])
+arguments = st.dictionaries(
+    st.text(), st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.lists(st.booleans()) | st.text()
+)
 configs = st.fixed_dictionaries(
     {},
     optional={
@@ -266,6 +425,15 @@ configs = st.fixed_dictionaries(
         "learn_entropy": st.booleans(),
         "initial_entropy_value": st.floats(0, exclude_min=True, allow_infinity=False),
         "target_entropy": st.one_of(st.none(), st.floats(allow_nan=False, allow_infinity=False)),
+        "n_step": st.integers(1),
+        "target_subset": st.none() | st.integers(1),
+        "policy_value": st.sampled_from(["min", "mean"]),
+        "stored_carry": st.booleans(),
+        "learning_rate_scheduler": schedulers | st.tuples(schedulers, schedulers, schedulers),
+        "learning_rate_scheduler_kwargs": arguments | st.tuples(arguments, arguments, arguments),
+        "observation_preprocessor": st.sampled_from([None, Scaler]),
+        "observation_preprocessor_kwargs": arguments,
+        "reward_scale": st.floats(0, exclude_min=True, allow_infinity=False),
         "rewards_shaper": st.sampled_from([None, halve, math.floor]),
         "seed": st.integers(0, 2**32 - 1),
     },
@@ -317,7 +485,21 @@ def test_a_stranger_s_configuration_imports_nothing(tmp_path: Path, monkeypatch:
         SACConfig.from_json(text, import_callables=False)
     assert "sacref_test_trap" not in sys.modules
     assert SACConfig.from_json('{"batch_size": 3, "rewards_shaper": null}', import_callables=False) == SACConfig(batch_size=3)
+    for value in ("sacref_test_trap:shaper", ["linear", None, "sacref_test_trap:shaper"]):
+        with pytest.raises(ConfigError, match="learning_rate_scheduler is 'sacref_test_trap:shaper', which names code to import"):
+            SACConfig.from_dict({"learning_rate_scheduler": value}, import_callables=False)
+    for name in ("observation_preprocessor", "state_preprocessor"):
+        with pytest.raises(ConfigError, match=f"{name} is 'sacref_test_trap:shaper', which names code to import"):
+            SACConfig.from_dict({name: "sacref_test_trap:shaper"}, import_callables=False)
+    assert "sacref_test_trap" not in sys.modules
     assert SACConfig.from_json(text).rewards_shaper is sys.modules["sacref_test_trap"].shaper
+
+
+def test_a_stranger_s_configuration_may_name_what_is_sacref_s_own() -> None:
+    cfg = SACConfig.from_dict({"learning_rate_scheduler": ["linear", None, "kl_adaptive"]}, import_callables=False)
+    assert cfg.learning_rate_scheduler == (linear, None, KLAdaptive)
+    assert cfg.to_dict()["learning_rate_scheduler"] == ["linear", None, "kl_adaptive"]
+    assert {*SCHEDULES, "sacref.preprocessing:RunningStandardScaler"} == HARMLESS
 
 
 @pytest.mark.parametrize(

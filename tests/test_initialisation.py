@@ -1,11 +1,12 @@
 """The first weights of the default models: their shapes, their distribution and their seeds."""
 
 import math
+import zlib
 
 import numpy as np
 import pytest
 
-from sacref.initialisation import dense_layers
+from sacref.initialisation import Cell, dense_layers
 
 
 def test_layers_have_the_common_names_and_shapes() -> None:
@@ -54,3 +55,43 @@ def test_a_seed_gives_these_numbers() -> None:
     """A change of the stream would change every published run."""
     layers = dense_layers(inputs=4, hidden=(2,), outputs=1, seed=0, model="critic_1")
     np.testing.assert_allclose(layers["hidden.0.kernel"][0], [-0.40899767930585584, -0.8204689650940613], rtol=1e-12)
+
+
+# Recurrent cells and norms.
+
+
+@pytest.mark.parametrize(("kind", "gates"), [("rnn", 1), ("gru", 3), ("lstm", 4)])
+def test_a_cell_is_uniform_within_pytorchs_bound(kind: str, gates: int) -> None:
+    layers = dense_layers(inputs=403, hidden=(5,), outputs=2, seed=0, model="policy", cell=Cell(kind, 300, 400))
+    assert {name: array.shape for name, array in layers.items() if name.startswith("cell.")} == {
+        "cell.input.kernel": (300, gates * 400),
+        "cell.input.bias": (gates * 400,),
+        "cell.hidden.kernel": (400, gates * 400),
+        "cell.hidden.bias": (gates * 400,),
+    }
+    for name in [name for name in layers if name.startswith("cell.")]:
+        array = layers[name] * math.sqrt(400)
+        assert 0.98 < array.max() <= 1.0
+        assert -1.0 <= array.min() < -0.98
+        assert abs(array.mean()) < 5 / math.sqrt(3 * array.size)
+        assert array.std() == pytest.approx(1 / math.sqrt(3), rel=5 / math.sqrt(array.size))
+    assert np.unique(np.concatenate([layers[name].ravel() for name in layers if name.startswith("cell.")])).size == gates * 400 * 702
+
+
+def test_a_cell_is_drawn_before_the_dense_layers() -> None:
+    layers = dense_layers(inputs=5, hidden=(4,), outputs=1, seed=3, model="critic_1", cell=Cell("gru", 6, 2))
+    stream = np.random.default_rng([3, zlib.crc32(b"critic_1")])
+    for name, shape in (("input.kernel", (6, 6)), ("input.bias", (6,)), ("hidden.kernel", (2, 6)), ("hidden.bias", (6,))):
+        np.testing.assert_array_equal(layers[f"cell.{name}"], stream.uniform(-1 / math.sqrt(2), 1 / math.sqrt(2), shape))
+    bound = math.sqrt(6 / 9)
+    np.testing.assert_array_equal(layers["hidden.0.kernel"], stream.uniform(-bound, bound, (5, 4)))
+
+
+def test_norms_begin_as_the_identity_and_change_no_other_draw() -> None:
+    plain = dense_layers(inputs=3, hidden=(5, 7), outputs=2, seed=0, model="critic_1")
+    normed = dense_layers(inputs=3, hidden=(5, 7), outputs=2, seed=0, model="critic_1", layer_norm=True)
+    for i, width in enumerate((5, 7)):
+        np.testing.assert_array_equal(normed.pop(f"norms.{i}.scale"), np.ones(width))
+        np.testing.assert_array_equal(normed.pop(f"norms.{i}.bias"), np.zeros(width))
+    assert set(plain) == set(normed)
+    assert all(np.array_equal(plain[name], normed[name]) for name in plain)

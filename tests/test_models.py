@@ -1,12 +1,16 @@
 """Models on both backends: the default ones, and those that a user writes."""
 
 import importlib
+from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from sacref.tree import map_leaves
 from tests.backends import (
     BACKENDS,
     Backend,
@@ -97,11 +101,237 @@ def test_one_seed_gives_the_same_networks_on_both_backends(dtype: str) -> None:
     assert not np.array_equal(other["policy.head.kernel"], torch["policy.head.kernel"])
 
 
-def test_arguments_of_default_models_that_do_not_fit_are_refused(backend: Backend) -> None:
-    with pytest.raises(ValueError, match="dtype is float16, expected float32 or float64"):
-        defaults(backend, dtype="float16")
-    with pytest.raises(ValueError, match="num_critics is 0, expected at least 1"):
-        defaults(backend, num_critics=0)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "float16"}, "dtype is float16, expected float32 or float64"),
+        ({"num_critics": 0}, "num_critics is 0, expected at least 1"),
+        ({"dropout": 1.0}, "dropout is 1.0, expected at least 0 and less than 1"),
+        ({"dropout": -0.1}, "dropout is -0.1, expected at least 0"),
+        ({"hidden": (), "layer_norm": True}, "hidden is empty, so that layer_norm and dropout have no layer: give at least one width"),
+        ({"hidden": (), "dropout": 0.1}, "hidden is empty, so that layer_norm and dropout have no layer"),
+        ({"recurrent": "GRU"}, r"recurrent is 'GRU', expected None or one of \['rnn', 'gru', 'lstm'\]"),
+        ({"recurrent": "gru", "recurrent_size": 0}, "recurrent_size is 0, expected at least 1"),
+        (
+            {"recurrent": "gru", "feed_previous": ("action",)},
+            r"feed_previous is \('action',\), expected a tuple of some of \('actions', 'rew",
+        ),
+        ({"recurrent": "gru", "feed_previous": "actions"}, "feed_previous is 'actions', expected a tuple"),
+        ({"recurrent_size": 64}, r"recurrent is None, so that recurrent_size 64 and .* have no cell: leave them out, or choose recurrent"),
+        ({"feed_previous": ("rewards",)}, r"feed_previous \('rewards',\) have no cell"),
+        ({"observation_space": box(0, 255, (4, 4), np.uint8)}, r"observations are images, uint8 of shape \(4, 4\).*encoder.*flatten"),
+        (
+            {"state_space": gymnasium.spaces.Dict({"eye": box(0, 255, (4, 4, 3), np.uint8)})},
+            r"states at 'eye' are images, uint8 of shape \(4, 4, 3\).*write a policy and critics of your own with an encoder",
+        ),
+    ],
+)
+def test_arguments_of_default_models_that_do_not_fit_are_refused(backend: Backend, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        defaults(backend, **options)
+
+
+# Dict spaces and privileged critics.
+
+
+DICT = gymnasium.spaces.Dict(
+    # Not in the order of the alphabet, into which Gymnasium brings a dict that is not an OrderedDict, and JAX every dict.
+    OrderedDict(
+        [
+            ("wheels", gymnasium.spaces.Dict(OrderedDict([("speed", box(-1, 1, (2,), np.float64)), ("angle", box(-4, 4, ()))]))),
+            ("touch", box(0, 1, (3,), np.int8)),
+            ("body", box(-1, 1, (2, 2))),
+        ]
+    )
+)
+SIZE = 2 + 1 + 3 + 4
+
+
+def draw_dict(rows: int = 5) -> tuple[dict[str, Any], NDArray[np.float32]]:
+    """A batch of the Dict space, and the same numbers side by side."""
+    generator = np.random.default_rng(3)
+    tree: dict[str, Any] = {
+        "body": generator.normal(size=(rows, 2, 2)).astype(np.float32),
+        "touch": generator.integers(0, 2, (rows, 3)).astype(np.int8),
+        "wheels": {
+            "angle": generator.normal(size=rows).astype(np.float32),
+            "speed": generator.normal(size=(rows, 2)).astype(np.float32),
+        },
+    }
+    parts = [tree["wheels"]["speed"], tree["wheels"]["angle"][:, None], tree["touch"], tree["body"].reshape(rows, 4)]
+    return tree, np.concatenate(parts, axis=-1, dtype=np.float32, casting="unsafe")
+
+
+def values_of(backend: Backend, model: Any, inputs: Any, *arguments: Any) -> list[NDArray[Any]]:
+    """What a model gives in its functional form, compiled on JAX, on the host."""
+    weights = backend.module("weights")
+    function = weights.functional(model)
+    if backend.name == "jax":
+        function = importlib.import_module("jax").jit(function)
+    parameters = weights.parameters_of(model, _cpu(backend))
+    outputs = function(parameters, map_leaves(backend.array, inputs), *(backend.array(argument) for argument in arguments))
+    return [backend.numpy(output) for output in (outputs if isinstance(outputs, tuple) else (outputs,))]
+
+
+def _cpu(backend: Backend) -> Any:
+    library = importlib.import_module(backend.name)
+    return library.device("cpu") if backend.name == "torch" else library.local_devices(backend="cpu")[0]
+
+
+def parameters(backend: Backend, model: Any) -> dict[str, NDArray[Any]]:
+    """Under their common names."""
+    weights = backend.module("weights")
+    arrays: dict[str, NDArray[Any]] = weights.to_common(model, weights.parameters_of(model, _cpu(backend)))
+    return arrays
+
+
+def test_a_dict_gives_the_numbers_of_the_box_of_its_keys_side_by_side(backend: Backend) -> None:
+    of_dict, of_box = (defaults(backend, observation_space=space) for space in (DICT, box(-9, 9, (SIZE,))))
+    tree, flat = draw_dict()
+    actions = np.random.default_rng(4).uniform(-1, 1, (5, 2)).astype(np.float32)
+    for name in of_dict:
+        assert_same_arrays(parameters(backend, of_dict[name]), parameters(backend, of_box[name]))
+        given = [] if name == "policy" else [actions]
+        got = values_of(backend, of_dict[name], {"observations": tree, "states": None}, *given)
+        wanted = values_of(backend, of_box[name], {"observations": flat, "states": None}, *given)
+        for a, b in zip(got, wanted, strict=True):
+            assert np.abs(b).max() > 1e-3
+            np.testing.assert_array_equal(a, b)
+
+
+def test_privileged_critics_read_the_states_and_the_policy_does_not(backend: Backend) -> None:
+    models = defaults(backend, state_space=DICT)
+    tree, flat = draw_dict()
+    generator = np.random.default_rng(5)
+    observations, actions = generator.normal(size=(5, 3)).astype(np.float32), generator.uniform(-1, 1, (5, 2)).astype(np.float32)
+    inputs = {"observations": observations, "states": tree}
+    arrays = {f"critic_1.{name}": array for name, array in parameters(backend, models["critic_1"]).items()}
+    assert arrays["critic_1.hidden.0.kernel"].shape == (SIZE + 2, 8)
+    (values,) = values_of(backend, models["critic_1"], inputs, actions)
+    np.testing.assert_allclose(values, forward(arrays, "critic_1", np.hstack([flat, actions]))[:, 0], rtol=1e-4, atol=1e-6)
+    plain = defaults(backend)["policy"]
+    for a, b in zip(
+        values_of(backend, models["policy"], inputs),
+        values_of(backend, plain, {"observations": observations, "states": None}),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tree: None, r"states are None, expected a dict of \['body', 'touch', 'wheels\.angle', 'wheels\.speed'\]: build .* agent"),
+        (
+            lambda tree: {**tree, "nose": tree["body"]},
+            r"states are a dict of \['body', 'nose', 'touch', .*expected a dict of \['body', 'touch'",
+        ),
+        (lambda tree: {key: tree[key] for key in ("body", "wheels")}, r"states are a dict of \['body', 'wheels\.angle', 'wheels\.speed'\]"),
+        (lambda tree: tree["body"], "states are one array, expected a dict of"),
+    ],
+)
+def test_inputs_that_are_not_of_the_space_are_refused(backend: Backend, change: Callable[[Any], Any], message: str) -> None:
+    critic = defaults(backend, state_space=DICT)["critic_1"]
+    inputs = {"observations": np.zeros((5, 3), np.float32), "states": change(draw_dict()[0])}
+    with pytest.raises(ValueError, match=message):
+        values_of(backend, critic, inputs, np.zeros((5, 2), np.float32))
+
+
+# Critics with LayerNorm and Dropout.
+
+
+def by_hand(arrays: dict[str, NDArray[Any]], x: NDArray[Any], draws: list[NDArray[Any]], rate: float) -> NDArray[Any]:
+    """DroQ's critic: Linear -> Dropout -> LayerNorm -> ReLU."""
+    for i, draw in enumerate(draws):
+        x = x @ arrays[f"hidden.{i}.kernel"] + arrays[f"hidden.{i}.bias"]
+        x = np.where(draw >= rate, x / (1 - rate), 0.0)
+        if f"norms.{i}.scale" in arrays:
+            normal = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+            x = normal * arrays[f"norms.{i}.scale"] + arrays[f"norms.{i}.bias"]
+        x = np.maximum(x, 0.0)
+    values: NDArray[Any] = (x @ arrays["head.kernel"] + arrays["head.bias"])[:, 0]
+    return values
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_norms_and_dropout_are_those_written_by_hand(backend: Backend, layer_norm: bool, rate: float) -> None:
+    models = defaults(backend, hidden=(7, 5), layer_norm=layer_norm, dropout=rate, dtype="float64")
+    critic, weights, generator = models["critic_1"], backend.module("weights"), np.random.default_rng(6)
+    assert models["policy"].draw_widths == ()
+    assert critic.draw_widths == ((7, 5) if rate else ())
+    assert not any("norms" in name for name in parameters(backend, models["policy"]))
+    # Scales and biases that are not ones and zeros; inputs so small that the epsilon counts.
+    arrays = {name: array + generator.normal(scale=0.1, size=array.shape) for name, array in parameters(backend, critic).items()}
+    assert {name for name in arrays if "norms" in name} == (
+        {f"norms.{i}.{part}" for i in (0, 1) for part in ("scale", "bias")} if layer_norm else set()
+    )
+    arrays["hidden.0.kernel"] *= 1e-3
+    arrays["hidden.0.bias"] *= 1e-3
+    critic = weights.with_parameters(critic, weights.from_common(critic, arrays, like=weights.parameters_of(critic, _cpu(backend))))
+    observations, actions = generator.normal(size=(6, 3)), generator.uniform(-1, 1, (6, 2))
+    draws = [generator.random((6, width)) for width in (7, 5)]
+    inputs = {"observations": observations, "states": None}
+    x = np.hstack([observations, actions])
+    (values,) = values_of(backend, critic, inputs, actions, *(draws if rate else []))
+    np.testing.assert_allclose(values, by_hand(arrays, x, draws, rate), rtol=1e-12)
+    critic.eval()
+    for given in ([], draws if rate else []):
+        (values,) = values_of(backend, critic, inputs, actions, *given)
+        np.testing.assert_allclose(values, by_hand(arrays, x, draws, 0.0), rtol=1e-12)
+
+
+def test_a_unit_is_kept_where_its_draw_is_at_least_the_rate(backend: Backend) -> None:
+    layer = backend.module("models").Dropout(0.25)
+    x = backend.array(np.array([[1.0, 2.0, 3.0, -4.0]]))
+    draws = backend.array(np.array([[0.0, np.nextafter(0.25, 0), 0.25, 0.9]]))
+    np.testing.assert_array_equal(backend.numpy(layer(x, draws)), [[0.0, 0.0, 3.0 / 0.75, -4.0 / 0.75]])
+    layer.eval()
+    np.testing.assert_array_equal(backend.numpy(layer(x)), backend.numpy(x))
+
+
+def test_draws_that_do_not_fit_are_refused(backend: Backend) -> None:
+    critic = defaults(backend, hidden=(7, 5), dropout=0.1)["critic_1"]
+    inputs, actions = {"observations": np.zeros((6, 3), np.float32), "states": None}, np.zeros((6, 2), np.float32)
+    draws = [np.zeros((6, width), np.float32) for width in (7, 5)]
+    with pytest.raises(ValueError, match=r"Dropout: draws are None, expected an array \(6, 7\) of uniform numbers: call the model with"):
+        values_of(backend, critic, inputs, actions)
+    with pytest.raises(ValueError, match=r"Dropout: draws are \(6, 5\), expected an array \(6, 7\)"):
+        values_of(backend, critic, inputs, actions, *draws[::-1])
+    with pytest.raises(ValueError, match=r"got 1 draws, expected uniform arrays of the widths \(7, 5\): one per Dropout layer"):
+        values_of(backend, critic, inputs, actions, draws[0])
+    with pytest.raises(ValueError, match=r"got 2 draws, expected uniform arrays of the widths \(\)"):
+        values_of(backend, defaults(backend)["critic_1"], inputs, actions, *draws)
+    for rate in (1.0, -0.5, float("nan")):
+        with pytest.raises(ValueError, match=f"Dropout: rate is {rate}, expected at least 0 and less than 1"):
+            backend.module("models").Dropout(rate)
+
+
+@pytest.mark.parametrize("options", [{}, {"layer_norm": True, "dropout": 0.3}])
+def test_outputs_and_gradients_are_the_same_on_both_backends(options: dict[str, Any]) -> None:
+    generator = np.random.default_rng(7)
+    observations, actions = generator.normal(size=(6, 3)), generator.uniform(-1, 1, (6, 2))
+    draws = [generator.random((6, width)) for width in (7, 5)] if options else []
+    found = []
+    for backend in installed_backends():
+        critic, weights = defaults(backend, hidden=(7, 5), dtype="float64", **options)["critic_1"], backend.module("weights")
+        function, own = weights.functional(critic), weights.parameters_of(critic, _cpu(backend))
+        given = [{"observations": backend.array(observations), "states": None}, *map(backend.array, (actions, *draws))]
+        if backend.name == "torch":
+            own = {name: parameter.requires_grad_() for name, parameter in own.items()}
+            values = function(own, *given)
+            (values**2).sum().backward()
+            gradient = {name: parameter.grad for name, parameter in own.items()}
+        else:
+            values = function(own, *given)
+            grad: Any = importlib.import_module("jax").grad
+            gradient = grad(lambda p, function=function, given=given: (function(p, *given) ** 2).sum())(own)
+        found.append({**weights.to_common(critic, gradient), "values": backend.numpy(values)})
+    torch, jax = found
+    assert set(torch) == set(jax)
+    for name in torch:
+        assert np.abs(jax[name]).max() > 1e-6, name
+        assert np.abs(torch[name] - jax[name]).max() < 1e-12 * np.abs(jax[name]).max(), name
 
 
 # Observations of any kind.
@@ -113,7 +343,7 @@ def test_arguments_of_default_models_that_do_not_fit_are_refused(backend: Backen
         (box(-np.inf, np.inf, (3,), np.float64), "float32"),
         (box(-np.inf, np.inf, (3,), np.float32), "float32"),
         (box(-10, 10, (3,), np.float16), "float16"),
-        (box(0, 255, (2, 2, 3), np.uint8), "uint8"),
+        (box(0, 255, (12,), np.uint8), "uint8"),
         (box(0, 255, (3,), np.int32), "int32"),
         (box(0, 255, (3,), np.int64), "int64"),
     ],
@@ -132,6 +362,20 @@ def test_observations_are_stored_in_the_dtype_of_their_kind(backend: Backend, ob
     np.testing.assert_allclose(arrays["next_observations"], row["next_observations"], rtol=1e-6)
     agent.update(timestep=0, timesteps=1)
     assert np.isfinite(agent.arrays()["critic_1.head.kernel"]).all()
+
+
+def test_images_are_stored_as_they_are_for_models_with_an_encoder(backend: Backend) -> None:
+    module = user(backend)
+    models = {name: module.Encoded(model) for name, model in module.user_models(12, 2).items()}
+    agent = backend.agent(Spaces(observation=box(0, 255, (2, 2, 3), np.uint8)), models=models, learning_rate=1e-2)
+    before = agent.arrays()
+    row = draw_row(agent, np.random.default_rng(0))
+    agent.record_transition(**row)
+    assert agent.memory.arrays()["observations"].dtype == np.uint8
+    np.testing.assert_array_equal(agent.memory.arrays()["observations"], row["observations"])
+    agent.update(timestep=0, timesteps=1)
+    after = agent.arrays()
+    assert all(not np.array_equal(before[name], after[name]) for name in before if name.startswith("policy."))
 
 
 def test_float64_models_store_float64(backend: Backend) -> None:
@@ -245,12 +489,11 @@ def test_models_take_their_own_training_mode(backend: Backend) -> None:
 # What is refused.
 
 
-@pytest.mark.parametrize("layer", ["dropout", "batch norm"])
-def test_layers_that_draw_or_change_are_refused(backend: Backend, layer: str) -> None:
+def test_layers_that_change_are_refused(backend: Backend) -> None:
     module = user(backend)
-    models = {**module.user_models(3, 2), "critic_2": module.Flawed(3, 2, layer)}
+    models = {**module.user_models(3, 2), "critic_2": module.Flawed(3, 2, "batch norm")}
     with pytest.raises(
-        ValueError, match=r"model 'critic_2' has a \w+ at 'extra.*', which is random or changes.*use layers .* such as LayerNorm"
+        ValueError, match=r"model 'critic_2' has a \w+ at 'extra.*', which changes when it is called.*use layers .* such as LayerNorm"
     ):
         backend.agent(models=models)
 

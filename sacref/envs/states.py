@@ -121,7 +121,7 @@ def final_states(infos: Any, next_states: Tree | None) -> Tree | None:
     if handed is None:
         states, present = None, np.zeros(envs, np.bool_)
     else:
-        states, present = _gather("final_info['state']", handed, ended & np.asarray(final.get("_state", ended), np.bool_), next_states)
+        states, present = _gather("final_info['state']", handed, np.asarray(final.get("_state", ended), np.bool_), next_states)
     if not present[ended].all():
         missing = np.flatnonzero(ended & ~present)[:5].tolist()
         raise ValueError(

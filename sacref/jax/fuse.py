@@ -130,9 +130,11 @@ def draw(
     subset = None
     if drawing.target_subset is not None:
         subset = jax.random.permutation(more.pop(), drawing.critics)[: drawing.target_subset]
-    dropout = tuple(map(uniform, more)) or ({}, {}, {})
+    for_targets, for_critics, for_actor = map(uniform, more) if more else ({}, {}, {})
     next_actions, actions = (jax.random.normal(key, like.shape, like.dtype) for key in (first, second))
-    draws: Noise[Array] = Noise(next_actions=next_actions, actions=actions, target_critics=subset, dropout=dropout)
+    draws: Noise[Array] = Noise(
+        next_actions=next_actions, actions=actions, target_critics=subset, dropout=(for_targets, for_critics, for_actor)
+    )
     return batch, draws, streams._replace(noise=noise, sampling=sampling)
 
 

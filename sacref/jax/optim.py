@@ -1,6 +1,6 @@
 """The one path of a gradient: differentiate, clip, step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -8,10 +8,13 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from sacref.config import ConfigError, Schedule
+from sacref.spec.schedules import FACTORS, KLAdaptive
+
 Tree = Any
 """An array, or a dict of trees."""
 Moments = dict[str, Tree]
-"""`count`, and `first_moment` and `second_moment` with the structure of the parameters."""
+"""`count`, and `first_moment` and `second_moment` with the structure of the parameters; `calls` and `learning_rate` where there are."""
 
 
 def tree_map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
@@ -19,49 +22,131 @@ def tree_map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     return jax.tree.map(function, tree, *others)
 
 
-def value_and_grad(objective: Callable[[Tree], tuple[Array, Tree]], parameters: Tree) -> tuple[tuple[Array, Tree], Tree]:
-    """Value, auxiliary array and gradient of `objective` at `parameters`; everything else it reads is a constant."""
-    result: tuple[tuple[Array, Tree], Tree] = jax.value_and_grad(objective, has_aux=True)(parameters)
+def value_and_grad(objective: Callable[[Tree], tuple[Array, Any]], parameters: Tree) -> tuple[tuple[Array, Any], Tree]:
+    """Value, auxiliary tree of arrays and gradient of `objective` at `parameters`; everything else it reads is a constant."""
+    result: tuple[tuple[Array, Any], Tree] = jax.value_and_grad(objective, has_aux=True)(parameters)
     return result
 
 
 class Optimizer:
-    """Adam (Kingma & Ba 2015, arXiv:1412.6980), after clipping by the global norm of all gradients it is given."""
+    """Adam (Kingma & Ba 2015, arXiv:1412.6980), after clipping by the global norm of all gradients it is given.
 
-    def __init__(self, learning_rate: float, grad_norm_clip: float = 0.0, schedule=None, every=1) -> None:
+    The state is optax's where there is no clipping, schedule or delay; else a dict of that, `adam`, and the scalars that they need.
+
+    Args:
+        learning_rate: the base rate. grad_norm_clip: largest global norm; <= 0 is off.
+        schedule: of the rate, by the number of calls.
+        every: n to apply the step at calls n, 2n, ... only; at the others nothing moves.
+
+    Raises:
+        ConfigError: if the schedule is none that can run here.
+    """
+
+    def __init__(self, learning_rate: float, grad_norm_clip: float = 0.0, schedule: Schedule | None = None, every: int = 1) -> None:
         self.learning_rate = learning_rate
         self.grad_norm_clip = grad_norm_clip
+        self.schedule = schedule
+        self.every = every
+        self._adaptive = KLAdaptive(**schedule.kwargs) if schedule is not None and schedule.function is KLAdaptive else None
+        self._rate_of = _rate_of(schedule, learning_rate)
+        self._plain = schedule is None and every == 1 and grad_norm_clip <= 0
         clip = optax.clip_by_global_norm(grad_norm_clip) if grad_norm_clip > 0 else optax.identity()
         # Not optax.flatten around it: a call then hands over half as many arrays, 0.1 ms less at width 256, but at width 512 a scan of
         # such steps was measured at a quarter of the speed.
-        self.transformation = optax.chain(clip, optax.adam(learning_rate))
+        self.transformation = optax.chain(clip, optax.adam(learning_rate) if schedule is None else optax.scale_by_adam())
 
     def init(self, parameters: Tree) -> Any:
-        """The optimizer's state: optax's, for `parameters`."""
-        return _beside(parameters, self.transformation.init(parameters))
+        """The optimizer's state before the first step."""
+        return self._state(parameters, self.transformation.init(parameters), {})
 
     def step(self, parameters: Tree, gradients: Tree, state: Any) -> tuple[Tree, Any]:
         """Parameters and state after one step against `gradients`."""
-        updates, state = self.transformation.update(gradients, state, parameters)
-        return optax.apply_updates(parameters, updates), state
+        if self._plain:
+            updates, state = self.transformation.update(gradients, state, parameters)
+            return optax.apply_updates(parameters, updates), state
+        scalars: dict[str, Array] = {}
+        if self.grad_norm_clip > 0:
+            scalars["gradient_norm"] = optax.tree.norm(gradients)
+        if "calls" in state:
+            scalars["calls"] = state["calls"] + 1
+        updates, adam = self.transformation.update(gradients, state["adam"], parameters)
+        if self.schedule is not None:
+            held = state["learning_rate"]
+            scalars["learning_rate"] = rate = held if self._rate_of is None else self._rate_of(state["calls"], held)
+            updates = tree_map(lambda update: -rate * update, updates)
+        stepped = optax.apply_updates(parameters, updates)
+        if self.every > 1:
+            applied = scalars["calls"] % self.every == 0
+            stepped, adam = tree_map(lambda new, old: jnp.where(applied, new, old), (stepped, adam), (parameters, state["adam"]))
+        return stepped, {"adam": adam, **scalars}
 
-    def prepare(self, state): ...
-    def measured(self, state):
-        return {}
+    def adapt(self, state: Any, divergence: Callable[[], Array]) -> Any:
+        """The state after an adaptive schedule has seen how far the policy moved.
 
-    def adapt(self, state, divergence):
-        return state
+        Args:
+            divergence: -> mean KL divergence of the new policy from the old one, `()`; called only where the schedule is adaptive. At
+                calls whose step was not applied the rate stays.
+        """
+        if self._adaptive is None:
+            return state
+        rate = self._adaptive.next_rate(state["learning_rate"], divergence())
+        if self.every > 1:
+            rate = jnp.where(state["calls"] % self.every == 0, rate, state["learning_rate"])
+        return {**state, "learning_rate": rate}
+
+    def measured(self, state: Any) -> dict[str, Array]:
+        """What the last step measured, `()` each: `gradient_norm` before clipping and `learning_rate`, where there are such."""
+        return {} if self._plain else {name: state[name] for name in ("gradient_norm", "learning_rate") if name in state}
 
     def moments(self, parameters: Tree, state: Any) -> Moments | None:
         """What the steps so far have left; zeros before the first one."""
-        count, first, second = (optax.tree.get(state, key) for key in ("count", "mu", "nu"))
-        return {"count": count, "first_moment": first, "second_moment": second}
+        count, first, second = (optax.tree.get(state if self._plain else state["adam"], key) for key in ("count", "mu", "nu"))
+        scalars = {} if self._plain else {name: state[name] for name in ("calls", "learning_rate") if name in state}
+        return {"count": count, "first_moment": first, "second_moment": second, **scalars}
 
     def with_moments(self, parameters: Tree, moments: Moments) -> Any:
         """A state for `parameters` that goes on from `moments`."""
         count = jnp.asarray(moments["count"], jnp.int32)
-        state = optax.tree.set(self.init(parameters), count=count, mu=moments["first_moment"], nu=moments["second_moment"])
-        return _beside(parameters, state)
+        fresh = self.transformation.init(parameters)
+        adam = optax.tree.set(fresh, count=count, mu=moments["first_moment"], nu=moments["second_moment"])
+        return self._state(parameters, adam, moments)
+
+    def _state(self, parameters: Tree, adam: Any, given: Mapping[str, Any]) -> Any:
+        """The state with the scalars that are given, the others as before the first step."""
+        like = jax.tree.leaves(parameters)[0]
+        state = {"adam": adam}
+        if self.schedule is not None or self.every > 1:
+            state["calls"] = jnp.asarray(given.get("calls", 0), jnp.int32)
+        if self.schedule is not None:
+            state["learning_rate"] = jnp.asarray(given.get("learning_rate", self.learning_rate), like.dtype)
+        if self.grad_norm_clip > 0:
+            state["gradient_norm"] = jnp.zeros((), like.dtype)
+        return _beside(parameters, adam if self._plain else state)
+
+
+def _rate_of(schedule: Schedule | None, learning_rate: float) -> Callable[[Array, Array], Array] | None:
+    """(calls before this one, any array of the rate's dtype) -> rate; None where the state holds the rate.
+
+    Factors multiply the base rate and never each other.
+    """
+    if schedule is None or schedule.function is KLAdaptive:
+        return None
+    function, kwargs = schedule
+    if function in FACTORS.values():
+        return lambda calls, like: learning_rate * function(calls.astype(like.dtype), **kwargs)
+    name = getattr(function, "__name__", repr(function))
+    try:
+        own = function(**kwargs) if kwargs else function
+        rate = jax.eval_shape(lambda calls: jnp.asarray(own(calls)), jnp.zeros(()))
+    except Exception as error:
+        raise ConfigError(
+            f"learning_rate_scheduler is {name} with arguments {dict(kwargs)}, which fails as step -> rate on JAX arrays "
+            f"({type(error).__name__}: {error}): expected a schedule of sacref.spec.schedules, an optax schedule, "
+            f"a function step -> rate, or with arguments a function that makes one"
+        ) from error
+    if rate.shape != ():
+        raise ConfigError(f"learning_rate_scheduler is {name}, which gives a rate of shape {rate.shape}, expected ()")
+    return lambda calls, like: jnp.asarray(own(calls.astype(like.dtype)), like.dtype)
 
 
 def _beside(parameters: Tree, state: Any) -> Any:
@@ -81,6 +166,9 @@ class Frozen(Optimizer):
     def step(self, parameters: Tree, gradients: Tree, state: Any) -> tuple[Tree, Any]:
         return parameters, state
 
+    def measured(self, state: Any) -> dict[str, Array]:
+        return {}
+
     def moments(self, parameters: Tree, state: Any) -> Moments | None:
         return None
 
@@ -92,7 +180,7 @@ class KeepGradients(Optimizer):
     """Wraps an optimizer and keeps, beside its state, the gradient of the last step as it was before clipping."""
 
     def __init__(self, optimizer: Optimizer) -> None:
-        super().__init__(optimizer.learning_rate, optimizer.grad_norm_clip)
+        super().__init__(optimizer.learning_rate, optimizer.grad_norm_clip, optimizer.schedule, optimizer.every)
         self.optimizer = optimizer
 
     @staticmethod
@@ -106,6 +194,12 @@ class KeepGradients(Optimizer):
     def step(self, parameters: Tree, gradients: Tree, state: Any) -> tuple[Tree, Any]:
         parameters, inner = self.optimizer.step(parameters, gradients, state[0])
         return parameters, (inner, gradients)
+
+    def adapt(self, state: Any, divergence: Callable[[], Array]) -> Any:
+        return self.optimizer.adapt(state[0], divergence), state[1]
+
+    def measured(self, state: Any) -> dict[str, Array]:
+        return self.optimizer.measured(state[0])
 
     def moments(self, parameters: Tree, state: Any) -> Moments | None:
         return self.optimizer.moments(parameters, state[0])

@@ -82,9 +82,9 @@ class RecurrentQFunction(Recurrent):
 class RecurrentCell(nnx.Module):
     """One layer over `(time, batch, inputs)`, by PyTorch's equations.
 
-    Not Flax's cells: `nnx.GRUCell` lacks the recurrent bias of the candidate gate, and `nnx.LSTMCell` and `nnx.SimpleCell` have one
-    bias where PyTorch has two. The sum of two is the same function, but one step of Adam moves it twice as far. Their input
-    projection is computed step by step, too; here it is one product for the whole sequence.
+    Not Flax's cells: they have one bias where PyTorch has two. In `nnx.GRUCell` the recurrent one of the candidate gate, which the
+    reset gate scales, is thus missing; elsewhere the sum of two is the same function, but one step of Adam moves it twice as far.
+    And they project the input step by step; here it is one product for the whole sequence.
     """
 
     def __init__(self, kind: str, inputs: int, size: int, dtype: DTypeLike) -> None:
@@ -94,7 +94,8 @@ class RecurrentCell(nnx.Module):
 
     def __call__(self, x: Float[Array, "time batch inputs"], carry: Any) -> tuple[Float[Array, "time batch size"], Any]:
         """Return the hidden state after each step, and the carry after the last one."""
-        kernel, bias = self.hidden.kernel[...], self.hidden.bias[...]
+        hidden_layer: Any = self.hidden
+        kernel, bias = hidden_layer.kernel[...], hidden_layer.bias[...]
         advance = STEPS[self.kind]
 
         def step(carry: Any, projected: Array) -> tuple[Any, Array]:

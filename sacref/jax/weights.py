@@ -63,12 +63,11 @@ def _reseed(rest: Any, key: Array) -> Any:
     base = jax.random.wrap_key_data(key, impl="threefry2x32")
     filled = []
     for number, (path, variable) in enumerate(nnx.to_flat_state(rest)):
-        value = variable[...] if isinstance(variable, nnx.RngState) else None
         if isinstance(variable, nnx.RngKey):
-            own = jax.random.fold_in(base, number)
-            variable = variable.replace(jax.random.split(own, value.shape) if value.shape else own)
+            own, shape = jax.random.fold_in(base, number), variable[...].shape
+            variable = variable.replace(jax.random.split(own, shape) if shape else own)
         elif isinstance(variable, nnx.RngCount):
-            variable = variable.replace(jnp.zeros_like(value))
+            variable = variable.replace(jnp.zeros_like(variable[...]))
         filled.append((path, variable))
     return nnx.from_flat_state(filled)
 

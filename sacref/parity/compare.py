@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sacref.parity.drivers import Implementation, Outcome
-from sacref.types import Batch, Noise
+from sacref.parity.oracle import Data
+from sacref.types import Noise
 
 KINDS = ("losses", "gradients", "parameters", "targets", "moments", "alpha")
 """What is compared. `losses` holds all metrics of an update, `moments` those of the optimizers with all counters, `alpha` log alpha."""
@@ -128,7 +129,7 @@ class Traces:
 
 def side_by_side(
     found: Mapping[str, Implementation],
-    draws: Iterable[tuple[Batch[NDArray[Any]], Noise[NDArray[Any]]]],
+    draws: Iterable[tuple[Data, Noise[NDArray[Any]]]],
     *,
     on_update: Callable[[dict[str, Outcome]], None] = lambda outcomes: None,
 ) -> Traces:

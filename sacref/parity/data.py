@@ -1,4 +1,4 @@
-"""What the compared agents are fed: one synthetic replay, the batches drawn from it, the noise, and the weights to start from."""
+"""What the compared agents are fed: a synthetic replay or sequences, batches drawn from it, noise, and the weights to start from."""
 
 import math
 import operator
@@ -8,18 +8,43 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from sacref.initialisation import dense_layers
+from sacref.initialisation import Cell, dense_layers
 from sacref.parity import oracle
-from sacref.types import Batch, Noise
+from sacref.parity.networks import Arrays
+from sacref.parity.schedules import Schedule
+from sacref.tree import Tree
+from sacref.types import Batch, Noise, Sequences
 
 TERMINATED_SHARE = 0.02
+MASKED_SHARE = 0.25
+FRESH_SHARE = 0.4
+"""How many sequences begin at an episode's start."""
+FINAL_SHARE = 0.3
+"""How many sequences end by termination."""
+
+NumpyBatch = Batch[NDArray[Any]]
+NumpySequences = Sequences[NDArray[Any]]
+NumpyNoise = Noise[NDArray[Any]]
 
 
-def synthetic_replay(size: int, *, observation: int, action: int, seed: int, dtype: DTypeLike = np.float64) -> Batch[NDArray[Any]]:
-    """`size` transitions of the scale that a MuJoCo task has: standard normal observations, rewards 1 +- 2, 2% terminated."""
+def synthetic_replay(
+    size: int,
+    *,
+    observation: int,
+    action: int,
+    seed: int,
+    dtype: DTypeLike = np.float64,
+    states: int = 0,
+    n_step: int = 1,
+    discount_factor: float = 0.99,
+) -> NumpyBatch:
+    """`size` transitions of the scale that a MuJoCo task has: standard normal observations, rewards 1 +- 2, 2% terminated.
+
+    With `states` > 0 there are privileged states of that width; with `n_step` > 1 each transition is of 1 to n steps and has its discount.
+    """
     generator = np.random.default_rng([seed, 0])
     observations = generator.standard_normal((size, observation))
-    return Batch(
+    replay = Batch(
         observations=observations.astype(dtype),
         states=None,
         actions=np.tanh(generator.standard_normal((size, action))).astype(dtype),
@@ -28,17 +53,111 @@ def synthetic_replay(size: int, *, observation: int, action: int, seed: int, dty
         next_states=None,
         terminated=generator.random(size) < TERMINATED_SHARE,
     )
+    if states > 0:
+        now, after = generator.standard_normal((2, size, states))
+        replay = replay._replace(states=now.astype(dtype), next_states=(0.9 * now + 0.4 * after).astype(dtype))
+    if n_step > 1:
+        steps = generator.integers(1, n_step + 1, size)
+        replay = replay._replace(discounts=(discount_factor**steps).astype(dtype))
+    return replay
 
 
-def draws(replay: Batch[NDArray[Any]], *, batch_size: int, seed: int) -> Iterator[tuple[Batch[NDArray[Any]], Noise[NDArray[Any]]]]:
-    """Batches drawn from `replay` with replacement, each with its noise, in the dtype of `replay`; without end."""
+def draws(
+    replay: NumpyBatch,
+    *,
+    batch_size: int,
+    seed: int,
+    masked: bool = False,
+    critics: int = 2,
+    target_subset: int | None = None,
+    dropout_widths: Sequence[int] = (),
+) -> Iterator[tuple[NumpyBatch, NumpyNoise]]:
+    """Batches drawn from `replay` with replacement, each with its noise, in the dtype of `replay`; without end.
+
+    Args:
+        replay: what to draw from.
+        batch_size: rows of a batch.
+        seed: of rows and noise.
+        masked: whether some rows of each batch do not count.
+        critics, target_subset: how many critics there are, and how many of them a target is the minimum of; None for all.
+        dropout_widths: how wide the draws of each random layer of a critic are.
+    """
     generator = np.random.default_rng([seed, 1])
     size, action = replay.actions.shape
     dtype = replay.actions.dtype
     while True:
         batch = replay.map(operator.itemgetter(generator.integers(size, size=batch_size)))
-        noise = generator.standard_normal((2, batch_size, action)).astype(dtype)
-        yield batch, Noise(next_actions=noise[0], actions=noise[1])
+        noise = _noise(generator, (batch_size,), action, critics, target_subset, dropout_widths, dtype)
+        if masked:
+            counted = generator.random(batch_size) >= MASKED_SHARE
+            counted[generator.integers(batch_size)] = True
+            batch = batch._replace(mask=counted)
+        yield batch, noise
+
+
+def sequence_draws(
+    *,
+    observation: int,
+    action: int,
+    states: int,
+    carry: Sequence[int],
+    sequence_length: int,
+    burn_in: int,
+    batch_size: int,
+    seed: int,
+    dtype: DTypeLike = np.float64,
+    critics: int = 2,
+    target_subset: int | None = None,
+    dropout_widths: Sequence[int] = (),
+) -> Iterator[tuple[NumpySequences, NumpyNoise]]:
+    """Sequences of the scale of `synthetic_replay`, each batch with its noise; without end.
+
+    Each column begins with 0 to `burn_in` steps of warm-up, none at an episode's start, and goes on with 1 to `sequence_length` steps that
+    are learned from; the last column ends early. What lies behind the end is as large as the data, so that a mask left out is seen.
+
+    Args:
+        observation, action, states: widths; no states if 0.
+        carry: width of each array of the policy's carry.
+        sequence_length, burn_in: steps.
+        batch_size: columns of a batch.
+        seed, dtype, critics, target_subset, dropout_widths: as of `draws`.
+    """
+    generator = np.random.default_rng([seed, 2])
+    steps = burn_in + sequence_length
+    columns = np.arange(batch_size)
+    while True:
+        observations = generator.standard_normal((steps + 1, batch_size, observation))
+        actions = np.tanh(generator.standard_normal((steps + 1, batch_size, action)))
+        rewards = 1.0 + 2.0 * generator.standard_normal((steps + 1, batch_size))
+        before = [np.tanh(generator.standard_normal((batch_size, width))) for width in carry]
+        fresh = generator.random(batch_size) < FRESH_SHARE
+        warm = np.where(fresh, 0, generator.integers(0, burn_in + 1, batch_size))
+        length = warm + generator.integers(1, sequence_length + 1, batch_size)
+        length[-1] = warm[-1] + max(sequence_length // 2, 1)
+        time = np.arange(steps)[:, None]
+        terminated = np.zeros((steps, batch_size), bool)
+        terminated[length - 1, columns] = generator.random(batch_size) < FINAL_SHARE
+        # The step before the first one: nothing at an episode's start.
+        actions[0, fresh], rewards[0, fresh] = 0.0, 0.0
+        arrays = tuple(np.where(fresh[:, None], 0.0, array).astype(dtype) for array in before)
+        sequences = Sequences(
+            observations=observations.astype(dtype),
+            states=generator.standard_normal((steps + 1, batch_size, states)).astype(dtype) if states > 0 else None,
+            previous_actions=actions.astype(dtype),
+            previous_rewards=rewards.astype(dtype),
+            actions=actions[1:].astype(dtype),
+            rewards=rewards[1:].astype(dtype),
+            terminated=terminated,
+            mask=(time >= warm) & (time < length),
+            carry=arrays[0] if len(arrays) == 1 else arrays,
+        )
+        yield sequences, _noise(generator, (steps, batch_size), action, critics, target_subset, dropout_widths, dtype)
+
+
+def split_observations(observations: NDArray[Any]) -> Tree:
+    """The observations of a Dict space whose leaves make up those of a Box: the first half rounded up, and the rest."""
+    half = (observations.shape[-1] + 1) // 2
+    return {"positions": observations[..., :half], "velocities": observations[..., half:]}
 
 
 def initial_state(
@@ -51,12 +170,44 @@ def initial_state(
     learn_entropy: bool = True,
     seed: int = 0,
     dtype: DTypeLike = np.float64,
-) -> oracle.Arrays:
-    """The state before the first update, by common names: weights as the default models draw them, targets their copies, moments 0."""
-    shapes = {"policy": (observation, 2 * action)} | {f"critic_{i + 1}": (observation + action, 1) for i in range(critics)}
-    state: oracle.Arrays = {}
-    for model, (inputs, outputs) in shapes.items():
-        layers = dense_layers(inputs=inputs, hidden=hidden, outputs=outputs, seed=seed, model=model)
+    states: int = 0,
+    layer_norm: bool = False,
+    recurrent: str | None = None,
+    recurrent_size: int = 128,
+    fed: int = 0,
+    learning_rates: Sequence[float] = (1e-3, 1e-3, 1e-3),
+    schedules: Sequence[Schedule | None] = (None, None, None),
+    policy_delay: int = 1,
+) -> Arrays:
+    """The state before the first update, by common names: weights as the default models draw them, targets their copies, moments 0.
+
+    Args:
+        observation, action, states: widths; critics see the states where that is above 0.
+        hidden: widths of the hidden layers.
+        critics: how many.
+        alpha: temperature.
+        learn_entropy: whether it has an optimizer.
+        seed, dtype: of the weights.
+        layer_norm: whether critics have it.
+        recurrent, recurrent_size: kind of cell or None, and its size.
+        fed: width of what cells are fed of the step before.
+        learning_rates, schedules: of the policy, the critics and the temperature.
+        policy_delay: updates until the policy and the temperature step.
+    """
+    seen = {"policy": observation} | {f"critic_{i + 1}": states or observation for i in range(critics)}
+    state: Arrays = {}
+    for model, width in seen.items():
+        judges = model != "policy"
+        cell = None if recurrent is None else Cell(recurrent, width + fed, recurrent_size)
+        layers = dense_layers(
+            inputs=width + judges * action + (0 if cell is None else cell.size),
+            hidden=hidden,
+            outputs=1 if judges else 2 * action,
+            seed=seed,
+            model=model,
+            layer_norm=layer_norm and judges,
+            cell=cell,
+        )
         state |= {f"{model}.{name}": array for name, array in layers.items()}
     optimized = [(("policy_optimizer" if name.startswith("policy.") else "critic_optimizer"), name) for name in state]
     state |= {f"target_{name}": value.copy() for name, value in state.items() if name.startswith("critic_")}
@@ -66,6 +217,33 @@ def initial_state(
     for optimizer, name in optimized:
         for moment in ("first_moment", "second_moment"):
             state[oracle.moment_name(optimizer, moment, name)] = np.zeros_like(state[name])
-    state = {name: np.asarray(value, dtype=dtype) for name, value in state.items()}
     counters = {"gradient_steps", *(f"{optimizer}.count" for optimizer, _ in optimized)}
+    for optimizer, rate, schedule in zip(oracle.OPTIMIZERS, learning_rates, schedules, strict=True):
+        if schedule is not None:
+            state[f"{optimizer}.learning_rate"] = np.asarray(rate)
+        if f"{optimizer}.count" in counters and (schedule is not None or (policy_delay > 1 and optimizer != "critic_optimizer")):
+            counters.add(f"{optimizer}.calls")
+    state = {name: np.asarray(value, dtype=dtype) for name, value in state.items()}
     return state | {name: np.asarray(0, np.int64) for name in sorted(counters)}
+
+
+def _noise(
+    generator: np.random.Generator,
+    rows: tuple[int, ...],
+    action: int,
+    critics: int,
+    target_subset: int | None,
+    dropout_widths: Sequence[int],
+    dtype: DTypeLike,
+) -> NumpyNoise:
+    next_actions, actions = generator.standard_normal((2, *rows, action)).astype(dtype)
+    noise = Noise(next_actions=next_actions, actions=actions)
+    if target_subset is not None:
+        noise = noise._replace(target_critics=generator.choice(critics, target_subset, replace=False))
+    if dropout_widths:
+        names = [f"critic_{i + 1}" for i in range(critics)]
+        targets, online, judges = (
+            {name: tuple(generator.random((*rows, width)).astype(dtype) for width in dropout_widths) for name in names} for _ in range(3)
+        )
+        noise = noise._replace(dropout=(targets, online, judges))
+    return noise

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import gymnasium
 import numpy as np
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from sacref.config import SACConfig
 from sacref.parity import data, oracle
+from sacref.parity.networks import Arrays
+from sacref.parity.schedules import Schedule, make
 from sacref.types import Batch, Noise
 
 BACKENDS = ("torch", "jax")
@@ -41,10 +43,32 @@ class Problem:
     initial_entropy_value: float = 1.0
     target_entropy: float | None = None
     """In nats; None means minus the number of action dimensions."""
+    states: int = 0
+    """Width of the privileged states that the critics see; 0 for none."""
+    dict_observations: bool = False
+    """Whether observations are a dict of "positions" and "velocities"."""
+    masked: bool = False
+    """Whether some rows of each batch do not count."""
+    n_step: int = 1
+    target_subset: int | None = None
+    policy_value: Literal["min", "mean"] = "min"
+    policy_delay: int = 1
+    layer_norm: bool = False
+    dropout: float = 0.0
+    schedule: tuple[str | None, str | None, str | None] = (None, None, None)
+    """Of policy, critics, temperature: a schedule's name."""
+    schedule_kwargs: tuple[dict[str, Any], dict[str, Any], dict[str, Any]] = ({}, {}, {})
+    recurrent: str | None = None
+    """Kind of the networks' cells: "rnn", "gru", "lstm"; None for feed-forward networks."""
+    recurrent_size: int = 128
+    feed_previous: tuple[str, ...] = ("actions",)
+    """What cells are fed of the step before: "actions", "rewards"."""
+    sequence_length: int = 32
+    burn_in: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as values that JSON can hold."""
-        return asdict(self) | {"hidden": list(self.hidden), "learning_rate": list(self.learning_rate)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     def settings(self) -> oracle.Settings:
         """What the oracle is told."""
@@ -55,6 +79,11 @@ class Problem:
             learning_rates=self.learning_rate,
             grad_norm_clip=self.grad_norm_clip,
             learn_entropy=self.learn_entropy,
+            policy_value=self.policy_value,
+            policy_delay=self.policy_delay,
+            schedules=self._schedules(),
+            dropout=self.dropout,
+            feed_previous=self.feed_previous,
         )
 
     def config(self) -> SACConfig:
@@ -68,9 +97,32 @@ class Problem:
             learn_entropy=self.learn_entropy,
             initial_entropy_value=self.initial_entropy_value,
             target_entropy=self.target_entropy,
+            n_step=self.n_step,
+            target_subset=self.target_subset,
+            policy_value=self.policy_value,
+            policy_delay=self.policy_delay,
+            learning_rate_scheduler=self.schedule,
+            learning_rate_scheduler_kwargs=self.schedule_kwargs,
+            sequence_length=self.sequence_length,
+            burn_in=self.burn_in,
         )
 
-    def initial_state(self) -> oracle.Arrays:
+    def spaces(self) -> dict[str, gymnasium.Space[Any] | None]:
+        """What the agents are built for."""
+
+        def box(width: int) -> gymnasium.Space[Any]:
+            return gymnasium.spaces.Box(-math.inf, math.inf, (width,), np.float64)
+
+        observations = data.split_observations(np.zeros(self.observation)) if self.dict_observations else np.zeros(self.observation)
+        return {
+            "observation_space": gymnasium.spaces.Dict({name: box(len(part)) for name, part in observations.items()})
+            if isinstance(observations, dict)
+            else box(self.observation),
+            "state_space": box(self.states) if self.states > 0 else None,
+            "action_space": gymnasium.spaces.Box(-1.0, 1.0, (self.action,), np.float64),
+        }
+
+    def initial_state(self) -> Arrays:
         """Where every implementation starts, in `dtype`."""
         return data.initial_state(
             observation=self.observation,
@@ -81,34 +133,70 @@ class Problem:
             learn_entropy=self.learn_entropy,
             seed=self.seed,
             dtype=self.dtype,
+            states=self.states,
+            layer_norm=self.layer_norm,
+            recurrent=self.recurrent,
+            recurrent_size=self.recurrent_size,
+            fed=("actions" in self.feed_previous) * self.action + ("rewards" in self.feed_previous),
+            learning_rates=self.learning_rate,
+            schedules=self._schedules(),
+            policy_delay=self.policy_delay,
         )
 
-    def draws(self) -> Iterator[tuple[Batch[NDArray[Any]], Noise[NDArray[Any]]]]:
+    def draws(self) -> Iterator[tuple[oracle.Data, Noise[NDArray[Any]]]]:
         """What every implementation is fed, in `dtype`; without end."""
-        replay = data.synthetic_replay(
-            self.replay_size, observation=self.observation, action=self.action, seed=self.seed, dtype=np.dtype(self.dtype)
-        )
-        return data.draws(replay, batch_size=self.batch_size, seed=self.seed)
+        pairs: Iterator[tuple[oracle.Data, Noise[NDArray[Any]]]]
+        sizes: dict[str, Any] = {"observation": self.observation, "action": self.action, "states": self.states}
+        drawn: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "critics": self.critics,
+            "target_subset": self.target_subset,
+            "dropout_widths": self.hidden if self.dropout > 0 else (),
+        }
+        dtype = np.dtype(self.dtype)
+        if self.recurrent is None:
+            replay = data.synthetic_replay(
+                self.replay_size, **sizes, seed=self.seed, dtype=dtype, n_step=self.n_step, discount_factor=self.discount_factor
+            )
+            pairs = data.draws(replay, **drawn, masked=self.masked)
+        else:
+            carry = (self.recurrent_size,) * (2 if self.recurrent == "lstm" else 1)
+            pairs = data.sequence_draws(
+                **sizes, **drawn, carry=carry, sequence_length=self.sequence_length, burn_in=self.burn_in, dtype=dtype
+            )
+        return map(self._with_leaves, pairs) if self.dict_observations else pairs
+
+    def _with_leaves(self, pair: tuple[oracle.Data, Noise[NDArray[Any]]]) -> tuple[oracle.Data, Noise[NDArray[Any]]]:
+        batch, noise = pair
+        batch = batch._replace(observations=data.split_observations(batch.observations))
+        if isinstance(batch, Batch):
+            batch = batch._replace(next_observations=data.split_observations(batch.next_observations))
+        return batch, noise
+
+    def _schedules(self) -> tuple[Schedule | None, Schedule | None, Schedule | None]:
+        policy, critics, temperature = (make(name, kwargs) for name, kwargs in zip(self.schedule, self.schedule_kwargs, strict=True))
+        return policy, critics, temperature
 
 
 class Outcome(NamedTuple):
     """What one update left behind."""
 
-    metrics: oracle.Arrays
-    gradients: oracle.Arrays
+    metrics: Arrays
+    gradients: Arrays
     """Before clipping, by the names of their parameters."""
-    state: oracle.Arrays
+    state: Arrays
     """Parameters, log alpha, moments and counts after the update."""
 
 
 class Implementation(Protocol):
     """Something that updates."""
 
-    def reset(self, state: oracle.Arrays) -> None:
+    def reset(self, state: Arrays) -> None:
         """Go on from `state`."""
         ...
 
-    def update(self, batch: Batch[NDArray[Any]], noise: Noise[NDArray[Any]]) -> Outcome:
+    def update(self, batch: oracle.Data, noise: Noise[NDArray[Any]]) -> Outcome:
         """Make one update and show everything."""
         ...
 
@@ -116,15 +204,15 @@ class Implementation(Protocol):
 class Oracle:
     """The NumPy oracle, in a floating type of its own: in float64 it is the truth that float32 drifts from."""
 
-    def __init__(self, problem: Problem, state: oracle.Arrays, dtype: str = "float64") -> None:
+    def __init__(self, problem: Problem, state: Arrays, dtype: str = "float64") -> None:
         self.settings = problem.settings()
         self.dtype = np.dtype(dtype)
         self.reset(state)
 
-    def reset(self, state: oracle.Arrays) -> None:
+    def reset(self, state: Arrays) -> None:
         self.state = {name: self._cast(array) for name, array in state.items()}
 
-    def update(self, batch: Batch[NDArray[Any]], noise: Noise[NDArray[Any]]) -> Outcome:
+    def update(self, batch: oracle.Data, noise: Noise[NDArray[Any]]) -> Outcome:
         batch = batch.map(self._cast)
         noise = noise.map(self._cast)
         self.state, metrics, gradients = oracle.update(self.state, batch, noise, self.settings)
@@ -137,27 +225,35 @@ class Oracle:
 class BackendAgent:
     """A backend's agent with its default models, driven update by update."""
 
-    def __init__(self, backend: str, problem: Problem, state: oracle.Arrays) -> None:
+    def __init__(self, backend: str, problem: Problem, state: Arrays) -> None:
         module = importlib.import_module(f"sacref.{backend}")
         self.dtype = problem.dtype
         self.backend = backend
-        spaces = {
-            "observation_space": gymnasium.spaces.Box(-math.inf, math.inf, (problem.observation,), np.float64),
-            "action_space": gymnasium.spaces.Box(-1.0, 1.0, (problem.action,), np.float64),
-        }
+        spaces = problem.spaces()
+        cell: dict[str, Any] = {}
+        if problem.recurrent is not None:
+            cell = {"recurrent": problem.recurrent, "recurrent_size": problem.recurrent_size, "feed_previous": problem.feed_previous}
         with self._precision():
             models = module.default_models(
-                **spaces, hidden=problem.hidden, seed=problem.seed, dtype=problem.dtype, num_critics=problem.critics
+                **spaces,
+                hidden=problem.hidden,
+                seed=problem.seed,
+                dtype=problem.dtype,
+                num_critics=problem.critics,
+                layer_norm=problem.layer_norm,
+                dropout=problem.dropout,
+                **cell,
             )
-            self.agent = module.SAC(models=models, memory=None, **spaces, cfg=problem.config())
+            make = module.SAC if problem.recurrent is None else module.SAC_RNN
+            self.agent = make(models=models, memory=None, **spaces, cfg=problem.config())
             self.agent.keep_gradients()
         self.reset(state)
 
-    def reset(self, state: oracle.Arrays) -> None:
+    def reset(self, state: Arrays) -> None:
         with self._precision():
             self.agent.set_arrays(state)
 
-    def update(self, batch: Batch[NDArray[Any]], noise: Noise[NDArray[Any]]) -> Outcome:
+    def update(self, batch: oracle.Data, noise: Noise[NDArray[Any]]) -> Outcome:
         with self._precision():
             metrics = self.agent.update_on(batch, noise)
             return Outcome(dict(metrics), self.agent.gradients(), self.agent.arrays())

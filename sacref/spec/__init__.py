@@ -1,7 +1,9 @@
 """Soft Actor-Critic as equations on arrays. The same call runs on NumPy, PyTorch and JAX arrays, float32 or float64.
 
 Papers: [1] Haarnoja et al. 2018b, arXiv:1812.05905; [2] Fujimoto et al. 2018, arXiv:1802.09477;
-[3] Lillicrap et al. 2016, arXiv:1509.02971.
+[3] Lillicrap et al. 2016, arXiv:1509.02971; [4] Schulman et al. 2017, arXiv:1707.06347; [5] Ni et al. 2022, arXiv:2110.05038;
+[6] Loshchilov & Hutter 2017, arXiv:1608.03983; [7] Goyal et al. 2017, arXiv:1706.02677; [8] Chan, Golub & LeVeque 1983;
+[9] Chen et al. 2021, arXiv:2101.05982; [10] Hiraoka et al. 2022, arXiv:2110.02034; [11] Kapturowski et al. 2019 (R2D2, ICLR).
 Peers are named as they were read: Stable-Baselines3 (SB3) 2.9.2, skrl 2.1.1, and CleanRL, Brax, Spinning Up, Stoix and rejax.
 
 Symbols
@@ -42,6 +44,47 @@ critic_loss         1/2 (Q - y)^2                                               
 actor_loss          alpha log pi - min_critic Q                                            [1] eq. 7, 9; [2]
 temperature_loss    -log_alpha (log pi + target_entropy)                                   [1] eq. 18
 polyak              tau online + (1 - tau) target                                          [3] algorithm 1
+kl_divergence       sum[log sigma' - log sigma + (sigma^2 + (mu - mu')^2) / 2 sigma'^2     [4] section 4
+                    - 1/2], of the Gaussians before the tanh, from old to new
+==================  =====================================================================  ========================
+
+Reductions
+----------
+What a caller takes over elements where rows do not count: padding of sequences, steps that warm up a carry. [5]
+
+==================  ==========================================================
+call                result, over the axes of the mask
+==================  ==========================================================
+masked_mean         sum(where(mask, values, 0)) / max(count, 1)
+masked_max          max(where(mask, values, -inf))
+masked_min          min(where(mask, values, inf))
+==================  ==========================================================
+
+Moments
+-------
+What a running normaliser knows, in float64 on the host, and what the models see by it.
+
+==================  =====================================================================  ========================
+call                result                                                                 source
+==================  =====================================================================  ========================
+moments.merge       count, mean and sum of squared deviations of two sets together         [8]
+moments.standardise (x - mean) / sqrt(variance + epsilon), cut at -clip and clip
+==================  =====================================================================  ========================
+
+Schedules
+---------
+`schedules` has the factors of the base rate as functions of t, the gradient steps before this one, and one rate that follows the policy.
+
+==================  =====================================================================  ========================
+schedule            factor                                                                 source
+==================  =====================================================================  ========================
+constant            1
+linear              1 + (end - 1) min(t / steps, 1)
+cosine              end + (1 - end) (1 + cos(pi min(t / steps, 1))) / 2                    [6] equation 5
+exponential         decay^t
+warm_up             min((t + 1) / steps, 1)                                                [7] section 2.2
+piecewise           factors[i] from boundaries[i - 1] on
+KLAdaptive          no factor: rate / lr_factor, * lr_factor or as it is, by the KL        rl_games, skrl
 ==================  =====================================================================  ========================
 
 Choices of the equations, where peers differ
@@ -71,11 +114,33 @@ Alpha: one update uses one alpha, that of before its temperature step (also SB3,
 Gradient clipping: by global norm in groups: the policy; all critics together; the temperature never (also skrl on torch). SB3 and
     CleanRL do not clip; rejax clips element by element.
 Target networks: exact copies of the critics at construction, then one `polyak` step after every update.
+Schedules: one each for the policy, all critics together, and the temperature, stepped once a gradient step, from t = 0. A factor multiplies
+    the base rate; skrl's JAX agents multiply the rate by its factor again at each step, which compounds it, and its schedule of the
+    temperature is accepted and ignored. optax's piecewise_constant_schedule takes factors that multiply each other.
+Warm-up: the first step is taken at 1 / steps of the base rate. optax's linear warm-up begins at 0, with a step that learns nothing.
+Adaptive rate: by the divergence of the whole update's batch, from the policy before the update to that after it, of the Gaussians before
+    the tanh: rl_games and skrl have it for PPO, where the divergence is from the policy that collected the data. A divergence of
+    exactly 0, of a policy that took no step, leaves the rate; theirs raises it.
+Delay: a delayed policy's moments, count and rate wait with it, while the time of its schedule runs on.
+Masks: rows that do not count enter neither value nor gradient, and the mean is over those that count in the whole batch, not first over
+    each sequence: every step weighs the same.
+n-step returns: the discounted sum of up to n rewards, then the value of the last successor; cut at an episode's end and at the write head.
+    Rewards alone are summed: the entropy of the steps between is left out, and nothing corrects for older policies (also SB3).
+Random subset of target critics: drawn anew for each update, one for the whole batch, as in REDQ's code [9]; `policy_value="mean"` lets the
+    actor see the mean of all critics, as REDQ [9] and DroQ [10] do; without it, their minimum.
+Dropout: fresh masks for the target, the critics' loss and the actor's, in the target networks too, as DroQ's code has it [10].
+Sequences: the policy starts from the carry that it had when it acted [11], the critics from zeros; each warms its own up over the burn-in,
+    whose steps have no loss, though gradients pass through them (R2D2 stops them). Every stored step is equally often the first that is
+    learned from. skrl starts the critics from the policy's carry and the next step's pass from the current one's, and has no mask.
+Normaliser: learns from what the environments produced, each observation once, when its row is recorded. An action at timestep t is chosen
+    with the moments of all rows before; the update after it has those of row t, too. skrl's learns from replayed batches.
+Reward scale: before the shaper, which is before storage. The log of the returns shows the environment's own rewards.
 """
 
 from sacref.spec.averaging import polyak
+from sacref.spec.divergence import kl_divergence
 from sacref.spec.losses import actor_loss, critic_loss, td_target, temperature_loss
-from sacref.spec.policy import bound_log_std, kl_divergence, log_prob, squash
+from sacref.spec.policy import bound_log_std, log_prob, squash
 from sacref.spec.reduce import masked_max, masked_mean, masked_min
 
 __all__ = [

@@ -11,7 +11,8 @@ def masked_mean(values: Float[ArrayT, "*leading_and_batch"], mask: Bool[ArrayT, 
     """Mean over the rows that count: sum(where(mask, values, 0)) / max(count, 1).
 
     The losses of sequences of unequal length, as in Ni et al. 2022 (arXiv:2110.05038). A row that does not count enters neither the value
-    nor the gradient, be it infinite or NaN.
+    nor the gradient, be it infinite or NaN. (The gradient of what computed such a row is 0 times its own slope, so that padding should
+    still be numbers that a network maps to numbers, as zeros are.)
 
     Args:
         values: shape `(*leading, *batch)`.
@@ -29,9 +30,11 @@ def masked_mean(values: Float[ArrayT, "*leading_and_batch"], mask: Bool[ArrayT, 
         return mean
     rows, counted = _rows("masked_mean", xp, values, mask)
     count = xp.sum(xp.astype(counted, values.dtype), axis=-1)
-    # The library's own mean times a factor that is 1 where all rows count: then the two branches agree bit for bit, though XLA
-    # divides by a number of rows that it knows in another way than by one that is counted.
-    mean = xp.mean(xp.where(counted, rows, 0.0), axis=-1) * (rows.shape[-1] / xp.where(count > 0, count, 1.0))
+    # The library's own mean times a factor that is 1 where all rows count: then both branches agree bit for bit, though XLA divides by a
+    # number of rows that it knows in another way than by one that is counted. An array divided by an array: of a number by an array,
+    # torch makes a product with the reciprocal.
+    share = rows.shape[-1] * xp.ones_like(count) / xp.where(count > 0, count, 1.0)
+    mean = xp.mean(xp.where(counted, rows, 0.0), axis=-1) * share
     return mean
 
 
@@ -83,3 +86,7 @@ def _rows(function: str, xp: Namespace, values: ArrayT, mask: Array) -> tuple[Ar
     require_shape(function, "mask", mask, batch, "the last axes of values")
     counted: ArrayT = xp.reshape(mask, (*(1 for _ in leading), -1))
     return xp.reshape(values, (*leading, -1)), counted
+
+
+REDUCTIONS = {"max": masked_max, "min": masked_min, "mean": masked_mean}
+"""Kind -> reduction: what metrics show of a batch."""

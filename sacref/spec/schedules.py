@@ -154,7 +154,8 @@ class KLAdaptive:
 
         Args:
             rate: of this step, shape `()`.
-            kl: mean divergence of the policy after this step from the one before, in nats, shape `()`; NaN leaves the rate.
+            kl: mean divergence of the policy after this step from the one before, in nats, shape `()`. NaN leaves the rate, and so does
+                exactly 0: a policy that took no step, a delayed one, says nothing about the rate.
 
         Returns:
             max(rate / lr_factor, min_lr) where kl is above the range, min(rate * lr_factor, max_lr) where it is below, else rate.
@@ -163,7 +164,8 @@ class KLAdaptive:
         lower, higher = rate / self.lr_factor, rate * self.lr_factor
         lower, higher = xp.where(lower < self.min_lr, self.min_lr, lower), xp.where(higher > self.max_lr, self.max_lr, higher)
         too_far, hardly = kl > self.kl_threshold * self.kl_factor, kl < self.kl_threshold / self.kl_factor
-        following: ArrayT = xp.where(too_far, lower, xp.where(hardly, higher, rate))
+        moved = xp.abs(kl) > 0
+        following: ArrayT = xp.where(too_far, lower, xp.where(hardly, xp.where(moved, higher, rate), rate))
         return following
 
 

@@ -1,17 +1,21 @@
 """The one path of a gradient: differentiate, clip, step."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 
+from sacref.config import ConfigError, Schedule
+from sacref.spec.schedules import FACTORS, KLAdaptive
 from sacref.tree import map_leaves
 
 Tree = Any
 """A tensor, or a dict of trees."""
 Moments = dict[str, Tree]
-"""`count`, and `first_moment` and `second_moment` with the structure of the parameters."""
+"""`count`, and `first_moment` and `second_moment` with the structure of the parameters; `calls` and `learning_rate` where there are."""
 
 
 def leaves(tree: Tree) -> Iterator[Tensor]:
@@ -30,39 +34,71 @@ def tree_map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     return function(tree, *others)
 
 
-def value_and_grad(objective: Callable[[Tree], tuple[Tensor, Tree]], parameters: Tree) -> tuple[tuple[Tensor, Tree], Tree]:
-    """Value, auxiliary tensor and gradient of `objective` at `parameters`; everything else it reads is a constant."""
+def value_and_grad(objective: Callable[[Tree], tuple[Tensor, Any]], parameters: Tree) -> tuple[tuple[Tensor, Any], Tree]:
+    """Value, auxiliary tree of tensors and gradient of `objective` at `parameters`; everything else it reads is a constant."""
     with torch.enable_grad():
         variables = tree_map(lambda leaf: leaf.detach().requires_grad_(), parameters)
         value, aux = objective(variables)
         # Contiguous, as the parameters are: the fused optimizers walk through both side by side.
         gradients = iter(torch.autograd.grad(value, list(leaves(variables)), materialize_grads=True))
-    return (value.detach(), map_leaves(lambda leaf: leaf.detach(), aux)), tree_map(lambda _: next(gradients).contiguous(), parameters)
+    return (value.detach(), map_leaves(torch.Tensor.detach, aux)), tree_map(lambda _: next(gradients).contiguous(), parameters)
 
 
 class Optimizer:
     """Adam (Kingma & Ba 2015, arXiv:1412.6980), after clipping by the global norm of all gradients it is given.
 
-    The state is a tree of tensors, `Moments`, so that a step is a function of tensors that can be recorded, captured and batched.
+    The state is a tree of tensors, `Moments`, so that a step is a function of tensors that can be recorded, captured and batched. Where
+    there is no clipping, schedule or delay, it holds nothing for them.
+
+    Args:
+        learning_rate: the base rate. grad_norm_clip: largest global norm; <= 0 is off.
+        schedule: of the rate, by the number of calls; a class of torch.optim.lr_scheduler runs on the host, see `prepare`.
+        every: n to apply the step at calls n, 2n, ... only; at the others nothing moves.
+
+    Raises:
+        ConfigError: if the schedule is none that can run here.
     """
 
-    def __init__(self, learning_rate: float, grad_norm_clip: float = 0.0, schedule=None, every=1) -> None:
+    def __init__(self, learning_rate: float, grad_norm_clip: float = 0.0, schedule: Schedule | None = None, every: int = 1) -> None:
         self.learning_rate = learning_rate
         self.grad_norm_clip = grad_norm_clip
+        self.schedule = schedule
+        self.every = every
+        self._adaptive = KLAdaptive(**schedule.kwargs) if schedule is not None and schedule.function is KLAdaptive else None
+        self._host = _HostSchedule(schedule, learning_rate) if schedule is not None and _is_scheduler(schedule.function) else None
+        self._rate_of = _rate_of(schedule, learning_rate)
 
     def init(self, parameters: Tree) -> Any:
         """The optimizer's state before the first step."""
-        device = next(leaves(parameters)).device
         first, second = (tree_map(torch.zeros_like, parameters) for _ in range(2))
-        return {"count": torch.zeros((), dtype=torch.float32, device=device), "first_moment": first, "second_moment": second}
+        return self._state(parameters, {"first_moment": first, "second_moment": second})
+
+    def prepare(self, state: Any) -> None:
+        """Write the rate of the next call into the state, where a scheduler of torch's has it on the host; else do nothing.
+
+        To be called once before each `step`, outside of what is recorded or captured. Nothing is read from the device.
+        """
+        if self._host is not None:
+            state["learning_rate"].fill_(self._host.next_rate())
 
     def step(self, parameters: Tree, gradients: Tree, state: Any) -> tuple[Tree, Any]:
-        """Parameters and state after one step against `gradients`; both are written in place."""
+        """Parameters and state after one step against `gradients`; parameters and moments are written in place."""
+        scalars: dict[str, Tensor] = {}
         gradient_list: list[Tensor] | tuple[Tensor, ...] = list(leaves(gradients))
         if self.grad_norm_clip > 0:
-            norm = torch.nn.utils.get_total_norm(gradient_list)
+            scalars["gradient_norm"] = norm = torch.nn.utils.get_total_norm(gradient_list)
             gradient_list = torch._foreach_mul(gradient_list, (self.grad_norm_clip / norm).clamp(max=1.0))
-        state["count"].add_(1)
+        if "calls" in state:
+            scalars["calls"] = state["calls"] + 1
+        # The kernel skips its step where this is 1, as after an overflow; the device decides it.
+        skipped = (scalars["calls"] % self.every != 0).to(torch.float32) if self.every > 1 else None
+        rate: Any = self.learning_rate
+        if self.schedule is not None:
+            rate = state["learning_rate"] if self._rate_of is None else self._rate_of(state["calls"], state["learning_rate"])
+            scalars["learning_rate"] = rate
+            # The kernel for CUDA reads a rate of float32 alone.
+            rate = rate.to(torch.float32) if rate.is_cuda else rate
+        state["count"].add_(1 if skipped is None else 1 - skipped)
         # The kernel of torch.optim.Adam(fused=True). The class itself finds its state by the identity of the parameters, and keeps a
         # count for each, neither of which a recorded graph can follow.
         torch._fused_adam_(
@@ -72,32 +108,131 @@ class Optimizer:
             list(leaves(state["second_moment"])),
             [],
             [state["count"]] * len(gradient_list),
-            lr=self.learning_rate,
+            lr=rate,
             beta1=0.9,
             beta2=0.999,
             weight_decay=0.0,
             eps=1e-8,
             amsgrad=False,
             maximize=False,
+            found_inf=skipped,
         )
-        return parameters, state
+        return parameters, {**state, **scalars}
 
-    def prepare(self, state): ...
-    def measured(self, state):
-        return {}
+    def adapt(self, state: Any, divergence: Callable[[], Tensor]) -> Any:
+        """The state after an adaptive schedule has seen how far the policy moved.
 
-    def adapt(self, state, divergence):
-        return state
+        Args:
+            divergence: -> mean KL divergence of the new policy from the old one, `()`; called only where the schedule is adaptive. At
+                calls whose step was not applied the rate stays.
+        """
+        if self._adaptive is None:
+            return state
+        rate = self._adaptive.next_rate(state["learning_rate"], divergence())
+        if self.every > 1:
+            rate = torch.where(state["calls"] % self.every == 0, rate, state["learning_rate"])
+        return {**state, "learning_rate": rate}
+
+    def measured(self, state: Any) -> dict[str, Tensor]:
+        """What the last step measured, `()` each: `gradient_norm` before clipping and `learning_rate`, where there are such."""
+        return {name: state[name].clone() for name in ("gradient_norm", "learning_rate") if name in state}
 
     def moments(self, parameters: Tree, state: Any) -> Moments | None:
         """What the steps so far have left; zeros before the first one."""
-        return dict(state)
+        return {name: tree for name, tree in state.items() if name != "gradient_norm"}
 
     def with_moments(self, parameters: Tree, moments: Moments) -> Any:
         """A state for `parameters` that goes on from `moments`."""
-        count = torch.as_tensor(moments["count"]).to(device=next(leaves(parameters)).device, dtype=torch.float32)
-        first, second = (tree_map(_contiguous_copy, moments[name]) for name in ("first_moment", "second_moment"))
-        return {"count": count.clone(), "first_moment": first, "second_moment": second}
+        return self._state(
+            parameters,
+            moments | {name: tree_map(_contiguous_copy, moments[name]) for name in ("first_moment", "second_moment")},
+        )
+
+    def _state(self, parameters: Tree, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The state with the moments and the scalars that are given, the others as before the first step."""
+        like = next(leaves(parameters))
+
+        def scalar(name: str, initial: float, dtype: torch.dtype) -> Tensor:
+            return torch.as_tensor(given.get(name, initial), dtype=dtype, device=like.device).clone()
+
+        state = {"count": scalar("count", 0, torch.float32), "first_moment": given["first_moment"], "second_moment": given["second_moment"]}
+        if self.schedule is not None or self.every > 1:
+            state["calls"] = scalar("calls", 0, torch.int64)
+        if self.schedule is not None:
+            state["learning_rate"] = scalar("learning_rate", self.learning_rate, like.dtype)
+        if self.grad_norm_clip > 0:
+            state["gradient_norm"] = torch.zeros((), dtype=like.dtype, device=like.device)
+        if self._host is not None:
+            self._host.go_to(int(given.get("calls", 0)))
+        return state
+
+
+def _rate_of(schedule: Schedule | None, learning_rate: float) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """(calls before this one, any tensor of the rate's dtype) -> rate; None where the state holds the rate.
+
+    Factors multiply the base rate and never each other.
+    """
+    if schedule is None or schedule.function is KLAdaptive or _is_scheduler(schedule.function):
+        return None
+    function, kwargs = schedule
+    if function in FACTORS.values():
+        return lambda calls, like: learning_rate * function(calls.to(like.dtype), **kwargs)
+    name = getattr(function, "__name__", repr(function))
+    try:
+        own = function(**kwargs) if kwargs else function
+        rate = torch.as_tensor(own(torch.zeros(())))
+    except Exception as error:
+        raise ConfigError(
+            f"learning_rate_scheduler is {name} with arguments {dict(kwargs)}, which fails as step -> rate on PyTorch tensors "
+            f"({type(error).__name__}: {error}): expected a schedule of sacref.spec.schedules, a class of torch.optim.lr_scheduler, "
+            f"a function step -> rate, or with arguments a function that makes one"
+        ) from error
+    if rate.shape != ():
+        raise ConfigError(f"learning_rate_scheduler is {name}, which gives a rate of shape {tuple(rate.shape)}, expected ()")
+    return lambda calls, like: torch.as_tensor(own(calls.to(like.dtype)), dtype=like.dtype, device=like.device)
+
+
+def _is_scheduler(function: Any) -> bool:
+    return isinstance(function, type) and issubclass(function, LRScheduler)
+
+
+class _HostSchedule:
+    """A scheduler of torch.optim.lr_scheduler, around an optimizer that steps nothing: only its rate is taken."""
+
+    def __init__(self, schedule: Schedule, learning_rate: float) -> None:
+        self.schedule = schedule
+        self.learning_rate = learning_rate
+        function: Any = schedule.function
+        arguments = list(inspect.signature(function.step).parameters.values())[1:]
+        if any(argument.default is argument.empty and argument.kind is argument.POSITIONAL_OR_KEYWORD for argument in arguments):
+            raise ConfigError(
+                f"learning_rate_scheduler is {function.__name__}, whose step needs {arguments[0].name}, which a gradient step cannot have: "
+                f"expected a scheduler of the step alone, or kl_adaptive, which follows the policy's divergence"
+            )
+        self.go_to(0)
+
+    def go_to(self, calls: int) -> None:
+        """Stand where `calls` calls of `next_rate` lead."""
+        function, kwargs = self.schedule
+        optimizer = torch.optim.SGD([torch.zeros((), requires_grad=True)], lr=self.learning_rate)
+        try:
+            scheduler = function(optimizer, **kwargs)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"learning_rate_scheduler_kwargs is {dict(kwargs)}, which {function.__name__} refuses ({error}): "
+                f"expected arguments of {function.__name__}{inspect.signature(function)}, without the optimizer"
+            ) from error
+        self._optimizer, self._scheduler, self._begun = optimizer, scheduler, False
+        for _ in range(calls):
+            self.next_rate()
+
+    def next_rate(self) -> float:
+        """The rate of the next call; the first one's is the scheduler's initial one."""
+        if self._begun:
+            self._optimizer.step()  # without it, the scheduler warns
+            self._scheduler.step()
+        self._begun = True
+        return float(self._optimizer.param_groups[0]["lr"])
 
 
 def _contiguous_copy(leaf: Tensor) -> Tensor:
@@ -116,6 +251,9 @@ class Frozen(Optimizer):
     def step(self, parameters: Tree, gradients: Tree, state: Any) -> tuple[Tree, Any]:
         return parameters, state
 
+    def measured(self, state: Any) -> dict[str, Tensor]:
+        return {}
+
     def moments(self, parameters: Tree, state: Any) -> Moments | None:
         return None
 
@@ -127,7 +265,7 @@ class KeepGradients(Optimizer):
     """Wraps an optimizer and keeps, beside its state, the gradient of the last step as it was before clipping."""
 
     def __init__(self, optimizer: Optimizer) -> None:
-        super().__init__(optimizer.learning_rate, optimizer.grad_norm_clip)
+        super().__init__(optimizer.learning_rate, optimizer.grad_norm_clip, optimizer.schedule, optimizer.every)
         self.optimizer = optimizer
 
     @staticmethod
@@ -138,10 +276,19 @@ class KeepGradients(Optimizer):
     def init(self, parameters: Tree) -> Any:
         return self.around(parameters, self.optimizer.init(parameters))
 
+    def prepare(self, state: Any) -> None:
+        self.optimizer.prepare(state[0])
+
     def step(self, parameters: Tree, gradients: Tree, state: Any) -> tuple[Tree, Any]:
         kept = tree_map(torch.clone, gradients)
         parameters, inner = self.optimizer.step(parameters, gradients, state[0])
         return parameters, (inner, kept)
+
+    def adapt(self, state: Any, divergence: Callable[[], Tensor]) -> Any:
+        return self.optimizer.adapt(state[0], divergence), state[1]
+
+    def measured(self, state: Any) -> dict[str, Tensor]:
+        return self.optimizer.measured(state[0])
 
     def moments(self, parameters: Tree, state: Any) -> Moments | None:
         return self.optimizer.moments(parameters, state[0])

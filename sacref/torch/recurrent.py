@@ -1,16 +1,20 @@
 """The default recurrent networks: a policy and a Q-function, each with a cell of its own."""
 
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from sacref.initialisation import Network, check_carry
 from sacref.torch.layers import Perceptron
 from sacref.types import Inputs
 
-CELLS: dict[str, type[nn.RNNBase]] = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+CELLS: dict[str, Callable[..., nn.RNNBase]] = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
 
 class Recurrent(Perceptron):
@@ -31,6 +35,12 @@ class Recurrent(Perceptron):
         zeros = self.head.weight.new_zeros
         return (zeros(batch, self.size), zeros(batch, self.size)) if self.kind == "lstm" else zeros(batch, self.size)
 
+    def train(self, mode: bool = True) -> Self:
+        """As any module; the cell stays in training mode, where it computes the same, since cuDNN has no gradient in the other."""
+        super().train(mode)
+        self.cell.train()
+        return self
+
     def unroll(self, inputs: Inputs[Tensor], carry: Any) -> tuple[list[Tensor], Any]:
         """What the perceptron sees at each step, the cell's output first, and the carry after the last step.
 
@@ -45,7 +55,9 @@ class Recurrent(Perceptron):
             fed.append(inputs["previous_rewards"][..., None])
         check_carry(carry, (seen[0].shape[1], self.size), parts=2 if self.kind == "lstm" else 1)
         state = tuple(part[None] for part in carry) if self.kind == "lstm" else carry[None]
-        outputs, state = self.cell(torch.cat(fed, dim=-1), state)
+        x = torch.cat(fed, dim=-1)
+        with _pytorchs_own(x), _without_warning(x):
+            outputs, state = self.cell(x, state)
         return [outputs, *seen], tuple(part[0] for part in state) if self.kind == "lstm" else state[0]
 
 
@@ -85,3 +97,27 @@ def recurrent_cell(kind: str, inputs: int, size: int, dtype: torch.dtype) -> nn.
     for parameter in cell.parameters():
         nn.init.zeros_(parameter)
     return cell
+
+
+@contextmanager
+def _pytorchs_own(x: Tensor) -> Iterator[None]:
+    """Keep a recording away from oneDNN's LSTM: its gradient needs a workspace that a replayed forward pass does not leave."""
+    settings: Any = torch.backends.mkldnn
+    enabled = settings.enabled
+    if isinstance(x, FakeTensor):
+        settings.enabled = False
+    try:
+        yield
+    finally:
+        settings.enabled = enabled
+
+
+@contextmanager
+def _without_warning(x: Tensor) -> Iterator[None]:
+    """On CUDA: parameters that are arguments do not lie side by side, so that cuDNN packs them at each call, and says so."""
+    if not x.is_cuda:
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
+        yield

@@ -70,7 +70,9 @@ def refuse_hidden_state(name: str, model: nn.Module) -> None:
                 f"model {name!r} has a {type(layer).__name__} at {path!r}, which changes when it is called: "
                 f"use layers whose output depends on inputs and parameters alone, such as LayerNorm"
             )
-        if isinstance(layer, nn.modules.dropout._DropoutNd):
+        if isinstance(layer, nn.modules.dropout._DropoutNd | nn.RReLU) or (
+            isinstance(layer, nn.RNNBase | nn.MultiheadAttention) and layer.dropout > 0.0
+        ):
             raise ValueError(
                 f"model {name!r} has a {type(layer).__name__} at {path!r}, which draws from torch's global generator: "
                 f"use sacref.torch.models.Dropout, or a layer that draws from a torch.Generator of its own"

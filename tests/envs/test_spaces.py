@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Tuple
 
-from sacref.envs.spaces import check_spaces
+from sacref.envs.spaces import Field, boxes, check_spaces, check_values, flat_size
 
 OBSERVATIONS = Box(-np.inf, np.inf, (3,), np.float64)
 ACTIONS = Box(np.array([-1.0, 0.0], np.float32), np.array([1.0, 4.0], np.float32))
@@ -15,7 +15,8 @@ ACTIONS = Box(np.array([-1.0, 0.0], np.float32), np.array([1.0, 4.0], np.float32
 
 def test_a_box_is_described() -> None:
     spaces = check_spaces(OBSERVATIONS, None, ACTIONS)
-    assert (spaces.observation_shape, spaces.observation_dtype) == ((3,), np.dtype(np.float64))
+    assert spaces.observations == Field((3,), np.dtype(np.float64))
+    assert spaces.states is None
     assert (spaces.action_shape, spaces.action_size) == ((2,), 2)
     np.testing.assert_array_equal(spaces.action_low, np.array([-1.0, 0.0]))
     np.testing.assert_array_equal(spaces.action_high, np.array([1.0, 4.0]))
@@ -41,7 +42,7 @@ def test_actions_of_two_axes_are_flattened_in_c_order() -> None:
 )
 def test_floats_are_stored_in_the_agents_dtype_and_all_else_in_its_own(own: Any, asked: str, stored: str) -> None:
     spaces = check_spaces(Box(0, 100, (2, 2), own), None, ACTIONS)
-    assert spaces.stored_dtype(asked) == np.dtype(stored)
+    assert spaces.observations.stored_dtype(asked) == np.dtype(stored)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,9 @@ def test_an_action_space_that_sac_cannot_use_is_refused(space: Any, error: type[
 @pytest.mark.parametrize(
     ("space", "error", "message"),
     [
-        (Dict(a=OBSERVATIONS), TypeError, "gymnasium.wrappers.FlattenObservation"),
+        (Dict(a=Discrete(2)), TypeError, r"observation_space\['a'\] is Discrete\(2\).*gymnasium.wrappers.FlattenObservation"),
+        (Dict({}), ValueError, "an empty Dict"),
+        (Dict({"a.b": OBSERVATIONS}), ValueError, r"the key 'a\.b', expected a text without a dot"),
         (Tuple([OBSERVATIONS]), TypeError, "gymnasium.wrappers.FlattenObservation"),
         (Discrete(4), TypeError, "FlattenObservation, which makes it one-hot"),
         (gymnasium.spaces.Text(4), TypeError, "gymnasium.wrappers.TransformObservation"),
@@ -82,9 +85,36 @@ def test_an_observation_space_that_sac_cannot_use_is_refused(space: Any, error: 
         check_spaces(space, None, ACTIONS)
 
 
-def test_a_state_space_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected None: asymmetric critics are not available"):
-        check_spaces(OBSERVATIONS, OBSERVATIONS, ACTIONS)
+def test_a_dict_space_is_a_tree_of_fields_in_its_order() -> None:
+    part = Dict([("y", Box(0, 255, (2, 2), np.uint8)), ("b", Box(-1, 1, ()))])
+    space = Dict([("z", OBSERVATIONS), ("a", part)])
+    spaces = check_spaces(space, part, ACTIONS)
+    inner = {"y": Field((2, 2), np.dtype(np.uint8)), "b": Field((), np.dtype(np.float32))}
+    assert spaces.observations == {"z": Field((3,), np.dtype(np.float64)), "a": inner}
+    assert list(spaces.observations) == list(space.spaces) and list(spaces.observations["a"]) == list(part.spaces)
+    assert spaces.states == inner
+    assert flat_size(spaces.observations) == 3 + 4 + 1
+    assert boxes(space)["a"]["y"] is part["y"]
+
+
+def test_values_are_checked_against_the_fields() -> None:
+    fields = check_spaces(Dict(a=OBSERVATIONS, b=Box(-1, 1, (2,))), None, ACTIONS).observations
+
+    def check(values: Any) -> Any:
+        return check_values(values, fields, "observations", lambda value: False)
+
+    good = {"a": np.zeros((4, 3)), "b": [[1.0, 2.0]] * 4}
+    assert {key: array.shape for key, array in check(good).items()} == {"a": (4, 3), "b": (4, 2)}
+    with pytest.raises(ValueError, match=r"observations lacks the keys \['b'\] and has the unknown keys \['c'\]"):
+        check({"a": good["a"], "c": good["b"]})
+    with pytest.raises(ValueError, match=r"observations\['b'\] have shape \(4, 3\), expected \(envs, \*\(2,\)\)"):
+        check({**good, "b": good["a"]})
+    with pytest.raises(ValueError, match=r"keys of \{'a': 4, 'b': 1\} rows"):
+        check({**good, "b": [[1.0, 2.0]]})
+    with pytest.raises(TypeError, match="observations is a ndarray, expected a dict with the keys"):
+        check(good["a"])
+    with pytest.raises(TypeError, match=r"is a dict with the keys \['a', 'b'\], expected one array"):
+        check_values(good, fields["a"], "observations", lambda value: False)
 
 
 def test_the_widest_box_whose_width_is_a_float32_is_accepted() -> None:

@@ -307,6 +307,14 @@ def test_one_environment_without_a_state_is_named() -> None:
         states_of(vector, act(vector)[1], STATE)
 
 
+def test_an_environment_that_leaves_out_a_key_is_named() -> None:
+    vector = made(form="dict", space=NESTED)
+    _, infos = vector.reset()
+    infos["state"]["_lamp"][1] = False
+    with pytest.raises(ValueError, match=r"environments \[1\] have a state_space"):
+        states_of(vector, infos, NESTED)
+
+
 def test_a_reset_of_some_must_hand_over_their_states() -> None:
     vector = made(mode=AutoresetMode.DISABLED, on_reset=False, lengths=(9,))
     vector.reset()

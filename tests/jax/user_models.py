@@ -54,6 +54,17 @@ class Returns(nnx.Module):
         return self.change(self.model(*inputs))
 
 
+class Encoded(nnx.Module):
+    """Another model, that sees the pixels of images in [0, 1]."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def __call__(self, inputs: Any, *actions: Array) -> Any:
+        pixels = inputs["observations"]
+        return self.model({**inputs, "observations": pixels.reshape(pixels.shape[0], -1).astype(jnp.float32) / 255.0}, *actions)
+
+
 class Modal(Value):
     """Twice the value in training mode."""
 

@@ -1,18 +1,24 @@
 """The oracle against derivatives taken by other means, and against numbers worked out by hand."""
 
+import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from sacref.parity import data, oracle
-from sacref.parity.oracle import Arrays, Settings
+from sacref.parity import data, oracle, schedules
+from sacref.parity.compare import difference
+from sacref.parity.drivers import Oracle
+from sacref.parity.networks import Arrays
+from sacref.parity.oracle import Settings
 from sacref.spec.averaging import polyak
 from sacref.spec.losses import actor_loss, critic_loss, td_target, temperature_loss
 from sacref.spec.policy import bound_log_std, squash
-from sacref.types import Batch, Noise
+from sacref.types import Batch, Noise, Sequences
+from tests.parity.features import FEATURES, PLAIN, RECURRENT
 
 Array = np.ndarray[Any, Any]
 NumpyBatch = Batch[Array]
@@ -116,7 +122,7 @@ def test_critic_gradient_is_the_derivative_of_the_loss(critics: int) -> None:
 @pytest.mark.parametrize("critics", [1, 2, 3])
 def test_policy_gradient_is_the_derivative_of_the_loss(critics: int) -> None:
     state, batch, noise = problem(critics)
-    metrics, gradients, _ = oracle.policy_pass(state, batch, noise)
+    metrics, gradients, _ = oracle.policy_pass(state, batch, noise, SETTINGS)
     assert set(gradients) == {name for name in state if name.startswith("policy.")}
 
     def objective(moved: Arrays) -> complex:
@@ -129,17 +135,18 @@ def test_policy_gradient_is_the_derivative_of_the_loss(critics: int) -> None:
 
 def test_gradients_are_the_central_differences_of_the_oracles_own_losses() -> None:
     state, batch, noise = problem()
-    _, by_policy, _ = oracle.policy_pass(state, batch, noise)
+    _, by_policy, _ = oracle.policy_pass(state, batch, noise, SETTINGS)
     for name in by_policy:
-        numeric = central_difference(lambda moved: float(oracle.policy_pass(moved, batch, noise)[0]["policy_loss"]), state, name)
+        numeric = central_difference(lambda moved: float(oracle.policy_pass(moved, batch, noise, SETTINGS)[0]["policy_loss"]), state, name)
         np.testing.assert_allclose(by_policy[name], numeric, rtol=1e-7, atol=1e-9)
     _, by_critics = oracle.critic_pass(state, batch, noise, SETTINGS)
     for name in by_critics:
         numeric = central_difference(lambda moved: float(oracle.critic_pass(moved, batch, noise, SETTINGS)[0]["critic_loss"]), state, name)
         np.testing.assert_allclose(by_critics[name], numeric, rtol=1e-7, atol=1e-9)
     log_prob = np.array([-1.0, 2.5, 0.25])
-    loss, gradient = oracle.temperature_pass(np.asarray(-0.7), log_prob, -2.0)
-    ends = [float(oracle.temperature_pass(np.asarray(-0.7 + step), log_prob, -2.0)[0]) for step in (1e-3, -1e-3)]
+    third = np.full(3, 1 / 3)
+    loss, gradient = oracle.temperature_pass(np.asarray(-0.7), log_prob, -2.0, third)
+    ends = [float(oracle.temperature_pass(np.asarray(-0.7 + step), log_prob, -2.0, third)[0]) for step in (1e-3, -1e-3)]
     assert gradient == pytest.approx((ends[0] - ends[1]) / 2e-3, rel=1e-11)
     # -(mean(-1, 2.5, 0.25) - 2) = 1.41666..., and the loss is log_alpha times the gradient.
     assert gradient == pytest.approx(17 / 12, rel=1e-15)
@@ -192,7 +199,7 @@ def test_trap_05_log_prob_stays_exact_where_tanh_saturates() -> None:
             state["policy.head.kernel"] = np.zeros((1, 2), dtype)
             state["policy.head.bias"] = np.array([mean, 0.0], dtype)
             batch = Batch(zeros, None, zeros, zeros[0], zeros, None, np.array([False]))
-            metrics, _, log_prob = oracle.policy_pass(state, batch, Noise(zeros, zeros))
+            metrics, _, log_prob = oracle.policy_pass(state, batch, Noise(zeros, zeros), SETTINGS)
             # log N(0; 0, 1) - 2 (log 2 - |u|), softplus(-2|u|) being below the last digit.
             expected = -0.5 * math.log(2 * math.pi) - 2 * (math.log(2) - abs(mean))
             assert log_prob[0] == pytest.approx(expected, rel=tolerance)
@@ -206,7 +213,7 @@ def test_log_std_has_gradient_at_its_bounds_and_none_outside() -> None:
     state["policy.head.bias"] = np.array([0.0, 0, 0, 0, -20.0, 2.0, -20.5, 2.5])
     batch = Batch(np.ones((2, 1)), None, np.zeros((2, 4)), np.zeros(2), np.ones((2, 1)), None, np.array([False, False]))
     noise = Noise(np.zeros((2, 4)), np.full((2, 4), 0.1))
-    _, gradients, _ = oracle.policy_pass(state, batch, noise)
+    _, gradients, _ = oracle.policy_pass(state, batch, noise, SETTINGS)
     by_log_std = gradients["policy.head.bias"][4:]
     assert np.all(by_log_std[:2] != 0.0)
     assert np.all(by_log_std[2:] == 0.0)
@@ -216,7 +223,7 @@ def test_a_tie_of_critics_shares_the_gradient_equally() -> None:
     state, batch, noise = problem()
     state |= {name.replace("critic_1.", "critic_2."): value for name, value in state.items() if name.startswith("critic_1.")}
     one = {name: value for name, value in state.items() if "critic_2." not in name}
-    tied, alone = oracle.policy_pass(state, batch, noise)[1], oracle.policy_pass(one, batch, noise)[1]
+    tied, alone = oracle.policy_pass(state, batch, noise, SETTINGS)[1], oracle.policy_pass(one, batch, noise, SETTINGS)[1]
     for name in alone:
         np.testing.assert_allclose(tied[name], alone[name], rtol=1e-12, atol=1e-16)
 
@@ -299,4 +306,230 @@ def test_trap_03_two_updates_of_one_noise_agree_and_of_two_noises_do_not() -> No
     first, again, different = (oracle.update(state, batch, n, SETTINGS)[1] for n in (noise, noise, other))
     assert first["critic_loss"] == again["critic_loss"]
     assert first["critic_loss"] != different["critic_loss"]
-    assert oracle.policy_pass(state, batch, noise)[0] == oracle.policy_pass(state, batch, other)[0]
+    assert oracle.policy_pass(state, batch, noise, SETTINGS)[0] == oracle.policy_pass(state, batch, other, SETTINGS)[0]
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_updates_are_those_of_automatic_differentiation(feature: str) -> None:
+    """Losses, gradients and parameters over 12 updates, by PyTorch's own modules, distributions, optimizers and schedules."""
+    pytest.importorskip("torch")
+    from tests.parity.autodiff import Reference
+
+    chosen = FEATURES[feature]
+    state = chosen.initial_state()
+    ours, theirs = Oracle(chosen, state), Reference(chosen, state)
+    for batch, noise in itertools.islice(chosen.draws(), 12):
+        outcome = ours.update(batch, noise)
+        metrics, gradients = theirs.update(batch, noise)
+        assert set(outcome.gradients) == set(gradients)
+        for name, value in metrics.items():
+            assert difference(outcome.metrics[name], value, name).relative < 1e-12, name
+        for name, gradient in gradients.items():
+            assert difference(outcome.gradients[name], gradient, name).relative < 1e-11, name
+        for name, parameter in theirs.parameters().items():
+            # Adam turns the rounding of a gradient near zero into a step of up to 1e8 times its size.
+            assert difference(outcome.state[name], parameter, name).relative < 1e-9, name
+
+
+TINY = replace(PLAIN, observation=3, action=2, hidden=(4,), batch_size=3, recurrent_size=3)
+BY_DIFFERENCES = {
+    "feed-forward": replace(
+        TINY, states=2, dict_observations=True, masked=True, n_step=3, critics=3, target_subset=2, layer_norm=True, dropout=0.2
+    ),
+    "mean of critics": replace(TINY, critics=3, policy_value="mean"),
+    **{kind: replace(TINY, recurrent=kind, sequence_length=3, burn_in=2, states=2) for kind in ("rnn", "gru", "lstm")},
+}
+
+
+@pytest.mark.parametrize("name", BY_DIFFERENCES)
+def test_gradients_with_features_are_the_central_differences_of_the_oracles_own_losses(name: str) -> None:
+    chosen = BY_DIFFERENCES[name]
+    settings = chosen.settings()
+    state = moved_apart(chosen.initial_state())
+    batch, noise = next(chosen.draws())
+    _, by_critics = oracle.critic_pass(state, batch, noise, settings)
+    _, by_policy, _ = oracle.policy_pass(state, batch, noise, settings)
+    for parameter, gradient in by_critics.items():
+        numeric = central_difference(
+            lambda moved: float(oracle.critic_pass(moved, batch, noise, settings)[0]["critic_loss"]), state, parameter
+        )
+        np.testing.assert_allclose(gradient, numeric, rtol=1e-6, atol=1e-8, err_msg=parameter)
+    for parameter, gradient in by_policy.items():
+        numeric = central_difference(
+            lambda moved: float(oracle.policy_pass(moved, batch, noise, settings)[0]["policy_loss"]), state, parameter
+        )
+        np.testing.assert_allclose(gradient, numeric, rtol=1e-6, atol=1e-8, err_msg=parameter)
+
+
+def moved_apart(state: Arrays) -> Arrays:
+    """Parameters off their first values, biases and targets too, so that no factor in a gradient is 0 or 1 by chance."""
+    generator = np.random.default_rng(7)
+    parts = ("policy.", "critic_", "target_critic_")
+    moved = [name for name in state if name.startswith(parts) and "_optimizer." not in name]
+    return state | {name: state[name] + 0.2 * generator.standard_normal(state[name].shape) for name in moved}
+
+
+def test_trap_18_critics_start_from_zeros_and_the_policy_from_its_carry() -> None:
+    """Another carry changes the policy's samples, and thereby losses, but not what the critics say of the stored actions."""
+    chosen = RECURRENT
+    state = chosen.initial_state()
+    batch, noise = next(chosen.draws())
+    assert isinstance(batch, Sequences)
+    other = batch._replace(carry=batch.carry + 1.0)
+    one, two = (oracle.update(state, each, noise, chosen.settings())[1] for each in (batch, other))
+    np.testing.assert_array_equal(one["q_mean"], two["q_mean"])
+    for name in ("critic_loss", "policy_loss", "entropy"):
+        assert abs(one[name] - two[name]) > 1e-3, name
+
+
+def test_trap_18_the_next_step_is_seen_with_what_came_before_it() -> None:
+    """The value after a step needs the step's own observation: another first observation changes the target of a sequence of one step."""
+    chosen = replace(RECURRENT, sequence_length=1, burn_in=0)
+    state = chosen.initial_state()
+    batch, noise = next(chosen.draws())
+    assert isinstance(batch, Sequences)
+    first = batch.observations.copy()
+    first[0] += 1.0
+    one, two = (oracle.critic_pass(state, each, noise, chosen.settings())[0] for each in (batch, batch._replace(observations=first)))
+    assert abs(one["target_mean"] - two["target_mean"]) > 1e-3
+
+
+def test_trap_19_what_the_mask_leaves_out_has_no_part_in_the_update() -> None:
+    """Rewards and noise of warm-up and padding, and the observations behind the end, may be anything; those of the warm-up may not."""
+    chosen = replace(RECURRENT, batch_size=6)
+    state = chosen.initial_state()
+    batch, noise = next(chosen.draws())
+    assert isinstance(batch, Sequences)
+    outside = ~batch.mask
+    behind = np.cumsum(batch.mask[::-1], axis=0)[::-1] == 0
+    before = outside & ~behind
+    assert before.any()
+    assert behind.any()
+    rewards, observations = batch.rewards.copy(), batch.observations.copy()
+    rewards[outside] = 1e6
+    # Row t + 1 is the successor of step t, which counts where the step does.
+    observations[1:][behind] = 1e3
+    other = noise.map(lambda array: np.where(outside[..., None], -3.0, array))
+    first = oracle.update(state, batch, noise, chosen.settings())
+    second = oracle.update(state, batch._replace(rewards=rewards, observations=observations), other, chosen.settings())
+    for one, two in zip(first, second, strict=True):
+        for name, value in one.items():
+            np.testing.assert_array_equal(two[name], value, err_msg=name)
+    observations = batch.observations.copy()
+    observations[:-1][before] += 1.0
+    warmed = oracle.update(state, batch._replace(observations=observations), noise, chosen.settings())
+    assert abs(warmed[1]["critic_loss"] - first[1]["critic_loss"]) > 1e-3
+
+
+def test_a_mask_is_the_batch_without_its_rows() -> None:
+    chosen = replace(PLAIN, masked=True)
+    state = chosen.initial_state()
+    batch, noise = next(chosen.draws())
+    assert isinstance(batch, Batch)
+    assert batch.mask is not None
+    assert not batch.mask.all()
+    kept = np.flatnonzero(batch.mask)
+    less = batch._replace(mask=None).map(lambda array: array[kept])
+    whole = oracle.update(state, batch, noise, chosen.settings())
+    part = oracle.update(state, less, noise.map(lambda array: array[kept]), chosen.settings())
+    for one, two in zip(whole, part, strict=True):
+        for name, value in one.items():
+            np.testing.assert_allclose(two[name], value, rtol=1e-12, atol=1e-15, err_msg=name)
+
+
+def test_policy_delay_leaves_policy_and_temperature_alone_in_between() -> None:
+    chosen = replace(PLAIN, policy_delay=3)
+    implementation = Oracle(chosen, chosen.initial_state())
+    slow = ("policy.", "policy_optimizer.", "log_alpha", "temperature_optimizer.")
+    for number, (batch, noise) in enumerate(itertools.islice(chosen.draws(), 7), 1):
+        before = implementation.state
+        after = implementation.update(batch, noise).state
+        for name in before:
+            if name.startswith(slow) and name.partition(".")[2] not in ("calls", "learning_rate"):
+                assert np.array_equal(before[name], after[name]) == (number % 3 != 0), name
+        assert not np.array_equal(before["critic_1.head.bias"], after["critic_1.head.bias"])
+        assert after["policy_optimizer.count"] == number // 3
+
+
+def test_schedules_by_hand() -> None:
+    expected = {
+        ("constant", ()): [1.0, 1.0, 1.0],
+        ("linear", (("steps", 4), ("end", 0.2))): [1.0, 0.8, 0.6, 0.4, 0.2, 0.2],
+        ("cosine", (("steps", 4), ("end", 0.5))): [1.0, 0.75 + math.sqrt(0.125) / 2, 0.75, 0.75 - math.sqrt(0.125) / 2, 0.5, 0.5],
+        ("exponential", (("decay", 0.5),)): [1.0, 0.5, 0.25],
+        ("warm_up", (("steps", 4),)): [0.25, 0.5, 0.75, 1.0, 1.0],
+        ("piecewise", (("boundaries", (1, 3)), ("factors", (2.0, 0.5, 3.0)))): [2.0, 0.5, 0.5, 3.0, 3.0],
+    }
+    for (name, kwargs), factors in expected.items():
+        schedule = schedules.make(name, dict(kwargs))
+        assert schedule is not None
+        assert [schedule(done) for done in range(len(factors))] == pytest.approx(factors, rel=1e-15), name
+    adaptive = schedules.Adaptive(kl_threshold=0.01, kl_factor=2.0, lr_factor=1.5, min_lr=1e-4, max_lr=1e-3)
+    assert [adaptive(6e-4, kl) for kl in (0.021, 0.02, 0.005, 0.0049)] == pytest.approx([4e-4, 6e-4, 6e-4, 9e-4], rel=1e-15)
+    assert [adaptive(1.2e-4, 1.0), adaptive(8e-4, 0.0)] == [1e-4, 1e-3]
+
+
+def test_a_schedule_scales_the_step_of_its_update() -> None:
+    """The first step of Adam is the rate itself, against the sign: warm-up over four makes it a quarter."""
+    chosen = replace(PLAIN, schedule=("warm_up", None, "warm_up"), schedule_kwargs=({"steps": 4}, {}, {"steps": 2}))
+    state = chosen.initial_state()
+    new, _, gradients = oracle.update(state, *next(chosen.draws()), chosen.settings())
+    for name, rate in (("policy.head.bias", 3e-3 / 4), ("critic_1.head.bias", 2e-3), ("log_alpha", 1e-3 / 2)):
+        np.testing.assert_allclose(new[name] - state[name], -rate * np.sign(gradients[name]), rtol=1e-5)
+
+
+def test_an_adapted_rate_is_in_force_from_the_next_update() -> None:
+    """Thresholds far off both ways: one rate falls by 1.5 at each update, the other rises."""
+    chosen = replace(
+        PLAIN, schedule=("kl_adaptive", "kl_adaptive", None), schedule_kwargs=({"kl_threshold": 1e-9}, {"kl_threshold": 1e3}, {})
+    )
+    state = chosen.initial_state()
+    implementation = Oracle(chosen, state)
+    first, second = (implementation.update(*pair).state for pair in itertools.islice(chosen.draws(), 2))
+    assert first["policy_optimizer.learning_rate"] == pytest.approx(3e-3 / 1.5, rel=1e-15)
+    assert second["policy_optimizer.learning_rate"] == pytest.approx(3e-3 / 1.5**2, rel=1e-15)
+    assert second["critic_optimizer.learning_rate"] == pytest.approx(2e-3 * 1.5**2, rel=1e-15)
+    assert np.abs(first["policy.head.bias"] - state["policy.head.bias"]).max() == pytest.approx(3e-3, rel=1e-5)
+
+
+def test_divergence_by_hand() -> None:
+    """Means 0 and 1, both of standard deviation 1: 1/2. Standard deviations 1 and 2: log 2 + 1/8 - 1/2. Old first."""
+    state = data.initial_state(observation=1, action=2, hidden=(), seed=0)
+    state["policy.head.kernel"] = np.zeros((1, 4))
+    batch = Batch(np.zeros((2, 1)), None, np.zeros((2, 2)), np.zeros(2), np.zeros((2, 1)), None, np.array([False, False]))
+    old, new = ({**state, "policy.head.bias": np.array(bias)} for bias in ([0.0, 0, 0, 0], [1.0, 0, 0, math.log(2)]))
+    assert oracle.divergence(old, new, batch, SETTINGS) == pytest.approx(0.5 + math.log(2) + 1 / 8 - 1 / 2, rel=1e-14)
+
+
+def test_sequences_of_one_step_are_the_feed_forward_update_when_the_cell_is_cut_off() -> None:
+    """With the layers' rows for the cell's output at zero, a sequence of one step without warm-up is a batch."""
+    plain = PLAIN.initial_state()
+    chosen = replace(RECURRENT, sequence_length=1, burn_in=0)
+    state = chosen.initial_state()
+    size = chosen.recurrent_size
+    for name, value in plain.items():
+        if name in state and value.shape == state[name].shape:
+            state[name] = value
+        elif name in state:
+            state[name] = np.concatenate([np.zeros((size, value.shape[1])), value])
+    batch, noise = next(PLAIN.draws())
+    assert isinstance(batch, Batch)
+    sequences = Sequences(
+        observations=np.stack([batch.observations, batch.next_observations]),
+        states=None,
+        previous_actions=np.zeros((2, *batch.actions.shape)),
+        previous_rewards=np.zeros((2, *batch.rewards.shape)),
+        actions=batch.actions[None],
+        rewards=batch.rewards[None],
+        terminated=batch.terminated[None],
+        mask=np.ones_like(batch.terminated[None]),
+        carry=np.ones((len(batch.rewards), size)),
+    )
+    widened = noise.map(lambda array: array[None])
+    critics = oracle.critic_pass(plain, batch, noise, SETTINGS), oracle.critic_pass(state, sequences, widened, SETTINGS)
+    policies = oracle.policy_pass(plain, batch, noise, SETTINGS), oracle.policy_pass(state, sequences, widened, SETTINGS)
+    for expected, found in (critics, policies):
+        for name, value in expected[0].items():
+            np.testing.assert_allclose(found[0][name], value, rtol=1e-12, err_msg=name)
+        for name, gradient in expected[1].items():
+            np.testing.assert_allclose(found[1][name][-len(gradient) :], gradient, rtol=1e-9, atol=1e-14, err_msg=name)

@@ -17,7 +17,8 @@ from sacref.config import SACConfig
 from sacref.parity import oracle
 from sacref.parity.compare import KINDS, compare, side_by_side
 from sacref.parity.drivers import BackendAgent, Implementation, Oracle, Problem, implementations, installed_backends
-from sacref.types import Batch, Noise
+from sacref.parity.networks import Arrays
+from sacref.types import Noise
 
 Array = NDArray[Any]
 SMALL = Problem(observation=5, action=3, hidden=(16, 12), batch_size=24, replay_size=128, initial_entropy_value=0.5)
@@ -25,7 +26,7 @@ BACKENDS = installed_backends()
 needs_both = pytest.mark.skipif(len(BACKENDS) < 2, reason="torch and jax are not both installed")
 
 
-def make(name: str, problem: Problem, state: oracle.Arrays) -> Implementation:
+def make(name: str, problem: Problem, state: Arrays) -> Implementation:
     return Oracle(problem, state, problem.dtype) if name == "numpy" else BackendAgent(name, problem, state)
 
 
@@ -68,7 +69,7 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
 EXTREMES = ("plain", "huge rewards", "saturated actions", "saturated policy", "log_std above", "log_std below", "ties", "all terminated")
 
 
-def disturb(problem: Problem, extreme: str) -> tuple[oracle.Arrays, list[tuple[Batch[Array], Noise[Array]]]]:
+def disturb(problem: Problem, extreme: str) -> tuple[Arrays, list[tuple[oracle.Data, Noise[Array]]]]:
     """The state to start from and three batches, with one thing driven to its end."""
     state = problem.initial_state()
     bias = state["policy.head.bias"]
@@ -91,7 +92,7 @@ def disturb(problem: Problem, extreme: str) -> tuple[oracle.Arrays, list[tuple[B
     return state, batches
 
 
-def require_agreement(found: dict[str, Implementation], batches: list[tuple[Batch[Array], Noise[Array]]]) -> None:
+def require_agreement(found: dict[str, Implementation], batches: list[tuple[oracle.Data, Noise[Array]]]) -> None:
     traces = side_by_side(found, batches)
     for pair, kinds in traces.pairs.items():
         for kind, trace in kinds.items():

@@ -31,8 +31,8 @@ import stable_baselines3
 import torch
 from stable_baselines3.common import distributions, logger, policies, type_aliases
 
-from sacref.parity import oracle
 from sacref.parity.drivers import BackendAgent, Implementation, Oracle, Problem, installed_backends
+from sacref.parity.networks import Arrays
 from sacref.types import Batch, Noise
 
 PROBLEM = Problem(
@@ -40,7 +40,7 @@ PROBLEM = Problem(
 )
 UPDATES = 3
 EVERY = slice(None)
-Read = Callable[[oracle.Arrays], NDArray[Any]]
+Read = Callable[[Arrays], NDArray[Any]]
 
 
 class Still(gymnasium.Env[NDArray[np.float64], NDArray[np.float32]]):
@@ -50,7 +50,7 @@ class Still(gymnasium.Env[NDArray[np.float64], NDArray[np.float32]]):
     action_space = gymnasium.spaces.Box(-1.0, 1.0, (PROBLEM.action,), np.float32)
 
 
-def part_of(name: str, outputs: slice, state: oracle.Arrays) -> NDArray[Any]:
+def part_of(name: str, outputs: slice, state: Arrays) -> NDArray[Any]:
     """Some of a layer's outputs, the last axis of its kernel and of its bias."""
     return state[name][..., outputs]
 
@@ -74,7 +74,7 @@ def new_model() -> Any:
 class Peer:
     """Stable-Baselines3's SAC, its weights under the common names."""
 
-    def __init__(self, state: oracle.Arrays) -> None:
+    def __init__(self, state: Arrays) -> None:
         self.model = new_model()
         self.model.set_logger(logger.Logger(None, []))
         self.model.policy.double()
@@ -141,7 +141,9 @@ def noises(monkeypatch: pytest.MonkeyPatch) -> list[NDArray[Any]]:
 
 
 def batches() -> Iterator[tuple[Batch[NDArray[Any]], Noise[NDArray[Any]]]]:
-    return itertools.islice(PROBLEM.draws(), UPDATES)
+    for batch, noise in itertools.islice(PROBLEM.draws(), UPDATES):
+        assert isinstance(batch, Batch)
+        yield batch, noise
 
 
 @pytest.mark.parametrize("name", [*installed_backends(), "numpy"])

@@ -25,6 +25,10 @@ SHAPES: Mapping[str, Mapping[str, tuple[int, ...]]] = {
     "critic_loss": {"q": (2, 256), "target": (256,)},
     "actor_loss": {"q": (2, 256), "log_prob": (256,), "alpha": ()},
     "temperature_loss": {"log_alpha": (), "log_prob": (256,), "target_entropy": ()},
+    "kl_divergence": {"mean": (256, 6), "log_std": (256, 6), "new_mean": (256, 6), "new_log_std": (256, 6)},
+    "masked_mean": {"values": (2, 256)},
+    "masked_max": {"values": (2, 256)},
+    "masked_min": {"values": (2, 256)},
     "polyak": {"target": (256, 6), "online": (256, 6), "tau": ()},
 }
 """Every call of the spec with the shapes of an update: batch 256, 6 actions, 2 critics."""
@@ -122,6 +126,9 @@ UNEQUAL: list[tuple[str, dict[str, tuple[int, ...]], str]] = [
     ("temperature_loss", {"log_alpha": (1, 1)}, r"make log_alpha a scalar, log_alpha.reshape\(\(\)\)"),
     ("temperature_loss", {"log_alpha": (6,)}, r"log_alpha has shape \(6,\), expected \(256,\)"),
     ("temperature_loss", {"target_entropy": (256, 1)}, "drop the last axis of target_entropy"),
+    ("kl_divergence", {"log_std": (256, 1)}, r"kl_divergence: log_std has shape \(256, 1\), expected \(256, 6\)"),
+    ("kl_divergence", {"new_mean": (6,)}, r"kl_divergence: new_mean has shape \(6,\), expected \(256, 6\)"),
+    ("kl_divergence", {"new_log_std": (6, 256)}, "permute the axes of new_log_std"),
     ("polyak", {"online": (6, 256)}, "permute the axes of online"),
     ("polyak", {"online": (256, 1)}, r"polyak: online has shape \(256, 1\), expected \(256, 6\)"),
     ("polyak", {"tau": (6,)}, r"polyak: tau has shape \(6,\), expected \(\)"),

@@ -53,6 +53,17 @@ class Returns(nn.Module):
         return self.change(self.model(*inputs))
 
 
+class Encoded(nn.Module):
+    """Another model, that sees the pixels of images in [0, 1]."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Any, *actions: Tensor) -> Any:
+        return self.model({**inputs, "observations": inputs["observations"].flatten(1) / 255.0}, *actions)
+
+
 class Modal(Value):
     """Twice the value in training mode."""
 

@@ -1,0 +1,45 @@
+"""Every example runs as it is written, in a reduced size."""
+
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+BACKENDS = {path: "jax" if re.search(r'from sacref.jax import|backend="jax"', path.read_text()) else "torch" for path in EXAMPLES}
+STEPS = 60
+"""Enough for updates on whole sequences; not for learning."""
+
+RESULT = {
+    "normaliser": r"count 61\.0\n(.*\n)*the same after loading: True\n",
+    "asymmetric": r"the policy sees Box\(.*\(2,\).*\nthe critics see Box\(.*\(4,\).*\n",
+    "dict_observations": r"Dict\('positions': Box\(.*\(2,\).*'velocities': Box\(.*\(2,\)",
+    "schedules": r"'Learning / Policy learning rate': '\d\.\de-\d\d'",
+    "redq_droq": r"3-step: mean return -\d+ .*\nREDQ: mean return -\d+ .*\nDroQ: mean return -\d+ ",
+}
+"""Example -> what it prints, beside a mean return."""
+
+
+def test_the_results_are_those_of_examples() -> None:
+    assert RESULT.keys() <= {path.stem for path in EXAMPLES}
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_the_example_runs(path: Path) -> None:
+    if find_spec(BACKENDS[path]) is None:
+        pytest.skip(f"{BACKENDS[path]} is not installed")
+    if "-v5" in path.read_text():
+        pytest.importorskip("mujoco")
+    process = subprocess.run(
+        [sys.executable, "-W", "error", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "STEPS": str(STEPS)},
+    )
+    assert process.returncode == 0, process.stderr
+    assert re.search(RESULT.get(path.stem, r"mean return -?\d+"), process.stdout), process.stdout
