@@ -28,7 +28,7 @@ HIDDEN = ("sacref.envs.partial:HideVelocities",)
 PRIVILEGED = ("sacref.envs.partial:PrivilegedState", *HIDDEN)
 """The policy sees positions alone, the critics see everything."""
 PENDULUM = {"learning_rate": 1e-3, "random_timesteps": 500, "learning_starts": 500}
-EARLY = {"random_timesteps": 1_000, "learning_starts": 1_000}
+EARLY = {"learning_rate": 1e-3, "initial_entropy_value": 0.2, "random_timesteps": 1_000, "learning_starts": 1_000}
 SEQUENCES = {"batch_size": 32, "sequence_length": 8}
 GRU = {"recurrent": "gru", "recurrent_size": 64}
 
@@ -78,8 +78,8 @@ PRESETS = {
         Preset(
             name="halfcheetah-hidden",
             env="HalfCheetah-v5",
-            steps=15_000,
-            evaluation_interval=2_500,
+            steps=10_000,
+            evaluation_interval=2_000,
             seeds=(0, 1, 2),
             settings=EARLY,
             arguments={"wrappers": HIDDEN, "hidden": (128, 128)},
@@ -87,8 +87,8 @@ PRESETS = {
         Preset(
             name="halfcheetah-hidden-gru",
             env="HalfCheetah-v5",
-            steps=15_000,
-            evaluation_interval=2_500,
+            steps=10_000,
+            evaluation_interval=2_000,
             seeds=(0, 1, 2),
             settings=EARLY | SEQUENCES,
             arguments={"wrappers": HIDDEN, "hidden": (128, 128), **GRU},
@@ -97,8 +97,8 @@ PRESETS = {
         Preset(
             name="halfcheetah-privileged",
             env="HalfCheetah-v5",
-            steps=15_000,
-            evaluation_interval=2_500,
+            steps=10_000,
+            evaluation_interval=2_000,
             seeds=(0, 1, 2),
             settings=EARLY,
             arguments={"wrappers": PRIVILEGED, "hidden": (128, 128)},
