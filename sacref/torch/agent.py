@@ -379,11 +379,13 @@ class SAC_RNN(RecurrentAgent[Tensor], SAC):
         return hasattr(self._models[name], "initial_carry")
 
     def _policy(self) -> Policy:
-        return over_window_policy(policy_with_carry(self._functions["policy"], recurrent=self._is_recurrent("policy")))
+        recurrent = self._is_recurrent("policy")
+        return over_window_policy(policy_with_carry(self._functions["policy"], recurrent=recurrent), recurrent=recurrent)
 
     def _critic(self, name: str) -> Critic:
-        critic = critic_with_carry(self._functions[name], recurrent=self._is_recurrent(name))
-        return over_window_critic(critic, partial(self._initial_carry, name))
+        recurrent = self._is_recurrent(name)
+        critic = critic_with_carry(self._functions[name], recurrent=recurrent)
+        return over_window_critic(critic, partial(self._initial_carry, name), recurrent=recurrent)
 
     def _actor(self) -> Actor:
         policy = policy_with_carry(self._functions["policy"], recurrent=self._is_recurrent("policy"))
