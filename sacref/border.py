@@ -158,16 +158,14 @@ class Border(ABC, Generic[ArrayT]):
         return self.training
 
     def _shaped(self, rewards: Any, reward: Any, device: bool, *, timestep: int, timesteps: int) -> Any:
-        scale, shaper = self.cfg.reward_scale, self.cfg.rewards_shaper
-        if scale != 1.0:
-            reward = reward * scale
-        if shaper is None:
-            return reward
-        if scale == 1.0:
-            column = (self._upload(rewards) if device else np.asarray(rewards)).reshape(-1, 1)
-        else:
-            column = reward.reshape(-1, 1)
-        return self._column(shaper(column, timestep, timesteps), "the rewards_shaper's result", reward.shape[0], device)
+        """Rewards as they are stored, `(envs,)`: scaled, then shaped."""
+        scaled = reward if self.cfg.reward_scale == 1.0 else reward * self.cfg.reward_scale
+        if self.cfg.rewards_shaper is None:
+            return scaled
+        # A shaper sees what the environment gave, integers too, where nothing is scaled.
+        seen = (self._upload(rewards) if device else np.asarray(rewards)) if scaled is reward else scaled
+        shaped = self.cfg.rewards_shaper(seen.reshape(-1, 1), timestep, timesteps)
+        return self._column(shaped, "the rewards_shaper's result", reward.shape[0], device)
 
     def _upload_tree(self, tree: Any) -> Any:
         return map_leaves(self._upload, tree)

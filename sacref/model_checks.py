@@ -95,7 +95,8 @@ def check_carry_output(name: str, carry: Tree, after: Tree) -> None:
     before, got = ([tuple(leaf.shape) for leaf in leaves(tree)] for tree in (carry, after))
     if before != got:
         raise ValueError(
-            f"model {name!r} returned a carry of shapes {got}, expected {before} as initial_carry gives: return the carry after the last step"
+            f"model {name!r} returned a carry of shapes {got}, expected {before} as initial_carry gives: "
+            f"return the carry after the last step"
         )
 
 
@@ -119,5 +120,6 @@ def check_critic_output(name: str, output: Any, *, rows: tuple[int, ...], dtype:
         fix = "drop the last axis, values[..., 0]" if tuple(output.shape) == (*rows, 1) else "return one value per row"
         axes = "(batch,)" if len(rows) == 1 else "(time, batch)"
         raise ValueError(
-            f"model {name!r} returned values of shape {tuple(output.shape)} and dtype {output.dtype}, expected {axes} = {rows} and {dtype}: {fix}"
+            f"model {name!r} returned values of shape {tuple(output.shape)} and dtype {output.dtype}, "
+            f"expected {axes} = {rows} and {dtype}: {fix}"
         )

@@ -14,7 +14,7 @@ OtherT = TypeVar("OtherT", bound=Array)
 
 
 class Inputs(TypedDict, Generic[ArrayT]):
-    """What a model sees: arrays, or dicts of arrays where the space is a Dict. Axes are `(batch, ...)`, of a sequence `(time, batch, ...)`."""
+    """What a model sees: arrays, or dicts of arrays where the space is a Dict; `(batch, ...)`, of a sequence `(time, batch, ...)`."""
 
     observations: Tree
     states: Tree | None
@@ -104,6 +104,10 @@ class Window(NamedTuple, Generic[ArrayT]):
     """The policy's carry before the sequence, `(batch, ...)` each; critics start from their own."""
     shift: int
     """0 for the steps before the actions, 1 for those after them."""
+
+
+Seen: TypeAlias = Inputs[ArrayT] | Window[ArrayT]
+"""What a model is called with in an update: of a batch, or of sequences."""
 
 
 class Sequences(NamedTuple, Generic[ArrayT]):

@@ -31,7 +31,6 @@ from tests.backends import (
     forward,
     installed_backends,
     load_backend,
-    without_shape_checks,
 )
 
 backend = pytest.fixture(params=BACKENDS)(load_backend)

@@ -23,7 +23,7 @@ def tree_map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
 
 
 def value_and_grad(objective: Callable[[Tree], tuple[Array, Any]], parameters: Tree) -> tuple[tuple[Array, Any], Tree]:
-    """Value, auxiliary arrays (a tree) and gradient of `objective` at `parameters`; everything else it reads is a constant."""
+    """Value, auxiliary tree of arrays and gradient of `objective` at `parameters`; everything else it reads is a constant."""
     result: tuple[tuple[Array, Any], Tree] = jax.value_and_grad(objective, has_aux=True)(parameters)
     return result
 
@@ -137,7 +137,7 @@ def _rate_of(schedule: Schedule | None, learning_rate: float) -> Callable[[Array
     name = getattr(function, "__name__", repr(function))
     try:
         own = function(**kwargs) if kwargs else function
-        rate = jax.eval_shape(lambda calls: jnp.asarray(own(calls)), jnp.zeros((), jnp.int32))
+        rate = jax.eval_shape(lambda calls: jnp.asarray(own(calls)), jnp.zeros(()))
     except Exception as error:
         raise ConfigError(
             f"learning_rate_scheduler is {name} with arguments {dict(kwargs)}, which fails as step -> rate on JAX arrays "
@@ -146,7 +146,7 @@ def _rate_of(schedule: Schedule | None, learning_rate: float) -> Callable[[Array
         ) from error
     if rate.shape != ():
         raise ConfigError(f"learning_rate_scheduler is {name}, which gives a rate of shape {rate.shape}, expected ()")
-    return lambda calls, like: jnp.asarray(own(calls), like.dtype)
+    return lambda calls, like: jnp.asarray(own(calls.astype(like.dtype)), like.dtype)
 
 
 def _beside(parameters: Tree, state: Any) -> Any:

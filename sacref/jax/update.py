@@ -11,20 +11,20 @@ from sacref.jax.optim import Optimizer, tree_map, value_and_grad
 from sacref.jax.weights import Parameters
 from sacref.spec import actor_loss, bound_log_std, critic_loss, kl_divergence, polyak, squash, td_target, temperature_loss
 from sacref.spec.arrays import namespace
-from sacref.spec.reduce import masked_max, masked_mean, masked_min
-from sacref.types import Batch, Draws, Inputs, Metrics, Noise, Sequences, Window
+from sacref.spec.reduce import REDUCTIONS, masked_mean
+from sacref.types import Batch, Draws, Metrics, Noise, Seen, Sequences
 
 
 class Policy(Protocol):
     """A policy network as a function of its parameters: -> mean and raw log_std, each `(*batch, action)`."""
 
-    def __call__(self, parameters: Parameters, inputs: Inputs[Array] | Window[Array], /) -> tuple[Array, Array]: ...
+    def __call__(self, parameters: Parameters, inputs: Seen[Array], /) -> tuple[Array, Array]: ...
 
 
 class Critic(Protocol):
     """A critic network as a function of its parameters, and of what its random layers take: -> values `(*batch,)`."""
 
-    def __call__(self, parameters: Parameters, inputs: Inputs[Array] | Window[Array], actions: Array, /, *draws: Array) -> Array: ...
+    def __call__(self, parameters: Parameters, inputs: Seen[Array], actions: Array, /, *draws: Array) -> Array: ...
 
 
 class State(NamedTuple):
@@ -55,26 +55,20 @@ class Update:
     """What the actor sees of the critics, `(critic, *batch)`, of which it takes the minimum: all of them, or their mean alone."""
 
     def __call__(self, state: State, batch: Batch[Array] | Sequences[Array], noise: Noise[Array]) -> tuple[State, Metrics[Array]]:
-        """Return the state after one gradient step, and what was measured on the way.
-
-        Args:
-            state: before the step. batch: transitions, actions in (-1, 1). noise: standard normal, `(*batch, action)` each.
-        """
+        """Return the state after one gradient step, on transitions with actions in (-1, 1), and what was measured on the way."""
         xp = namespace(batch.rewards)
-        for_targets, for_critics, for_actor = noise.dropout
-        # The alpha of this whole update is the one before its temperature step.
-        alpha = xp.exp(state.log_alpha)
+        alpha = xp.exp(state.log_alpha)  # of this whole update: the one before its temperature step
         gamma = self.discount_factor if batch.discounts is None else batch.discounts
         discount = gamma * xp.astype(~batch.terminated, batch.rewards.dtype)
 
         # Critics: towards the soft Bellman target, which is a constant of their objective.
         next_actions, next_log_prob = squash(*self.distribution(state.policy, batch.next_inputs), noise.next_actions)
-        next_q = self.evaluate(state.target_critics, batch.next_inputs, next_actions, for_targets)
+        next_q = self.evaluate(state.target_critics, batch.next_inputs, next_actions, noise.dropout[0])
         next_q = next_q if noise.target_critics is None else next_q[noise.target_critics]
         target = td_target(batch.rewards, discount, next_q, next_log_prob, alpha)
 
         def critic_objective(critics: dict[str, Parameters]) -> tuple[Array, Array]:
-            q = self.evaluate(critics, batch.inputs, batch.actions, for_critics)
+            q = self.evaluate(critics, batch.inputs, batch.actions, noise.dropout[1])
             return masked_mean(critic_loss(q, target), batch.mask).sum(), q
 
         (critic_value, q), gradients = value_and_grad(critic_objective, state.critics)
@@ -84,7 +78,7 @@ class Update:
         def actor_objective(policy: Parameters) -> tuple[Array, tuple[Array, Array, Array]]:
             mean, log_std = self.distribution(policy, batch.inputs)
             actions, log_prob = squash(mean, log_std, noise.actions)
-            q = self.policy_value(self.evaluate(critics, batch.inputs, actions, for_actor))
+            q = self.policy_value(self.evaluate(critics, batch.inputs, actions, noise.dropout[2]))
             return masked_mean(actor_loss(q, log_prob, alpha), batch.mask), (log_prob, mean, log_std)
 
         (actor_value, (log_prob, mean, log_std)), gradients = value_and_grad(actor_objective, state.policy)
@@ -115,32 +109,22 @@ class Update:
             "entropy_loss": temperature_value,
             "alpha": alpha,
             "entropy": -masked_mean(log_prob, batch.mask),
-            "q_max": masked_max(q, batch.mask),
-            "q_min": masked_min(q, batch.mask),
-            "q_mean": masked_mean(q, batch.mask),
-            "target_max": masked_max(target, batch.mask),
-            "target_min": masked_min(target, batch.mask),
-            "target_mean": masked_mean(target, batch.mask),
+            **{f"q_{kind}": reduce(q, batch.mask) for kind, reduce in REDUCTIONS.items()},
+            **{f"target_{kind}": reduce(target, batch.mask) for kind, reduce in REDUCTIONS.items()},
             **{f"policy_{name}": value for name, value in self.policy_optimizer.measured(policy_optimizer).items()},
             **{f"critic_{name}": value for name, value in self.critic_optimizer.measured(critic_optimizer).items()},
             **{f"entropy_{name}": value for name, value in self.temperature_optimizer.measured(temperature_optimizer).items()},
         }
         return State(policy, critics, target_critics, log_alpha, policy_optimizer, critic_optimizer, temperature_optimizer), metrics
 
-    def distribution(
-        self, policy: Parameters, inputs: Inputs[Array] | Window[Array]
-    ) -> tuple[Float[Array, "*batch action"], Float[Array, "*batch action"]]:
+    def distribution(self, policy: Parameters, inputs: Seen[Array]) -> tuple[Float[Array, "*batch action"], Float[Array, "*batch action"]]:
         """Mean and log standard deviation of the policy's Gaussian, before the tanh."""
         mean, raw_log_std = self.policy(policy, inputs)
         return mean, bound_log_std(raw_log_std)
 
     def evaluate(
-        self,
-        critics: dict[str, Parameters],
-        inputs: Inputs[Array] | Window[Array],
-        actions: Float[Array, "*batch action"],
-        draws: Draws[Array],
+        self, critics: dict[str, Parameters], inputs: Seen[Array], actions: Float[Array, "*batch action"], draws: Draws[Array]
     ) -> Float[Array, "critic *batch"]:
         """The values of all critics."""
-        xp = namespace(actions)
-        return xp.stack([critic(critics[name], inputs, actions, *draws.get(name, ())) for name, critic in self.critics.items()])
+        values = (critic(critics[name], inputs, actions, *draws.get(name, ())) for name, critic in self.critics.items())
+        return namespace(actions).stack(list(values))

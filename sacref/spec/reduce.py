@@ -86,3 +86,7 @@ def _rows(function: str, xp: Namespace, values: ArrayT, mask: Array) -> tuple[Ar
     require_shape(function, "mask", mask, batch, "the last axes of values")
     counted: ArrayT = xp.reshape(mask, (*(1 for _ in leading), -1))
     return xp.reshape(values, (*leading, -1)), counted
+
+
+REDUCTIONS = {"max": masked_max, "min": masked_min, "mean": masked_mean}
+"""Kind -> reduction: what metrics show of a batch."""

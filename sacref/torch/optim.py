@@ -35,7 +35,7 @@ def tree_map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
 
 
 def value_and_grad(objective: Callable[[Tree], tuple[Tensor, Any]], parameters: Tree) -> tuple[tuple[Tensor, Any], Tree]:
-    """Value, auxiliary tensors (a tree of `sacref.tree`) and gradient of `objective` at `parameters`; everything else it reads is a constant."""
+    """Value, auxiliary tree of tensors and gradient of `objective` at `parameters`; everything else it reads is a constant."""
     with torch.enable_grad():
         variables = tree_map(lambda leaf: leaf.detach().requires_grad_(), parameters)
         value, aux = objective(variables)
@@ -180,7 +180,7 @@ def _rate_of(schedule: Schedule | None, learning_rate: float) -> Callable[[Tenso
     name = getattr(function, "__name__", repr(function))
     try:
         own = function(**kwargs) if kwargs else function
-        rate = torch.as_tensor(own(torch.zeros((), dtype=torch.int64)))
+        rate = torch.as_tensor(own(torch.zeros(())))
     except Exception as error:
         raise ConfigError(
             f"learning_rate_scheduler is {name} with arguments {dict(kwargs)}, which fails as step -> rate on PyTorch tensors "
@@ -189,7 +189,7 @@ def _rate_of(schedule: Schedule | None, learning_rate: float) -> Callable[[Tenso
         ) from error
     if rate.shape != ():
         raise ConfigError(f"learning_rate_scheduler is {name}, which gives a rate of shape {tuple(rate.shape)}, expected ()")
-    return lambda calls, like: torch.as_tensor(own(calls), dtype=like.dtype, device=like.device)
+    return lambda calls, like: torch.as_tensor(own(calls.to(like.dtype)), dtype=like.dtype, device=like.device)
 
 
 def _is_scheduler(function: Any) -> bool:

@@ -86,14 +86,15 @@ def test_an_observation_space_that_sac_cannot_use_is_refused(space: Any, error: 
 
 
 def test_a_dict_space_is_a_tree_of_fields_in_its_order() -> None:
-    space = Dict([("z", OBSERVATIONS), ("a", Dict([("y", Box(0, 255, (2, 2), np.uint8)), ("b", Box(-1, 1, ()))]))])
-    spaces = check_spaces(space, space["a"], ACTIONS)
+    part = Dict([("y", Box(0, 255, (2, 2), np.uint8)), ("b", Box(-1, 1, ()))])
+    space = Dict([("z", OBSERVATIONS), ("a", part)])
+    spaces = check_spaces(space, part, ACTIONS)
     inner = {"y": Field((2, 2), np.dtype(np.uint8)), "b": Field((), np.dtype(np.float32))}
     assert spaces.observations == {"z": Field((3,), np.dtype(np.float64)), "a": inner}
-    assert list(spaces.observations) == list(space.spaces) and list(spaces.observations["a"]) == list(space["a"].spaces)
+    assert list(spaces.observations) == list(space.spaces) and list(spaces.observations["a"]) == list(part.spaces)
     assert spaces.states == inner
     assert flat_size(spaces.observations) == 3 + 4 + 1
-    assert boxes(space)["a"]["y"] is space["a"]["y"]
+    assert boxes(space)["a"]["y"] is part["y"]
 
 
 def test_values_are_checked_against_the_fields() -> None:
