@@ -45,6 +45,7 @@ HIDDEN = ("sacref.envs.partial:HideVelocities",)
 PRIVILEGED = ("sacref.envs.partial:PrivilegedState", *HIDDEN)
 """The policy sees positions alone, the critics see everything."""
 PENDULUM = {"learning_rate": 1e-3, "random_timesteps": 500, "learning_starts": 500}
+EARLY = {"learning_rate": 1e-3, "initial_entropy_value": 0.2, "random_timesteps": 1_000, "learning_starts": 1_000}
 SEQUENCES = {"batch_size": 32, "sequence_length": 8}
 GRU = {"recurrent": "gru", "recurrent_size": 64}
 
@@ -106,19 +107,20 @@ PRESETS = {
             name="halfcheetah-hidden",
             title="HalfCheetah-v5, velocities hidden",
             env="HalfCheetah-v5",
-            steps=30_000,
-            evaluation_interval=5_000,
+            steps=10_000,
+            evaluation_interval=2_000,
             seeds=(0, 1, 2),
+            settings=EARLY,
             arguments={"wrappers": HIDDEN, "hidden": (128, 128)},
         ),
         Preset(
             name="halfcheetah-hidden-gru",
             title="HalfCheetah-v5, velocities hidden, GRU",
             env="HalfCheetah-v5",
-            steps=30_000,
-            evaluation_interval=5_000,
+            steps=10_000,
+            evaluation_interval=2_000,
             seeds=(0, 1, 2),
-            settings=SEQUENCES,
+            settings=EARLY | SEQUENCES,
             arguments={"wrappers": HIDDEN, "hidden": (128, 128), **GRU},
         ),
         # As halfcheetah-hidden, with critics that see the velocities.
@@ -126,9 +128,10 @@ PRESETS = {
             name="halfcheetah-privileged",
             title="HalfCheetah-v5, velocities hidden from the policy alone",
             env="HalfCheetah-v5",
-            steps=30_000,
-            evaluation_interval=5_000,
+            steps=10_000,
+            evaluation_interval=2_000,
             seeds=(0, 1, 2),
+            settings=EARLY,
             arguments={"wrappers": PRIVILEGED, "hidden": (128, 128)},
         ),
         Preset(

@@ -112,6 +112,7 @@ class Agent(Border[ArrayT]):
         self.observation_space, self.state_space, self.action_space = observation_space, state_space, action_space
         self.cfg = cfg if isinstance(cfg, SACConfig) else SACConfig.from_dict(dict(cfg or {}))
         self.cfg.validate()
+        self._check_options()
         self.memory = memory
         self.training = False
         self._preprocessors: dict[str, Preprocessor] = {
@@ -135,6 +136,9 @@ class Agent(Border[ArrayT]):
         self._timesteps_to_learn_from = 0
         """Timesteps of the chunk at hand."""
         self._next_action: NextAction | None = None
+
+    def _check_options(self) -> None:
+        """Refuse fields of the configuration that do not go together with this algorithm."""
 
     def _make_preprocessors(self, kind: str, space: Any) -> dict[str, Preprocessor]:
         """Name of an array -> its preprocessor, for each Box of a space; none where none is asked for.
@@ -244,7 +248,7 @@ class Agent(Border[ArrayT]):
 
         An evaluation begins with freshly reset environments; training goes on where it was.
         """
-        if self.training and not enabled:
+        if not enabled:
             self._begin(False)
         self.training = enabled
         if apply_to_models:
@@ -668,6 +672,8 @@ class Agent(Border[ArrayT]):
                 self._set_streams(streams)
             if memory is not None and self.memory is not None:
                 self.memory.set_arrays(memory)
+            for watch in self._watches.values():
+                watch.boundaries.starts = None  # what is recorded next does not continue what the memory holds now
         except (ValueError, TypeError, KeyError, RuntimeError) as error:
             self.set_arrays(before)
             self._set_streams(streams_before)

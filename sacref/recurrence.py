@@ -5,20 +5,33 @@ A model without a carry takes part: `()` fills the slot.
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from sacref.agent import Agent
 from sacref.border import Rows
+from sacref.config import ConfigError
 from sacref.replay import Follow
 from sacref.spec.arrays import ArrayT, namespace
 from sacref.tree import Tree, leaves, map_leaves
 from sacref.types import Inputs, Transition, Window
 
 logger = logging.getLogger(__name__)
+
+
+def refuse_carries(models: Mapping[str, Any]) -> None:
+    """Refuse models with a carry, for an agent that keeps none.
+
+    Raises:
+        ValueError: naming the models.
+    """
+    recurrent = sorted(name for name, model in models.items() if hasattr(model, "initial_carry"))
+    if recurrent:
+        raise ValueError(f"models {recurrent} have an initial_carry, expected models without one for SAC: give them to SAC_RNN")
 
 
 def policy_with_carry(function: Callable[..., Any], *, recurrent: bool) -> Callable[..., Any]:
@@ -40,7 +53,7 @@ def critic_with_carry(function: Callable[..., Any], *, recurrent: bool) -> Calla
 
     def plain(parameters: Any, inputs: Inputs[Any], actions: Any, carry: Tree, *draws: Any) -> tuple[Any, Tree]:
         time, batch = actions.shape[:2]
-        values = function(parameters, map_leaves(_rows, inputs), _rows(actions), *map(_rows, draws))
+        values = function(parameters, map_leaves(_rows, inputs), _rows(actions), *(_rows(draw) if _of_steps(draw) else draw for draw in draws))
         return values.reshape((time, batch, *values.shape[1:])), ()
 
     return function if recurrent else plain
@@ -51,17 +64,26 @@ def _rows(array: Any) -> Any:
     return array.reshape((array.shape[0] * array.shape[1], *array.shape[2:]))
 
 
-def over_window_policy(policy: Callable[..., Any]) -> Callable[..., Any]:
+def _of_steps(draw: Any) -> bool:
+    """Whether a draw has numbers for each step; a key, of a model of a user's own in JAX, is one for all."""
+    return bool(draw.ndim > 1)
+
+
+def over_window_policy(policy: Callable[..., Any], *, recurrent: bool) -> Callable[..., Any]:
     """The policy as the update calls it: `(parameters, window) -> (mean, raw log_std)` of the window's steps."""
 
     def run(parameters: Any, window: Window[Any]) -> tuple[Any, Any]:
         mean, raw_log_std, _ = policy(parameters, window.sequence, window.carry)
         return _steps_of(window, mean), _steps_of(window, raw_log_std)
 
-    return run
+    def plain(parameters: Any, window: Window[Any]) -> tuple[Any, Any]:
+        mean, raw_log_std, _ = policy(parameters, map_leaves(partial(_steps_of, window), window.sequence), ())
+        return mean, raw_log_std
+
+    return run if recurrent else plain
 
 
-def over_window_critic(critic: Callable[..., Any], initial_carry: Callable[[int], Tree]) -> Callable[..., Any]:
+def over_window_critic(critic: Callable[..., Any], initial_carry: Callable[[int], Tree], *, recurrent: bool) -> Callable[..., Any]:
     """The critic as the update calls it: `(parameters, window, actions, *draws) -> values` of the window's steps.
 
     Its carry starts from its own initial one, never from the policy's.
@@ -69,11 +91,15 @@ def over_window_critic(critic: Callable[..., Any], initial_carry: Callable[[int]
 
     def run(parameters: Any, window: Window[Any], actions: Any, *draws: Any) -> Any:
         # The step that is not asked for is evaluated at zeros, which nothing sees: evaluated actions do not enter the carry.
-        filled = [_with_blank(window, array) for array in (actions, *draws)]
-        values, _ = critic(parameters, window.sequence, filled[0], initial_carry(actions.shape[1]), *filled[1:])
+        filled = [_with_blank(window, draw) if _of_steps(draw) else draw for draw in draws]
+        values, _ = critic(parameters, window.sequence, _with_blank(window, actions), initial_carry(actions.shape[1]), *filled)
         return _steps_of(window, values)
 
-    return run
+    def plain(parameters: Any, window: Window[Any], actions: Any, *draws: Any) -> Any:
+        values, _ = critic(parameters, map_leaves(partial(_steps_of, window), window.sequence), actions, (), *draws)
+        return values
+
+    return run if recurrent else plain
 
 
 def _steps_of(window: Window[Any], array: Any) -> Any:
@@ -129,8 +155,29 @@ class RecurrentAgent(Agent[ArrayT]):
         """Actions, mean actions and the carry after the observations."""
 
     def _initial_carry(self, model: str, batch: int) -> Tree:
-        """A model's carry before an episode, `(batch, ...)` each; () of a model without."""
-        return self._models[model].initial_carry(batch) if hasattr(self._models[model], "initial_carry") else ()
+        """A model's carry before an episode, `(batch, ...)` each; () of a model without.
+
+        Raises:
+            ValueError: if its parts do not have a row for each environment or sequence.
+        """
+        carry = self._models[model].initial_carry(batch) if hasattr(self._models[model], "initial_carry") else ()
+        shapes = [tuple(leaf.shape) for leaf in leaves(carry)]
+        if any(shape[:1] != (batch,) for shape in shapes):
+            raise ValueError(
+                f"model {model!r} gives initial_carry({batch}) of shapes {shapes}, expected ({batch}, ...): put the batch axis first, "
+                f"before that of layers"
+            )
+        return carry
+
+    def _check_options(self) -> None:
+        if self.cfg.n_step != 1:
+            raise ConfigError(
+                f"n_step is {self.cfg.n_step}, expected 1 for SAC_RNN: its targets come from one pass over a sequence, a step ahead each"
+            )
+        if self.cfg.overlap:
+            raise ConfigError(
+                "overlap is True, expected False for SAC_RNN: an action that is chosen ahead and then not taken would move the carry"
+            )
 
     @property
     def _follow(self) -> Follow:
@@ -153,8 +200,9 @@ class RecurrentAgent(Agent[ArrayT]):
         if (envs, on_device) not in self._initial_carries:
             self._initial_carries[envs, on_device] = map_leaves(convert, self._initial_carry("policy", envs))
         initial = self._initial_carries[envs, on_device]
-        if now.previous is None or now.previous[1].shape[0] != envs or self._is_device_array(now.previous[1]) != on_device:
-            now.previous = (convert(np.zeros((envs, self.spaces.action_size))), convert(np.zeros(envs)))
+        if now.previous is None or now.previous[1].shape[0] != envs:
+            now.previous = (np.zeros((envs, self.spaces.action_size)), np.zeros(envs))
+        now.previous = (convert(now.previous[0]), convert(now.previous[1]))  # rows may have come in arrays of the other kind
         if now.carry is None or leaves((now.carry, now.previous))[0].shape[0] != envs:
             now.carry = initial
         elif now.starts is not None:

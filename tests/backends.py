@@ -102,6 +102,7 @@ class Spaces(NamedTuple):
 
     observation: gymnasium.Space[Any] = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float64)
     action: gymnasium.Space[Any] = gymnasium.spaces.Box(-2.0, 2.0, (2,), np.float32)
+    state: gymnasium.Space[Any] | None = None
 
 
 def box(low: ArrayLike, high: ArrayLike, shape: tuple[int, ...] | None = None, dtype: Any = np.float32) -> gymnasium.spaces.Box:
@@ -120,27 +121,38 @@ def make_agent(
     hidden: tuple[int, ...] = (8,),
     num_critics: int = 2,
     models: Mapping[str, Any] | None = None,
+    networks: Mapping[str, Any] | None = None,
     dtype: str = "float32",
     training: bool = True,
     seed: int = 0,
     device: Any = None,
+    algorithm: str = "SAC",
     **cfg: Any,
 ) -> Any:
     """An agent of tiny networks. `cfg` holds fields of SACConfig; the batch is 4 unless given, and no files are written.
 
     Args:
         capacity: of the memory; None for an agent without one. seed: of the networks and of the agent's streams.
+        networks: further options of default_models.
     """
     package = backend.package
     if models is None:
         models = package.default_models(
-            observation_space=spaces.observation, action_space=spaces.action, hidden=hidden, seed=seed, dtype=dtype, num_critics=num_critics
+            observation_space=spaces.observation,
+            state_space=spaces.state,
+            action_space=spaces.action,
+            hidden=hidden,
+            seed=seed,
+            dtype=dtype,
+            num_critics=num_critics,
+            **(networks or {}),
         )
     quiet = ExperimentConfig(write_interval=0, checkpoint_interval=0)
-    agent = package.SAC(
+    agent = getattr(package, algorithm)(
         models=models,
         memory=None if capacity is None else package.ReplayMemory(capacity, num_envs),
         observation_space=spaces.observation,
+        state_space=spaces.state,
         action_space=spaces.action,
         device=device,
         cfg=SACConfig(**{"experiment": quiet, "batch_size": min(4, capacity or 4), "seed": seed, **cfg}),
@@ -153,21 +165,25 @@ def make_agent(
 def draw_row(agent: Any, generator: np.random.Generator, **given: Any) -> dict[str, Any]:
     """The arguments of one `record_transition`, drawn at random but for those that are given; NumPy arrays."""
     envs = agent.memory.num_envs if agent.memory is not None else 1
-    observation, action = agent.observation_space, agent.action_space
+    action = agent.action_space
 
-    def observations() -> NDArray[Any]:
-        shape = (envs, *observation.shape)
-        if np.issubdtype(observation.dtype, np.floating):
-            return generator.normal(size=shape).astype(observation.dtype)
-        return generator.integers(0, 256, shape).astype(observation.dtype)
+    def of(space: Any) -> Any:
+        if space is None:
+            return None
+        if isinstance(space, gymnasium.spaces.Dict):
+            return {key: of(inner) for key, inner in space.spaces.items()}
+        shape = (envs, *space.shape)
+        if np.issubdtype(space.dtype, np.floating):
+            return generator.normal(size=shape).astype(space.dtype)
+        return generator.integers(0, 256, shape).astype(space.dtype)
 
     row: dict[str, Any] = {
-        "observations": observations(),
-        "states": None,
+        "observations": of(agent.observation_space),
+        "states": of(agent.state_space),
         "actions": generator.uniform(action.low, action.high, (envs, *action.shape)).astype(action.dtype),
         "rewards": generator.normal(size=(envs, 1)).astype(np.float32),
-        "next_observations": observations(),
-        "next_states": None,
+        "next_observations": of(agent.observation_space),
+        "next_states": of(agent.state_space),
         "terminated": generator.random((envs, 1)) < 0.2,
         "truncated": np.zeros((envs, 1), bool),
         "infos": {},

@@ -41,7 +41,14 @@ from sacref.model_checks import (
     example_inputs,
     split_models,
 )
-from sacref.recurrence import RecurrentAgent, critic_with_carry, over_window_critic, over_window_policy, policy_with_carry
+from sacref.recurrence import (
+    RecurrentAgent,
+    critic_with_carry,
+    over_window_critic,
+    over_window_policy,
+    policy_with_carry,
+    refuse_carries,
+)
 from sacref.tree import Tree, map_leaves
 from sacref.types import Batch, Noise, Sequences
 
@@ -81,6 +88,11 @@ class SAC(Agent[Array]):
         critics, targets = split_models(models, learns=memory is not None)
         for name in ("policy", *critics, *targets):
             refuse_hidden_state(name, models[name])
+        if random_state(models["policy"]):
+            raise ValueError(
+                "model 'policy' has random layers (nnx.RngState), expected them in critics alone: an update's own noise makes the policy "
+                "stochastic. Leave them out of it"
+            )
         self._models = {name: nnx.clone(models[name]) for name in ("policy", *critics)}
         parameters = {name: parameters_of(models[name], self.device) for name in ("policy", *critics, *targets)}
         self.dtype = self._check_dtypes(parameters)
@@ -194,9 +206,10 @@ class SAC(Agent[Array]):
 
     def _check_outputs(self, parameters: Mapping[str, Any]) -> None:
         """Try the models on a few rows."""
+        refuse_carries(self._models)
         rows = 3
         inputs = self._example_inputs(rows)
-        actions = np.zeros((rows, self.spaces.action_size), self.dtype)
+        actions = jnp.zeros((rows, self.spaces.action_size), self.dtype)
         outputs = jax.eval_shape(self._functions["policy"], parameters["policy"], inputs)
         check_policy_output(outputs, rows=(rows,), action_size=self.spaces.action_size, dtype=self.dtype)
         values, others = {}, {}
@@ -378,11 +391,13 @@ class SAC_RNN(RecurrentAgent[Array], SAC):
         return hasattr(self._models[name], "initial_carry")
 
     def _policy(self) -> Policy:
-        return over_window_policy(policy_with_carry(self._functions["policy"], recurrent=self._is_recurrent("policy")))
+        recurrent = self._is_recurrent("policy")
+        return over_window_policy(policy_with_carry(self._functions["policy"], recurrent=recurrent), recurrent=recurrent)
 
     def _critic(self, name: str) -> Critic:
-        critic = critic_with_carry(self._functions[name], recurrent=self._is_recurrent(name))
-        return over_window_critic(critic, partial(self._initial_carry, name))
+        recurrent = self._is_recurrent(name)
+        critic = critic_with_carry(self._functions[name], recurrent=recurrent)
+        return over_window_critic(critic, partial(self._initial_carry, name), recurrent=recurrent)
 
     def _actor(self) -> Actor:
         policy = policy_with_carry(self._functions["policy"], recurrent=self._is_recurrent("policy"))

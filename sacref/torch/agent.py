@@ -25,13 +25,29 @@ from sacref.model_checks import (
     example_inputs,
     split_models,
 )
-from sacref.recurrence import RecurrentAgent, critic_with_carry, over_window_critic, over_window_policy, policy_with_carry
+from sacref.recurrence import (
+    RecurrentAgent,
+    critic_with_carry,
+    over_window_critic,
+    over_window_policy,
+    policy_with_carry,
+    refuse_carries,
+)
 from sacref.torch.device import device_of
 from sacref.torch.fuse import Acting, Actor, Bounds, Drawing, Streams, actors, advance_schedules, choose, learner, stepper
 from sacref.torch.memory import ReplayMemory, sampler
 from sacref.torch.optim import Frozen, KeepGradients, Optimizer, tree_map
 from sacref.torch.update import Critic, Policy, State, Update
-from sacref.torch.weights import CommonLayout, from_common, functional, parameters_of, refuse_hidden_state, to_common, with_parameters
+from sacref.torch.weights import (
+    CommonLayout,
+    from_common,
+    functional,
+    generators,
+    parameters_of,
+    refuse_hidden_state,
+    to_common,
+    with_parameters,
+)
 from sacref.tree import Tree, map_leaves
 from sacref.types import Batch, Noise, Sequences
 
@@ -154,6 +170,7 @@ class SAC(Agent[Tensor]):
             critics=len(self._update.critics),
             target_subset=self.cfg.target_subset,
             draws={name: widths for name in self._update.critics if (widths := draw_widths(self._models[name]))},
+            generators=tuple(self._model_generators().values()),
         )
         self._learn = learner(self._update, drawing, execution=self.execution)
         self._ways = actors(self._actor(), self._action_bounds, execution=self.execution)
@@ -186,6 +203,7 @@ class SAC(Agent[Tensor]):
     @torch.no_grad()
     def _check_outputs(self, parameters: Mapping[str, Any]) -> None:
         """Try the models on a few rows."""
+        refuse_carries(self._models)
         rows = 3
         inputs = self._example_inputs(rows)
         actions = torch.zeros((rows, self.spaces.action_size), dtype=self.dtype, device=self.device)
@@ -317,11 +335,18 @@ class SAC(Agent[Tensor]):
         return self.to_numpy(torch.cat(list(metrics)))
 
     def _streams(self) -> dict[str, NDArray[Any]]:
-        return {name: generator.get_state().numpy() for name, generator in self._random._asdict().items()}
+        return {name: generator.get_state().numpy() for name, generator in self._all_generators().items()}
 
     def _set_streams(self, streams: Mapping[str, NDArray[Any]]) -> None:
-        for name, generator in self._random._asdict().items():
+        for name, generator in self._all_generators().items():
             generator.set_state(torch.as_tensor(np.array(streams[name])))
+
+    def _all_generators(self) -> dict[str, torch.Generator]:
+        return {**self._random._asdict(), **self._model_generators()}
+
+    def _model_generators(self) -> dict[str, torch.Generator]:
+        """Those that layers of a user's own models draw from, as `<model>.<layer>`."""
+        return {f"{name}.{path}": generator for name, model in self._models.items() for path, generator in generators(model).items()}
 
     @property
     def _layouts(self) -> dict[str, str]:
@@ -354,11 +379,13 @@ class SAC_RNN(RecurrentAgent[Tensor], SAC):
         return hasattr(self._models[name], "initial_carry")
 
     def _policy(self) -> Policy:
-        return over_window_policy(policy_with_carry(self._functions["policy"], recurrent=self._is_recurrent("policy")))
+        recurrent = self._is_recurrent("policy")
+        return over_window_policy(policy_with_carry(self._functions["policy"], recurrent=recurrent), recurrent=recurrent)
 
     def _critic(self, name: str) -> Critic:
-        critic = critic_with_carry(self._functions[name], recurrent=self._is_recurrent(name))
-        return over_window_critic(critic, partial(self._initial_carry, name))
+        recurrent = self._is_recurrent(name)
+        critic = critic_with_carry(self._functions[name], recurrent=recurrent)
+        return over_window_critic(critic, partial(self._initial_carry, name), recurrent=recurrent)
 
     def _actor(self) -> Actor:
         policy = policy_with_carry(self._functions["policy"], recurrent=self._is_recurrent("policy"))

@@ -65,6 +65,8 @@ class Drawing:
     """How many target critics the target is the minimum of; None for all."""
     draws: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Critic -> widths of what its random layers take."""
+    generators: tuple[torch.Generator, ...] = ()
+    """Of models of a user's own, whose layers draw from them."""
 
 
 Step = Callable[[State, Any, Noise[Tensor]], Tensor]
@@ -159,7 +161,7 @@ def learner(update: Update, drawing: Drawing, *, execution: Execution) -> Learn:
         batch, noise, _ = draw(memory, moments, streams, drawing)
         return step(state, batch, noise)
 
-    gradient_step = Captured(draw_and_step) if execution == "cuda_graph" else draw_and_step
+    gradient_step = Captured(draw_and_step, drawing.generators) if execution == "cuda_graph" else draw_and_step
 
     def learn(state: State, memory: MemoryState, moments: Tree, streams: Streams, steps: int) -> tuple[State, Streams, list[Tensor]]:
         metrics = []
@@ -210,13 +212,17 @@ class Captured:
 
     Args:
         draw_and_step: `(state, memory, moments, streams) -> metrics`. It writes into the state.
+        generators: which it draws from beside the streams.
     """
 
     WARM_UP = 3
     """Calls before the capture, on copies: libraries allocate their workspaces in the first ones."""
 
-    def __init__(self, draw_and_step: Callable[[State, MemoryState, Tree, Streams], Tensor]) -> None:
+    def __init__(
+        self, draw_and_step: Callable[[State, MemoryState, Tree, Streams], Tensor], generators: tuple[torch.Generator, ...] = ()
+    ) -> None:
         self.draw_and_step = draw_and_step
+        self.generators = generators
         self._captured_of: tuple[State, MemoryState, Tree] | None = None
         self._replay: Callable[[], Tensor] | None = None
 
@@ -225,14 +231,14 @@ class Captured:
         if self._replay is None or self._captured_of is None or any(a is not b for a, b in zip(given, self._captured_of, strict=True)):
             self._replay = capture_on_cuda(
                 lambda: self.draw_and_step(state, memory, moments, streams),
-                (streams.noise, streams.sampling),
+                (streams.noise, streams.sampling, *self.generators),
                 lambda: self._warm_up(state, memory, moments, streams),
             )
             self._captured_of = given
         return self._replay().clone()
 
     def _warm_up(self, state: State, memory: MemoryState, moments: Tree, streams: Streams) -> None:
-        generators = (streams.noise, streams.sampling)
+        generators = (streams.noise, streams.sampling, *self.generators)
         before = [generator.get_state() for generator in generators]
         copied = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, state)
         for _ in range(self.WARM_UP):
