@@ -14,8 +14,8 @@ import tyro
 from rich.console import Console
 
 import sacref
-from bench import amp, learning, machine, record, report, rollout, sweep, throughput, update
-from bench.presets import PRESETS
+from bench import amp, learning, machine, record, recurrent, report, rollout, sweep, throughput, update
+from bench.presets import COMPARISONS, PRESETS
 
 LONGEST_SECONDS = 90 * 60.0
 """A learning preset fits a machine if its runs are estimated to take no longer."""
@@ -73,7 +73,10 @@ def main(
 
 
 def fitting_preset(results: Path) -> str:
-    """The longest preset whose runs this machine does in `LONGEST_SECONDS`, measured from the start; else the shortest."""
+    """The longest preset whose runs this machine does in `LONGEST_SECONDS`, measured from the start; else the shortest.
+
+    Of those of a comparison none: alone it says little.
+    """
     speed = learning.steps_per_second(results / "learning", _slug())
     cores = len(machine.available_cores())
 
@@ -81,7 +84,8 @@ def fitting_preset(results: Path) -> str:
         runs = 2 * len(PRESETS[name].seeds)
         return PRESETS[name].steps * -(-runs // cores) / speed
 
-    by_length = sorted(PRESETS, key=seconds)
+    compared = {name for comparison in COMPARISONS for name in (comparison.preset, comparison.beside)}
+    by_length = sorted((name for name in PRESETS if name not in compared), key=seconds)
     return [name for name in by_length if seconds(name) <= LONGEST_SECONDS or name == by_length[0]][-1]
 
 
@@ -94,6 +98,7 @@ def stages(preset: sweep.Preset, learning_preset: str, results: Path) -> list[St
     compared = {dtype: parity_file(results, dtype) for dtype in ("float64", "float32")}
     sweeps = {
         "update": update.estimated_seconds(preset, cores),
+        "recurrent": recurrent.estimated_seconds(preset),
         "rollout": rollout.estimated_seconds(preset),
         "amp": amp.estimated_seconds(preset, cores),
     }

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from bench import statistics
-from bench.record import AmpSamples, LearningSamples, Record, RolloutSamples, ThroughputSamples, Timing, UpdateSamples
+from bench.record import AmpSamples, LearningSamples, Record, RecurrentSamples, RolloutSamples, ThroughputSamples, Timing, UpdateSamples
 
 BYTES = 2**20
 
@@ -48,7 +48,7 @@ def _figures(one: Record) -> Iterator[tuple[str, Figure]]:
         yield from _by_suite(samples)
 
 
-def _by_suite(samples: UpdateSamples | RolloutSamples | AmpSamples) -> Iterator[tuple[str, Figure]]:
+def _by_suite(samples: UpdateSamples | RolloutSamples | AmpSamples | RecurrentSamples) -> Iterator[tuple[str, Figure]]:
     def rates(name: str, timings: Sequence[Timing], unit: str, *, reference: bool = False) -> Iterator[tuple[str, Figure]]:
         if timings:
             yield name, Figure([timing.count / timing.seconds for timing in timings], unit, reference=reference)
@@ -61,6 +61,13 @@ def _by_suite(samples: UpdateSamples | RolloutSamples | AmpSamples) -> Iterator[
         for size in dict.fromkeys((matmul.backend, matmul.size) for matmul in samples.matmuls):
             timings = [timing for matmul in samples.matmuls if (matmul.backend, matmul.size) == size for timing in matmul.timings]
             yield from rates(f"{size[0]}, product of {size[1]}", timings, "products/s", reference=True)
+    elif isinstance(samples, RecurrentSamples):
+        for one in samples.cells:
+            kind = "feed-forward" if one.recurrent is None else f"{one.recurrent}, sequence {one.sequence_length}"
+            yield from rates(f"{one.backend} {one.execution}, {kind}, batch {one.batch}", one.timings, "updates/s")
+        for product in samples.products:
+            name = f"{product.backend}, product of {product.rows} x {product.inner} and {product.inner} x {product.columns}"
+            yield from rates(name, product.timings, "products/s", reference=True)
     elif isinstance(samples, RolloutSamples):
         for environment in samples.environments:
             name = f"{environment.env}, {environment.num_envs} environments"

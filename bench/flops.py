@@ -5,6 +5,7 @@ What else a step does (activations, Adam, targets) is linear in the activations 
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 
 def update_flops(*, observation: int, action: int, hidden: Sequence[int], batch: int, critics: int = 2) -> int:
@@ -29,9 +30,63 @@ def update_flops(*, observation: int, action: int, hidden: Sequence[int], batch:
     return batch * (target + critic_step + actor_step)
 
 
+class RecurrentFlops(NamedTuple):
+    """Operations of one gradient step of recurrent networks."""
+
+    total: int
+    recurrence: int
+    """Of these, in the products of a hidden state with its weights: a step of the sequence at a time, each after the one before."""
+    cell_steps: int
+    """How many steps the cells take one after another: forward, and backward where a gradient is taken."""
+
+
+def recurrent_update_flops(
+    *, observation: int, action: int, hidden: Sequence[int], size: int, gates: int, sequence_length: int, batch: int, critics: int = 2
+) -> RecurrentFlops:
+    """Operations of one gradient step of `default_models(recurrent=...)`, if nothing is computed that is not used.
+
+    Each network has a cell over observation and previous action, and a perceptron over the cell's output and the observation (and the
+    critics' action). The update asks for the steps before the actions and for those after them: for those, the cell takes a step more.
+    Backward, a cell's gradient passes from each step to the one before, and none is needed of its input. The perceptron's is needed of the
+    cell's output. In the actor's pass the action enters above the critics' cells, so that no gradient is needed of them.
+
+    Args:
+        observation, action: sizes. hidden: widths of every network's hidden layers.
+        size: of the cell's hidden state. gates: how many it computes, 3 of a GRU.
+        sequence_length: steps. batch: sequences. critics: how many.
+    """
+    policy, first_of_policy = _network([size + observation, *hidden, 2 * action])
+    critic, first_of_critic = _network([size + observation + action, *hidden, 1])
+    policy_from_cell = first_of_policy * size // (size + observation)
+    critic_from_cell, critic_from_action = (first_of_critic * width // (size + observation + action) for width in (size, action))
+    from_input, from_hidden = (2 * width * gates * size for width in (observation + action, size))
+
+    steps, passes = sequence_length, 1 + critics
+    # Forward the policy and the target critics over the successors; the critics, the policy and the critics again over the steps.
+    forward = passes * (steps + 1) + (passes + critics) * steps
+    # Backward the critics and the policy: the weights of each step, and the hidden states but the first.
+    weights, states = passes * steps, passes * (steps - 1)
+    cells = from_input * (forward + weights)
+    recurrence = from_hidden * (forward + weights + states)
+    perceptrons = steps * (
+        policy * 3
+        - first_of_policy
+        + policy_from_cell  # the actor's, forward and backward
+        + policy
+        + critics * (critic + critic * 3 - first_of_critic + critic_from_cell)  # the targets', the critics'
+        + critics * (critic * 2 - first_of_critic + critic_from_action)
+    )
+    return RecurrentFlops(batch * (cells + recurrence + perceptrons), batch * recurrence, forward + weights)
+
+
+def product_flops(rows: int, inner: int, columns: int) -> int:
+    """Operations of the product of a matrix of rows x inner and one of inner x columns."""
+    return 2 * rows * inner * columns
+
+
 def matmul_flops(size: int) -> int:
     """Operations of the product of two square matrices."""
-    return 2 * size**3
+    return product_flops(size, size, size)
 
 
 def _network(widths: Sequence[int]) -> tuple[int, int]:

@@ -131,7 +131,7 @@ def plan(preset: Preset, backends: Sequence[str], seeds: Sequence[int], jobs: in
     todo = [job for job in wanted if job.name not in done]
     steps = sum(job.steps for job in todo) - sum(_evaluated(job) for job in todo)
     # A run that only lacks its record takes a moment, and is not nothing.
-    seconds = max(1.0, steps / min(jobs, len(todo)) / steps_per_second(results, here)) if todo else 0.0
+    seconds = max(1.0, steps / min(jobs, len(todo)) / steps_per_second(results, here, preset.name)) if todo else 0.0
     return Plan(jobs=todo, skipped=list(done.values()), seconds=seconds)
 
 
@@ -151,20 +151,26 @@ def existing(job: Job, results: Path, here: str) -> Path | None:
     return None
 
 
-def steps_per_second(results: Path, here: str) -> float:
-    """Steps per second of the slowest of this machine's newest records, else a guess."""
+def steps_per_second(results: Path, here: str, preset: str | None = None) -> float:
+    """Steps per second of the slowest of this machine's newest records, else a guess.
+
+    Of those of the preset; where there are none, of those with the paper's networks and task.
+    """
+    found = [record.read(path) for path in sorted(results.glob(f"*-{here}/*.json"))]
+    alike = [one for one in found if one.configuration["preset"] == preset] or [
+        one for one in found if "arguments" not in one.configuration
+    ]
     speeds = []
-    for path in sorted(results.glob(f"*-{here}/*.json"))[-6:]:
-        found = record.read(path)
-        if isinstance(found.samples, record.LearningSamples):
-            seconds = sum(session.wall_seconds for session in found.samples.sessions)
-            speeds.append(found.samples.evaluations[-1].step / seconds)
+    for one in alike[-6:]:
+        if isinstance(one.samples, record.LearningSamples):
+            seconds = sum(session.wall_seconds for session in one.samples.sessions)
+            speeds.append(one.samples.evaluations[-1].step / seconds)
     return min(speeds, default=UNMEASURED_STEPS_PER_SECOND)
 
 
 def describe(console: Console, preset: Preset, todo: Plan, jobs: int) -> None:
     """Say what will be done."""
-    console.print(f"Preset {preset.name}: {preset.env}, {preset.steps:,} steps, evaluation every {preset.evaluation_interval:,} steps")
+    console.print(f"Preset {preset.name}: {preset.title}, {preset.steps:,} steps, evaluation every {preset.evaluation_interval:,} steps")
     for path in todo.skipped:
         console.print(f"  skipped, recorded in {path}")
     for job in todo.jobs:

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 from PIL import Image
@@ -30,22 +31,13 @@ class Point(NamedTuple):
     seeds: int
 
 
-def learning_curve(path: Path, digest: str, env: str, curves: Mapping[str, Sequence[Point]], references: Sequence[Published]) -> None:
+def learning_curve(path: Path, digest: str, title: str, curves: Mapping[str, Sequence[Point]], references: Sequence[Published]) -> None:
     """Return over environment steps: a line with its interval per backend, published points with their standard deviation."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for backend, points in curves.items():
         colour, line = STYLES[backend]
-        steps = [point.step for point in points]
-        seeds = points[-1].seeds if points else 0
-        band = ", 95% interval of the mean" if seeds > 1 else ""
-        label = f"{NAMES[backend]}: {seeds} seed{'s' if seeds != 1 else ''}{band}"
-        axes.plot(steps, [point.mean for point in points], line, color=colour, marker=".", label=label)
-        intervals = [point.interval for point in points if point.interval]
-        if intervals:
-            axes.fill_between(
-                steps, [ends.low for ends in intervals], [ends.high for ends in intervals], color=colour, alpha=0.15, linewidth=0
-            )
+        _draw_curve(axes, points, NAMES[backend], color=colour, linestyle=line, marker=".")
     for marker, source in zip(MARKERS, dict.fromkeys(reference.source for reference in references), strict=False):
         points_of = [reference for reference in references if reference.source == source]
         first = points_of[0]
@@ -59,14 +51,61 @@ def learning_curve(path: Path, digest: str, env: str, curves: Mapping[str, Seque
             markersize=5,
             label=f"{source} ({first.env}-{first.env_version}), ± std of {first.seeds} seeds:\n{first.metric}",
         )
+    _finish_curves(axes, title)
+    _save(figure, path, digest)
+
+
+class AgentCurve(NamedTuple):
+    """One of two agents that are compared, on one backend."""
+
+    backend: str
+    label: str
+    first: bool
+    """Whether it is the one that the question is about."""
+    points: list[Point]
+
+
+def compared_curves(path: Path, digest: str, title: str, curves: Sequence[AgentCurve]) -> None:
+    """Return over environment steps of two agents on both backends: the first filled and drawn through, the other open and dotted."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for curve in curves:
+        colour, _ = STYLES[curve.backend]
+        _draw_curve(
+            axes,
+            curve.points,
+            f"{curve.label}: {NAMES[curve.backend]}",
+            color=colour,
+            linestyle="-" if curve.first else ":",
+            marker="o" if curve.backend == "torch" else "s",
+            markersize=4,
+            markerfacecolor=colour if curve.first else "white",
+        )
+    _finish_curves(axes, title)
+    _save(figure, path, digest)
+
+
+def _draw_curve(axes: Axes, points: Sequence[Point], label: str, **style: Any) -> None:
+    """A line through the means, with its interval."""
+    steps = [point.step for point in points]
+    seeds = points[-1].seeds if points else 0
+    band = ", 95% interval of the mean" if seeds > 1 else ""
+    label = f"{label}: {seeds} seed{'s' if seeds != 1 else ''}{band}"
+    axes.plot(steps, [point.mean for point in points], label=label, **style)
+    intervals = [point.interval for point in points if point.interval]
+    if intervals:
+        low, high = [ends.low for ends in intervals], [ends.high for ends in intervals]
+        axes.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def _finish_curves(axes: Axes, title: str) -> None:
     axes.set_xlabel("environment steps")
     axes.set_ylabel("return, mean of 10 deterministic episodes")
-    axes.set_title(env)
+    axes.set_title(title)
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="x-small", loc="best")
-    _save(figure, path, digest)
 
 
 class Bar(NamedTuple):
@@ -149,20 +188,42 @@ PART_STYLES = {
 
 def part_bars(path: Path, digest: str, backends: Mapping[str, Mapping[str, float]]) -> None:
     """Milliseconds of an environment step by part of the loop: a stacked bar per backend."""
-    figure = Figure(figsize=(8, 1.4 + 0.6 * len(backends)), layout="constrained")
+    bars = {NAMES[backend]: parts for backend, parts in backends.items()}
+    _stacked_bars(
+        path, digest, bars, PART_STYLES, "milliseconds of an environment step with its gradient step, device idle after each part"
+    )
+
+
+LIMIT_STYLES = {
+    "products": ("#56B4E9", ""),
+    "small products": ("#009E73", "//"),
+    "rest": ("0.7", ".."),
+}
+"""As PART_STYLES, of the parts of a gradient step."""
+
+
+def limit_bars(path: Path, digest: str, bars: Mapping[str, Mapping[str, float]]) -> None:
+    """Milliseconds of a gradient step by what they go to: a stacked bar per agent."""
+    _stacked_bars(path, digest, bars, LIMIT_STYLES, "milliseconds of a gradient step")
+
+
+def _stacked_bars(
+    path: Path, digest: str, bars: Mapping[str, Mapping[str, float]], styles: Mapping[str, tuple[str, str]], label: str
+) -> None:
+    figure = Figure(figsize=(8, 1.4 + 0.6 * len(bars)), layout="constrained")
     axes = figure.subplots()
-    left = np.zeros(len(backends))
-    for part, (colour, hatch) in PART_STYLES.items():
-        widths = np.array([parts[part] for parts in backends.values()])
-        axes.barh(range(len(backends)), widths, left=left, color=colour, hatch=hatch, edgecolor="white", linewidth=0.5, label=part)
+    left = np.zeros(len(bars))
+    for part, (colour, hatch) in styles.items():
+        widths = np.array([parts[part] for parts in bars.values()])
+        axes.barh(range(len(bars)), widths, left=left, color=colour, hatch=hatch, edgecolor="white", linewidth=0.5, label=part)
         left += widths
     for row, total in enumerate(left):
         axes.annotate(f" {total:.2f} ms", (total, row), va="center", fontsize="small")
-    axes.set_yticks(range(len(backends)), [NAMES[backend] for backend in backends])
+    axes.set_yticks(range(len(bars)), list(bars))
     axes.invert_yaxis()
     axes.set_xlim(0, 1.15 * max(left))
-    axes.set_xlabel("milliseconds of an environment step with its gradient step, device idle after each part")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(PART_STYLES), fontsize="small", frameon=False)
+    axes.set_xlabel(label)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(styles), fontsize="small", frameon=False)
     _save(figure, path, digest)
 
 

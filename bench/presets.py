@@ -10,6 +10,8 @@ class Preset:
     """One task, trained with every backend and seed."""
 
     name: str
+    title: str
+    """What sets it apart from the other presets, for a reader; without its length."""
     env: str
     steps: int
     """Environment steps."""
@@ -23,11 +25,27 @@ class Preset:
     """Further arguments of `sacref.train`; wrappers by name, "module:name"."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two presets that differ in one thing, and what that tells."""
+
+    name: str
+    question: str
+    preset: str
+    """The one that has it."""
+    label: str
+    """Its agent in this comparison."""
+    beside: str
+    """The one that does not."""
+    beside_label: str
+
+
 HIDDEN = ("sacref.envs.partial:HideVelocities",)
 """The policy and the critics see positions alone."""
 PRIVILEGED = ("sacref.envs.partial:PrivilegedState", *HIDDEN)
 """The policy sees positions alone, the critics see everything."""
 PENDULUM = {"learning_rate": 1e-3, "random_timesteps": 500, "learning_starts": 500}
+EARLY = {"learning_rate": 1e-3, "initial_entropy_value": 0.2, "random_timesteps": 1_000, "learning_starts": 1_000}
 SEQUENCES = {"batch_size": 32, "sequence_length": 8}
 GRU = {"recurrent": "gru", "recurrent_size": 64}
 
@@ -35,11 +53,19 @@ GRU = {"recurrent": "gru", "recurrent_size": 64}
 PRESETS = {
     preset.name: preset
     for preset in (
-        Preset(name="smoke", env="HalfCheetah-v5", steps=10_000, evaluation_interval=5_000, seeds=(0,)),
-        Preset(name="invertedpendulum", env="InvertedPendulum-v5", steps=15_000, evaluation_interval=1_000, seeds=(0, 1, 2)),
+        Preset(name="smoke", title="HalfCheetah-v5", env="HalfCheetah-v5", steps=10_000, evaluation_interval=5_000, seeds=(0,)),
+        Preset(
+            name="invertedpendulum",
+            title="InvertedPendulum-v5",
+            env="InvertedPendulum-v5",
+            steps=15_000,
+            evaluation_interval=1_000,
+            seeds=(0, 1, 2),
+        ),
         # With the paper's settings the temperature, which starts at 1, is still too high for this task after 15,000 steps.
         Preset(
             name="invertedpendulum-fast",
+            title="InvertedPendulum-v5, faster settings",
             env="InvertedPendulum-v5",
             steps=15_000,
             evaluation_interval=1_000,
@@ -49,6 +75,7 @@ PRESETS = {
         # As the next one, with 64 steps, then 64 gradient steps at once: does the older policy learn as well?
         Preset(
             name="halfcheetah-100k-chunked",
+            title="HalfCheetah-v5, 64 steps at a time",
             env="HalfCheetah-v5",
             steps=100_000,
             evaluation_interval=10_000,
@@ -58,6 +85,7 @@ PRESETS = {
         # Does memory matter? The same tasks with velocities hidden, with a recurrent agent and with a feed-forward one.
         Preset(
             name="pendulum-hidden",
+            title="Pendulum-v1, velocities hidden",
             env="Pendulum-v1",
             steps=8_000,
             evaluation_interval=1_000,
@@ -67,6 +95,7 @@ PRESETS = {
         ),
         Preset(
             name="pendulum-hidden-gru",
+            title="Pendulum-v1, velocities hidden, GRU",
             env="Pendulum-v1",
             steps=8_000,
             evaluation_interval=1_000,
@@ -76,30 +105,69 @@ PRESETS = {
         ),
         Preset(
             name="halfcheetah-hidden",
+            title="HalfCheetah-v5, velocities hidden",
             env="HalfCheetah-v5",
-            steps=30_000,
-            evaluation_interval=5_000,
+            steps=10_000,
+            evaluation_interval=2_000,
             seeds=(0, 1, 2),
+            settings=EARLY,
             arguments={"wrappers": HIDDEN, "hidden": (128, 128)},
         ),
         Preset(
             name="halfcheetah-hidden-gru",
+            title="HalfCheetah-v5, velocities hidden, GRU",
             env="HalfCheetah-v5",
-            steps=30_000,
-            evaluation_interval=5_000,
+            steps=10_000,
+            evaluation_interval=2_000,
             seeds=(0, 1, 2),
-            settings=SEQUENCES,
+            settings=EARLY | SEQUENCES,
             arguments={"wrappers": HIDDEN, "hidden": (128, 128), **GRU},
         ),
         # As halfcheetah-hidden, with critics that see the velocities.
         Preset(
             name="halfcheetah-privileged",
+            title="HalfCheetah-v5, velocities hidden from the policy alone",
             env="HalfCheetah-v5",
-            steps=30_000,
-            evaluation_interval=5_000,
+            steps=10_000,
+            evaluation_interval=2_000,
             seeds=(0, 1, 2),
+            settings=EARLY,
             arguments={"wrappers": PRIVILEGED, "hidden": (128, 128)},
         ),
-        Preset(name="halfcheetah-100k", env="HalfCheetah-v5", steps=100_000, evaluation_interval=10_000, seeds=(0, 1, 2)),
+        Preset(
+            name="halfcheetah-100k",
+            title="HalfCheetah-v5",
+            env="HalfCheetah-v5",
+            steps=100_000,
+            evaluation_interval=10_000,
+            seeds=(0, 1, 2),
+        ),
     )
 }
+
+COMPARISONS = (
+    Comparison(
+        name="pendulum-memory",
+        question="Does memory matter where velocities are hidden? Pendulum-v1",
+        preset="pendulum-hidden-gru",
+        label="GRU",
+        beside="pendulum-hidden",
+        beside_label="feed-forward",
+    ),
+    Comparison(
+        name="halfcheetah-memory",
+        question="Does memory matter where velocities are hidden? HalfCheetah-v5",
+        preset="halfcheetah-hidden-gru",
+        label="GRU",
+        beside="halfcheetah-hidden",
+        beside_label="feed-forward",
+    ),
+    Comparison(
+        name="halfcheetah-critics",
+        question="Does it help if the critics see what is hidden from the policy? HalfCheetah-v5",
+        preset="halfcheetah-privileged",
+        label="critics see velocities",
+        beside="halfcheetah-hidden",
+        beside_label="critics do not",
+    ),
+)

@@ -1,31 +1,45 @@
-"""Products of square float32 matrices, as fast as each backend can ask for them: the machine's speed, which gradient steps are held to."""
+"""Products of float32 matrices, as fast as each backend can ask for them: the machine's speed, which gradient steps are held to."""
 
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.flops import matmul_flops
+from bench.flops import product_flops
 from bench.timing import Timed
 
 OPERATIONS = 10**9
 """Of one call, at least about so many: less would show what the call costs."""
 
 
+class Shape(NamedTuple):
+    """Of a product: a matrix of rows x inner times one of inner x columns, at least as many columns as inner."""
+
+    rows: int
+    inner: int
+    columns: int
+
+
+def square(size: int) -> Shape:
+    """Of the product of two square matrices."""
+    return Shape(size, size, size)
+
+
 class TorchProducts:
     """In torch. On CUDA the products of a call are one graph: launched one by one, small ones would show the launches' cost."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, shape: Shape) -> None:
         import torch
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.left, right = (torch.from_numpy(matrix).to(device) for matrix in matrices(size))
-        out, pairs = torch.empty_like(self.left), pairs_of(size)
+        self.left, there, back = (torch.from_numpy(matrix).to(device) for matrix in matrices(shape))
+        out, pairs = self.left.new_empty(shape.rows, shape.columns), pairs_of(shape)
 
         def multiply() -> None:
             for _ in range(pairs):
-                torch.mm(self.left, right, out=out)
-                torch.mm(out, right, out=self.left)
+                torch.mm(self.left, there, out=out)
+                torch.mm(out, back, out=self.left)
 
         call, synchronise = multiply, _nothing
         if device.type == "cuda":
@@ -44,34 +58,37 @@ class TorchProducts:
 class JaxProducts:
     """In JAX: the products of a call are one compiled loop."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, shape: Shape) -> None:
         import jax
 
-        count = 2 * pairs_of(size)
+        pairs = pairs_of(shape)
 
         @partial(jax.jit, donate_argnums=0)
-        def loop(left: jax.Array, right: jax.Array) -> jax.Array:
-            product: jax.Array = jax.lax.fori_loop(0, count, lambda _, product: product @ right, left)
+        def loop(left: jax.Array, there: jax.Array, back: jax.Array) -> jax.Array:
+            product: jax.Array = jax.lax.fori_loop(0, pairs, lambda _, product: product @ there @ back, left)
             return product
 
         def call() -> None:
-            self.left = loop(self.left, right)
+            self.left = loop(self.left, there, back)
 
-        self.left, right = (jax.device_put(matrix) for matrix in matrices(size))
-        self.timed = Timed(call=call, synchronise=lambda: self.left.block_until_ready(), count=count)
+        self.left, there, back = (jax.device_put(matrix) for matrix in matrices(shape))
+        self.timed = Timed(call=call, synchronise=lambda: self.left.block_until_ready(), count=2 * pairs)
 
 
 def _nothing() -> None:
     """The CPU of torch has nothing to wait for."""
 
 
-def pairs_of(size: int) -> int:
-    """Half the products of one call."""
-    return max(1, round(OPERATIONS / (2 * matmul_flops(size))))
+def pairs_of(shape: Shape) -> int:
+    """Half the products of one call: each pair leads there and back, as a recurrence's forward and backward products do."""
+    return max(1, round(OPERATIONS / (2 * product_flops(*shape))))
 
 
-def matrices(size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Two matrices, the second orthogonal: however often it multiplies the first, no number overflows or vanishes."""
-    generator = np.random.default_rng(size)
-    orthogonal = np.linalg.qr(generator.standard_normal((size, size)))[0]
-    return generator.standard_normal((size, size)).astype(np.float32), orthogonal.astype(np.float32)
+def matrices(shape: Shape) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """A matrix, and what it is multiplied by there and back: orthonormal, so that no number overflows or vanishes, however often."""
+    generator = np.random.default_rng(shape)
+    back = np.linalg.qr(generator.standard_normal((shape.columns, shape.inner)))[0]
+    rotation = np.linalg.qr(generator.standard_normal((shape.inner, shape.inner)))[0]
+    left = generator.standard_normal((shape.rows, shape.inner))
+    left, there, back = (np.ascontiguousarray(matrix, np.float32) for matrix in (left, back.T, back @ rotation))
+    return left, there, back

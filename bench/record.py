@@ -267,7 +267,58 @@ class AmpSamples:
     cells: list[AmpCell]
 
 
-Samples: TypeAlias = LearningSamples | ThroughputSamples | UpdateSamples | RolloutSamples | AmpSamples
+@dataclass(frozen=True, kw_only=True)
+class RecurrentCell:
+    """Gradient steps of one backend, in one way, of a recurrent agent or of the feed-forward one beside it."""
+
+    backend: str
+    execution: str
+    """What was asked for: "auto" or "plain"."""
+    chosen: str | None
+    """What `agent.execution` says it became; None if it could not run."""
+    recurrent: str | None
+    """Kind of cell; None for the feed-forward agent."""
+    sequence_length: int
+    """1 for the feed-forward agent."""
+    batch: int
+    """Sequences, or transitions."""
+    gradient_steps: int
+    """Of one call of `agent.update`."""
+    flops: int
+    """Floating-point operations of the matrix products of one gradient step."""
+    recurrence_flops: int
+    """Of these, in the products of a hidden state with its weights, one after another; 0 for the feed-forward agent."""
+    cell_steps: int
+    """How many steps the cells take one after another, forward and backward; 0 for the feed-forward agent."""
+    timings: list[Timing]
+    """Of gradient steps, in the order in which they were timed, one of each contender in turn. Empty if it could not run."""
+    compile_seconds: float | None
+    """What the first call took beyond steady state; None if it could not run."""
+    missing: str | None
+    """Why it could not run, or None."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProductCell:
+    """Products of float32 matrices, rows x inner by inner x columns and back, timed in turn with the agents."""
+
+    backend: str
+    rows: int
+    inner: int
+    columns: int
+    timings: list[Timing]
+    """Of products."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecurrentSamples:
+    """Raw samples of one run of the recurrent suite."""
+
+    cells: list[RecurrentCell]
+    products: list[ProductCell]
+
+
+Samples: TypeAlias = LearningSamples | ThroughputSamples | UpdateSamples | RolloutSamples | AmpSamples | RecurrentSamples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,7 +326,7 @@ class Record:
     """One run of one suite."""
 
     schema_version: int
-    suite: Literal["learning", "throughput", "update", "rollout", "amp"]
+    suite: Literal["learning", "throughput", "update", "rollout", "amp", "recurrent"]
     run: str
     """Name of the run, and of its file."""
     date: str
@@ -302,6 +353,7 @@ _SAMPLES: Mapping[str, type[Samples]] = {
     "update": UpdateSamples,
     "rollout": RolloutSamples,
     "amp": AmpSamples,
+    "recurrent": RecurrentSamples,
 }
 _Decoded = TypeVar("_Decoded")
 

@@ -43,6 +43,17 @@ def t_interval(values: Sequence[float]) -> Interval | None:
     return Interval(float(np.mean(values) - half), float(np.mean(values) + half))
 
 
+def difference_interval(first: Sequence[float], second: Sequence[float]) -> Interval | None:
+    """95% interval of the first mean less the second, by Welch's t: the variances may differ. None for fewer than two values of one."""
+    if min(len(first), len(second)) < 2:
+        return None
+    apart = mean(first) - mean(second)
+    if np.ptp(first) == np.ptp(second) == 0.0:
+        return Interval(apart, apart)
+    ends = scipy.stats.ttest_ind(first, second, equal_var=False).confidence_interval(LEVEL)
+    return Interval(float(ends.low), float(ends.high))
+
+
 def bootstrap_interval(values: Sequence[float]) -> Interval | None:
     """95% percentile-bootstrap interval of the IQM over seeds; None for fewer than two values.
 

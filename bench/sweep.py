@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import sacref
 from bench import machine, record
 
-SamplesT = TypeVar("SamplesT", record.UpdateSamples, record.RolloutSamples, record.AmpSamples)
+SamplesT = TypeVar("SamplesT", record.UpdateSamples, record.RolloutSamples, record.AmpSamples, record.RecurrentSamples)
 Preset = Literal["smoke", "cpu", "gpu"]
 BACKENDS = ("torch", "jax")
 PARTIAL = machine.ROOT / "runs" / "bench"
@@ -39,7 +39,7 @@ class Piece(Generic[SamplesT]):
 class Run:
     """A suite's run: its record without the samples."""
 
-    suite: Literal["update", "rollout", "amp"]
+    suite: Literal["update", "rollout", "amp", "recurrent"]
     name: str
     configuration: dict[str, Any]
     """Everything that was chosen; JSON values."""

@@ -15,6 +15,8 @@ from sacref.types import Batch
 
 OBSERVATION, ACTION = 17, 6
 LEARNING_RATE = 3e-4
+EPISODE = 1_000
+"""Steps of an episode, where what follows a transition matters: HalfCheetah's."""
 
 
 def agent(
@@ -29,18 +31,22 @@ def agent(
     num_envs: int = 1,
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
+    recurrent: str | None = None,
+    recurrent_size: int = 128,
 ) -> Any:
     """A training agent of `backend`, float32, two hidden layers, as if `stored` transitions had been recorded. It tracks nothing.
 
     Args:
         backend: "torch" or "jax".
-        batch_size: of one gradient step. width: of both hidden layers.
-        stored: transitions in the memory. capacity: of the memory; `stored` unless told otherwise.
+        batch_size: of one gradient step: transitions, of a recurrent agent sequences. width: of both hidden layers.
+        stored: transitions in the memory, of all environments together; each has the same share, rounded down.
+        capacity: of the memory; `stored` unless told otherwise.
         gradient_steps: of one call of `update`.
         execution: the way of the gradient steps.
         num_envs: rows of an observation.
         seed: of weights, transitions and the agent's random streams.
         settings: further fields of `SACConfig`.
+        recurrent, recurrent_size: kind of cell and its size, which make it an `SAC_RNN`; None for `SAC`.
 
     Raises:
         ImportError: if the backend's library is not installed.
@@ -51,8 +57,9 @@ def agent(
         "action_space": gymnasium.spaces.Box(-1.0, 1.0, (ACTION,), np.float32),
     }
     memory = library.ReplayMemory(stored if capacity is None else capacity, num_envs)
-    made = library.SAC(
-        models=library.default_models(**spaces, hidden=(width, width), seed=seed),
+    cell = {} if recurrent is None else {"recurrent": recurrent, "recurrent_size": recurrent_size}
+    made = (library.SAC if recurrent is None else library.SAC_RNN)(
+        models=library.default_models(**spaces, hidden=(width, width), seed=seed, **cell),
         memory=memory,
         cfg={
             "batch_size": batch_size,
@@ -66,10 +73,33 @@ def agent(
         },
         **spaces,
     )
-    rows = {name: array for name, array in replay(stored, seed)._asdict().items() if array is not None}
-    memory.set_arrays({**rows, "head": np.array(stored % memory.capacity), "size": np.array(stored)})
+    fill(memory, stored // num_envs, seed)
     made.enable_training_mode(True, apply_to_models=True)
     return made
+
+
+def fill(memory: Any, timesteps: int, seed: int) -> None:
+    """Put the same number of transitions of each environment into an agent's memory: `timesteps`."""
+    envs, slots = memory.num_envs, memory.capacity // memory.num_envs
+    count = timesteps * envs
+    drawn = replay(count, seed)
+    rows = {name: array for name, array in drawn._asdict().items() if array is not None}
+    first = np.arange(count) // envs % EPISODE == 0
+
+    def before(array: NDArray[Any]) -> NDArray[Any]:
+        """What the row before held; zeros where an episode begins."""
+        shifted = np.roll(array, envs, axis=0)
+        shifted[first] = 0
+        return shifted
+
+    # Where rows know what they follow, no episode ends early. Carries are zeros.
+    successive = {"first": first, "previous_actions": before(drawn.actions), "previous_rewards": before(drawn.rewards)}
+    empty = memory.arrays()
+    if "first" in empty:
+        rows |= successive | {"terminated": np.zeros(count, np.bool_)}
+    counters = {"head": np.full(envs, timesteps % slots), "size": np.full(envs, timesteps)}
+    zeros = {name: np.zeros((count, *array.shape[1:]), array.dtype) for name, array in empty.items() if name not in rows | counters}
+    memory.set_arrays({name: array for name, array in (zeros | rows | counters).items() if name in empty})
 
 
 @functools.lru_cache(maxsize=8)

@@ -5,8 +5,8 @@ fused and plain) and the products take turns, so that a machine that slows down 
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,9 @@ from typing import Any
 import tyro
 from rich.console import Console
 
-from bench import machine, sweep, timing
+from bench import contest, machine, sweep
 from bench.flops import matmul_flops, update_flops
 from bench.record import MatmulCell, Timing, UpdateCell, UpdateSamples
-from bench.timing import Timed
 
 PRODUCTS = (256, 1_024)
 """Rows and columns of the matrices that are multiplied beside."""
@@ -166,9 +165,12 @@ def measure_size(batch: int, width: int, sizes: Sizes, seed: int) -> UpdateSampl
         for execution in ("auto", "plain")
     ]
     products = {
-        (backend, size): partial(product, backend, size) for backend in sweep.BACKENDS for size in PRODUCTS if backend not in _missing()
+        (backend, size): partial(contest.product, backend, size, size, size)
+        for backend in sweep.BACKENDS
+        for size in PRODUCTS
+        if backend not in sweep.missing_backends()
     }
-    measured, timings = _measure(cells, products, capacity=STORED, sizes=sizes, seed=seed)
+    measured, timings = contest.measure(cells, partial(_agent, capacity=STORED, seed=seed), products, sizes.rounds, sizes.round_seconds)
     matmuls = [MatmulCell(backend=key[0], size=key[1], batch=batch, width=width, timings=found) for key, found in timings.items()]
     return UpdateSamples(cells=measured, matmuls=matmuls, stored=[])
 
@@ -193,39 +195,9 @@ def measure_stored(sizes: Sizes, seed: int) -> UpdateSamples:
         for backend in sweep.BACKENDS
         for stored in sizes.stored
     ]
-    measured, _ = _measure(cells, {}, capacity=max(sizes.stored), sizes=sizes, seed=seed)
+    agent = partial(_agent, capacity=max(sizes.stored), seed=seed)
+    measured, _ = contest.measure(cells, agent, {}, sizes.rounds, sizes.round_seconds)
     return UpdateSamples(cells=[], matmuls=[], stored=measured)
-
-
-def _measure(
-    cells: list[UpdateCell], products: Mapping[tuple[str, int], Callable[[], Timed]], *, capacity: int, sizes: Sizes, seed: int
-) -> tuple[list[UpdateCell], dict[tuple[str, int], list[Timing]]]:
-    """The cells with their timings, and the products' timings. A cell that does not fit the memory is told so, and left out."""
-    contenders: dict[int | tuple[str, int], tuple[Timed, int]] = {}
-    first: dict[int, float] = {}
-    for number, cell in enumerate(cells):
-        if why := _missing().get(cell.backend):
-            cells[number] = replace(cell, missing=why)
-            continue
-        try:
-            agent = _agent(cell, capacity, seed)
-            timed = Timed(call=partial(agent.update, timestep=0, timesteps=1), synchronise=agent.synchronise, count=cell.gradient_steps)
-            first[number], calls = timing.warm(timed, sizes.round_seconds)
-            contenders[number] = timed, calls
-            cells[number] = replace(cell, chosen=agent.execution)
-        except Exception as error:
-            if not sweep.does_not_fit(error):
-                raise
-            cells[number] = replace(cell, missing="does not fit the memory")
-    for key, make in products.items():
-        timed = make()
-        contenders[key] = timed, timing.warm(timed, sizes.round_seconds)[1]
-    timings = timing.interleave(contenders, sizes.rounds)
-    for number, before in first.items():
-        found = timings[number]
-        compiling = timing.compile_seconds(before, cells[number].gradient_steps, found)
-        cells[number] = replace(cells[number], timings=found, compile_seconds=compiling)
-    return cells, {key: timings[key] for key in products}
 
 
 def _agent(cell: UpdateCell, capacity: int, seed: int) -> Any:
@@ -245,14 +217,6 @@ def _agent(cell: UpdateCell, capacity: int, seed: int) -> Any:
     )
 
 
-def product(backend: str, size: int) -> Timed:
-    """Products of two square float32 matrices, one after another, without what it costs to ask for each."""
-    from bench import precisions, products
-
-    precisions.use(backend, "float32")
-    return (products.TorchProducts if backend == "torch" else products.JaxProducts)(size).timed
-
-
 def speed(timings: list[Timing]) -> list[float]:
     """Of each round, per second."""
     return [found.count / found.seconds for found in timings]
@@ -261,10 +225,6 @@ def speed(timings: list[Timing]) -> list[float]:
 def gflops(cell: MatmulCell) -> list[float]:
     """Billions of operations per second of each round."""
     return [matmul_flops(cell.size) * each / 1e9 for each in speed(cell.timings)]
-
-
-def _missing() -> dict[str, str]:
-    return sweep.missing_backends()
 
 
 if __name__ == "__main__":

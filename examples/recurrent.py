@@ -5,10 +5,10 @@ import os
 import sacref
 from sacref.envs.partial import HideVelocities
 
-STEPS = int(os.environ.get("STEPS", 5_000))
+STEPS = int(os.environ.get("STEPS", 3_000))
 
 result = sacref.train(
-    backend="torch",  # or "jax"
+    backend="jax",  # or "torch"
     env="Pendulum-v1",
     wrappers=[HideVelocities],
     steps=STEPS,
@@ -17,11 +17,11 @@ result = sacref.train(
     recurrent_size=64,
     hidden=(64, 64),
     cfg={
-        # A batch holds sequences: so many, each of so many steps. None of them crosses an episode's end.
+        # A batch holds so many sequences, each of so many steps to learn from, after so many that only warm up the cells. None of
+        # them crosses an episode's end.
         "batch_size": 32,
-        "sequence_length": 32,
-        # Steps before those that only warm up the cells.
-        "burn_in": 8,
+        "sequence_length": 16,
+        "burn_in": 4,
         "learning_rate": 1e-3,
         "random_timesteps": STEPS // 10,
         "learning_starts": STEPS // 10,

@@ -21,7 +21,7 @@ result = sacref.train(
         # In the order policy, critics, entropy coefficient.
         "learning_rate": (3e-4, 1e-3, 1e-3),
         "learning_rate_scheduler": ("kl_adaptive", "linear", "warm_up"),
-        "learning_rate_scheduler_kwargs": ({"kl_threshold": 0.01}, {"steps": STEPS, "end": 0.1}, {"steps": STEPS // 10}),
+        "learning_rate_scheduler_kwargs": ({"kl_threshold": 1e-3, "max_lr": 1e-3}, {"steps": STEPS, "end": 0.1}, {"steps": STEPS // 10}),
         # Gradients are clipped by their global norm, those of the policy and those of all critics.
         "grad_norm_clip": 10.0,
         "random_timesteps": STEPS // 10,
@@ -30,10 +30,11 @@ result = sacref.train(
     evaluation_interval=max(1, STEPS // 5),
 )
 
-# The rates in force and the norms before clipping are tracked, as everything else.
+# The rates in force, and the norms of the gradients before clipping, are tracked as everything else is.
 lines = [json.loads(line) for line in (result.run_dir / "metrics.jsonl").read_text().splitlines()]
-tags = [tag for tag in lines[-1] if tag.endswith("learning rate") or tag.startswith("Gradient")]
-for line in lines[:: max(1, len(lines) // 5)]:
-    print(line["timestep"], {tag: f"{line[tag]:.1e}" for tag in tags if tag in line})
+learning = [line for line in lines if "Learning / Policy learning rate" in line]
+for line in learning[:: max(1, len(learning) // 5)]:
+    tracked = {tag: f"{value:.1e}" for tag, value in line.items() if tag.startswith(("Learning", "Gradient"))}
+    print(line["timestep"], tracked)
 for step, evaluation in result.evaluations:
     print(f"after {step} steps: mean return {evaluation.mean:.0f}")

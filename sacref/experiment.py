@@ -371,10 +371,11 @@ class _Run:
         if not (_checkpoints(self.directory) / f"agent_{outcome.timesteps}").exists():
             self.agent.write_checkpoint(**clock)
         _drop_older_memories(self.directory)
+        # Before the last evaluation, whose statistics would be a second line of the same timestep: evaluation.json has its returns.
+        self.agent.write_tracking_data(**clock)
         if not outcome.interrupted and (not self.evaluations or self.evaluations[-1][0] < outcome.timesteps * self.num_envs):
             self.evaluate(outcome.timesteps)
         self.write_evaluations()
-        self.agent.write_tracking_data(**clock)
         self.agent.close()
         self.agent.enable_training_mode(False, apply_to_models=True)
         if self.evaluations:

@@ -171,6 +171,7 @@ def test_train_has_the_parameters_and_the_defaults_of_the_function(trained: dict
 def test_train_passes_on_what_its_flags_say(trained: dict[str, Any], tmp_path: Path) -> None:
     arguments = "--backend jax --env Pendulum-v1 --steps 70 --seed 5 --num-envs 2 --hidden 8 9 --memory-capacity 60 --device cpu".split()
     arguments += ["--evaluation-interval", "35", "--evaluation-episodes", "3", "--vectorization", "async", "--overwrite", "--no-progress"]
+    arguments += "--num-critics 3 --layer-norm --dropout 0.01 --recurrent lstm --recurrent-size 7 --feed-previous rewards".split()
     arguments += ["--run-dir", str(tmp_path), "--env-kwargs", '{"g": 9.0}', "--wrappers", "gymnasium.wrappers:ClipAction"]
     assert cli.main(["train", *arguments]) == 0
     passed = trained["arguments"]
@@ -183,6 +184,12 @@ def test_train_passes_on_what_its_flags_say(trained: dict[str, Any], tmp_path: P
         "run_dir": tmp_path,
         "num_envs": 2,
         "hidden": (8, 9),
+        "num_critics": 3,
+        "layer_norm": True,
+        "dropout": 0.01,
+        "recurrent": "lstm",
+        "recurrent_size": 7,
+        "feed_previous": ("rewards",),
         "memory_capacity": 60,
         "evaluation_interval": 35,
         "evaluation_episodes": 3,
@@ -234,6 +241,14 @@ def test_resume_takes_the_settings_of_the_run(tmp_path: Path) -> None:
         "seed": 5,
         "num_envs": 2,
         "hidden": [8, 9],
+        "models": {
+            "num_critics": 3,
+            "layer_norm": True,
+            "dropout": 0.5,
+            "recurrent": "gru",
+            "recurrent_size": 7,
+            "feed_previous": ["rewards"],
+        },
         "memory_capacity": 60,
         "evaluation_interval": 35,
         "evaluation_episodes": 3,
@@ -243,8 +258,11 @@ def test_resume_takes_the_settings_of_the_run(tmp_path: Path) -> None:
     }
     (tmp_path / "config.json").write_text(json.dumps(stored))
     command = parse_train("--resume", "--run-dir", str(tmp_path), "--steps", "90")
+    models: Any = stored.pop("models")
     expected = {
         **stored,
+        **models,
+        "feed_previous": ("rewards",),
         "hidden": (8, 9),
         "wrappers": ("gymnasium.wrappers:ClipAction",),
         "steps": 90,

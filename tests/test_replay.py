@@ -1,4 +1,4 @@
-"""The replay memory, on both backends: a ring whose order, masks, draws and restored state are all known."""
+"""The replay memory, on both backends: a ring for each environment, whose order, masks, draws and restored state are all known."""
 
 import tracemalloc
 from collections.abc import Callable
@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from sacref.envs.spaces import check_spaces
+from sacref.replay import Follow
 from sacref.types import Transition
 from tests.backends import BACKENDS, Backend, Spaces, assert_same_arrays, box, load_backend
 
@@ -17,8 +19,12 @@ backend = pytest.fixture(params=BACKENDS)(load_backend)
 SPACES = Spaces(box(-np.inf, np.inf, (2,)), box(-1.0, 1.0, (1,)))
 
 
-def memory_of(backend: Backend, capacity: int, num_envs: int = 1) -> Any:
-    return backend.agent(SPACES, capacity=capacity, num_envs=num_envs, batch_size=1).memory
+def memory_of(backend: Backend, capacity: int, num_envs: int = 1, **options: Any) -> Any:
+    """A memory without an agent; for the options see `allocate`."""
+    memory = backend.package.ReplayMemory(capacity, num_envs)
+    dtype, device = backend.array(np.zeros(0, np.float32)).dtype, backend.module("device").device_of("cpu")
+    memory.allocate(check_spaces(SPACES.observation, None, SPACES.action), dtype, device, **options)
+    return memory
 
 
 def add(backend: Backend, memory: Any, numbers: list[int], keep: list[bool] | None = None) -> None:
@@ -58,6 +64,14 @@ def draw(backend: Backend, memory: Any, size: int, seed: int = 0) -> dict[str, N
     return {name: backend.numpy(value) for name, value in batch._asdict().items() if value is not None}
 
 
+def ring_of(memory: Any, environment: int) -> dict[str, NDArray[Any]]:
+    """The rows of one environment, slot by slot."""
+    arrays = memory.arrays()
+    size = arrays.pop("size")
+    del arrays["head"]
+    return {name: rows.reshape(-1, len(size), *rows.shape[1:])[: size[environment], environment] for name, rows in arrays.items()}
+
+
 def test_rows_are_stored_in_order_and_the_oldest_are_overwritten(backend: Backend) -> None:
     memory = memory_of(backend, 5)
     assert len(memory) == 0
@@ -69,44 +83,78 @@ def test_rows_are_stored_in_order_and_the_oldest_are_overwritten(backend: Backen
         add(backend, memory, [number])
     assert len(memory) == 5
     assert_holds(memory.arrays(), [6, 7, 8, 4, 5])
-    assert int(memory.arrays()["head"]) == 3
+    assert memory.arrays()["head"].tolist() == [3]
 
 
 def test_rows_of_several_environments_are_interleaved_and_wrap(backend: Backend) -> None:
-    memory = memory_of(backend, 5, 3)
+    """A capacity of 8 is 2 rows for each of 3 environments."""
+    memory = memory_of(backend, 8, 3)
     add(backend, memory, [1, 2, 3])
     assert_holds(memory.arrays(), [1, 2, 3])
     add(backend, memory, [4, 5, 6])
-    assert_holds(memory.arrays(), [6, 2, 3, 4, 5])
+    assert_holds(memory.arrays(), [1, 2, 3, 4, 5, 6])
     add(backend, memory, [7, 8, 9])
-    assert_holds(memory.arrays(), [6, 7, 8, 9, 5])
-    assert (len(memory), int(memory.arrays()["head"])) == (5, 4)
+    assert_holds(memory.arrays(), [7, 8, 9, 4, 5, 6])
+    arrays = memory.arrays()
+    assert (len(memory), arrays["head"].tolist(), arrays["size"].tolist()) == (6, [1, 1, 1], [2, 2, 2])
 
 
 @pytest.mark.parametrize(
     ("keep", "wanted"),
-    [([False, True, False], [10, 2]), ([True, False, True], [10, 1, 3]), ([False] * 3, [10]), ([True, True, False], [10, 1, 2])],
+    [
+        ([False, True, False], [[], [10, 2], []]),
+        ([True, False, True], [[1], [10], [3]]),
+        ([False] * 3, [[], [10], []]),
+        ([True, True, False], [[1], [10, 2], []]),
+    ],
 )
-def test_rows_that_are_not_kept_take_no_place(backend: Backend, keep: list[bool], wanted: list[int]) -> None:
-    memory = memory_of(backend, 4, 3)
+def test_rows_that_are_not_kept_take_no_place(backend: Backend, keep: list[bool], wanted: list[list[int]]) -> None:
+    memory = memory_of(backend, 6, 3)
     add(backend, memory, [9, 10, 8], [False, True, False])
     add(backend, memory, [1, 2, 3], keep)
-    assert_holds(memory.arrays(), wanted)
-    assert (len(memory), int(memory.arrays()["head"])) == (len(wanted), len(wanted) % 4)
-    # Nor do they overwrite anything in a full ring.
+    for environment, numbers in enumerate(wanted):
+        assert_holds(ring_of(memory, environment), numbers)
+    arrays = memory.arrays()
+    assert (arrays["size"].tolist(), arrays["head"].tolist()) == ([len(own) for own in wanted], [len(own) % 2 for own in wanted])
+    assert len(memory) == sum(map(len, wanted))
+    # Nor do they overwrite anything in a full ring, their own or another environment's.
     for number in (20, 21, 22, 23):
         add(backend, memory, [0, 0, number], [False, False, True])
     before = memory.arrays()
     add(backend, memory, [1, 2, 3], [False] * 3)
     assert_same_arrays(memory.arrays(), before)
-    assert sorted(before["rewards"].tolist()) == [20, 21, 22, 23]
+    for environment, numbers in enumerate(wanted[:2]):
+        assert_holds(ring_of(memory, environment), numbers)
+    assert sorted(ring_of(memory, 2)["rewards"].tolist()) == [22, 23]
 
 
 def test_a_ring_as_small_as_one_step(backend: Backend) -> None:
     memory = memory_of(backend, 3, 3)
     add(backend, memory, [1, 2, 3])
     add(backend, memory, [4, 5, 6], [True, False, True])
-    assert_holds(memory.arrays(), [4, 6, 3])
+    assert_holds(memory.arrays(), [4, 2, 6])
+
+
+@pytest.mark.parametrize("wait", [1, 2, 3])
+def test_rows_that_waited_on_the_host_are_stored_as_if_they_had_not(backend: Backend, wait: int) -> None:
+    """Blocks of timesteps with rows that are not kept, over the end of the rings."""
+    direct, waited = memory_of(backend, 8, 2), memory_of(backend, 8, 2, staged_timesteps=wait)
+    generator = np.random.default_rng(wait)
+    for number in range(11):
+        keep = (generator.random(2) < 0.7).tolist()
+        add(backend, direct, [2 * number, 2 * number + 1], keep)
+        add(Host(backend.name), waited, [2 * number, 2 * number + 1], keep)
+        if generator.random() < 0.3:
+            assert_same_arrays(waited.arrays(), direct.arrays())
+    assert_same_arrays(waited.arrays(), direct.arrays())
+    assert direct.arrays()["size"].tolist() == [4, 4]
+
+
+class Host(Backend):
+    """Rows as NumPy arrays, which wait until they are needed."""
+
+    def array(self, values: Any) -> Any:
+        return np.array(values)
 
 
 @pytest.mark.parametrize("stored", [5, 10, 13])
@@ -114,7 +162,19 @@ def test_sampling_is_uniform_over_what_is_stored_and_with_replacement(backend: B
     memory = memory_of(backend, 10)
     for number in range(1, stored + 1):
         add(backend, memory, [number])
-    present = list(range(max(1, stored - 9), stored + 1))
+    assert_uniform(backend, memory, list(range(max(1, stored - 9), stored + 1)))
+
+
+def test_sampling_is_uniform_over_environments_that_have_stored_more_or_less(backend: Backend) -> None:
+    """Not over environments: the second has stored nothing, the last one row, the third has wrapped."""
+    memory = memory_of(backend, 20, 4)
+    for number in range(1, 8):
+        add(backend, memory, [10 * number + environment for environment in range(4)], [number < 4, False, True, number == 5])
+    assert memory.arrays()["size"].tolist() == [3, 0, 5, 1]
+    assert_uniform(backend, memory, [10, 20, 30, 32, 42, 52, 62, 72, 53])
+
+
+def assert_uniform(backend: Backend, memory: Any, present: list[int]) -> None:
     batch = draw(backend, memory, 20_000)
     assert_holds(batch, batch["rewards"])
     counts = np.array([(batch["rewards"] == number).sum() for number in present])
@@ -135,7 +195,7 @@ def test_arrays_carry_the_whole_state(backend: Backend, stored: int) -> None:
     for number in range(1, stored + 1):
         add(backend, memory, [number])
     saved = memory.arrays()
-    assert (int(saved["size"]), int(saved["head"])) == (min(stored, 5), stored % 5)
+    assert (saved["size"].tolist(), saved["head"].tolist()) == ([min(stored, 5)], [stored % 5])
     assert saved["size"].dtype == saved["head"].dtype == np.int64
     other = memory_of(backend, 5)
     for number in (31, 32, 33):
@@ -172,14 +232,15 @@ def changed(arrays: dict[str, NDArray[Any]], **changes: Any) -> dict[str, NDArra
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"head": np.array(1)}, "head 1 and size 2 do not fit a capacity of 5: use the capacity it was saved with"),
-        ({"head": np.array(5)}, "head 5 and size 2 do not fit"),
-        ({"head": np.array(-1)}, "head -1 and size 2 do not fit"),
-        ({"size": np.array(6)}, "head 2 and size 6 do not fit"),
-        ({"size": np.array(-3)}, "head 2 and size -3 do not fit"),
-        ({"size": np.array(3)}, "head 2 and size 3 do not fit"),
-        ({"size": np.array([2])}, r"size has shape \(1,\) and dtype int64, expected one integer"),
-        ({"head": np.array(2.0)}, r"head has shape \(\) and dtype float64, expected one integer"),
+        ({"head": np.array([1])}, "head 1 and size 2 do not fit a ring of 5 rows: use the capacity it was saved with"),
+        ({"head": np.array([5])}, "head 5 and size 2 do not fit"),
+        ({"head": np.array([-1])}, "head -1 and size 2 do not fit"),
+        ({"size": np.array([6])}, "head 2 and size 6 do not fit"),
+        ({"size": np.array([-3])}, "head 2 and size -3 do not fit"),
+        ({"size": np.array([3])}, "head 2 and size 3 do not fit"),
+        ({"size": np.array(2)}, r"size has shape \(\) and dtype int64, expected \(1,\) integers: use the number of environments"),
+        ({"size": np.array([1, 1]), "head": np.array([1, 1])}, r"head has shape \(2,\) and dtype int64, expected \(1,\) integers"),
+        ({"head": np.array([2.0])}, r"head has shape \(1,\) and dtype float64, expected \(1,\) integers"),
         ({"rewards": np.zeros(3, np.float32)}, r"rewards has shape \(3,\) and dtype float32, expected \(2,\) and float32"),
         ({"rewards": np.zeros(2)}, r"rewards has shape \(2,\) and dtype float64, expected \(2,\) and float32"),
         ({"observations": np.zeros((2, 3), np.float32)}, r"observations has shape \(2, 3\) .*expected \(2, 2\)"),
@@ -202,8 +263,41 @@ def test_a_full_ring_of_another_capacity_is_refused(backend: Backend) -> None:
     memory = memory_of(backend, 5)
     for number in range(7):
         add(backend, memory, [number])
-    with pytest.raises(ValueError, match="head 2 and size 5 do not fit a capacity of 6"):
+    with pytest.raises(ValueError, match="head 2 and size 5 do not fit a ring of 6 rows"):
         memory_of(backend, 6).set_arrays(memory.arrays())
+
+
+@pytest.mark.parametrize(("head", "size"), [([0, 1], [3, 2]), ([2, 0], [1, 3]), ([1, 0], [4, 2])])
+def test_each_environment_must_fit_its_ring(backend: Backend, head: list[int], size: list[int]) -> None:
+    memory = memory_of(backend, 7, 2)
+    for _ in range(3):
+        add(backend, memory, [1, 2])
+    before = memory.arrays()
+    memory.set_arrays({**before, "head": np.array([0, 2])})
+    assert memory.arrays()["head"].tolist() == [0, 2]
+    with pytest.raises(ValueError, match="do not fit a ring of 3 rows"):
+        memory.set_arrays({**before, "head": np.array(head), "size": np.array(size)})
+    assert memory.arrays()["head"].tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (Follow(n_step=5), "n_step is 5, and each environment has room for 4 rows .*lower it, or make the memory larger"),
+        (Follow(sequence_length=5), r"burn_in \+ sequence_length is 5, and each"),
+        (Follow(sequence_length=3, burn_in=2), r"burn_in \+ sequence_length is 5, and each"),
+    ],
+)
+def test_more_successive_rows_than_a_ring_has_are_refused(backend: Backend, settings: Follow, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        memory_of(backend, 9, 2, settings=settings)
+    memory_of(backend, 10, 2, settings=Follow(n_step=5))
+
+
+def test_positions_must_fit_into_32_bits(backend: Backend) -> None:
+    with pytest.raises(ValueError, match="capacity is 2147483648, expected at most 2147483647: positions have 32 bits"):
+        backend.package.ReplayMemory(2**31, 1)
+    assert backend.package.ReplayMemory(2**31 - 1, 1).capacity == 2**31 - 1
 
 
 def test_saving_and_restoring_take_no_second_copy(backend: Backend, tmp_path: Path) -> None:
@@ -211,7 +305,7 @@ def test_saving_and_restoring_take_no_second_copy(backend: Backend, tmp_path: Pa
     rows, width = 200_000, 20
     spaces = Spaces(box(-np.inf, np.inf, (width,)), box(-1.0, 1.0, (1,)))
     agent, other = (backend.agent(spaces, capacity=rows) for _ in range(2))
-    agent.memory.set_arrays({**_known_rows(rows, width), "head": np.array(7), "size": np.array(rows)})
+    agent.memory.set_arrays({**_known_rows(rows, width), "head": np.array([7]), "size": np.array([rows])})
     ring_bytes = rows * width * 4
     # Checksums go through a buffer of 1 MiB; rows are restored in blocks of 65,536, of which JAX may hold two: a third of the ring each.
     assert allocated_by(lambda: agent.save(tmp_path / "a")) < 0.2 * ring_bytes

@@ -1,5 +1,6 @@
-"""Learning: final evaluations per backend, learning curves, and published points beside them."""
+"""Learning: final evaluations per backend, learning curves, published points beside them, and agents that are compared."""
 
+import json
 import statistics as standard
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import plots, record, statistics
+from bench.presets import COMPARISONS, PRESETS, Comparison
 from bench.published import Published, published
 from bench.record import LearningSamples, Record, RecordError
 from bench.sections import Picture, Section, digest, interval, number, place, source, table
@@ -16,8 +18,9 @@ from bench.sections import Picture, Section, digest, interval, number, place, so
 INTRODUCTION = (
     "Return of a seed: mean of the **final evaluation of 10 deterministic episodes** (the mean action; undiscounted) on environments of its"
     " own, after the last training step. Intervals are 95%: of the mean by Student's t over seeds, of the interquartile mean (IQM) by"
-    " bootstrap over seeds. Settings: batch 256, learning rate 3e-4, two hidden layers of 256, one gradient step per environment step,"
-    " 5,000 random steps first. Steps per second count everything, evaluations and compiling included: for a benchmark see Throughput.\n"
+    " bootstrap over seeds. Settings, where a group names no others: batch 256, learning rate 3e-4, two hidden layers of 256, one gradient"
+    " step per environment step, 5,000 random steps first. A recurrent agent's batch_size counts sequences. Steps per second count"
+    " everything, evaluations and compiling included: for a benchmark see Throughput.\n"
 )
 
 
@@ -30,6 +33,8 @@ class Group:
     steps: int
     settings: dict[str, Any]
     """What differs from the paper's settings."""
+    arguments: dict[str, Any]
+    """What else differs from the defaults of `sacref.train`: wrappers, networks."""
     version: str
     place: str
     runs: dict[str, list[Record]]
@@ -41,9 +46,24 @@ class Group:
         return [run for runs in self.runs.values() for run in runs]
 
     @property
+    def differences(self) -> list[str]:
+        """What the introduction's settings do not say, each by its name."""
+        return [f"{name} {_said(value)}" for name, value in {**self.settings, **self.arguments}.items()]
+
+    @property
     def title(self) -> str:
-        """Task, length, and what differs from the paper's settings."""
-        return ", ".join([self.env, f"{self.steps:,} steps", *(f"{name} {value:,}" for name, value in self.settings.items())])
+        """The preset's, if the records ran what it says; else the task and the preset's name."""
+        preset = PRESETS.get(self.preset)
+        ran = (self.env, self.steps, self.settings, self.arguments)
+        # As JSON gives it back.
+        if preset and ran == (preset.env, preset.steps, *json.loads(json.dumps([dict(preset.settings), dict(preset.arguments)]))):
+            return preset.title
+        return f"{self.env} ({self.preset})" if self.differences else self.env
+
+    @property
+    def heading(self) -> str:
+        """Title and length."""
+        return f"{self.title}, {self.steps:,} steps"
 
     @property
     def date(self) -> str:
@@ -52,7 +72,7 @@ class Group:
 
 
 def section(results: Path) -> Section:
-    """Per preset: the curve of its newest group, a table of every group, the published points."""
+    """Per preset: the curve of its newest group, a table of every group, the published points. Then the comparisons."""
     groups = group(record.read(path) for path in sorted(results.glob("learning/*/*.json")))
     paragraphs = ["## Learning\n", INTRODUCTION] if groups else []
     pictures = {}
@@ -60,18 +80,26 @@ def section(results: Path) -> Section:
         same = [found for found in groups if found.preset == preset]
         newest = same[0]
         path = results / "learning" / f"{preset}.png"
-        references = published(newest.env, newest.steps)
+        # Of the task as it is, not as wrappers have made it.
+        references = [] if newest.arguments else published(newest.env, newest.steps)
         curves = {backend: curve(runs) for backend, runs in newest.runs.items()}
         pictures[path] = Picture(
-            digest(newest.env, curves, references), partial(plots.learning_curve, env=newest.env, curves=curves, references=references)
+            digest(newest.title, curves, references),
+            partial(plots.learning_curve, title=newest.title, curves=curves, references=references),
         )
-        paragraphs.append(f"### {newest.title}\n")
-        paragraphs.append(f"![Return of {newest.env} over {newest.steps:,} environment steps, PyTorch and JAX](learning/{path.name})\n")
+        paragraphs.append(f"### {newest.heading}\n")
+        if newest.differences:
+            paragraphs.append(f"Settings that differ: {'; '.join(newest.differences)}.\n")
+        paragraphs.append(f"![Return of {newest.title} over {newest.steps:,} environment steps, PyTorch and JAX](learning/{path.name})\n")
         for found in same:
             paragraphs += _own_table(found)
         paragraphs += _beside_strict(newest, groups)
         if references and not newest.settings:
             paragraphs += _published_table(references)
+    for comparison in COMPARISONS:
+        compared = _compared(comparison, groups, results)
+        paragraphs += compared.paragraphs
+        pictures |= compared.pictures
     return Section(paragraphs, pictures)
 
 
@@ -79,12 +107,13 @@ def group(records: Iterable[Record]) -> list[Group]:
     """Group the records, newest group first. Of two records of one run the newer counts.
 
     Raises:
-        RecordError: if one preset's name stands for two tasks or lengths.
+        RecordError: if one preset's name stands for two configurations.
     """
     runs: dict[tuple[str, str, str], dict[tuple[str, int], Record]] = defaultdict(dict)
-    tasks: dict[str, tuple[str, int]] = {}
+    tasks: dict[str, tuple[str, int, dict[str, Any], dict[str, Any]]] = {}
     for found in sorted(records, key=lambda found: found.date):
-        preset, task = found.configuration["preset"], (found.configuration["env"], found.configuration["steps"])
+        chosen = found.configuration
+        preset, task = chosen["preset"], (chosen["env"], chosen["steps"], chosen.get("settings", {}), chosen.get("arguments", {}))
         if tasks.setdefault(preset, task) != task:
             raise RecordError(f"preset {preset} stands for {tasks[preset]} and, in {found.run}, for {task}: rename one")
         runs[preset, found.sacref_version, place(found)][found.configuration["backend"], found.seed] = found
@@ -93,10 +122,20 @@ def group(records: Iterable[Record]) -> list[Group]:
         by_backend: dict[str, list[Record]] = {}
         for backend, seed in sorted(members, key=lambda member: (member[0] != "torch", member)):
             by_backend.setdefault(backend, []).append(members[backend, seed])
-        env, steps = tasks[preset]
-        settings = next(iter(members.values())).configuration.get("settings", {})
-        groups.append(Group(preset=preset, env=env, steps=steps, settings=settings, version=version, place=where, runs=by_backend))
-    return sorted(groups, key=lambda found: (found.steps, not found.settings, found.date), reverse=True)
+        env, steps, settings, arguments = tasks[preset]
+        groups.append(
+            Group(
+                preset=preset,
+                env=env,
+                steps=steps,
+                settings=settings,
+                arguments=arguments,
+                version=version,
+                place=where,
+                runs=by_backend,
+            )
+        )
+    return sorted(groups, key=lambda found: (found.steps, not found.differences, found.date), reverse=True)
 
 
 def curve(runs: Sequence[Record]) -> list[plots.Point]:
@@ -151,11 +190,11 @@ def _own_table(found: Group) -> list[str]:
 
 def _beside_strict(found: Group, groups: Sequence[Group]) -> list[str]:
     """A chunked group's means beside those of the strict one."""
-    if set(found.settings) != {"chunk"}:
+    if set(found.settings) != {"chunk"} or found.arguments:
         return []
     sentences = []
     for strict in groups:
-        if (strict.env, strict.steps, strict.settings, strict.place) == (found.env, found.steps, {}, found.place):
+        if (strict.env, strict.steps, strict.differences, strict.place) == (found.env, found.steps, [], found.place):
             for backend in sorted(set(found.runs) & set(strict.runs), reverse=True):
                 finals = [[final(run) for run in one.runs[backend]] for one in (found, strict)]
                 both = [statistics.t_interval(values) for values in finals]
@@ -167,6 +206,62 @@ def _beside_strict(found: Group, groups: Sequence[Group]) -> list[str]:
     if not sentences:
         return []
     return [f"A policy up to {found.settings['chunk']} steps old beside the strict one. " + " ".join(sentences) + "\n"]
+
+
+def _compared(comparison: Comparison, groups: Sequence[Group], results: Path) -> Section:
+    """Two presets' final returns and what lies between them, of every pair of groups by one version on one kind of machine."""
+    pairs = [
+        (one, other)
+        for one in groups
+        for other in groups
+        if (one.preset, other.preset) == (comparison.preset, comparison.beside) and (one.version, one.place) == (other.version, other.place)
+    ]
+    if not pairs:
+        return Section([], {})
+    (first, second), path = pairs[0], results / "learning" / f"{comparison.name}.png"
+    curves = [
+        plots.AgentCurve(backend, label, found is first, curve(runs))
+        for found, label in ((first, comparison.label), (second, comparison.beside_label))
+        for backend, runs in found.runs.items()
+    ]
+    title = f"{comparison.question}, {first.steps:,} steps"
+    paragraphs = [
+        f"### {title}\n",
+        f"{comparison.label}: {first.title}; {comparison.beside_label}: {second.title}. A difference is that of the means over seeds; its"
+        " interval is Welch's.\n",
+        f"![Return of both agents over {first.steps:,} environment steps, PyTorch and JAX](learning/{path.name})\n",
+    ]
+    for one, other in pairs:
+        paragraphs += _difference_table(comparison, one, other)
+    return Section(paragraphs, {path: Picture(digest(title, curves), partial(plots.compared_curves, title=title, curves=curves))})
+
+
+def _difference_table(comparison: Comparison, one: Group, other: Group) -> list[str]:
+    rows, verdicts = [], []
+    for backend in (backend for backend in one.runs if backend in other.runs):
+        finals = [[final(run) for run in found.runs[backend]] for found in (one, other)]
+        apart = statistics.difference_interval(*finals)
+        means = [f"{number(statistics.mean(values))} {interval(statistics.t_interval(values))}".strip() for values in finals]
+        seeds = " and ".join(str(count) for count in dict.fromkeys(map(len, finals)))
+        rows.append([backend, *means, number(statistics.mean(finals[0]) - statistics.mean(finals[1])), interval(apart), seeds])
+        if apart is not None:
+            verdicts.append(f"{backend}: " + ("the interval holds 0" if apart.low <= 0.0 <= apart.high else "the interval is clear of 0"))
+    if not rows:
+        return []
+    labels = [f"{label}: mean, 95%" for label in (comparison.label, comparison.beside_label)]
+    said = [f"Of the difference, {'; '.join(verdicts)}.\n"] if verdicts else []
+    return [
+        table(["backend", *labels, "difference", "95% of the difference", "seeds"], rows),
+        *said,
+        f"sacref {one.version}, on {one.place}.\n",
+    ]
+
+
+def _said(value: Any) -> str:
+    """A setting's value; of what lies in a module the name alone."""
+    if isinstance(value, list):
+        return ", ".join(map(_said, value))
+    return f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value).rpartition(":")[2]
 
 
 def _published_table(points: Sequence[Published]) -> list[str]:

@@ -110,9 +110,9 @@ def update(state: Named, batch: Data, noise: Noise[Floats], settings: Settings) 
     metrics = critic_metrics | policy_metrics | _arrays(entropy_loss=entropy_loss, alpha=np.exp(state["log_alpha"]), entropy=entropy)
     if settings.grad_norm_clip > 0:
         metrics |= _arrays(policy_gradient_norm=norm(policy_gradients), critic_gradient_norm=norm(critic_gradients))
-    for part, rate, schedule in zip(("policy", "critic", "entropy"), rates, settings.schedules, strict=True):
-        if schedule is not None:
-            metrics[f"{part}_learning_rate"] = np.asarray(rate, entropy.dtype)
+    for part, optimizer in zip(("policy", "critic", "entropy"), OPTIMIZERS, strict=True):
+        if f"{optimizer}.learning_rate" in new:
+            metrics[f"{part}_learning_rate"] = new[f"{optimizer}.learning_rate"]
     return new, metrics, gradients
 
 

@@ -2,7 +2,8 @@
 
 Papers: [1] Haarnoja et al. 2018b, arXiv:1812.05905; [2] Fujimoto et al. 2018, arXiv:1802.09477;
 [3] Lillicrap et al. 2016, arXiv:1509.02971; [4] Schulman et al. 2017, arXiv:1707.06347; [5] Ni et al. 2022, arXiv:2110.05038;
-[6] Loshchilov & Hutter 2017, arXiv:1608.03983; [7] Goyal et al. 2017, arXiv:1706.02677.
+[6] Loshchilov & Hutter 2017, arXiv:1608.03983; [7] Goyal et al. 2017, arXiv:1706.02677; [8] Chan, Golub & LeVeque 1983;
+[9] Chen et al. 2021, arXiv:2101.05982; [10] Hiraoka et al. 2022, arXiv:2110.02034; [11] Kapturowski et al. 2019 (R2D2, ICLR).
 Peers are named as they were read: Stable-Baselines3 (SB3) 2.9.2, skrl 2.1.1, and CleanRL, Brax, Spinning Up, Stoix and rejax.
 
 Symbols
@@ -59,6 +60,17 @@ masked_max          max(where(mask, values, -inf))
 masked_min          min(where(mask, values, inf))
 ==================  ==========================================================
 
+Moments
+-------
+What a running normaliser knows, in float64 on the host, and what the models see by it.
+
+==================  =====================================================================  ========================
+call                result                                                                 source
+==================  =====================================================================  ========================
+moments.merge       count, mean and sum of squared deviations of two sets together         [8]
+moments.standardise (x - mean) / sqrt(variance + epsilon), cut at -clip and clip
+==================  =====================================================================  ========================
+
 Schedules
 ---------
 `schedules` has the factors of the base rate as functions of t, the gradient steps before this one, and one rate that follows the policy.
@@ -112,6 +124,17 @@ Adaptive rate: by the divergence of the whole update's batch, from the policy be
 Delay: a delayed policy's moments, count and rate wait with it, while the time of its schedule runs on.
 Masks: rows that do not count enter neither value nor gradient, and the mean is over those that count in the whole batch, not first over
     each sequence: every step weighs the same.
+n-step returns: the discounted sum of up to n rewards, then the value of the last successor; cut at an episode's end and at the write head.
+    Rewards alone are summed: the entropy of the steps between is left out, and nothing corrects for older policies (also SB3).
+Random subset of target critics: drawn anew for each update, one for the whole batch, as in REDQ's code [9]; `policy_value="mean"` lets the
+    actor see the mean of all critics, as REDQ [9] and DroQ [10] do; without it, their minimum.
+Dropout: fresh masks for the target, the critics' loss and the actor's, in the target networks too, as DroQ's code has it [10].
+Sequences: the policy starts from the carry that it had when it acted [11], the critics from zeros; each warms its own up over the burn-in,
+    whose steps have no loss, though gradients pass through them (R2D2 stops them). Every stored step is equally often the first that is
+    learned from. skrl starts the critics from the policy's carry and the next step's pass from the current one's, and has no mask.
+Normaliser: learns from what the environments produced, each observation once, when its row is recorded. An action at timestep t is chosen
+    with the moments of all rows before; the update after it has those of row t, too. skrl's learns from replayed batches.
+Reward scale: before the shaper, which is before storage. The log of the returns shows the environment's own rewards.
 """
 
 from sacref.spec.averaging import polyak

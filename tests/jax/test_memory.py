@@ -2,16 +2,22 @@
 
 from typing import Any
 
+import gymnasium
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from sacref.envs.spaces import check_spaces
+from sacref.jax import ReplayMemory
+from sacref.replay import Follow
+from sacref.tree import leaves, named_leaves
 from tests.backends import Backend, Spaces, box, draw_row, fill
 
 BACKEND = Backend("jax")
 
 
 def pointers(state: Any) -> list[int]:
-    return [ring.unsafe_buffer_pointer() for ring in jax.tree.leaves(state.rows)]
+    return [ring.unsafe_buffer_pointer() for ring in leaves(state.rows)]
 
 
 def test_trap_25_a_write_takes_over_the_buffers_and_copies_none() -> None:
@@ -23,6 +29,25 @@ def test_trap_25_a_write_takes_over_the_buffers_and_copies_none() -> None:
     assert pointers(agent.memory.state) == addresses
     assert all(ring.is_deleted() for ring in jax.tree.leaves(before.rows))
     assert len(agent.memory) == 3
+
+
+def test_trap_25_a_memory_of_sequences_is_written_and_restored_without_a_copy() -> None:
+    memory = ReplayMemory(4096, 2)
+    spaces = check_spaces(gymnasium.spaces.Dict(a=box(-1, 1, (64,)), b=box(0, 255, (8,), np.uint8)), box(-1, 1, (3,)), box(-1, 1, (1,)))
+    carry = (np.zeros((1, 128), np.float32), np.zeros((1, 128), np.float32))
+    memory.allocate(spaces, np.float32, jax.devices("cpu")[0], settings=Follow(sequence_length=3), carry=carry)
+    addresses = dict(zip(named_leaves(memory.state.rows), pointers(memory.state), strict=True))
+    row = jax.tree.map(lambda ring: np.ones((2, *ring.shape[1:]), ring.dtype), memory.state.rows)
+    for convert in (np.asarray, jnp.asarray):
+        before = memory.state
+        memory.add(jax.tree.map(convert, row), convert(np.ones(2, bool)))
+        assert dict(zip(named_leaves(memory.state.rows), pointers(memory.state), strict=True)) == addresses
+        assert all(ring.is_deleted() for ring in jax.tree.leaves(before.rows))
+    memory.set_arrays(memory.arrays())
+    assert dict(zip(named_leaves(memory.state.rows), pointers(memory.state), strict=True)) == addresses
+    drawn = memory.sample(4, jax.random.key(0))
+    assert not any(ring.is_deleted() for ring in jax.tree.leaves((memory.state, drawn)))
+    assert len(memory) == 4
 
 
 def test_an_update_donates_its_state_and_nobody_elses() -> None:

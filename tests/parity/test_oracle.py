@@ -18,7 +18,7 @@ from sacref.spec.averaging import polyak
 from sacref.spec.losses import actor_loss, critic_loss, td_target, temperature_loss
 from sacref.spec.policy import bound_log_std, squash
 from sacref.types import Batch, Noise, Sequences
-from tests.parity.features import FEATURES, PLAIN, RECURRENT
+from tests.parity.features import ALONE, FEATURES, PLAIN, RECURRENT
 
 Array = np.ndarray[Any, Any]
 NumpyBatch = Batch[Array]
@@ -309,13 +309,13 @@ def test_trap_03_two_updates_of_one_noise_agree_and_of_two_noises_do_not() -> No
     assert oracle.policy_pass(state, batch, noise, SETTINGS)[0] == oracle.policy_pass(state, batch, other, SETTINGS)[0]
 
 
-@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("feature", [*FEATURES, *ALONE])
 def test_updates_are_those_of_automatic_differentiation(feature: str) -> None:
     """Losses, gradients and parameters over 12 updates, by PyTorch's own modules, distributions, optimizers and schedules."""
     pytest.importorskip("torch")
     from tests.parity.autodiff import Reference
 
-    chosen = FEATURES[feature]
+    chosen = (FEATURES | ALONE)[feature]
     state = chosen.initial_state()
     ours, theirs = Oracle(chosen, state), Reference(chosen, state)
     for batch, noise in itertools.islice(chosen.draws(), 12):

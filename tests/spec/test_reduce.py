@@ -4,8 +4,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from sacref.spec import masked_max, masked_mean, masked_min
 
@@ -44,10 +42,11 @@ def test_no_row_at_all_is_a_mean_of_zero(xp: "Backend") -> None:
     assert float(xp.numpy(masked_min(values, mask))) == np.inf
 
 
-@given(batch=st.integers(1, 300), seed=st.integers(0, 100), time=st.booleans())
-def test_of_all_rows_it_is_the_plain_mean_bit_for_bit(xp: "Backend", batch: int, seed: int, time: bool) -> None:
+@pytest.mark.parametrize("batch", [1, 3, 41, 64, 100])
+@pytest.mark.parametrize("time", [False, True])
+def test_of_all_rows_it_is_the_plain_mean_bit_for_bit(xp: "Backend", batch: int, time: bool) -> None:
     """Also of a batch with a time axis of one step: so a recurrent agent at sequences of one step has the plain agent's losses."""
-    values = xp.asarray(np.random.default_rng(seed).normal(size=(2, batch)))
+    values = xp.asarray(np.random.default_rng(batch).normal(size=(2, batch)))
     with_time = xp.module.reshape(values, (2, 1, batch)) if time else values
     mask = mask_of(xp, np.ones((1, batch) if time else batch))
     for one, other in ((values, with_time), (values[0, ...], with_time[0, ...])):
