@@ -14,7 +14,7 @@ from sacref.envs.partial import HideVelocities, PrivilegedState
 from sacref.envs.states import state_space_of
 from sacref.torch import SAC_RNN, ReplayMemory
 
-STEPS = int(os.environ.get("STEPS", 3_000))
+STEPS = int(os.environ.get("STEPS", 5_000))
 
 
 class Policy(nn.Module):
@@ -62,7 +62,14 @@ agent = SAC_RNN(
     observation_space=pendulum.single_observation_space,
     state_space=state_space,
     action_space=pendulum.single_action_space,
-    cfg={"batch_size": 32, "sequence_length": 16, "learning_rate": 1e-3, "random_timesteps": STEPS // 10, "learning_starts": STEPS // 10},
+    cfg={
+        "batch_size": 32,
+        "sequence_length": 16,
+        "learning_rate": 1e-3,
+        "initial_entropy_value": 1.0,
+        "random_timesteps": STEPS // 10,
+        "learning_starts": STEPS // 10,
+    },
 )
 training.run(agent, pendulum, timesteps=STEPS, seed=0, state_space=state_space)
 evaluation = evaluate(agent, envs.make("Pendulum-v1", 10, wrappers=wrappers), episodes=10, state_space=state_space)
