@@ -78,7 +78,7 @@ PRESETS = {
         Preset(
             name="halfcheetah-hidden",
             env="HalfCheetah-v5",
-            steps=10_000,
+            steps=20_000,
             evaluation_interval=2_000,
             seeds=(0, 1, 2),
             settings=EARLY,
@@ -87,7 +87,7 @@ PRESETS = {
         Preset(
             name="halfcheetah-hidden-gru",
             env="HalfCheetah-v5",
-            steps=10_000,
+            steps=20_000,
             evaluation_interval=2_000,
             seeds=(0, 1, 2),
             settings=EARLY | SEQUENCES,
@@ -97,7 +97,7 @@ PRESETS = {
         Preset(
             name="halfcheetah-privileged",
             env="HalfCheetah-v5",
-            steps=10_000,
+            steps=20_000,
             evaluation_interval=2_000,
             seeds=(0, 1, 2),
             settings=EARLY,
