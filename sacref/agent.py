@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 import sacref
 from sacref import checkpoint
 from sacref.border import Border, Rows
-from sacref.config import Execution, SACConfig
+from sacref.config import ConfigError, Execution, SACConfig
 from sacref.envs.episodes import EpisodeBoundaries
 from sacref.envs.spaces import boxes, check_spaces
 from sacref.naming import prefixed, require_same_arrays, under
@@ -705,6 +705,13 @@ class Agent(Border[ArrayT]):
         if not self.memory.written:
             raise ValueError("update: the memory is empty: record transitions in training mode first, or raise learning_starts")
         return self.memory
+
+    def _check_subset_fits(self, critics: int) -> None:
+        if self.cfg.target_subset is not None and self.cfg.target_subset > critics > 0:
+            raise ConfigError(
+                f"target_subset is {self.cfg.target_subset} and there are {critics} critics, expected at most as many: lower it, or give "
+                f"more critics, default_models(num_critics={self.cfg.target_subset})"
+            )
 
     def _check_batch_fits(self, capacity: int) -> None:
         if self.cfg.batch_size > capacity:

@@ -132,6 +132,7 @@ class Rings(Protocol):
     def size(self) -> Any: ...
     @property
     def slots(self) -> int: ...
+    def take(self, ring: Any, index: Any, /) -> Any: ...
 
 
 def locate(number: Any, size: Any) -> tuple[Any, Any]:
@@ -149,6 +150,11 @@ def index_of(slot: Any, environment: Any, envs: int) -> Any:
     return slot if envs == 1 else slot * envs + environment
 
 
+def row_of(number: Any, size: Any) -> Any:
+    """The memory's row of the `number`-th of all rows that are stored."""
+    return number if size.shape[0] == 1 else index_of(*locate(number, size), size.shape[0])
+
+
 def follow(memory: Rings, slot: Any, environment: Any, steps: Any) -> tuple[Any, Any]:
     """The rows after a row, and how many of them continue it.
 
@@ -161,7 +167,7 @@ def follow(memory: Rings, slot: Any, environment: Any, steps: Any) -> tuple[Any,
     xp: Any = namespace(slot)
     index = _index(memory, slot[None, :] + steps[:, None], environment)
     newer = memory.size[environment] - _older(memory, slot, environment)
-    broken = (memory.rows.first[index] & (steps[:, None] > 0)) | (steps[:, None] >= newer[None, :])
+    broken = (memory.take(memory.rows.first, index) & (steps[:, None] > 0)) | (steps[:, None] >= newer[None, :])
     return index, xp.cumulative_sum(xp.astype(broken, steps.dtype), axis=0) == 0
 
 
@@ -169,7 +175,7 @@ def steps_before(memory: Rings, slot: Any, environment: Any, steps: Any) -> Any:
     """How many rows before a row belong to its episode, `(batch,)`, counted up to the length of `steps` = 0, 1, ..."""
     xp: Any = namespace(slot)
     index = _index(memory, slot[None, :] - steps[:, None], environment)
-    broken = memory.rows.first[index] | (steps[:, None] >= _older(memory, slot, environment)[None, :])
+    broken = memory.take(memory.rows.first, index) | (steps[:, None] >= _older(memory, slot, environment)[None, :])
     unbroken = xp.cumulative_sum(xp.astype(broken, steps.dtype), axis=0) == 0
     return xp.sum(xp.astype(unbroken, slot.dtype), axis=0, dtype=slot.dtype)
 
@@ -185,74 +191,79 @@ def _older(memory: Rings, slot: Any, environment: Any) -> Any:
     return (slot - oldest[environment]) % memory.slots
 
 
-def gather(rows: Transition[Any], index: Any) -> Batch[Any]:
-    """Transitions of one step; `index` is `(batch,)`."""
-    return Batch(*_take(tuple(rows[:7]), index))
+def gather(memory: Rings, number: Any) -> Batch[Any]:
+    """Transitions of one step: the `number`-th of all rows that are stored, `(batch,)`."""
+    return Batch(*_take(memory, tuple(memory.rows[:7]), row_of(number, memory.size)))
 
 
-def gather_steps(memory: Rings, slot: Any, environment: Any, settings: Follow, steps: Any) -> Batch[Any]:
+def gather_steps(memory: Rings, number: Any, settings: Follow, steps: Any) -> Batch[Any]:
     """Transitions of n steps, or of fewer where the episode or the memory ends before.
 
     Sutton & Barto 2018, equation 7.1: the rewards of m steps, then the value of the m-th successor times gamma^m. No correction for the
     policy having changed since.
 
     Args:
-        slot, environment: the first rows, `(batch,)`. steps: 0, 1, ..., n.
+        number: the first rows, counted as in `gather`, `(batch,)`. steps: 0, 1, ..., n.
     """
-    xp: Any = namespace(slot)
+    xp: Any = namespace(number)
     rows = memory.rows
-    index, alive = follow(memory, slot, environment, steps[:-1])
+    index, alive = follow(memory, *locate(number, memory.size), steps[:-1])
     count = xp.sum(xp.astype(alive, index.dtype), axis=0, dtype=index.dtype)
-    last = xp.take_along_axis(index, (count - 1)[None, :], axis=0)[0]
+    first, last = index[0], xp.take_along_axis(index, (count - 1)[None, :], axis=0)[0]
     gamma = settings.discount_factor ** xp.astype(steps, rows.rewards.dtype)
-    rewards = rows.rewards[index] * gamma[:-1][:, None]
+    rewards = memory.take(rows.rewards, index) * gamma[:-1][:, None]
+    observations, states, actions = _take(memory, (rows.observations, rows.states, rows.actions), first)
+    next_observations, next_states, terminated = _take(memory, (rows.next_observations, rows.next_states, rows.terminated), last)
     return Batch(
-        observations=_take(rows.observations, index[0]),
-        states=_take(rows.states, index[0]),
-        actions=rows.actions[index[0]],
+        observations=observations,
+        states=states,
+        actions=actions,
         rewards=xp.sum(xp.where(alive, rewards, xp.zeros_like(rewards)), axis=0),
-        next_observations=_take(rows.next_observations, last),
-        next_states=_take(rows.next_states, last),
-        terminated=rows.terminated[last],
+        next_observations=next_observations,
+        next_states=next_states,
+        terminated=terminated,
         discounts=gamma[count],
     )
 
 
-def gather_sequences(memory: Rings, slot: Any, environment: Any, settings: Follow, steps: Any) -> Sequences[Any]:
+def gather_sequences(memory: Rings, number: Any, settings: Follow, steps: Any) -> Sequences[Any]:
     """Sequences of successive rows: up to `burn_in`, then up to `sequence_length` from the given ones on.
 
     Args:
-        slot, environment: the first rows that are learned from, `(batch,)`. steps: 0, 1, ..., burn_in + sequence_length - 1.
+        number: the first rows that are learned from, counted as in `gather`, `(batch,)`. steps: 0, 1, ..., burn_in + sequence_length - 1.
     """
-    xp: Any = namespace(slot)
+    xp: Any = namespace(number)
     rows = memory.rows
+    slot, environment = locate(number, memory.size)
     warm_up = steps_before(memory, slot, environment, steps[: settings.burn_in])
     index, alive = follow(memory, slot - warm_up, environment, steps)
     learned = steps[:, None] - warm_up[None, :]
 
     def with_last(ring: Any, successors: Any) -> Any:
         """`(time + 1, batch, ...)`: where a sequence has ended, what came after its last row."""
-        now, after = ring[index], successors[index]
+        now, after = memory.take(ring, index), memory.take(successors, index)
         continues = xp.reshape(alive[1:], (*alive[1:].shape, *(1 for _ in now.shape[2:])))
         return xp.concat([now[:1], xp.where(continues, now[1:], after[:-1]), after[-1:]])
 
     observations, states = map_leaves(with_last, (rows.observations, rows.states), (rows.next_observations, rows.next_states))
-    actions, rewards, carry = rows.actions[index], rows.rewards[index], _take(rows.carry, index[0])
+    actions, rewards, terminated = _take(memory, (rows.actions, rows.rewards, rows.terminated), index)
+    before = _take(memory, (rows.previous_actions, rows.previous_rewards), index[:1])
+    carry = _take(memory, rows.carry, index[0])
     return Sequences(
         observations=observations,
         states=states,
-        previous_actions=xp.concat([rows.previous_actions[index[:1]], actions]),
-        previous_rewards=xp.concat([rows.previous_rewards[index[:1]], rewards]),
+        previous_actions=xp.concat([before[0], actions]),
+        previous_rewards=xp.concat([before[1], rewards]),
         actions=actions,
         rewards=rewards,
-        terminated=rows.terminated[index],
+        terminated=terminated,
         mask=alive & (learned >= 0) & (learned < settings.sequence_length),
         carry=carry if settings.stored_carry else map_leaves(xp.zeros_like, carry),
     )
 
 
-def _take(tree: Tree, index: Any) -> Tree:
-    return map_leaves(lambda ring: ring[index], tree)
+def _take(memory: Rings, tree: Tree, index: Any) -> Tree:
+    return map_leaves(lambda ring: memory.take(ring, index), tree)
 
 
 class Staging:

@@ -11,6 +11,7 @@ import pytest
 from sacref import checkpoint
 from sacref.checkpoint import CheckpointError
 from sacref.config import ExperimentConfig
+from sacref.preprocessing import RunningStandardScaler
 from tests.backends import BACKENDS, Backend, assert_same_arrays, draw_batch, draw_row, fill, installed_backends, load_backend
 from tests.test_models import user
 
@@ -40,10 +41,29 @@ def live(agent: Any) -> list[Any]:
     return seen
 
 
-@pytest.mark.parametrize("options", [{}, {"learn_entropy": False}, {"store_separately": True}, {"dtype": "float64"}], ids=str)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "fixed temperature": {"learn_entropy": False},
+    "a file for each model": {"store_separately": True},
+    "float64": {"dtype": "float64"},
+    "all that has a state": {
+        "observation_preprocessor": RunningStandardScaler,
+        "learning_rate_scheduler": ("cosine", "kl_adaptive", "linear"),
+        "learning_rate_scheduler_kwargs": ({"steps": 9}, {"kl_threshold": 1e-3}, {"steps": 9}),
+        "grad_norm_clip": 0.5,
+        "policy_delay": 2,
+        "n_step": 2,
+        "num_critics": 3,
+        "target_subset": 2,
+        "networks": {"dropout": 0.25, "layer_norm": True},
+    },
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_trap_20_a_loaded_agent_goes_on_bit_for_bit(backend: Backend, tmp_path: Path, options: dict[str, Any]) -> None:
-    if options.pop("store_separately", False):
-        options["experiment"] = ExperimentConfig(write_interval=0, checkpoint_interval=0, store_separately=True)
+    if "store_separately" in options:
+        options = {"experiment": ExperimentConfig(write_interval=0, checkpoint_interval=0, store_separately=True)}
     agent = trained(backend, **options)
     agent.save(tmp_path / "saved")
     # Another seed, another past: nothing of it may be left.

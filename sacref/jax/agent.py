@@ -86,6 +86,7 @@ class SAC(Agent[Array]):
         super().__init__(memory=memory, observation_space=observation_space, state_space=state_space, action_space=action_space, cfg=cfg)
         self.device = device_of(device)
         critics, targets = split_models(models, learns=memory is not None)
+        self._check_subset_fits(len(critics))
         for name in ("policy", *critics, *targets):
             refuse_hidden_state(name, models[name])
         if random_state(models["policy"]):
@@ -225,7 +226,7 @@ class SAC(Agent[Array]):
 
     def _example_inputs(self, rows: int, other: int = 0) -> Any:
         inputs = {kind: self._upload_tree(tree) for kind, tree in example_inputs(self.spaces, rows, self.cfg.seed ^ other).items()}
-        return self._prepare_inputs(self._moments, inputs)
+        return self._prepare_inputs(self._upload_tree(self._moments), inputs)
 
     def _example_draws(self, name: str, rows: tuple[int, ...]) -> list[Array]:
         draws = [jnp.ones((*rows, width), self.dtype) for width in draw_widths(self._models[name])]
@@ -283,7 +284,8 @@ class SAC(Agent[Array]):
             batch: NumPy or JAX arrays; `(batch, ...)`, actions in (-1, 1), before preprocessing; of SAC_RNN sequences.
             noise: standard normal draws, `(batch, action)`, and what else the configuration draws.
         """
-        self._state, metrics = self._step(self._state, self._prepare(self._moments, batch.map(self._upload)), noise.map(self._upload))
+        prepared = self._prepare(self._upload_tree(self._moments), batch.map(self._upload))
+        self._state, metrics = self._step(self._state, prepared, noise.map(self._upload))
         self.gradient_step_count += 1
         return {name: self.to_numpy(value) for name, value in metrics.items()}
 

@@ -26,7 +26,6 @@ from sacref.replay import (
     gather_sequences,
     gather_steps,
     index_of,
-    locate,
 )
 from sacref.tree import Tree, map_leaves, named_leaves
 from sacref.types import Batch, Sequences, Transition
@@ -46,6 +45,10 @@ class MemoryState(NamedTuple):
     def slots(self) -> int:
         """Rows that each environment has room for."""
         return int(self.rows.rewards.shape[0]) // int(self.size.shape[0])
+
+    def take(self, ring: Array, index: Array) -> Array:
+        """Rows of a ring, `(*index.shape, ...)`."""
+        return ring[index]
 
 
 def write(memory: MemoryState, transition: Transition[Any], keep: Any) -> MemoryState:
@@ -69,18 +72,18 @@ write_in_place = jax.jit(write, donate_argnums=0)
 
 def sample(memory: MemoryState, batch_size: int, key: Array) -> Batch[Array]:
     """Draw transitions uniformly, with replacement."""
-    slot, environment = _draw(memory, batch_size, key)
-    return gather(memory.rows, index_of(slot, environment, memory.size.shape[0]))
+    return gather(memory, _draw(memory, batch_size, key))
 
 
 def sample_steps(memory: MemoryState, batch_size: int, key: Array, settings: Follow) -> Batch[Array]:
     """Draw transitions of n steps: their first rows uniformly, with replacement."""
-    return gather_steps(memory, *_draw(memory, batch_size, key), settings, _steps(settings.n_step + 1))
+    return gather_steps(memory, _draw(memory, batch_size, key), settings, _steps(settings.n_step + 1))
 
 
 def sample_sequences(memory: MemoryState, batch_size: int, key: Array, settings: Follow) -> Sequences[Array]:
     """Draw sequences: the first rows that are learned from uniformly, with replacement."""
-    return gather_sequences(memory, *_draw(memory, batch_size, key), settings, _steps(settings.burn_in + settings.sequence_length))
+    steps = _steps(settings.burn_in + settings.sequence_length)
+    return gather_sequences(memory, _draw(memory, batch_size, key), settings, steps)
 
 
 Sampler = Callable[[MemoryState, int, Array], Batch[Array] | Sequences[Array]]
@@ -93,11 +96,10 @@ def sampler(settings: Follow) -> Sampler:
     return sample if settings.n_step == 1 else partial(sample_steps, settings=settings)
 
 
-def _draw(memory: MemoryState, batch_size: int, key: Array) -> tuple[Array, Array]:
-    """Slot and environment of rows drawn uniformly."""
-    number = jax.random.randint(key, (batch_size,), 0, jnp.maximum(memory.size.sum(dtype=jnp.int32), 1), dtype=jnp.int32)
-    slot, environment = locate(number, memory.size)
-    return slot, environment
+def _draw(memory: MemoryState, batch_size: int, key: Array) -> Array:
+    """Numbers of rows, among all that are stored, drawn uniformly."""
+    stored = jnp.maximum(memory.size.sum(dtype=jnp.int32), 1)
+    return jax.random.randint(key, (batch_size,), 0, stored, dtype=jnp.int32)
 
 
 def _steps(length: int) -> Array:

@@ -85,6 +85,7 @@ class SAC(Agent[Tensor]):
         super().__init__(memory=memory, observation_space=observation_space, state_space=state_space, action_space=action_space, cfg=cfg)
         self.device = device_of(device)
         critics, targets = split_models(models, learns=memory is not None)
+        self._check_subset_fits(len(critics))
         for name in ("policy", *critics, *targets):
             refuse_hidden_state(name, models[name])
         self._models = {name: copy.deepcopy(models[name]).to(self.device) for name in ("policy", *critics)}
@@ -272,7 +273,8 @@ class SAC(Agent[Tensor]):
             noise: standard normal draws, `(batch, action)`, and what else the configuration draws.
         """
         advance_schedules(self._update, self._state)
-        self._state, metrics = self._step(self._state, self._prepare(self._moments, batch.map(self._upload)), noise.map(self._upload))
+        prepared = self._prepare(self._moments, batch.map(self._upload))
+        self._state, metrics = self._step(self._state, prepared, noise.map(self._upload))
         self.gradient_step_count += 1
         return {name: self.to_numpy(value) for name, value in metrics.items()}
 

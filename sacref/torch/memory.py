@@ -19,10 +19,10 @@ from sacref.replay import (
     check_follow,
     check_size,
     filled_rows,
+    gather,
     gather_sequences,
     gather_steps,
     index_of,
-    locate,
 )
 from sacref.torch.device import device_of
 from sacref.tree import Tree, map_leaves, named_leaves
@@ -43,6 +43,13 @@ class MemoryState(NamedTuple):
     def slots(self) -> int:
         """Rows that each environment has room for."""
         return int(self.rows.rewards.shape[0] - 1) // int(self.size.shape[0])
+
+    def take(self, ring: Tensor, index: Tensor) -> Tensor:
+        """Rows of a ring, `(*index.shape, ...)`."""
+        # Wide rows are copied whole, which indexing does number by number.
+        if index.ndim == 1:
+            return ring.index_select(0, index)
+        return ring.index_select(0, index.reshape(-1)).reshape(*index.shape, *ring.shape[1:])
 
 
 def write(memory: MemoryState, transition: Transition[Any], keep: Any) -> MemoryState:
@@ -67,21 +74,18 @@ def write(memory: MemoryState, transition: Transition[Any], keep: Any) -> Memory
 
 def sample(memory: MemoryState, batch_size: int, generator: torch.Generator) -> Batch[Tensor]:
     """Draw transitions uniformly, with replacement."""
-    slot, environment = _draw(memory, batch_size, generator)
-    index = index_of(slot, environment, memory.size.shape[0])
-    return Batch(*map_leaves(lambda ring: ring.index_select(0, index), tuple(memory.rows[:7])))
+    return gather(memory, _draw(memory, batch_size, generator))
 
 
 def sample_steps(memory: MemoryState, batch_size: int, generator: torch.Generator, settings: Follow) -> Batch[Tensor]:
     """Draw transitions of n steps: their first rows uniformly, with replacement."""
-    return gather_steps(memory, *_draw(memory, batch_size, generator), settings, _steps(memory, settings.n_step + 1))
+    return gather_steps(memory, _draw(memory, batch_size, generator), settings, _steps(memory, settings.n_step + 1))
 
 
 def sample_sequences(memory: MemoryState, batch_size: int, generator: torch.Generator, settings: Follow) -> Sequences[Tensor]:
     """Draw sequences: the first rows that are learned from uniformly, with replacement."""
-    return gather_sequences(
-        memory, *_draw(memory, batch_size, generator), settings, _steps(memory, settings.burn_in + settings.sequence_length)
-    )
+    steps = _steps(memory, settings.burn_in + settings.sequence_length)
+    return gather_sequences(memory, _draw(memory, batch_size, generator), settings, steps)
 
 
 Sampler = Callable[[MemoryState, int, torch.Generator], Batch[Tensor] | Sequences[Tensor]]
@@ -94,11 +98,10 @@ def sampler(settings: Follow) -> Sampler:
     return sample if settings.n_step == 1 else partial(sample_steps, settings=settings)
 
 
-def _draw(memory: MemoryState, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Slot and environment of rows drawn uniformly."""
-    draw = torch.randint(2**63 - 1, (batch_size,), generator=generator, device=memory.size.device)
-    slot, environment = locate(draw % memory.size.sum().clamp(min=1), memory.size)
-    return slot, environment
+def _draw(memory: MemoryState, batch_size: int, generator: torch.Generator) -> Tensor:
+    """Numbers of rows, among all that are stored, drawn uniformly."""
+    stored = memory.size if memory.size.shape[0] == 1 else memory.size.sum()
+    return torch.randint(2**63 - 1, (batch_size,), generator=generator, device=memory.size.device) % stored.clamp(min=1)
 
 
 def _steps(memory: MemoryState, length: int) -> Tensor:

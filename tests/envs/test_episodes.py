@@ -228,7 +228,9 @@ def test_reset_forgets_the_ended_episode(rows: Rows) -> None:
     assert rows([1, 1], [2, 2], [False, False])[1] == [True, True]
 
 
-@pytest.mark.parametrize("form", ["objects", "objects without mask", "list", "dense", "dense with mask", "device", "device with mask"])
+@pytest.mark.parametrize(
+    "form", ["objects", "objects without mask", "list", "list with mask", "dense", "dense with mask", "device", "device with mask"]
+)
 def test_trap_10_final_observations_replace_next_observations(rows: Rows, convert: Callable[[Any], Any], form: str) -> None:
     dense, mask = np.array([[9.0], [7.0]]), np.array([True, False])
     objects = np.array([None, None], object)
@@ -237,6 +239,7 @@ def test_trap_10_final_observations_replace_next_observations(rows: Rows, conver
         "objects": {"final_obs": objects, "_final_obs": mask},
         "objects without mask": {"final_obs": objects},
         "list": {"final_obs": [dense[0], None]},
+        "list with mask": {"final_obs": list(dense), "_final_obs": mask},
         "dense": {"final_obs": dense},
         "dense with mask": {"final_obs": dense, "_final_obs": mask},
         "device": {"final_obs": convert(dense)},
