@@ -15,6 +15,7 @@ import numpy as np
 from sacref.agent import Agent
 from sacref.border import Rows
 from sacref.config import ConfigError
+from sacref.model_checks import check_carry_output, check_critic_output, check_parts, check_policy_output, check_reads_states
 from sacref.replay import Follow
 from sacref.spec.arrays import ArrayT, namespace
 from sacref.tree import Tree, leaves, map_leaves
@@ -53,7 +54,9 @@ def critic_with_carry(function: Callable[..., Any], *, recurrent: bool) -> Calla
 
     def plain(parameters: Any, inputs: Inputs[Any], actions: Any, carry: Tree, *draws: Any) -> tuple[Any, Tree]:
         time, batch = actions.shape[:2]
-        values = function(parameters, map_leaves(_rows, inputs), _rows(actions), *(_rows(draw) if _of_steps(draw) else draw for draw in draws))
+        values = function(
+            parameters, map_leaves(_rows, inputs), _rows(actions), *(_rows(draw) if _of_steps(draw) else draw for draw in draws)
+        )
         return values.reshape((time, batch, *values.shape[1:])), ()
 
     return function if recurrent else plain
@@ -136,8 +139,6 @@ def zero_where(starts: Any, array: Any, initial: Any = None) -> Any:
 class RecurrentAgent(Agent[ArrayT]):
     """The part of SAC_RNN that knows no backend. For the arguments see `Agent`."""
 
-    _models: Any
-
     def __init__(self, **arguments: Any) -> None:
         self._ongoing = {True: Ongoing(), False: Ongoing()}
         self._initial_carries: dict[tuple[int, bool], Tree] = {}
@@ -148,11 +149,78 @@ class RecurrentAgent(Agent[ArrayT]):
         self._episode_lengths: Any = None
         super().__init__(**arguments)
 
+    # The models, as the update and acting call them.
+
+    def _is_recurrent(self, name: str) -> bool:
+        return hasattr(self._models[name], "initial_carry")
+
+    def _policy(self) -> Any:
+        """The backend's `update.Policy`."""
+        recurrent = self._is_recurrent("policy")
+        return over_window_policy(policy_with_carry(self._functions["policy"], recurrent=recurrent), recurrent=recurrent)
+
+    def _critic(self, name: str) -> Any:
+        """The backend's `update.Critic`."""
+        recurrent = self._is_recurrent(name)
+        critic = critic_with_carry(self._functions[name], recurrent=recurrent)
+        return over_window_critic(critic, partial(self._initial_carry, name), recurrent=recurrent)
+
+    def _actor(self) -> Any:
+        """The backend's `fuse.Actor`: one step, of a sequence of one."""
+        policy = policy_with_carry(self._functions["policy"], recurrent=self._is_recurrent("policy"))
+
+        def actor(parameters: Any, acting: Any) -> tuple[Any, Any, Tree]:
+            inputs = map_leaves(lambda leaf: leaf[None], self._prepare_inputs(acting.moments, acting.inputs))
+            mean, raw_log_std, carry = policy(parameters, inputs, acting.carry)
+            return mean[0], raw_log_std[0], carry
+
+        return actor
+
+    def _check_outputs(self, parameters: Mapping[str, Any]) -> None:
+        """Try the models on sequences of two steps."""
+        time, rows = 2, 3
+        inputs = self._example_sequences(time, rows)
+        actions, carry = inputs["previous_actions"], self._initial_carry("policy", rows)
+        policy = policy_with_carry(self._functions["policy"], recurrent=self._is_recurrent("policy"))
+        mean, raw_log_std, after = check_parts("policy", policy(parameters["policy"], inputs, carry), 3)
+        check_policy_output((mean, raw_log_std), rows=(time, rows), action_size=self.spaces.action_size, dtype=self.dtype)
+        check_carry_output("policy", carry, after)
+        values, others = {}, {}
+        for name in (name for name in self._functions if name != "policy"):
+            draws, carry = self._example_draws(name, (time, rows)), self._initial_carry(name, rows)
+            critic = critic_with_carry(self._functions[name], recurrent=self._is_recurrent(name))
+            output, after = check_parts(name, critic(parameters[name], inputs, actions, carry, *draws), 2)
+            check_critic_output(name, output, rows=(time, rows), dtype=self.dtype)
+            check_carry_output(name, carry, after)
+            if self.spaces.states is not None:
+                other = {**inputs, "states": self._example_sequences(time, rows, other=1)["states"]}
+                values[name] = self.to_numpy(output)
+                others[name] = self.to_numpy(critic(parameters[name], other, actions, carry, *draws)[0])
+        check_reads_states(values, others)
+
+    def _example_sequences(self, time: int, rows: int, other: int = 0) -> Any:
+        inputs = map_leaves(lambda leaf: namespace(leaf).stack([leaf] * time), self._example_inputs(rows, other))
+        actions = self._upload(np.zeros((time, rows, self.spaces.action_size)))
+        return {**inputs, "previous_actions": actions, "previous_rewards": actions[..., 0]}
+
+    # What a backend provides.
+
+    _models: Any
+    _functions: Any
+    """Model -> the model as a function of its parameters."""
+    dtype: Any
+
+    # Of the backend's SAC, which comes after this class: annotations alone, so that they do not hide it.
+    _example_inputs: Callable[..., Any]
+    _example_draws: Callable[..., Any]
+
     @abstractmethod
     def _act_with_carry(
         self, way: str, observations: Tree, states: Tree | None, previous: tuple[Any, Any], carry: Tree
     ) -> tuple[Any, Any, Tree]:
         """Actions, mean actions and the carry after the observations."""
+
+    # Acting and recording.
 
     def _initial_carry(self, model: str, batch: int) -> Tree:
         """A model's carry before an episode, `(batch, ...)` each; () of a model without.

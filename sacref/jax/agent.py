@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import gymnasium
@@ -31,9 +30,7 @@ from sacref.jax.weights import (
     with_parameters,
 )
 from sacref.model_checks import (
-    check_carry_output,
     check_critic_output,
-    check_parts,
     check_policy_output,
     check_reads_states,
     check_targets,
@@ -43,10 +40,6 @@ from sacref.model_checks import (
 )
 from sacref.recurrence import (
     RecurrentAgent,
-    critic_with_carry,
-    over_window_critic,
-    over_window_policy,
-    policy_with_carry,
     refuse_carries,
 )
 from sacref.tree import Tree, map_leaves
@@ -377,8 +370,6 @@ class SAC_RNN(RecurrentAgent[Array], SAC):
     one; `burn_in` steps warm both up and have no loss of their own, though gradients pass through them.
     """
 
-    # What is called by the names of Agent is RecurrentAgent's.
-
     def _allocate(self, memory: ReplayMemory) -> None:
         memory.allocate(
             self.spaces,
@@ -388,28 +379,6 @@ class SAC_RNN(RecurrentAgent[Array], SAC):
             settings=self._follow,
             carry=self._initial_carry("policy", 1),
         )
-
-    def _is_recurrent(self, name: str) -> bool:
-        return hasattr(self._models[name], "initial_carry")
-
-    def _policy(self) -> Policy:
-        recurrent = self._is_recurrent("policy")
-        return over_window_policy(policy_with_carry(self._functions["policy"], recurrent=recurrent), recurrent=recurrent)
-
-    def _critic(self, name: str) -> Critic:
-        recurrent = self._is_recurrent(name)
-        critic = critic_with_carry(self._functions[name], recurrent=recurrent)
-        return over_window_critic(critic, partial(self._initial_carry, name), recurrent=recurrent)
-
-    def _actor(self) -> Actor:
-        policy = policy_with_carry(self._functions["policy"], recurrent=self._is_recurrent("policy"))
-
-        def actor(parameters: Any, acting: Acting) -> tuple[Array, Array, Tree]:
-            inputs = map_leaves(lambda leaf: leaf[None], self._prepare_inputs(acting.moments, acting.inputs))
-            mean, raw_log_std, carry = policy(parameters, inputs, acting.carry)
-            return mean[0], raw_log_std[0], carry
-
-        return actor
 
     def _act_with_carry(
         self, way: str, observations: Tree, states: Tree | None, previous: tuple[Any, Any], carry: Tree
@@ -421,31 +390,3 @@ class SAC_RNN(RecurrentAgent[Array], SAC):
             "previous_rewards": self._given(previous[1]),
         }
         return self._run_actor(way, inputs, self._given(carry))
-
-    def _check_outputs(self, parameters: Mapping[str, Any]) -> None:
-        time, rows = 2, 3
-        inputs = self._example_sequences(time, rows)
-        actions = inputs["previous_actions"]
-        carry = self._initial_carry("policy", rows)
-        policy = policy_with_carry(self._functions["policy"], recurrent=self._is_recurrent("policy"))
-        mean, raw_log_std, after = check_parts("policy", policy(parameters["policy"], inputs, carry), 3)
-        check_policy_output((mean, raw_log_std), rows=(time, rows), action_size=self.spaces.action_size, dtype=self.dtype)
-        check_carry_output("policy", carry, after)
-        values, others = {}, {}
-        for name in (name for name in self._functions if name != "policy"):
-            draws = self._example_draws(name, (time, rows))
-            carry = self._initial_carry(name, rows)
-            critic = critic_with_carry(self._functions[name], recurrent=self._is_recurrent(name))
-            output, after = check_parts(name, critic(parameters[name], inputs, actions, carry, *draws), 2)
-            check_critic_output(name, output, rows=(time, rows), dtype=self.dtype)
-            check_carry_output(name, carry, after)
-            if self.spaces.states is not None:
-                other = {**inputs, "states": self._example_sequences(time, rows, other=1)["states"]}
-                values[name] = self.to_numpy(output)
-                others[name] = self.to_numpy(critic(parameters[name], other, actions, carry, *draws)[0])
-        check_reads_states(values, others)
-
-    def _example_sequences(self, time: int, rows: int, other: int = 0) -> Any:
-        inputs = map_leaves(lambda leaf: jnp.stack([leaf] * time), self._example_inputs(rows, other))
-        actions = jnp.zeros((time, rows, self.spaces.action_size), self.dtype)
-        return {**inputs, "previous_actions": actions, "previous_rewards": actions[..., 0]}

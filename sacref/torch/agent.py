@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import gymnasium
@@ -15,9 +14,7 @@ from torch import Tensor, nn
 from sacref.agent import POLICY_VALUES, Agent
 from sacref.config import SACConfig
 from sacref.model_checks import (
-    check_carry_output,
     check_critic_output,
-    check_parts,
     check_policy_output,
     check_reads_states,
     check_targets,
@@ -27,10 +24,6 @@ from sacref.model_checks import (
 )
 from sacref.recurrence import (
     RecurrentAgent,
-    critic_with_carry,
-    over_window_critic,
-    over_window_policy,
-    policy_with_carry,
     refuse_carries,
 )
 from sacref.torch.device import device_of
@@ -48,7 +41,7 @@ from sacref.torch.weights import (
     to_common,
     with_parameters,
 )
-from sacref.tree import Tree, map_leaves
+from sacref.tree import Tree
 from sacref.types import Batch, Noise, Sequences
 
 
@@ -212,7 +205,7 @@ class SAC(Agent[Tensor]):
         check_policy_output(outputs, rows=(rows,), action_size=self.spaces.action_size, dtype=self.dtype)
         values, others = {}, {}
         for name in (name for name in self._functions if name != "policy"):
-            draws = [torch.ones((rows, width), dtype=self.dtype, device=self.device) for width in draw_widths(self._models[name])]
+            draws = self._example_draws(name, (rows,))
             output = self._functions[name](parameters[name], inputs, actions, *draws)
             check_critic_output(name, output, rows=(rows,), dtype=self.dtype)
             if self.spaces.states is not None:
@@ -224,6 +217,9 @@ class SAC(Agent[Tensor]):
     def _example_inputs(self, rows: int, other: int = 0) -> Any:
         inputs = {kind: self._upload_tree(tree) for kind, tree in example_inputs(self.spaces, rows, self.cfg.seed ^ other).items()}
         return self._prepare_inputs(self._moments, inputs)
+
+    def _example_draws(self, name: str, rows: tuple[int, ...]) -> list[Tensor]:
+        return [torch.ones((*rows, width), dtype=self.dtype, device=self.device) for width in draw_widths(self._models[name])]
 
     # The life cycle.
 
@@ -365,8 +361,6 @@ class SAC_RNN(RecurrentAgent[Tensor], SAC):
     one; `burn_in` steps warm both up and have no loss of their own, though gradients pass through them.
     """
 
-    # What is called by the names of Agent is RecurrentAgent's.
-
     def _allocate(self, memory: ReplayMemory) -> None:
         memory.allocate(
             self.spaces,
@@ -376,28 +370,6 @@ class SAC_RNN(RecurrentAgent[Tensor], SAC):
             settings=self._follow,
             carry=self._initial_carry("policy", 1),
         )
-
-    def _is_recurrent(self, name: str) -> bool:
-        return hasattr(self._models[name], "initial_carry")
-
-    def _policy(self) -> Policy:
-        recurrent = self._is_recurrent("policy")
-        return over_window_policy(policy_with_carry(self._functions["policy"], recurrent=recurrent), recurrent=recurrent)
-
-    def _critic(self, name: str) -> Critic:
-        recurrent = self._is_recurrent(name)
-        critic = critic_with_carry(self._functions[name], recurrent=recurrent)
-        return over_window_critic(critic, partial(self._initial_carry, name), recurrent=recurrent)
-
-    def _actor(self) -> Actor:
-        policy = policy_with_carry(self._functions["policy"], recurrent=self._is_recurrent("policy"))
-
-        def actor(parameters: Any, acting: Acting) -> tuple[Tensor, Tensor, Tree]:
-            inputs = map_leaves(lambda leaf: leaf[None], self._prepare_inputs(acting.moments, acting.inputs))
-            mean, raw_log_std, carry = policy(parameters, inputs, acting.carry)
-            return mean[0], raw_log_std[0], carry
-
-        return actor
 
     def _act_with_carry(
         self, way: str, observations: Tree, states: Tree | None, previous: tuple[Any, Any], carry: Tree
@@ -412,29 +384,4 @@ class SAC_RNN(RecurrentAgent[Tensor], SAC):
 
     @torch.no_grad()
     def _check_outputs(self, parameters: Mapping[str, Any]) -> None:
-        time, rows = 2, 3
-        inputs = self._example_sequences(time, rows)
-        actions = inputs["previous_actions"]
-        carry = self._initial_carry("policy", rows)
-        policy = policy_with_carry(self._functions["policy"], recurrent=self._is_recurrent("policy"))
-        mean, raw_log_std, after = check_parts("policy", policy(parameters["policy"], inputs, carry), 3)
-        check_policy_output((mean, raw_log_std), rows=(time, rows), action_size=self.spaces.action_size, dtype=self.dtype)
-        check_carry_output("policy", carry, after)
-        values, others = {}, {}
-        for name in (name for name in self._functions if name != "policy"):
-            draws = [torch.ones((time, rows, width), dtype=self.dtype, device=self.device) for width in draw_widths(self._models[name])]
-            carry = self._initial_carry(name, rows)
-            critic = critic_with_carry(self._functions[name], recurrent=self._is_recurrent(name))
-            output, after = check_parts(name, critic(parameters[name], inputs, actions, carry, *draws), 2)
-            check_critic_output(name, output, rows=(time, rows), dtype=self.dtype)
-            check_carry_output(name, carry, after)
-            if self.spaces.states is not None:
-                other = {**inputs, "states": self._example_sequences(time, rows, other=1)["states"]}
-                values[name] = self.to_numpy(output)
-                others[name] = self.to_numpy(critic(parameters[name], other, actions, carry, *draws)[0])
-        check_reads_states(values, others)
-
-    def _example_sequences(self, time: int, rows: int, other: int = 0) -> Any:
-        inputs = map_leaves(lambda leaf: torch.stack([leaf] * time), self._example_inputs(rows, other))
-        actions = torch.zeros((time, rows, self.spaces.action_size), dtype=self.dtype, device=self.device)
-        return {**inputs, "previous_actions": actions, "previous_rewards": actions[..., 0]}
+        super()._check_outputs(parameters)
