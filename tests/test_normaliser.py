@@ -91,7 +91,8 @@ def test_trap_12_each_observation_that_was_produced_is_counted_once(mode: Autore
             columns = [np.stack(column).astype(np.float64) for column in zip(*produced, strict=True)]
             own = moments(agent.arrays())
             for name, rows in zip(("observations.level", "observations.reading", "states"), columns, strict=True):
-                assert own[f"{name}.count"] == len(rows) == 24 + 6  # a row for each step, and the beginnings of six episodes
+                # A row for each step, and the beginnings of six episodes; under NEXT_STEP a step each for those after the first.
+                assert own[f"{name}.count"] == len(rows) == (26 if mode == AutoresetMode.NEXT_STEP else 30)
                 np.testing.assert_allclose(own[f"{name}.mean"], rows.mean(0), rtol=1e-12)
                 np.testing.assert_allclose(own[f"{name}.variance"], rows.var(0), rtol=1e-10)
             evaluate(agent, sensors(mode, []), episodes=2, state_space=STATE)
@@ -103,9 +104,7 @@ def test_trap_12_each_observation_that_was_produced_is_counted_once(mode: Autore
 
 def standardised(rows: list[NDArray[Any]], values: NDArray[Any]) -> NDArray[Any]:
     """By hand: what the models see of values, once the rows were shown."""
-    if not rows:
-        return np.clip(values, -5, 5)
-    seen = np.concatenate(rows)
+    seen = np.concatenate(rows) if rows else np.array([[-1.0], [1.0]])  # mean 0 and variance 1 before the first row
     return np.clip((values - seen.mean(0)) / np.sqrt(seen.var(0) + 1e-8), -5, 5)
 
 
@@ -195,7 +194,7 @@ class Offset:
         self.last = np.array(arrays["last"])
 
     def transform(self, arrays: Any, values: Any) -> Any:
-        return values - arrays["last"] - self.by
+        return values - arrays["last"][None, :] - self.by
 
 
 def test_a_preprocessor_of_a_users_own(backend: Backend, tmp_path: Path) -> None:

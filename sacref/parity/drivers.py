@@ -66,6 +66,15 @@ class Problem:
     sequence_length: int = 32
     burn_in: int = 0
 
+    def __post_init__(self) -> None:
+        if self.recurrent is not None and (self.masked or self.n_step > 1):
+            raise ValueError(
+                f"Problem: recurrent is {self.recurrent!r} with masked {self.masked} and n_step {self.n_step}, expected False and 1: "
+                f"sequences have a mask of their own, and steps of one"
+            )
+        if self.dict_observations and self.observation < 2:
+            raise ValueError(f"Problem: observation is {self.observation}, expected at least 2 to be split into a dict")
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as values that JSON can hold."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}

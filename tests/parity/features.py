@@ -15,29 +15,24 @@ PLAIN = Problem(
     discount_factor=0.9,
     polyak=0.05,
 )
-RECURRENT = replace(PLAIN, recurrent="gru", recurrent_size=6, sequence_length=5, burn_in=3)
+RECURRENT = replace(PLAIN, hidden=(16,), recurrent="gru", recurrent_size=6, sequence_length=5, burn_in=3)
 FEATURES = {
     "states, dict observations": replace(PLAIN, states=3, dict_observations=True),
     "n-step, mask": replace(PLAIN, n_step=3, masked=True),
     "layer norm, dropout, subset, mean": replace(PLAIN, layer_norm=True, dropout=0.1, critics=3, target_subset=2, policy_value="mean"),
-    "policy delay, warm-up, piecewise": replace(
+    "policy delay, warm-up, piecewise, linear": replace(
         PLAIN,
         policy_delay=3,
-        schedule=("warm_up", "piecewise", None),
-        schedule_kwargs=({"steps": 7}, {"boundaries": (4, 50), "factors": (1.0, 0.5, 2.0)}, {}),
+        schedule=("warm_up", "piecewise", "linear"),
+        schedule_kwargs=({"steps": 7}, {"boundaries": (4, 50), "factors": (1.0, 0.5, 2.0)}, {"steps": 60, "end": 0.25}),
     ),
-    "linear, cosine, exponential": replace(
+    "adaptive, cosine, exponential": replace(
         PLAIN,
-        schedule=("linear", "cosine", "exponential"),
-        schedule_kwargs=({"steps": 60, "end": 0.25}, {"steps": 80, "end": 0.1}, {"decay": 0.98}),
+        schedule=("kl_adaptive", "cosine", "exponential"),
+        schedule_kwargs=({"kl_threshold": 2e-3}, {"steps": 80, "end": 0.1}, {"decay": 0.98}),
     ),
-    "adaptive rates": replace(
-        PLAIN,
-        schedule=("kl_adaptive", "kl_adaptive", "kl_adaptive"),
-        schedule_kwargs=({"kl_threshold": 2e-3}, {"kl_threshold": 5e-4}, {"kl_threshold": 1e-3}),
-        learning_rate=(1e-3, 1e-3, 1e-3),
-    ),
-    **{kind: replace(RECURRENT, recurrent=kind) for kind in ("rnn", "gru", "lstm")},
+    "rnn": replace(RECURRENT, recurrent="rnn"),
+    "gru": RECURRENT,
     "recurrent with everything": replace(
         RECURRENT,
         recurrent="lstm",
@@ -67,6 +62,12 @@ ALONE = {
     "policy delay": replace(PLAIN, policy_delay=3),
     "clipped": replace(PLAIN, grad_norm_clip=0.2),
     "fixed temperature": replace(PLAIN, learn_entropy=False),
+    "adaptive rates": replace(
+        PLAIN,
+        schedule=("kl_adaptive", "kl_adaptive", "kl_adaptive"),
+        schedule_kwargs=({"kl_threshold": 2e-3}, {"kl_threshold": 5e-4}, {"kl_threshold": 1e-3}),
+    ),
+    "lstm": replace(RECURRENT, recurrent="lstm"),
     "fed rewards": replace(RECURRENT, feed_previous=("actions", "rewards")),
     "fed nothing": replace(RECURRENT, feed_previous=()),
 }

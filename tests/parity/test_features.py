@@ -92,7 +92,7 @@ def no_mask(patch: Patch, name: str) -> None:
 
 
 def next_step_from_the_current_carry(patch: Patch, name: str) -> None:
-    def wrong(policy: Any) -> Any:
+    def wrong(policy: Any, *, recurrent: bool) -> Any:
         def run(parameters: Any, window: Window[Any]) -> tuple[Any, Any]:
             kept = map_leaves(lambda leaf: leaf[window.shift : len(leaf) - 1 + window.shift], window.sequence)
             mean, raw_log_std, _ = policy(parameters, kept, window.carry)
@@ -107,8 +107,8 @@ def critics_from_the_carry_of_the_policy(patch: Patch, name: str) -> None:
     agent = part(name, "agent")
     right = agent.over_window_critic
 
-    def wrong(critic: Any, initial_carry: Any) -> Any:
-        return lambda parameters, window, *given: right(critic, lambda batch: window.carry)(parameters, window, *given)
+    def wrong(critic: Any, initial_carry: Any, *, recurrent: bool) -> Any:
+        return lambda parameters, window, *given: right(critic, lambda batch: window.carry, recurrent=recurrent)(parameters, window, *given)
 
     patch.setattr(agent, "over_window_critic", wrong)
 
@@ -135,9 +135,8 @@ MISTAKES: dict[str, list[Callable[[Patch, str], None]]] = {
         minimum_in_the_place_of_the_mean,
         flax_epsilon,
     ],
-    "policy delay, warm-up, piecewise": [delay_short_by_one],
-    "linear, cosine, exponential": [factors_that_multiply_each_other],
-    "adaptive rates": [adaptive_rates_that_stay],
+    "policy delay, warm-up, piecewise, linear": [delay_short_by_one],
+    "adaptive, cosine, exponential": [factors_that_multiply_each_other, adaptive_rates_that_stay],
     "gru": [
         no_mask,
         next_step_from_the_current_carry,
@@ -160,6 +159,19 @@ def test_a_mistake_put_back_is_seen(feature: str, mistake: Callable[[Patch, str]
 def test_a_mistake_put_back_is_seen_in_jax(monkeypatch: Patch) -> None:
     no_mask(monkeypatch, "jax")
     assert apart(FEATURES["n-step, mask"], "jax") > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"recurrent": "gru", "masked": True}, "sequences have a mask of their own"),
+        ({"recurrent": "gru", "n_step": 2}, "with masked False and n_step 2, expected False and 1"),
+        ({"dict_observations": True, "observation": 1}, "observation is 1, expected at least 2"),
+    ],
+)
+def test_a_problem_that_would_ignore_a_field_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Problem(**fields)
 
 
 def apart(problem: Problem, name: str) -> float:

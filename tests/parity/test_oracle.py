@@ -504,7 +504,7 @@ def test_divergence_by_hand() -> None:
 def test_sequences_of_one_step_are_the_feed_forward_update_when_the_cell_is_cut_off() -> None:
     """With the layers' rows for the cell's output at zero, a sequence of one step without warm-up is a batch."""
     plain = PLAIN.initial_state()
-    chosen = replace(RECURRENT, sequence_length=1, burn_in=0)
+    chosen = replace(RECURRENT, hidden=PLAIN.hidden, sequence_length=1, burn_in=0)
     state = chosen.initial_state()
     size = chosen.recurrent_size
     for name, value in plain.items():
