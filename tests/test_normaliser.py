@@ -46,7 +46,9 @@ class Sensor(gymnasium.Env[Any, Any]):
         produced: what is written to. lengths: of the episodes in turn. truncates: whether their end is a truncation.
     """
 
-    def __init__(self, produced: list[tuple[int, NDArray[Any], NDArray[Any]]], seed: int, lengths: tuple[int, ...], truncates: bool) -> None:
+    def __init__(
+        self, produced: list[tuple[int, NDArray[Any], NDArray[Any]]], seed: int, lengths: tuple[int, ...], truncates: bool
+    ) -> None:
         self.observation_space, self.action_space, self.state_space = READINGS, SPACES.action, STATE
         self.produced, self.lengths, self.truncates = produced, lengths, truncates
         self.generator = np.random.default_rng(seed)
@@ -63,7 +65,11 @@ class Sensor(gymnasium.Env[Any, Any]):
         return observation, 1.0, ended and not self.truncates, ended and self.truncates, info
 
     def _observe(self) -> tuple[Any, dict[str, Any]]:
-        level, reading, state = self.generator.integers(-1000, 1000), self.generator.normal(1e3, 5.0, 2), self.generator.normal(-7.0, 3.0, 3)
+        level, reading, state = (
+            self.generator.integers(-1000, 1000),
+            self.generator.normal(1e3, 5.0, 2),
+            self.generator.normal(-7.0, 3.0, 3),
+        )
         self.produced.append((int(level), reading, state))
         return {"level": np.int32(level), "reading": reading}, {"state": state}
 
@@ -110,7 +116,14 @@ def standardised(rows: list[NDArray[Any]], values: NDArray[Any]) -> NDArray[Any]
 
 def test_act_and_update_use_the_moments_of_all_rows_so_far(backend: Backend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Acting at timestep t: of the rows up to t-1, whose successor is what is acted on. The update that follows: of row t as well."""
-    options: dict[str, Any] = {"dtype": "float64", "capacity": 1, "batch_size": 1, "learning_rate": 0.0, "polyak": 0.0, **SCALED}
+    options: dict[str, Any] = {
+        "dtype": "float64",
+        "capacity": 1,
+        "batch_size": 1,
+        "learning_rate": 0.0,
+        "initial_entropy_value": 1e-30,
+        **SCALED,
+    }
     agent, other = backend.agent(**options), backend.agent(seed=1, **options)
     seen = metrics_of(agent, monkeypatch)
     generator, rows = np.random.default_rng(0), []
@@ -143,6 +156,11 @@ def test_act_and_update_use_the_moments_of_all_rows_so_far(backend: Backend, mon
     metrics = agent.update_on(batch, noise)
     inputs = np.concatenate([standardised(rows, batch.observations), batch.actions], axis=1)
     np.testing.assert_allclose(metrics["q_mean"][0], forward(agent.arrays(), "critic_1", inputs).mean(), rtol=1e-9)
+    mean, log_std = np.split(forward(agent.arrays(), "policy", standardised(rows, batch.next_observations)), 2, axis=1)
+    following = np.tanh(mean + np.exp(np.clip(log_std, -20, 2)) * noise.next_actions)
+    inputs = np.concatenate([standardised(rows, batch.next_observations), following], axis=1)
+    next_q = np.min([forward(agent.arrays(), critic, inputs)[:, 0] for critic in ("critic_1", "critic_2")], axis=0)
+    np.testing.assert_allclose(metrics["target_mean"], (batch.rewards + 0.99 * ~batch.terminated * next_q).mean(), rtol=1e-9)
 
 
 def test_saved_loaded_and_evaluated_actions_are_bit_equal(backend: Backend, tmp_path: Path) -> None:

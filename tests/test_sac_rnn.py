@@ -17,7 +17,7 @@ from sacref.config import ConfigError
 from sacref.evaluation import evaluate
 from sacref.naming import under
 from sacref.types import Noise, Sequences
-from tests.backends import BACKENDS, Backend, Spaces, assert_same_arrays, box, forward, load_backend, without_shape_checks
+from tests.backends import BACKENDS, Backend, Spaces, assert_same_arrays, box, draw_row, forward, load_backend, without_shape_checks
 from tests.envs.counting import CountingEnv
 from tests.test_fuse import FUSED, assert_close, fused_agent
 
@@ -118,7 +118,7 @@ def sampled(outputs: NDArray[Any], noise: NDArray[Any]) -> tuple[NDArray[Any], N
     mean, log_std = np.split(outputs, 2, axis=-1)
     log_std = np.clip(log_std, -20, 2)
     u = mean + np.exp(log_std) * noise
-    log_prob = -0.5 * noise**2 - log_std - 0.5 * np.log(2 * np.pi) - np.log1p(-np.tanh(u) ** 2)
+    log_prob = -0.5 * noise**2 - log_std - 0.5 * np.log(2 * np.pi) - np.log1p(-(np.tanh(u) ** 2))
     return np.tanh(u), log_prob.sum(-1)
 
 
@@ -235,6 +235,21 @@ def test_the_kind_of_the_arrays_may_change_between_the_calls(backend: Backend) -
     rows, others = (agent.memory.arrays() for agent in agents)
     for name in rows:
         np.testing.assert_allclose(rows[name], others[name], rtol=0, atol=1e-6, err_msg=name)
+
+
+def test_rows_of_another_policy_are_stored_with_an_initial_carry(backend: Backend) -> None:
+    """Recorded without an act, as demonstrations are: nobody knows what this policy would have carried."""
+    agent, generator = recurrent(backend), np.random.default_rng(0)
+    for step in range(6):
+        agent.record_transition(**draw_row(agent, generator, terminated=np.array([[step == 2]])))
+    (rows,) = stored(agent)
+    np.testing.assert_array_equal(rows["first"], [True, False, False, True, False, False])
+    for name in ("actions", "rewards"):
+        wanted = np.append(np.zeros_like(rows[name][:1]), rows[name][:-1], axis=0)
+        wanted[3] = 0.0
+        np.testing.assert_array_equal(rows[f"previous_{name}"], wanted)
+        assert wanted[[1, 2, 4, 5]].all()
+    np.testing.assert_array_equal(rows["carry"], np.zeros((6, SIZE)))
 
 
 # Updates.
@@ -396,18 +411,48 @@ def test_models_of_a_users_own_have_any_carry(backend: Backend) -> None:
 @pytest.mark.parametrize(
     "model, part, change, message",
     [
-        ("policy", "returns", lambda outputs: outputs[:2], r"'policy' has initial_carry and returned a tuple of 2, expected .*log_std, carry"),
-        ("policy", "returns", lambda outputs: outputs[0], r"'policy' has initial_carry and returned .*, expected a tuple \(mean, raw log_std"),
-        ("critic_2", "returns", lambda outputs: outputs[0], r"'critic_2' has initial_carry and returned .*, expected a tuple \(values, carry"),
+        (
+            "policy",
+            "returns",
+            lambda outputs: outputs[:2],
+            r"'policy' has initial_carry and returned a tuple of 2, expected .*log_std, carry",
+        ),
+        (
+            "policy",
+            "returns",
+            lambda outputs: outputs[0],
+            r"'policy' has initial_carry and returned .*, expected a tuple \(mean, raw log_std",
+        ),
+        (
+            "critic_2",
+            "returns",
+            lambda outputs: outputs[0],
+            r"'critic_2' has initial_carry and returned .*, expected a tuple \(values, carry",
+        ),
         (
             "policy",
             "returns",
             lambda outputs: (*outputs[:2], (outputs[2][0][:, :2], outputs[2][1])),
             r"'policy' returned a carry of shapes \[\(3, 2\), \(3, 1\)\], expected \[\(3, 4\), \(3, 1\)\]",
         ),
-        ("critic_1", "returns", lambda outputs: (outputs[0], outputs[1][:1]), r"'critic_1' returned a carry of shapes \[\(3, 4\)\], expected"),
-        ("policy", "returns", lambda outputs: (outputs[0][-1], *outputs[1:]), r"a mean of shape \(3, 1\) .*\(time, batch, action\) = \(2, 3, 1\)"),
-        ("critic_1", "returns", lambda outputs: (outputs[0][-1], outputs[1]), r"values of shape \(3,\) .*expected \(time, batch\) = \(2, 3\)"),
+        (
+            "critic_1",
+            "returns",
+            lambda outputs: (outputs[0], outputs[1][:1]),
+            r"'critic_1' returned a carry of shapes \[\(3, 4\)\], expected",
+        ),
+        (
+            "policy",
+            "returns",
+            lambda outputs: (outputs[0][-1], *outputs[1:]),
+            r"a mean of shape \(3, 1\) .*\(time, batch, action\) = \(2, 3, 1\)",
+        ),
+        (
+            "critic_1",
+            "returns",
+            lambda outputs: (outputs[0][-1], outputs[1]),
+            r"values of shape \(3,\) .*expected \(time, batch\) = \(2, 3\)",
+        ),
         ("policy", "carries", lambda carry: (carry[0][None], carry[1]), r"gives initial_carry\(3\) of shapes .*put the batch axis first"),
     ],
     ids=str,
@@ -427,7 +472,9 @@ def test_recurrent_models_are_refused_by_sac(backend: Backend) -> None:
 # What does not go together, and what is said.
 
 
-@pytest.mark.parametrize("options, message", [({"n_step": 2}, "n_step is 2, expected 1"), ({"overlap": True}, "overlap is True, expected False")])
+@pytest.mark.parametrize(
+    "options, message", [({"n_step": 2}, "n_step is 2, expected 1"), ({"overlap": True}, "overlap is True, expected False")]
+)
 def test_options_that_sequences_do_not_have_are_refused(backend: Backend, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=f"{message} for SAC_RNN"):
         recurrent(backend, **options)
