@@ -80,7 +80,13 @@ def test_a_dict_trains_as_the_box_of_its_numbers(backend: Backend, mode: Autores
     found = []
     for flat in (True, False):
         agent = backend.agent(
-            Spaces(FLAT if flat else DICT, ACTION), dtype="float64", num_envs=2, capacity=60, learning_starts=8, execution="plain", **options
+            Spaces(FLAT if flat else DICT, ACTION),
+            dtype="float64",
+            num_envs=2,
+            capacity=60,
+            learning_starts=8,
+            execution="plain",
+            **options,
         )
         start = agent.arrays()
         vector = SyncVectorEnv([lambda flat=flat: Drift(flat)] * 2, autoreset_mode=mode)
@@ -150,7 +156,9 @@ def test_the_critics_see_states_and_the_policy_sees_observations(backend: Backen
     }
     for field in ("observations", "states", "next_observations", "next_states"):
         changed = agent.update_on(batch._replace(**{field: getattr(batch, field) + 1.0}), noise)
-        assert {name for name in reads if np.any(changed[name] != plain[name])} == {name for name, fields in reads.items() if field in fields}
+        assert {name for name in reads if np.any(changed[name] != plain[name])} == {
+            name for name, fields in reads.items() if field in fields
+        }
 
     observations = generator.normal(size=(1, 2))
     states = [None, np.zeros((1, 3)), np.ones((1, 3))]

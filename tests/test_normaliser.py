@@ -46,7 +46,9 @@ class Sensor(gymnasium.Env[Any, Any]):
         produced: what is written to. lengths: of the episodes in turn. truncates: whether their end is a truncation.
     """
 
-    def __init__(self, produced: list[tuple[int, NDArray[Any], NDArray[Any]]], seed: int, lengths: tuple[int, ...], truncates: bool) -> None:
+    def __init__(
+        self, produced: list[tuple[int, NDArray[Any], NDArray[Any]]], seed: int, lengths: tuple[int, ...], truncates: bool
+    ) -> None:
         self.observation_space, self.action_space, self.state_space = READINGS, SPACES.action, STATE
         self.produced, self.lengths, self.truncates = produced, lengths, truncates
         self.generator = np.random.default_rng(seed)
@@ -63,7 +65,11 @@ class Sensor(gymnasium.Env[Any, Any]):
         return observation, 1.0, ended and not self.truncates, ended and self.truncates, info
 
     def _observe(self) -> tuple[Any, dict[str, Any]]:
-        level, reading, state = self.generator.integers(-1000, 1000), self.generator.normal(1e3, 5.0, 2), self.generator.normal(-7.0, 3.0, 3)
+        level, reading, state = (
+            self.generator.integers(-1000, 1000),
+            self.generator.normal(1e3, 5.0, 2),
+            self.generator.normal(-7.0, 3.0, 3),
+        )
         self.produced.append((int(level), reading, state))
         return {"level": np.int32(level), "reading": reading}, {"state": state}
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from sacref.config import ConfigError, ExperimentConfig
 from tests.backends import (
@@ -106,7 +105,9 @@ def test_the_policy_and_the_temperature_step_at_every_third_gradient_step(backen
 @pytest.mark.parametrize("of_the_device", [False, True], ids=["numpy", "device"])
 def test_rewards_are_scaled_before_they_are_shaped_and_stored(backend: Backend, of_the_device: bool) -> None:
     experiment = ExperimentConfig(write_interval=100, checkpoint_interval=0)
-    agent = backend.agent(num_envs=2, reward_scale=0.5, rewards_shaper=lambda rewards, timestep, timesteps: rewards + 1, experiment=experiment)
+    agent = backend.agent(
+        num_envs=2, reward_scale=0.5, rewards_shaper=lambda rewards, timestep, timesteps: rewards + 1, experiment=experiment
+    )
     row = draw_row(agent, np.random.default_rng(0), rewards=np.array([[4], [6]]), terminated=np.ones((2, 1), bool))
     if of_the_device:
         row = {name: backend.array(value) if isinstance(value, np.ndarray) else value for name, value in row.items()}
@@ -181,7 +182,8 @@ def test_gradient_norms_and_learning_rates_are_tracked_under_their_tags(backend:
 
 def test_untracked_runs_have_neither(backend: Backend, tmp_path: Path) -> None:
     agent = backend.agent(
-        execution="plain", experiment=ExperimentConfig(directory=str(tmp_path), experiment_name="run", write_interval=1, checkpoint_interval=0)
+        execution="plain",
+        experiment=ExperimentConfig(directory=str(tmp_path), experiment_name="run", write_interval=1, checkpoint_interval=0),
     )
     fill(agent, 4)
     updates(agent, 1)
@@ -298,5 +300,3 @@ def test_a_policy_with_random_layers_of_flax_is_refused() -> None:
 
     with pytest.raises(ValueError, match=r"model 'policy' has random layers \(nnx.RngState\), expected them in critics alone"):
         Backend("jax").agent(models={**user_models(3, 2), "policy": RandomActor(3, 2, nnx.Rngs(0))})
-
-

@@ -118,7 +118,7 @@ def sampled(outputs: NDArray[Any], noise: NDArray[Any]) -> tuple[NDArray[Any], N
     mean, log_std = np.split(outputs, 2, axis=-1)
     log_std = np.clip(log_std, -20, 2)
     u = mean + np.exp(log_std) * noise
-    log_prob = -0.5 * noise**2 - log_std - 0.5 * np.log(2 * np.pi) - np.log1p(-np.tanh(u) ** 2)
+    log_prob = -0.5 * noise**2 - log_std - 0.5 * np.log(2 * np.pi) - np.log1p(-(np.tanh(u) ** 2))
     return np.tanh(u), log_prob.sum(-1)
 
 
@@ -396,18 +396,48 @@ def test_models_of_a_users_own_have_any_carry(backend: Backend) -> None:
 @pytest.mark.parametrize(
     "model, part, change, message",
     [
-        ("policy", "returns", lambda outputs: outputs[:2], r"'policy' has initial_carry and returned a tuple of 2, expected .*log_std, carry"),
-        ("policy", "returns", lambda outputs: outputs[0], r"'policy' has initial_carry and returned .*, expected a tuple \(mean, raw log_std"),
-        ("critic_2", "returns", lambda outputs: outputs[0], r"'critic_2' has initial_carry and returned .*, expected a tuple \(values, carry"),
+        (
+            "policy",
+            "returns",
+            lambda outputs: outputs[:2],
+            r"'policy' has initial_carry and returned a tuple of 2, expected .*log_std, carry",
+        ),
+        (
+            "policy",
+            "returns",
+            lambda outputs: outputs[0],
+            r"'policy' has initial_carry and returned .*, expected a tuple \(mean, raw log_std",
+        ),
+        (
+            "critic_2",
+            "returns",
+            lambda outputs: outputs[0],
+            r"'critic_2' has initial_carry and returned .*, expected a tuple \(values, carry",
+        ),
         (
             "policy",
             "returns",
             lambda outputs: (*outputs[:2], (outputs[2][0][:, :2], outputs[2][1])),
             r"'policy' returned a carry of shapes \[\(3, 2\), \(3, 1\)\], expected \[\(3, 4\), \(3, 1\)\]",
         ),
-        ("critic_1", "returns", lambda outputs: (outputs[0], outputs[1][:1]), r"'critic_1' returned a carry of shapes \[\(3, 4\)\], expected"),
-        ("policy", "returns", lambda outputs: (outputs[0][-1], *outputs[1:]), r"a mean of shape \(3, 1\) .*\(time, batch, action\) = \(2, 3, 1\)"),
-        ("critic_1", "returns", lambda outputs: (outputs[0][-1], outputs[1]), r"values of shape \(3,\) .*expected \(time, batch\) = \(2, 3\)"),
+        (
+            "critic_1",
+            "returns",
+            lambda outputs: (outputs[0], outputs[1][:1]),
+            r"'critic_1' returned a carry of shapes \[\(3, 4\)\], expected",
+        ),
+        (
+            "policy",
+            "returns",
+            lambda outputs: (outputs[0][-1], *outputs[1:]),
+            r"a mean of shape \(3, 1\) .*\(time, batch, action\) = \(2, 3, 1\)",
+        ),
+        (
+            "critic_1",
+            "returns",
+            lambda outputs: (outputs[0][-1], outputs[1]),
+            r"values of shape \(3,\) .*expected \(time, batch\) = \(2, 3\)",
+        ),
         ("policy", "carries", lambda carry: (carry[0][None], carry[1]), r"gives initial_carry\(3\) of shapes .*put the batch axis first"),
     ],
     ids=str,
@@ -427,7 +457,9 @@ def test_recurrent_models_are_refused_by_sac(backend: Backend) -> None:
 # What does not go together, and what is said.
 
 
-@pytest.mark.parametrize("options, message", [({"n_step": 2}, "n_step is 2, expected 1"), ({"overlap": True}, "overlap is True, expected False")])
+@pytest.mark.parametrize(
+    "options, message", [({"n_step": 2}, "n_step is 2, expected 1"), ({"overlap": True}, "overlap is True, expected False")]
+)
 def test_options_that_sequences_do_not_have_are_refused(backend: Backend, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=f"{message} for SAC_RNN"):
         recurrent(backend, **options)

@@ -184,7 +184,10 @@ BROKEN: dict[str, tuple[Any, str]] = {
         lambda groups, metadata: groups["agent"].update({"log_alpha": np.array(1)}),
         "log_alpha has .*int64, expected .*float32",
     ),
-    "a memory of another size": (lambda groups, metadata: groups["memory"].update(size=np.array([16, 15])), "head 4 and size 15 do not fit"),
+    "a memory of another size": (
+        lambda groups, metadata: groups["memory"].update(size=np.array([16, 15])),
+        "head 4 and size 15 do not fit",
+    ),
     "a memory of fewer environments": (lambda groups, metadata: groups["memory"].update(size=np.array([16])), r"expected \(2,\) integers"),
     "another algorithm": (lambda groups, metadata: metadata.update(algorithm="PPO"), "holds 'PPO', expected 'SAC'"),
     "no layouts": (lambda groups, metadata: metadata.pop("layouts"), "holds models of layouts None"),
