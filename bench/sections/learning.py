@@ -90,7 +90,7 @@ def section(results: Path) -> Section:
         paragraphs.append(f"### {newest.heading}\n")
         if newest.differences:
             paragraphs.append(f"Settings that differ: {'; '.join(newest.differences)}.\n")
-        paragraphs.append(f"![Return of {newest.title} over {newest.steps:,} environment steps, PyTorch and JAX](learning/{path.name})\n")
+        paragraphs.append(f"![{newest.title}: return over {newest.steps:,} environment steps, PyTorch and JAX](learning/{path.name})\n")
         for found in same:
             paragraphs += _own_table(found)
         paragraphs += _beside_strict(newest, groups)
