@@ -224,7 +224,7 @@ def _compared(comparison: Comparison, groups: Sequence[Group], results: Path) ->
         for found, label in ((first, comparison.label), (second, comparison.beside_label))
         for backend, runs in found.runs.items()
     ]
-    title = f"{comparison.question}, {first.steps:,} steps"
+    title = f"{comparison.question} {first.env}, {first.steps:,} steps"
     paragraphs = [
         f"### {title}\n",
         f"{comparison.label}: {first.title}; {comparison.beside_label}: {second.title}. A difference is that of the means over seeds; its"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from bench import plots, record, report
+from bench.presets import Comparison, Preset
 from bench.published import published
 from bench.record import (
     ActCell,
@@ -166,42 +167,59 @@ def test_a_chunked_preset_stands_beside_the_strict_one(results: Path, finals: tu
     )
 
 
-HIDDEN = {"wrappers": ["sacref.envs.partial:HideVelocities"], "hidden": [64, 64]}
-PENDULUM = {"learning_rate": 0.001, "random_timesteps": 500, "learning_starts": 500}
-GRU = {"recurrent": "gru", "recurrent_size": 64}
+GRU = Preset(
+    name="some-gru",
+    title="A task, hidden, GRU",
+    env="Task-v0",
+    steps=8_000,
+    evaluation_interval=1_000,
+    seeds=(0, 1, 2),
+    settings={"learning_rate": 1e-3, "random_timesteps": 1_500, "batch_size": 32},
+    arguments={"wrappers": ("sacref.envs.partial:HideVelocities",), "hidden": (64, 64), "recurrent": "gru"},
+)
+BESIDE = dataclasses.replace(GRU, name="some", title="A task, hidden", arguments={"hidden": (64, 64)})
+COMPARED = Comparison(name="memory", question="Does it matter?", preset="some-gru", label="GRU", beside="some", beside_label="feed-forward")
 
 
-def hidden(results: Path, preset: str, finals: dict[str, tuple[float, ...]], **changes: Any) -> None:
-    """Records of a preset of the comparison of memory on Pendulum."""
-    settings, arguments = PENDULUM, HIDDEN
-    if preset.endswith("gru"):
-        settings, arguments = {**settings, "batch_size": 32, "sequence_length": 8}, {**arguments, **GRU}
+@pytest.fixture
+def compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two presets that are compared, and no others."""
+    monkeypatch.setattr(learning, "PRESETS", {preset.name: preset for preset in (GRU, BESIDE)})
+    monkeypatch.setattr(learning, "COMPARISONS", (COMPARED,))
+
+
+def write_runs(results: Path, preset: Preset, finals: dict[str, tuple[float, ...]], **changes: Any) -> None:
+    """Records of a preset: backend -> return of each seed."""
+    chosen = {"preset": preset.name, "env": preset.env, "steps": preset.steps, "settings": preset.settings, "arguments": preset.arguments}
     for backend, values in finals.items():
         for seed, last in enumerate(values):
-            name = f"{preset}-{backend}-seed{seed}"
-            configuration = {"preset": preset, "env": "Pendulum-v1", "backend": backend, "steps": 8_000, "settings": settings}
-            written = run(backend, seed, last, run=name, configuration={**configuration, "arguments": arguments, **changes})
-            record.write(results / "learning" / "2026-01-02-a" / f"{name}.json", written)
+            name = f"{preset.name}-{backend}-seed{seed}"
+            configuration = {**chosen, "backend": backend, **changes}
+            record.write(
+                results / "learning" / "2026-01-02-a" / f"{name}.json", run(backend, seed, last, run=name, configuration=configuration)
+            )
 
 
+@pytest.mark.usefixtures("compared")
 def test_a_group_is_titled_by_its_preset_and_says_what_it_ran(tmp_path: Path) -> None:
-    hidden(tmp_path, "pendulum-hidden-gru", {"jax": (-200.0,)})
+    write_runs(tmp_path, GRU, {"jax": (-200.0,)})
     report.build(tmp_path)
     text = (tmp_path / "README.md").read_text()
-    assert "\n### Pendulum-v1, velocities hidden, GRU, 8,000 steps\n" in text
+    assert "\n### A task, hidden, GRU, 8,000 steps\n" in text
     assert (
-        "Settings that differ: learning_rate 0.001; random_timesteps 500; learning_starts 500; batch_size 32; sequence_length 8;"
-        " wrappers HideVelocities; hidden 64, 64; recurrent gru; recurrent_size 64.\n"
+        "Settings that differ: learning_rate 0.001; random_timesteps 1,500; batch_size 32; wrappers HideVelocities; hidden 64, 64;"
+        " recurrent gru.\n"
     ) in text
     assert "Settings, where a group names no others: batch 256," in text
 
 
+@pytest.mark.usefixtures("compared")
 def test_a_title_that_the_records_do_not_bear_out_is_not_used(tmp_path: Path) -> None:
-    hidden(tmp_path, "pendulum-hidden-gru", {"jax": (-200.0,)}, settings={"batch_size": 16})
+    write_runs(tmp_path, GRU, {"jax": (-200.0,)}, settings={"batch_size": 16})
     report.build(tmp_path)
     text = (tmp_path / "README.md").read_text()
-    assert "### Pendulum-v1 (pendulum-hidden-gru), 8,000 steps\n" in text
-    assert "velocities hidden, GRU" not in text
+    assert "### Task-v0 (some-gru), 8,000 steps\n" in text
+    assert GRU.title not in text
     assert "Settings that differ: batch_size 16; wrappers HideVelocities;" in text
 
 
@@ -212,15 +230,16 @@ def test_what_was_published_of_the_task_is_not_held_against_another(tmp_path: Pa
     assert "Published" not in (tmp_path / "README.md").read_text()
 
 
+@pytest.mark.usefixtures("compared")
 def test_two_agents_are_compared_by_the_difference_of_their_means(tmp_path: Path) -> None:
-    hidden(tmp_path, "pendulum-hidden-gru", {"torch": (-300.0, -200.0, -100.0), "jax": (-1_150.0, -1_000.0, -150.0)})
+    write_runs(tmp_path, GRU, {"torch": (-300.0, -200.0, -100.0), "jax": (-1_150.0, -1_000.0, -150.0)})
     assert "difference" not in "".join(learning.section(tmp_path).paragraphs)
-    hidden(tmp_path, "pendulum-hidden", {"torch": (-1_300.0, -1_200.0, -1_100.0), "jax": (-1_200.0, -1_000.0)})
+    write_runs(tmp_path, BESIDE, {"torch": (-1_300.0, -1_200.0, -1_100.0), "jax": (-1_200.0, -1_000.0)})
     written = report.build(tmp_path)
-    assert {path.name for path in written} == {"pendulum-hidden-gru.png", "pendulum-hidden.png", "pendulum-memory.png", "README.md"}
+    assert {path.name for path in written} == {"some-gru.png", "some.png", "memory.png", "README.md"}
     text = (tmp_path / "README.md").read_text()
-    assert "\n### Does memory matter where velocities are hidden? Pendulum-v1, 8,000 steps\n" in text
-    assert "GRU: Pendulum-v1, velocities hidden, GRU; feed-forward: Pendulum-v1, velocities hidden. A difference" in text
+    assert "\n### Does it matter? Task-v0, 8,000 steps\n" in text
+    assert "GRU: A task, hidden, GRU; feed-forward: A task, hidden. A difference" in text
     table = text[text.index("| backend | GRU: mean, 95% |") :].splitlines()
     # Standard error 100 sqrt(2 / 3) with four degrees of freedom: 2.776 * 81.65 = 227. Half widths of the means: 4.303 * 100 / sqrt(3).
     assert table[2] == "| torch | -200 [-448, 48] | -1,200 [-1,448, -952] | 1,000 | [773, 1,227] | 3 |"
@@ -229,13 +248,14 @@ def test_two_agents_are_compared_by_the_difference_of_their_means(tmp_path: Path
     assert report.build(tmp_path, check=True) == []
 
 
+@pytest.mark.usefixtures("compared")
 def test_agents_of_two_versions_are_not_compared(tmp_path: Path) -> None:
-    hidden(tmp_path, "pendulum-hidden-gru", {"jax": (-200.0,)})
-    hidden(tmp_path, "pendulum-hidden", {"jax": (-1_200.0,)})
-    path = tmp_path / "learning" / "2026-01-02-a" / "pendulum-hidden-jax-seed0.json"
-    assert "Does memory matter" in "".join(learning.section(tmp_path).paragraphs)
+    write_runs(tmp_path, GRU, {"jax": (-200.0,)})
+    write_runs(tmp_path, BESIDE, {"jax": (-1_200.0,)})
+    path = tmp_path / "learning" / "2026-01-02-a" / "some-jax-seed0.json"
+    assert "Does it matter" in "".join(learning.section(tmp_path).paragraphs)
     record.write(path, dataclasses.replace(record.read(path), sacref_version="0.2.0"))
-    assert "Does memory matter" not in "".join(learning.section(tmp_path).paragraphs)
+    assert "Does it matter" not in "".join(learning.section(tmp_path).paragraphs)
 
 
 def test_published_points_stand_with_their_metric_and_citation(results: Path) -> None:
