@@ -209,12 +209,13 @@ def _beside_strict(found: Group, groups: Sequence[Group]) -> list[str]:
 
 
 def _compared(comparison: Comparison, groups: Sequence[Group], results: Path) -> Section:
-    """Two presets' final returns and what lies between them, of every pair of groups by one version on one kind of machine."""
+    """Two presets' final returns and what lies between them, of every pair of groups of one length by one version on one kind of machine."""
     pairs = [
         (one, other)
         for one in groups
         for other in groups
-        if (one.preset, other.preset) == (comparison.preset, comparison.beside) and (one.version, one.place) == (other.version, other.place)
+        if (one.preset, other.preset) == (comparison.preset, comparison.beside)
+        and (one.env, one.steps, one.version, one.place) == (other.env, other.steps, other.version, other.place)
     ]
     if not pairs:
         return Section([], {})

@@ -249,13 +249,18 @@ def test_two_agents_are_compared_by_the_difference_of_their_means(tmp_path: Path
 
 
 @pytest.mark.usefixtures("compared")
-def test_agents_of_two_versions_are_not_compared(tmp_path: Path) -> None:
+def test_agents_of_two_versions_or_lengths_are_not_compared(tmp_path: Path) -> None:
     write_runs(tmp_path, GRU, {"jax": (-200.0,)})
     write_runs(tmp_path, BESIDE, {"jax": (-1_200.0,)})
     path = tmp_path / "learning" / "2026-01-02-a" / "some-jax-seed0.json"
     assert "Does it matter" in "".join(learning.section(tmp_path).paragraphs)
-    record.write(path, dataclasses.replace(record.read(path), sacref_version="0.2.0"))
-    assert "Does it matter" not in "".join(learning.section(tmp_path).paragraphs)
+    written = record.read(path)
+    for changed in (
+        dataclasses.replace(written, sacref_version="0.2.0"),
+        dataclasses.replace(written, configuration=written.configuration | {"steps": 9_000}),
+    ):
+        record.write(path, changed)
+        assert "Does it matter" not in "".join(learning.section(tmp_path).paragraphs)
 
 
 def test_published_points_stand_with_their_metric_and_citation(results: Path) -> None:
