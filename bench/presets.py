@@ -60,7 +60,7 @@ PRESETS = {
         Preset(
             name="pendulum-hidden",
             env="Pendulum-v1",
-            steps=12_000,
+            steps=15_000,
             evaluation_interval=1_000,
             seeds=(0, 1, 2),
             settings=PENDULUM,
@@ -69,7 +69,7 @@ PRESETS = {
         Preset(
             name="pendulum-hidden-gru",
             env="Pendulum-v1",
-            steps=12_000,
+            steps=15_000,
             evaluation_interval=1_000,
             seeds=(0, 1, 2),
             settings=PENDULUM | SEQUENCES,
