@@ -77,13 +77,13 @@ def train(agent: Any, envs: Any, timesteps: int, convert: Callable[[Any], Any], 
 
 def ground_truth(
     lengths: list[tuple[int, ...]], truncates: bool, timesteps: int, rests: bool, actions: NDArray[Any]
-) -> dict[str, NDArray[Any]]:
-    """What a memory must hold after `timesteps` of `CountingEnv`s, from their definition alone.
+) -> list[dict[str, NDArray[Any]]]:
+    """What a memory must hold of each environment after `timesteps` of `CountingEnv`s, from their definition alone.
 
     Args:
         rests: whether an environment takes one timestep between two episodes (NEXT_STEP).
     """
-    rows: list[tuple[list[float], NDArray[Any], float, list[float], bool]] = []
+    rows: list[list[tuple[Any, ...]]] = [[] for _ in lengths]
     episodes, steps, resting = ([0] * len(lengths) for _ in range(3))
     for timestep, env in itertools.product(range(timesteps), range(len(lengths))):
         if resting[env]:
@@ -92,28 +92,29 @@ def ground_truth(
         episode, step = episodes[env], steps[env]
         ended = step + 1 == lengths[env][episode % len(lengths[env])]
         reward = 100.0 * episode + step + 1
-        rows.append(([episode, step], actions[timestep, env], reward, [episode, step + 1], ended and not truncates))
+        rows[env].append(([episode, step], actions[timestep, env], reward, [episode, step + 1], ended and not truncates, step == 0))
         episodes[env], steps[env], resting[env] = (episode + 1, 0, int(rests)) if ended else (episode, step + 1, 0)
-    observations, taken, rewards, following, terminated = (np.array(column) for column in zip(*rows, strict=True))
-    return {"observations": observations, "actions": taken, "rewards": rewards, "next_observations": following, "terminated": terminated}
+    names = ("observations", "actions", "rewards", "next_observations", "terminated", "first")
+    return [{name: np.array(column) for name, column in zip(names, zip(*own, strict=True), strict=True)} for own in rows]
 
 
-def assert_stored(agent: Any, truth: dict[str, NDArray[Any]]) -> None:
-    stored = agent.memory.arrays()
-    assert int(stored["size"]) == int(stored["head"]) == len(truth["rewards"])
-    for name, wanted in truth.items():
-        got = stored[name]
-        if name == "actions":
-            np.testing.assert_allclose(got * 3.0, wanted, atol=1e-6)  # the Box is -3 to 3
-        else:
-            np.testing.assert_array_equal(got, wanted, err_msg=name)
+def assert_stored(agent: Any, truth: list[dict[str, NDArray[Any]]]) -> None:
+    stored, envs = agent.memory.arrays(), len(truth)
+    assert stored["size"].tolist() == stored["head"].tolist() == [len(own["rewards"]) for own in truth]
+    for env, own in enumerate(truth):
+        for name, wanted in own.items():
+            got = stored[name][env::envs][: len(wanted)]  # a row of each environment in turn
+            if name == "actions":
+                np.testing.assert_allclose(got * 3.0, wanted, atol=1e-6)  # the Box is -3 to 3
+            else:
+                np.testing.assert_array_equal(got, wanted, err_msg=name)
 
 
 def counting_agent(backend: Backend, num_envs: int) -> Any:
     env = CountingEnv(high=3.0)
-    return backend.agent(
-        Spaces(env.observation_space, env.action_space), num_envs=num_envs, capacity=200, learning_starts=10**6, random_timesteps=5
-    )
+    # Of two steps, so that it is stored where episodes begin.
+    options: dict[str, Any] = {"capacity": 200, "learning_starts": 10**6, "random_timesteps": 5, "n_step": 2, "execution": "plain"}
+    return backend.agent(Spaces(env.observation_space, env.action_space), num_envs=num_envs, **options)
 
 
 @pytest.mark.parametrize("arrays", ["host", "device"])

@@ -440,7 +440,7 @@ def test_models_of_a_users_own_have_any_carry(backend: Backend) -> None:
         ),
         ("policy", "carries", lambda carry: (carry[0][None], carry[1]), r"gives initial_carry\(3\) of shapes .*put the batch axis first"),
     ],
-    ids=str,
+    ids=lambda value: None if callable(value) else str(value),
 )
 def test_models_that_do_not_fit_are_refused(backend: Backend, model: str, part: str, change: Any, message: str) -> None:
     models = user(backend).user_models(2, 1)
