@@ -209,7 +209,7 @@ def _beside_strict(found: Group, groups: Sequence[Group]) -> list[str]:
 
 
 def _compared(comparison: Comparison, groups: Sequence[Group], results: Path) -> Section:
-    """Two presets' final returns and what lies between them, of every pair of groups of one length by one version on one kind of machine."""
+    """Two presets' final returns and what lies between them: of each pair of one length, by one version on one kind of machine."""
     pairs = [
         (one, other)
         for one in groups
