@@ -87,7 +87,7 @@ PRESETS = {
             name="pendulum-hidden",
             title="Pendulum-v1, velocities hidden",
             env="Pendulum-v1",
-            steps=12_000,
+            steps=15_000,
             evaluation_interval=1_000,
             seeds=(0, 1, 2),
             settings=PENDULUM,
@@ -97,7 +97,7 @@ PRESETS = {
             name="pendulum-hidden-gru",
             title="Pendulum-v1, velocities hidden, GRU",
             env="Pendulum-v1",
-            steps=12_000,
+            steps=15_000,
             evaluation_interval=1_000,
             seeds=(0, 1, 2),
             settings=PENDULUM | SEQUENCES,
@@ -148,7 +148,7 @@ PRESETS = {
 COMPARISONS = (
     Comparison(
         name="pendulum-memory",
-        question="Does memory matter where velocities are hidden? Pendulum-v1",
+        question="Does memory matter where velocities are hidden?",
         preset="pendulum-hidden-gru",
         label="GRU",
         beside="pendulum-hidden",
@@ -156,7 +156,7 @@ COMPARISONS = (
     ),
     Comparison(
         name="halfcheetah-memory",
-        question="Does memory matter where velocities are hidden? HalfCheetah-v5",
+        question="Does memory matter where velocities are hidden?",
         preset="halfcheetah-hidden-gru",
         label="GRU",
         beside="halfcheetah-hidden",
@@ -164,7 +164,7 @@ COMPARISONS = (
     ),
     Comparison(
         name="halfcheetah-critics",
-        question="Does it help if the critics see what is hidden from the policy? HalfCheetah-v5",
+        question="Does it help if the critics see what is hidden from the policy?",
         preset="halfcheetah-privileged",
         label="critics see velocities",
         beside="halfcheetah-hidden",

@@ -87,8 +87,11 @@ def pairs_of(shape: Shape) -> int:
 def matrices(shape: Shape) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """A matrix, and what it is multiplied by there and back: orthonormal, so that no number overflows or vanishes, however often."""
     generator = np.random.default_rng(shape)
-    back = np.linalg.qr(generator.standard_normal((shape.columns, shape.inner)))[0]
+    there = np.linalg.qr(generator.standard_normal((shape.columns, shape.inner)))[0].T
     rotation = np.linalg.qr(generator.standard_normal((shape.inner, shape.inner)))[0]
     left = generator.standard_normal((shape.rows, shape.inner))
-    left, there, back = (np.ascontiguousarray(matrix, np.float32) for matrix in (left, back.T, back @ rotation))
-    return left, there, back
+    return _float32(left), _float32(there), _float32(there.T @ rotation)
+
+
+def _float32(matrix: NDArray[np.float64]) -> NDArray[np.float32]:
+    return np.ascontiguousarray(matrix, np.float32)

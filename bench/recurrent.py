@@ -32,7 +32,7 @@ STORED = 20_000
 
 STEPS_PER_SECOND = {"cpu": 8.0, "gpu": 100.0}
 """For the estimate: gradient steps of the slowest contender."""
-SECONDS_PER_SETUP = {"cpu": 8.0, "gpu": 15.0}
+SECONDS_PER_SETUP = {"cpu": 5.0, "gpu": 15.0}
 """For the estimate: making and compiling a contender."""
 
 

@@ -133,6 +133,8 @@ class Border(ABC, Generic[ArrayT]):
         next_observations, keep = boundaries.resolve(
             observations=observations, next_observations=next_observations, terminated=terminated, truncated=truncated, infos=infos
         )
+        # Until this row is known to be stored, or left out: a row that is refused below is followed by none.
+        boundaries.starts = None
         if next_states is not None:
             next_states = final_states(infos, next_states)
         reward = self._column(rewards, "rewards", envs, device)

@@ -781,3 +781,16 @@ def test_trap_06_the_target_entropy_is_minus_the_number_of_action_dimensions(
     metrics = agent.update_on(*draw_batch(agent, 4))
     # -log_alpha (log pi + target), and the entropy is the mean of -log pi.
     assert metrics["entropy_loss"] == pytest.approx(math.log(0.2) * (metrics["entropy"] - wanted), rel=1e-5)
+
+
+def test_a_row_after_a_refused_one_does_not_continue_the_row_before(backend: Backend) -> None:
+    """Whoever catches the error and goes on has lost a step: n-step returns and sequences must not run over the gap."""
+    agent = backend.agent(n_step=2)
+    generator = np.random.default_rng(0)
+    calm = {"terminated": np.zeros((1, 1), bool)}
+    agent.record_transition(**draw_row(agent, generator, **calm))
+    with pytest.raises(ValueError, match="not finite"):
+        agent.record_transition(**draw_row(agent, generator, **calm, rewards=np.array([[np.nan]])))
+    for _ in range(2):
+        agent.record_transition(**draw_row(agent, generator, **calm))
+    np.testing.assert_array_equal(agent.memory.arrays()["first"], [True, True, False])

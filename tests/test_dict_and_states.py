@@ -1,6 +1,7 @@
 """Dict observations, which train as the Box of the same numbers does, and privileged states, which the critics alone see."""
 
 from collections import OrderedDict
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -89,7 +90,7 @@ def test_a_dict_trains_as_the_box_of_its_numbers(backend: Backend, mode: Autores
             **options,
         )
         start = agent.arrays()
-        vector = SyncVectorEnv([lambda flat=flat: Drift(flat)] * 2, autoreset_mode=mode)
+        vector = SyncVectorEnv([partial(Drift, flat)] * 2, autoreset_mode=mode)
         with without_shape_checks():
             training.run(agent, vector, timesteps=24, seed=3)
         assert agent.gradient_step_count == 16

@@ -111,7 +111,8 @@ def test_trap_12_each_observation_that_was_produced_is_counted_once(mode: Autore
 def standardised(rows: list[NDArray[Any]], values: NDArray[Any]) -> NDArray[Any]:
     """By hand: what the models see of values, once the rows were shown."""
     seen = np.concatenate(rows) if rows else np.array([[-1.0], [1.0]])  # mean 0 and variance 1 before the first row
-    return np.clip((values - seen.mean(0)) / np.sqrt(seen.var(0) + 1e-8), -5, 5)
+    scaled: NDArray[Any] = np.clip((values - seen.mean(0)) / np.sqrt(seen.var(0) + 1e-8), -5, 5)
+    return scaled
 
 
 def test_act_and_update_use_the_moments_of_all_rows_so_far(backend: Backend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -126,7 +127,8 @@ def test_act_and_update_use_the_moments_of_all_rows_so_far(backend: Backend, mon
     }
     agent, other = backend.agent(**options), backend.agent(seed=1, **options)
     seen = metrics_of(agent, monkeypatch)
-    generator, rows = np.random.default_rng(0), []
+    generator = np.random.default_rng(0)
+    rows: list[NDArray[Any]] = []
     observations = 3.0 + generator.normal(size=(1, 3))
     for timestep in range(6):
         clock = {"timestep": timestep, "timesteps": 10}

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from sacref.config import ConfigError, ExperimentConfig
 from tests.backends import (
@@ -123,7 +122,12 @@ def test_dropout_is_drawn_anew_for_each_update_each_pass_and_each_critic(backend
     drawn = []
     module, fuse = backend.module("agent"), backend.module("fuse")
     learner = fuse.learner
-    monkeypatch.setattr(module, "learner", lambda update, drawing, **rest: drawn.append(drawing) or learner(update, drawing, **rest))
+
+    def spy(update: Any, drawing: Any, **rest: Any) -> Any:
+        drawn.append(drawing)
+        return learner(update, drawing, **rest)
+
+    monkeypatch.setattr(module, "learner", spy)
     agent = backend.agent(**STILL, hidden=(8, 5), networks={"dropout": 0.5})
     fill(agent, 4)
     streams, arrays = agent._random, []
@@ -240,7 +244,7 @@ def random_agent(name: str, **options: Any) -> Any:
         from tests.torch.user_models import user_models
     else:
         from tests.jax import random_user_models as own  # type: ignore[no-redef]  # the same names on both backends.
-        from tests.jax.user_models import user_models  # type: ignore[no-redef, assignment]
+        from tests.jax.user_models import user_models  # type: ignore[assignment]
     models = user_models(3, 2, critic=own.RandomValue)
     agent = backend.agent(models=models, batch_size=1, device="cpu", **options)
     agent.record_transition(**draw_row(agent, np.random.default_rng(0), terminated=np.zeros((1, 1), bool)))
@@ -281,7 +285,7 @@ def test_a_recurrent_critic_of_a_users_own_may_have_random_layers() -> None:
     from tests.jax import random_user_models, recurrent_user_models
 
     rngs = nnx.Rngs(0)
-    models = {"policy": recurrent_user_models.Actor(3, 2, rngs)}
+    models: dict[str, Any] = {"policy": recurrent_user_models.Actor(3, 2, rngs)}
     # One critic with a carry, and one without.
     models |= {"critic_1": random_user_models.RandomRecurrentValue(3, 2, rngs), "critic_2": random_user_models.RandomValue(3, 2, rngs)}
     agent = Backend("jax").agent(models=models, algorithm="SAC_RNN", sequence_length=2, execution="plain")

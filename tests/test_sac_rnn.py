@@ -215,7 +215,7 @@ def test_evaluation_has_carries_of_its_own(backend: Backend) -> None:
         total += previous.item()
     assert found[0].returns[0] == pytest.approx(total, rel=1e-6)  # actions are float32 to the environment
     actions = [loop.run(3) for loop in loops]
-    np.testing.assert_array_equal(*actions)
+    np.testing.assert_array_equal(actions[0], actions[1])
     assert_same_arrays(agent.memory.arrays(), twin.memory.arrays())
 
 
@@ -231,7 +231,7 @@ def test_the_kind_of_the_arrays_may_change_between_the_calls(backend: Backend) -
 
     agents[1].record_transition = upload
     actions = [loop.run(5) for loop in loops]
-    np.testing.assert_allclose(*actions, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(actions[0], actions[1], rtol=0, atol=1e-6)
     rows, others = (agent.memory.arrays() for agent in agents)
     for name in rows:
         np.testing.assert_allclose(rows[name], others[name], rtol=0, atol=1e-6, err_msg=name)
@@ -381,7 +381,7 @@ def test_a_loaded_agent_goes_on_bit_for_bit_with_the_next_episode(backend: Backe
         assert_same_arrays(other.memory.arrays(), agent.memory.arrays())
         agent.init()
         actions = [Loop(each).run(6) for each in (agent, other)]  # the other one begins anew by having been loaded
-    np.testing.assert_array_equal(*actions)
+    np.testing.assert_array_equal(actions[0], actions[1])
     assert_same_arrays(other.arrays(), agent.arrays())
     assert_same_arrays(other.memory.arrays(), agent.memory.arrays())
     rows = stored(other)[0]
@@ -455,7 +455,7 @@ def test_models_of_a_users_own_have_any_carry(backend: Backend) -> None:
         ),
         ("policy", "carries", lambda carry: (carry[0][None], carry[1]), r"gives initial_carry\(3\) of shapes .*put the batch axis first"),
     ],
-    ids=str,
+    ids=lambda value: None if callable(value) else str(value),
 )
 def test_models_that_do_not_fit_are_refused(backend: Backend, model: str, part: str, change: Any, message: str) -> None:
     models = user(backend).user_models(2, 1)

@@ -90,7 +90,7 @@ def section(results: Path) -> Section:
         paragraphs.append(f"### {newest.heading}\n")
         if newest.differences:
             paragraphs.append(f"Settings that differ: {'; '.join(newest.differences)}.\n")
-        paragraphs.append(f"![Return of {newest.title} over {newest.steps:,} environment steps, PyTorch and JAX](learning/{path.name})\n")
+        paragraphs.append(f"![{newest.title}: return over {newest.steps:,} environment steps, PyTorch and JAX](learning/{path.name})\n")
         for found in same:
             paragraphs += _own_table(found)
         paragraphs += _beside_strict(newest, groups)
@@ -209,12 +209,13 @@ def _beside_strict(found: Group, groups: Sequence[Group]) -> list[str]:
 
 
 def _compared(comparison: Comparison, groups: Sequence[Group], results: Path) -> Section:
-    """Two presets' final returns and what lies between them, of every pair of groups by one version on one kind of machine."""
+    """Two presets' final returns and what lies between them: of each pair of one length, by one version on one kind of machine."""
     pairs = [
         (one, other)
         for one in groups
         for other in groups
-        if (one.preset, other.preset) == (comparison.preset, comparison.beside) and (one.version, one.place) == (other.version, other.place)
+        if (one.preset, other.preset) == (comparison.preset, comparison.beside)
+        and (one.env, one.steps, one.version, one.place) == (other.env, other.steps, other.version, other.place)
     ]
     if not pairs:
         return Section([], {})
@@ -224,7 +225,7 @@ def _compared(comparison: Comparison, groups: Sequence[Group], results: Path) ->
         for found, label in ((first, comparison.label), (second, comparison.beside_label))
         for backend, runs in found.runs.items()
     ]
-    title = f"{comparison.question}, {first.steps:,} steps"
+    title = f"{comparison.question} {first.env}, {first.steps:,} steps"
     paragraphs = [
         f"### {title}\n",
         f"{comparison.label}: {first.title}; {comparison.beside_label}: {second.title}. A difference is that of the means over seeds; its"

@@ -42,7 +42,7 @@ def section(results: Path) -> Section:
     pictures = {}
     for found, heading, path in newest(results, "recurrent"):
         samples = _samples(found)
-        bars = {_name(cell): _drawn(parts(cell, samples.products)) for cell in samples.cells if cell.execution == "auto" and cell.timings}
+        bars = {_name(cell): drawn(parts(cell, samples.products)) for cell in samples.cells if cell.execution == "auto" and cell.timings}
         if bars:
             pictures[path] = Picture(digest(bars), partial(plots.limit_bars, bars=bars))
         hidden = " and ".join(f"{width:,}" for width in found.configuration["hidden"])
@@ -82,7 +82,7 @@ def milliseconds(cell: RecurrentCell) -> float:
     return 1e3 / standard.median(speeds(cell.timings))
 
 
-def _drawn(found: Parts) -> dict[str, float]:
+def drawn(found: Parts) -> dict[str, float]:
     """The parts as they are drawn: none below nothing, and together the measured time."""
     total = sum(found)
     products = min(found.products, total)
@@ -137,6 +137,8 @@ def _limits(samples: RecurrentSamples) -> list[str]:
             said.append(f"{longer:.1f} times as long as feed-forward, for {more:.1f} times the operations")
         if plain := measured.get((cell.backend, "plain", cell.sequence_length)):
             said.append(f"plain takes {milliseconds(plain) / mine:.2f} times as long")
+        if cell.recurrent:
+            said.append(f"most of it is {max(found._asdict().items(), key=lambda part: part[1])[0].replace('small', 'small products')}")
         lines.append(f"- {_name(cell)}: {'; '.join(said)}.")
     for backend in dict.fromkeys(cell.backend for cell in chosen):
         recurrent = sorted((cell for cell in chosen if cell.recurrent and cell.backend == backend), key=lambda cell: cell.sequence_length)

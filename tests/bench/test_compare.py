@@ -16,7 +16,10 @@ from bench.record import (
     LoopCell,
     MatmulCell,
     PartCell,
+    ProductCell,
     Record,
+    RecurrentCell,
+    RecurrentSamples,
     RolloutSamples,
     Session,
     Timing,
@@ -198,3 +201,29 @@ def test_of_a_part_of_the_loop_less_is_better() -> None:
     found = figures([update(suite="rollout", samples=samples)])
     assert found["jax, part act"] == Figure([0.5], "ms", higher_is_better=False)
     assert found["jax, loop, 1 environments"] == Figure([200.0], "steps/s")
+
+
+def test_recurrent_agents_are_told_apart_and_their_products_are_the_machine_s() -> None:
+    cell = RecurrentCell(
+        backend="jax",
+        execution="auto",
+        chosen="scan",
+        recurrent="gru",
+        sequence_length=32,
+        batch=4,
+        gradient_steps=2,
+        flops=1,
+        recurrence_flops=1,
+        cell_steps=1,
+        timings=timings(10.0, 20.0),
+        compile_seconds=1.0,
+        missing=None,
+    )
+    plain = dataclasses.replace(cell, recurrent=None, sequence_length=1, batch=128, timings=timings(40.0))
+    product = ProductCell(backend="jax", rows=4, inner=8, columns=24, timings=timings(5.0))
+    found = figures([dataclasses.replace(update(), suite="recurrent", samples=RecurrentSamples(cells=[cell, plain], products=[product]))])
+    assert {name: (figure.values, figure.reference) for name, figure in found.items()} == {
+        "jax auto, gru, sequence 32, batch 4": ([10.0, 20.0], False),
+        "jax auto, feed-forward, batch 128": ([40.0], False),
+        "jax, product of 4 x 8 and 8 x 24": ([5.0], True),
+    }

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 from rich.console import Console
@@ -18,10 +19,10 @@ import sacref
 from bench import learning, machine, record
 from bench.learning import Plan, Pool, plan
 from bench.learning_run import Job
-from bench.presets import PRESETS, Preset
+from bench.presets import COMPARISONS, PRESETS, Preset
 from bench.record import Evaluation, Hardware, LearningSamples, Record, RecordError, Session
 
-PRESET = Preset(name="tiny", env="Task-v0", steps=1_000, evaluation_interval=500, seeds=(0, 1))
+PRESET = Preset(name="tiny", title="A task", env="Task-v0", steps=1_000, evaluation_interval=500, seeds=(0, 1))
 MACHINE = "a-cpu-2core"
 
 
@@ -78,6 +79,21 @@ def test_a_recorded_run_is_skipped_whatever_its_date_and_tells_the_speed(tmp_pat
     assert found.seconds == pytest.approx(3 * 1_000 / 2 / 10)  # The record's 1,000 steps in 100 seconds.
 
 
+def test_the_speed_is_that_of_the_presets_own_records_else_of_the_papers_networks(tmp_path: Path) -> None:
+    results, first = tmp_path / "results", planned(tmp_path).jobs[0]
+    small = dataclasses.replace(first, preset="small", arguments={"hidden": [8]})
+    one = LearningSamples(
+        evaluations=[Evaluation(step=1_000, returns=[1.0])],
+        sessions=[Session(started="", resumed=False, wall_seconds=2.0, cpu_seconds=2.0)],
+    )
+    record.write(results / f"2020-01-01-{MACHINE}" / "small-torch-seed0.json", recorded(small, samples=one))
+    assert learning.steps_per_second(results, MACHINE, "small") == 500.0
+    assert learning.steps_per_second(results, MACHINE, "tiny") == learning.UNMEASURED_STEPS_PER_SECOND
+    record.write(results / f"2020-01-01-{MACHINE}" / "tiny-torch-seed0.json", recorded(first))
+    assert learning.steps_per_second(results, MACHINE) == 10.0
+    assert learning.steps_per_second(results, MACHINE, "small") == 500.0
+
+
 def test_a_record_of_another_version_or_machine_is_not_skipped(tmp_path: Path) -> None:
     first = planned(tmp_path).jobs[0]
     record.write(tmp_path / "results" / f"2020-01-01-{MACHINE}" / f"{first.name}.json", recorded(first, sacref_version="0.0.1"))
@@ -114,6 +130,28 @@ def test_the_presets_end_with_an_evaluation() -> None:
         assert preset.evaluation_episodes == 10
     headline = PRESETS["halfcheetah-100k"]
     assert (headline.env, headline.steps, headline.seeds) == ("HalfCheetah-v5", 100_000, (0, 1, 2))
+
+
+def test_every_preset_can_be_asked_for() -> None:
+    (offered,) = get_args(get_type_hints(learning.main, include_extras=True)["preset"])[:1]
+    assert set(get_args(offered)) == set(PRESETS)
+
+
+def test_a_comparison_is_of_two_presets_that_differ_in_what_is_asked() -> None:
+    by_name = {comparison.name: (PRESETS[comparison.preset], PRESETS[comparison.beside]) for comparison in COMPARISONS}
+    assert len(by_name) == len(COMPARISONS) == 3
+    assert not by_name.keys() & PRESETS.keys()  # Their pictures lie beside each other.
+    for one, other in by_name.values():
+        assert (one.env, one.steps, one.seeds, one.evaluation_interval) == (other.env, other.steps, other.seeds, other.evaluation_interval)
+        differing = {
+            name
+            for kind in ("settings", "arguments")
+            for name in getattr(one, kind).keys() | getattr(other, kind).keys()
+            if getattr(one, kind).get(name) != getattr(other, kind).get(name)
+        }
+        assert differing in ({"batch_size", "sequence_length", "recurrent", "recurrent_size"}, {"wrappers"})
+    gru = PRESETS["pendulum-hidden-gru"].settings
+    assert gru["batch_size"] * gru["sequence_length"] == 256  # As many rows as beside.
 
 
 def pool(tmp_path: Path, worker: str, *, count: int = 3, cores: tuple[int, ...] = (0, 1)) -> tuple[Pool, list[Job], io.StringIO]:

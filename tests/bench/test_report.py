@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from bench import plots, record, report
+from bench.presets import Comparison, Preset
 from bench.published import published
 from bench.record import (
     ActCell,
@@ -23,7 +24,10 @@ from bench.record import (
     LoopCell,
     MatmulCell,
     PartCell,
+    ProductCell,
     Record,
+    RecurrentCell,
+    RecurrentSamples,
     RolloutSamples,
     Round,
     Session,
@@ -32,7 +36,7 @@ from bench.record import (
     UpdateCell,
     UpdateSamples,
 )
-from bench.sections import amp, learning, throughput
+from bench.sections import amp, learning, recurrent, throughput
 
 HARDWARE = Hardware(cpu_model="A CPU", cores=4, threads=1, memory_bytes=2**30, accelerator=None)
 
@@ -150,7 +154,10 @@ def test_a_chunked_preset_stands_beside_the_strict_one(results: Path, finals: tu
         record.write(results / "learning" / "2026-01-02-a" / f"chunked{seed}.json", written)
     report.build(results)
     text = (results / "README.md").read_text()
-    strict, chunked = text.index("### HalfCheetah-v5, 100,000 steps\n"), text.index("### HalfCheetah-v5, 100,000 steps, chunk 64\n")
+    strict, chunked = (
+        text.index("### HalfCheetah-v5, 100,000 steps\n"),
+        text.index("### HalfCheetah-v5 (headline-chunked), 100,000 steps\n"),
+    )
     assert strict < text.index("Published runs of SAC") < chunked
     assert text.count("Published runs of SAC") == 1
     mean = sum(finals) / 3
@@ -158,6 +165,102 @@ def test_a_chunked_preset_stands_beside_the_strict_one(results: Path, finals: tu
     assert re.fullmatch(
         rf"jax, chunked {mean:,.0f} \[.*\], strict 5,700 \[.*\]: the intervals of the mean {re.escape(verdict)}\.", sentence
     )
+
+
+GRU = Preset(
+    name="some-gru",
+    title="A task, hidden, GRU",
+    env="Task-v0",
+    steps=8_000,
+    evaluation_interval=1_000,
+    seeds=(0, 1, 2),
+    settings={"learning_rate": 1e-3, "random_timesteps": 1_500, "batch_size": 32},
+    arguments={"wrappers": ("sacref.envs.partial:HideVelocities",), "hidden": (64, 64), "recurrent": "gru"},
+)
+BESIDE = dataclasses.replace(GRU, name="some", title="A task, hidden", arguments={"hidden": (64, 64)})
+COMPARED = Comparison(name="memory", question="Does it matter?", preset="some-gru", label="GRU", beside="some", beside_label="feed-forward")
+
+
+@pytest.fixture
+def compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two presets that are compared, and no others."""
+    monkeypatch.setattr(learning, "PRESETS", {preset.name: preset for preset in (GRU, BESIDE)})
+    monkeypatch.setattr(learning, "COMPARISONS", (COMPARED,))
+
+
+def write_runs(results: Path, preset: Preset, finals: dict[str, tuple[float, ...]], **changes: Any) -> None:
+    """Records of a preset: backend -> return of each seed."""
+    chosen = {"preset": preset.name, "env": preset.env, "steps": preset.steps, "settings": preset.settings, "arguments": preset.arguments}
+    for backend, values in finals.items():
+        for seed, last in enumerate(values):
+            name = f"{preset.name}-{backend}-seed{seed}"
+            configuration = {**chosen, "backend": backend, **changes}
+            record.write(
+                results / "learning" / "2026-01-02-a" / f"{name}.json", run(backend, seed, last, run=name, configuration=configuration)
+            )
+
+
+@pytest.mark.usefixtures("compared")
+def test_a_group_is_titled_by_its_preset_and_says_what_it_ran(tmp_path: Path) -> None:
+    write_runs(tmp_path, GRU, {"jax": (-200.0,)})
+    report.build(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "\n### A task, hidden, GRU, 8,000 steps\n" in text
+    assert (
+        "Settings that differ: learning_rate 0.001; random_timesteps 1,500; batch_size 32; wrappers HideVelocities; hidden 64, 64;"
+        " recurrent gru.\n"
+    ) in text
+    assert "Settings, where a group names no others: batch 256," in text
+
+
+@pytest.mark.usefixtures("compared")
+def test_a_title_that_the_records_do_not_bear_out_is_not_used(tmp_path: Path) -> None:
+    write_runs(tmp_path, GRU, {"jax": (-200.0,)}, settings={"batch_size": 16})
+    report.build(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "### Task-v0 (some-gru), 8,000 steps\n" in text
+    assert GRU.title not in text
+    assert "Settings that differ: batch_size 16; wrappers HideVelocities;" in text
+
+
+def test_what_was_published_of_the_task_is_not_held_against_another(tmp_path: Path) -> None:
+    configuration = {"preset": "some", "env": "HalfCheetah-v5", "backend": "jax", "steps": 100_000, "arguments": {"hidden": [64, 64]}}
+    record.write(tmp_path / "learning" / "2026-01-02-a" / "jax0.json", run("jax", 0, 1.0, configuration=configuration))
+    report.build(tmp_path)
+    assert "Published" not in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.usefixtures("compared")
+def test_two_agents_are_compared_by_the_difference_of_their_means(tmp_path: Path) -> None:
+    write_runs(tmp_path, GRU, {"torch": (-300.0, -200.0, -100.0), "jax": (-1_150.0, -1_000.0, -150.0)})
+    assert "difference" not in "".join(learning.section(tmp_path).paragraphs)
+    write_runs(tmp_path, BESIDE, {"torch": (-1_300.0, -1_200.0, -1_100.0), "jax": (-1_200.0, -1_000.0)})
+    written = report.build(tmp_path)
+    assert {path.name for path in written} == {"some-gru.png", "some.png", "memory.png", "README.md"}
+    text = (tmp_path / "README.md").read_text()
+    assert "\n### Does it matter? Task-v0, 8,000 steps\n" in text
+    assert "GRU: A task, hidden, GRU; feed-forward: A task, hidden. A difference" in text
+    table = text[text.index("| backend | GRU: mean, 95% |") :].splitlines()
+    # Standard error 100 sqrt(2 / 3) with four degrees of freedom: 2.776 * 81.65 = 227. Half widths of the means: 4.303 * 100 / sqrt(3).
+    assert table[2] == "| torch | -200 [-448, 48] | -1,200 [-1,448, -952] | 1,000 | [773, 1,227] | 3 |"
+    assert re.match(r"\| jax \| -767 \[.*\] \| -1,100 \[.*\] \| 333 \| \[-.*\] \| 3 and 2 \|", table[3])
+    assert "Of the difference, torch: the interval is clear of 0; jax: the interval holds 0." in text
+    assert report.build(tmp_path, check=True) == []
+
+
+@pytest.mark.usefixtures("compared")
+def test_agents_of_two_versions_or_lengths_are_not_compared(tmp_path: Path) -> None:
+    write_runs(tmp_path, GRU, {"jax": (-200.0,)})
+    write_runs(tmp_path, BESIDE, {"jax": (-1_200.0,)})
+    path = tmp_path / "learning" / "2026-01-02-a" / "some-jax-seed0.json"
+    assert "Does it matter" in "".join(learning.section(tmp_path).paragraphs)
+    written = record.read(path)
+    for changed in (
+        dataclasses.replace(written, sacref_version="0.2.0"),
+        dataclasses.replace(written, configuration=written.configuration | {"steps": 9_000}),
+    ):
+        record.write(path, changed)
+        assert "Does it matter" not in "".join(learning.section(tmp_path).paragraphs)
 
 
 def test_published_points_stand_with_their_metric_and_citation(results: Path) -> None:
@@ -234,6 +337,13 @@ def test_the_newer_record_of_one_run_counts_and_versions_stay_apart() -> None:
         ("0.2.0", [3.0]),
         ("0.1.0", [2.0]),
     ]
+
+
+def test_one_name_for_two_configurations_is_refused() -> None:
+    configuration = run("torch", 0, 1.0).configuration
+    for kind in ("settings", "arguments"):
+        with pytest.raises(record.RecordError, match="preset headline stands for"):
+            learning.group([run("torch", 0, 1.0), run("torch", 1, 1.0, configuration={**configuration, kind: {"hidden": [8]}})])
 
 
 def test_one_name_for_two_tasks_is_refused() -> None:
@@ -371,6 +481,76 @@ def test_updates_stand_beside_the_products_of_their_backend(tmp_path: Path) -> N
     assert row(tmp_path, "torch") == ["torch", "10.000", "12.500", "25%, more than the 10% that it should"]
     assert "Left out, as it would take too long here: batch 16,384, width 2,048." in (tmp_path / "README.md").read_text()
     assert report.build(tmp_path, check=True) == []
+
+
+def recurrent_cell(backend: str, execution: str, length: int, *speeds: float, **changes: Any) -> RecurrentCell:
+    """Feed-forward if `length` is 1; of 10^8 operations, else of 4 * 10^8, a quarter of them in the recurrence."""
+    cell = RecurrentCell(
+        backend=backend,
+        execution=execution,
+        chosen="fast" if execution == "auto" else "plain",
+        recurrent=None if length == 1 else "gru",
+        sequence_length=length,
+        batch=1_024 // length,
+        gradient_steps=2,
+        flops=10**8 if length == 1 else 4 * 10**8,
+        recurrence_flops=0 if length == 1 else 10**8,
+        cell_steps=0 if length == 1 else 10 * length,
+        timings=timed(*speeds),
+        compile_seconds=1.5,
+        missing=None,
+    )
+    return dataclasses.replace(cell, **changes)
+
+
+def recurrent_record() -> Record:
+    """Square products of torch at 33.6 GFLOP/s; the recurrence's at a tenth of that, of sequences of 8 at the same speed."""
+    square = ProductCell(backend="torch", rows=256, inner=256, columns=256, timings=timed(1_000.0))
+    small = ProductCell(backend="torch", rows=32, inner=128, columns=384, timings=timed(1e2 * 256**3 / (32 * 128 * 384)))
+    large = ProductCell(backend="torch", rows=128, inner=128, columns=384, timings=timed(1e3 * 256**3 / (128 * 128 * 384)))
+    other = dataclasses.replace(square, backend="jax", timings=timed(9e9))
+    cells = [
+        recurrent_cell("torch", "auto", 1, 100.0, 200.0, 400.0),
+        recurrent_cell("torch", "auto", 32, 10.0),
+        recurrent_cell("torch", "plain", 32, 8.0),
+        recurrent_cell("torch", "auto", 8, 100.0),
+        recurrent_cell("jax", "auto", 32, missing="no jax", compile_seconds=None, chosen=None),
+    ]
+    configuration = {"preset": "cpu", "recurrent": "gru", "recurrent_size": 128, "hidden": [128, 128], "rows": 1_024}
+    samples = RecurrentSamples(cells=cells, products=[small, square, large, other])
+    return dataclasses.replace(
+        run("torch", 0, 0.0), suite="recurrent", run="recurrent-cpu-1core", configuration=configuration, samples=samples
+    )
+
+
+def test_a_recurrent_step_stands_beside_a_feed_forward_one_and_its_time_has_parts(tmp_path: Path) -> None:
+    record.write(tmp_path / "recurrent" / "2026-01-02-a" / "r.json", recurrent_record())
+    written = report.build(tmp_path)
+    assert {path.name for path in written} == {"recurrent-cpu-1core-a-4core.png", "README.md"}
+    text = (tmp_path / "README.md").read_text()
+    assert "GRU of 128; hidden layers of 128 and 128; 1,024 rows." in text
+    assert "| feed-forward | 1,024 x 1 | torch | auto: fast | 200 | 0.10 |  | 20 | 60% of 34 |  |  | 1.5 s |" in text
+    # 4 GFLOP/s of 33.6 and of 3.36.
+    assert "| GRU | 32 x 32 | torch | auto: fast | 10 | 0.40 | 25% | 4 | 12% of 34 | 119% of 3 | 320 | 1.5 s |" in text
+    assert "| GRU | 32 x 32 | jax | auto | missing: no jax |" in text
+    # 4e8 operations at 33.55e9 a second: 11.9 ms. 1e8 of them at a tenth of it: 29.8 ms in place of 3.0.
+    assert (
+        "- sacref, PyTorch: GRU, 32 x 32: 100.0 ms = products 11.9 + small products 26.8 + rest 61.3;"
+        " 20.0 times as long as feed-forward, for 4.0 times the operations; plain takes 1.25 times as long; most of it is rest.\n"
+    ) in text
+    assert "- sacref, PyTorch: feed-forward: 5.0 ms = products 3.0 + rest 2.0.\n" in text
+    assert "sequences of 32 in place of 8, as many rows: +90.0 ms for 240 cell steps more, 375 µs each." in text
+    assert report.build(tmp_path, check=True) == []
+
+
+def test_the_bars_of_a_recurrent_step_add_up_to_it() -> None:
+    samples = recurrent_record().samples
+    assert isinstance(samples, RecurrentSamples)
+    slow, fast = samples.cells[1], dataclasses.replace(samples.cells[3], timings=timed(1_000.0))
+    assert sum(recurrent.parts(slow, samples.products)) == pytest.approx(100.0)
+    assert recurrent.parts(fast, samples.products).rest < 0
+    # Faster than the products beside it: no bar is longer than the step.
+    assert recurrent.drawn(recurrent.parts(fast, samples.products)) == {"products": pytest.approx(1.0), "small products": 0.0, "rest": 0.0}
 
 
 def test_of_two_runs_alike_the_newer_is_shown_and_another_preset_beside_it(tmp_path: Path) -> None:

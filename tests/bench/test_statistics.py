@@ -1,6 +1,7 @@
 """The statistics of the report against numbers worked out by hand."""
 
 import pytest
+import scipy.stats
 
 from bench import statistics
 from bench.statistics import Interval
@@ -57,3 +58,16 @@ def test_one_value_has_no_spread() -> None:
 )
 def test_overlap(first: tuple[float, float], second: tuple[float, float], share: bool) -> None:
     assert statistics.overlap(Interval(*first), Interval(*second)) is share
+
+
+def test_the_difference_of_means_has_welchs_interval() -> None:
+    # Variances 1 and 16 over three values: standard error sqrt(17 / 3); degrees of freedom (17 / 3)^2 / ((1 / 3)^2 + (16 / 3)^2) * 2.
+    first, second = [9.0, 10.0, 11.0], [1.0, 5.0, 9.0]
+    found = statistics.difference_interval(first, second)
+    assert found is not None
+    error, freedom = (17 / 3) ** 0.5, 2 * (17 / 3) ** 2 / ((1 / 3) ** 2 + (16 / 3) ** 2)
+    half = scipy.stats.t.ppf(0.975, freedom) * error
+    assert found.low == pytest.approx(5.0 - half)
+    assert found.high == pytest.approx(5.0 + half)
+    assert statistics.difference_interval([1.0], second) is None
+    assert statistics.difference_interval([3.0, 3.0], [1.0, 1.0]) == (2.0, 2.0)

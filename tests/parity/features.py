@@ -29,7 +29,7 @@ FEATURES = {
     "adaptive, cosine, exponential": replace(
         PLAIN,
         schedule=("kl_adaptive", "cosine", "exponential"),
-        schedule_kwargs=({"kl_threshold": 2e-3}, {"steps": 80, "end": 0.1}, {"decay": 0.98}),
+        schedule_kwargs=({"kl_threshold": 4e-4}, {"steps": 80, "end": 0.1}, {"decay": 0.98}),
     ),
     "rnn": replace(RECURRENT, recurrent="rnn"),
     "gru": RECURRENT,
@@ -46,7 +46,7 @@ FEATURES = {
         grad_norm_clip=0.5,
         feed_previous=("actions", "rewards"),
         schedule=("kl_adaptive", "cosine", "linear"),
-        schedule_kwargs=({"kl_threshold": 2e-3}, {"steps": 100, "end": 0.1}, {"steps": 100, "end": 0.1}),
+        schedule_kwargs=({"kl_threshold": 4e-4}, {"steps": 100, "end": 0.1}, {"steps": 100, "end": 0.1}),
     ),
 }
 """What both backends are held to: few, since JAX compiles each."""
@@ -65,7 +65,7 @@ ALONE = {
     "adaptive rates": replace(
         PLAIN,
         schedule=("kl_adaptive", "kl_adaptive", "kl_adaptive"),
-        schedule_kwargs=({"kl_threshold": 2e-3}, {"kl_threshold": 5e-4}, {"kl_threshold": 1e-3}),
+        schedule_kwargs=({"kl_threshold": 4e-4}, {"kl_threshold": 5e-4}, {"kl_threshold": 1e-3}),
     ),
     "lstm": replace(RECURRENT, recurrent="lstm"),
     "fed rewards": replace(RECURRENT, feed_previous=("actions", "rewards")),

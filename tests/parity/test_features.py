@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sacref import recurrence
 from sacref.agent import POLICY_VALUES
 from sacref.initialisation import Network
 from sacref.parity.compare import side_by_side
@@ -100,17 +101,16 @@ def next_step_from_the_current_carry(patch: Patch, name: str) -> None:
 
         return run
 
-    patch.setattr(part(name, "agent"), "over_window_policy", wrong)
+    patch.setattr(recurrence, "over_window_policy", wrong)
 
 
 def critics_from_the_carry_of_the_policy(patch: Patch, name: str) -> None:
-    agent = part(name, "agent")
-    right = agent.over_window_critic
+    right = recurrence.over_window_critic
 
     def wrong(critic: Any, initial_carry: Any, *, recurrent: bool) -> Any:
         return lambda parameters, window, *given: right(critic, lambda batch: window.carry, recurrent=recurrent)(parameters, window, *given)
 
-    patch.setattr(agent, "over_window_critic", wrong)
+    patch.setattr(recurrence, "over_window_critic", wrong)
 
 
 def policy_from_zeros(patch: Patch, name: str) -> None:
