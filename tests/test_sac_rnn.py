@@ -183,7 +183,7 @@ def test_traps_15_and_16_a_row_is_stored_with_the_carry_before_its_observation(b
             np.testing.assert_array_equal(rows["previous_actions"][row], previous_action)
             assert rows["previous_rewards"][row] == previous_reward
             observation = rows["observations"][row][None, None]
-            ((carry,),) = (gru(arrays, "policy", np.concatenate([observation, previous_action[None, None]], -1), carry),)
+            (carry,) = gru(arrays, "policy", np.concatenate([observation, previous_action[None, None]], -1), carry)
             mean = forward(arrays, "policy", np.concatenate([carry, observation[0]], -1))[0, :1]
             if mode != AutoresetMode.NEXT_STEP:  # under which not every action makes a row
                 np.testing.assert_allclose(greedy[row][index], np.tanh(mean), rtol=0, atol=1e-12)
