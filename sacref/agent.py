@@ -679,6 +679,8 @@ class Agent(Border[ArrayT]):
             self._set_streams(streams_before)
             raise checkpoint.CheckpointError(f"{path} does not fit this agent: {error}") from error
         self._due, self._timesteps_to_learn_from = due, waiting
+        for training in self._watches:
+            self._begin(training)  # the next row does not continue the rows of before
 
     def _read_pace(self, path: Path, metadata: Mapping[str, Any]) -> tuple[Fraction, int]:
         """Gradient steps due and timesteps of the chunk at hand; none for a checkpoint that does not say.
