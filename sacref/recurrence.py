@@ -329,9 +329,7 @@ class RecurrentAgent(Agent[ArrayT]):
         super()._learn_if_due(timestep=timestep, timesteps=timesteps)
 
     def load(self, path: Any) -> None:
-        """Restore what `save` wrote; see `Agent.load`. Episodes begin anew."""
+        """Restore what `save` wrote; see `Agent.load`."""
         super().load(path)
-        for training in self._ongoing:
-            self._ongoing[training] = Ongoing()
         if self.memory is not None:
             self._recorded_timesteps = -(-len(self.memory) // self.memory.num_envs)

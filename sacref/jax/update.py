@@ -94,15 +94,6 @@ class Update:
         # Target networks: follow the new critics.
         target_critics = tree_map(lambda t, c: polyak(t, c, self.polyak), state.target_critics, critics)
 
-        # Schedules: an adaptive one asks how far the policy has moved on this batch.
-        def divergence() -> Array:
-            moved: Array = kl_divergence(mean, log_std, *self.distribution(policy, batch.inputs))
-            return masked_mean(moved, batch.mask)
-
-        policy_optimizer = self.policy_optimizer.adapt(policy_optimizer, divergence)
-        critic_optimizer = self.critic_optimizer.adapt(critic_optimizer, divergence)
-        temperature_optimizer = self.temperature_optimizer.adapt(temperature_optimizer, divergence)
-
         metrics = {
             "critic_loss": critic_value,
             "policy_loss": actor_value,
@@ -115,6 +106,15 @@ class Update:
             **{f"critic_{name}": value for name, value in self.critic_optimizer.measured(critic_optimizer).items()},
             **{f"entropy_{name}": value for name, value in self.temperature_optimizer.measured(temperature_optimizer).items()},
         }
+
+        # Schedules: an adaptive one asks how far the policy has moved on this batch.
+        def divergence() -> Array:
+            moved: Array = kl_divergence(mean, log_std, *self.distribution(policy, batch.inputs))
+            return masked_mean(moved, batch.mask)
+
+        policy_optimizer = self.policy_optimizer.adapt(policy_optimizer, divergence)
+        critic_optimizer = self.critic_optimizer.adapt(critic_optimizer, divergence)
+        temperature_optimizer = self.temperature_optimizer.adapt(temperature_optimizer, divergence)
         return State(policy, critics, target_critics, log_alpha, policy_optimizer, critic_optimizer, temperature_optimizer), metrics
 
     def distribution(self, policy: Parameters, inputs: Seen[Array]) -> tuple[Float[Array, "*batch action"], Float[Array, "*batch action"]]:

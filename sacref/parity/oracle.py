@@ -110,9 +110,9 @@ def update(state: Named, batch: Data, noise: Noise[Floats], settings: Settings) 
     metrics = critic_metrics | policy_metrics | _arrays(entropy_loss=entropy_loss, alpha=np.exp(state["log_alpha"]), entropy=entropy)
     if settings.grad_norm_clip > 0:
         metrics |= _arrays(policy_gradient_norm=norm(policy_gradients), critic_gradient_norm=norm(critic_gradients))
-    for part, optimizer in zip(("policy", "critic", "entropy"), OPTIMIZERS, strict=True):
+    for part, optimizer, rate in zip(("policy", "critic", "entropy"), OPTIMIZERS, rates, strict=True):
         if f"{optimizer}.learning_rate" in new:
-            metrics[f"{part}_learning_rate"] = new[f"{optimizer}.learning_rate"]
+            metrics[f"{part}_learning_rate"] = np.asarray(rate, new[f"{optimizer}.learning_rate"].dtype)
     return new, metrics, gradients
 
 

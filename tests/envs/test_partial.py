@@ -102,7 +102,8 @@ def test_the_pusher_keeps_where_its_object_is() -> None:
 def test_the_pendulum_shows_its_angle_alone() -> None:
     env = wrapped("Pendulum-v1", HideVelocities)
     observation, _, _, _ = after_some_steps(env)
-    theta, velocity = env.unwrapped.state  # type: ignore[attr-defined]  # Pendulum's own
+    task: Any = env.unwrapped
+    theta, velocity = task.state
     np.testing.assert_allclose(observation, [np.cos(theta), np.sin(theta)], rtol=1e-6)
     assert env.observation_space == gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
     assert abs(velocity) > 0.01
@@ -111,7 +112,8 @@ def test_the_pendulum_shows_its_angle_alone() -> None:
 def test_the_mountain_car_shows_its_place_alone() -> None:
     env = wrapped("MountainCarContinuous-v0", HideVelocities)
     observation, _, _, _ = after_some_steps(env)
-    assert observation.tolist() == [env.unwrapped.state[0]]  # type: ignore[attr-defined]  # the car's own
+    task: Any = env.unwrapped
+    assert observation.tolist() == [task.state[0]]
     assert env.observation_space == gymnasium.spaces.Box(np.float32(-1.2), np.float32(0.6), (1,), np.float32)
 
 

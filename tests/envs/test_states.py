@@ -52,8 +52,8 @@ class StatefulEnv(CountingEnv):
         return observation, self._info(self.on_reset)
 
     def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
-        *row, _ = super().step(action)
-        return *row, self._info(self.on_step)  # type: ignore[return-value]  # mypy loses the types of a starred part
+        observation, reward, terminated, truncated, _ = super().step(action)
+        return observation, reward, terminated, truncated, self._info(self.on_step)
 
     def _info(self, hands_over: bool) -> dict[str, Any]:
         if not hands_over or self.form in ("method", "nothing"):

@@ -49,22 +49,16 @@ class Value(Model):
 def returns(model: Any, change: Any) -> Any:
     """`model`, returning what `change` makes of its result."""
 
-    class Changed(type(model)):  # type: ignore[misc]  # the class is known at run time alone.
-        def __call__(self, *inputs: Any) -> Any:
-            return change(super().__call__(*inputs))
-
-    model.__class__ = Changed
+    own: Any = type(model)
+    model.__class__ = type("Changed", (own,), {"__call__": lambda self, *inputs: change(own.__call__(self, *inputs))})
     return model
 
 
 def carries(model: Any, change: Any) -> Any:
     """`model`, with an initial carry that `change` makes of its own."""
 
-    class Changed(type(model)):  # type: ignore[misc]  # the class is known at run time alone.
-        def initial_carry(self, batch: int) -> Any:
-            return change(super().initial_carry(batch))
-
-    model.__class__ = Changed
+    own: Any = type(model)
+    model.__class__ = type("Changed", (own,), {"initial_carry": lambda self, batch: change(own.initial_carry(self, batch))})
     return model
 
 

@@ -3,7 +3,6 @@
 Cells are torch.nn's, the log-density torch.distributions', the steps and rates torch.optim's; none of `sacref.spec` or `sacref.torch`.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -127,7 +126,7 @@ class Reference:
             self.optimizers[group].step()
         else:
             # PyTorch's schedules warn where no step was ever taken before them.
-            self.optimizers[group]._opt_called = True  # type: ignore[attr-defined]  # PyTorch sets it on the instance
+            vars(self.optimizers[group])["_opt_called"] = True
         return dict(zip(self.groups[group], gradients, strict=True))
 
     def reschedule(self, divergence: float, due: bool) -> None:
@@ -157,7 +156,10 @@ class Reference:
 
     def network(self, model: str, batch: Data, shift: int, action: Tensor | None, draws: tuple[NDArray[Any], ...]) -> Tensor:
         """Output before (shift 0) or after (1) the actions of the batch."""
-        layer: Callable[[str], Tensor] = lambda name: self.leaves[f"{model}.{name}"]  # noqa: E731
+
+        def layer(name: str) -> Tensor:
+            return self.leaves[f"{model}.{name}"]
+
         privileged = model != "policy" and batch.states is not None
         if isinstance(batch, Sequences):
             seen = flat(batch.states if privileged else batch.observations)

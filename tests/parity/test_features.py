@@ -20,7 +20,6 @@ BACKENDS = installed_backends()
 Patch = pytest.MonkeyPatch
 
 
-@pytest.mark.skipif(not BACKENDS, reason="neither torch nor jax is installed")
 @pytest.mark.parametrize("feature", FEATURES)
 def test_float64_agrees_over_a_hundred_updates(feature: str) -> None:
     """Losses, gradients before clipping, parameters, targets, moments with all counters and rates, and log alpha."""
@@ -147,12 +146,12 @@ MISTAKES: dict[str, list[Callable[[Patch, str], None]]] = {
 }
 
 
-@pytest.mark.skipif(not BACKENDS, reason="neither torch nor jax is installed")
 @pytest.mark.parametrize(("feature", "mistake"), [(feature, each) for feature, mistakes in MISTAKES.items() for each in mistakes])
-def test_a_mistake_put_back_is_seen(feature: str, mistake: Callable[[Patch, str], None], monkeypatch: Patch) -> None:
+@pytest.mark.parametrize("backend", BACKENDS[:1])
+def test_a_mistake_put_back_is_seen(backend: str, feature: str, mistake: Callable[[Patch, str], None], monkeypatch: Patch) -> None:
     """In one backend, PyTorch where it is installed: the oracle is one for both, and JAX would compile each mistake."""
-    mistake(monkeypatch, BACKENDS[0])
-    assert apart(FEATURES[feature], BACKENDS[0]) > 1e-6
+    mistake(monkeypatch, backend)
+    assert apart(FEATURES[feature], backend) > 1e-6
 
 
 @pytest.mark.skipif("jax" not in BACKENDS, reason="jax is not installed")
