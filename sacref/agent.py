@@ -22,6 +22,7 @@ from sacref.envs.episodes import EpisodeBoundaries
 from sacref.envs.spaces import boxes, check_spaces
 from sacref.naming import prefixed, require_same_arrays, under
 from sacref.preprocessing import Preprocessor
+from sacref.ranks import Ranks
 from sacref.replay import Follow
 from sacref.spec.arrays import ArrayT, namespace
 from sacref.statistics import EpisodeStatistics
@@ -121,6 +122,7 @@ class Agent(Border[ArrayT]):
         self.cfg = cfg if isinstance(cfg, SACConfig) else SACConfig.from_dict(dict(cfg or {}))
         self.cfg.validate()
         self._check_options()
+        self.ranks = self._ranks()
         self.memory = memory
         self.training = False
         self._preprocessors: dict[str, Preprocessor] = {
@@ -162,6 +164,10 @@ class Agent(Border[ArrayT]):
         return {name: factory(box, **kwargs) for name, box in named_leaves(boxes(space), f"{kind}s").items()}
 
     # What a backend provides.
+
+    @abstractmethod
+    def _ranks(self) -> Ranks:
+        """The processes that train this agent together: those that have joined, or this one alone."""
 
     @abstractmethod
     def _act(self, way: str, observations: Tree, states: Tree | None) -> tuple[Any, Any]:
@@ -533,6 +539,11 @@ class Agent(Border[ArrayT]):
             self.write_interval = max(1, timesteps // 100)
         if self.checkpoint_interval is None:
             self.checkpoint_interval = max(1, timesteps // 10)
+
+    def _begin_alike(self) -> None:
+        """Let all ranks begin with what rank 0 does, whatever their models were drawn from."""
+        if self.ranks.size > 1:
+            self.set_arrays(self.ranks.from_first(self.arrays()))
 
     # State under common names.
 
