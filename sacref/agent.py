@@ -22,6 +22,7 @@ from sacref.envs.episodes import EpisodeBoundaries
 from sacref.envs.spaces import boxes, check_spaces
 from sacref.naming import prefixed, require_same_arrays, under
 from sacref.preprocessing import Preprocessor
+from sacref.ranks import Ranks
 from sacref.replay import Follow
 from sacref.spec.arrays import ArrayT, namespace
 from sacref.statistics import EpisodeStatistics
@@ -113,6 +114,7 @@ class Agent(Border[ArrayT]):
         self.cfg = cfg if isinstance(cfg, SACConfig) else SACConfig.from_dict(dict(cfg or {}))
         self.cfg.validate()
         self._check_options()
+        self.ranks = self._ranks()
         self.memory = memory
         self.training = False
         self._preprocessors: dict[str, Preprocessor] = {
@@ -154,6 +156,10 @@ class Agent(Border[ArrayT]):
         return {name: factory(box, **kwargs) for name, box in named_leaves(boxes(space), f"{kind}s").items()}
 
     # What a backend provides.
+
+    @abstractmethod
+    def _ranks(self) -> Ranks:
+        """The processes that train this agent together: those that have joined, or this one alone."""
 
     @abstractmethod
     def _act(self, way: str, observations: Tree, states: Tree | None) -> tuple[Any, Any]:

@@ -18,6 +18,7 @@ from sacref.jax.device import device_of
 from sacref.jax.fuse import Acting, Actor, Bounds, Drawing, Streams, actors, choose, learner, stepper
 from sacref.jax.memory import ReplayMemory, sampler
 from sacref.jax.optim import Frozen, KeepGradients, Optimizer, tree_map
+from sacref.jax.ranks import ranks
 from sacref.jax.update import Critic, Policy, State, Update
 from sacref.jax.weights import (
     CommonLayout,
@@ -38,6 +39,7 @@ from sacref.model_checks import (
     example_inputs,
     split_models,
 )
+from sacref.ranks import Ranks
 from sacref.recurrence import (
     RecurrentAgent,
     refuse_carries,
@@ -184,7 +186,7 @@ class SAC(Agent[Array]):
         }
 
     def _generator(self, stream: int) -> Array:
-        seed = np.random.SeedSequence([self.cfg.seed, 0, stream]).generate_state(2, np.uint32)
+        seed = np.random.SeedSequence([self.cfg.seed, self.ranks.rank, stream]).generate_state(2, np.uint32)
         return self._key(seed)
 
     def _key(self, data: NDArray[Any]) -> Array:
@@ -302,6 +304,9 @@ class SAC(Agent[Array]):
         return {**policy, **critics, "log_alpha": self.to_numpy(state.temperature_optimizer[1])}
 
     # Hooks of the life cycle.
+
+    def _ranks(self) -> Ranks:
+        return ranks()
 
     def _act(self, way: str, observations: Tree, states: Tree | None) -> tuple[Array, Array]:
         inputs = {"observations": self._given(observations), "states": self._given(states)}

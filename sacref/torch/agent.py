@@ -22,6 +22,7 @@ from sacref.model_checks import (
     example_inputs,
     split_models,
 )
+from sacref.ranks import Ranks
 from sacref.recurrence import (
     RecurrentAgent,
     refuse_carries,
@@ -30,6 +31,7 @@ from sacref.torch.device import device_of
 from sacref.torch.fuse import Acting, Actor, Bounds, Drawing, Streams, actors, advance_schedules, choose, learner, stepper
 from sacref.torch.memory import ReplayMemory, sampler
 from sacref.torch.optim import Frozen, KeepGradients, Optimizer, tree_map
+from sacref.torch.ranks import ranks
 from sacref.torch.update import Critic, Policy, State, Update
 from sacref.torch.weights import (
     CommonLayout,
@@ -184,7 +186,7 @@ class SAC(Agent[Tensor]):
         return all(isinstance(model, CommonLayout) for model in self._models.values())
 
     def _generator(self, stream: int) -> torch.Generator:
-        seed = np.random.SeedSequence([self.cfg.seed, 0, stream]).generate_state(1, np.uint64)[0]
+        seed = np.random.SeedSequence([self.cfg.seed, self.ranks.rank, stream]).generate_state(1, np.uint64)[0]
         return torch.Generator(self.device).manual_seed(int(seed >> 1))
 
     def _check_dtypes(self, parameters: Mapping[str, Mapping[str, Tensor]]) -> torch.dtype:
@@ -294,6 +296,9 @@ class SAC(Agent[Tensor]):
         return {**policy, **critics, "log_alpha": self.to_numpy(state.temperature_optimizer[1])}
 
     # Hooks of the life cycle.
+
+    def _ranks(self) -> Ranks:
+        return ranks()
 
     def _act(self, way: str, observations: Tree, states: Tree | None) -> tuple[Tensor, Tensor]:
         inputs = {"observations": self._upload_tree(observations), "states": self._upload_tree(states)}
