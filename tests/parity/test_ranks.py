@@ -44,12 +44,13 @@ def alone(backend: str, case: str) -> dict[str, NDArray[Any]]:
         return after_parts(backend, WHOLE[case], 0, 1)
 
 
-def ranked(*values: Any) -> Any:
-    """Arguments for the `found` fixture."""
-    return pytest.mark.parametrize("found", values, indirect=True, ids=lambda each: f"{each[0]}-{each[1]}", scope="module")
-
-
-every = ranked(*((backend, ranks) for backend in BACKENDS for ranks in CASES))
+every = pytest.mark.parametrize(
+    "found",
+    [(backend, ranks) for backend in BACKENDS for ranks in CASES],
+    indirect=True,
+    ids=lambda each: f"{each[0]}-{each[1]}",
+    scope="module",
+)
 
 
 @every
