@@ -541,8 +541,10 @@ class SACConfig(_Config):
     """What rewards are multiplied by, before the rewards shaper and before storing; above 0."""
     rewards_shaper: RewardsShaper | None = field(default=None, metadata=_rewards_shaper())
     """Function (rewards, timestep, timesteps) -> rewards applied before storing, or its name module:name."""
-    mixed_precision: bool = field(default=False, metadata=_unavailable(False))
-    """Not available in this version: leave it at False."""
+    mixed_precision: bool = field(default=False, metadata=_flag())
+    """Compute the networks in `precision`; parameters, log-probabilities, targets, losses and the optimizers stay float32."""
+    precision: Literal["bfloat16", "float16"] = field(default="bfloat16", metadata=_choice("bfloat16", "float16"))
+    """What mixed precision computes in; float16 scales its losses (dynamically), bfloat16 needs no scale."""
     seed: int = field(default=0, metadata=_integer(0, LARGEST_SEED))
     """Seed that all random streams of the agent are derived from."""
 
