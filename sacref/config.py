@@ -255,18 +255,6 @@ def _require_arguments(path: str, function: Callable[..., Any], positional: int,
         raise ConfigError(f"{path} is {dict(kwargs)}, and {name} has {error}; expected {', '.join(takes) or 'none at all'}") from error
 
 
-def _unavailable(default: Any) -> Metadata:
-    """A field whose feature this version does not have: it takes its default alone."""
-
-    def check(value: Any) -> Any:
-        value = _plain(value)
-        if type(value) is not type(default) or value != default:
-            raise _ExpectedError(f"{default!r}: this feature is not available in this version, leave the field at {default!r}")
-        return value
-
-    return _checked(check)
-
-
 def _resolve(name: str) -> Any:
     module, _, attribute = name.partition(":")
     if not module or not attribute or module.startswith("."):
@@ -594,6 +582,11 @@ class SACConfig(_Config):
             learned = part != "entropy" or self.learn_entropy
             schedules[part] = _schedule(f"{path}_kwargs", part, rate, function, arguments) if function is not None and learned else None
         return schedules
+
+    @property
+    def scales_losses(self) -> bool:
+        """Whether losses are scaled so that gradients do not vanish in the precision."""
+        return self.mixed_precision and self.precision == "float16"
 
     @property
     def learning_rates(self) -> tuple[float, float, float]:
