@@ -39,6 +39,10 @@ from bench.record import (
 from bench.sections import amp, learning, recurrent, throughput
 
 HARDWARE = Hardware(cpu_model="A CPU", cores=4, threads=1, memory_bytes=2**30, accelerator=None)
+SESSIONS = [
+    Session(started="", resumed=False, wall_seconds=600.0, cpu_seconds=600.0),
+    Session(started="", resumed=True, wall_seconds=400.0, cpu_seconds=400.0),
+]
 
 
 def run(backend: str, seed: int, last: float, **changes: Any) -> Record:
@@ -58,10 +62,7 @@ def run(backend: str, seed: int, last: float, **changes: Any) -> Record:
         compile_seconds=None,
         samples=LearningSamples(
             evaluations=[Evaluation(step=50_000, returns=[last / 2]), Evaluation(step=100_000, returns=[last - 100, last + 100])],
-            sessions=[
-                Session(started="", resumed=False, wall_seconds=600.0, cpu_seconds=600.0),
-                Session(started="", resumed=True, wall_seconds=400.0, cpu_seconds=400.0),
-            ],
+            sessions=SESSIONS,
         ),
     )
     return dataclasses.replace(written, **changes)
@@ -171,8 +172,8 @@ GRU = Preset(
     name="some-gru",
     title="A task, hidden, GRU",
     env="Task-v0",
-    steps=8_000,
-    evaluation_interval=1_000,
+    steps=100_000,
+    evaluation_interval=50_000,
     seeds=(0, 1, 2),
     settings={"learning_rate": 1e-3, "random_timesteps": 1_500, "batch_size": 32},
     arguments={"wrappers": ("sacref.envs.partial:HideVelocities",), "hidden": (64, 64), "recurrent": "gru"},
@@ -205,7 +206,7 @@ def test_a_group_is_titled_by_its_preset_and_says_what_it_ran(tmp_path: Path) ->
     write_runs(tmp_path, GRU, {"jax": (-200.0,)})
     report.build(tmp_path)
     text = (tmp_path / "README.md").read_text()
-    assert "\n### A task, hidden, GRU, 8,000 steps\n" in text
+    assert "\n### A task, hidden, GRU, 100,000 steps\n" in text
     assert (
         "Settings that differ: learning_rate 0.001; random_timesteps 1,500; batch_size 32; wrappers HideVelocities; hidden 64, 64;"
         " recurrent gru.\n"
@@ -218,7 +219,7 @@ def test_a_title_that_the_records_do_not_bear_out_is_not_used(tmp_path: Path) ->
     write_runs(tmp_path, GRU, {"jax": (-200.0,)}, settings={"batch_size": 16})
     report.build(tmp_path)
     text = (tmp_path / "README.md").read_text()
-    assert "### Task-v0 (some-gru), 8,000 steps\n" in text
+    assert "### Task-v0 (some-gru), 100,000 steps\n" in text
     assert GRU.title not in text
     assert "Settings that differ: batch_size 16; wrappers HideVelocities;" in text
 
@@ -238,18 +239,40 @@ def test_two_agents_are_compared_by_the_difference_of_their_means(tmp_path: Path
     written = report.build(tmp_path)
     assert {path.name for path in written} == {"some-gru.png", "some.png", "memory.png", "README.md"}
     text = (tmp_path / "README.md").read_text()
-    assert "\n### Does it matter? Task-v0, 8,000 steps\n" in text
+    assert "\n### Does it matter? Task-v0, 100,000 steps\n" in text
     assert "GRU: A task, hidden, GRU; feed-forward: A task, hidden. A difference" in text
     table = text[text.index("| backend | GRU: mean, 95% |") :].splitlines()
     # Standard error 100 sqrt(2 / 3) with four degrees of freedom: 2.776 * 81.65 = 227. Half widths of the means: 4.303 * 100 / sqrt(3).
     assert table[2] == "| torch | -200 [-448, 48] | -1,200 [-1,448, -952] | 1,000 | [773, 1,227] | 3 |"
     assert re.match(r"\| jax \| -767 \[.*\] \| -1,100 \[.*\] \| 333 \| \[-.*\] \| 3 and 2 \|", table[3])
-    assert "Of the difference, torch: the interval is clear of 0; jax: the interval holds 0." in text
+    assert (
+        "Of the means' intervals, torch: they do **not** overlap; jax: they overlap."
+        " Of the difference, torch: the interval is clear of 0; jax: the interval holds 0."
+    ) in text
     assert report.build(tmp_path, check=True) == []
 
 
 @pytest.mark.usefixtures("compared")
-def test_agents_of_two_versions_or_lengths_are_not_compared(tmp_path: Path) -> None:
+def test_agents_of_two_lengths_are_compared_after_the_last_step_that_both_have(tmp_path: Path) -> None:
+    write_runs(tmp_path, BESIDE, {"torch": (2_000.0, 2_200.0, 2_400.0)})  # After half of it: 1,000, 1,100 and 1,200.
+    short = dataclasses.replace(GRU, steps=50_000)
+    write_runs(tmp_path, short, {"torch": (0.0, 0.0, 0.0)})
+    for path, last in zip(sorted((tmp_path / "learning" / "2026-01-02-a").glob("some-gru-*")), (1_100.0, 1_200.0, 1_300.0), strict=True):
+        samples = LearningSamples(evaluations=[Evaluation(step=step, returns=[last]) for step in (25_000, 50_000)], sessions=SESSIONS)
+        record.write(path, dataclasses.replace(record.read(path), samples=samples))
+    report.build(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "\n### Does it matter? Task-v0, 50,000 steps\n" in text
+    assert "A task, hidden. The runs of feed-forward go on to 100,000 steps: they are compared after 50,000. A difference" in text
+    assert "| torch | 1,200 [952, 1,448] | 1,100 [852, 1,348] | 100 | [-127, 327] | 3 |" in text
+    assert "Of the means' intervals, torch: they overlap. Of the difference, torch: the interval holds 0." in text
+    (picture,) = (found for path, found in learning.section(tmp_path).pictures.items() if path.name == "memory.png")
+    drawn = picture.draw.keywords["curves"]  # type: ignore[attr-defined]  # It is a partial.
+    assert [[point.step for point in one.points] for one in drawn] == [[25_000, 50_000], [50_000]]
+
+
+@pytest.mark.usefixtures("compared")
+def test_agents_of_two_versions_or_without_a_step_in_common_are_not_compared(tmp_path: Path) -> None:
     write_runs(tmp_path, GRU, {"jax": (-200.0,)})
     write_runs(tmp_path, BESIDE, {"jax": (-1_200.0,)})
     path = tmp_path / "learning" / "2026-01-02-a" / "some-jax-seed0.json"
@@ -257,7 +280,7 @@ def test_agents_of_two_versions_or_lengths_are_not_compared(tmp_path: Path) -> N
     written = record.read(path)
     for changed in (
         dataclasses.replace(written, sacref_version="0.2.0"),
-        dataclasses.replace(written, configuration=written.configuration | {"steps": 9_000}),
+        dataclasses.replace(written, samples=LearningSamples(evaluations=[Evaluation(step=99_000, returns=[0.0])], sessions=SESSIONS)),
     ):
         record.write(path, changed)
         assert "Does it matter" not in "".join(learning.section(tmp_path).paragraphs)
