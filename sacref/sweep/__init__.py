@@ -1,7 +1,7 @@
 """Many runs from one file: `sacref train --sweep FILE`, on this machine or on a Slurm cluster.
 
-Every run is the command `sacref train` in a process of its own, so that where it runs does not change its numbers. A run's directory follows
-from its values in the grid. Called again, a sweep skips what is finished and goes on with what was cut off.
+Every run is the command `sacref train` in a process of its own, so that where it runs does not change its numbers. A run's directory
+follows from its values in the grid. Called again, a sweep skips what is finished and goes on with what was cut off.
 """
 
 import fcntl
@@ -101,9 +101,7 @@ def refuse_other_flags(arguments: Sequence[str]) -> None:
         )
 
 
-def _watch(
-    place: Local | OnSlurm, todo: Sequence[Run], record: Record, display: Display, pressed: Callable[[], int]
-) -> bool:
+def _watch(place: Local | OnSlurm, todo: Sequence[Run], record: Record, display: Display, pressed: Callable[[], int]) -> bool:
     """Wait until all runs have ended, and write down how far they are. Returns whether it was interrupted."""
     unfinished = {run.name: run for run in todo}
     presses = 0
@@ -126,7 +124,7 @@ def _watch(
         if presses and not running:
             break
         if unfinished:
-            _sleep(place.poll_seconds, lambda: pressed() > presses)
+            _sleep(place.poll_seconds, pressed, presses)
     return presses > 0
 
 
@@ -214,8 +212,8 @@ def _interruption() -> Iterator[Callable[[], int]]:
             signal.signal(number, handler)
 
 
-def _sleep(seconds: float, until: Callable[[], bool]) -> None:
-    """Sleep, but not on when `until` becomes true: a signal does not end Python's own sleep."""
+def _sleep(seconds: float, pressed: Callable[[], int], presses: int) -> None:
+    """Sleep until Ctrl-C is pressed once more than `presses` times: a signal does not end Python's own sleep."""
     end = time.monotonic() + seconds
-    while not until() and (left := end - time.monotonic()) > 0:
+    while pressed() == presses and (left := end - time.monotonic()) > 0:
         time.sleep(min(left, 0.1))

@@ -1,13 +1,14 @@
-"""How far a sweep is: a live table of the runs that run on a terminal, a line for each that starts or ends elsewhere, the returns at the end."""
+"""How far a sweep is: a line for each run that starts or ends, on a terminal a table of those that run; the returns at the end."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from sacref.sweep.grid import Run
 from sacref.sweep.process import LOG
@@ -36,7 +37,7 @@ class Display:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if self._live is not None:
-            self._live.update(self._counts(), refresh=True)
+            self._live.update(Text(self._counts()), refresh=True)
             self._live.stop()
 
     def line(self, text: str) -> None:
@@ -55,14 +56,14 @@ class Display:
         """Draw the table of the runs that run."""
         if self._live is None:
             return
-        table = Table(box=None, title=self._counts(), title_justify="left")
+        table = Table(box=None)
         for name in ("run", "step", "of", "mean return"):
             table.add_column(name, justify="left" if name == "run" else "right")
         for run in self._record.named("running"):
             evaluation = self._record[run]["evaluation"]
             step, mean = (f"{evaluation['step']:,}", f"{evaluation['mean']:,.1f}") if evaluation else ("-", "-")
             table.add_row(run.name, step, f"{run.steps:,}", mean)
-        self._live.update(table, refresh=True)
+        self._live.update(Group(Text(self._counts()), table), refresh=True)
 
     def _counts(self) -> str:
         return ", ".join(f"{len(self._record.named(state))} {state}" for state in ("waiting", "running", "done", "failed"))

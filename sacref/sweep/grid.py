@@ -83,7 +83,9 @@ def read(file: Path, directory: Path) -> Plan:
     fixed = _flat(tables["train"])
     alternatives = {name: _alternatives(file, name, values) for name, values in _flat(tables["grid"]).items()}
     if not alternatives:
-        raise SweepError(f"{file}: [grid] is empty or missing, expected the flags that vary: for one run, call sacref train without --sweep")
+        raise SweepError(
+            f"{file}: [grid] is empty or missing, expected the flags that vary: for one run, call sacref train without --sweep"
+        )
     for table, names in {"train": fixed, "grid": alternatives}.items():
         for name in names:
             if name in RESERVED:
@@ -148,7 +150,7 @@ def _run(file: Path, directory: Path, fixed: Mapping[str, Any], values: Mapping[
     try:
         train = _parse([word for words in flags.values() for word in words])
     except _Refused as refused:
-        raise SweepError(f"{file}: {_blamed(places, flags) or _combination(values)} is refused: {refused}") from refused
+        raise SweepError(f"{file}: {_blamed(places, flags, str(refused)) or _combination(values)} is refused: {refused}") from refused
     # Always given: a resumed run would take its old number, where the file leaves it to the default.
     steps = {"steps": ("--steps", str(train.steps))}
     return Run(
@@ -172,7 +174,9 @@ def _words(where: str, name: str, value: Any) -> tuple[str, ...]:
     elements = value if isinstance(value, list) else [value]
     for element in elements:
         if isinstance(element, bool) or not isinstance(element, str | int | float | None):
-            raise SweepError(f"{where} = {json.dumps(value, default=str)}, expected a number, a string, true, false, a list or a table of those")
+            raise SweepError(
+                f"{where} = {json.dumps(value, default=str)}, expected a number, a string, true, false, a list or a table of those"
+            )
     return (f"--{name}", *(str(element) for element in elements))
 
 
@@ -190,6 +194,9 @@ def _parse(arguments: list[str]) -> cli.Train:
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             command = cli.parse(["train", *arguments])
+            if isinstance(command, cli.Train):
+                # What one field asks of another; the agent would say it only when it is built.
+                command.cfg.validate()
     except SystemExit as stopped:
         raise _Refused(_unboxed(said.getvalue())) from stopped
     except (ValueError, TypeError, ImportError) as error:
@@ -200,18 +207,19 @@ def _parse(arguments: list[str]) -> cli.Train:
 
 
 def _unboxed(text: str) -> str:
-    """What tyro prints, without its frame, as far as the rule before its advice."""
-    lines = [line.strip("│ ") for line in text.splitlines() if not line.startswith(("╭", "╰"))]
-    return " ".join(" ".join(itertools.takewhile(lambda line: not line.startswith("──"), lines)).split())
+    """What tyro prints between the line under its title and the next, behind which it gives advice; of ASCII where stdout is not UTF-8."""
+    parts = re.split(r"^[ │]*(?:╭.*|╰.*|[─-]{5,}[ │]*)$", text, maxsplit=2, flags=re.MULTILINE)
+    return " ".join(parts[min(1, len(parts) - 1)].replace("│", " ").split())
 
 
-def _blamed(places: Mapping[str, tuple[str, Any]], flags: Mapping[str, tuple[str, ...]]) -> str | None:
-    """The line of the file that is refused also by itself."""
+def _blamed(places: Mapping[str, tuple[str, Any]], flags: Mapping[str, tuple[str, ...]], message: str) -> str | None:
+    """The line of the file that is refused with the same message also by itself."""
     for name, (table, value) in places.items():
         try:
             _parse(list(flags[name]))
-        except _Refused:
-            return f"[{table}] {name} = {json.dumps(value)}"
+        except _Refused as refused:
+            if str(refused) == message:
+                return f"[{table}] {name} = {json.dumps(value)}"
     return None
 
 

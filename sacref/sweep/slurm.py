@@ -54,11 +54,11 @@ def settings(file: Path, table: Slurm) -> dict[str, Any]:
         name = key.replace("-", "_")
         if name not in SETTINGS:
             raise SweepError(
-                f"{file}: [slurm] has {key}, expected some of {', '.join(SETTINGS)}; sbatch's other parameters stand in additional_parameters"
+                f"{file}: [slurm] has {key}, expected some of {', '.join(SETTINGS)}; others of sbatch stand in additional_parameters"
             )
         kind = SETTINGS[name]
         lines = all(isinstance(line, str) for line in value) if isinstance(value, list) else True
-        if not isinstance(value, kind) or isinstance(value, bool) or not lines or (kind is int and value < 1):
+        if not isinstance(value, kind) or isinstance(value, bool) or not lines or (isinstance(value, int) and value < 1):
             wanted = {str: "a string", int: "a whole number of at least 1", list: "a list of shell lines", dict: "a table"}[kind]
             unit = " (minutes)" if name == "time" else ""
             raise SweepError(f"{file}: [slurm] {key} = {value!r}, expected {wanted}{unit}")
@@ -74,7 +74,7 @@ def require(file: Path, found: Mapping[str, Any]) -> None:
     """
     _submitit()
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
-        raise SweepError("--sweep-on slurm: there is no sbatch and srun here: call it on a login node of the cluster, or leave out --sweep-on")
+        raise SweepError("--sweep-on slurm: there is no sbatch and srun here: call it on the cluster, or leave out --sweep-on")
     if "time" not in found:
         raise SweepError(f"{file}: [slurm] has no time: say how many minutes a run may take, such as time = 240")
 
@@ -127,9 +127,7 @@ class OnSlurm:
 
     poll_seconds = 5.0
 
-    def __init__(
-        self, runs: Sequence[Run], jobs: int | None, found: Mapping[str, Any], folder: Path, submitted: Mapping[str, str]
-    ) -> None:
+    def __init__(self, runs: Sequence[Run], jobs: int | None, found: Mapping[str, Any], folder: Path, submitted: Mapping[str, str]) -> None:
         submitit = _submitit()
         self._jobs: dict[str, Any] = {name: submitit.SlurmJob(folder, job_id) for name, job_id in submitted.items()}
         fresh = [run for run in runs if run.name not in submitted]
@@ -166,7 +164,7 @@ def not_ended(folder: Path, job_ids: Mapping[str, str]) -> dict[str, str]:
 
 def cancel_command(job_ids: Mapping[str, str]) -> str:
     """The shell's command that cancels these jobs."""
-    return shlex.join(["scancel", *sorted({job_id for job_id in job_ids.values()})])
+    return shlex.join(["scancel", *sorted(set(job_ids.values()))])
 
 
 def _warning() -> int:
