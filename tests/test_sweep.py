@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import sacref
 from sacref import cli, sweep
 from sacref.sweep import grid, local, process, slurm
 from sacref.sweep.grid import SweepError
@@ -567,3 +569,13 @@ def test_where_submitit_is_missing_its_extra_is_named(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(SweepError, match=r'needs submitit, which is not installed .*: pip install "sacref\[cluster\]"'):
         sweep.run(written(Path("s.json"), grid={"seed": [0]}), on="slurm")
+
+
+def test_the_readmes_file_is_one() -> None:
+    text = (Path(sacref.__file__).parents[1] / "README.md").read_text()
+    (block,) = re.findall(r"```toml\n(# halfcheetah\.toml\n.*?)```", text, re.DOTALL)
+    Path("halfcheetah.toml").write_text(block)
+    found = plan("halfcheetah.toml")
+    assert len(found.runs) == 2 * 5 * 2
+    assert found.runs[0].name in text
+    assert slurm.settings(Path("halfcheetah.toml"), found.slurm)["time"] == 240
