@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 import sacref
 from sacref import checkpoint
 from sacref.border import Border, Rows
-from sacref.config import ConfigError, Execution, SACConfig
+from sacref.config import PARTS, ConfigError, Execution, SACConfig
 from sacref.envs.episodes import EpisodeBoundaries
 from sacref.envs.spaces import boxes, check_spaces
 from sacref.naming import prefixed, require_same_arrays, under
 from sacref.preprocessing import Preprocessor
+from sacref.ranks import Ranks
 from sacref.replay import Follow
 from sacref.spec.arrays import ArrayT, namespace
 from sacref.statistics import EpisodeStatistics
@@ -48,11 +49,19 @@ TAGS: Mapping[str, str] = {
     "policy_learning_rate": "Learning / Policy learning rate",
     "critic_learning_rate": "Learning / Critic learning rate",
     "entropy_learning_rate": "Learning / Entropy learning rate",
+    "policy_loss_scale": "Precision / Policy loss scale",
+    "critic_loss_scale": "Precision / Critic loss scale",
+    "entropy_loss_scale": "Precision / Entropy loss scale",
+    "policy_skipped_steps": "Precision / Policy skipped steps (max)",
+    "critic_skipped_steps": "Precision / Critic skipped steps (max)",
+    "entropy_skipped_steps": "Precision / Entropy skipped steps (max)",
 }
 """Metric of an update -> tag of its curve. Tags that end in (max) or (min) show that of the interval, all others the mean."""
 
 
 MOMENTS = ("first_moment", "second_moment")
+FLOATS = ("learning_rate", "loss_scale")
+"""What an optimizer holds beside its moments that is no integer."""
 
 
 def all_values(q: ArrayT) -> ArrayT:
@@ -113,6 +122,7 @@ class Agent(Border[ArrayT]):
         self.cfg = cfg if isinstance(cfg, SACConfig) else SACConfig.from_dict(dict(cfg or {}))
         self.cfg.validate()
         self._check_options()
+        self.ranks = self._ranks()
         self.memory = memory
         self.training = False
         self._preprocessors: dict[str, Preprocessor] = {
@@ -154,6 +164,10 @@ class Agent(Border[ArrayT]):
         return {name: factory(box, **kwargs) for name, box in named_leaves(boxes(space), f"{kind}s").items()}
 
     # What a backend provides.
+
+    @abstractmethod
+    def _ranks(self) -> Ranks:
+        """The processes that train this agent together: those that have joined, or this one alone."""
 
     @abstractmethod
     def _act(self, way: str, observations: Tree, states: Tree | None) -> tuple[Any, Any]:
@@ -514,14 +528,22 @@ class Agent(Border[ArrayT]):
     @property
     def _unmeasured(self) -> set[str]:
         """Those of `METRICS` that an update of this configuration does not measure."""
-        unscheduled = {f"{part}_learning_rate" for part, schedule in self.cfg.schedules.items() if schedule is None}
-        return unscheduled if self.cfg.grad_norm_clip > 0 else unscheduled | {"policy_gradient_norm", "critic_gradient_norm"}
+        absent = {f"{part}_learning_rate" for part, schedule in self.cfg.schedules.items() if schedule is None}
+        if self.cfg.grad_norm_clip <= 0:
+            absent |= {"policy_gradient_norm", "critic_gradient_norm"}
+        scaled = [part for part in PARTS if self.cfg.scales_losses and (part != "entropy" or self.cfg.learn_entropy)]
+        return absent | {f"{part}_{name}" for part in PARTS if part not in scaled for name in ("loss_scale", "skipped_steps")}
 
     def _resolve_intervals(self, timesteps: int) -> None:
         if self.write_interval is None:
             self.write_interval = max(1, timesteps // 100)
         if self.checkpoint_interval is None:
             self.checkpoint_interval = max(1, timesteps // 10)
+
+    def _begin_alike(self) -> None:
+        """Let all ranks begin with what rank 0 does, whatever their models were drawn from."""
+        if self.ranks.size > 1:
+            self.set_arrays(self.ranks.from_first(self.arrays()))
 
     # State under common names.
 
@@ -542,7 +564,7 @@ class Agent(Border[ArrayT]):
                     arrays |= self._flatten(f"{slot}.{name}", moment, kind)
                 else:
                     scalar = self.to_numpy(moment)
-                    arrays[f"{slot}.{name}"] = scalar if name == "learning_rate" else scalar.astype(np.int64)
+                    arrays[f"{slot}.{name}"] = scalar if name in FLOATS else scalar.astype(np.int64)
         for name, preprocessor in self._preprocessors.items():
             arrays |= prefixed(f"preprocessor.{name}", preprocessor.arrays())
         return arrays

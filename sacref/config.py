@@ -255,18 +255,6 @@ def _require_arguments(path: str, function: Callable[..., Any], positional: int,
         raise ConfigError(f"{path} is {dict(kwargs)}, and {name} has {error}; expected {', '.join(takes) or 'none at all'}") from error
 
 
-def _unavailable(default: Any) -> Metadata:
-    """A field whose feature this version does not have: it takes its default alone."""
-
-    def check(value: Any) -> Any:
-        value = _plain(value)
-        if type(value) is not type(default) or value != default:
-            raise _ExpectedError(f"{default!r}: this feature is not available in this version, leave the field at {default!r}")
-        return value
-
-    return _checked(check)
-
-
 def _resolve(name: str) -> Any:
     module, _, attribute = name.partition(":")
     if not module or not attribute or module.startswith("."):
@@ -541,8 +529,10 @@ class SACConfig(_Config):
     """What rewards are multiplied by, before the rewards shaper and before storing; above 0."""
     rewards_shaper: RewardsShaper | None = field(default=None, metadata=_rewards_shaper())
     """Function (rewards, timestep, timesteps) -> rewards applied before storing, or its name module:name."""
-    mixed_precision: bool = field(default=False, metadata=_unavailable(False))
-    """Not available in this version: leave it at False."""
+    mixed_precision: bool = field(default=False, metadata=_flag())
+    """Compute the networks in `precision`; parameters, log-probabilities, targets, losses and the optimizers stay float32."""
+    precision: Literal["bfloat16", "float16"] = field(default="bfloat16", metadata=_choice("bfloat16", "float16"))
+    """What mixed precision computes in; float16 scales its losses (dynamically), bfloat16 needs no scale."""
     seed: int = field(default=0, metadata=_integer(0, LARGEST_SEED))
     """Seed that all random streams of the agent are derived from."""
 
@@ -592,6 +582,11 @@ class SACConfig(_Config):
             learned = part != "entropy" or self.learn_entropy
             schedules[part] = _schedule(f"{path}_kwargs", part, rate, function, arguments) if function is not None and learned else None
         return schedules
+
+    @property
+    def scales_losses(self) -> bool:
+        """Whether losses are scaled so that gradients do not vanish in the precision."""
+        return self.mixed_precision and self.precision == "float16"
 
     @property
     def learning_rates(self) -> tuple[float, float, float]:

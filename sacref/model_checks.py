@@ -1,7 +1,8 @@
 """Whether the models that an agent is given can be used: their names, and what they return."""
 
 import difflib
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,18 @@ def check_targets(parameters: Mapping[str, Mapping[str, Any]]) -> None:
 def draw_widths(model: Any) -> tuple[int, ...]:
     """Widths of what the random layers of a critic take, one array for each; () of one without."""
     return tuple(getattr(model, "draw_widths", ()))
+
+
+def warn_of_quantisation(models: Sequence[str], precision: str) -> None:
+    """Warn of models without a `head`, whose values have no more digits than `precision` has: "bfloat16" or "float16"."""
+    if models:
+        apart = {"bfloat16": "4", "float16": "0.5"}[precision]
+        warnings.warn(
+            f"models {list(models)} have no `head`, so that their last layers are computed in {precision} and what they return is "
+            f"quantised: Q-values near 1,000 are {apart} apart. Name the last layer `head`: it is then computed in float32",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def example_inputs(spaces: Spaces, rows: int, seed: int) -> dict[str, Tree]:

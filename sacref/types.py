@@ -204,10 +204,17 @@ METRICS = (
     "policy_learning_rate",
     "critic_learning_rate",
     "entropy_learning_rate",
+    "policy_loss_scale",
+    "critic_loss_scale",
+    "entropy_loss_scale",
+    "policy_skipped_steps",
+    "critic_skipped_steps",
+    "entropy_skipped_steps",
 )
 """The names, in the order in which they are packed: a compiled function returns a dict in another order than it was made in.
 
-Gradient norms (before clipping) are there where gradients are clipped, learning rates where they have a schedule.
+Gradient norms (before clipping) are there where gradients are clipped, learning rates where they have a schedule, loss scales and the
+steps that were skipped so far where losses are scaled.
 """
 
 NumpyArrays = Mapping[str, NDArray[Any]]

@@ -108,6 +108,8 @@ FLAGS: list[tuple[str, list[str], Any]] = [
     ("reward_scale", ["--reward-scale", "0.1"], 0.1),
     ("rewards_shaper", ["--rewards-shaper", "math:hypot"], math.hypot),
     ("rewards_shaper", ["--rewards-shaper", "None"], None),
+    ("mixed_precision", ["--mixed-precision"], True),
+    ("precision", ["--precision", "float16"], "float16"),
     ("seed", ["--seed", "11"], 11),
     ("experiment.directory", ["--experiment.directory", "folder"], "folder"),
     ("experiment.experiment_name", ["--experiment.experiment-name", "name"], "name"),
@@ -116,8 +118,6 @@ FLAGS: list[tuple[str, list[str], Any]] = [
     ("experiment.checkpoint_interval", ["--experiment.checkpoint-interval", "0"], 0),
     ("experiment.store_separately", ["--experiment.store-separately"], True),
 ]
-
-UNAVAILABLE: list[tuple[str, list[str]]] = [("mixed_precision", [])]
 
 
 @pytest.mark.parametrize(("path", "arguments", "expected"), FLAGS, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
@@ -128,21 +128,8 @@ def test_a_flag_sets_its_field_and_no_other(path: str, arguments: list[str], exp
     assert parse_train(*arguments).cfg == changed
 
 
-@pytest.mark.parametrize(("name", "values"), UNAVAILABLE)
-def test_a_flag_of_a_feature_that_is_not_there_is_refused(name: str, values: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    flag = f"--{name.replace('_', '-')}"
-    try:
-        status: Any = cli.main(["train", flag, *values])
-    except SystemExit as stopped:
-        status = stopped.code
-    assert status == 2
-    error = unboxed(capsys.readouterr().err)
-    assert "not available in this version" in error
-    assert flag in error or f"SACConfig.{name}" in error
-
-
 def test_every_field_has_a_flag_that_is_tested() -> None:
-    tested = {path for path, _, _ in FLAGS} | {name for name, _ in UNAVAILABLE}
+    tested = {path for path, _, _ in FLAGS}
     fields = {entry.name for entry in dataclasses.fields(SACConfig)} - {"experiment"}
     assert tested == fields | {f"experiment.{entry.name}" for entry in dataclasses.fields(ExperimentConfig)}
 

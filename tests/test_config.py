@@ -57,6 +57,7 @@ DEFAULTS = {
     "reward_scale": 1.0,
     "rewards_shaper": None,
     "mixed_precision": False,
+    "precision": "bfloat16",
     "seed": 0,
 }
 
@@ -143,7 +144,8 @@ def test_names_and_defaults_are_the_contract() -> None:
         ("initial_entropy_value", 1, 1.0),
         ("target_entropy", -6, -6.0),
         ("target_entropy", None, None),
-        ("mixed_precision", np.bool_(False), False),
+        ("mixed_precision", np.bool_(True), True),
+        ("precision", "float16", "float16"),
         ("seed", 2**32 - 1, 2**32 - 1),
         ("experiment.directory", Path("runs/here"), "runs/here"),
         ("experiment.experiment_name", np.str_("name"), "name"),
@@ -232,8 +234,8 @@ def test_accepted_values_are_stored_as_plain_python(name: str, value: Any, store
         ("observation_preprocessor_kwargs", [{}, {}, {}], "a dict of keyword arguments"),
         ("state_preprocessor", "math:hypot", "a class with the methods update"),
         ("state_preprocessor_kwargs", None, "a dict of keyword arguments"),
-        ("mixed_precision", True, "not available in this version, leave the field at False"),
-        ("mixed_precision", 0, "not available in this version, leave the field at False"),
+        ("mixed_precision", 0, "True or False"),
+        ("precision", "float32", "one of bfloat16, float16"),
         ("seed", -1, "integer from 0 to 4294967295"),
         ("seed", 2**32, "integer from 0 to 4294967295"),
         ("experiment", None, "an ExperimentConfig, or a dict"),

@@ -24,6 +24,7 @@ FLOORS = {
     "envs": 1,
     "statistics": 1,
     "replay": 1,
+    "ranks": 1,
     "initialisation": 1,
     "agent": 2,
     "border": 2,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -13,11 +14,14 @@ from jax import Array
 from numpy.typing import NDArray
 
 from sacref.agent import POLICY_VALUES, Agent
-from sacref.config import SACConfig
-from sacref.jax.device import device_of
+from sacref.config import ConfigError, SACConfig
+from sacref.jax.device import device_of, devices_of
 from sacref.jax.fuse import Acting, Actor, Bounds, Drawing, Streams, actors, choose, learner, stepper
 from sacref.jax.memory import ReplayMemory, sampler
-from sacref.jax.optim import Frozen, KeepGradients, Optimizer, tree_map
+from sacref.jax.mesh import DataParallel, average
+from sacref.jax.optim import Average, Frozen, KeepGradients, Optimizer, batch_mean, tree_map
+from sacref.jax.precision import has_head, low_precision
+from sacref.jax.ranks import ranks
 from sacref.jax.update import Critic, Policy, State, Update
 from sacref.jax.weights import (
     CommonLayout,
@@ -37,7 +41,9 @@ from sacref.model_checks import (
     draw_widths,
     example_inputs,
     split_models,
+    warn_of_quantisation,
 )
+from sacref.ranks import Ranks
 from sacref.recurrence import (
     RecurrentAgent,
     refuse_carries,
@@ -55,7 +61,8 @@ class SAC(Agent[Array]):
         memory: a `ReplayMemory` of its own, or None for an agent that only acts.
         observation_space: a Box, or a Dict of such, of one environment. action_space: a Box.
         state_space: what the critics see in the place of the observations, a Box or a Dict, or None.
-        device: where to compute; None for JAX's default device.
+        device: where to compute, as "cuda" or "cuda:1"; None for JAX's default device. Of several, "cuda:0,cuda:1" or "cuda:all", each
+            computes a part of every batch; acting and the memory are on the first.
         cfg: a `SACConfig`, or a dict of its fields.
 
     Raises:
@@ -93,10 +100,15 @@ class SAC(Agent[Array]):
         check_targets(parameters)
         low, high = (self._upload(bound) for bound in self._bounds)
         self._action_bounds = Bounds(low, high)
-        self._functions = {name: functional(model) for name, model in self._models.items()}
+        self._functions = {name: self._functional(name) for name in self._models}
+        if self.cfg.mixed_precision:
+            warn_of_quantisation([name for name, model in self._models.items() if not has_head(model)], self.cfg.precision)
         self._moments: dict[str, Any] = {}
         self._take_moments()
         self._check_outputs(parameters)
+        devices = devices_of(device)
+        self._parallel = DataParallel(devices) if self.ranks.size > 1 or len(devices) > 1 else None
+        self._average: Average | None = average if self._parallel is not None else None
         self._update = self._make_update(critics)
         self._state = self._make_state(parameters, critics, targets)
         self._random = Streams(*(self._generator(stream) for stream in range(3)))
@@ -105,11 +117,18 @@ class SAC(Agent[Array]):
         if memory is not None:
             self._check_batch_fits(memory.capacity)
             self._allocate(memory)
+        self._begin_alike()
 
     # Construction.
 
     def _allocate(self, memory: ReplayMemory) -> None:
         memory.allocate(self.spaces, self.dtype, self.device, staged_timesteps=self.cfg.chunk, settings=self._follow)
+
+    def _functional(self, name: str) -> Callable[..., Any]:
+        """A model as a function of its parameters, computed in the precision of the configuration."""
+        model = self._models[name]
+        arguments = 1 + (name != "policy") + hasattr(model, "initial_carry")
+        return low_precision(model, self.cfg.precision, arguments=arguments) if self.cfg.mixed_precision else functional(model)
 
     def _policy(self) -> Policy:
         """The policy as the update calls it."""
@@ -135,15 +154,17 @@ class SAC(Agent[Array]):
         cfg = self.cfg
         policy_rate, critic_rate, entropy_rate = cfg.learning_rates
         schedules = cfg.schedules
+        optimizer = partial(Optimizer, scales_losses=cfg.scales_losses, average=self._average)
         return Update(
             policy=self._policy(),
             critics={name: self._critic(name) for name in critics},
-            policy_optimizer=Optimizer(policy_rate, cfg.grad_norm_clip, schedules["policy"], cfg.policy_delay),
-            critic_optimizer=Optimizer(critic_rate, cfg.grad_norm_clip, schedules["critic"]),
-            temperature_optimizer=Optimizer(entropy_rate, 0.0, schedules["entropy"], cfg.policy_delay) if cfg.learn_entropy else Frozen(),
+            policy_optimizer=optimizer(policy_rate, cfg.grad_norm_clip, schedules["policy"], cfg.policy_delay),
+            critic_optimizer=optimizer(critic_rate, cfg.grad_norm_clip, schedules["critic"]),
+            temperature_optimizer=optimizer(entropy_rate, 0.0, schedules["entropy"], cfg.policy_delay) if cfg.learn_entropy else Frozen(),
             discount_factor=cfg.discount_factor,
             polyak=cfg.polyak,
             target_entropy=-float(self.spaces.action_size) if cfg.target_entropy is None else cfg.target_entropy,
+            mean=batch_mean(self._average),
             policy_value=POLICY_VALUES[cfg.policy_value],
         )
 
@@ -162,7 +183,7 @@ class SAC(Agent[Array]):
         )
 
     def _fuse(self) -> None:
-        self._step = stepper(self._update)
+        self._step = stepper(self._update, self._parallel)
         block = max(1, int(self.cfg.chunk * self.cfg.gradient_steps_per_timestep(self._num_envs)))
         drawing = Drawing(
             sample=sampler(self._follow),
@@ -173,7 +194,7 @@ class SAC(Agent[Array]):
             draws={name: widths for name in self._update.critics if (widths := draw_widths(self._models[name]))},
             keyed=frozenset(name for name in self._update.critics if random_state(self._models[name])),
         )
-        self._learn = learner(self._update, drawing, execution=self.execution, block=block)
+        self._learn = learner(self._update, drawing, execution=self.execution, block=block, parallel=self._parallel)
         self._ways = actors(self._actor(), self._action_bounds)
 
     def _take_moments(self) -> None:
@@ -184,7 +205,7 @@ class SAC(Agent[Array]):
         }
 
     def _generator(self, stream: int) -> Array:
-        seed = np.random.SeedSequence([self.cfg.seed, 0, stream]).generate_state(2, np.uint32)
+        seed = np.random.SeedSequence([self.cfg.seed, self.ranks.rank, stream]).generate_state(2, np.uint32)
         return self._key(seed)
 
     def _key(self, data: NDArray[Any]) -> Array:
@@ -196,6 +217,8 @@ class SAC(Agent[Array]):
         dtypes = set.union(*found.values())
         if len(dtypes) != 1 or not dtypes <= {np.dtype(np.float32), np.dtype(np.float64)}:
             raise TypeError(f"models have parameters of dtypes {found}, expected all float32 or all float64: build them with one dtype")
+        if self.cfg.mixed_precision and dtypes != {np.dtype(np.float32)}:
+            raise ConfigError("mixed_precision is True and the models are float64, expected float32 parameters: build the models with them")
         return dtypes.pop()
 
     def _check_outputs(self, parameters: Mapping[str, Any]) -> None:
@@ -244,7 +267,7 @@ class SAC(Agent[Array]):
             switch()
         if [nnx.graphdef(model) for model in self._models.values()] == before:
             return  # nothing that the compiled functions have read has changed
-        self._functions = {name: functional(model) for name, model in self._models.items()}
+        self._functions = {name: self._functional(name) for name in self._models}
         critics = {name: self._critic(name) for name in self._update.critics}
         self._update = replace(self._update, policy=self._policy(), critics=critics)
         self._fuse()
@@ -302,6 +325,9 @@ class SAC(Agent[Array]):
         return {**policy, **critics, "log_alpha": self.to_numpy(state.temperature_optimizer[1])}
 
     # Hooks of the life cycle.
+
+    def _ranks(self) -> Ranks:
+        return ranks()
 
     def _act(self, way: str, observations: Tree, states: Tree | None) -> tuple[Array, Array]:
         inputs = {"observations": self._given(observations), "states": self._given(states)}

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +74,13 @@ class Perceptron(CommonLayout):
         """The arrays of the space that the network reads, in its order, each `(*batch, n)` where `axes` counts the batch axes."""
         tree = inputs["states"] if self.network.reads == "states" else inputs["observations"]
         arrays = self.network.leaves(tree)
-        return [array.reshape(*array.shape[:axes], math.prod(array.shape[axes:])).astype(self.head.param_dtype) for array in arrays]
+        dtype = self.first_layer.kernel[...].dtype  # its own, or the one that it was cast to
+        return [array.reshape(*array.shape[:axes], math.prod(array.shape[axes:])).astype(dtype) for array in arrays]
+
+    @property
+    def first_layer(self) -> Any:
+        """The layer that the inputs enter."""
+        return self.hidden[0] if len(self.hidden) else self.head
 
     def perceive(self, parts: Sequence[Array], draws: Sequence[Array] = ()) -> Float[Array, "*batch outputs"]:
         """The head's output for `parts` side by side, `(*batch, n)` each."""
@@ -91,10 +98,10 @@ class Perceptron(CommonLayout):
 
 
 def linear(inputs: int, outputs: int, dtype: DTypeLike) -> nnx.Linear:
-    """A dense layer of zeros: the weights are drawn by default_models."""
-    return nnx.Linear(inputs, outputs, dtype=dtype, param_dtype=dtype, kernel_init=nnx.initializers.zeros_init(), rngs=nnx.Rngs(0))
+    """A dense layer of zeros: the weights are drawn by default_models. It computes in what parameters and inputs promote to."""
+    return nnx.Linear(inputs, outputs, param_dtype=dtype, kernel_init=nnx.initializers.zeros_init(), rngs=nnx.Rngs(0))
 
 
 def layer_norm(width: int, dtype: DTypeLike) -> nnx.LayerNorm:
     """PyTorch's: Flax's epsilon is 1e-6, and its fast variance loses digits to the mean."""
-    return nnx.LayerNorm(width, epsilon=1e-5, use_fast_variance=False, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0))
+    return nnx.LayerNorm(width, epsilon=1e-5, use_fast_variance=False, param_dtype=dtype, rngs=nnx.Rngs(0))

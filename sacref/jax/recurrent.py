@@ -28,6 +28,10 @@ class Recurrent(Perceptron):
         self.kind, self.size = network.cell.kind, network.cell.size
         self.cell = RecurrentCell(self.kind, network.cell.inputs, self.size, dtype)
 
+    @property
+    def first_layer(self) -> Any:
+        return self.cell.input
+
     def initial_carry(self, batch: int) -> Any:
         """Zeros: `(batch, size)`, of an LSTM a tuple of two."""
         zeros = jnp.zeros((batch, self.size), self.head.param_dtype)

@@ -7,7 +7,11 @@ from jaxtyping import Bool, Float
 from sacref.spec.arrays import Array, ArrayT, Namespace, require_one_dtype, require_shape
 
 
-def masked_mean(values: Float[ArrayT, "*leading_and_batch"], mask: Bool[ArrayT, "*batch"] | None = None) -> Float[ArrayT, "*leading"]:
+def masked_mean(
+    values: Float[ArrayT, "*leading_and_batch"],
+    mask: Bool[ArrayT, "*batch"] | None = None,
+    count: Float[ArrayT, ""] | None = None,
+) -> Float[ArrayT, "*leading"]:
     """Mean over the rows that count: sum(where(mask, values, 0)) / max(count, 1).
 
     The losses of sequences of unequal length, as in Ni et al. 2022 (arXiv:2110.05038). A row that does not count enters neither the value
@@ -17,6 +21,8 @@ def masked_mean(values: Float[ArrayT, "*leading_and_batch"], mask: Bool[ArrayT, 
     Args:
         values: shape `(*leading, *batch)`.
         mask: which rows count, bool, shape `(*batch,)`; None for a batch of one axis whose rows all count.
+        count: what the sum is divided by in the place of the number of rows that count, shape `()`: of a batch that is a part of a larger
+            one, the mean number over the parts, so that the mean over the parts is that of the whole. Only with a mask.
 
     Returns:
         Mean, shape `(*leading,)`; 0 where no row counts.
@@ -29,7 +35,7 @@ def masked_mean(values: Float[ArrayT, "*leading_and_batch"], mask: Bool[ArrayT, 
         mean: ArrayT = xp.mean(values, axis=-1)
         return mean
     rows, counted = _rows("masked_mean", xp, values, mask)
-    count = xp.sum(xp.astype(counted, values.dtype), axis=-1)
+    count = xp.sum(xp.astype(counted, values.dtype), axis=-1) if count is None else count
     # The library's own mean times a factor that is 1 where all rows count: then both branches agree bit for bit, though XLA divides by a
     # number of rows that it knows in another way than by one that is counted. An array divided by an array: of a number by an array,
     # torch makes a product with the reciprocal.

@@ -1,8 +1,9 @@
 """Soft Actor-Critic on PyTorch: the life cycle around one update."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sacref.agent import POLICY_VALUES, Agent
-from sacref.config import SACConfig
+from sacref.config import ConfigError, SACConfig
 from sacref.model_checks import (
     check_critic_output,
     check_policy_output,
@@ -21,7 +22,9 @@ from sacref.model_checks import (
     draw_widths,
     example_inputs,
     split_models,
+    warn_of_quantisation,
 )
+from sacref.ranks import Ranks
 from sacref.recurrence import (
     RecurrentAgent,
     refuse_carries,
@@ -29,7 +32,9 @@ from sacref.recurrence import (
 from sacref.torch.device import device_of
 from sacref.torch.fuse import Acting, Actor, Bounds, Drawing, Streams, actors, advance_schedules, choose, learner, stepper
 from sacref.torch.memory import ReplayMemory, sampler
-from sacref.torch.optim import Frozen, KeepGradients, Optimizer, tree_map
+from sacref.torch.optim import Average, Frozen, KeepGradients, Optimizer, average_over_ranks, batch_mean, tree_map
+from sacref.torch.precision import has_head, low_precision
+from sacref.torch.ranks import ranks
 from sacref.torch.update import Critic, Policy, State, Update
 from sacref.torch.weights import (
     CommonLayout,
@@ -87,23 +92,32 @@ class SAC(Agent[Tensor]):
         check_targets(parameters)
         low, high = (torch.as_tensor(bound, dtype=self.dtype, device=self.device) for bound in self._bounds)
         self._action_bounds = Bounds(low, high)
-        self._functions = {name: functional(model) for name, model in self._models.items()}
+        self._functions = {name: self._functional(name) for name in self._models}
+        if self.cfg.mixed_precision:
+            warn_of_quantisation([name for name, model in self._models.items() if not has_head(model)], self.cfg.precision)
         self._moments: dict[str, Any] = {}
         self._take_moments()
         self._check_outputs(parameters)
+        self._average: Average | None = average_over_ranks if self.ranks.size > 1 else None
         self._update = self._make_update(critics)
         self._state = self._make_state(parameters, critics, targets)
         self._random = Streams(*(self._generator(stream) for stream in range(3)))
-        self.execution = choose(self.cfg.execution, self.device, own_models=self._own_models)
+        self.execution = choose(self.cfg.execution, self.device, own_models=self._own_models, ranks=self.ranks.size)
         self._fuse()
         if memory is not None:
             self._check_batch_fits(memory.capacity)
             self._allocate(memory)
+        self._begin_alike()
 
     # Construction.
 
     def _allocate(self, memory: ReplayMemory) -> None:
         memory.allocate(self.spaces, self.dtype, self.device, staged_timesteps=self.cfg.chunk, settings=self._follow)
+
+    def _functional(self, name: str) -> Callable[..., Any]:
+        """A model as a function of its parameters, computed in the precision of the configuration."""
+        model = self._models[name]
+        return low_precision(model, self.cfg.precision, self.device) if self.cfg.mixed_precision else functional(model)
 
     def _policy(self) -> Policy:
         """The policy as the update calls it."""
@@ -129,15 +143,17 @@ class SAC(Agent[Tensor]):
         cfg = self.cfg
         policy_rate, critic_rate, entropy_rate = cfg.learning_rates
         schedules = cfg.schedules
+        optimizer = partial(Optimizer, scales_losses=cfg.scales_losses, average=self._average)
         return Update(
             policy=self._policy(),
             critics={name: self._critic(name) for name in critics},
-            policy_optimizer=Optimizer(policy_rate, cfg.grad_norm_clip, schedules["policy"], cfg.policy_delay),
-            critic_optimizer=Optimizer(critic_rate, cfg.grad_norm_clip, schedules["critic"]),
-            temperature_optimizer=Optimizer(entropy_rate, 0.0, schedules["entropy"], cfg.policy_delay) if cfg.learn_entropy else Frozen(),
+            policy_optimizer=optimizer(policy_rate, cfg.grad_norm_clip, schedules["policy"], cfg.policy_delay),
+            critic_optimizer=optimizer(critic_rate, cfg.grad_norm_clip, schedules["critic"]),
+            temperature_optimizer=optimizer(entropy_rate, 0.0, schedules["entropy"], cfg.policy_delay) if cfg.learn_entropy else Frozen(),
             discount_factor=cfg.discount_factor,
             polyak=cfg.polyak,
             target_entropy=-float(self.spaces.action_size) if cfg.target_entropy is None else cfg.target_entropy,
+            mean=batch_mean(self._average),
             policy_value=POLICY_VALUES[cfg.policy_value],
         )
 
@@ -184,7 +200,7 @@ class SAC(Agent[Tensor]):
         return all(isinstance(model, CommonLayout) for model in self._models.values())
 
     def _generator(self, stream: int) -> torch.Generator:
-        seed = np.random.SeedSequence([self.cfg.seed, 0, stream]).generate_state(1, np.uint64)[0]
+        seed = np.random.SeedSequence([self.cfg.seed, self.ranks.rank, stream]).generate_state(1, np.uint64)[0]
         return torch.Generator(self.device).manual_seed(int(seed >> 1))
 
     def _check_dtypes(self, parameters: Mapping[str, Mapping[str, Tensor]]) -> torch.dtype:
@@ -192,6 +208,8 @@ class SAC(Agent[Tensor]):
         dtypes = set.union(*found.values())
         if len(dtypes) != 1 or not dtypes <= {torch.float32, torch.float64}:
             raise TypeError(f"models have parameters of dtypes {found}, expected all float32 or all float64: convert them, model.float()")
+        if self.cfg.mixed_precision and dtypes != {torch.float32}:
+            raise ConfigError("mixed_precision is True and the models are float64, expected float32 parameters: build the models with them")
         return dtypes.pop()
 
     @torch.no_grad()
@@ -294,6 +312,9 @@ class SAC(Agent[Tensor]):
         return {**policy, **critics, "log_alpha": self.to_numpy(state.temperature_optimizer[1])}
 
     # Hooks of the life cycle.
+
+    def _ranks(self) -> Ranks:
+        return ranks()
 
     def _act(self, way: str, observations: Tree, states: Tree | None) -> tuple[Tensor, Tensor]:
         inputs = {"observations": self._upload_tree(observations), "states": self._upload_tree(states)}

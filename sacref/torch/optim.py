@@ -1,21 +1,29 @@
-"""The one path of a gradient: differentiate, clip, step."""
+"""The one path of a gradient: scale, differentiate, average over the ranks, unscale, clip, step."""
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from sacref.config import ConfigError, Schedule
+from sacref.spec.reduce import masked_mean
+from sacref.spec.scaling import INITIAL_SCALE, next_scale
 from sacref.spec.schedules import FACTORS, KLAdaptive
 from sacref.tree import map_leaves
 
 Tree = Any
 """A tensor, or a dict of trees."""
 Moments = dict[str, Tree]
-"""`count`, and `first_moment` and `second_moment` with the structure of the parameters; `calls` and `learning_rate` where there are."""
+"""`count`, and `first_moment` and `second_moment` with the structure of the parameters; the scalars `calls` and `learning_rate`, and
+`loss_scale`, `good_steps` and `skipped_steps`, where there are."""
+Average = Callable[[Tree], Tree]
+"""Of each tensor over all ranks; every rank gets the same."""
+MEASURED = ("gradient_norm", "learning_rate", "loss_scale", "skipped_steps")
 
 
 def leaves(tree: Tree) -> Iterator[Tensor]:
@@ -34,13 +42,42 @@ def tree_map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     return function(tree, *others)
 
 
-def value_and_grad(objective: Callable[[Tree], tuple[Tensor, Any]], parameters: Tree) -> tuple[tuple[Tensor, Any], Tree]:
-    """Value, auxiliary tree of tensors and gradient of `objective` at `parameters`; everything else it reads is a constant."""
+def average_over_ranks(tree: Tree) -> Tree:
+    """Of each tensor over the ranks of torch.distributed's default group, in one message; every rank gets the same bits."""
+    group: Any = dist.group.WORLD
+    functional: Any = torch.ops._c10d_functional  # a recorded graph holds these as it holds any other operation
+    parts = list(leaves(tree))
+    summed = functional.all_reduce(torch.cat([part.reshape(-1) for part in parts]), "sum", group.group_name)
+    averaged = iter((functional.wait_tensor(summed) / dist.get_world_size()).split([part.numel() for part in parts]))
+    return tree_map(lambda part: next(averaged).view(part.shape), tree)
+
+
+def batch_mean(average: Average | None) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """`(values, mask) -> mean` of a rank's part of the batch, such that the average over the ranks is the mean of the whole batch.
+
+    Parts are of one size; the rows of theirs that count need not be.
+    """
+
+    def mean(values: Tensor, mask: Tensor | None) -> Tensor:
+        count: Tensor | None = None if average is None or mask is None else average(mask.sum().to(values.dtype))
+        return masked_mean(values, mask, count)
+
+    return mean
+
+
+def value_and_grad(
+    objective: Callable[[Tree], tuple[Tensor, Any]], parameters: Tree, scale: Tensor | None = None
+) -> tuple[tuple[Tensor, Any], Tree]:
+    """Value, auxiliary tree of tensors and gradient of `objective` at `parameters`; everything else it reads is a constant.
+
+    The gradient is that of `scale` times the objective.
+    """
     with torch.enable_grad():
         variables = tree_map(lambda leaf: leaf.detach().requires_grad_(), parameters)
         value, aux = objective(variables)
         # Contiguous, as the parameters are: the fused optimizers walk through both side by side.
-        gradients = iter(torch.autograd.grad(value, list(leaves(variables)), materialize_grads=True))
+        scaled = value if scale is None else scale * value
+        gradients = iter(torch.autograd.grad(scaled, list(leaves(variables)), materialize_grads=True))
     return (value.detach(), map_leaves(torch.Tensor.detach, aux)), tree_map(lambda _: next(gradients).contiguous(), parameters)
 
 
@@ -54,16 +91,29 @@ class Optimizer:
         learning_rate: the base rate. grad_norm_clip: largest global norm; <= 0 is off.
         schedule: of the rate, by the number of calls; a class of torch.optim.lr_scheduler runs on the host, see `prepare`.
         every: n to apply the step at calls n, 2n, ... only; at the others nothing moves.
+        scales_losses: scale the objective dynamically (`sacref.spec.scaling`), and skip a step whose gradients overflow.
+        average: of gradients over the ranks; None for one rank.
 
     Raises:
         ConfigError: if the schedule is none that can run here.
     """
 
-    def __init__(self, learning_rate: float, grad_norm_clip: float = 0.0, schedule: Schedule | None = None, every: int = 1) -> None:
+    def __init__(
+        self,
+        learning_rate: float,
+        grad_norm_clip: float = 0.0,
+        schedule: Schedule | None = None,
+        every: int = 1,
+        *,
+        scales_losses: bool = False,
+        average: Average | None = None,
+    ) -> None:
         self.learning_rate = learning_rate
         self.grad_norm_clip = grad_norm_clip
         self.schedule = schedule
         self.every = every
+        self.scales_losses = scales_losses
+        self.average = average
         self._adaptive = KLAdaptive(**schedule.kwargs) if schedule is not None and schedule.function is KLAdaptive else None
         self._host = _HostSchedule(schedule, learning_rate) if schedule is not None and _is_scheduler(schedule.function) else None
         self._rate_of = _rate_of(schedule, learning_rate)
@@ -81,17 +131,55 @@ class Optimizer:
         if self._host is not None:
             state["learning_rate"].fill_(self._host.next_rate())
 
+    def minimise(self, objective: Callable[[Tree], tuple[Tensor, Any]], parameters: Tree, state: Any) -> tuple[Tensor, Any, Tree, Any]:
+        """One step against the gradient of `objective`, a function of the parameters that returns its value and an auxiliary tree.
+
+        Returns:
+            Value and auxiliary tree at the given parameters, then parameters and state after the step.
+        """
+        (value, aux), gradients = self.value_and_grad(objective, parameters, state)
+        return value, aux, *self.step(parameters, gradients, state)
+
+    def value_and_grad(
+        self, objective: Callable[[Tree], tuple[Tensor, Any]], parameters: Tree, state: Any
+    ) -> tuple[tuple[Tensor, Any], Tree]:
+        """Value, auxiliary tree of tensors and gradient of `objective`, as `step` takes it: of this rank, scaled."""
+        return value_and_grad(objective, parameters, state["loss_scale"] if self.scales_losses else None)
+
+    def received(self, gradients: Tree, state: Any) -> Tree:
+        """The gradients of the whole batch: those of `value_and_grad`, averaged over the ranks, unscaled.
+
+        What overflows on one rank is infinite or NaN on all of them, so that all decide alike.
+        """
+        if self.average is not None:
+            gradients = self.average(gradients)
+        if self.scales_losses:
+            inverse = 1.0 / state["loss_scale"]
+            gradients = tree_map(lambda gradient: gradient * inverse, gradients)
+        return gradients
+
     def step(self, parameters: Tree, gradients: Tree, state: Any) -> tuple[Tree, Any]:
-        """Parameters and state after one step against `gradients`; parameters and moments are written in place."""
+        """Parameters and state after one step against what `value_and_grad` gave; parameters and moments are written in place."""
         scalars: dict[str, Tensor] = {}
-        gradient_list: list[Tensor] | tuple[Tensor, ...] = list(leaves(gradients))
+        gradient_list: list[Tensor] | tuple[Tensor, ...] = list(leaves(self.received(gradients, state)))
+        skips: list[Tensor] = []
+        if self.grad_norm_clip > 0 or self.scales_losses:
+            norm = torch.nn.utils.get_total_norm(gradient_list)
+        if self.scales_losses:
+            overflow = ~torch.isfinite(norm)
+            scalars["loss_scale"], scalars["good_steps"] = next_scale(state["loss_scale"], state["good_steps"], overflow)
+            scalars["skipped_steps"] = state["skipped_steps"] + overflow
+            skips.append(overflow)
+            norm = torch.where(overflow, state["gradient_norm"], norm) if self.grad_norm_clip > 0 else norm
         if self.grad_norm_clip > 0:
-            scalars["gradient_norm"] = norm = torch.nn.utils.get_total_norm(gradient_list)
+            scalars["gradient_norm"] = norm
             gradient_list = torch._foreach_mul(gradient_list, (self.grad_norm_clip / norm).clamp(max=1.0))
         if "calls" in state:
             scalars["calls"] = state["calls"] + 1
-        # The kernel skips its step where this is 1, as after an overflow; the device decides it.
-        skipped = (scalars["calls"] % self.every != 0).to(torch.float32) if self.every > 1 else None
+        if self.every > 1:
+            skips.append(scalars["calls"] % self.every != 0)
+        # The kernel skips its step where this is 1; the device decides it.
+        skipped = functools.reduce(torch.logical_or, skips).to(torch.float32) if skips else None
         rate: Any = self.learning_rate
         if self.schedule is not None:
             rate = state["learning_rate"] if self._rate_of is None else self._rate_of(state["calls"], state["learning_rate"])
@@ -128,14 +216,17 @@ class Optimizer:
         """
         if self._adaptive is None:
             return state
-        rate = self._adaptive.next_rate(state["learning_rate"], divergence())
+        moved = divergence()
+        rate = self._adaptive.next_rate(state["learning_rate"], moved if self.average is None else self.average(moved))
         if self.every > 1:
             rate = torch.where(state["calls"] % self.every == 0, rate, state["learning_rate"])
         return {**state, "learning_rate": rate}
 
     def measured(self, state: Any) -> dict[str, Tensor]:
-        """What the last step measured, `()` each: `gradient_norm` before clipping and `learning_rate`, where there are such."""
-        return {name: state[name].clone() for name in ("gradient_norm", "learning_rate") if name in state}
+        """What the last step measured, `()` each, where there are such: `gradient_norm` before clipping (of the last step whose gradients
+        did not overflow), `learning_rate`, `loss_scale` of the next step, and `skipped_steps` so far."""
+        like = state["first_moment"]
+        return {name: state[name].to(next(leaves(like)).dtype, copy=True) for name in MEASURED if name in state}
 
     def moments(self, parameters: Tree, state: Any) -> Moments | None:
         """What the steps so far have left; zeros before the first one."""
@@ -162,6 +253,9 @@ class Optimizer:
             state["learning_rate"] = scalar("learning_rate", self.learning_rate, like.dtype)
         if self.grad_norm_clip > 0:
             state["gradient_norm"] = torch.zeros((), dtype=like.dtype, device=like.device)
+        if self.scales_losses:
+            state["loss_scale"] = scalar("loss_scale", INITIAL_SCALE, like.dtype)
+            state |= {name: scalar(name, 0, torch.int64) for name in ("good_steps", "skipped_steps")}
         if self._host is not None:
             self._host.go_to(int(given.get("calls", 0)))
         return state
@@ -265,7 +359,14 @@ class KeepGradients(Optimizer):
     """Wraps an optimizer and keeps, beside its state, the gradient of the last step as it was before clipping."""
 
     def __init__(self, optimizer: Optimizer) -> None:
-        super().__init__(optimizer.learning_rate, optimizer.grad_norm_clip, optimizer.schedule, optimizer.every)
+        super().__init__(
+            optimizer.learning_rate,
+            optimizer.grad_norm_clip,
+            optimizer.schedule,
+            optimizer.every,
+            scales_losses=optimizer.scales_losses,
+            average=optimizer.average,
+        )
         self.optimizer = optimizer
 
     @staticmethod
@@ -279,8 +380,13 @@ class KeepGradients(Optimizer):
     def prepare(self, state: Any) -> None:
         self.optimizer.prepare(state[0])
 
+    def value_and_grad(
+        self, objective: Callable[[Tree], tuple[Tensor, Any]], parameters: Tree, state: Any
+    ) -> tuple[tuple[Tensor, Any], Tree]:
+        return self.optimizer.value_and_grad(objective, parameters, state[0])
+
     def step(self, parameters: Tree, gradients: Tree, state: Any) -> tuple[Tree, Any]:
-        kept = tree_map(torch.clone, gradients)
+        kept = tree_map(torch.clone, self.optimizer.received(gradients, state[0]))
         parameters, inner = self.optimizer.step(parameters, gradients, state[0])
         return parameters, (inner, kept)
 

@@ -10,8 +10,8 @@ from torch import Tensor as Array
 
 from sacref.spec import actor_loss, bound_log_std, critic_loss, kl_divergence, polyak, squash, td_target, temperature_loss
 from sacref.spec.arrays import namespace
-from sacref.spec.reduce import REDUCTIONS, masked_mean
-from sacref.torch.optim import Optimizer, tree_map, value_and_grad
+from sacref.spec.reduce import REDUCTIONS
+from sacref.torch.optim import Optimizer, tree_map
 from sacref.torch.weights import Parameters
 from sacref.types import Batch, Draws, Metrics, Noise, Seen, Sequences
 
@@ -52,6 +52,8 @@ class Update:
     discount_factor: float
     polyak: float
     target_entropy: float
+    mean: Callable[[Array, Array | None], Array]
+    """Of a loss, `(*leading, *batch)`, over the rows that count (`mask`); `optim.batch_mean`."""
     policy_value: Callable[[Array], Array]
     """What the actor sees of the critics, `(critic, *batch)`, of which it takes the minimum: all of them, or their mean alone."""
 
@@ -71,27 +73,27 @@ class Update:
 
         def critic_objective(critics: dict[str, Parameters]) -> tuple[Array, Array]:
             q = self.evaluate(critics, batch.inputs, batch.actions, noise.dropout[1])
-            return masked_mean(critic_loss(q, target), batch.mask).sum(), q
+            return self.mean(critic_loss(q, target), batch.mask).sum(), q
 
-        (critic_value, q), gradients = value_and_grad(critic_objective, state.critics)
-        critics, critic_optimizer = self.critic_optimizer.step(state.critics, gradients, state.critic_optimizer)
+        critic_value, q, critics, critic_optimizer = self.critic_optimizer.minimise(critic_objective, state.critics, state.critic_optimizer)
 
         # Actor: sees the new critics (Brax's sees the old ones).
         def actor_objective(policy: Parameters) -> tuple[Array, tuple[Array, Array, Array]]:
             mean, log_std = self.distribution(policy, batch.inputs)
             actions, log_prob = squash(mean, log_std, noise.actions)
             q = self.policy_value(self.evaluate(critics, batch.inputs, actions, noise.dropout[2]))
-            return masked_mean(actor_loss(q, log_prob, alpha), batch.mask), (log_prob, mean, log_std)
+            return self.mean(actor_loss(q, log_prob, alpha), batch.mask), (log_prob, mean, log_std)
 
-        (actor_value, (log_prob, mean, log_std)), gradients = value_and_grad(actor_objective, state.policy)
-        policy, policy_optimizer = self.policy_optimizer.step(state.policy, gradients, state.policy_optimizer)
+        actor_value, aux, policy, policy_optimizer = self.policy_optimizer.minimise(actor_objective, state.policy, state.policy_optimizer)
+        log_prob, mean, log_std = aux
 
         # Temperature: judged by the entropy of the policy before its step.
         def temperature_objective(log_alpha: Array) -> tuple[Array, Array]:
-            return masked_mean(temperature_loss(log_alpha, log_prob, self.target_entropy), batch.mask), log_alpha
+            return self.mean(temperature_loss(log_alpha, log_prob, self.target_entropy), batch.mask), log_alpha
 
-        (temperature_value, _), gradients = value_and_grad(temperature_objective, state.log_alpha)
-        log_alpha, temperature_optimizer = self.temperature_optimizer.step(state.log_alpha, gradients, state.temperature_optimizer)
+        temperature_value, _, log_alpha, temperature_optimizer = self.temperature_optimizer.minimise(
+            temperature_objective, state.log_alpha, state.temperature_optimizer
+        )
 
         # Target networks: follow the new critics.
         target_critics = tree_map(lambda t, c: polyak(t, c, self.polyak), state.target_critics, critics)
@@ -101,7 +103,7 @@ class Update:
             "policy_loss": actor_value,
             "entropy_loss": temperature_value,
             "alpha": alpha,
-            "entropy": -masked_mean(log_prob, batch.mask),
+            "entropy": -self.mean(log_prob, batch.mask),
             **{f"q_{kind}": reduce(q, batch.mask) for kind, reduce in REDUCTIONS.items()},
             **{f"target_{kind}": reduce(target, batch.mask) for kind, reduce in REDUCTIONS.items()},
             **{f"policy_{name}": value for name, value in self.policy_optimizer.measured(policy_optimizer).items()},
@@ -111,8 +113,7 @@ class Update:
 
         # Schedules: an adaptive one asks how far the policy has moved on this batch.
         def divergence() -> Array:
-            moved: Array = kl_divergence(mean, log_std, *self.distribution(policy, batch.inputs))
-            return masked_mean(moved, batch.mask)
+            return self.mean(kl_divergence(mean, log_std, *self.distribution(policy, batch.inputs)), batch.mask)
 
         policy_optimizer = self.policy_optimizer.adapt(policy_optimizer, divergence)
         critic_optimizer = self.critic_optimizer.adapt(critic_optimizer, divergence)
@@ -128,5 +129,4 @@ class Update:
         self, critics: dict[str, Parameters], inputs: Seen[Array], actions: Float[Array, "*batch action"], draws: Draws[Array]
     ) -> Float[Array, "critic *batch"]:
         """The values of all critics."""
-        values = (critic(critics[name], inputs, actions, *draws.get(name, ())) for name, critic in self.critics.items())
-        return namespace(actions).stack(list(values))
+        return namespace(actions).stack([run(critics[name], inputs, actions, *draws.get(name, ())) for name, run in self.critics.items()])

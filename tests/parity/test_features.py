@@ -68,7 +68,7 @@ def flax_epsilon(patch: Patch, name: str) -> None:
 def delay_short_by_one(patch: Patch, name: str) -> None:
     agent = part(name, "agent")
     right = agent.Optimizer
-    patch.setattr(agent, "Optimizer", lambda rate, clip, schedule, every=1: right(rate, clip, schedule, max(every - 1, 1)))
+    patch.setattr(agent, "Optimizer", lambda rate, clip, schedule, every=1, **more: right(rate, clip, schedule, max(every - 1, 1), **more))
 
 
 def factors_that_multiply_each_other(patch: Patch, name: str) -> None:
@@ -87,8 +87,8 @@ def adaptive_rates_that_stay(patch: Patch, name: str) -> None:
 
 
 def no_mask(patch: Patch, name: str) -> None:
-    update = part(name, "update")
-    patch.setattr(update, "masked_mean", lambda values, mask: values.mean(axis=tuple(range(-mask.ndim, 0))))
+    optim = part(name, "optim")
+    patch.setattr(optim, "masked_mean", lambda values, mask, count: values.mean(axis=tuple(range(-mask.ndim, 0))))
 
 
 def next_step_from_the_current_carry(patch: Patch, name: str) -> None:
