@@ -93,10 +93,22 @@ class Train:
     """Device by the backend's name for it (cpu, cuda:0); None lets the backend choose."""
     progress: bool = True
     """Show a bar, or lines where there is no terminal."""
+    sweep: Path | None = None
+    """TOML or JSON file of many runs, each trained in a process of its own; its flags stand in the file, as the README says."""
+    sweep_on: Literal["local", "slurm"] = "local"
+    """Where the runs of --sweep run: processes of this machine, or jobs of a Slurm cluster."""
+    sweep_jobs: int | None = None
+    """Runs of --sweep at a time; None is one on this machine, and as many as Slurm lets run."""
     # Without a name of its own: --batch-size, not --cfg.batch-size.
     cfg: Annotated[SACConfig, arg(name="")] = field(default_factory=paper_config)
 
     def run(self) -> int:
+        if self.sweep is not None:
+            from sacref import sweep
+
+            return sweep.run(self.sweep, directory=self.run_dir, on=self.sweep_on, jobs=self.sweep_jobs, progress=self.progress)
+        if self.sweep_on != "local" or self.sweep_jobs is not None:
+            raise ValueError("--sweep-on or --sweep-jobs is given without --sweep: name the file of the sweep, or leave them out")
         from sacref import experiment
 
         experiment.prepare_process(self.backend)
@@ -329,6 +341,11 @@ def parse(arguments: Sequence[str]) -> Command:
         SystemExit: after --help, and for flags that do not exist or hold no value of their type. ConfigError: for a value out of range.
     """
     command = _parse(arguments, Train())
+    if isinstance(command, Train) and command.sweep is not None:
+        from sacref import sweep
+
+        sweep.refuse_other_flags(arguments)
+        return command
     # Some defaults follow from other flags: read once for those, and once more with the defaults that follow.
     return _parse(arguments, command.defaults()) if isinstance(command, Train) else command
 

@@ -41,6 +41,7 @@ FLOORS = {
     "cli": 4,
     "doctor": 4,
     "parity": 4,
+    "sweep": 4,
 }
 """Part of sacref -> its floor. A part may import those below, and its own floor's, but for the two lines underneath."""
 
