@@ -60,7 +60,7 @@ every = pytest.mark.parametrize(
 
 
 @every
-def test_ranks_with_parts_of_a_batch_learn_what_one_learns_from_the_whole(found: tuple[str, Found]) -> None:
+def test_trap_22_ranks_with_parts_of_a_batch_learn_what_one_learns_from_the_whole(found: tuple[str, Found]) -> None:
     backend, arrays = found
     for case in arrays.keys() & WHOLE.keys():
         for name, array in alone(backend, case).items():
@@ -68,7 +68,7 @@ def test_ranks_with_parts_of_a_batch_learn_what_one_learns_from_the_whole(found:
 
 
 @every
-def test_ranks_stay_equal_to_the_bit_where_one_overflows(found: tuple[str, Found]) -> None:
+def test_trap_22_ranks_stay_equal_to_the_bit_where_one_overflows(found: tuple[str, Found]) -> None:
     _, arrays = found
     first = arrays["own"][0]
     assert first["gradient_steps"] == LONG
