@@ -40,6 +40,7 @@ FLOORS = {
     "experiment": 4,
     "cli": 4,
     "doctor": 4,
+    "launch": 4,
     "parity": 4,
 }
 """Part of sacref -> its floor. A part may import those below, and its own floor's, but for the two lines underneath."""
