@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import sacref
-from sacref import checkpoint
+from sacref import checkpoint, replay_log
 from sacref.border import Border, Rows
 from sacref.config import PARTS, ConfigError, Execution, SACConfig
 from sacref.envs.episodes import EpisodeBoundaries
@@ -26,6 +26,7 @@ from sacref.naming import prefixed, require_same_arrays, under
 from sacref.preprocessing import Preprocessor
 from sacref.ranks import Ranks
 from sacref.replay import Follow
+from sacref.replay_log import ReplayLog
 from sacref.spec.arrays import ArrayT, namespace
 from sacref.statistics import EpisodeStatistics
 from sacref.tracking import Tracker
@@ -61,6 +62,10 @@ TAGS: Mapping[str, str] = {
 """Metric of an update -> tag of its curve. Tags that end in (max) or (min) show that of the interval, all others the mean."""
 
 
+LIVE = ("live", "environment")
+"""Groups of a checkpoint that are of what a run was in the middle of: see `Agent.live_state`."""
+REPLAY = "replay"
+"""Directory of a replay log, beside the checkpoints that it belongs to."""
 MOMENTS = ("first_moment", "second_moment")
 FLOATS = ("learning_rate", "loss_scale")
 """What an optimizer holds beside its moments that is no integer."""
@@ -669,10 +674,23 @@ class Agent(Border[ArrayT]):
             if part.is_dir():
                 checkpoint.drop_group(part, "memory")
 
-    def save(self, path: str | Path) -> None:
+    def save(
+        self,
+        path: str | Path,
+        *,
+        replay: ReplayLog | None = None,
+        keep_memory: bool = True,
+        live: tuple[Mapping[str, Mapping[str, NDArray[Any]]], Mapping[str, Any]] | None = None,
+    ) -> None:
         """Write the whole agent to a checkpoint directory: safetensors for arrays, JSON for the rest, nothing that runs code.
 
         Parameters, optimizer moments, log alpha, step counters, random streams, and the replay memory where there is one.
+
+        Args:
+            path: the directory.
+            replay: a log, in the directory beside `path`, that takes the memory's new rows in the place of a copy of all of it.
+            keep_memory: whether the replay memory is written.
+            live: groups of arrays, and metadata, of what the agent is in the middle of: see `live_state`.
 
         Of several ranks all make this call. Each writes its own part, its streams and its memory: rank 1 to `<path>.rank_1`, and so on;
         rank 0 writes `path` last, so that a checkpoint that is there is whole.
@@ -682,7 +700,9 @@ class Agent(Border[ArrayT]):
         for name, array in arrays.items():
             groups[name.split(".")[0] if self.cfg.experiment.store_separately else "agent"][name] = array
         groups["streams"] = self._streams()
-        if self.memory is not None:
+        remembers = self.memory is not None and keep_memory
+        entry, added = replay.append(self.memory) if remembers and replay is not None else (None, 0)
+        if remembers and replay is None:
             groups["memory"] = self.memory.arrays(copy=False)
         metadata = {
             "algorithm": type(self).__name__,
@@ -693,6 +713,16 @@ class Agent(Border[ArrayT]):
             "gradient_steps_due": [self._due.numerator, self._due.denominator],
             "timesteps_to_learn_from": self._timesteps_to_learn_from,
         }
+        if entry is not None:
+            metadata["replay"] = entry
+        if live is not None:
+            groups |= {name: dict(arrays) for name, arrays in live[0].items()}
+            metadata |= live[1]
+        self._write_parts(path, groups, metadata)
+        if replay is not None and entry is not None:
+            replay.commit(entry, added)
+
+    def _write_parts(self, path: str | Path, groups: Mapping[str, Any], metadata: dict[str, Any]) -> None:
         if self.ranks.size == 1:
             checkpoint.write(path, groups, metadata)
             return
@@ -708,7 +738,8 @@ class Agent(Border[ArrayT]):
     def load(self, path: str | Path) -> None:
         """Restore what `save` wrote. A memory that the checkpoint does not hold stays as it is.
 
-        A checkpoint of the other backend gives its weights, moments and temperature; the random streams stay this agent's own.
+        A checkpoint of the other backend gives its weights, moments, temperature and memory; the random streams begin anew from (seed, rank,
+        the gradient steps so far), and the log says so.
 
         As many ranks as wrote it go on exactly. Of another number, rank r takes the memory of the old rank r modulo their number, random
         streams begin anew from (seed, rank, the gradient steps so far), and a warning says so.
@@ -730,6 +761,8 @@ class Agent(Border[ArrayT]):
         due, waiting = self._read_pace(path, metadata)
         groups = dict(read.groups)
         streams, memory = groups.pop("streams", {}), groups.pop("memory", None)
+        for name in LIVE:
+            groups.pop(name, None)
         before, streams_before = self.arrays(), self._streams()
         try:
             self.set_arrays({name: array for group in groups.values() for name, array in group.items()})
@@ -737,7 +770,14 @@ class Agent(Border[ArrayT]):
                 self._streams_key = (written_by, self.ranks.size, self.gradient_step_count)
                 self._begin_streams()
             elif metadata.get("backend") != self._backend:
-                logger.info("%s was written by %s: the random streams stay as they are", path, metadata.get("backend"))
+                self._streams_key = (self.gradient_step_count,)
+                self._begin_streams()
+                logger.info(
+                    "%s was written by %s: the random streams begin anew, from the seed, the rank and the %d gradient steps so far",
+                    path,
+                    metadata.get("backend"),
+                    self.gradient_step_count,
+                )
             elif {name: state.shape for name, state in streams.items()} != {name: state.shape for name, state in streams_before.items()}:
                 # A GPU's generator has another state than a CPU's.
                 logger.info("%s was written on another kind of device: the random streams stay as they are", path)
@@ -766,12 +806,45 @@ class Agent(Border[ArrayT]):
         if self.memory is None:
             return read, self.ranks.size  # it only acts: the streams and memories of others are nothing to it
         own = self.ranks.rank % written_by
+        entry = read.metadata.get("replay")
         if self.ranks.rank > 0:
             part = checkpoint.read(rank_part(path, own))
+            entry = part.metadata.get("replay")
             if part.metadata.get("writing") != read.metadata.get("writing"):
                 raise checkpoint.CheckpointError(f"{rank_part(path, own)} is no part of {path}: use another checkpoint")
             read = checkpoint.Checkpoint({**read.groups, **_own(part.groups)}, read.metadata)
+        if isinstance(entry, dict):
+            read.groups["memory"] = replay_log.read(rank_part(path.parent / REPLAY, own), entry, self.memory)
         return read, written_by
+
+    # What a run is in the middle of.
+
+    def live_state(self) -> dict[str, Any]:
+        """What is in the air between two timesteps, beyond what `save` writes: what is tracked and not written yet, the episodes that run.
+
+        Numbers, text, NumPy arrays, and lists, tuples and dicts of those. With it, and with the environments as they were, a run goes on
+        as if it had never stopped.
+        """
+        ahead = self._next_action
+        return {
+            "tracked": {tag: np.array(values, np.float64) for tag, values in self._tracked.items()},
+            "metrics": self._fetch(self._metrics) if self._metrics else None,
+            "boundaries": self._watches[True].boundaries.state(self.to_numpy),
+            "statistics": [self._watches[training].statistics.state(self.to_numpy) for training in (True, False)],
+            "next_action": None if ahead is None else map_leaves(self.to_numpy, (ahead.observations, ahead.states, ahead.chosen)),
+        }
+
+    def set_live_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `live_state` gave; after `init`, and with the environments as they were."""
+        self._tracked.clear()
+        self._tracked.update({tag: values.tolist() for tag, values in state["tracked"].items()})
+        self._metrics = [] if state["metrics"] is None else [self._upload(state["metrics"])]
+        self._watches[True].boundaries.set_state(state["boundaries"])
+        for training, statistics in zip((True, False), state["statistics"], strict=True):
+            self._watches[training].statistics.set_state(statistics)
+        if state["next_action"] is not None:
+            observations, states, chosen = state["next_action"]
+            self._next_action = NextAction(observations, states, None if chosen is None else map_leaves(self._upload, chosen))
 
     def _other_ranks(self, path: Path, before: int) -> str:
         """What changes when another number of ranks goes on."""

@@ -1,7 +1,7 @@
 """Named NumPy arrays and JSON on disk: written whole or not at all, read with suspicion. Nothing here runs what it reads.
 
 A checkpoint is a directory: one `<group>.safetensors` per group of arrays, and `checkpoint.json`, which holds the metadata and, for
-each file, its size, its CRC-32 and the table of its arrays.
+each file, its size, its CRC-32 and the table of its arrays; last, the CRC-32 of all that it says itself.
 """
 
 import json
@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 FORMAT = "sacref-checkpoint"
-VERSION = 1
+VERSION = 2
 MANIFEST = "checkpoint.json"
 LARGEST_JSON = 64 * 2**20
 """Bytes; a larger JSON file is refused unread."""
@@ -63,7 +63,7 @@ class Checkpoint(NamedTuple):
     metadata: dict[str, Any]
 
 
-def write(path: str | os.PathLike[str], groups: Mapping[str, Mapping[str, NDArray[Any]]], metadata: Mapping[str, Any]) -> None:
+def write(path: str | os.PathLike[str], groups: Mapping[str, Mapping[str, NDArray[Any]]], metadata: Mapping[str, Any]) -> str:
     """Write a checkpoint directory in one step: whoever reads `path`, at any time, finds the old checkpoint or the new one.
 
     Everything goes to a temporary sibling, is forced to the disk, and is then renamed.
@@ -72,6 +72,9 @@ def write(path: str | os.PathLike[str], groups: Mapping[str, Mapping[str, NDArra
         path: the directory: new, empty, or an older checkpoint, which is replaced.
         groups: group (letters, digits, underscores) -> array's name -> array of a type in `DTYPES`. NaN and infinity are data.
         metadata: what JSON can hold, without NaN and infinity.
+
+    Returns:
+        What `token` gives for the checkpoint.
 
     Raises:
         CheckpointError: if a name, an array or the metadata cannot be written, or `path` holds something else than a checkpoint.
@@ -84,7 +87,7 @@ def write(path: str | os.PathLike[str], groups: Mapping[str, Mapping[str, NDArra
     temporary.mkdir()
     try:
         table = {name: _write_group(temporary / f"{name}.safetensors", name, arrays) for name, arrays in groups.items()}
-        manifest = {"format": FORMAT, "version": VERSION, "metadata": dict(metadata), "groups": table}
+        manifest = _sealed({"format": FORMAT, "version": VERSION, "metadata": dict(metadata), "groups": table}, path / MANIFEST)
         _write_synced(temporary / MANIFEST, _encode(path / MANIFEST, manifest))
         for name in table:
             # safetensors makes its files private to the user; give them the mode that the umask gave the JSON.
@@ -94,21 +97,32 @@ def write(path: str | os.PathLike[str], groups: Mapping[str, Mapping[str, NDArra
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    return f"{manifest['crc32']:08x}"
 
 
-def read(path: str | os.PathLike[str], *, without: Collection[str] = ()) -> Checkpoint:
+def token(path: str | os.PathLike[str]) -> str:
+    """What tells a checkpoint from others: the checksum of all that it holds.
+
+    Raises:
+        CheckpointError: if its `checkpoint.json` is missing or damaged; the other files are not read.
+    """
+    return f"{_read_manifest(_present(Path(path)))['crc32']:08x}"
+
+
+def read(path: str | os.PathLike[str], *, without: Collection[str] = (), only: Collection[str] | None = None) -> Checkpoint:
     """Read a checkpoint directory, after checking every file of it against the table in `checkpoint.json`.
 
     Args:
         path: the directory.
-        without: groups that are not read, to spare their time and memory.
+        without: groups that are not read, to spare their time and memory. only: those that are read, of those that are there; None for all.
 
     Raises:
         CheckpointError: if a file is missing, truncated, damaged, foreign or hostile.
     """
     path = _present(Path(path))
     manifest = _read_manifest(path)
-    groups = {name: _read_group(path, name, entry) for name, entry in manifest["groups"].items() if name not in without}
+    wanted = [name for name in manifest["groups"] if name not in without and (only is None or name in only)]
+    groups = {name: _read_group(path, name, manifest["groups"][name]) for name in wanted}
     return Checkpoint(groups, manifest["metadata"])
 
 
@@ -121,7 +135,7 @@ def drop_group(path: str | os.PathLike[str], group: str) -> None:
     path = _present(Path(path))
     manifest = _read_manifest(path)
     if manifest["groups"].pop(group, None) is not None:
-        write_json(path / MANIFEST, manifest)
+        write_json(path / MANIFEST, _sealed(manifest, path / MANIFEST))
         (path / f"{group}.safetensors").unlink(missing_ok=True)
 
 
@@ -193,6 +207,12 @@ def _encode(path: Path, value: Any) -> bytes:
         return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be written ({error}): pass finite numbers, strings, lists and dicts") from error
+
+
+def _sealed(manifest: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The manifest with its own checksum."""
+    said = {name: value for name, value in manifest.items() if name != "crc32"}
+    return {**said, "crc32": zlib.crc32(_encode(path, said))}
 
 
 def _write_synced(path: Path, content: bytes) -> None:
@@ -280,6 +300,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{file} has version {_short.repr(manifest.get('version'))}, expected {VERSION}: load it with the sacref that wrote it"
         )
+    if set(manifest) != {"format", "version", "metadata", "groups", "crc32"} or manifest["crc32"] != _sealed(manifest, file)["crc32"]:
+        raise _damaged(file, "its content does not have the checksum it was written with")
     for field in ("metadata", "groups"):
         if not isinstance(manifest.get(field), dict):
             raise _damaged(file, f"{field} is {_short.repr(manifest.get(field))}, expected an object")

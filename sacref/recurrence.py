@@ -328,6 +328,22 @@ class RecurrentAgent(Agent[ArrayT]):
             return
         super()._learn_if_due(timestep=timestep, timesteps=timesteps)
 
+    def live_state(self) -> dict[str, Any]:
+        """As of `Agent`, with the carries of the episodes that run."""
+        now = self._ongoing[True]
+        return {
+            **super().live_state(),
+            "ongoing": map_leaves(self.to_numpy, (now.carry, now.before, now.previous, now.starts)),
+            "recorded_timesteps": self._recorded_timesteps,
+            "episode_lengths": self._episode_lengths,
+        }
+
+    def set_live_state(self, state: Mapping[str, Any]) -> None:
+        """As of `Agent`."""
+        super().set_live_state(state)
+        self._ongoing[True] = Ongoing(*state["ongoing"])
+        self._recorded_timesteps, self._episode_lengths = state["recorded_timesteps"], state["episode_lengths"]
+
     def load(self, path: Any) -> None:
         """Restore what `save` wrote; see `Agent.load`."""
         super().load(path)

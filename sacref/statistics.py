@@ -1,7 +1,7 @@
 """Returns and lengths of the episodes that an agent lives through, read from the rows of its transitions."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,6 +59,19 @@ class EpisodeStatistics:
             if not is_numpy_array(row[0]):
                 self.recent_returns.extend(float(value) for value in returns[i][finished[i]])
         return Summary(returns[finished].astype(np.float64), lengths[finished].astype(np.int64), rewards[keep].astype(np.float64))
+
+    def state(self, to_numpy: Callable[[Any], NDArray[Any]]) -> dict[str, Any]:
+        """All that it knows, on the host."""
+        rows = [np.stack([to_numpy(row[i]) for row in self._rows]) for i in range(5)] if self._rows else None
+        running = None if self._running is None else [to_numpy(array) for array in self._running]
+        return {"recent_returns": list(self.recent_returns), "running": running, "rows": rows}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.recent_returns = deque(state["recent_returns"], maxlen=self.recent_returns.maxlen)
+        running, rows = state["running"], state["rows"]
+        self._running = None if running is None else (running[0], running[1])
+        self._rows = [] if rows is None else [(a, b, c, d, e) for a, b, c, d, e in zip(*rows, strict=True)]
 
     def forget_running(self) -> None:
         """Drop the episodes that have not finished, as after a reset of all environments."""

@@ -1,6 +1,6 @@
 """Where episodes end: the true successor of each observation, and the rows that are no transition."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -47,6 +47,20 @@ class EpisodeBoundaries(Generic[ArrayT]):
         self._last_observations: Tree | None = None
         self.starts: ArrayT | None = None
         """`(envs,)`, bool: where the next row begins an episode, or follows one that is no transition; None where all do."""
+
+    def state(self, to_numpy: Callable[[Any], Any]) -> dict[str, Any]:
+        """All that it knows, on the host."""
+        return {
+            "expects_reset": map_leaves(to_numpy, self._expects_reset),
+            "last_observations": map_leaves(to_numpy, self._last_observations),
+            "starts": map_leaves(to_numpy, self.starts),
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self._expects_reset, self._last_observations, self.starts = (
+            state[name] for name in ("expects_reset", "last_observations", "starts")
+        )
 
     def resolve(
         self,

@@ -124,6 +124,8 @@ class ReplayMemory:
         self.device = None if device is None else device_of(device)
         self.written = False
         """Whether anything was ever stored: what the host knows without waiting for the device."""
+        self.added = 0
+        """Timesteps that were ever stored, a restored memory's not counted."""
         self.settings = Follow()
         self._state: MemoryState | None = None
         self._staging: Staging | None = None
@@ -206,10 +208,28 @@ class ReplayMemory:
         else:
             self._state = write_in_place(self.state, transition, keep)
         self.written = True
+        self.added += 1
+
+    @property
+    def slots(self) -> int:
+        """Transitions that each environment has room for."""
+        return self.capacity // self.num_envs
 
     def sample(self, batch_size: int, key: Array) -> Batch[Array] | Sequences[Array]:
         """Draw `batch_size` transitions, or sequences of a recurrent agent, uniformly, with replacement."""
         return sampler(self.settings)(self.state, batch_size, key)
+
+    def counters(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The slot that is written next and the number of transitions, `(envs,)` each, on the host."""
+        head, size = (np.array(array, np.int64) for array in (self.state.head, self.state.size))
+        return head, size
+
+    def rows(self, index: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Rows of the memory, by name, on the host."""
+        # Padded to a power of two, so that few sizes are compiled.
+        padded = np.zeros(1 << max(len(index) - 1, 0).bit_length(), np.int32)
+        padded[: len(index)] = index
+        return {name: np.asarray(_take(ring, padded))[: len(index)] for name, ring in named_leaves(self.state.rows).items()}
 
     def arrays(self, *, copy: bool = True) -> dict[str, NDArray[Any]]:
         """The stored transitions and the write head, as NumPy arrays.
@@ -217,7 +237,7 @@ class ReplayMemory:
         Args:
             copy: False gives views of the memory where it lies on the CPU, to be let go of before the next write.
         """
-        head, size = (np.array(array, np.int64) for array in (self.state.head, self.state.size))
+        head, size = self.counters()
         filled = filled_rows(size)
         rows = {name: np.array(np.asarray(ring)[:filled], copy=copy or None) for name, ring in named_leaves(self.state.rows).items()}
         return {**rows, "head": head, "size": size}
@@ -240,6 +260,11 @@ class ReplayMemory:
         ring = map_leaves(lambda _: next(restored), self.state.rows)
         head, size = (jax.device_put(np.array(arrays[name], np.int32), self.device) for name in ("head", "size"))
         self._state = MemoryState(ring, head, size)
+
+
+@jax.jit
+def _take(ring: Array, index: Array) -> Array:
+    return jnp.take(ring, index, axis=0)
 
 
 @partial(jax.jit, donate_argnums=0)

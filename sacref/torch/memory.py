@@ -126,6 +126,8 @@ class ReplayMemory:
         self.device = None if device is None else device_of(device)
         self.written = False
         """Whether anything was ever stored: what the host knows without waiting for the device."""
+        self.added = 0
+        """Timesteps that were ever stored, a restored memory's not counted."""
         self.settings = Follow()
         self._state: MemoryState | None = None
         self._staging: Staging | None = None
@@ -208,10 +210,26 @@ class ReplayMemory:
         else:
             self._state = write(self.state, transition, keep)
         self.written = True
+        self.added += 1
+
+    @property
+    def slots(self) -> int:
+        """Transitions that each environment has room for."""
+        return self.capacity // self.num_envs
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch[Tensor] | Sequences[Tensor]:
         """Draw `batch_size` transitions, or sequences of a recurrent agent, uniformly, with replacement."""
         return sampler(self.settings)(self.state, batch_size, generator)
+
+    def counters(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The slot that is written next and the number of transitions, `(envs,)` each, on the host."""
+        head, size = (array.cpu().numpy().copy() for array in (self.state.head, self.state.size))
+        return head, size
+
+    def rows(self, index: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Rows of the memory, by name, on the host."""
+        place = torch.from_numpy(np.array(index, np.int64)).to(self.state.head.device)
+        return {name: self.state.take(ring, place).cpu().numpy() for name, ring in named_leaves(self.state.rows).items()}
 
     def arrays(self, *, copy: bool = True) -> dict[str, NDArray[Any]]:
         """The stored transitions and the write head, as NumPy arrays.
@@ -219,7 +237,7 @@ class ReplayMemory:
         Args:
             copy: False gives views of the memory where it lies on the CPU, to be let go of before the next write.
         """
-        head, size = (array.cpu().numpy().copy() for array in (self.state.head, self.state.size))
+        head, size = self.counters()
         filled = filled_rows(size)
         rows = {name: np.array(ring[:filled].cpu().numpy(), copy=copy or None) for name, ring in named_leaves(self.state.rows).items()}
         return {**rows, "head": head, "size": size}
