@@ -24,6 +24,7 @@ FLOORS = {
     "envs": 1,
     "statistics": 1,
     "replay": 1,
+    "ranks": 1,
     "initialisation": 1,
     "agent": 2,
     "border": 2,
@@ -39,7 +40,9 @@ FLOORS = {
     "experiment": 4,
     "cli": 4,
     "doctor": 4,
+    "launch": 4,
     "parity": 4,
+    "sweep": 4,
 }
 """Part of sacref -> its floor. A part may import those below, and its own floor's, but for the two lines underneath."""
 

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from sacref.agent import POLICY_VALUES, Agent
 from sacref.config import ConfigError, SACConfig
-from sacref.jax.device import device_of
+from sacref.jax.device import device_of, devices_of
 from sacref.jax.fuse import Acting, Actor, Bounds, Drawing, Streams, actors, choose, learner, stepper
 from sacref.jax.memory import ReplayMemory, sampler
+from sacref.jax.mesh import DataParallel, average
 from sacref.jax.optim import Average, Frozen, KeepGradients, Optimizer, batch_mean, tree_map
 from sacref.jax.precision import has_head, low_precision
+from sacref.jax.ranks import ranks
 from sacref.jax.update import Critic, Policy, State, Update
 from sacref.jax.weights import (
     CommonLayout,
@@ -41,6 +43,7 @@ from sacref.model_checks import (
     split_models,
     warn_of_quantisation,
 )
+from sacref.ranks import Ranks
 from sacref.recurrence import (
     RecurrentAgent,
     refuse_carries,
@@ -58,7 +61,8 @@ class SAC(Agent[Array]):
         memory: a `ReplayMemory` of its own, or None for an agent that only acts.
         observation_space: a Box, or a Dict of such, of one environment. action_space: a Box.
         state_space: what the critics see in the place of the observations, a Box or a Dict, or None.
-        device: where to compute; None for JAX's default device.
+        device: where to compute, as "cuda" or "cuda:1"; None for JAX's default device. Of several, "cuda:0,cuda:1" or "cuda:all", each
+            computes a part of every batch; acting and the memory are on the first.
         cfg: a `SACConfig`, or a dict of its fields.
 
     Raises:
@@ -102,7 +106,9 @@ class SAC(Agent[Array]):
         self._moments: dict[str, Any] = {}
         self._take_moments()
         self._check_outputs(parameters)
-        self._average: Average | None = None
+        devices = devices_of(device)
+        self._parallel = DataParallel(devices) if self.ranks.size > 1 or len(devices) > 1 else None
+        self._average: Average | None = average if self._parallel is not None else None
         self._update = self._make_update(critics)
         self._state = self._make_state(parameters, critics, targets)
         self._random = Streams(*(self._generator(stream) for stream in range(3)))
@@ -111,6 +117,7 @@ class SAC(Agent[Array]):
         if memory is not None:
             self._check_batch_fits(memory.capacity)
             self._allocate(memory)
+        self._begin_alike()
 
     # Construction.
 
@@ -176,7 +183,7 @@ class SAC(Agent[Array]):
         )
 
     def _fuse(self) -> None:
-        self._step = stepper(self._update)
+        self._step = stepper(self._update, self._parallel)
         block = max(1, int(self.cfg.chunk * self.cfg.gradient_steps_per_timestep(self._num_envs)))
         drawing = Drawing(
             sample=sampler(self._follow),
@@ -187,7 +194,7 @@ class SAC(Agent[Array]):
             draws={name: widths for name in self._update.critics if (widths := draw_widths(self._models[name]))},
             keyed=frozenset(name for name in self._update.critics if random_state(self._models[name])),
         )
-        self._learn = learner(self._update, drawing, execution=self.execution, block=block)
+        self._learn = learner(self._update, drawing, execution=self.execution, block=block, parallel=self._parallel)
         self._ways = actors(self._actor(), self._action_bounds)
 
     def _take_moments(self) -> None:
@@ -198,7 +205,7 @@ class SAC(Agent[Array]):
         }
 
     def _generator(self, stream: int) -> Array:
-        seed = np.random.SeedSequence([self.cfg.seed, 0, stream]).generate_state(2, np.uint32)
+        seed = self._stream_seed(stream).generate_state(2, np.uint32)
         return self._key(seed)
 
     def _key(self, data: NDArray[Any]) -> Array:
@@ -319,6 +326,9 @@ class SAC(Agent[Array]):
 
     # Hooks of the life cycle.
 
+    def _ranks(self) -> Ranks:
+        return ranks()
+
     def _act(self, way: str, observations: Tree, states: Tree | None) -> tuple[Array, Array]:
         inputs = {"observations": self._given(observations), "states": self._given(states)}
         actions, mean_actions, _ = self._run_actor(way, inputs, ())
@@ -367,6 +377,9 @@ class SAC(Agent[Array]):
 
     def _streams(self) -> dict[str, NDArray[Any]]:
         return {name: np.array(key) for name, key in self._random._asdict().items()}
+
+    def _begin_streams(self) -> None:
+        self._random = Streams(*(self._generator(stream) for stream in range(3)))
 
     def _set_streams(self, streams: Mapping[str, NDArray[Any]]) -> None:
         self._random = Streams(*(self._key(streams[name]) for name in Streams._fields))

@@ -1,21 +1,39 @@
 """Devices by name."""
 
+from collections.abc import Sequence
+
 import jax
 
 
 def device_of(device: str | jax.Device | None) -> jax.Device:
-    """The device of that name, `platform` or `platform:index`; for None, JAX's default device.
+    """The first of `devices_of`: where an agent acts, and where its memory lies."""
+    return devices_of(device)[0]
+
+
+def devices_of(device: str | jax.Device | None) -> Sequence[jax.Device]:
+    """This process's devices of that name: `platform`, `platform:index`, several of those with commas between them, or `platform:all`.
+
+    Args:
+        device: None for JAX's default device.
 
     Raises:
-        ValueError: if this machine has no such device.
+        ValueError: if this machine has no such device, or one is named twice.
     """
     if device is None:
-        return jax.local_devices()[0]
+        return [jax.local_devices()[0]]
     if isinstance(device, jax.Device):
-        return device
-    platform, _, index = str(device).partition(":")
+        return [device]
+    devices = [found for name in device.split(",") for found in _named(name.strip())]
+    if len(set(devices)) < len(devices):
+        raise ValueError(f"device is {device!r}, which names one twice, expected each device once")
+    return devices
+
+
+def _named(name: str) -> Sequence[jax.Device]:
+    platform, _, index = name.partition(":")
     try:
-        return jax.local_devices(backend=platform)[int(index or 0)]
+        found = jax.local_devices(backend=platform)
+        return found if index == "all" else [found[int(index or 0)]]
     except (RuntimeError, IndexError, ValueError) as error:
-        found = sorted(f"{d.platform}:{d.id}" for d in jax.local_devices())
-        raise ValueError(f"device is {device!r}, which JAX does not find here: expected one of {found}, or cpu ({error})") from error
+        names = sorted(f"{d.platform}:{d.id}" for d in jax.local_devices())
+        raise ValueError(f"device is {name!r}, which JAX does not find here: expected one of {names}, or cpu ({error})") from error

@@ -5,7 +5,7 @@ gathers its batch from the memory where it lies. The state is donated.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from jax import Array
 from sacref.config import Execution
 from sacref.envs.scaling import to_box
 from sacref.jax.memory import MemoryState, Sampler
+from sacref.jax.mesh import DataParallel, divided
 from sacref.jax.update import State, Update
 from sacref.spec import bound_log_std, squash
 from sacref.tree import Tree
@@ -94,9 +95,18 @@ def describe() -> str:
     return choose("auto")
 
 
-def stepper(update: Update) -> Callable[[State, Any, Noise[Array]], tuple[State, Metrics[Array]]]:
+def stepper(update: Update, parallel: DataParallel | None = None) -> Callable[[State, Any, Noise[Array]], tuple[State, Metrics[Array]]]:
     """The update compiled, `(state, batch, noise) -> (state, metrics)`; the state is donated."""
-    return jax.jit(update, donate_argnums=0)
+    if parallel is None:
+        return jax.jit(update, donate_argnums=0)
+    steps, parts = parallel.steps(update), parallel.local_parts
+    cut = jax.jit(lambda batch, noise: jax.tree.map(lambda leaf: leaf[:, None], divided(batch, noise, parts)))
+
+    def step(state: State, batch: Any, noise: Noise[Array]) -> tuple[State, Metrics[Array]]:
+        state, metrics = steps(state, cut(batch, noise))
+        return state, {name: values[0] for name, values in metrics.items()}
+
+    return step
 
 
 def pack(metrics: Metrics[Array]) -> Array:
@@ -138,7 +148,7 @@ def draw(
     return batch, draws, streams._replace(noise=noise, sampling=sampling)
 
 
-def learner(update: Update, drawing: Drawing, *, execution: Execution, block: int = 1) -> Learn:
+def learner(update: Update, drawing: Drawing, *, execution: Execution, block: int = 1, parallel: DataParallel | None = None) -> Learn:
     """Take gradient steps on fresh batches.
 
     The state is donated. The metrics are a list of matrices `(step, metric)`, see `pack`.
@@ -146,6 +156,8 @@ def learner(update: Update, drawing: Drawing, *, execution: Execution, block: in
     Args:
         block: gradient steps that one compiled call scans over. What is left of `steps`, in the last chunk or of a fraction, runs one by
             one: two lengths are compiled at most.
+        parallel: the devices, where there are several. All batches of a call are then drawn before its steps, on the agent's own device,
+            each device's part apart.
     """
 
     @partial(jax.jit, donate_argnums=0, static_argnums=4)
@@ -170,7 +182,7 @@ def learner(update: Update, drawing: Drawing, *, execution: Execution, block: in
             packed.append(pack(metrics))
         return state, streams, jnp.stack(packed)
 
-    run = plain if execution == "plain" else scan
+    run = _over_devices(update, drawing, parallel) if parallel is not None else plain if execution == "plain" else scan
 
     def learn(state: State, memory: MemoryState, moments: Tree, streams: Streams, steps: int) -> tuple[State, Streams, list[Array]]:
         packed = []
@@ -180,6 +192,38 @@ def learner(update: Update, drawing: Drawing, *, execution: Execution, block: in
         return state, streams, packed
 
     return learn
+
+
+def _over_devices(
+    update: Update, drawing: Drawing, parallel: DataParallel
+) -> Callable[[State, MemoryState, Tree, Streams, int], tuple[State, Streams, Array]]:
+    """Gradient steps whose batches are divided among several devices."""
+    if drawing.batch_size % parallel.local_parts:
+        raise ValueError(
+            f"batch_size is {drawing.batch_size} for {parallel.local_parts} devices, expected a multiple of their number: change it"
+        )
+    part = replace(drawing, batch_size=drawing.batch_size // parallel.local_parts)
+    take = parallel.steps(update)
+    pack_all = jax.jit(jax.vmap(pack))
+
+    @partial(jax.jit, static_argnums=3)
+    def draw_parts(memory: MemoryState, moments: Tree, streams: Streams, steps: int) -> tuple[Tree, Streams]:
+        def one(streams: Streams, _: None) -> tuple[Streams, Tree]:
+            parts = []
+            for _part in range(parallel.local_parts):
+                batch, noise, streams = draw(memory, moments, streams, part)
+                parts.append((batch, noise))
+            return streams, jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+
+        streams, drawn = jax.lax.scan(one, streams, length=steps)
+        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), drawn), streams
+
+    def run(state: State, memory: MemoryState, moments: Tree, streams: Streams, steps: int) -> tuple[State, Streams, Array]:
+        parts, streams = draw_parts(memory, moments, streams, steps)
+        state, metrics = take(state, parts)
+        return state, streams, pack_all(metrics)
+
+    return run
 
 
 def actors(actor: Actor, bounds: Bounds) -> dict[str, Act]:

@@ -24,6 +24,7 @@ from sacref.model_checks import (
     split_models,
     warn_of_quantisation,
 )
+from sacref.ranks import Ranks
 from sacref.recurrence import (
     RecurrentAgent,
     refuse_carries,
@@ -31,8 +32,9 @@ from sacref.recurrence import (
 from sacref.torch.device import device_of
 from sacref.torch.fuse import Acting, Actor, Bounds, Drawing, Streams, actors, advance_schedules, choose, learner, stepper
 from sacref.torch.memory import ReplayMemory, sampler
-from sacref.torch.optim import Average, Frozen, KeepGradients, Optimizer, batch_mean, tree_map
+from sacref.torch.optim import Average, Frozen, KeepGradients, Optimizer, average_over_ranks, batch_mean, tree_map
 from sacref.torch.precision import has_head, low_precision
+from sacref.torch.ranks import ranks
 from sacref.torch.update import Critic, Policy, State, Update
 from sacref.torch.weights import (
     CommonLayout,
@@ -96,15 +98,16 @@ class SAC(Agent[Tensor]):
         self._moments: dict[str, Any] = {}
         self._take_moments()
         self._check_outputs(parameters)
-        self._average: Average | None = None
+        self._average: Average | None = average_over_ranks if self.ranks.size > 1 else None
         self._update = self._make_update(critics)
         self._state = self._make_state(parameters, critics, targets)
         self._random = Streams(*(self._generator(stream) for stream in range(3)))
-        self.execution = choose(self.cfg.execution, self.device, own_models=self._own_models)
+        self.execution = choose(self.cfg.execution, self.device, own_models=self._own_models, ranks=self.ranks.size)
         self._fuse()
         if memory is not None:
             self._check_batch_fits(memory.capacity)
             self._allocate(memory)
+        self._begin_alike()
 
     # Construction.
 
@@ -197,7 +200,7 @@ class SAC(Agent[Tensor]):
         return all(isinstance(model, CommonLayout) for model in self._models.values())
 
     def _generator(self, stream: int) -> torch.Generator:
-        seed = np.random.SeedSequence([self.cfg.seed, 0, stream]).generate_state(1, np.uint64)[0]
+        seed = self._stream_seed(stream).generate_state(1, np.uint64)[0]
         return torch.Generator(self.device).manual_seed(int(seed >> 1))
 
     def _check_dtypes(self, parameters: Mapping[str, Mapping[str, Tensor]]) -> torch.dtype:
@@ -310,6 +313,9 @@ class SAC(Agent[Tensor]):
 
     # Hooks of the life cycle.
 
+    def _ranks(self) -> Ranks:
+        return ranks()
+
     def _act(self, way: str, observations: Tree, states: Tree | None) -> tuple[Tensor, Tensor]:
         inputs = {"observations": self._upload_tree(observations), "states": self._upload_tree(states)}
         actions, mean_actions, _ = self._run_actor(way, inputs, ())
@@ -349,6 +355,10 @@ class SAC(Agent[Tensor]):
 
     def _streams(self) -> dict[str, NDArray[Any]]:
         return {name: generator.get_state().numpy() for name, generator in self._all_generators().items()}
+
+    def _begin_streams(self) -> None:
+        for stream, generator in enumerate(self._random):
+            generator.set_state(self._generator(stream).get_state())  # in place: a captured graph draws from it
 
     def _set_streams(self, streams: Mapping[str, NDArray[Any]]) -> None:
         for name, generator in self._all_generators().items():

@@ -78,13 +78,14 @@ Actor = Callable[[Any, Acting], tuple[Tensor, Tensor, Tree]]
 Act = Callable[[Any, Streams, Acting], tuple[Tensor, Tensor, Tree, Streams]]
 
 
-def choose(execution: Execution, device: torch.device, *, own_models: bool) -> Execution:
+def choose(execution: Execution, device: torch.device, *, own_models: bool, ranks: int = 1) -> Execution:
     """The way to run updates on `device`.
 
     Args:
         execution: "auto", or the way that is asked for.
         own_models: whether all models are sacref's. A recording keeps what Python code of a model decided once, so that models of a user's
             own are recorded only when asked.
+        ranks: processes that learn together. What they tell each other is captured in a CUDA graph only when asked.
 
     Raises:
         ValueError: if there is no such way on this device.
@@ -95,7 +96,7 @@ def choose(execution: Execution, device: torch.device, *, own_models: bool) -> E
         raise ValueError(f"execution is 'cuda_graph' and the device {device}: expected a CUDA device, or execution 'auto'")
     if execution != "auto":
         return execution
-    fast: Execution = "cuda_graph" if device.type == "cuda" else "traced"
+    fast: Execution = "traced" if device.type != "cuda" else "cuda_graph" if ranks == 1 else "plain"
     if own_models:
         return fast
     logger.info("models of your own: updates run plain; execution=%r records them once and is faster where they only compute", fast)
