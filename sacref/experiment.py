@@ -206,8 +206,8 @@ def train(
         }
         if resumed is not None:
             _require_same(directory, resumed, config)
-        # One row more than the run fills: a ring that was never full also fits into the larger one of a run resumed with more steps.
-        capacity = min(memory_capacity, max(timesteps * num_envs + 1, settings.batch_size))
+        # One timestep more than the run fills: a ring that was never full also fits into the larger one of a run resumed with more steps.
+        capacity = min(memory_capacity, max((timesteps + 1) * num_envs, settings.batch_size))
         spaces = {"observation_space": observation_space, "state_space": state_space, "action_space": action_space}
         agent = _algorithm(module, options)(
             models=module.default_models(**spaces, hidden=tuple(hidden), seed=seed, **options),
