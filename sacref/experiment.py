@@ -25,7 +25,6 @@ from sacref.envs.spaces import check_spaces
 from sacref.envs.states import state_space_of
 from sacref.envs.vector import EnvironmentFactory, Vectorization, Wrapper
 from sacref.evaluation import Evaluation, evaluate
-from sacref.plotting import plot_runs
 from sacref.progress import TrainingProgress
 from sacref.ranks import Ranks
 from sacref.types import Agent
@@ -420,6 +419,8 @@ class _Run:
         self.agent.close()
         self.agent.enable_training_mode(False, apply_to_models=True)
         if self.evaluations and self.ranks.rank == 0:
+            from sacref.plotting import plot_runs  # which takes as long to import as all of the rest, and one rank needs it
+
             plot_runs([self.directory], output=self.directory / "curve.png")
 
 
