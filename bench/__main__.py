@@ -75,7 +75,7 @@ def main(
 def fitting_preset(results: Path) -> str:
     """The longest preset whose runs this machine does in `LONGEST_SECONDS`, measured from the start; else the shortest.
 
-    Of those of a comparison none: alone it says little.
+    Of those that are there for a comparison none: alone it says little.
     """
     speed = learning.steps_per_second(results / "learning", _slug())
     cores = len(machine.available_cores())
@@ -84,7 +84,13 @@ def fitting_preset(results: Path) -> str:
         runs = 2 * len(PRESETS[name].seeds)
         return PRESETS[name].steps * -(-runs // cores) / speed
 
-    compared = {name for comparison in COMPARISONS for name in (comparison.preset, comparison.beside)}
+    compared = {
+        name
+        for comparison in COMPARISONS
+        for name in (comparison.preset, comparison.beside)
+        # The task as it is, with the paper's settings, says something alone, too.
+        if PRESETS[name].settings or PRESETS[name].arguments
+    }
     by_length = sorted((name for name in PRESETS if name not in compared), key=seconds)
     return [name for name in by_length if seconds(name) <= LONGEST_SECONDS or name == by_length[0]][-1]
 

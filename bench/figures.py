@@ -98,7 +98,8 @@ def _by_suite(
                 yield f"{part.backend}, part {part.part}", Figure(milliseconds, "ms", higher_is_better=False)
     else:
         for amp in samples.cells:
-            name = f"{amp.backend} {amp.precision}, batch {amp.batch}, width {amp.width}"
+            kind = "" if amp.recurrent is None else f"{amp.recurrent}, "
+            name = f"{amp.backend} {amp.precision}, {kind}batch {amp.batch}, width {amp.width}"
             yield from rates(name, amp.timings, "updates/s")
             single: Mapping[str, tuple[float | None, str]] = {
                 "memory": (None if amp.memory_bytes is None else amp.memory_bytes / BYTES, "MiB"),

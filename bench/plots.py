@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 from PIL import Image
@@ -237,16 +238,18 @@ class HeatMap(NamedTuple):
     """Row by width, column by batch."""
     ratio: bool
     """Whether the values are ratios to 1, or amounts."""
+    outlined: list[list[bool]]
+    """Which of them are set apart by a line around them."""
 
 
 def heat_maps(path: Path, digest: str, maps: Sequence[Sequence[HeatMap]]) -> None:
-    """Numbers over width and batch, a row of panels per precision: colour and the number itself."""
+    """Numbers over width and batch, a row of panels per precision: colour and the number itself, a line around those that stand out."""
     figure = Figure(figsize=(1.0 + 4.6 * len(maps[0]), 0.6 + 2.8 * len(maps)), layout="constrained")
     for row, panels in zip(figure.subplots(len(maps), len(maps[0]), squeeze=False), maps, strict=True):
         for axes, found in zip(row, panels, strict=True):
             values = np.array([[np.nan if value is None else value for value in line] for line in found.values])
-            # Ratios: two hues that every eye tells apart, white where nothing is gained.
-            farthest = max(float(np.nanmax(np.abs(np.log2(values)), initial=0.0)), 0.1) if np.isfinite(values).any() else 1.0
+            # Ratios: two hues that every eye tells apart, white where nothing is gained, deepest from half and double on at the least.
+            farthest = float(np.clip(np.nanmax(np.abs(np.log2(values)), initial=0.0), 1.0, 2.0)) if np.isfinite(values).any() else 1.0
             limits = {"vmin": -farthest, "vmax": farthest} if found.ratio else {}
             image = axes.imshow(np.log2(values), cmap="PuOr" if found.ratio else "cividis", aspect="auto", **limits)
             for (i, j), value in np.ndenumerate(values):
@@ -262,6 +265,7 @@ def heat_maps(path: Path, digest: str, maps: Sequence[Sequence[HeatMap]]) -> Non
                     else f"{value:,.0f}"
                 )
                 axes.text(j, i, text, ha="center", va="center", fontsize="small", color="white" if dark else "black")
+            axes.add_collection(LineCollection(outline(found.outlined), colors="black", linewidths=2.5, capstyle="projecting", zorder=3))
             axes.set_xticks(range(len(found.batches)), [f"{batch:,}" for batch in found.batches])
             axes.set_yticks(range(len(found.widths)), [f"{width:,}" for width in found.widths])
             axes.set_xlabel("batch")
@@ -307,6 +311,25 @@ def scaling_lines(path: Path, digest: str, widths: Mapping[int, Sequence[Scaling
     panels[0].set_ylabel("transitions per second over one rank's")
     panels[0].legend(fontsize="x-small")
     _save(figure, path, digest)
+
+
+Line = tuple[tuple[float, float], tuple[float, float]]
+
+
+def outline(inside: Sequence[Sequence[bool]]) -> list[Line]:
+    """The lines around what is inside, (column, row) to (column, row); the cell of row i and column j is the unit square around (j, i)."""
+
+    def is_inside(i: int, j: int) -> bool:
+        return 0 <= i < len(inside) and 0 <= j < len(inside[i]) and inside[i][j]
+
+    rows, columns = len(inside), max(map(len, inside), default=0)
+    across = [
+        ((j - 0.5, i - 0.5), (j + 0.5, i - 0.5)) for i in range(rows + 1) for j in range(columns) if is_inside(i, j) != is_inside(i - 1, j)
+    ]
+    along = [
+        ((j - 0.5, i - 0.5), (j - 0.5, i + 0.5)) for i in range(rows) for j in range(columns + 1) if is_inside(i, j) != is_inside(i, j - 1)
+    ]
+    return across + along
 
 
 def digest_of(path: Path) -> str | None:

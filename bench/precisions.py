@@ -22,6 +22,9 @@ PRECISIONS = {
     # Said, not left to the default: JAX multiplies float32 in TF32 on the GPUs that can.
     "float32": Precision(torch_matmul="highest", jax_matmul="highest"),
     "tf32": Precision(torch_matmul="high", jax_matmul="tensorfloat32", cuda_only=True),
+    # What stays float32 (the last layers) is multiplied as in float32 throughout.
+    "bfloat16": Precision(torch_matmul="highest", jax_matmul="highest", settings={"mixed_precision": True, "precision": "bfloat16"}),
+    "float16": Precision(torch_matmul="highest", jax_matmul="highest", settings={"mixed_precision": True, "precision": "float16"}),
 }
 
 

@@ -27,7 +27,7 @@ class Preset:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Two presets that differ in one thing, and what that tells."""
+    """Two presets that differ in one thing, and what that tells. Of two lengths, they are compared at the last step that both have."""
 
     name: str
     question: str
@@ -134,6 +134,16 @@ PRESETS = {
             settings=EARLY,
             arguments={"wrappers": PRIVILEGED, "hidden": (128, 128)},
         ),
+        # Is learning hurt where the networks are computed in bfloat16? Half as long as the next one, whose first half it stands beside.
+        Preset(
+            name="halfcheetah-50k-bfloat16",
+            title="HalfCheetah-v5, bfloat16",
+            env="HalfCheetah-v5",
+            steps=50_000,
+            evaluation_interval=10_000,
+            seeds=(0, 1, 2),
+            settings={"mixed_precision": True, "precision": "bfloat16"},
+        ),
         Preset(
             name="halfcheetah-100k",
             title="HalfCheetah-v5",
@@ -169,5 +179,13 @@ COMPARISONS = (
         label="critics see velocities",
         beside="halfcheetah-hidden",
         beside_label="critics do not",
+    ),
+    Comparison(
+        name="halfcheetah-precision",
+        question="Is learning hurt by bfloat16?",
+        preset="halfcheetah-50k-bfloat16",
+        label="bfloat16",
+        beside="halfcheetah-100k",
+        beside_label="float32",
     ),
 )

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
-SCHEMA_VERSION = 2
-"""2: a throughput contender says how fresh its policy is, how it was executed and with which libraries. Version 1 is still read."""
+SCHEMA_VERSION = 3
+"""2: a throughput contender says how fresh its policy is, how it was executed and with which libraries. 3: a cell of the mixed-precision
+suite says of which networks it is. Older versions are still read."""
 
 
 class RecordError(ValueError):
@@ -237,26 +238,31 @@ class RolloutSamples:
 
 @dataclass(frozen=True, kw_only=True)
 class AmpCell:
-    """Gradient steps of one backend in one precision at one size, in a process of the precision's own."""
+    """Gradient steps of one backend in one precision, at one size of one kind of networks, in a process of their own."""
 
     backend: str
     precision: str
+    recurrent: str | None
+    """Kind of cell, as wide as the hidden layers above it; None for feed-forward networks."""
+    sequence_length: int
+    """1 for feed-forward networks."""
     batch: int
+    """Rows of a gradient step: transitions, or sequences times their steps."""
     width: int
     chosen: str | None
     """The way of the gradient steps, as `agent.execution` names it."""
     gradient_steps: int
     """Of one call of `agent.update`."""
     timings: list[Timing]
-    """Of gradient steps, one of each precision and backend in turn."""
+    """Of gradient steps, one of each precision in turn; a precision that takes very long sits out the last turns."""
     compile_seconds: float | None
     memory_bytes: int | None
-    """Peak memory of the device, of the process where `memory_of` says so; None where an earlier size of the process needed more."""
+    """Peak memory of the device, of the process where `memory_of` says so."""
     memory_of: Literal["device", "process"] | None
     loss_error: float | None
-    """Largest |a - b| / max(|b|, 1) of the losses of one batch, b in float64."""
+    """Largest |a - b| / max(|b|, 1) of the losses of one batch, b in float64; None where it is not finite, or was not measured."""
     gradient_error: float | None
-    """Largest max|a - b| / max|b| over the gradients' arrays, b in float64."""
+    """Largest max|a - b| / max|b| over the gradients' arrays, b in float64; None as above."""
     missing: str | None
 
 
@@ -426,8 +432,10 @@ def decode(value: Any) -> Record:
     suite = value.get("suite")
     if value.get("schema_version") == 1:
         value = _from_version_1(value)
+    if value.get("schema_version") == 2:
+        value = _from_version_2(value)
     if value.get("schema_version") != SCHEMA_VERSION:
-        raise RecordError(f"schema_version is {value.get('schema_version')!r}, expected {SCHEMA_VERSION} or 1")
+        raise RecordError(f"schema_version is {value.get('schema_version')!r}, expected {SCHEMA_VERSION}, 2 or 1")
     if not isinstance(suite, str) or suite not in _SAMPLES:
         raise RecordError(f"suite is {suite!r}, expected one of {', '.join(_SAMPLES)}")
     return _dataclass(Record, value, "", {"samples": _SAMPLES[suite]})
@@ -437,7 +445,7 @@ def _from_version_1(value: Mapping[str, Any]) -> Mapping[str, Any]:
     """What version 1 held, as version 2 says it; a value that is no record of version 1 is passed on, to be refused by its fields."""
     samples = value.get("samples")
     if value.get("suite") != "throughput" or not isinstance(samples, Mapping) or not isinstance(samples.get("contenders"), list):
-        return {**value, "schema_version": SCHEMA_VERSION}
+        return {**value, "schema_version": 2}
     # It had these three contenders, all of them strict.
     libraries = {"sacref torch": "torch", "sacref jax": "jax", "Stable-Baselines3": "torch"}
     of_contender: dict[str, Any] = {"execution": None, "env": None, "accelerator": None, "settings": {}, "libraries": {}, "note": None}
@@ -450,7 +458,17 @@ def _from_version_1(value: Mapping[str, Any]) -> Mapping[str, Any]:
             if isinstance(one.get("rounds"), list):
                 one["rounds"] = [{**timed, **of_round} if isinstance(timed, Mapping) else timed for timed in one["rounds"]]
         migrated.append(one)
-    return {**value, "schema_version": SCHEMA_VERSION, "samples": {**samples, "contenders": migrated}}
+    return {**value, "schema_version": 2, "samples": {**samples, "contenders": migrated}}
+
+
+def _from_version_2(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What version 2 held, as version 3 says it: its mixed-precision suite had feed-forward networks alone."""
+    samples = value.get("samples")
+    if value.get("suite") == "amp" and isinstance(samples, Mapping) and isinstance(samples.get("cells"), list):
+        new = {"recurrent": None, "sequence_length": 1}
+        cells = [{**new, **cell} if isinstance(cell, Mapping) else cell for cell in samples["cells"]]
+        value = {**value, "samples": {**samples, "cells": cells}}
+    return {**value, "schema_version": 3}
 
 
 def decode_samples(suite: str, value: Any) -> Samples:

@@ -1,6 +1,7 @@
 """What the life cycles of the two backends share: recording transitions, tracking, checkpoints. No backend."""
 
 import logging
+import secrets
 import time
 from abc import abstractmethod
 from collections import defaultdict
@@ -8,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any, Generic
 
@@ -140,7 +142,11 @@ class Agent(Border[ArrayT]):
         self._tracker: Tracker | None = None
         self._newest_checkpoint: Path | None = None
         self._num_envs = 1 if memory is None else int(memory.num_envs)
+        self.environment_steps_offset = 0
+        """Environment steps beyond those of a timestep of today: of timesteps that another number of ranks took."""
         self.gradient_step_count = 0
+        self._streams_key: tuple[int, ...] = ()
+        """Empty for streams that began with the agent; else when they began anew."""
         self._due = Fraction(0)
         """Gradient steps that the timesteps so far ask for and no update has taken."""
         self._timesteps_to_learn_from = 0
@@ -230,12 +236,20 @@ class Agent(Border[ArrayT]):
         """The random streams' states."""
 
     @abstractmethod
+    def _begin_streams(self) -> None:
+        """Put the random streams to where `_stream_seed` has them begin."""
+
+    @abstractmethod
     def _set_streams(self, streams: Mapping[str, NDArray[Any]]) -> None: ...
 
     @property
     @abstractmethod
     def _layouts(self) -> dict[str, str]:
         """Model -> "common", or the backend whose own layout its parameters have."""
+
+    def _stream_seed(self, stream: int) -> np.random.SeedSequence:
+        """Where a random stream of this rank begins."""
+        return np.random.SeedSequence([self.cfg.seed, self.ranks.rank, stream], spawn_key=self._streams_key)
 
     # The life cycle.
 
@@ -379,7 +393,10 @@ class Agent(Border[ArrayT]):
         return transition._replace(first=rows.first) if self._follow.needs_first else transition
 
     def _feed_preprocessors(self, rows: Rows[Any]) -> None:
-        """Show each observation that the environments produced to the preprocessors, once: successors, and what episodes began with."""
+        """Show each observation that the environments produced to the preprocessors, once: successors, and what episodes began with.
+
+        Those of all ranks, in one order: the moments stay equal everywhere.
+        """
         if not self._preprocessors:
             return
         transition = rows.transition
@@ -387,7 +404,7 @@ class Agent(Border[ArrayT]):
         now = {**named_leaves(transition.observations, "observations"), **named_leaves(transition.states, "states")}
         then = {**named_leaves(transition.next_observations, "observations"), **named_leaves(transition.next_states, "states")}
         for name, preprocessor in self._preprocessors.items():
-            preprocessor.update(np.concatenate([self.to_numpy(now[name])[begun], self.to_numpy(then[name])[keep]]))
+            preprocessor.update(self.ranks.rows(np.concatenate([self.to_numpy(now[name])[begun], self.to_numpy(then[name])[keep]])))
         self._take_moments()
 
     def _preprocessed(self, moments: Tree, kind: str, tree: Tree) -> Tree:
@@ -477,8 +494,15 @@ class Agent(Border[ArrayT]):
         if self._tracking:
             self._tracked[tag].append(float(value))
 
+    def environment_steps(self, timestep: int) -> int:
+        """Steps of the environments of all ranks together, after so many timesteps."""
+        return timestep * self._num_envs * self.ranks.size + self.environment_steps_offset
+
     def write_tracking_data(self, *, timestep: int, timesteps: int) -> None:
         """Fetch what was measured since the last call from the device, and write it to TensorBoard and metrics.jsonl.
+
+        Of several ranks all make this call, at the same timestep: rank 0 writes what all of them measured, scalars reduced over the ranks
+        as they are over time, rewards and episodes together.
 
         Raises:
             ValueError: if rows of device arrays held NaN or infinity since the last call; the data is written first.
@@ -490,18 +514,21 @@ class Agent(Border[ArrayT]):
             for tag, samples in zip(self._metric_tags(), self._fetch(metrics).T, strict=True):
                 if tag != TAGS["entropy_loss"] or self.cfg.learn_entropy:  # else nothing minimises it
                     scalars[tag] = _reduce(tag, samples)
+        told = self.ranks.gather(scalars)
+        scalars = {tag: _reduce(tag, [each[tag] for each in told if tag in each]) for tag in dict.fromkeys(chain.from_iterable(told))}
         for training, watch in self._watches.items():
             prefix = "" if training else "Evaluation / "
             summary = watch.statistics.summary(self.to_numpy)
             kinds = {"Reward / Instantaneous reward": summary.rewards, "Reward / Total reward": summary.returns}
-            for tag, values in {**kinds, "Episode / Total timesteps": summary.lengths}.items():
+            for tag, own in {**kinds, "Episode / Total timesteps": summary.lengths}.items():
+                values = self.ranks.rows(own)
                 if values.size:
                     for kind in ("max", "min", "mean"):
                         scalars[f"{prefix}{tag} ({kind})"] = _reduce(f"({kind})", values)
-        if scalars:
+        if scalars and self.ranks.rank == 0:
             if self._tracker is None:
                 self._tracker = Tracker(self.experiment_dir)
-            self._tracker.write(timestep, timestep * self._num_envs, scalars)
+            self._tracker.write(timestep, self.environment_steps(timestep), scalars)
         self._raise_for_bad_rows()
 
     def close(self) -> None:
@@ -630,20 +657,28 @@ class Agent(Border[ArrayT]):
     # Checkpoints.
 
     def write_checkpoint(self, *, timestep: int, timesteps: int) -> None:
-        """Save to `<experiment>/checkpoints/agent_<timestep>`. Only the newest checkpoint of a run keeps its replay memory."""
+        """Save to `<experiment>/checkpoints/agent_<timestep>`. Only the newest checkpoint of a run keeps its replay memory.
+
+        Of several ranks all make this call, at the same timestep.
+        """
         path = self.experiment_dir / "checkpoints" / f"agent_{timestep}"
         self.save(path)
         previous, self._newest_checkpoint = self._newest_checkpoint, path
-        if previous is not None and previous != path and previous.is_dir():
-            checkpoint.drop_group(previous, "memory")
+        if previous is not None and previous != path:
+            part = rank_part(previous, self.ranks.rank)
+            if part.is_dir():
+                checkpoint.drop_group(part, "memory")
 
     def save(self, path: str | Path) -> None:
         """Write the whole agent to a checkpoint directory: safetensors for arrays, JSON for the rest, nothing that runs code.
 
         Parameters, optimizer moments, log alpha, step counters, random streams, and the replay memory where there is one.
+
+        Of several ranks all make this call. Each writes its own part, its streams and its memory: rank 1 to `<path>.rank_1`, and so on;
+        rank 0 writes `path` last, so that a checkpoint that is there is whole.
         """
-        arrays = self.arrays()
         groups: dict[str, dict[str, NDArray[Any]]] = defaultdict(dict)
+        arrays = self.arrays() if self.ranks.rank == 0 else {}
         for name, array in arrays.items():
             groups[name.split(".")[0] if self.cfg.experiment.store_separately else "agent"][name] = array
         groups["streams"] = self._streams()
@@ -658,19 +693,32 @@ class Agent(Border[ArrayT]):
             "gradient_steps_due": [self._due.numerator, self._due.denominator],
             "timesteps_to_learn_from": self._timesteps_to_learn_from,
         }
-        checkpoint.write(Path(path), groups, metadata)
+        if self.ranks.size == 1:
+            checkpoint.write(path, groups, metadata)
+            return
+        # The parts of one writing know each other, should a later one be killed between them.
+        metadata |= {"ranks": self.ranks.size, "writing": self.ranks.gather(secrets.token_hex(8))[0]}
+        if self.ranks.rank > 0:
+            checkpoint.write(rank_part(path, self.ranks.rank), groups, metadata)
+        self.ranks.wait()
+        if self.ranks.rank == 0:
+            checkpoint.write(path, groups, metadata)
+        self.ranks.wait()
 
     def load(self, path: str | Path) -> None:
         """Restore what `save` wrote. A memory that the checkpoint does not hold stays as it is.
 
         A checkpoint of the other backend gives its weights, moments and temperature; the random streams stay this agent's own.
 
+        As many ranks as wrote it go on exactly. Of another number, rank r takes the memory of the old rank r modulo their number, random
+        streams begin anew from (seed, rank, the gradient steps so far), and a warning says so.
+
         Raises:
             checkpoint.CheckpointError: if the directory is not a whole and sound checkpoint of an agent of this shape. The agent
                 is then as it was before.
         """
         path = Path(path)
-        read = checkpoint.read(path)
+        read, written_by = self._read_parts(path)
         metadata = read.metadata
         if metadata.get("algorithm") != type(self).__name__:
             raise checkpoint.CheckpointError(f"{path} holds {metadata.get('algorithm')!r}, expected {type(self).__name__!r}")
@@ -685,7 +733,10 @@ class Agent(Border[ArrayT]):
         before, streams_before = self.arrays(), self._streams()
         try:
             self.set_arrays({name: array for group in groups.values() for name, array in group.items()})
-            if metadata.get("backend") != self._backend:
+            if written_by != self.ranks.size:
+                self._streams_key = (written_by, self.ranks.size, self.gradient_step_count)
+                self._begin_streams()
+            elif metadata.get("backend") != self._backend:
                 logger.info("%s was written by %s: the random streams stay as they are", path, metadata.get("backend"))
             elif {name: state.shape for name, state in streams.items()} != {name: state.shape for name, state in streams_before.items()}:
                 # A GPU's generator has another state than a CPU's.
@@ -703,6 +754,36 @@ class Agent(Border[ArrayT]):
         self._due, self._timesteps_to_learn_from = due, waiting
         for training in self._watches:
             self._begin(training)  # the next row does not continue the rows of before
+        if written_by != self.ranks.size and self.ranks.rank == 0:
+            logger.warning("%s", self._other_ranks(path, written_by))
+
+    def _read_parts(self, path: Path) -> tuple[checkpoint.Checkpoint, int]:
+        """A checkpoint with the streams and the memory that are for this rank, and how many ranks wrote it."""
+        read = checkpoint.read(path, without=() if self.ranks.rank == 0 else ("streams", "memory"))
+        written_by = read.metadata.get("ranks", 1)
+        if type(written_by) is not int or written_by < 1:
+            raise checkpoint.CheckpointError(f"{path} says {written_by!r} ranks wrote it, expected an integer of at least 1")
+        if self.memory is None:
+            return read, self.ranks.size  # it only acts: the streams and memories of others are nothing to it
+        own = self.ranks.rank % written_by
+        if self.ranks.rank > 0:
+            part = checkpoint.read(rank_part(path, own))
+            if part.metadata.get("writing") != read.metadata.get("writing"):
+                raise checkpoint.CheckpointError(f"{rank_part(path, own)} is no part of {path}: use another checkpoint")
+            read = checkpoint.Checkpoint({**read.groups, **_own(part.groups)}, read.metadata)
+        return read, written_by
+
+    def _other_ranks(self, path: Path, before: int) -> str:
+        """What changes when another number of ranks goes on."""
+        now = self.ranks.size
+        if now > before:
+            memories = f"ranks {before} to {now - 1} begin with copies of the memories of the first ones"
+        else:
+            memories = f"the memories of ranks {now} to {before - 1} are left out"
+        return (
+            f"{path} was written by {before} ranks, and {now} go on: {memories}, environments and random streams begin anew, "
+            f"and a gradient step averages over {now} x {self.cfg.batch_size} rows in the place of {before} x {self.cfg.batch_size}"
+        )
 
     def _read_pace(self, path: Path, metadata: Mapping[str, Any]) -> tuple[Fraction, int]:
         """Gradient steps due and timesteps of the chunk at hand; none for a checkpoint that does not say.
@@ -742,6 +823,17 @@ class Agent(Border[ArrayT]):
             raise ValueError(
                 f"batch_size is {self.cfg.batch_size}, the memory's capacity {capacity}: lower batch_size or make the memory larger"
             )
+
+
+def _own(groups: Mapping[str, Any]) -> dict[str, Any]:
+    """Those groups of a checkpoint that are a rank's own."""
+    return {name: group for name, group in groups.items() if name in ("streams", "memory")}
+
+
+def rank_part(path: str | Path, rank: int) -> Path:
+    """Where a rank keeps its part of a checkpoint: rank 0 in the checkpoint itself."""
+    path = Path(path)
+    return path if rank == 0 else path.with_name(f"{path.name}.rank_{rank}")
 
 
 def _reduce(tag: str, values: Any) -> float:

@@ -13,7 +13,7 @@ import secrets
 import shutil
 import stat
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,15 +96,20 @@ def write(path: str | os.PathLike[str], groups: Mapping[str, Mapping[str, NDArra
         raise
 
 
-def read(path: str | os.PathLike[str]) -> Checkpoint:
+def read(path: str | os.PathLike[str], *, without: Collection[str] = ()) -> Checkpoint:
     """Read a checkpoint directory, after checking every file of it against the table in `checkpoint.json`.
+
+    Args:
+        path: the directory.
+        without: groups that are not read, to spare their time and memory.
 
     Raises:
         CheckpointError: if a file is missing, truncated, damaged, foreign or hostile.
     """
     path = _present(Path(path))
     manifest = _read_manifest(path)
-    return Checkpoint({name: _read_group(path, name, entry) for name, entry in manifest["groups"].items()}, manifest["metadata"])
+    groups = {name: _read_group(path, name, entry) for name, entry in manifest["groups"].items() if name not in without}
+    return Checkpoint(groups, manifest["metadata"])
 
 
 def drop_group(path: str | os.PathLike[str], group: str) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import pkgutil
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,7 +21,9 @@ from tyro.conf import Positional, arg, subcommand
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 import sacref
+from sacref import launch
 from sacref.config import SACConfig, paper_config
+from sacref.ranks import LostRankError, launched, speaks_of_a_lost_rank
 
 TRACEBACK = "SACREF_TRACEBACK"
 """Environment variable; at 1, an error shows its traceback."""
@@ -54,7 +57,7 @@ class Train:
     env: str = "HalfCheetah-v5"
     """Gymnasium id, or module:id to import the module that registers it, or module:name of a callable that makes one."""
     steps: int = 1_000_000
-    """Environment steps of the whole run, of all environments together."""
+    """Environment steps of the whole run, of all environments of all ranks together."""
     run_dir: Path | None = None
     """Directory to write to; None makes runs/<env>-<backend>-<seed>-<date>."""
     overwrite: bool = False
@@ -91,6 +94,8 @@ class Train:
     """Deterministic episodes of an evaluation."""
     device: str | None = None
     """Device by the backend's name for it (cpu, cuda:0); None lets the backend choose."""
+    ranks: int = 1
+    """Processes of this machine that train the agent together, each with --num-envs environments and a batch of its own."""
     progress: bool = True
     """Show a bar, or lines where there is no terminal."""
     sweep: Path | None = None
@@ -111,7 +116,7 @@ class Train:
             raise ValueError("--sweep-on or --sweep-jobs is given without --sweep: name the file of the sweep, or leave them out")
         from sacref import experiment
 
-        experiment.prepare_process(self.backend)
+        experiment.prepare_process(self.backend, self.device)
         result = experiment.train(
             backend=self.backend,
             env=_environment(self.env),
@@ -138,6 +143,9 @@ class Train:
             resume=self.resume,
             progress=self.progress,
         )
+        place = launched()
+        if place is not None and place.rank > 0:
+            return 130 if result.interrupted else 0
         state = "interrupted" if result.interrupted else "finished"
         print(f"{state} after {result.steps:,} steps of {self.env} on {self.backend} ({result.steps_per_second:,.0f} steps/s)")
         if result.evaluations:
@@ -166,9 +174,16 @@ class Train:
         return Path(experiment.directory or "runs") / (experiment.experiment_name or f"{datetime.now():%Y%m%d-%H%M%S-%f}")
 
     def defaults(self) -> "Train":
-        """The defaults that follow from these flags: the random steps from the number of environments, or all from a resumed run."""
+        """The defaults that follow from these flags: the random steps from the number of environments, or all from a resumed run.
+
+        Where the environment says how many ranks there are, that is their number.
+        """
+        place = launched()
+        if self.ranks < 1:
+            raise ValueError(f"--ranks is {self.ranks}, expected an integer of at least 1")
         if not self.resume:
-            return Train(cfg=paper_config(self.num_envs))
+            ranks = self.ranks if place is None else place.size
+            return Train(cfg=paper_config(self.num_envs * ranks), ranks=ranks)
         from sacref import experiment
 
         directory = self.directory()
@@ -183,6 +198,7 @@ class Train:
             models = {**stored["models"], "feed_previous": tuple(stored["models"]["feed_previous"])}
             return Train(
                 cfg=cfg,
+                ranks=stored.get("ranks", 1) if place is None else place.size,
                 hidden=tuple(stored["hidden"]),
                 wrappers=tuple(stored["wrappers"]),
                 **models,
@@ -316,22 +332,66 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: those of the command line unless given.
 
     Returns:
-        0 if all went well; 2 if what was asked cannot be done, with one message on standard error; 130 after Ctrl-C.
+        0 if all went well; 2 if what was asked cannot be done, with one message on standard error; 3 if another rank was lost; 130 after
+        Ctrl-C. A rank that fails ends its process.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments == ["--version"]:
         print(f"sacref {sacref.__version__}")
         return 0
     try:
-        return parse(arguments).run()
+        return _run(arguments)
+    except Exception:
+        if _is_alone():
+            raise
+        traceback.print_exc()
+        return _failed(1)
+
+
+def _is_alone() -> bool:
+    """Whether no other rank may wait for this process."""
+    return os.environ.get("WORLD_SIZE", "1") in ("", "1")
+
+
+def _failed(status: int) -> int:
+    """The exit status after an error. A rank ends at once: an orderly exit would wait for the others, which wait for this one."""
+    if not _is_alone():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def _lost(error: LostRankError) -> int:
+    if os.environ.get(launch.STARTED_HERE) != "1":  # else the launcher says which rank was lost
+        print(f"sacref: {error}", file=sys.stderr)
+    return _failed(launch.LOST_STATUS)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    try:
+        command = parse(arguments)
+        if isinstance(command, Train):
+            place = launched()
+            if place is None and command.ranks > 1:
+                return launch.run(arguments, command.ranks, run_dir=str(command.run_dir or "RUN_DIR"))
+            if place is not None and command.ranks != place.size:
+                raise ValueError(
+                    f"--ranks is {command.ranks}, and {place.size} processes were started together (WORLD_SIZE): leave --ranks out"
+                )
+        return command.run()
+    except LostRankError as error:
+        return _lost(error)
     except KeyboardInterrupt:
         print("sacref: interrupted at once; what was written before stays in the run directory", file=sys.stderr)
-        return 130
+        return _failed(130)
     except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
+        if not _is_alone() and speaks_of_a_lost_rank(error):
+            return _lost(LostRankError(f"another rank ended or did not answer in time ({error})"))
         if os.environ.get(TRACEBACK) == "1":
             raise
         print(f"sacref: {error}\n({type(error).__name__}; {TRACEBACK}=1 shows where)", file=sys.stderr)
-        return 2
+        return _failed(2)
 
 
 def parse(arguments: Sequence[str]) -> Command:

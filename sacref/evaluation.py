@@ -7,8 +7,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
+from numpy.typing import NDArray
 
 from sacref.envs.states import states_of
+from sacref.ranks import Ranks
 from sacref.tree import map_leaves
 from sacref.types import Agent
 
@@ -43,12 +45,13 @@ class Evaluation:
 
 def evaluate(
     agent: Agent,
-    envs: VectorEnv[Any, Any, Any],
+    envs: VectorEnv[Any, Any, Any] | None,
     *,
     episodes: int = 10,
     seed: int = 0,
     max_episode_steps: int = 100_000,
     state_space: gymnasium.Space[Any] | None = None,
+    ranks: Ranks | None = None,
 ) -> Evaluation:
     """Run whole episodes with deterministic actions. The agent learns nothing, stores nothing and draws no random number.
 
@@ -60,39 +63,70 @@ def evaluate(
     Args:
         agent: left in the mode that it was in.
         envs: environments of their own, not those that the agent trains in; of any autoreset mode. Reset first, with `seed`,
-            so that two evaluations of one agent are equal.
+            so that two evaluations of one agent are equal. Of several ranks, this one's copies: the first rank has the first ones; None
+            for a rank without any.
         episodes: how many, at least 1.
         seed: of the episodes' starts: the copies get seed, seed + 1, ...
         max_episode_steps: steps after which an episode is taken for one that never ends.
         state_space: of the privileged states that the environments hand over; None for none.
+        ranks: the processes that evaluate this agent together, each of which makes this call; None for this one alone.
 
     Returns:
-        Returns and lengths of the episodes: those of the first copy in order, then those of the second, ...
+        Returns and lengths of the episodes: those of the first copy in order, then those of the second, ...; the same on every rank.
 
     Raises:
         EvaluationError: if an episode does not end, or a reward is not finite. ValueError: if `episodes` is below 1.
     """
     if episodes < 1:
         raise ValueError(f"episodes is {episodes}, expected at least 1")
+    ranks = ranks or Ranks()
+    copies = ranks.gather(0 if envs is None else envs.num_envs)
+    if not sum(copies):
+        raise ValueError("evaluate: envs is None on every rank, expected environments: make them with sacref.envs.make")
+    quota, first = _quota(episodes, sum(copies)), sum(copies[: ranks.rank])
     training = agent.training
     agent.enable_training_mode(False, apply_to_models=True)
+    returns: list[list[float]] = []
+    lengths: list[list[int]] = []
+    failure: EvaluationError | None = None
     try:
-        return _run_episodes(agent, envs, episodes, seed, max_episode_steps, state_space)
+        if envs is not None:
+            own = quota[first : first + envs.num_envs]
+            returns, lengths = _run_episodes(agent, envs, own, first, seed + first, max_episode_steps, state_space)
+    except EvaluationError as error:
+        failure = error
     finally:
         agent.enable_training_mode(training, apply_to_models=True)
+    told = ranks.gather([None if failure is None else str(failure), returns, lengths])
+    if failure is not None:
+        raise failure
+    for message, _, _ in told:
+        if message is not None:
+            raise EvaluationError(message)
+    return Evaluation(
+        tuple(value for _, found, _ in told for value in chain.from_iterable(found)),
+        tuple(value for _, _, found in told for value in chain.from_iterable(found)),
+    )
+
+
+def _quota(episodes: int, copies: int) -> NDArray[np.int64]:
+    """Episodes of each copy of the environment."""
+    quota = np.full(copies, episodes // copies, np.int64)
+    quota[: episodes % copies] += 1
+    return quota
 
 
 def _run_episodes(
     agent: Agent,
     envs: VectorEnv[Any, Any, Any],
-    episodes: int,
+    quota: NDArray[np.int64],
+    number: int,
     seed: int,
     max_episode_steps: int,
     state_space: gymnasium.Space[Any] | None,
-) -> Evaluation:
+) -> tuple[list[list[float]], list[list[int]]]:
+    """Returns and lengths of each copy's episodes. `number` is that of the first copy, among those of all ranks."""
     autoreset_mode = envs.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
-    quota = np.full(envs.num_envs, episodes // envs.num_envs)
-    quota[: episodes % envs.num_envs] += 1
     returns: list[list[float]] = [[] for _ in quota]
     lengths: list[list[int]] = [[] for _ in quota]
     current_return, current_length = np.zeros(envs.num_envs), np.zeros(envs.num_envs, np.int64)
@@ -112,7 +146,7 @@ def _run_episodes(
         for index in np.flatnonzero(~resetting & ~np.isfinite(np.asarray(rewards, np.float64))):
             if len(returns[index]) < quota[index]:
                 raise EvaluationError(
-                    f"evaluation: environment {index} gave a reward that is not finite: mend the environment or its wrappers"
+                    f"evaluation: environment {number + index} gave a reward that is not finite: mend the environment or its wrappers"
                 )
         agent.record_transition(
             observations=observations,
@@ -135,8 +169,8 @@ def _run_episodes(
         wanted = np.array([len(finished) < quota[index] for index, finished in enumerate(returns)])
         for index in np.flatnonzero(wanted & ~ended & (current_length >= max_episode_steps)):
             raise EvaluationError(
-                f"evaluation: an episode of environment {index} has not ended after {max_episode_steps} steps: wrap the environment in "
-                f"gymnasium.wrappers.TimeLimit, or raise max_episode_steps"
+                f"evaluation: an episode of environment {number + index} has not ended after {max_episode_steps} steps: "
+                f"wrap the environment in gymnasium.wrappers.TimeLimit, or raise max_episode_steps"
             )
         for index in np.flatnonzero(wanted & ended):
             returns[index].append(float(current_return[index]))
@@ -148,4 +182,4 @@ def _run_episodes(
             restarted, infos = envs.reset(options={"reset_mask": ended})
             observations = map_leaves(np.array, restarted)
             states = map_leaves(np.array, states_of(envs, infos, state_space, previous=states, reset_mask=ended))
-    return Evaluation(tuple(chain.from_iterable(returns)), tuple(chain.from_iterable(lengths)))
+    return returns, lengths

@@ -27,6 +27,7 @@ from sacref.envs.vector import EnvironmentFactory, Vectorization, Wrapper
 from sacref.evaluation import Evaluation, evaluate
 from sacref.plotting import plot_runs
 from sacref.progress import TrainingProgress
+from sacref.ranks import Ranks
 from sacref.types import Agent
 
 Backend: TypeAlias = Literal["torch", "jax"]
@@ -67,7 +68,7 @@ class TrainingResult:
     steps: int
     """Environment steps finished."""
     steps_per_second: float
-    """Environment steps per second of training, without the evaluations; NaN if there was nothing left to train."""
+    """Environment steps of all ranks per second of training, without the evaluations; NaN if there was nothing left to train."""
     interrupted: bool
     """Whether Ctrl-C ended it early."""
 
@@ -103,13 +104,18 @@ def train(
 
     Ctrl-C stops cleanly, with everything written (a second one at once).
 
+    Where this process is one of several ranks (`sacref.ranks`), all of them make this call, with the same arguments, on a file system
+    that they share; `sacref train --ranks` and torchrun do. Each has `num_envs` environments and a memory of its own. A gradient is the
+    mean over the ranks, each of which draws `cfg.batch_size`; a gradient step is taken as often as this rank's environments alone ask
+    for, so that as many samples are drawn for each environment step as by one process. Rank 0 writes.
+
     Args:
         backend: "torch" or "jax".
         env: a Gymnasium id, or a callable that makes one environment (to be importable by its name, if the run shall be resumed).
-        steps: environment steps, of all environments together; rounded up to whole vector steps.
+        steps: environment steps, of all environments of all ranks together; rounded up to whole vector steps.
         seed: of everything: weights, agent, environments, evaluations. It replaces the configuration's.
         run_dir: where to write; None makes `runs/<env>-<backend>-<seed>-<date>`.
-        num_envs: environments stepped together.
+        num_envs: environments stepped together, of each rank.
         cfg: the agent's configuration; a dict changes the paper's settings, which None stands for: of several environments, too, one
             gradient step for each environment step (`update_to_data`), unless the dict says others. Its `experiment` has the intervals;
             directory and name are replaced by the run directory's.
@@ -117,14 +123,15 @@ def train(
         num_critics, layer_norm, dropout: of the critics; see `default_models`.
         recurrent: the cell of recurrent networks, "rnn", "gru" or "lstm", which `SAC_RNN` trains on sequences; None for `SAC`.
         recurrent_size, feed_previous: of those; see `default_models`.
-        memory_capacity: transitions in the replay memory, of all environments together; no more than `steps` are allocated.
+        memory_capacity: transitions in the replay memory of a rank, of its environments together; no more than its steps are allocated.
         evaluation_interval: environment steps between evaluations; None is a twentieth of `steps`. The end is always evaluated.
         evaluation_episodes: episodes of an evaluation, deterministic, on environments of its own.
         device: the backend's name of a device; None lets the backend choose.
         vectorization, env_kwargs, wrappers: see `sacref.envs.make`.
         overwrite: delete the run that is in the directory. Files that are no run's stay.
         resume: go on from the last checkpoint of the run in the directory, in a new episode. All arguments must be what they were,
-            but for `steps`, the evaluations', `device`, `vectorization` and `progress`; `cfg=None` takes the run's own.
+            but for `steps`, the evaluations', `device`, `vectorization` and `progress`; `cfg=None` takes the run's own. The number of ranks
+            may be another: see `Agent.load`.
         progress: show a bar (on a terminal), or a line every few percent.
 
     Returns:
@@ -144,22 +151,27 @@ def train(
     )
     module = _import_backend(backend)
     env_name = env if isinstance(env, str) else f"{env.__module__}:{getattr(env, '__qualname__', type(env).__qualname__)}"
+    ranks: Ranks = importlib.import_module(f"{module.__name__}.ranks").ranks()
     directory = Path(run_dir) if run_dir is not None else _fresh_directory(env_name, backend, seed)
-    directory = directory.absolute()
-    resumed = _prepare(directory, overwrite=overwrite, resume=resume)
+    directory = Path(ranks.gather(str(directory.absolute()))[0])
+    resumed = _prepare_together(ranks, directory, overwrite=overwrite, resume=resume)
 
-    settings = _configuration(cfg, resumed, num_envs)
+    together = num_envs * ranks.size
+    settings = _configuration(cfg, resumed, together)
     settings.seed = seed
     settings.experiment.directory, settings.experiment.experiment_name = str(directory.parent), directory.name
-    timesteps = math.ceil(steps / num_envs)
-    start = resumed.timestep if resumed is not None else 0
+    start, offset = 0, 0
+    if resumed is not None:
+        # Timesteps of before may have had another number of environment steps.
+        start, offset = resumed.timestep, resumed.steps - resumed.timestep * together
+    timesteps = math.ceil((steps - offset) / together)
 
     make = partial(envs.make, env, vectorization=vectorization, env_kwargs=env_kwargs, wrappers=wrappers)
     training_envs = make(num_envs)
     try:
         observation_space, action_space = training_envs.single_observation_space, training_envs.single_action_space
         # A look at what the environments hand over; the training resets them again.
-        state_space = state_space_of(training_envs, training_envs.reset(seed=_derive(seed, 0, start))[1])
+        state_space = state_space_of(training_envs, training_envs.reset(seed=_derive(seed, 0, start, ranks.rank))[1])
         check_spaces(observation_space, state_space, action_space)
         options = {
             "num_critics": num_critics,
@@ -178,6 +190,8 @@ def train(
             "steps": steps,
             "seed": seed,
             "num_envs": num_envs,
+            "ranks": ranks.size,
+            "steps_offset": offset,
             "hidden": list(hidden),
             "models": options,
             "memory_capacity": memory_capacity,
@@ -191,30 +205,35 @@ def train(
             "action_space": _write_space(action_space),
         }
         if resumed is not None:
-            _require_same(directory, resumed, config, timesteps)
+            _require_same(directory, resumed, config)
         # One row more than the run fills: a ring that was never full also fits into the larger one of a run resumed with more steps.
         capacity = min(memory_capacity, max(timesteps * num_envs + 1, settings.batch_size))
         spaces = {"observation_space": observation_space, "state_space": state_space, "action_space": action_space}
-        agent: Agent = _algorithm(module, options)(
+        agent = _algorithm(module, options)(
             models=module.default_models(**spaces, hidden=tuple(hidden), seed=seed, **options),
             memory=module.ReplayMemory(capacity, num_envs, device=device),
             **spaces,
             device=device,
             cfg=settings,
         )
+        agent.environment_steps_offset = offset
         evaluations: list[tuple[int, Evaluation]] = []
         if resumed is not None:
             agent.load(resumed.checkpoint)
-            evaluations = _drop_after(directory, resumed, num_envs)
-        directory.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_json(directory / "config.json", config)
-        evaluation_envs = make(min(evaluation_episodes, EVALUATION_COPIES))
+        ranks.wait()  # what all of them read, rank 0 changes
+        if ranks.rank == 0:
+            if resumed is not None:
+                evaluations = _drop_after(directory, resumed)
+            directory.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_json(directory / "config.json", config)
+        copies = _copies(min(evaluation_episodes, EVALUATION_COPIES), ranks)
+        evaluation_envs = make(copies) if copies else None
         try:
-            every = math.ceil(interval / num_envs)
+            every = math.ceil(interval / together)
             run = _Run(
                 agent,
+                ranks,
                 directory,
-                num_envs,
                 timesteps,
                 every,
                 evaluation_envs,
@@ -223,7 +242,15 @@ def train(
                 state_space,
                 evaluations,
             )
-            with TrainingProgress(agent, timesteps=timesteps, start=start, num_envs=num_envs, enabled=progress) as bar:
+            bar = TrainingProgress(
+                agent,
+                timesteps=timesteps,
+                start=start,
+                num_envs=together,
+                steps_offset=offset,
+                enabled=progress and ranks.rank == 0,
+            )
+            with bar:
 
                 def after_timestep(finished: int) -> None:
                     bar.update(finished)
@@ -234,34 +261,40 @@ def train(
                     training_envs,
                     timesteps=timesteps,
                     start=start,
-                    seed=_derive(seed, 0, start),
+                    seed=_derive(seed, 0, start, ranks.rank),
                     state_space=state_space,
                     after_timestep=after_timestep,
+                    ranks=ranks,
                 )
             run.finish(outcome)
         finally:
-            evaluation_envs.close()
+            if evaluation_envs is not None:
+                evaluation_envs.close()
     finally:
         training_envs.close()
-    trained = (outcome.timesteps - start) * num_envs
+    trained = (outcome.timesteps - start) * together
     return TrainingResult(
         run_dir=directory,
         evaluations=tuple(run.evaluations),
         agent=agent,
         config=config,
-        steps=outcome.timesteps * num_envs,
+        steps=outcome.timesteps * together + offset,
         steps_per_second=trained / outcome.seconds if trained else math.nan,
         interrupted=outcome.interrupted,
     )
 
 
-def prepare_process(backend: Backend) -> None:
-    """Set what is the process's own to set: on JAX, keep what is compiled for the next run. For programs, not for libraries.
+def prepare_process(backend: Backend, device: str | None = None) -> None:
+    """Set what is the process's own to set. For programs, not for libraries.
+
+    Where the environment names other ranks, meet them; on JAX, keep what is compiled for the next run.
 
     Raises:
-        BackendError: if the backend is not installed.
+        BackendError: if the backend is not installed. ValueError: if the environment names ranks and is incomplete. LostRankError: if they
+            do not come.
     """
-    _import_backend(backend)
+    module = _import_backend(backend)
+    importlib.import_module(f"{module.__name__}.ranks").join(device)
     if backend == "jax":
         importlib.import_module("sacref.jax.compilation").keep_compilations()
 
@@ -335,18 +368,20 @@ class _Resumed:
     config: dict[str, Any]
     checkpoint: Path
     timestep: int
+    steps: int
+    """Environment steps, of all ranks together."""
 
 
 @dataclass
 class _Run:
     """What happens between the timesteps of a run, and after the last one."""
 
-    agent: Agent
+    agent: Any
+    ranks: Ranks
     directory: Path
-    num_envs: int
     timesteps: int
     every: int
-    envs: gymnasium.vector.VectorEnv[Any, Any, Any]
+    envs: gymnasium.vector.VectorEnv[Any, Any, Any] | None
     episodes: int
     seed: int
     state_space: gymnasium.Space[Any] | None
@@ -358,27 +393,33 @@ class _Run:
             self.evaluate(finished)
 
     def evaluate(self, finished: int) -> None:
-        evaluation = evaluate(self.agent, self.envs, episodes=self.episodes, seed=self.seed, state_space=self.state_space)
-        self.evaluations.append((finished * self.num_envs, evaluation))
+        evaluation = evaluate(self.agent, self.envs, episodes=self.episodes, seed=self.seed, state_space=self.state_space, ranks=self.ranks)
+        self.evaluations.append((self.agent.environment_steps(finished), evaluation))
         self.write_evaluations()
 
     def write_evaluations(self) -> None:
+        if self.ranks.rank > 0:
+            return
         checkpoint.write_json(self.directory / "evaluation.json", [evaluation.to_entry(step) for step, evaluation in self.evaluations])
 
     def finish(self, outcome: training.Outcome) -> None:
         """Write the checkpoint first: it cannot be made again."""
         clock = {"timestep": outcome.timesteps, "timesteps": self.timesteps}
-        if not (_checkpoints(self.directory) / f"agent_{outcome.timesteps}").exists():
+        written = (_checkpoints(self.directory) / f"agent_{outcome.timesteps}").exists()
+        if not self.ranks.gather(written)[0]:
             self.agent.write_checkpoint(**clock)
-        _drop_older_memories(self.directory)
+        if self.ranks.rank == 0:
+            _drop_older_memories(self.directory)
         # Before the last evaluation, whose statistics would be a second line of the same timestep: evaluation.json has its returns.
         self.agent.write_tracking_data(**clock)
-        if not outcome.interrupted and (not self.evaluations or self.evaluations[-1][0] < outcome.timesteps * self.num_envs):
+        steps = self.agent.environment_steps(outcome.timesteps)
+        missing = not outcome.interrupted and (not self.evaluations or self.evaluations[-1][0] < steps)
+        if self.ranks.gather(missing)[0]:
             self.evaluate(outcome.timesteps)
         self.write_evaluations()
         self.agent.close()
         self.agent.enable_training_mode(False, apply_to_models=True)
-        if self.evaluations:
+        if self.evaluations and self.ranks.rank == 0:
             plot_runs([self.directory], output=self.directory / "curve.png")
 
 
@@ -404,10 +445,16 @@ def _algorithm(module: ModuleType, options: Mapping[str, Any]) -> Any:
     return module.SAC if options.get("recurrent") is None else module.SAC_RNN
 
 
-def _derive(seed: int, stream: int, step: int = 0) -> int:
-    """A seed for a purpose of its own: 0 the training environments from a timestep on, 1 the evaluations."""
+def _derive(seed: int, stream: int, step: int = 0, rank: int = 0) -> int:
+    """A seed for a purpose of its own: 0 a rank's training environments from a timestep on, 1 the evaluations."""
+    key = (stream, step, rank) if rank else (stream, step)
     # Of 31 bits: an environment may hand it to a library that wants a signed integer.
-    return int(np.random.SeedSequence(seed, spawn_key=(stream, step)).generate_state(1)[0] >> 1)
+    return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1)[0] >> 1)
+
+
+def _copies(copies: int, ranks: Ranks) -> int:
+    """How many of the evaluation environments are this rank's: the first ranks have one more."""
+    return copies // ranks.size + (ranks.rank < copies % ranks.size)
 
 
 def _name(function: Any) -> str:
@@ -458,6 +505,22 @@ def _find_checkpoint(directory: Path, name: str | Path | None) -> Path:
     raise RunError(f"checkpoint {str(name)!r} is neither in {_checkpoints(directory)} (there: {names}) nor a directory: name one of those")
 
 
+def _prepare_together(ranks: Ranks, directory: Path, *, overwrite: bool, resume: bool) -> _Resumed | None:
+    """Rank 0 prepares the directory, and what it refuses all refuse; the others then read what is to be resumed."""
+    resumed, refusal = None, None
+    if ranks.rank == 0:
+        try:
+            resumed = _prepare(directory, overwrite=overwrite, resume=resume)
+        except (ValueError, OSError) as error:
+            refusal = error
+    message = ranks.gather(None if refusal is None else str(refusal))[0]
+    if refusal is not None:
+        raise refusal
+    if message is not None:
+        raise RunError(message)
+    return _prepare(directory, overwrite=False, resume=True) if ranks.rank > 0 and resume else resumed
+
+
 def _prepare(directory: Path, *, overwrite: bool, resume: bool) -> _Resumed | None:
     """Clear the run directory, or find what is to be resumed in it; None for a fresh run."""
     if overwrite and resume:
@@ -475,22 +538,28 @@ def _prepare(directory: Path, *, overwrite: bool, resume: bool) -> _Resumed | No
         timestep = max(checkpoints)
         if not (checkpoints[timestep] / "memory.safetensors").is_file():
             raise RunError(f"{checkpoints[timestep]} holds no replay memory, so it cannot be resumed: start anew with overwrite")
-        return _Resumed(config, checkpoints[timestep], timestep)
+        try:
+            steps = timestep * config["num_envs"] * config.get("ranks", 1) + config.get("steps_offset", 0)
+        except (KeyError, TypeError) as error:
+            raise RunError(
+                f"{directory / 'config.json'} is damaged ({type(error).__name__}: {error}): restore it, or train again"
+            ) from error
+        return _Resumed(config, checkpoints[timestep], timestep, steps)
     if holds_a_run and not overwrite:
         raise RunError(f"run_dir {directory} already holds a run: choose another, or pass overwrite (deletes it) or resume (goes on)")
     for path in files:
         path.unlink()
     # `.agent_*`: what a killed process left of a checkpoint that it was writing.
-    for path in (*checkpoints.values(), *_checkpoints(directory).glob(".agent_*")):
+    for path in (*checkpoints.values(), *_checkpoints(directory).glob(".agent_*"), *_checkpoints(directory).glob("agent_*.rank_*")):
         shutil.rmtree(path)
     if _checkpoints(directory).is_dir() and not any(_checkpoints(directory).iterdir()):
         _checkpoints(directory).rmdir()
     return None
 
 
-def _require_same(directory: Path, resumed: _Resumed, config: Mapping[str, Any], timesteps: int) -> None:
+def _require_same(directory: Path, resumed: _Resumed, config: Mapping[str, Any]) -> None:
     """Refuse to resume a run with other settings than its own."""
-    free = {"sacref", "steps", "evaluation_interval", "evaluation_episodes", "device", "vectorization"}
+    free = {"sacref", "steps", "ranks", "steps_offset", "evaluation_interval", "evaluation_episodes", "device", "vectorization"}
     # Through JSON, as the stored one went: a tuple is a list there.
     wanted, stored = _flat(json.loads(json.dumps(config))), _flat(resumed.config)
     changed = [
@@ -503,10 +572,10 @@ def _require_same(directory: Path, resumed: _Resumed, config: Mapping[str, Any],
             f"{directory} cannot be resumed with other settings than its own:\n" + "\n".join(changed) + "\n"
             "pass the run's own (cfg=None takes its configuration), or choose another run_dir"
         )
-    if timesteps < resumed.timestep:
+    together = config["num_envs"] * config["ranks"]
+    if math.ceil((config["steps"] - resumed.steps) / together) < 0:
         raise RunError(
-            f"{directory} has {resumed.timestep * int(resumed.config['num_envs'])} steps already, asked are {config['steps']}: "
-            f"ask for at least as many, or load the run instead"
+            f"{directory} has {resumed.steps} steps already, asked are {config['steps']}: ask for at least as many, or load the run instead"
         )
 
 
@@ -520,9 +589,12 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _drop_after(directory: Path, resumed: _Resumed, num_envs: int) -> list[tuple[int, Evaluation]]:
+def _drop_after(directory: Path, resumed: _Resumed) -> list[tuple[int, Evaluation]]:
     """Take back what the run wrote after its last checkpoint: those steps come again. Returns the evaluations that stay."""
-    last = resumed.timestep * num_envs
+    last = resumed.steps
+    for timestep, part in _parts(directory):
+        if timestep > resumed.timestep:
+            shutil.rmtree(part)  # of a checkpoint that never became whole
     path = directory / "evaluation.json"
     entries = checkpoint.read_json(path) if path.is_file() else []
     metrics = directory / "metrics.jsonl"
@@ -544,8 +616,17 @@ def _timestep(line: str) -> float:
 
 def _drop_older_memories(directory: Path) -> None:
     """Only the newest checkpoint keeps its replay memory, also of those that were written before a resumption."""
-    for path in list(_finished_checkpoints(directory).values())[:-1]:
-        checkpoint.drop_group(path, "memory")
+    finished = _finished_checkpoints(directory)
+    newest = max(finished, default=0)
+    for timestep, path in (*finished.items(), *_parts(directory)):
+        if timestep < newest:
+            checkpoint.drop_group(path, "memory")
+
+
+def _parts(directory: Path) -> list[tuple[int, Path]]:
+    """Timestep and directory of each part of a checkpoint that a rank beside the first one wrote."""
+    parts = [(path.name.removeprefix("agent_").partition(".rank_")[0], path) for path in _checkpoints(directory).glob("agent_*.rank_*")]
+    return [(int(timestep), path) for timestep, path in parts if timestep.isascii() and timestep.isdecimal() and path.is_dir()]
 
 
 def _write_space(space: Any) -> dict[str, Any]:

@@ -24,14 +24,24 @@ class TrainingProgress:
         timesteps: of the whole run.
         start: timesteps that were finished before.
         num_envs: environment steps in a timestep.
+        steps_offset: environment steps of the run beyond those: of timesteps that had another number of them.
         enabled: False shows nothing.
         console: where; standard error unless given.
     """
 
     def __init__(
-        self, agent: Agent, *, timesteps: int, start: int = 0, num_envs: int = 1, enabled: bool = True, console: Console | None = None
+        self,
+        agent: Agent,
+        *,
+        timesteps: int,
+        start: int = 0,
+        num_envs: int = 1,
+        steps_offset: int = 0,
+        enabled: bool = True,
+        console: Console | None = None,
     ) -> None:
         self._agent, self._timesteps, self._start, self._num_envs = agent, timesteps, start, num_envs
+        self._steps_offset = steps_offset
         self._console = console if console is not None else Console(stderr=True)
         self._enabled = enabled
         self._bar = Progress(
@@ -80,4 +90,4 @@ class TrainingProgress:
         speed = (finished - self._start) * self._num_envs / max(now - self._began, 1e-9)
         recent = self._agent.recent_returns[-10:]
         shown = f"return {np.mean(recent):,.1f} (last {len(recent)})" if recent else "return -"
-        return f"step {finished * self._num_envs:,} | {speed:,.0f} steps/s | {shown} | alpha {self._agent.alpha:.3g}"
+        return f"step {finished * self._num_envs + self._steps_offset:,} | {speed:,.0f} steps/s | {shown} | alpha {self._agent.alpha:.3g}"

@@ -6,6 +6,7 @@ backend's `ranks.py` moves the bytes; every call here is made by all ranks, in t
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,14 @@ TIMEOUT = 120.0
 
 class LostRankError(RuntimeError):
     """Another rank ended, or did not answer in time; the message says what to do."""
+
+
+def speaks_of_a_lost_rank(error: BaseException) -> bool:
+    """Whether a library's error, raised wherever the result of an exchange was read, says that another rank is gone."""
+    return re.search(_LOST, str(error), re.IGNORECASE) is not None
+
+
+_LOST = "gloo|nccl|connection (closed|reset|refused)|coordination service"
 
 
 class Ranks:
@@ -91,7 +100,8 @@ class Ranks:
         """The bytes of all ranks, `(size, bytes)`: as many from each."""
         return data[None]
 
-    def _lost(self, error: Exception) -> LostRankError:
+    def lost(self, error: Exception) -> LostRankError:
+        """What to raise for a library's error of an exchange."""
         return LostRankError(
             f"rank {self.rank} of {self.size} lost another rank, which ended or did not answer in time ({str(error).strip()}). "
             f"To go on from the last checkpoint: sacref train --resume --run-dir RUN_DIR"
@@ -114,7 +124,7 @@ class Launch:
     """A free port there."""
 
 
-def launch() -> Launch | None:
+def launched() -> Launch | None:
     """What the environment says about the ranks, in torchrun's variables; None for a process that trains alone.
 
     RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are needed; LOCAL_RANK (0) and LOCAL_WORLD_SIZE (1) where a machine has several.

@@ -14,8 +14,14 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from sacref.envs.states import states_of
+from sacref.ranks import Ranks
 from sacref.tree import map_leaves
 from sacref.types import Agent
+
+AGREEMENT_SECONDS = 1.0
+"""About how often ranks tell each other whether Ctrl-C was pressed."""
+AGREEMENT_TIMESTEPS = 100
+"""How often at least: timesteps become slower when learning starts."""
 
 AfterTimestep = Callable[[int], None]
 """Called with the number of timesteps that are finished."""
@@ -42,13 +48,15 @@ def run(
     seed: int | None = None,
     state_space: gymnasium.Space[Any] | None = None,
     after_timestep: AfterTimestep | None = None,
+    ranks: Ranks | None = None,
 ) -> Outcome:
     """Train an agent for `timesteps` steps of the vector environment.
 
     Strict order: the action of timestep t uses the parameters after the update that follows transition t-1, and that update may
     sample the newest transition.
 
-    Ctrl-C ends the loop after the timestep at hand (a second one raises KeyboardInterrupt at once).
+    Ctrl-C ends the loop after the timestep at hand (a second one raises KeyboardInterrupt at once). Of several ranks, any one's ends all
+    loops after the same timestep, about a second later.
 
     Args:
         agent: `init` is called, and it is put into training mode.
@@ -59,6 +67,7 @@ def run(
         seed: passed on to `envs.reset`.
         state_space: of the privileged states that the environments hand over (`sacref.envs.states`); None for none.
         after_timestep: called after each timestep, with the number of finished ones: for evaluation and progress.
+        ranks: the processes that train this agent together, each of which runs this loop; None for this one alone.
 
     Raises:
         ValueError: if `start` is not within [0, timesteps].
@@ -73,8 +82,9 @@ def run(
     observations = map_leaves(np.array, first)
     states = map_leaves(np.array, states_of(envs, infos, state_space))
     finished, seconds = start, 0.0
-    with _interruption() as interrupted:
-        while finished < timesteps and not interrupted():
+    with _interruption() as pressed:
+        stop = _Stop(pressed, ranks or Ranks(), start)
+        while finished < timesteps and not stop.after(finished):
             began = time.perf_counter()
             clock = {"timestep": finished, "timesteps": timesteps}
             agent.pre_interaction(**clock)
@@ -110,12 +120,40 @@ def run(
             seconds += time.perf_counter() - began
             if after_timestep is not None:
                 after_timestep(finished)
-        return Outcome(finished, seconds, interrupted())
+        return Outcome(finished, seconds, stop.agreed())
 
 
 def _column(values: Any) -> Any:
     """`(envs,)` as `(envs, 1)`."""
     return np.asarray(values).reshape(-1, 1)
+
+
+class _Stop:
+    """Whether Ctrl-C ends the loop. Ranks stop after the same timestep, as one that went on alone would wait for the others for ever.
+
+    They ask each other at timesteps that all of them know: asking at each would cost an exchange at each.
+    """
+
+    def __init__(self, pressed: Callable[[], bool], ranks: Ranks, start: int) -> None:
+        self._pressed, self._ranks = pressed, ranks
+        self._asked, self._ask = start, start + 1
+        self._began = time.perf_counter()
+
+    def after(self, finished: int) -> bool:
+        if self._ranks.size == 1:
+            return self._pressed()
+        if finished < self._ask:
+            return False
+        seconds = (time.perf_counter() - self._began) / (finished - self._asked)
+        told = self._ranks.gather([self._pressed(), seconds])
+        slowest = max(seconds for _, seconds in told)
+        self._asked, self._began = finished, time.perf_counter()
+        self._ask = finished + int(np.clip(AGREEMENT_SECONDS / max(slowest, 1e-9), 1, AGREEMENT_TIMESTEPS))
+        return any(pressed for pressed, _ in told)
+
+    def agreed(self) -> bool:
+        """Whether any rank was interrupted by now."""
+        return any(self._ranks.gather(self._pressed()))
 
 
 @contextmanager

@@ -40,6 +40,7 @@ FLOORS = {
     "experiment": 4,
     "cli": 4,
     "doctor": 4,
+    "launch": 4,
     "parity": 4,
     "sweep": 4,
 }

@@ -161,6 +161,101 @@ def test_tree_map_takes_several_trees(backend: Backend) -> None:
     assert flat(host(total)).tolist() == [7.0, -2.0, -7.5]
 
 
+# Scaled losses, and several ranks.
+
+
+def objective_of(backend: Backend, slopes: Any) -> Any:
+    """A function whose gradient is `slopes` everywhere."""
+    constants = backend.tree(slopes)
+
+    def objective(tree: Any) -> tuple[Any, Any]:
+        return sum((tree[name]["w"] * constants[name]["w"]).sum() for name in tree), tree["b"]["w"]
+
+    return objective
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_scale_changes_no_step(backend: Backend, clip: float) -> None:
+    """Being a power of two, it changes no bit."""
+    results = []
+    for scales_losses in (False, True):
+        optimizer = backend.module("optim").Optimizer(0.01, clip, scales_losses=scales_losses)
+        parameters = backend.tree(PARAMETERS)
+        state = optimizer.init(parameters)
+        for gradients in GRADIENTS:
+            value, _, parameters, state = optimizer.minimise(objective_of(backend, gradients), parameters, state)
+        results.append((host(parameters), float(value)))
+    np.testing.assert_array_equal(flat(results[0][0]), flat(results[1][0]))
+    assert results[0][1] == results[1][1]
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_an_overflow_skips_the_step_and_halves_the_scale(backend: Backend, every: int) -> None:
+    optimizer = backend.module("optim").Optimizer(0.01, 1.0, every=every, scales_losses=True)
+    parameters = backend.tree(PARAMETERS)
+    state = optimizer.init(parameters)
+    sound, infinite = GRADIENTS[0], {"a": {"w": [[np.inf, 0.0]]}, "b": {"w": [1.0]}}
+    applied, norms = [], []
+    for gradients in (sound, infinite, infinite, sound, sound):
+        before = flat(host(parameters))
+        _, _, parameters, state = optimizer.minimise(objective_of(backend, gradients), parameters, state)
+        applied.append(not np.array_equal(flat(host(parameters)), before))
+        norms.append(float(optimizer.measured(state)["gradient_norm"]))
+    assert applied == ([True, False, False, True, True] if every == 1 else [False, False, False, True, False])
+    assert norms == [5.0] * 5  # that of the last step whose gradients did not overflow
+    moments = optimizer.moments(parameters, state)
+    assert int(moments["count"]) == sum(applied)
+    assert float(moments["loss_scale"]) == 2.0**14 and int(moments["skipped_steps"]) == 2 and int(moments["good_steps"]) == 2
+    measured = optimizer.measured(state)
+    assert float(measured["loss_scale"]) == 2.0**14 and float(measured["skipped_steps"]) == 2.0
+    restored = optimizer.moments(parameters, optimizer.with_moments(parameters, moments))
+    assert [float(restored[name]) for name in ("loss_scale", "good_steps", "skipped_steps")] == [2.0**14, 2, 2]
+
+
+def test_gradients_are_averaged_before_they_are_unscaled_and_clipped(backend: Backend) -> None:
+    """As if the other of two ranks had the gradient 3 at every parameter."""
+    optim = backend.module("optim")
+    seen: list[float] = []
+
+    def average(tree: Any) -> Any:
+        scale = 2.0**16
+        seen.extend(flat(host(tree)).tolist())
+        return optim.tree_map(lambda leaf: (leaf + 3.0 * scale) / 2.0, tree)
+
+    optimizer = optim.KeepGradients(optim.Optimizer(0.01, 0.5, scales_losses=True, average=average))
+    parameters = backend.tree(PARAMETERS)
+    state = optimizer.init(parameters)
+    _, _, parameters, state = optimizer.minimise(objective_of(backend, GRADIENTS[0]), parameters, state)
+    assert seen[:3] == [3.0 * 2.0**16, 0.0, -4.0 * 2.0**16]
+    assert flat(host(state[1])).tolist() == [3.0, 1.5, -0.5]
+    assert float(optimizer.measured(state)["gradient_norm"]) == pytest.approx(math.sqrt(9 + 2.25 + 0.25))
+
+
+def test_an_adaptive_rate_follows_the_divergence_over_all_ranks(backend: Backend) -> None:
+    optimizer = backend.module("optim").Optimizer(
+        1e-3, schedule=Schedule(KLAdaptive, {"kl_threshold": 1e-2}), average=lambda tree: 10 * tree
+    )
+    state = optimizer.init(backend.tree(PARAMETERS))
+    moved = optimizer.adapt(state, lambda: backend.array(np.array(5e-3)))  # 5e-3 here, 5e-2 over all: too far
+    assert float(moved["learning_rate"]) == pytest.approx(1e-3 / 1.5)
+
+
+def test_the_mean_over_parts_is_that_of_the_whole(backend: Backend) -> None:
+    optim = backend.module("optim")
+    mask = backend.array(np.array([True, False, True]))
+    values = backend.array(np.array([[1.0, 5.0, 3.0]]))
+    assert optim.batch_mean(None)(values, mask).tolist() == [2.0]
+    counts: list[float] = []
+
+    def average(count: Any) -> Any:
+        counts.append(float(count))
+        return count * 2.0  # the other ranks have more rows that count
+
+    assert optim.batch_mean(average)(values, mask).tolist() == [1.0]
+    assert counts == [2.0]
+    assert optim.batch_mean(average)(values, None).tolist() == [3.0]
+
+
 # What is beside Adam and clipping.
 
 

@@ -66,7 +66,7 @@ def test_hidden_layers_have_the_digits_of_the_precision_and_no_fewer(backend: Ba
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_values_near_1000_keep_the_digits_of_float32(backend: Backend, precision: str) -> None:
+def test_trap_23_values_near_1000_keep_the_digits_of_float32(backend: Backend, precision: str) -> None:
     agent = low(backend, precision)
     lift(agent, 1000.0)
     generator = np.random.default_rng(0)
@@ -216,7 +216,7 @@ def test_a_policy_whose_output_is_not_finite_moves_nothing(backend: Backend) -> 
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_values_near_1000_stay_there(backend: Backend, precision: str) -> None:
+def test_trap_23_values_near_1000_stay_there(backend: Backend, precision: str) -> None:
     """A reward of 10 a step for ever is worth 10 / (1 - 0.99) = 1,000."""
     agent = low(backend, precision, batch_size=32, learning_rate=3e-4, initial_entropy_value=1e-6, learn_entropy=False, polyak=0.05)
     lift(agent, 1000.0)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sacref.ranks import Launch, Ranks, launch
+from sacref.ranks import Launch, Ranks, launched
 from tests.ranked import finish, run, start
 
 EXCHANGES = """
@@ -162,13 +162,13 @@ def test_a_rank_that_hangs_ends_the_other_in_bounded_time(backend: str) -> None:
 def test_the_environment_says_who_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    assert launch() is None
+    assert launched() is None
     for name, value in {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
-    assert launch() == Launch(rank=3, size=4, local_rank=0, local_size=1, address="node0", port=29500)
+    assert launched() == Launch(rank=3, size=4, local_rank=0, local_size=1, address="node0", port=29500)
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert launch() == Launch(rank=3, size=4, local_rank=1, local_size=2, address="node0", port=29500)
+    assert launched() == Launch(rank=3, size=4, local_rank=1, local_size=2, address="node0", port=29500)
     for name, value, message in [
         ("RANK", "4", "RANK is '4', expected an integer from 0 to 3: start with torchrun"),
         ("RANK", "", "RANK is '', expected an integer from 0 to 3"),
@@ -180,6 +180,6 @@ def test_the_environment_says_who_is_there(monkeypatch: pytest.MonkeyPatch) -> N
         before = os.environ[name]
         monkeypatch.setenv(name, value)
         with pytest.raises(ValueError) as refused:
-            launch()
+            launched()
         assert message in str(refused.value)
         monkeypatch.setenv(name, before)

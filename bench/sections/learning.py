@@ -156,6 +156,18 @@ def final(run: Record) -> float:
     return statistics.mean(_samples(run).evaluations[-1].returns)
 
 
+def after(run: Record, step: int) -> float:
+    """Mean return of a run's evaluation after `step` environment steps."""
+    (returns,) = (evaluation.returns for evaluation in _samples(run).evaluations if evaluation.step == step)
+    return statistics.mean(returns)
+
+
+def last_common_step(one: Group, other: Group) -> int | None:
+    """The last step after which every run of both was evaluated, None if there is none."""
+    evaluated = ({evaluation.step for evaluation in _samples(run).evaluations} for run in (*one.all_runs, *other.all_runs))
+    return max(set.intersection(*evaluated), default=None)
+
+
 def speed(run: Record) -> float:
     """Environment steps per second of the whole run."""
     return _samples(run).evaluations[-1].step / sum(session.wall_seconds for session in _samples(run).sessions)
@@ -209,48 +221,56 @@ def _beside_strict(found: Group, groups: Sequence[Group]) -> list[str]:
 
 
 def _compared(comparison: Comparison, groups: Sequence[Group], results: Path) -> Section:
-    """Two presets' final returns and what lies between them: of each pair of one length, by one version on one kind of machine."""
+    """Two presets' returns and what lies between them, after the last step that both have: of each pair by one version on one machine."""
     pairs = [
-        (one, other)
+        (one, other, step)
         for one in groups
         for other in groups
         if (one.preset, other.preset) == (comparison.preset, comparison.beside)
-        and (one.env, one.steps, one.version, one.place) == (other.env, other.steps, other.version, other.place)
+        and (one.env, one.version, one.place) == (other.env, other.version, other.place)
+        and (step := last_common_step(one, other)) is not None
     ]
     if not pairs:
         return Section([], {})
-    (first, second), path = pairs[0], results / "learning" / f"{comparison.name}.png"
+    (first, second, last), path = pairs[0], results / "learning" / f"{comparison.name}.png"
     curves = [
-        plots.AgentCurve(backend, label, found is first, curve(runs))
+        plots.AgentCurve(backend, label, found is first, [point for point in curve(runs) if point.step <= last])
         for found, label in ((first, comparison.label), (second, comparison.beside_label))
         for backend, runs in found.runs.items()
     ]
-    title = f"{comparison.question} {first.env}, {first.steps:,} steps"
+    title = f"{comparison.question} {first.env}, {last:,} steps"
+    longer = [
+        f" The runs of {label} go on to {found.steps:,} steps: they are compared after {last:,}."
+        for found, label in ((first, comparison.label), (second, comparison.beside_label))
+        if found.steps > last
+    ]
     paragraphs = [
         f"### {title}\n",
-        f"{comparison.label}: {first.title}; {comparison.beside_label}: {second.title}. A difference is that of the means over seeds; its"
-        " interval is Welch's.\n",
-        f"![Return of both agents over {first.steps:,} environment steps, PyTorch and JAX](learning/{path.name})\n",
+        f"{comparison.label}: {first.title}; {comparison.beside_label}: {second.title}.{''.join(longer)} A difference is that of the means"
+        " over seeds; its interval is Welch's.\n",
+        f"![Return of both agents over {last:,} environment steps, PyTorch and JAX](learning/{path.name})\n",
     ]
-    for one, other in pairs:
-        paragraphs += _difference_table(comparison, one, other)
+    for pair in pairs:
+        paragraphs += _difference_table(comparison, *pair)
     return Section(paragraphs, {path: Picture(digest(title, curves), partial(plots.compared_curves, title=title, curves=curves))})
 
 
-def _difference_table(comparison: Comparison, one: Group, other: Group) -> list[str]:
-    rows, verdicts = [], []
+def _difference_table(comparison: Comparison, one: Group, other: Group, step: int) -> list[str]:
+    rows, of_means, of_difference = [], [], []
     for backend in (backend for backend in one.runs if backend in other.runs):
-        finals = [[final(run) for run in found.runs[backend]] for found in (one, other)]
-        apart = statistics.difference_interval(*finals)
-        means = [f"{number(statistics.mean(values))} {interval(statistics.t_interval(values))}".strip() for values in finals]
-        seeds = " and ".join(str(count) for count in dict.fromkeys(map(len, finals)))
-        rows.append([backend, *means, number(statistics.mean(finals[0]) - statistics.mean(finals[1])), interval(apart), seeds])
-        if apart is not None:
-            verdicts.append(f"{backend}: " + ("the interval holds 0" if apart.low <= 0.0 <= apart.high else "the interval is clear of 0"))
+        returns = [[after(run, step) for run in found.runs[backend]] for found in (one, other)]
+        ends, apart = [statistics.t_interval(values) for values in returns], statistics.difference_interval(*returns)
+        means = [f"{number(statistics.mean(values))} {interval(each)}".strip() for values, each in zip(returns, ends, strict=True)]
+        seeds = " and ".join(str(count) for count in dict.fromkeys(map(len, returns)))
+        rows.append([backend, *means, number(statistics.mean(returns[0]) - statistics.mean(returns[1])), interval(apart), seeds])
+        if len(known := [each for each in ends if each is not None]) == 2 and apart is not None:
+            of_means.append(f"{backend}: they {'overlap' if statistics.overlap(*known) else 'do **not** overlap'}")
+            holds = apart.low <= 0.0 <= apart.high
+            of_difference.append(f"{backend}: the interval {'holds 0' if holds else 'is clear of 0'}")
     if not rows:
         return []
     labels = [f"{label}: mean, 95%" for label in (comparison.label, comparison.beside_label)]
-    said = [f"Of the difference, {'; '.join(verdicts)}.\n"] if verdicts else []
+    said = [f"Of the means' intervals, {'; '.join(of_means)}. Of the difference, {'; '.join(of_difference)}.\n"] if of_means else []
     return [
         table(["backend", *labels, "difference", "95% of the difference", "seeds"], rows),
         *said,

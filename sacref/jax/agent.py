@@ -205,7 +205,7 @@ class SAC(Agent[Array]):
         }
 
     def _generator(self, stream: int) -> Array:
-        seed = np.random.SeedSequence([self.cfg.seed, self.ranks.rank, stream]).generate_state(2, np.uint32)
+        seed = self._stream_seed(stream).generate_state(2, np.uint32)
         return self._key(seed)
 
     def _key(self, data: NDArray[Any]) -> Array:
@@ -377,6 +377,9 @@ class SAC(Agent[Array]):
 
     def _streams(self) -> dict[str, NDArray[Any]]:
         return {name: np.array(key) for name, key in self._random._asdict().items()}
+
+    def _begin_streams(self) -> None:
+        self._random = Streams(*(self._generator(stream) for stream in range(3)))
 
     def _set_streams(self, streams: Mapping[str, NDArray[Any]]) -> None:
         self._random = Streams(*(self._key(streams[name]) for name in Streams._fields))

@@ -129,9 +129,10 @@ def divided(batch: Batch[Array] | Sequences[Array], noise: Noise[Array], parts: 
     def copies(leaf: Array) -> Array:
         return jnp.stack([leaf] * parts)
 
-    cut: Any = batch.map(split)
     if isinstance(batch, Sequences):
-        cut = cut._replace(carry=map_leaves(partial(split, axis=0), batch.carry))
+        cut: Any = batch._replace(carry=None).map(split)._replace(carry=map_leaves(partial(split, axis=0), batch.carry))
+    else:
+        cut = batch.map(split)
     draws: Any = map_leaves(lambda leaf: split(leaf) if leaf.ndim > 1 else copies(leaf), noise.dropout)  # a key is one for all rows
     subset = None if noise.target_critics is None else copies(noise.target_critics)
     return cut, Noise(split(noise.next_actions), split(noise.actions), subset, draws)

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
-from sacref.ranks import TIMEOUT, Launch, Ranks, launch
+from sacref.ranks import TIMEOUT, Launch, Ranks, launched
 
 # JAX types none of these.
 _set_flag: Callable[[str, object], None] = jax.config.update
@@ -46,7 +46,7 @@ class JaxRanks(Ranks):
             spread = _spread(self._split, sent, (self.size, padded))
             gathered = np.asarray(self._gather(spread).addressable_data(0))
         except (RuntimeError, ValueError) as error:
-            raise self._lost(error) from error
+            raise self.lost(error) from error
         return gathered[:, : data.size]
 
 
@@ -56,9 +56,9 @@ def ranks() -> Ranks:
 
 
 def join(device: str | None = None, *, timeout: float = TIMEOUT) -> Ranks:
-    """Meet the other ranks that the environment names (`sacref.ranks.launch`): over gloo on a CPU, NCCL between GPUs, a GPU for each rank.
+    """Meet the other ranks that the environment names (`sacref.ranks.launched`): over gloo on a CPU, over NCCL between GPUs.
 
-    For programs, not for libraries, and before JAX computes anything. Nothing happens where the environment names no others, or where
+    Ranks of one machine take a GPU each. For programs, not for libraries, and before JAX computes anything. Nothing happens where the environment names no others, or where
     `jax.distributed` is initialised. The coordinator listens at JAX_COORDINATOR_ADDRESS where that is set, else at MASTER_ADDR:MASTER_PORT;
     torchrun holds that port itself, so that under it the next one is taken.
 
@@ -69,7 +69,7 @@ def join(device: str | None = None, *, timeout: float = TIMEOUT) -> Ranks:
     Raises:
         ValueError: if the environment is incomplete. LostRankError: if the others do not come.
     """
-    place = launch()
+    place = launched()
     if place is None or jax.distributed.is_initialized():
         return ranks()
     if device is not None and device.partition(":")[0] == "cpu":
@@ -91,7 +91,7 @@ def join(device: str | None = None, *, timeout: float = TIMEOUT) -> Ranks:
             shutdown_timeout_seconds=seconds,
         )
     except RuntimeError as error:
-        raise alone._lost(error) from error
+        raise alone.lost(error) from error
     return ranks()
 
 

@@ -232,9 +232,9 @@ class Oracle:
 
 
 class BackendAgent:
-    """A backend's agent with its default models, driven update by update."""
+    """A backend's agent with its default models, driven update by update; `device` is the agent's."""
 
-    def __init__(self, backend: str, problem: Problem, state: Arrays) -> None:
+    def __init__(self, backend: str, problem: Problem, state: Arrays, device: str | None = None) -> None:
         module = importlib.import_module(f"sacref.{backend}")
         self.dtype = problem.dtype
         self.backend = backend
@@ -254,7 +254,7 @@ class BackendAgent:
                 **cell,
             )
             make = module.SAC if problem.recurrent is None else module.SAC_RNN
-            self.agent = make(models=models, memory=None, **spaces, cfg=problem.config())
+            self.agent = make(models=models, memory=None, **spaces, device=device, cfg=problem.config())
             self.agent.keep_gradients()
         self.reset(state)
 

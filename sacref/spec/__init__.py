@@ -3,7 +3,8 @@
 Papers: [1] Haarnoja et al. 2018b, arXiv:1812.05905; [2] Fujimoto et al. 2018, arXiv:1802.09477;
 [3] Lillicrap et al. 2016, arXiv:1509.02971; [4] Schulman et al. 2017, arXiv:1707.06347; [5] Ni et al. 2022, arXiv:2110.05038;
 [6] Loshchilov & Hutter 2017, arXiv:1608.03983; [7] Goyal et al. 2017, arXiv:1706.02677; [8] Chan, Golub & LeVeque 1983;
-[9] Chen et al. 2021, arXiv:2101.05982; [10] Hiraoka et al. 2022, arXiv:2110.02034; [11] Kapturowski et al. 2019 (R2D2, ICLR).
+[9] Chen et al. 2021, arXiv:2101.05982; [10] Hiraoka et al. 2022, arXiv:2110.02034; [11] Kapturowski et al. 2019 (R2D2, ICLR);
+[12] Micikevicius et al. 2018, arXiv:1710.03740; [13] Bjorck et al. 2021, arXiv:2102.13565.
 Peers are named as they were read: Stable-Baselines3 (SB3) 2.9.2, skrl 2.1.1, and CleanRL, Brax, Spinning Up, Stoix and rejax.
 
 Symbols
@@ -59,6 +60,12 @@ masked_mean         sum(where(mask, values, 0)) / max(count, 1)
 masked_max          max(where(mask, values, -inf))
 masked_min          min(where(mask, values, inf))
 ==================  ==========================================================
+
+`masked_mean` takes a count in the place of its own where the batch is a part of a larger one, on one of several ranks.
+
+Loss scale
+----------
+`scaling.next_scale`: halved where the scaled gradients overflow, doubled after 2,000 steps without; a step that overflows is skipped. [12]
 
 Moments
 -------
@@ -134,6 +141,11 @@ Sequences: the policy starts from the carry that it had when it acted [11], the 
     learned from. skrl starts the critics from the policy's carry and the next step's pass from the current one's, and has no mask.
 Normaliser: learns from what the environments produced, each observation once, when its row is recorded. An action at timestep t is chosen
     with the moments of all rows before; the update after it has those of row t, too. skrl's learns from replayed batches.
+Precision: networks may be computed in bfloat16 or float16, but for their last linear layer: that, and all behind it (log-probabilities,
+    targets, losses, optimizers, averages), is float32. [13] casts everything down and mends Adam and the target's average for it.
+    Each optimizer has a loss scale of its own; torch.amp.GradScaler has one for all.
+Ranks: gradients of the policy, the critics and the temperature are averaged before they are unscaled and clipped, so that an overflow on
+    one rank skips the step on all, and the norm is that of the whole batch. skrl leaves the temperature's out.
 Reward scale: before the shaper, which is before storage. The log of the returns shows the environment's own rewards.
 """
 

@@ -28,9 +28,12 @@ def masked_mean(
         Mean, shape `(*leading,)`; 0 where no row counts.
 
     Raises:
-        TypeError: if values is neither float32 nor float64, or mask not bool. ValueError: if mask is not of the last axes' shape.
+        TypeError: if values is neither float32 nor float64, or mask not bool. ValueError: if mask is not of the last axes' shape, or there
+            is a count and no mask.
     """
     xp = require_one_dtype("masked_mean", values=values)
+    if mask is None and count is not None:
+        raise ValueError("masked_mean: count is given without a mask, expected both: the rows of equal parts need no count")
     if mask is None:
         mean: ArrayT = xp.mean(values, axis=-1)
         return mean

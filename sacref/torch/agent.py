@@ -200,7 +200,7 @@ class SAC(Agent[Tensor]):
         return all(isinstance(model, CommonLayout) for model in self._models.values())
 
     def _generator(self, stream: int) -> torch.Generator:
-        seed = np.random.SeedSequence([self.cfg.seed, self.ranks.rank, stream]).generate_state(1, np.uint64)[0]
+        seed = self._stream_seed(stream).generate_state(1, np.uint64)[0]
         return torch.Generator(self.device).manual_seed(int(seed >> 1))
 
     def _check_dtypes(self, parameters: Mapping[str, Mapping[str, Tensor]]) -> torch.dtype:
@@ -355,6 +355,10 @@ class SAC(Agent[Tensor]):
 
     def _streams(self) -> dict[str, NDArray[Any]]:
         return {name: generator.get_state().numpy() for name, generator in self._all_generators().items()}
+
+    def _begin_streams(self) -> None:
+        for stream, generator in enumerate(self._random):
+            generator.set_state(self._generator(stream).get_state())  # in place: a captured graph draws from it
 
     def _set_streams(self, streams: Mapping[str, NDArray[Any]]) -> None:
         for name, generator in self._all_generators().items():

@@ -4,13 +4,13 @@ import torch
 
 
 def device_of(device: str | torch.device | None) -> torch.device:
-    """The device of that name; for None, the first CUDA device where there is one, else the CPU.
+    """The device of that name; for None, the process's CUDA device (the first, unless it was set) where there is one, else the CPU.
 
     Raises:
         ValueError: if this machine has no such device.
     """
     if device is None:
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     try:
         # Through a tensor: the device must be there, and "cuda" becomes "cuda:0".
         found = torch.empty(0, device=torch.device(device)).device

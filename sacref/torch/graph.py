@@ -97,6 +97,15 @@ def onednn_available() -> bool:
     )
 
 
+def onednn_multiplies(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies this type on this CPU; of what it does not, it raises at the first product."""
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if dtype == torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return True
+
+
 def simplify(recorded: GraphModule) -> None:
     """Take out what computes nothing: detached views of what needs no gradient, and transposes of transposes."""
     graph = recorded.graph
@@ -144,7 +153,7 @@ def interpolate_in_place(recorded: GraphModule) -> None:
 
 
 def multiply_with_onednn(recorded: GraphModule) -> None:
-    """Let oneDNN compute the matrix products, and the ReLU after a linear layer with it."""
+    """Let oneDNN compute the matrix products of the types that it can, and the ReLU after a linear layer with it."""
     graph = recorded.graph
     for node in graph.nodes:
         if _is(node, aten.addmm.default) and not node.kwargs:
@@ -153,7 +162,7 @@ def multiply_with_onednn(recorded: GraphModule) -> None:
             bias, (left, right) = None, node.args
         else:
             continue
-        if math.prod(_shape(left)) * _shape(right)[1] < SMALLEST_PRODUCT:
+        if math.prod(_shape(left)) * _shape(right)[1] < SMALLEST_PRODUCT or not onednn_multiplies(_dtype(left)):
             continue
         with graph.inserting_before(node):
             if _is(right, aten.t.default):
@@ -191,14 +200,20 @@ def _shape(node: Any) -> tuple[int, ...]:
     return tuple(node.meta["val"].shape)
 
 
-class _Shaped:
-    """Stands for a tensor in a node's `meta`, where `_shape` reads."""
+def _dtype(node: Any) -> torch.dtype:
+    dtype: torch.dtype = node.meta["val"].dtype
+    return dtype
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.shape = shape
+
+class _Shaped:
+    """Stands for a tensor in a node's `meta`, where `_shape` and `_dtype` read."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self.shape, self.dtype = shape, dtype
 
 
 def _call(graph: Graph, operation: Any, *arguments: Any, shape: tuple[int, ...]) -> Node:
+    """A new node; what it gives is of its first argument's dtype."""
     node = graph.call_function(operation, arguments)
-    node.meta["val"] = _Shaped(shape)
+    node.meta["val"] = _Shaped(shape, _dtype(arguments[0]))
     return node

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from sacref.ranks import TIMEOUT, Launch, Ranks, launch
+from sacref.ranks import TIMEOUT, Launch, Ranks, launched
 
 
 class TorchRanks(Ranks):
@@ -28,7 +28,7 @@ class TorchRanks(Ranks):
             dist.all_gather(received, sent)
             gathered: NDArray[Any] = torch.stack(received).cpu().numpy()
         except RuntimeError as error:
-            raise self._lost(error) from error
+            raise self.lost(error) from error
         return gathered
 
 
@@ -38,9 +38,9 @@ def ranks() -> Ranks:
 
 
 def join(device: str | None = None, *, timeout: float = TIMEOUT) -> Ranks:
-    """Meet the other ranks that the environment names (`sacref.ranks.launch`): over gloo on a CPU, NCCL between GPUs, a GPU for each rank.
+    """Meet the other ranks that the environment names (`sacref.ranks.launched`): over gloo on a CPU, over NCCL between GPUs.
 
-    For programs, not for libraries. Nothing happens where the environment names no others, or where the group is initialised.
+    Ranks of one machine take a GPU each. For programs, not for libraries. Nothing happens where the environment names no others, or where the group is initialised.
 
     Args:
         device: where the agent will compute, "cpu" or "cuda"; None for CUDA where there is one.
@@ -49,7 +49,7 @@ def join(device: str | None = None, *, timeout: float = TIMEOUT) -> Ranks:
     Raises:
         ValueError: if this machine has fewer GPUs than ranks, or the environment is incomplete. LostRankError: if the others do not come.
     """
-    place = launch()
+    place = launched()
     if place is None or dist.is_initialized():
         return ranks()
     cuda = torch.cuda.is_available() if device is None else torch.device(device).type == "cuda"
@@ -61,7 +61,7 @@ def join(device: str | None = None, *, timeout: float = TIMEOUT) -> Ranks:
         # gloo beside NCCL: what is told on the host does not wait for the device.
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout))
     except RuntimeError as error:
-        raise alone._lost(error) from error
+        raise alone.lost(error) from error
     # Its threads must not outlive the interpreter, which would end the process by an abort.
     atexit.register(_leave)
     return ranks()

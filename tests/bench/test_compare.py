@@ -10,6 +10,8 @@ import pytest
 from bench import compare, record
 from bench.figures import Figure, figures
 from bench.record import (
+    AmpCell,
+    AmpSamples,
     Evaluation,
     Hardware,
     LearningSamples,
@@ -227,3 +229,28 @@ def test_recurrent_agents_are_told_apart_and_their_products_are_the_machine_s() 
         "jax auto, feed-forward, batch 128": ([40.0], False),
         "jax, product of 4 x 8 and 8 x 24": ([5.0], True),
     }
+
+
+def test_precisions_of_recurrent_networks_are_figures_of_their_own() -> None:
+    cell = AmpCell(
+        backend="jax",
+        precision="bfloat16",
+        recurrent=None,
+        sequence_length=1,
+        batch=64,
+        width=256,
+        chosen="scan",
+        gradient_steps=16,
+        timings=timings(40.0),
+        compile_seconds=1.0,
+        memory_bytes=2**20,
+        memory_of="process",
+        loss_error=None,
+        gradient_error=None,
+        missing=None,
+    )
+    gru = dataclasses.replace(cell, recurrent="gru", sequence_length=32, timings=timings(10.0))
+    found = figures([dataclasses.replace(update(), suite="amp", samples=AmpSamples(cells=[cell, gru]))])
+    assert found["jax bfloat16, batch 64, width 256"].values == [40.0]
+    assert found["jax bfloat16, gru, batch 64, width 256"].values == [10.0]
+    assert found["jax bfloat16, gru, batch 64, width 256: memory"].values == [1.0]

@@ -139,19 +139,29 @@ def test_every_preset_can_be_asked_for() -> None:
 
 def test_a_comparison_is_of_two_presets_that_differ_in_what_is_asked() -> None:
     by_name = {comparison.name: (PRESETS[comparison.preset], PRESETS[comparison.beside]) for comparison in COMPARISONS}
-    assert len(by_name) == len(COMPARISONS) == 3
+    assert len(by_name) == len(COMPARISONS) == 4
     assert not by_name.keys() & PRESETS.keys()  # Their pictures lie beside each other.
     for one, other in by_name.values():
-        assert (one.env, one.steps, one.seeds, one.evaluation_interval) == (other.env, other.steps, other.seeds, other.evaluation_interval)
+        assert (one.env, one.seeds, one.evaluation_interval) == (other.env, other.seeds, other.evaluation_interval)
         differing = {
             name
             for kind in ("settings", "arguments")
             for name in getattr(one, kind).keys() | getattr(other, kind).keys()
             if getattr(one, kind).get(name) != getattr(other, kind).get(name)
         }
-        assert differing in ({"batch_size", "sequence_length", "recurrent", "recurrent_size"}, {"wrappers"})
+        assert differing in (
+            {"batch_size", "sequence_length", "recurrent", "recurrent_size"},
+            {"wrappers"},
+            {"mixed_precision", "precision"},
+        )
+        # They share the end of the shorter one.
+        assert one.steps == other.steps or "precision" in differing
+        assert one.steps <= other.steps and one.steps % other.evaluation_interval == 0
     gru = PRESETS["pendulum-hidden-gru"].settings
     assert gru["batch_size"] * gru["sequence_length"] == 256  # As many rows as beside.
+    mixed = PRESETS["halfcheetah-50k-bfloat16"]
+    assert (mixed.steps, dict(mixed.settings)) == (50_000, {"mixed_precision": True, "precision": "bfloat16"})
+    assert by_name["halfcheetah-precision"] == (mixed, PRESETS["halfcheetah-100k"])
 
 
 def pool(tmp_path: Path, worker: str, *, count: int = 3, cores: tuple[int, ...] = (0, 1)) -> tuple[Pool, list[Job], io.StringIO]:

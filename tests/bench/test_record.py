@@ -8,7 +8,19 @@ from typing import Any
 import pytest
 
 from bench import record
-from bench.record import Contender, Evaluation, Hardware, LearningSamples, Record, RecordError, Round, Session, ThroughputSamples
+from bench.record import (
+    AmpCell,
+    AmpSamples,
+    Contender,
+    Evaluation,
+    Hardware,
+    LearningSamples,
+    Record,
+    RecordError,
+    Round,
+    Session,
+    ThroughputSamples,
+)
 
 LEARNING = Record(
     schema_version=record.SCHEMA_VERSION,
@@ -76,7 +88,7 @@ def test_every_missing_field_is_refused_by_its_name(written: Record) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 3}, "schema_version is 3, expected 2 or 1"),
+        ({"schema_version": 4}, "schema_version is 4, expected 3, 2 or 1"),
         ({"suite": "parity"}, "suite is 'parity', expected one of learning, throughput"),
         ({"seed": "0"}, "seed is '0', expected int"),
         ({"seed": True}, "seed is True, expected int"),
@@ -95,7 +107,7 @@ def test_a_wrong_field_is_refused_with_what_came_and_what_was_expected(change: d
         record.decode(dataclasses.asdict(LEARNING) | change)
 
 
-def test_a_throughput_record_of_version_1_is_read_as_version_2() -> None:
+def test_a_throughput_record_of_version_1_is_read_as_the_newest() -> None:
     old = dataclasses.asdict(THROUGHPUT) | {"schema_version": 1}
     timed = {"steps": 100, "seconds": 0.5}
     old["samples"]["contenders"] = [
@@ -104,7 +116,7 @@ def test_a_throughput_record_of_version_1_is_read_as_version_2() -> None:
     ]
     found = record.decode(old)
     expected = dataclasses.replace(THROUGHPUT.samples.contenders[0], library="jax", strictness="strict")  # type: ignore[union-attr]  # It is.
-    assert found.schema_version == 2
+    assert found.schema_version == record.SCHEMA_VERSION
     assert isinstance(found.samples, ThroughputSamples)
     assert found.samples.contenders == [expected, THROUGHPUT.samples.contenders[1]]  # type: ignore[union-attr]  # It is.
     assert (found.samples.contenders[0].rounds[0].waited_seconds, found.samples.contenders[1].strictness) == (None, None)
@@ -113,11 +125,42 @@ def test_a_throughput_record_of_version_1_is_read_as_version_2() -> None:
         record.decode(old)
 
 
-def test_a_learning_record_of_version_1_is_read_as_it_is() -> None:
-    assert record.decode(dataclasses.asdict(LEARNING) | {"schema_version": 1}) == LEARNING
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_older_learning_record_is_read_as_it_is(version: int) -> None:
+    assert record.decode(dataclasses.asdict(LEARNING) | {"schema_version": version}) == LEARNING
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"schema_version": 1}', '{"schema_version": 2}'])
+def test_a_precision_record_of_version_2_is_of_feed_forward_networks() -> None:
+    cell = AmpCell(
+        backend="jax",
+        precision="tf32",
+        recurrent=None,
+        sequence_length=1,
+        batch=64,
+        width=256,
+        chosen=None,
+        gradient_steps=16,
+        timings=[],
+        compile_seconds=None,
+        memory_bytes=None,
+        memory_of=None,
+        loss_error=None,
+        gradient_error=None,
+        missing="no jax",
+    )
+    written = dataclasses.replace(LEARNING, suite="amp", samples=AmpSamples(cells=[cell]))
+    old = dataclasses.asdict(written) | {"schema_version": 2}
+    for name in ("recurrent", "sequence_length"):
+        del old["samples"]["cells"][0][name]
+    assert record.decode(old) == written
+    del old["samples"]["cells"][0]["missing"]
+    with pytest.raises(RecordError, match=r"samples.cells\[0\].missing is missing"):
+        record.decode(old)
+    with pytest.raises(RecordError, match=r"samples.cells\[0\].\w+ is missing"):
+        record.decode(old | {"schema_version": 3})
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"schema_version": 1}', '{"schema_version": 2}', '{"schema_version": 3}'])
 def test_a_file_that_is_no_record_is_refused_by_its_path(text: str, tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     path.write_text(text)

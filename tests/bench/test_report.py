@@ -39,6 +39,10 @@ from bench.record import (
 from bench.sections import amp, learning, recurrent, throughput
 
 HARDWARE = Hardware(cpu_model="A CPU", cores=4, threads=1, memory_bytes=2**30, accelerator=None)
+SESSIONS = [
+    Session(started="", resumed=False, wall_seconds=600.0, cpu_seconds=600.0),
+    Session(started="", resumed=True, wall_seconds=400.0, cpu_seconds=400.0),
+]
 
 
 def run(backend: str, seed: int, last: float, **changes: Any) -> Record:
@@ -58,10 +62,7 @@ def run(backend: str, seed: int, last: float, **changes: Any) -> Record:
         compile_seconds=None,
         samples=LearningSamples(
             evaluations=[Evaluation(step=50_000, returns=[last / 2]), Evaluation(step=100_000, returns=[last - 100, last + 100])],
-            sessions=[
-                Session(started="", resumed=False, wall_seconds=600.0, cpu_seconds=600.0),
-                Session(started="", resumed=True, wall_seconds=400.0, cpu_seconds=400.0),
-            ],
+            sessions=SESSIONS,
         ),
     )
     return dataclasses.replace(written, **changes)
@@ -171,8 +172,8 @@ GRU = Preset(
     name="some-gru",
     title="A task, hidden, GRU",
     env="Task-v0",
-    steps=8_000,
-    evaluation_interval=1_000,
+    steps=100_000,
+    evaluation_interval=50_000,
     seeds=(0, 1, 2),
     settings={"learning_rate": 1e-3, "random_timesteps": 1_500, "batch_size": 32},
     arguments={"wrappers": ("sacref.envs.partial:HideVelocities",), "hidden": (64, 64), "recurrent": "gru"},
@@ -205,7 +206,7 @@ def test_a_group_is_titled_by_its_preset_and_says_what_it_ran(tmp_path: Path) ->
     write_runs(tmp_path, GRU, {"jax": (-200.0,)})
     report.build(tmp_path)
     text = (tmp_path / "README.md").read_text()
-    assert "\n### A task, hidden, GRU, 8,000 steps\n" in text
+    assert "\n### A task, hidden, GRU, 100,000 steps\n" in text
     assert (
         "Settings that differ: learning_rate 0.001; random_timesteps 1,500; batch_size 32; wrappers HideVelocities; hidden 64, 64;"
         " recurrent gru.\n"
@@ -218,7 +219,7 @@ def test_a_title_that_the_records_do_not_bear_out_is_not_used(tmp_path: Path) ->
     write_runs(tmp_path, GRU, {"jax": (-200.0,)}, settings={"batch_size": 16})
     report.build(tmp_path)
     text = (tmp_path / "README.md").read_text()
-    assert "### Task-v0 (some-gru), 8,000 steps\n" in text
+    assert "### Task-v0 (some-gru), 100,000 steps\n" in text
     assert GRU.title not in text
     assert "Settings that differ: batch_size 16; wrappers HideVelocities;" in text
 
@@ -238,18 +239,40 @@ def test_two_agents_are_compared_by_the_difference_of_their_means(tmp_path: Path
     written = report.build(tmp_path)
     assert {path.name for path in written} == {"some-gru.png", "some.png", "memory.png", "README.md"}
     text = (tmp_path / "README.md").read_text()
-    assert "\n### Does it matter? Task-v0, 8,000 steps\n" in text
+    assert "\n### Does it matter? Task-v0, 100,000 steps\n" in text
     assert "GRU: A task, hidden, GRU; feed-forward: A task, hidden. A difference" in text
     table = text[text.index("| backend | GRU: mean, 95% |") :].splitlines()
     # Standard error 100 sqrt(2 / 3) with four degrees of freedom: 2.776 * 81.65 = 227. Half widths of the means: 4.303 * 100 / sqrt(3).
     assert table[2] == "| torch | -200 [-448, 48] | -1,200 [-1,448, -952] | 1,000 | [773, 1,227] | 3 |"
     assert re.match(r"\| jax \| -767 \[.*\] \| -1,100 \[.*\] \| 333 \| \[-.*\] \| 3 and 2 \|", table[3])
-    assert "Of the difference, torch: the interval is clear of 0; jax: the interval holds 0." in text
+    assert (
+        "Of the means' intervals, torch: they do **not** overlap; jax: they overlap."
+        " Of the difference, torch: the interval is clear of 0; jax: the interval holds 0."
+    ) in text
     assert report.build(tmp_path, check=True) == []
 
 
 @pytest.mark.usefixtures("compared")
-def test_agents_of_two_versions_or_lengths_are_not_compared(tmp_path: Path) -> None:
+def test_agents_of_two_lengths_are_compared_after_the_last_step_that_both_have(tmp_path: Path) -> None:
+    write_runs(tmp_path, BESIDE, {"torch": (2_000.0, 2_200.0, 2_400.0)})  # After half of it: 1,000, 1,100 and 1,200.
+    short = dataclasses.replace(GRU, steps=50_000)
+    write_runs(tmp_path, short, {"torch": (0.0, 0.0, 0.0)})
+    for path, last in zip(sorted((tmp_path / "learning" / "2026-01-02-a").glob("some-gru-*")), (1_100.0, 1_200.0, 1_300.0), strict=True):
+        samples = LearningSamples(evaluations=[Evaluation(step=step, returns=[last]) for step in (25_000, 50_000)], sessions=SESSIONS)
+        record.write(path, dataclasses.replace(record.read(path), samples=samples))
+    report.build(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "\n### Does it matter? Task-v0, 50,000 steps\n" in text
+    assert "A task, hidden. The runs of feed-forward go on to 100,000 steps: they are compared after 50,000. A difference" in text
+    assert "| torch | 1,200 [952, 1,448] | 1,100 [852, 1,348] | 100 | [-127, 327] | 3 |" in text
+    assert "Of the means' intervals, torch: they overlap. Of the difference, torch: the interval holds 0." in text
+    (picture,) = (found for path, found in learning.section(tmp_path).pictures.items() if path.name == "memory.png")
+    drawn = picture.draw.keywords["curves"]  # type: ignore[attr-defined]  # It is a partial.
+    assert [[point.step for point in one.points] for one in drawn] == [[25_000, 50_000], [50_000]]
+
+
+@pytest.mark.usefixtures("compared")
+def test_agents_of_two_versions_or_without_a_step_in_common_are_not_compared(tmp_path: Path) -> None:
     write_runs(tmp_path, GRU, {"jax": (-200.0,)})
     write_runs(tmp_path, BESIDE, {"jax": (-1_200.0,)})
     path = tmp_path / "learning" / "2026-01-02-a" / "some-jax-seed0.json"
@@ -257,7 +280,7 @@ def test_agents_of_two_versions_or_lengths_are_not_compared(tmp_path: Path) -> N
     written = record.read(path)
     for changed in (
         dataclasses.replace(written, sacref_version="0.2.0"),
-        dataclasses.replace(written, configuration=written.configuration | {"steps": 9_000}),
+        dataclasses.replace(written, samples=LearningSamples(evaluations=[Evaluation(step=99_000, returns=[0.0])], sessions=SESSIONS)),
     ):
         record.write(path, changed)
         assert "Does it matter" not in "".join(learning.section(tmp_path).paragraphs)
@@ -590,40 +613,114 @@ def test_the_parts_of_a_step_are_medians_in_milliseconds(tmp_path: Path) -> None
     assert (tmp_path / "rollout" / "rollout-cpu-a-4core.png").exists()
 
 
-def amp_cell(precision: str, width: int, speed: float | None, **changes: Any) -> AmpCell:
+def amp_cell(precision: str, width: int, *speeds: float, **changes: Any) -> AmpCell:
     cell = AmpCell(
         backend="torch",
         precision=precision,
+        recurrent=None,
+        sequence_length=1,
         batch=64,
         width=width,
         chosen="cuda_graph",
         gradient_steps=16,
-        timings=[] if speed is None else timed(speed),
+        timings=timed(*speeds),
         compile_seconds=1.0,
         memory_bytes=3 * 2**20,
         memory_of="device",
         loss_error=1e-7,
         gradient_error=2e-5,
-        missing=None if speed else "does not fit the memory",
+        missing=None if speeds else "does not fit the memory",
     )
     return dataclasses.replace(cell, **changes)
 
 
-def test_a_precision_is_held_to_float32_of_its_size(tmp_path: Path) -> None:
-    cells = [amp_cell("float32", 256, 100.0), amp_cell("float32", 512, 40.0), amp_cell("tf32", 256, 80.0), amp_cell("tf32", 512, None)]
-    found = dataclasses.replace(
-        run("torch", 0, 0.0), suite="amp", run="amp-gpu", configuration={"preset": "gpu"}, samples=AmpSamples(cells=cells)
-    )
-    record.write(tmp_path / "amp" / "2026-01-02-a" / "a.json", found)
-    report.build(tmp_path)
-    text = (tmp_path / "README.md").read_text()
-    assert "| 256 | 64 | torch | tf32 | cuda_graph | 80 | 0.80 | 3 MiB of the device | 1.0e-07 | 2.0e-05 |" in text
-    assert "| 512 | 64 | torch | float32 | cuda_graph | 40 | 1.00 |" in text
-    assert "| 512 | 64 | torch | tf32 | missing: does not fit the memory |" in text
+def write_amp(results: Path, cells: list[AmpCell], **configuration: Any) -> str:
+    """The page of a record with these cells."""
+    chosen = {"preset": "gpu", **configuration}
+    found = dataclasses.replace(run("torch", 0, 0.0), suite="amp", run="amp-gpu", configuration=chosen, samples=AmpSamples(cells=cells))
+    record.write(results / "amp" / "2026-01-02-a" / "a.json", found)
+    report.build(results)
+    return (results / "README.md").read_text()
+
+
+def test_a_precision_is_held_to_float32_of_its_size_and_networks(tmp_path: Path) -> None:
+    gru: dict[str, Any] = {"recurrent": "gru", "sequence_length": 32}
+    cells = [
+        amp_cell("float32", 256, 100.0),
+        amp_cell("float32", 512, 40.0),
+        amp_cell("tf32", 256, 80.0),
+        amp_cell("tf32", 512),
+        amp_cell("float32", 256, 10.0, **gru),
+        amp_cell("tf32", 256, 0.125, **gru),
+    ]
+    text = write_amp(tmp_path, cells, left_out=["GRU, batch 4,096, width 512", [64, 1_024]])
+    assert "| feed-forward | 256 | 64 | torch | tf32 | cuda_graph | 80 | 0.80 | 3 MiB of the device | 1.0e-07 | 2.0e-05 |" in text
+    assert "| feed-forward | 512 | 64 | torch | float32 | cuda_graph | 40 | 1.00 |" in text
+    assert "| feed-forward | 512 | 64 | torch | tf32 | missing: does not fit the memory |" in text
+    assert "| GRU | 256 | 2 x 32 | torch | tf32 | cuda_graph | 0.12 | 0.013 |" in text
+    assert "Left out, as it would take too long here: GRU, batch 4,096, width 512; batch 64, width 1,024." in text
     assert amp.speed_up(cells[2], cells[::-1]) == 0.8  # In any order.
     maps = amp.heat_maps(cells)
-    assert [[panel.values for panel in of_precision] for of_precision in maps] == [[[[100.0], [40.0]]], [[[0.8], [None]]]]
-    assert [panel.ratio for of_precision in maps for panel in of_precision] == [False, True]
+    values = [[panel.values for panel in of_precision] for of_precision in maps]
+    assert values == [[[[100.0], [40.0]]], [[[0.8], [None]]], [[[10.0]]], [[[0.0125]]]]
+    assert [panel.ratio for of_precision in maps for panel in of_precision] == [False, True, False, True]
+    assert [panel.title.split("\n")[0] for of_precision in maps for panel in of_precision] == [
+        *["sacref, PyTorch, feed-forward:"] * 2,
+        *["sacref, PyTorch, GRU:"] * 2,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("speeds", "paid"),
+    [
+        ((110.0, 111.0, 112.0, 113.0, 114.0), True),
+        # One round in five is behind the one that was timed beside it, though the median is ahead and none is behind float32's median.
+        ((110.0, 111.0, 112.0, 101.5, 114.0), False),
+        # Four rounds do not tell.
+        ((110.0, 111.0, 112.0, 113.0), False),
+        ((90.0, 91.0, 92.0, 93.0, 94.0), False),
+        ((), None),
+    ],
+)
+def test_a_precision_pays_if_it_is_ahead_in_every_round(speeds: tuple[float, ...], paid: bool | None) -> None:
+    exact = amp_cell("float32", 256, 99.0, 100.0, 101.0, 102.0, 100.0)
+    assert amp.pays(amp_cell("bfloat16", 256, *speeds), [exact]) is paid
+
+
+def test_where_a_precision_starts_to_pay_is_told_by_batch_and_drawn(tmp_path: Path) -> None:
+    fast, slow = [20.0] * 5, [5.0] * 5
+
+    def of(width: int, batch: int, precision: str, *speeds: float, backend: str = "torch") -> AmpCell:
+        return amp_cell(precision, width, *speeds, batch=batch, backend=backend)
+
+    exact = [
+        of(width, batch, "float32", *[10.0] * 5, backend=backend)
+        for width in (256, 512, 1_024)
+        for batch in (64, 128)
+        for backend in ("torch", "jax")
+    ]
+    mixed = [
+        *(of(256, 64, "bfloat16", *slow), of(512, 64, "bfloat16", *fast), of(1_024, 64, "bfloat16", *fast)),
+        *(of(256, 128, "bfloat16", *fast), of(512, 128, "bfloat16", *slow), of(1_024, 128, "bfloat16", *slow)),
+        *(of(256, 64, "bfloat16", *slow, backend="jax"), of(512, 64, "bfloat16", *slow, backend="jax")),
+        of(256, 128, "bfloat16", backend="jax"),
+    ]
+    text = write_amp(tmp_path, exact + mixed)
+    assert "| networks | backend | precision | batch 64 | batch 128 |" in text
+    assert "| feed-forward | torch | bfloat16 | from 512 | from 256, but not 512 and 1,024 |" in text
+    assert "| feed-forward | jax | bfloat16 | never, up to 512 | not measured |" in text
+    _, (torch, jax) = amp.heat_maps(exact + mixed)
+    assert torch.outlined == [[False, True], [True, False], [True, False]]
+    assert jax.outlined == [[False, False]] * 3
+
+
+def test_the_line_goes_around_what_pays() -> None:
+    assert plots.outline([[False, False]]) == []
+    around = {((0.5, -0.5), (1.5, -0.5)), ((0.5, 0.5), (1.5, 0.5)), ((0.5, -0.5), (0.5, 0.5)), ((1.5, -0.5), (1.5, 0.5))}
+    assert set(plots.outline([[False, True]])) == around
+    # Two cells that touch have no line between them; six sides are left.
+    assert len(plots.outline([[False, True], [False, True]])) == 6
+    assert ((0.5, 0.5), (1.5, 0.5)) not in plots.outline([[False, True], [False, True]])
 
 
 def test_the_report_in_the_tree_is_up_to_date() -> None:

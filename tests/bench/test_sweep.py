@@ -107,6 +107,8 @@ def test_samples_of_every_suite_come_back_from_json() -> None:
     cell = AmpCell(
         backend="jax",
         precision="tf32",
+        recurrent="gru",
+        sequence_length=32,
         batch=64,
         width=256,
         chosen="scan",

@@ -46,15 +46,16 @@ def part_of(batch: Any, noise: Any, part: int, parts: int) -> tuple[Any, Any]:
         return rows
 
     axis = batch.actions.ndim - 2
-    mine = batch.map(cut(axis))
     if isinstance(batch, Sequences):
-        mine = mine._replace(carry=map_leaves(cut(0), batch.carry))
+        mine: Any = batch._replace(carry=None).map(cut(axis))._replace(carry=map_leaves(cut(0), batch.carry))
+    else:
+        mine = batch.map(cut(axis))
     return mine, noise.map(lambda array: cut(axis)(array) if array.ndim > 1 else array)
 
 
-def after_parts(backend: str, problem: Problem, part: int, parts: int) -> dict[str, Any]:
+def after_parts(backend: str, problem: Problem, part: int, parts: int, device: str = "cpu") -> dict[str, Any]:
     """The agent's arrays after `UPDATES` updates on the part of each batch."""
-    driven = BackendAgent(backend, problem, problem.initial_state())
+    driven = BackendAgent(backend, problem, problem.initial_state(), device)
     for batch, noise in islice(problem.draws(), UPDATES):
         mine: tuple[NumpyBatch, NumpyNoise] = part_of(batch, noise, part, parts)
         with driven._precision():
@@ -63,7 +64,7 @@ def after_parts(backend: str, problem: Problem, part: int, parts: int) -> dict[s
     return arrays
 
 
-def after_own_rows(backend: str, rank: int, device: str | None) -> dict[str, Any]:
+def after_own_rows(backend: str, rank: int, device: str) -> dict[str, Any]:
     """The agent's arrays after `LONG` updates in float16 from a memory of its own, where rank 1 has rewards whose gradients overflow."""
     agent = make_agent(
         Backend(backend),
@@ -89,13 +90,13 @@ def after_own_rows(backend: str, rank: int, device: str | None) -> dict[str, Any
     return arrays
 
 
-def main(backend: str, out: str, *cases: str) -> None:
+def main(backend: str, device: str, out: str, *cases: str) -> None:
     """Write `<out>/<case>-<rank>.npz` for each case, and what comes of rows of its own, and of models of its own."""
     jaxtyping.config.update("jaxtyping_disable", True)
     ranks = import_module(f"sacref.{backend}.ranks").join("cpu", timeout=60)
     for case in cases:
-        np.savez(Path(out) / f"{case}-{ranks.rank}.npz", **after_parts(backend, WHOLE[case], ranks.rank, ranks.size))
-    np.savez(Path(out) / f"own-{ranks.rank}.npz", **after_own_rows(backend, ranks.rank, "cpu"))
+        np.savez(Path(out) / f"{case}-{ranks.rank}.npz", **after_parts(backend, WHOLE[case], ranks.rank, ranks.size, device))
+    np.savez(Path(out) / f"own-{ranks.rank}.npz", **after_own_rows(backend, ranks.rank, device))
     # What the models are drawn from may differ; the ranks begin alike all the same.
     agent = make_agent(Backend(backend), TaskSpaces(), seed=ranks.rank)
     np.savez(Path(out) / f"begin-{ranks.rank}.npz", **agent.arrays())

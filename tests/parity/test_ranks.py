@@ -1,7 +1,9 @@
 """Several ranks are one: each with its part of a batch they learn what one learns from the whole, and they stay equal to the bit."""
 
 import json
+from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from sacref.parity.compare import difference
+from sacref.parity.drivers import installed_backends
 from tests.backends import BACKENDS, assert_same_arrays, without_shape_checks
 from tests.parity.rank_worker import LONG, WHOLE, after_parts
 from tests.ranked import finish, start
@@ -28,13 +31,16 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     backend, ranks = request.param
     pytest.importorskip(backend, reason=f"{backend} is not installed")
     out = tmp_path_factory.mktemp(f"{backend}-{ranks}")
-    ended = finish(start(["-m", "tests.parity.rank_worker", backend, str(out), *CASES[ranks]], ranks, {"OMP_NUM_THREADS": "1"}))
+    return backend, learned(backend, "cpu", out, ranks, CASES[ranks])
+
+
+def learned(backend: str, device: str, out: Path, ranks: int, cases: Sequence[str], **environment: str) -> Found:
+    """What so many processes have learned, each on `device`."""
+    command = ["-m", "tests.parity.rank_worker", backend, device, str(out), *cases]
+    ended = finish(start(command, ranks, {"OMP_NUM_THREADS": "1", **environment}))
     assert [each.status for each in ended] == [0] * ranks, ended[0].err
-    assert json.loads((out / "1.json").read_text())["size"] == ranks
-    arrays: Found = {}
-    for case in (*CASES[ranks], "own", "begin"):
-        arrays[case] = [dict(np.load(out / f"{case}-{rank}.npz")) for rank in range(ranks)]
-    return backend, arrays
+    assert json.loads((out / f"{ranks - 1}.json").read_text())["size"] == ranks
+    return {case: [dict(np.load(out / f"{case}-{rank}.npz")) for rank in range(ranks)] for case in (*cases, "own", "begin")}
 
 
 @cache
@@ -54,7 +60,7 @@ every = pytest.mark.parametrize(
 
 
 @every
-def test_ranks_with_parts_of_a_batch_learn_what_one_learns_from_the_whole(found: tuple[str, Found]) -> None:
+def test_trap_22_ranks_with_parts_of_a_batch_learn_what_one_learns_from_the_whole(found: tuple[str, Found]) -> None:
     backend, arrays = found
     for case in arrays.keys() & WHOLE.keys():
         for name, array in alone(backend, case).items():
@@ -62,7 +68,7 @@ def test_ranks_with_parts_of_a_batch_learn_what_one_learns_from_the_whole(found:
 
 
 @every
-def test_ranks_stay_equal_to_the_bit_where_one_overflows(found: tuple[str, Found]) -> None:
+def test_trap_22_ranks_stay_equal_to_the_bit_where_one_overflows(found: tuple[str, Found]) -> None:
     _, arrays = found
     first = arrays["own"][0]
     assert first["gradient_steps"] == LONG
@@ -78,3 +84,14 @@ def test_ranks_begin_with_what_rank_0_drew(found: tuple[str, Found]) -> None:
     _, arrays = found
     for other in arrays["begin"][1:]:
         assert_same_arrays(other, arrays["begin"][0])
+
+
+@pytest.mark.skipif("jax" not in installed_backends(), reason="jax is not installed")
+def test_devices_of_one_process_learn_what_one_device_does(tmp_path: Path) -> None:
+    cases = ("clipped, adaptive", "recurrent with everything")
+    arrays = learned("jax", "cpu:all", tmp_path, 1, cases, XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    for case in cases:
+        for name, array in alone("jax", case).items():
+            assert difference(arrays[case][0][name], array, name).relative < TOLERANCE, (case, name)
+    own = arrays["own"][0]
+    assert own["gradient_steps"] == LONG and all(np.isfinite(array).all() for array in own.values())

@@ -42,6 +42,16 @@ def test_no_row_at_all_is_a_mean_of_zero(xp: "Backend") -> None:
     assert float(xp.numpy(masked_min(values, mask))) == np.inf
 
 
+def test_means_of_parts_over_their_mean_count_make_that_of_the_whole(xp: "Backend") -> None:
+    values, mask = [[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]], [[True, False, False], [True, True, True]]
+    parts = [masked_mean(xp.asarray(rows), mask_of(xp, counted), xp.asarray(2.0)) for rows, counted in zip(values, mask, strict=True)]
+    assert [float(xp.numpy(part)) for part in parts] == pytest.approx([0.5, 28.0], rel=4 * xp.eps)
+    whole = float(xp.numpy(masked_mean(xp.asarray(values), mask_of(xp, mask))))
+    assert sum(float(xp.numpy(part)) for part in parts) / 2 == pytest.approx(whole, rel=4 * xp.eps) == 57 / 4
+    with pytest.raises(ValueError, match="count is given without a mask"):
+        masked_mean(xp.asarray([1.0, 2.0]), count=xp.asarray(2.0))
+
+
 @pytest.mark.parametrize("batch", [1, 3, 41, 64, 100])
 @pytest.mark.parametrize("time", [False, True])
 def test_of_all_rows_it_is_the_plain_mean_bit_for_bit(xp: "Backend", batch: int, time: bool) -> None:

@@ -122,6 +122,24 @@ def test_products_of_matrices_go_to_onednn_with_their_relu_and_products_with_vec
 
 
 @NEEDS_ONEDNN
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("supported", [True, False])
+def test_products_that_onednn_cannot_compute_stay(dtype: torch.dtype, supported: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = (torch.randn(128, 64, dtype=dtype), torch.randn(128, 64, dtype=dtype))
+    # The gradient of a weight, whose order is turned: a node that was not recorded.
+    recorded = make_fx(lambda x, g: (x.t() @ g).t().clone(memory_format=torch.contiguous_format), tracing_mode="fake")(*arguments)
+    simplify(recorded)
+    monkeypatch.setattr(graph, "onednn_multiplies", lambda asked: supported or asked != dtype)
+    multiply_with_onednn(recorded)
+    found = operations(recorded)
+    assert (found.count("mkldnn._linear_pointwise"), found.count("aten.mm")) == ((1, 0) if supported else (0, 1))
+    monkeypatch.undo()
+    if supported == graph.onednn_multiplies(dtype):
+        given = recorded(*arguments)
+        torch.testing.assert_close(given.float(), (arguments[0].float().t() @ arguments[1].float()).t(), rtol=2**-7, atol=2**-7)
+
+
+@NEEDS_ONEDNN
 def test_float32_with_onednn_is_as_near_to_float64_as_without(monkeypatch: pytest.MonkeyPatch) -> None:
     """One update from the same weights and batch: the distance of its first moments, a tenth of the gradients, from float64's."""
     monkeypatch.setattr(graph, "onednn_available", lambda: True)
