@@ -463,6 +463,8 @@ def test_a_file_becomes_command_lines() -> None:
     assert run.arguments == [*fixed, *"--seed 3 --learning-rate 0.0001 0.0002 0.0003 --layer-norm".split()]
     assert run.directory == Path("/sweep/seed=3,learning-rate=0.0001-0.0002-0.0003,layer-norm=true")
     assert (run.env, run.backend, run.seed, run.steps) == ("Pendulum-v1", "torch", 3, 102)
+    several = written(Path("ranks.json"), train={"num-envs": 3, "steps": 100}, grid={"ranks": [1, 2, 4]})
+    assert [run.steps for run in plan(several).runs] == [102, 102, 108]
     assert plan(written(Path("default.json"), grid={"seed": [0]})).runs[0].arguments == ["--seed", "0", "--steps", "1000000"]
 
 
@@ -554,7 +556,7 @@ def test_a_sweep_starts_its_ranks_itself(monkeypatch: pytest.MonkeyPatch) -> Non
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(SweepError, match="under torchrun"):
-        sweep.run(written(Path("s.json"), grid={"seed": [0]}))
+        cli.parse(["train", "--sweep", "s.json"])
 
 
 def test_what_a_cluster_needs_is_named(cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
