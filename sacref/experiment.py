@@ -25,7 +25,6 @@ from sacref.envs.spaces import check_spaces
 from sacref.envs.states import state_space_of
 from sacref.envs.vector import EnvironmentFactory, Vectorization, Wrapper
 from sacref.evaluation import Evaluation, evaluate
-from sacref.plotting import plot_runs
 from sacref.progress import TrainingProgress
 from sacref.ranks import Ranks
 from sacref.types import Agent
@@ -206,8 +205,8 @@ def train(
         }
         if resumed is not None:
             _require_same(directory, resumed, config)
-        # One row more than the run fills: a ring that was never full also fits into the larger one of a run resumed with more steps.
-        capacity = min(memory_capacity, max(timesteps * num_envs + 1, settings.batch_size))
+        # One timestep more than the run fills: a ring that was never full also fits into the larger one of a run resumed with more steps.
+        capacity = min(memory_capacity, max((timesteps + 1) * num_envs, settings.batch_size))
         spaces = {"observation_space": observation_space, "state_space": state_space, "action_space": action_space}
         agent = _algorithm(module, options)(
             models=module.default_models(**spaces, hidden=tuple(hidden), seed=seed, **options),
@@ -420,6 +419,8 @@ class _Run:
         self.agent.close()
         self.agent.enable_training_mode(False, apply_to_models=True)
         if self.evaluations and self.ranks.rank == 0:
+            from sacref.plotting import plot_runs  # which takes as long to import as all of the rest, and one rank needs it
+
             plot_runs([self.directory], output=self.directory / "curve.png")
 
 

@@ -1,0 +1,397 @@
+"""The whole state of a vector environment as arrays and JSON, so that another one goes on from it bit for bit.
+
+What is captured: the vector environment's own flags; of each environment its random generator, the state of each wrapper, and the task's
+own: MuJoCo's integration state with what else of the simulation is read before it is stepped. Not captured, as no step depends on it:
+contacts and constraints (MuJoCo computes them anew), what is rendered, and the generators of the spaces' `sample`. The clock of
+`RecordEpisodeStatistics` goes on where it stood.
+
+Wrappers and tasks of Gymnasium and of this library are known by name. Any other takes part by two methods of its own: `get_state()`, which
+returns numbers, text, NumPy arrays, or lists and dicts of those, and `set_state(state)`, which takes the same. A task derived from
+Gymnasium's `MujocoEnv`, whose `set_state` takes something else, redefines it, and gets and sets its simulation by `simulation_state` and
+`set_simulation_state`. The generator `np_random` of a task is captured beside.
+"""
+
+import importlib
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
+from numpy.typing import NDArray
+
+from sacref.envs.partial import DictObservation, HideVelocities, PrivilegedState
+from sacref.envs.values import UnsupportedError, decode, encode
+from sacref.tree import named_leaves
+
+Environment: TypeAlias = gymnasium.Env[Any, Any]
+State: TypeAlias = dict[str, Any]
+
+VERSION = 1
+
+_VECTOR = ("_env_obs", "_observations", "_rewards", "_terminations", "_truncations", "_autoreset_envs")
+"""What a `SyncVectorEnv` keeps from step to step; the last says whose next step is a reset."""
+
+_RUNNING = ("mean", "var", "count")
+_WRAPPERS: Mapping[str, tuple[str, ...]] = {
+    "Autoreset": ("autoreset",),
+    "ClipAction": (),
+    "ClipReward": (),
+    "DelayObservation": ("observation_queue",),
+    "DtypeObservation": (),
+    "FilterObservation": (),
+    "FlattenObservation": (),
+    "FrameStackObservation": ("obs_queue", "padding_value"),
+    "MaxAndSkipObservation": ("_obs_buffer",),
+    "NormalizeObservation": (*(f"obs_rms.{name}" for name in _RUNNING), "_update_running_mean"),
+    "NormalizeReward": (*(f"return_rms.{name}" for name in _RUNNING), "discounted_reward", "_update_running_mean"),
+    "OrderEnforcing": ("_has_reset",),
+    # It compares what the first steps give, and changes nothing.
+    "PassiveEnvChecker": (),
+    "RecordEpisodeStatistics": (
+        "episode_count",
+        "episode_start_time",
+        "episode_returns",
+        "episode_lengths",
+        "time_queue",
+        "return_queue",
+        "length_queue",
+    ),
+    "RepeatAction": (),
+    "RescaleAction": (),
+    "RescaleObservation": (),
+    "ReshapeObservation": (),
+    "StickyAction": ("last_action", "is_sticky_actions", "num_repeats", "repeats_taken"),
+    "TimeAwareObservation": ("timesteps",),
+    "TimeLimit": ("_elapsed_steps",),
+}
+"""Wrapper of `gymnasium.wrappers` -> what it keeps. Those that call a function of the user's are not here: it may keep what it likes."""
+_OWN_WRAPPERS = (DictObservation, HideVelocities, PrivilegedState)
+"""They keep nothing."""
+_CHECKS = ("checked_reset", "checked_step", "checked_data_reuse")
+"""Of `PassiveEnvChecker`, whose first step asks for what its first reset gave."""
+
+_TASKS: Mapping[str, tuple[str, ...]] = {
+    "pendulum:PendulumEnv": ("state", "last_u"),
+    "continuous_mountain_car:Continuous_MountainCarEnv": ("state",),
+}
+"""Module and class of `gymnasium.envs.classic_control` -> what the task keeps."""
+
+_DERIVED = (
+    *("xpos", "xquat", "xmat", "xipos", "ximat", "xanchor", "xaxis", "subtree_com", "subtree_linvel", "subtree_angmom"),
+    *("geom_xpos", "geom_xmat", "site_xpos", "site_xmat", "cam_xpos", "cam_xmat", "light_xpos", "light_xdir"),
+    *("cinert", "cvel", "cacc", "cfrc_int", "cfrc_ext", "qacc", "qfrc_actuator", "qfrc_passive", "qfrc_bias", "qfrc_constraint"),
+    *("act_dot", "actuator_length", "actuator_velocity", "actuator_force", "ten_length", "ten_velocity", "sensordata", "energy"),
+)
+"""What MuJoCo computes of the integration state, and tasks read before they step. `mj_forward` does not reproduce it: after a step it is of
+the substep before the last. Numbers alone, no indices: a file that lies cannot lead MuJoCo out of its memory."""
+
+_BIT_GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
+
+
+class SnapshotError(ValueError):
+    """A snapshot that cannot be restored; the message says what it holds, what was expected, and the fix. No environment was changed."""
+
+
+class Snapshot(NamedTuple):
+    """The state of a vector environment."""
+
+    arrays: dict[str, NDArray[Any]]
+    metadata: dict[str, Any]
+    """What JSON can hold; it names the arrays."""
+
+
+def capture(envs: VectorEnv[Any, Any, Any]) -> Snapshot | str:
+    """The whole state of a vector environment, between two steps.
+
+    Args:
+        envs: a `SyncVectorEnv`, as `sacref.envs.make` makes.
+
+    Returns:
+        The state; or, where something is not capturable, a sentence that says what and why. Then an episode can only be begun anew.
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+    try:
+        sync = _sync(envs)
+        vector = encode({name: getattr(sync, name) for name in _VECTOR}, "vector", arrays)
+        environments = [
+            [
+                {"is": _name(layer), "state": encode(_get(layer), f"environment_{number}.{depth}.{type(layer).__name__}", arrays)}
+                for depth, layer in enumerate(_layers(env))
+            ]
+            for number, env in enumerate(sync.envs)
+        ]
+    except UnsupportedError as error:
+        return str(error)
+    metadata = {
+        "version": VERSION,
+        "gymnasium": gymnasium.__version__,
+        "mujoco": _mujoco_version(sync),
+        "autoreset_mode": sync.autoreset_mode.value,
+        "vector": vector,
+        "environments": environments,
+    }
+    return Snapshot(arrays, metadata)
+
+
+def restore(envs: VectorEnv[Any, Any, Any], snapshot: Snapshot) -> None:
+    """Bring a vector environment into a state that `capture` has returned: it then steps as the captured one would have.
+
+    Args:
+        envs: made as the captured one was. It need not have been reset.
+        snapshot: as captured, or read back from files.
+
+    Raises:
+        SnapshotError: if it is of other environments, another version of MuJoCo, or damaged.
+    """
+    try:
+        sync = _sync(envs)
+        setters = list(_setters(sync, snapshot))
+    except SnapshotError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
+        raise SnapshotError(f"the snapshot cannot be restored: {error}: reset the environments instead") from error
+    for setter in setters:
+        setter()
+
+
+def simulation_state(env: Any) -> dict[str, NDArray[Any]]:
+    """MuJoCo's state of a `MujocoEnv`: the integration state, and what it has computed of it, by name."""
+    mujoco: Any = importlib.import_module("mujoco")
+    state = np.empty(mujoco.mj_stateSize(env.model, mujoco.mjtState.mjSTATE_INTEGRATION))
+    mujoco.mj_getState(env.model, env.data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
+    derived = {name: np.array(array) for name in _DERIVED if (array := getattr(env.data, name, None)) is not None and array.size}
+    return {"integration": state, **derived}
+
+
+def set_simulation_state(env: Any, state: Mapping[str, NDArray[Any]]) -> None:
+    """Bring the simulation of a `MujocoEnv` into a state that `simulation_state` has returned.
+
+    Raises:
+        ValueError: if it is of another model.
+    """
+    expected = simulation_state(env)
+    _require_alike("the simulation", state, expected)
+    mujoco: Any = importlib.import_module("mujoco")
+    mujoco.mj_setState(env.model, env.data, state["integration"], mujoco.mjtState.mjSTATE_INTEGRATION)
+    for name in expected.keys() - {"integration"}:
+        getattr(env.data, name)[...] = state[name]
+
+
+def _sync(envs: VectorEnv[Any, Any, Any]) -> SyncVectorEnv[Any, Any]:
+    if isinstance(envs, AsyncVectorEnv):
+        # Gymnasium keeps the flag of the next reset in a variable of the environment's process, where nothing can set it.
+        raise UnsupportedError(
+            "the environments run in processes of their own, which keep a part of their state: take vectorization='sync'"
+        )
+    if type(envs) is not SyncVectorEnv:
+        raise UnsupportedError(
+            f"the vector environment is a {type(envs).__module__}.{type(envs).__qualname__}, expected a gymnasium.vector.SyncVectorEnv: "
+            f"take wrappers of single environments"
+        )
+    return envs
+
+
+def _layers(env: Environment) -> Iterator[Environment]:
+    """The wrappers, the outermost first, and the task."""
+    while isinstance(env, gymnasium.Wrapper):
+        yield env
+        env = env.env
+    yield env
+
+
+def _name(layer: Environment) -> str:
+    return f"{type(layer).__module__}:{type(layer).__qualname__}"
+
+
+def _get(layer: Environment) -> State:
+    """What a wrapper or a task keeps.
+
+    Raises:
+        UnsupportedError: saying why it cannot be captured.
+    """
+    task: Any = layer
+    state: State = {}
+    if not isinstance(layer, gymnasium.Wrapper):
+        state["generator"] = _generator_state(layer)
+    if _has_methods(layer):
+        return state | {"own": task.get_state()}
+    if _is_mujoco_task(layer):
+        return state | simulation_state(layer)
+    for path in _attributes(layer):
+        value: Any = layer
+        for name in path.split("."):
+            value = getattr(value, name)
+        if path == "episode_start_time":
+            value = time.perf_counter() - value
+        state[path] = list(value) if isinstance(value, deque) else value
+    return state
+
+
+def _setters(envs: SyncVectorEnv[Any, Any], snapshot: Snapshot) -> Iterator[Callable[[], None]]:
+    """What brings each part into its state; all that can be checked is checked before."""
+    metadata = snapshot.metadata
+    here: dict[str, Any] = {
+        "version": VERSION,
+        "mujoco": _mujoco_version(envs),
+        "autoreset_mode": envs.autoreset_mode.value,
+        "environments": [[_name(layer) for layer in _layers(env)] for env in envs.envs],
+    }
+    found = {name: metadata[name] for name in here}
+    found["environments"] = [[layer["is"] for layer in layers] for layers in found["environments"]]
+    for name, expected in here.items():
+        if found[name] != expected:
+            raise SnapshotError(
+                f"the snapshot's {name} is {found[name]}, expected {expected}: make the environments as they were, or reset them instead"
+            )
+    vector = decode(metadata["vector"], snapshot.arrays)
+    _require_alike("the vector environment", vector, {name: getattr(envs, name) for name in _VECTOR}, but=("_env_obs",))
+    yield lambda: vars(envs).update(vector)
+    for env, layers in zip(envs.envs, metadata["environments"], strict=True):
+        for layer, written in zip(_layers(env), layers, strict=True):
+            yield _setter(layer, decode(written["state"], snapshot.arrays))
+
+
+def _setter(layer: Environment, state: State) -> Callable[[], None]:
+    task: Any = layer
+    generator: _Generator | None = None
+    if not isinstance(layer, gymnasium.Wrapper):
+        generator = _generator_of(state.pop("generator"))
+    own: Callable[[], None]
+    if _has_methods(layer):
+        own = partial(task.set_state, state["own"])
+    elif _is_mujoco_task(layer):
+        _require_alike(_name(layer), state, simulation_state(layer))
+        own = partial(set_simulation_state, layer, state)
+    else:
+        if state.keys() != set(_attributes(layer)):
+            raise ValueError(f"{_name(layer)} has the state of {sorted(state)}, expected {sorted(_attributes(layer))}")
+        own = partial(_set_attributes, layer, state)
+
+    def everything() -> None:
+        own()
+        # Behind the task's own, which may draw.
+        if not isinstance(layer, gymnasium.Wrapper):
+            _set_generator(layer, generator)
+
+    return everything
+
+
+def _set_attributes(layer: Environment, state: State) -> None:
+    for path, value in state.items():
+        *parents, last = path.split(".")
+        holder: Any = layer
+        for name in parents:
+            holder = getattr(holder, name)
+        if path == "episode_start_time":
+            value = time.perf_counter() - value
+        if isinstance(queue := getattr(holder, last, None), deque):
+            queue.clear()
+            queue.extend(value)
+        else:
+            setattr(holder, last, value)
+    if type(layer) is gymnasium.wrappers.PassiveEnvChecker:
+        for name in _CHECKS:
+            setattr(layer, name, True)
+
+
+def _has_methods(layer: Environment) -> bool:
+    """Whether it takes part by methods of its own; `MujocoEnv.set_state` sets positions and velocities."""
+    get, set_ = getattr(type(layer), "get_state", None), getattr(type(layer), "set_state", None)
+    mujoco_env = _mujoco_env()
+    return get is not None and set_ is not None and (mujoco_env is None or set_ is not mujoco_env.set_state)
+
+
+def _is_mujoco_task(layer: Environment) -> bool:
+    """Whether it is one of Gymnasium's own tasks of MuJoCo, which keep nothing beside their simulation."""
+    mujoco_env = _mujoco_env()
+    return mujoco_env is not None and isinstance(layer, mujoco_env) and type(layer).__module__.startswith("gymnasium.envs.mujoco.")
+
+
+def _mujoco_env() -> Any:
+    """Gymnasium's class, or None where no environment can be of it."""
+    module = sys.modules.get("gymnasium.envs.mujoco.mujoco_env")
+    return None if module is None else module.MujocoEnv
+
+
+def _mujoco_version(envs: SyncVectorEnv[Any, Any]) -> str | None:
+    """The version that the tasks' physics follow from; None where there is no such task."""
+    mujoco_env = _mujoco_env()
+    if mujoco_env is None or not any(isinstance(env.unwrapped, mujoco_env) for env in envs.envs):
+        return None
+    return str(importlib.import_module("mujoco").__version__)
+
+
+def _attributes(layer: Environment) -> tuple[str, ...]:
+    if isinstance(layer, gymnasium.Wrapper):
+        name = type(layer).__name__
+        if name in _WRAPPERS and type(layer) is getattr(gymnasium.wrappers, name, None):
+            return _WRAPPERS[name]
+        if type(layer) in _OWN_WRAPPERS:
+            return ()
+    else:
+        package, _, name = _name(layer).rpartition(".")
+        if package == "gymnasium.envs.classic_control" and name in _TASKS:
+            return _TASKS[name]
+    what = "wrapper" if isinstance(layer, gymnasium.Wrapper) else "task"
+    raise UnsupportedError(f"what the {what} {_name(layer)} keeps is not known: give it the methods get_state() and set_state(state)")
+
+
+class _Generator(NamedTuple):
+    seed: int | None
+    generator: np.random.Generator
+
+
+def _generator_state(task: Environment) -> State | None:
+    """Of `np_random`; None before it was asked for."""
+    generator = task._np_random
+    if generator is None:
+        return None
+    kind = type(generator.bit_generator).__name__
+    if type(generator) is not np.random.Generator or kind not in _BIT_GENERATORS:
+        raise UnsupportedError(
+            f"np_random of {_name(task)} is a {type(generator).__name__} of {kind}, expected a numpy.random.Generator of NumPy's own"
+        )
+    return {"seed": task._np_random_seed, "state": dict(generator.bit_generator.state)}
+
+
+def _generator_of(state: Any) -> _Generator | None:
+    """A generator in a state; ValueError where it is none."""
+    if state is None:
+        return None
+    kind = state["state"]["bit_generator"]
+    if kind not in _BIT_GENERATORS:
+        raise ValueError(f"a generator is of {kind!r}, expected one of {', '.join(_BIT_GENERATORS)}")
+    bits = getattr(np.random, kind)()
+    bits.state = state["state"]
+    return _Generator(state["seed"], np.random.Generator(bits))
+
+
+def _set_generator(task: Environment, found: _Generator | None) -> None:
+    if found is None:
+        task._np_random = None
+        return
+    task._np_random_seed = found.seed
+    here = task._np_random
+    if here is not None and type(here.bit_generator) is type(found.generator.bit_generator):
+        # In place: a task may hold it under another name, too.
+        here.bit_generator.state = found.generator.bit_generator.state
+    else:
+        task._np_random = found.generator
+
+
+def _require_alike(what: str, found: Any, expected: Any, but: tuple[str, ...] = ()) -> None:
+    """Refuse other names, shapes or types than those of the environments at hand."""
+    described = [
+        {
+            path: (np.shape(leaf), str(np.asarray(leaf).dtype))
+            for path, leaf in named_leaves({name: branch for name, branch in tree.items() if name not in but}).items()
+        }
+        for tree in (found, expected)
+    ]
+    if described[0] != described[1]:
+        raise ValueError(f"{what} has the arrays {described[0]}, expected {described[1]}")
