@@ -373,8 +373,9 @@ def test_the_runs_inherit_the_lock(quick: None) -> None:
     def look() -> bool:
         if not Path("runs/s/seed=0/checkpoints/agent_1").exists():
             return False
-        (child,) = Path(f"/proc/{os.getpid()}/task/{threading.main_thread().native_id}/children").read_text().split()
-        held.extend(os.readlink(link) for link in Path(f"/proc/{child}/fd").iterdir())
+        # This process may have other children than the run.
+        children = Path(f"/proc/{os.getpid()}/task/{threading.main_thread().native_id}/children").read_text().split()
+        held.extend(os.readlink(link) for child in children for link in Path(f"/proc/{child}/fd").iterdir())
         return True
 
     thread = press(look)
