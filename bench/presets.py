@@ -72,6 +72,16 @@ PRESETS = {
             seeds=(0, 1, 2),
             settings={"learning_rate": 1e-3, "random_timesteps": 1_000, "learning_starts": 1_000},
         ),
+        # Does mixed precision hurt? As halfcheetah-100k, half as long.
+        Preset(
+            name="halfcheetah-50k-bfloat16",
+            title="HalfCheetah-v5, bfloat16",
+            env="HalfCheetah-v5",
+            steps=50_000,
+            evaluation_interval=10_000,
+            seeds=(0, 1, 2),
+            settings={"mixed_precision": True},
+        ),
         # As the next one, with 64 steps, then 64 gradient steps at once: does the older policy learn as well?
         Preset(
             name="halfcheetah-100k-chunked",
