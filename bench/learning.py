@@ -59,6 +59,7 @@ def main(
             "invertedpendulum",
             "halfcheetah-100k",
             "halfcheetah-100k-chunked",
+            "halfcheetah-50k-bfloat16",
             "pendulum-hidden",
             "pendulum-hidden-gru",
             "halfcheetah-hidden",
