@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from numpy.typing import NDArray
 
@@ -61,7 +60,7 @@ def events_of(directory: Path) -> list[tuple[int, str, float]]:
 
 def arrays_of(directory: Path) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
     """Group and arrays of each checkpoint that was kept, and of the segments of its memory."""
-    for path in sorted(directory.glob("checkpoints/agent_*")) + [directory / "checkpoints" / "best"]:
+    for path in [*sorted(directory.glob("checkpoints/agent_*")), directory / "checkpoints" / "best"]:
         for group, arrays in checkpoint.read(path).groups.items():
             if group == "live":  # the times that are tracked and not written yet
                 arrays = {name: array for name, array in arrays.items() if "Stats / " not in name}
