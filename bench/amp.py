@@ -75,8 +75,8 @@ class Sizes:
 PRESETS: dict[sweep.Preset, Sizes] = {
     "smoke": Sizes(batches=(64,), widths=(64,), gradient_steps=2, call_flops=1e9, rounds=2, round_seconds=0.05, largest_flops=1e12),
     "cpu": Sizes(
-        batches=(256, 1_024, 4_096),
-        widths=(256, 512, 1_024, 2_048),
+        batches=(256, 1_024),
+        widths=(256, 1_024),
         gradient_steps=2,
         call_flops=1e9,
         rounds=5,

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -17,6 +18,8 @@ from sacref.ranks import Ranks
 
 ResultT = TypeVar("ResultT")
 
+ROOT = Path(__file__).resolve().parents[1]
+"""On the path of what runs here: a test runs in a directory of its own, from where `tests` is not found."""
 TOO_LONG = 120.0
 """Seconds after which a test gives its processes up."""
 
@@ -40,6 +43,7 @@ def free_port() -> int:
 def environment(rank: int, size: int, port: int) -> dict[str, str]:
     return {
         **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "RANK": str(rank),
         "WORLD_SIZE": str(size),
         "LOCAL_RANK": str(rank),

@@ -275,11 +275,11 @@ def test_a_call_takes_fewer_gradient_steps_where_they_are_large() -> None:
 def test_the_presets_are_what_they_promise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "find_accelerator", lambda: None)
     assert amp.estimated_seconds("smoke", 2) < 120
-    assert 10 * 60 < amp.estimated_seconds("cpu", 2) < 16 * 60
+    assert 4 * 60 < amp.estimated_seconds("cpu", 2) < 8 * 60
     measured = [size for size in amp.all_sizes(PRESETS["cpu"]) if amp.flops(size) <= PRESETS["cpu"].largest_flops]
     assert {(size.recurrent, size.width) for size in measured} == {
-        *((None, width) for width in (256, 512, 1_024, 2_048)),
-        *(("gru", width) for width in (256, 512, 1_024)),
+        *((None, width) for width in (256, 1_024)),
+        *(("gru", width) for width in (256, 1_024)),
     }
     # Of float16 on the CPU's torch the smallest size alone.
     assert [size for size in measured if amp.flops(size) <= PRESETS["cpu"].slow["torch", "float16"]] == [Size(256, 256)]
@@ -296,7 +296,6 @@ def test_the_plan_says_what_is_left_out(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(machine, "find_accelerator", lambda: None)
     assert amp.main(preset="cpu", results=tmp_path, dry_run=True) == 0
     said = capsys.readouterr().out
-    assert "left out: feed-forward, batch 4,096, width 1,024: 140 GFLOP a gradient step" in said
-    assert "left out: GRU, batch 256, width 2,048: 156 GFLOP" in said
+    assert "left out: GRU, batch 1,024, width 1,024: 157 GFLOP a gradient step" in said
     assert "left out: float16 of torch where a gradient step needs more than 1 GFLOP" in said
     assert not list(tmp_path.iterdir())
