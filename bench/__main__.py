@@ -14,7 +14,7 @@ import tyro
 from rich.console import Console
 
 import sacref
-from bench import amp, learning, machine, record, recurrent, report, rollout, sweep, throughput, update
+from bench import amp, learning, machine, record, recurrent, report, rollout, scaling, sweep, throughput, update
 from bench.presets import COMPARISONS, PRESETS
 
 LONGEST_SECONDS = 90 * 60.0
@@ -107,13 +107,16 @@ def stages(preset: sweep.Preset, learning_preset: str, results: Path) -> list[St
         "recurrent": recurrent.estimated_seconds(preset),
         "rollout": rollout.estimated_seconds(preset),
         "amp": amp.estimated_seconds(preset, cores),
+        "scaling": scaling.estimated_seconds(preset),
     }
+    # Ranks compute on the CPU where there is a single GPU.
+    places = dict.fromkeys(sweeps, _slug()) | {"scaling": machine.slug(scaling.measured_on())}
     return [
         _throughput(preset, results / "throughput"),
         *(
             Stage(
                 name=f"{suite}, preset {preset}",
-                seconds=0.0 if sweep.recorded(results / suite, sweep.run_name(suite, preset, cores), _slug()) else seconds,
+                seconds=0.0 if sweep.recorded(results / suite, sweep.run_name(suite, preset, cores), places[suite]) else seconds,
                 run=partial(_module, f"bench.{suite}", "--preset", preset, "--results", str(results / suite)),
             )
             for suite, seconds in sweeps.items()

@@ -4,7 +4,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from bench import statistics
-from bench.record import AmpSamples, LearningSamples, Record, RecurrentSamples, RolloutSamples, ThroughputSamples, Timing, UpdateSamples
+from bench.record import (
+    AmpSamples,
+    LearningSamples,
+    Record,
+    RecurrentSamples,
+    RolloutSamples,
+    ScalingSamples,
+    ThroughputSamples,
+    Timing,
+    UpdateSamples,
+)
 
 BYTES = 2**20
 
@@ -48,7 +58,9 @@ def _figures(one: Record) -> Iterator[tuple[str, Figure]]:
         yield from _by_suite(samples)
 
 
-def _by_suite(samples: UpdateSamples | RolloutSamples | AmpSamples | RecurrentSamples) -> Iterator[tuple[str, Figure]]:
+def _by_suite(
+    samples: UpdateSamples | RolloutSamples | AmpSamples | RecurrentSamples | ScalingSamples,
+) -> Iterator[tuple[str, Figure]]:
     def rates(name: str, timings: Sequence[Timing], unit: str, *, reference: bool = False) -> Iterator[tuple[str, Figure]]:
         if timings:
             yield name, Figure([timing.count / timing.seconds for timing in timings], unit, reference=reference)
@@ -68,6 +80,10 @@ def _by_suite(samples: UpdateSamples | RolloutSamples | AmpSamples | RecurrentSa
         for product in samples.products:
             name = f"{product.backend}, product of {product.rows} x {product.inner} and {product.inner} x {product.columns}"
             yield from rates(name, product.timings, "products/s", reference=True)
+    elif isinstance(samples, ScalingSamples):
+        for several in samples.cells:
+            kind = "one rank" if several.ranks == 1 else f"{several.ranks} ranks, {several.scaling}"
+            yield from rates(f"{several.backend}, {kind}, width {several.width} on {several.device}", several.timings, "updates/s")
     elif isinstance(samples, RolloutSamples):
         for environment in samples.environments:
             name = f"{environment.env}, {environment.num_envs} environments"

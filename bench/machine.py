@@ -58,13 +58,18 @@ ONE_THREAD: Mapping[str, str] = {
 """Environment of a run that shall compute on one thread, beside `keep_to_cores`."""
 
 
-def find_accelerator() -> str | None:
-    """Name of this machine's first NVIDIA device, whether a backend can use it or not. Loads no backend."""
+def find_accelerators() -> list[str]:
+    """Names of this machine's NVIDIA devices, whether a backend can use them or not. Loads no backend."""
     try:
         answer = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError):
-        return None
-    return answer.stdout.strip().partition("\n")[0] or None
+        return []
+    return answer.stdout.strip().splitlines()
+
+
+def find_accelerator() -> str | None:
+    """Name of the first of them; None for a machine without."""
+    return next(iter(find_accelerators()), None)
 
 
 def accelerator(backend: str) -> str | None:

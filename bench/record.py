@@ -324,7 +324,42 @@ class RecurrentSamples:
     products: list[ProductCell]
 
 
-Samples: TypeAlias = LearningSamples | ThroughputSamples | UpdateSamples | RolloutSamples | AmpSamples | RecurrentSamples
+@dataclass(frozen=True, kw_only=True)
+class ScalingCell:
+    """Gradient steps that several ranks of one backend take together."""
+
+    backend: str
+    scaling: Literal["weak", "strong"]
+    """weak: each rank has as large a batch as one alone; strong: they share one of that size. One rank is both, and stands under weak."""
+    ranks: int
+    threads: int
+    """Cores of each rank."""
+    device: str
+    """What each rank computes on: "cpu", or "cuda" for a GPU of its own."""
+    batch: int
+    """Of each rank."""
+    width: int
+    """Of both hidden layers."""
+    chosen: str | None
+    """The way of the gradient steps, as `agent.execution` names it; None if it could not run."""
+    gradient_steps: int
+    """Of one call of `agent.update`."""
+    timings: list[Timing]
+    """Of gradient steps, until the last rank is done; one of each number of ranks and scaling in turn. Empty if it could not run."""
+    compile_seconds: float | None
+    """What the first call took beyond steady state; None if it could not run."""
+    missing: str | None
+    """Why it could not run, or None."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalingSamples:
+    """Raw samples of one run of the scaling suite."""
+
+    cells: list[ScalingCell]
+
+
+Samples: TypeAlias = LearningSamples | ThroughputSamples | UpdateSamples | RolloutSamples | AmpSamples | RecurrentSamples | ScalingSamples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,7 +367,7 @@ class Record:
     """One run of one suite."""
 
     schema_version: int
-    suite: Literal["learning", "throughput", "update", "rollout", "amp", "recurrent"]
+    suite: Literal["learning", "throughput", "update", "rollout", "amp", "recurrent", "scaling"]
     run: str
     """Name of the run, and of its file."""
     date: str
@@ -360,6 +395,7 @@ _SAMPLES: Mapping[str, type[Samples]] = {
     "rollout": RolloutSamples,
     "amp": AmpSamples,
     "recurrent": RecurrentSamples,
+    "scaling": ScalingSamples,
 }
 _Decoded = TypeVar("_Decoded")
 

@@ -18,7 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import sacref
 from bench import machine, record
 
-SamplesT = TypeVar("SamplesT", record.UpdateSamples, record.RolloutSamples, record.AmpSamples, record.RecurrentSamples)
+SamplesT = TypeVar(
+    "SamplesT", record.UpdateSamples, record.RolloutSamples, record.AmpSamples, record.RecurrentSamples, record.ScalingSamples
+)
 Preset = Literal["smoke", "cpu", "gpu"]
 BACKENDS = ("torch", "jax")
 PARTIAL = machine.ROOT / "runs" / "bench"
@@ -39,13 +41,15 @@ class Piece(Generic[SamplesT]):
 class Run:
     """A suite's run: its record without the samples."""
 
-    suite: Literal["update", "rollout", "amp", "recurrent"]
+    suite: Literal["update", "rollout", "amp", "recurrent", "scaling"]
     name: str
     configuration: dict[str, Any]
     """Everything that was chosen; JSON values."""
     seed: int
     results: Path
     """Folder of the suite's records."""
+    on_cpu: bool = False
+    """Whether it computes on the CPU where there is an accelerator, too."""
 
 
 def default_preset() -> Preset:
@@ -143,7 +147,7 @@ def execute(
         console.print(f"Interrupted: the samples so far are kept in {kept.path}; the same command goes on from there.")
         return 130
     now = datetime.now(UTC)
-    measured_on = machine.hardware(first_accelerator(missing_backends()))
+    measured_on = machine.hardware(None if run.on_cpu else first_accelerator(missing_backends()))
     path = run.results / f"{now:%Y-%m-%d}-{machine.slug(measured_on)}" / f"{run.name}.json"
     record.write(
         path,

@@ -33,6 +33,7 @@ def agent(
     settings: Mapping[str, Any] | None = None,
     recurrent: str | None = None,
     recurrent_size: int = 128,
+    device: str | None = None,
 ) -> Any:
     """A training agent of `backend`, float32, two hidden layers, as if `stored` transitions had been recorded. It tracks nothing.
 
@@ -47,6 +48,7 @@ def agent(
         seed: of weights, transitions and the agent's random streams.
         settings: further fields of `SACConfig`.
         recurrent, recurrent_size: kind of cell and its size, which make it an `SAC_RNN`; None for `SAC`.
+        device: the backend's name of a device; None lets the backend choose.
 
     Raises:
         ImportError: if the backend's library is not installed.
@@ -56,11 +58,12 @@ def agent(
         "observation_space": gymnasium.spaces.Box(-math.inf, math.inf, (OBSERVATION,), np.float64),
         "action_space": gymnasium.spaces.Box(-1.0, 1.0, (ACTION,), np.float32),
     }
-    memory = library.ReplayMemory(stored if capacity is None else capacity, num_envs)
+    memory = library.ReplayMemory(stored if capacity is None else capacity, num_envs, device=device)
     cell = {} if recurrent is None else {"recurrent": recurrent, "recurrent_size": recurrent_size}
     made = (library.SAC if recurrent is None else library.SAC_RNN)(
         models=library.default_models(**spaces, hidden=(width, width), seed=seed, **cell),
         memory=memory,
+        device=device,
         cfg={
             "batch_size": batch_size,
             "learning_rate": LEARNING_RATE,

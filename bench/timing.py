@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from bench.record import Timing
@@ -44,9 +45,14 @@ def warm(timed: Timed, seconds: float) -> tuple[float, int]:
     Returns:
         Seconds of the first call, and calls in a round.
     """
-    first = stretch(timed, 1).seconds
+    return fill(partial(stretch, timed), seconds)
+
+
+def fill(timed: Callable[[int], Timing], seconds: float) -> tuple[float, int]:
+    """As `warm`, of what times so many calls."""
+    first = timed(1).seconds
     calls = 1
-    while (took := stretch(timed, calls).seconds) < seconds / 2 and calls < MOST_CALLS:
+    while (took := timed(calls).seconds) < seconds / 2 and calls < MOST_CALLS:
         # At most tenfold: what a single call took may be mostly the wait for the device.
         calls = min(MOST_CALLS, 10 * calls, max(2 * calls, int(calls * seconds / took)))
     return first, max(1, round(calls * seconds / took))

@@ -738,8 +738,8 @@ class Agent(Border[ArrayT]):
     def load(self, path: str | Path) -> None:
         """Restore what `save` wrote. A memory that the checkpoint does not hold stays as it is.
 
-        A checkpoint of the other backend gives its weights, moments, temperature and memory; the random streams begin anew from (seed, rank,
-        the gradient steps so far), and the log says so.
+        A checkpoint of the other backend gives its weights, moments, temperature and memory; the random streams begin anew from (seed,
+        rank, the gradient steps so far), and the log says so.
 
         As many ranks as wrote it go on exactly. Of another number, rank r takes the memory of the old rank r modulo their number, random
         streams begin anew from (seed, rank, the gradient steps so far), and a warning says so.

@@ -127,6 +127,19 @@ def read(path: str | os.PathLike[str], *, without: Collection[str] = (), only: C
     return Checkpoint(groups, manifest["metadata"])
 
 
+def verify(path: str | os.PathLike[str]) -> None:
+    """Check every file of a checkpoint against its checksum; nothing is kept in memory.
+
+    Raises:
+        CheckpointError: if a file is missing or damaged.
+    """
+    path = _present(Path(path))
+    for name, entry in _read_manifest(path)["groups"].items():
+        file = path / f"{name}.safetensors"
+        with _refusing(file):
+            _check_content(file, entry)
+
+
 def drop_group(path: str | os.PathLike[str], group: str) -> None:
     """Take one group out of a checkpoint, to free its space; nothing happens where the group is not there.
 
@@ -330,11 +343,7 @@ def _read_group(path: Path, name: str, entry: Mapping[str, Any]) -> dict[str, ND
     # The name is made from the group's, never read: no path in a stranger's JSON is followed.
     file = path / f"{name}.safetensors"
     with _refusing(file):
-        size = _size_of(file)
-        if size != entry["size"]:
-            raise _damaged(file, f"it has {size} bytes, expected {_short.repr(entry['size'])}")
-        if _crc32(file) != entry["crc32"]:
-            raise _damaged(file, "its content does not have the checksum it was written with")
+        _check_content(file, entry)
         with safe_open(file, framework="numpy") as stored:
             names = list(stored.keys())
             if set(names) != set(entry["arrays"]):
@@ -347,6 +356,14 @@ def _read_group(path: Path, name: str, entry: Mapping[str, Any]) -> dict[str, ND
                         file, f"{_short.repr(key)} is {found.get_dtype()} {found.get_shape()}, {MANIFEST} says {_short.repr(declared)}"
                     )
             return {key: _sound(file, key, stored.get_tensor(key)) for key in names}
+
+
+def _check_content(file: Path, entry: Mapping[str, Any]) -> None:
+    size = _size_of(file)
+    if size != entry["size"]:
+        raise _damaged(file, f"it has {size} bytes, expected {_short.repr(entry['size'])}")
+    if _crc32(file) != entry["crc32"]:
+        raise _damaged(file, "its content does not have the checksum it was written with")
 
 
 def _sound(file: Path, key: str, array: NDArray[Any]) -> NDArray[Any]:

@@ -92,6 +92,8 @@ class Train:
     """Environment steps between evaluations; None is a twentieth of the steps. The end is always evaluated."""
     evaluation_episodes: int = 10
     """Deterministic episodes of an evaluation."""
+    keep_checkpoints: int = 3
+    """Last checkpoints that stay; beside them best, of the best evaluation."""
     device: str | None = None
     """Device by the backend's name for it (cpu, cuda:0); None lets the backend choose."""
     ranks: int = 1
@@ -135,6 +137,7 @@ class Train:
             memory_capacity=self.memory_capacity,
             evaluation_interval=self.evaluation_interval,
             evaluation_episodes=self.evaluation_episodes,
+            keep_checkpoints=self.keep_checkpoints,
             device=self.device,
             vectorization=self.vectorization,
             env_kwargs=self.env_kwargs,
@@ -191,7 +194,7 @@ class Train:
             raise ValueError("--resume is given without --run-dir: name the directory of the run")
         stored = experiment.read_config(directory)
         names = ["backend", "env", "steps", "num_envs", "vectorization", "env_kwargs", "memory_capacity"]
-        names += ["evaluation_interval", "evaluation_episodes", "device"]
+        names += ["evaluation_interval", "evaluation_episodes", "keep_checkpoints", "device"]
         try:
             cfg = SACConfig.from_dict(stored["cfg"])
             cfg.experiment.directory = cfg.experiment.experiment_name = ""

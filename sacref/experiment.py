@@ -5,7 +5,6 @@ import importlib
 import json
 import logging
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,12 +19,13 @@ from numpy.typing import NDArray
 
 import sacref
 from sacref import checkpoint, envs, training
+from sacref import resumption as resuming
+from sacref.agent import rank_part
 from sacref.config import SACConfig, paper_config
 from sacref.envs.spaces import check_spaces
 from sacref.envs.states import state_space_of
 from sacref.envs.vector import EnvironmentFactory, Vectorization, Wrapper
 from sacref.evaluation import Evaluation, evaluate
-from sacref.plotting import plot_runs
 from sacref.progress import TrainingProgress
 from sacref.ranks import Ranks
 from sacref.types import Agent
@@ -92,6 +92,7 @@ def train(
     memory_capacity: int = 1_000_000,
     evaluation_interval: int | None = None,
     evaluation_episodes: int = 10,
+    keep_checkpoints: int = 3,
     device: str | None = None,
     vectorization: Vectorization = "sync",
     env_kwargs: Mapping[str, Any] | None = None,
@@ -126,12 +127,15 @@ def train(
         memory_capacity: transitions in the replay memory of a rank, of its environments together; no more than its steps are allocated.
         evaluation_interval: environment steps between evaluations; None is a twentieth of `steps`. The end is always evaluated.
         evaluation_episodes: episodes of an evaluation, deterministic, on environments of its own.
+        keep_checkpoints: how many of the last checkpoints stay, each with its replay memory; beside them `best`, of the best evaluation.
         device: the backend's name of a device; None lets the backend choose.
         vectorization, env_kwargs, wrappers: see `sacref.envs.make`.
         overwrite: delete the run that is in the directory. Files that are no run's stay.
-        resume: go on from the last checkpoint of the run in the directory, in a new episode. All arguments must be what they were,
-            but for `steps`, the evaluations', `device`, `vectorization` and `progress`; `cfg=None` takes the run's own. The number of ranks
-            may be another: see `Agent.load`.
+        resume: go on from the last sound checkpoint of the run in the directory, on the same machine to the bit as if it had never stopped:
+            in the middle of its episodes, where all of its environments can be captured (`sacref.envs.snapshots`; the log says where
+            not). All arguments must be what they were, but for `steps`, the evaluations', `keep_checkpoints`, `backend`, `device`,
+            `vectorization` and `progress`; `cfg=None` takes the run's own. On the other backend, or with another number of ranks, the
+            weights, moments and memories go on, and the random streams begin anew: see `Agent.load`.
         progress: show a bar (on a terminal), or a line every few percent.
 
     Returns:
@@ -148,6 +152,7 @@ def train(
         memory_capacity=memory_capacity,
         evaluation_interval=interval,
         evaluation_episodes=evaluation_episodes,
+        keep_checkpoints=keep_checkpoints,
     )
     module = _import_backend(backend)
     env_name = env if isinstance(env, str) else f"{env.__module__}:{getattr(env, '__qualname__', type(env).__qualname__)}"
@@ -197,6 +202,7 @@ def train(
             "memory_capacity": memory_capacity,
             "evaluation_interval": interval,
             "evaluation_episodes": evaluation_episodes,
+            "keep_checkpoints": keep_checkpoints,
             "device": device,
             "vectorization": vectorization,
             "cfg": settings.to_dict(),
@@ -206,8 +212,8 @@ def train(
         }
         if resumed is not None:
             _require_same(directory, resumed, config)
-        # One row more than the run fills: a ring that was never full also fits into the larger one of a run resumed with more steps.
-        capacity = min(memory_capacity, max(timesteps * num_envs + 1, settings.batch_size))
+        # One timestep more than the run fills: a ring that was never full also fits into the larger one of a run resumed with more steps.
+        capacity = min(memory_capacity, max((timesteps + 1) * num_envs, settings.batch_size))
         spaces = {"observation_space": observation_space, "state_space": state_space, "action_space": action_space}
         agent = _algorithm(module, options)(
             models=module.default_models(**spaces, hidden=tuple(hidden), seed=seed, **options),
@@ -217,9 +223,13 @@ def train(
             cfg=settings,
         )
         agent.environment_steps_offset = offset
+        agent.checkpoint_interval = 0  # the run writes them, with its environments
         evaluations: list[tuple[int, Evaluation]] = []
+        resumption, entry = resuming.Resumption(None, None), None
         if resumed is not None:
             agent.load(resumed.checkpoint)
+            resumption = resuming.resume(resumed.checkpoint, agent, ranks, training_envs, start)
+            entry = resuming.entry_of(rank_part(resumed.checkpoint, ranks.rank)) if resumed.ranks == ranks.size else None
         ranks.wait()  # what all of them read, rank 0 changes
         if ranks.rank == 0:
             if resumed is not None:
@@ -230,9 +240,20 @@ def train(
         evaluation_envs = make(copies) if copies else None
         try:
             every = math.ceil(interval / together)
+            checkpoint_interval = settings.experiment.checkpoint_interval
+            keeper = resuming.Keeper(
+                agent,
+                ranks,
+                directory,
+                training_envs,
+                every=max(1, timesteps // 10) if checkpoint_interval == "auto" else int(checkpoint_interval),
+                keep=keep_checkpoints,
+                entry=entry,
+            )
             run = _Run(
                 agent,
                 ranks,
+                keeper,
                 directory,
                 timesteps,
                 every,
@@ -264,6 +285,9 @@ def train(
                     seed=_derive(seed, 0, start, ranks.rank),
                     state_space=state_space,
                     after_timestep=after_timestep,
+                    after_all=run.after_all,
+                    begin=resumption.begin,
+                    on_begin=resumption.on_begin,
                     ranks=ranks,
                 )
             run.finish(outcome)
@@ -304,7 +328,8 @@ def load(run_dir: str | Path, *, checkpoint: str | Path | None = None, device: s
 
     Args:
         run_dir: as `train` wrote it.
-        checkpoint: the name of one of its checkpoints, or a path to one; None is the newest.
+        checkpoint: the name of one of its checkpoints ("best" is that of the best evaluation), or a path to one; None is the newest that
+            is sound.
         device: the backend's name of a device; None lets the backend choose.
 
     Raises:
@@ -313,7 +338,7 @@ def load(run_dir: str | Path, *, checkpoint: str | Path | None = None, device: s
     """
     directory = Path(run_dir).absolute()
     config = read_config(directory)
-    path = _find_checkpoint(directory, checkpoint)
+    paths = _find_checkpoints(directory, checkpoint)
     try:
         backend, hidden, seed = config["backend"], tuple(int(width) for width in config["hidden"]), int(config["seed"])
         spaces = {
@@ -332,9 +357,21 @@ def load(run_dir: str | Path, *, checkpoint: str | Path | None = None, device: s
     agent: Agent = _algorithm(module, options)(
         models=module.default_models(**spaces, hidden=hidden, seed=seed, **options), **spaces, device=device, cfg=cfg
     )
-    agent.load(path)
+    _load_first(agent, paths)
     agent.enable_training_mode(False, apply_to_models=True)
     return agent
+
+
+def _load_first(agent: Any, paths: Sequence[Path]) -> None:
+    """Load the first checkpoint that is sound, and warn of those that are not."""
+    for path, following in zip(paths, [*paths[1:], None], strict=True):
+        try:
+            agent.load(path)
+            return
+        except checkpoint.CheckpointError as error:
+            if following is None:
+                raise
+            logger.warning("%s is left out, and %s taken: %s", path.name, following.name, error)
 
 
 def read_config(run_dir: str | Path) -> dict[str, Any]:
@@ -370,6 +407,8 @@ class _Resumed:
     timestep: int
     steps: int
     """Environment steps, of all ranks together."""
+    ranks: int
+    """How many wrote the checkpoint."""
 
 
 @dataclass
@@ -378,6 +417,7 @@ class _Run:
 
     agent: Any
     ranks: Ranks
+    keeper: resuming.Keeper
     directory: Path
     timesteps: int
     every: int
@@ -386,16 +426,25 @@ class _Run:
     seed: int
     state_space: gymnasium.Space[Any] | None
     evaluations: list[tuple[int, Evaluation]]
+    standing: training.Standing | None = None
+    """After the last timestep; None before the first one of this process."""
 
     def after_timestep(self, finished: int) -> None:
         # The last one is evaluated by `finish`, when the checkpoint is written.
         if finished % self.every == 0 and finished < self.timesteps:
             self.evaluate(finished)
 
+    def after_all(self, standing: training.Standing) -> None:
+        self.standing = standing
+        self.keeper.after_timestep(standing, self.timesteps)
+
     def evaluate(self, finished: int) -> None:
         evaluation = evaluate(self.agent, self.envs, episodes=self.episodes, seed=self.seed, state_space=self.state_space, ranks=self.ranks)
+        best = max((before.mean for _, before in self.evaluations), default=-math.inf)
         self.evaluations.append((self.agent.environment_steps(finished), evaluation))
         self.write_evaluations()
+        if self.ranks.gather(evaluation.mean > best)[0]:
+            self.keeper.write_best()
 
     def write_evaluations(self) -> None:
         if self.ranks.rank > 0:
@@ -405,11 +454,9 @@ class _Run:
     def finish(self, outcome: training.Outcome) -> None:
         """Write the checkpoint first: it cannot be made again."""
         clock = {"timestep": outcome.timesteps, "timesteps": self.timesteps}
-        written = (_checkpoints(self.directory) / f"agent_{outcome.timesteps}").exists()
-        if not self.ranks.gather(written)[0]:
-            self.agent.write_checkpoint(**clock)
-        if self.ranks.rank == 0:
-            _drop_older_memories(self.directory)
+        written = outcome.timesteps in resuming.finished_checkpoints(self.directory)
+        if not self.ranks.gather(written)[0] and self.standing is not None:
+            self.keeper.write(self.standing)
         # Before the last evaluation, whose statistics would be a second line of the same timestep: evaluation.json has its returns.
         self.agent.write_tracking_data(**clock)
         steps = self.agent.environment_steps(outcome.timesteps)
@@ -420,6 +467,8 @@ class _Run:
         self.agent.close()
         self.agent.enable_training_mode(False, apply_to_models=True)
         if self.evaluations and self.ranks.rank == 0:
+            from sacref.plotting import plot_runs  # which takes as long to import as all of the rest, and one rank needs it
+
             plot_runs([self.directory], output=self.directory / "curve.png")
 
 
@@ -478,39 +527,28 @@ def _fresh_directory(env_name: str, backend: str, seed: int) -> Path:
     return Path("runs") / f"{slug}-{backend}-{seed}-{datetime.now():%Y%m%d-%H%M%S-%f}"
 
 
-def _checkpoints(directory: Path) -> Path:
-    return directory / "checkpoints"
-
-
-def _finished_checkpoints(directory: Path) -> dict[int, Path]:
-    """Timestep -> checkpoint, oldest first."""
-    found = {}
-    for path in _checkpoints(directory).glob("agent_*"):
-        timestep = path.name.removeprefix("agent_")
-        if path.is_dir() and timestep.isascii() and timestep.isdecimal():
-            found[int(timestep)] = path
-    return dict(sorted(found.items()))
-
-
-def _find_checkpoint(directory: Path, name: str | Path | None) -> Path:
-    found = _finished_checkpoints(directory)
+def _find_checkpoints(directory: Path, name: str | Path | None) -> list[Path]:
+    """The checkpoint of that name; all, the newest first, for None."""
+    found = resuming.finished_checkpoints(directory)
     if name is None:
         if not found:
             raise RunError(f"{directory} holds no checkpoint yet: train longer, or with a shorter checkpoint_interval")
-        return found[max(found)]
-    for path in (_checkpoints(directory) / name, Path(name)):
+        return list(found.values())[::-1]
+    for path in (resuming.checkpoints_of(directory) / name, Path(name)):
         if path.is_dir():
-            return path.absolute()
+            return [path.absolute()]
     names = ", ".join(path.name for path in found.values()) or "none"
-    raise RunError(f"checkpoint {str(name)!r} is neither in {_checkpoints(directory)} (there: {names}) nor a directory: name one of those")
+    raise RunError(
+        f"checkpoint {str(name)!r} is neither in {resuming.checkpoints_of(directory)} (there: {names}) nor a directory: name one of those"
+    )
 
 
 def _prepare_together(ranks: Ranks, directory: Path, *, overwrite: bool, resume: bool) -> _Resumed | None:
     """Rank 0 prepares the directory, and what it refuses all refuse; the others then read what is to be resumed."""
-    resumed, refusal = None, None
+    config, refusal = None, None
     if ranks.rank == 0:
         try:
-            resumed = _prepare(directory, overwrite=overwrite, resume=resume)
+            config = _prepare(directory, overwrite=overwrite, resume=resume)
         except (ValueError, OSError) as error:
             refusal = error
     message = ranks.gather(None if refusal is None else str(refusal))[0]
@@ -518,48 +556,53 @@ def _prepare_together(ranks: Ranks, directory: Path, *, overwrite: bool, resume:
         raise refusal
     if message is not None:
         raise RunError(message)
-    return _prepare(directory, overwrite=False, resume=True) if ranks.rank > 0 and resume else resumed
+    config = _prepare(directory, overwrite=False, resume=True) if ranks.rank > 0 and resume else config
+    return None if config is None else _sound(ranks, directory, config)
 
 
-def _prepare(directory: Path, *, overwrite: bool, resume: bool) -> _Resumed | None:
-    """Clear the run directory, or find what is to be resumed in it; None for a fresh run."""
+def _sound(ranks: Ranks, directory: Path, config: dict[str, Any]) -> _Resumed:
+    """The newest checkpoint that is sound on all ranks."""
+    try:
+        timestep = resuming.choose(ranks, directory)
+    except checkpoint.CheckpointError as error:
+        raise RunError(f"{error}: start anew with overwrite") from error
+    path = resuming.finished_checkpoints(directory)[timestep]
+    if not resuming.holds_memory(path):
+        raise RunError(f"{path} holds no replay memory, so it cannot be resumed: start anew with overwrite")
+    try:
+        steps = timestep * config["num_envs"] * config.get("ranks", 1) + config.get("steps_offset", 0)
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{directory / 'config.json'} is damaged ({type(error).__name__}: {error}): restore it, or train again") from error
+    written_by = checkpoint.read(path, only=()).metadata.get("ranks", 1)
+    return _Resumed(config, path, timestep, steps, written_by)
+
+
+def _prepare(directory: Path, *, overwrite: bool, resume: bool) -> dict[str, Any] | None:
+    """Clear the run directory, or read the configuration of the run in it that is to be resumed; None for a fresh run."""
     if overwrite and resume:
         raise RunError("overwrite and resume are both set: leave one of them out")
     if directory.exists() and not directory.is_dir():
         raise RunError(f"run_dir {directory} is a file, expected a directory: choose another")
     files = [directory / name for name in RUN_FILES if (directory / name).exists()]
-    files += sorted(directory.glob("events.out.tfevents.*"))
-    checkpoints = _finished_checkpoints(directory)
-    holds_a_run = bool(files or checkpoints)
+    files += sorted(directory.glob(resuming.EVENTS))
+    holds_checkpoints = bool(resuming.finished_checkpoints(directory))
     if resume:
         config = read_config(directory)
-        if not checkpoints:
+        if not holds_checkpoints:
             raise RunError(f"{directory} holds a run without a checkpoint, so there is nothing to resume: start anew with overwrite")
-        timestep = max(checkpoints)
-        if not (checkpoints[timestep] / "memory.safetensors").is_file():
-            raise RunError(f"{checkpoints[timestep]} holds no replay memory, so it cannot be resumed: start anew with overwrite")
-        try:
-            steps = timestep * config["num_envs"] * config.get("ranks", 1) + config.get("steps_offset", 0)
-        except (KeyError, TypeError) as error:
-            raise RunError(
-                f"{directory / 'config.json'} is damaged ({type(error).__name__}: {error}): restore it, or train again"
-            ) from error
-        return _Resumed(config, checkpoints[timestep], timestep, steps)
-    if holds_a_run and not overwrite:
+        return config
+    if (files or holds_checkpoints) and not overwrite:
         raise RunError(f"run_dir {directory} already holds a run: choose another, or pass overwrite (deletes it) or resume (goes on)")
     for path in files:
         path.unlink()
-    # `.agent_*`: what a killed process left of a checkpoint that it was writing.
-    for path in (*checkpoints.values(), *_checkpoints(directory).glob(".agent_*"), *_checkpoints(directory).glob("agent_*.rank_*")):
-        shutil.rmtree(path)
-    if _checkpoints(directory).is_dir() and not any(_checkpoints(directory).iterdir()):
-        _checkpoints(directory).rmdir()
+    resuming.clear(directory)
     return None
 
 
 def _require_same(directory: Path, resumed: _Resumed, config: Mapping[str, Any]) -> None:
     """Refuse to resume a run with other settings than its own."""
-    free = {"sacref", "steps", "ranks", "steps_offset", "evaluation_interval", "evaluation_episodes", "device", "vectorization"}
+    free = {"sacref", "steps", "ranks", "steps_offset", "backend", "device", "vectorization"}
+    free |= {"evaluation_interval", "evaluation_episodes", "keep_checkpoints"}
     # Through JSON, as the stored one went: a tuple is a list there.
     wanted, stored = _flat(json.loads(json.dumps(config))), _flat(resumed.config)
     changed = [
@@ -590,43 +633,12 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _drop_after(directory: Path, resumed: _Resumed) -> list[tuple[int, Evaluation]]:
-    """Take back what the run wrote after its last checkpoint: those steps come again. Returns the evaluations that stay."""
-    last = resumed.steps
-    for timestep, part in _parts(directory):
-        if timestep > resumed.timestep:
-            shutil.rmtree(part)  # of a checkpoint that never became whole
+    """Take back what the run wrote after the checkpoint: those steps come again. Returns the evaluations that stay."""
+    files = checkpoint.read(resumed.checkpoint, only=()).metadata.get("files")
+    resuming.drop_after(directory, resumed.timestep, files if isinstance(files, dict) else {})
     path = directory / "evaluation.json"
     entries = checkpoint.read_json(path) if path.is_file() else []
-    metrics = directory / "metrics.jsonl"
-    if metrics.is_file():
-        kept = [line for line in metrics.read_text().splitlines() if _timestep(line) <= resumed.timestep]
-        temporary = metrics.with_name(metrics.name + ".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept))
-        temporary.replace(metrics)
-    return [(entry["step"], Evaluation(tuple(entry["returns"]), ())) for entry in entries if entry["step"] <= last]
-
-
-def _timestep(line: str) -> float:
-    """The timestep of a line of metrics.jsonl; infinity where the line is torn, as the last one of a killed run may be."""
-    try:
-        return float(json.loads(line)["timestep"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
-
-
-def _drop_older_memories(directory: Path) -> None:
-    """Only the newest checkpoint keeps its replay memory, also of those that were written before a resumption."""
-    finished = _finished_checkpoints(directory)
-    newest = max(finished, default=0)
-    for timestep, path in (*finished.items(), *_parts(directory)):
-        if timestep < newest:
-            checkpoint.drop_group(path, "memory")
-
-
-def _parts(directory: Path) -> list[tuple[int, Path]]:
-    """Timestep and directory of each part of a checkpoint that a rank beside the first one wrote."""
-    parts = [(path.name.removeprefix("agent_").partition(".rank_")[0], path) for path in _checkpoints(directory).glob("agent_*.rank_*")]
-    return [(int(timestep), path) for timestep, path in parts if timestep.isascii() and timestep.isdecimal() and path.is_dir()]
+    return [(entry["step"], Evaluation(tuple(entry["returns"]), ())) for entry in entries if entry["step"] <= resumed.steps]
 
 
 def _write_space(space: Any) -> dict[str, Any]:

@@ -46,8 +46,9 @@ class _Process:
         threading.Thread(target=self._wait, args=(ended,), daemon=True).start()
 
     def _read(self) -> None:
-        for line in self._process.stdout or ():
-            self.lines.append(line)
+        if self._process.stdout is not None:
+            with self._process.stdout as stream:
+                self.lines.extend(stream)
 
     def _wait(self, ended: "queue.Queue[_Process]") -> None:
         status = self._process.wait()

@@ -1,7 +1,8 @@
 """A replay memory on disk, in segments: each writing adds what came since the last one, so that its cost does not grow with the memory.
 
-A segment is a checkpoint of its own (`sacref.checkpoint`), `segment_<number>` in the log's directory, and is never changed. What was written
-is an `Entry`, which belongs into the metadata of the checkpoint that the memory is part of: the segments that it needs, oldest first.
+A segment is a checkpoint of its own (`sacref.checkpoint`), `segment_<number>` in the log's directory, and is never changed. What was
+written is an `Entry`, which belongs into the metadata of the checkpoint that the memory is part of: the segments that it needs, oldest
+first.
 """
 
 import shutil
@@ -74,7 +75,7 @@ class ReplayLog:
             entry["segments"] = list(before["segments"])
         first = (head - count) % slots
         if count.any():
-            number = 1 + max((segment["number"] for segment in (before or entry)["segments"]), default=-1)
+            number = 1 + max(self._numbers(), default=-1)
             segment = {"number": number, "first": first.tolist(), "count": count.tolist()}
             token = checkpoint.write(_segment(self.directory, number), {"rows": memory.rows(_index(first, count, slots))}, segment)
             entry["segments"].append({**segment, "token": token})
@@ -88,6 +89,11 @@ class ReplayLog:
     def restored(self, memory: Rows) -> None:
         """The memory holds what the log's entry says."""
         self._added = memory.added
+
+    def _numbers(self) -> list[int]:
+        """Of the segments that are there, those of other checkpoints included."""
+        names = [path.name.removeprefix("segment_") for path in self.directory.glob("segment_*")]
+        return [int(name) for name in names if name.isascii() and name.isdecimal()]
 
     def prune(self, kept: Iterable[Entry]) -> None:
         """Delete the segments that none of the entries names."""
@@ -125,6 +131,20 @@ def read(directory: Path, entry: Entry, memory: Rows) -> dict[str, NDArray[Any]]
     if not written[stored].all():
         raise CheckpointError(f"{directory} lacks rows that the checkpoint names: use the checkpoint before")
     return {**arrays, "head": head, "size": size}
+
+
+def verify(directory: Path, segment: Any) -> None:
+    """Check a segment of an entry by its checksums.
+
+    Raises:
+        CheckpointError: if it is missing, damaged, or another one.
+    """
+    if not isinstance(segment, dict) or type(segment.get("number")) is not int or not 0 <= segment["number"] < LARGEST_NUMBER:
+        raise CheckpointError(f"the checkpoint beside {directory} says nothing sound about its replay memory: use the checkpoint before")
+    path = _segment(directory, segment["number"])
+    checkpoint.verify(path)
+    if checkpoint.token(path) != segment.get("token"):
+        raise CheckpointError(f"{path} is another segment than the checkpoint's: use the checkpoint before")
 
 
 def _segment(directory: Path, number: int) -> Path:

@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from sacref.envs.states import states_of
 from sacref.ranks import Ranks
-from sacref.tree import map_leaves
+from sacref.tree import Tree, map_leaves
 from sacref.types import Agent
 
 AGREEMENT_SECONDS = 1.0
@@ -25,6 +25,18 @@ AGREEMENT_TIMESTEPS = 100
 
 AfterTimestep = Callable[[int], None]
 """Called with the number of timesteps that are finished."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a loop stands between two timesteps."""
+
+    timesteps: int
+    """Timesteps finished."""
+    observations: Tree
+    """`(envs, *observation)`: what the next actions are chosen on."""
+    states: Tree | None
+    """`(envs, *state)`, or None."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,9 @@ def run(
     seed: int | None = None,
     state_space: gymnasium.Space[Any] | None = None,
     after_timestep: AfterTimestep | None = None,
+    after_all: Callable[[Standing], None] | None = None,
+    begin: Standing | None = None,
+    on_begin: Callable[[], None] | None = None,
     ranks: Ranks | None = None,
 ) -> Outcome:
     """Train an agent for `timesteps` steps of the vector environment.
@@ -67,20 +82,29 @@ def run(
         seed: passed on to `envs.reset`.
         state_space: of the privileged states that the environments hand over (`sacref.envs.states`); None for none.
         after_timestep: called after each timestep, with the number of finished ones: for evaluation and progress.
+        after_all: called after that: for checkpoints.
+        begin: where to go on, of environments that were restored to how they were; None to reset them. It takes the place of `start`.
+        on_begin: called when agent and environments are ready.
         ranks: the processes that train this agent together, each of which runs this loop; None for this one alone.
 
     Raises:
         ValueError: if `start` is not within [0, timesteps].
     """
+    start = start if begin is None else begin.timesteps
     if not 0 <= start <= timesteps:
         raise ValueError(f"start is {start}, expected it within [0, timesteps], and timesteps is {timesteps}")
     agent.init(trainer_cfg={"timesteps": timesteps})
     agent.enable_training_mode(True, apply_to_models=True)
     disabled_autoreset = envs.metadata.get("autoreset_mode") == AutoresetMode.DISABLED
-    first, infos = envs.reset(seed=seed)
-    # Copied, here and below: a vector environment may write every step into the same buffer.
-    observations = map_leaves(np.array, first)
-    states = map_leaves(np.array, states_of(envs, infos, state_space))
+    if begin is None:
+        first, infos = envs.reset(seed=seed)
+        # Copied, here and below: a vector environment may write every step into the same buffer.
+        observations = map_leaves(np.array, first)
+        states = map_leaves(np.array, states_of(envs, infos, state_space))
+    else:
+        observations, states = begin.observations, begin.states
+    if on_begin is not None:
+        on_begin()
     finished, seconds = start, 0.0
     with _interruption() as pressed:
         stop = _Stop(pressed, ranks or Ranks(), start)
@@ -120,6 +144,8 @@ def run(
             seconds += time.perf_counter() - began
             if after_timestep is not None:
                 after_timestep(finished)
+            if after_all is not None:
+                after_all(Standing(finished, observations, states))
         return Outcome(finished, seconds, stop.agreed())
 
 

@@ -1,11 +1,21 @@
-"""Starts a program in several real processes that find each other as torchrun's do."""
+"""Several ranks: a program in real processes that find each other as torchrun's do, or a function in threads of this one."""
 
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sacref.ranks import Ranks
+
+ResultT = TypeVar("ResultT")
 
 TOO_LONG = 120.0
 """Seconds after which a test gives its processes up."""
@@ -73,3 +83,41 @@ def run(program: str, *arguments: str, size: int = 2) -> list[Ended]:
     for rank, process in enumerate(ended):
         assert process.status == 0, f"rank {rank} ended with {process.status}: {process.err}"
     return ended
+
+
+class ThreadRanks(Ranks):
+    """A rank that is a thread of this process."""
+
+    exchanges = 0
+
+    def __init__(self, rank: int, barrier: threading.Barrier, shared: list[NDArray[np.uint8]]) -> None:
+        self.rank, self.size = rank, barrier.parties
+        self._barrier, self._shared = barrier, shared
+
+    def _exchange(self, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        self.exchanges += 1
+        self._shared[self.rank] = data
+        self._barrier.wait(TOO_LONG)
+        gathered = np.stack(self._shared)
+        self._barrier.wait(TOO_LONG)
+        return gathered
+
+
+def together(size: int, function: Callable[[Ranks], ResultT]) -> list[ResultT]:
+    """What `function` returns on each of `size` ranks. An error of one ends the others."""
+    barrier = threading.Barrier(size)
+    shared: list[NDArray[np.uint8]] = [np.zeros(0, np.uint8)] * size
+
+    def run(rank: int) -> ResultT:
+        try:
+            return function(ThreadRanks(rank, barrier, shared))
+        except BaseException:
+            barrier.abort()
+            raise
+
+    with ThreadPoolExecutor(size) as pool:
+        futures = [pool.submit(run, rank) for rank in range(size)]
+        errors = [error for future in futures if (error := future.exception()) is not None]
+    for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
+        raise error
+    return [future.result() for future in futures]

@@ -551,7 +551,8 @@ def test_flags_that_do_not_go_together_are_refused(arguments: list[str], message
 
 
 def test_a_sweep_starts_its_ranks_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(SweepError, match="under torchrun"):
         sweep.run(written(Path("s.json"), grid={"seed": [0]}))
 

@@ -58,9 +58,9 @@ def ranks() -> Ranks:
 def join(device: str | None = None, *, timeout: float = TIMEOUT) -> Ranks:
     """Meet the other ranks that the environment names (`sacref.ranks.launched`): over gloo on a CPU, over NCCL between GPUs.
 
-    Ranks of one machine take a GPU each. For programs, not for libraries, and before JAX computes anything. Nothing happens where the environment names no others, or where
-    `jax.distributed` is initialised. The coordinator listens at JAX_COORDINATOR_ADDRESS where that is set, else at MASTER_ADDR:MASTER_PORT;
-    torchrun holds that port itself, so that under it the next one is taken.
+    Ranks of one machine take a GPU each. For programs, not for libraries, and before JAX computes anything. Nothing happens where the
+    environment names no others, or where `jax.distributed` is initialised. The coordinator listens at JAX_COORDINATOR_ADDRESS where that is
+    set, else at MASTER_ADDR:MASTER_PORT; torchrun holds that port itself, so that under it the next one is taken.
 
     Args:
         device: where the agent will compute; "cpu" leaves the GPUs of the machine alone.

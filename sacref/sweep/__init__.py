@@ -5,7 +5,6 @@ follows from its values in the grid. Called again, a sweep skips what is finishe
 """
 
 import fcntl
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from typing import Literal
 
 from rich.console import Console
 
+from sacref.ranks import launched
 from sacref.sweep import grid, slurm
 from sacref.sweep.display import Display, plot_command, returns_table
 from sacref.sweep.grid import Plan, Run, SweepError
@@ -58,7 +58,7 @@ def run(
     """
     if jobs is not None and jobs < 1:
         raise SweepError(f"--sweep-jobs is {jobs}, expected at least 1")
-    if "WORLD_SIZE" in os.environ:
+    if launched() is not None:
         raise SweepError("--sweep under torchrun (WORLD_SIZE is set): call it without, as it starts its runs by itself")
     directory = (directory if directory is not None else Path("runs") / file.stem).absolute()
     plan = grid.read(file, directory)

@@ -40,7 +40,8 @@ def ranks() -> Ranks:
 def join(device: str | None = None, *, timeout: float = TIMEOUT) -> Ranks:
     """Meet the other ranks that the environment names (`sacref.ranks.launched`): over gloo on a CPU, over NCCL between GPUs.
 
-    Ranks of one machine take a GPU each. For programs, not for libraries. Nothing happens where the environment names no others, or where the group is initialised.
+    Ranks of one machine take a GPU each. For programs, not for libraries. Nothing happens where the environment names no others, or where
+    the group is initialised.
 
     Args:
         device: where the agent will compute, "cpu" or "cuda"; None for CUDA where there is one.

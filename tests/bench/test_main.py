@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as whole
-from bench import amp, learning, machine, recurrent, report, rollout, sweep, throughput, update
+from bench import amp, learning, machine, recurrent, report, rollout, scaling, sweep, throughput, update
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +31,7 @@ def test_what_is_recorded_is_not_measured_again(tmp_path: Path, monkeypatch: pyt
         "recurrent, preset cpu": recurrent.estimated_seconds("cpu"),
         "rollout, preset cpu": rollout.estimated_seconds("cpu"),
         "amp, preset cpu": amp.estimated_seconds("cpu", 2),
+        "scaling, preset cpu": scaling.estimated_seconds("cpu"),
         "parity in float64": whole.PARITY_SECONDS,
         "parity in float32": whole.PARITY_SECONDS,
         "learning, preset smoke": 10_000 / learning.UNMEASURED_STEPS_PER_SECOND,
@@ -52,7 +53,7 @@ def test_what_is_recorded_is_not_measured_again(tmp_path: Path, monkeypatch: pyt
         "rollout, preset cpu",
         "parity in float64",
     ]
-    assert names == ["update-cpu-2cores", "recurrent-cpu-2cores", "rollout-cpu-2cores", "amp-cpu-2cores"]
+    assert names == ["update-cpu-2cores", "recurrent-cpu-2cores", "rollout-cpu-2cores", "amp-cpu-2cores", "scaling-cpu-2cores"]
 
 
 def test_a_stage_that_fails_does_not_keep_the_others_from_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,11 +73,11 @@ def test_a_stage_that_fails_does_not_keep_the_others_from_running(tmp_path: Path
     assert whole.main(preset="smoke", results=tmp_path, dry_run=True) == 0
     assert ran == []
     assert whole.main(preset="smoke", results=tmp_path) == 3
-    suites = ["bench.throughput", "bench.update", "bench.recurrent", "bench.rollout", "bench.amp"]
+    suites = ["bench.throughput", "bench.update", "bench.recurrent", "bench.rollout", "bench.amp", "bench.scaling"]
     assert [arguments[0] for arguments in ran] == [*suites, "sacref", "sacref", "bench.learning", "report"]
-    assert [arguments[1:3] for arguments in ran[:5]] == [("--preset", "smoke")] * 5
-    assert ran[5][:4] == ("sacref", "parity", "--updates", "100")
-    assert ran[7][1] == "smoke"
+    assert [arguments[1:3] for arguments in ran[:6]] == [("--preset", "smoke")] * 6
+    assert ran[6][:4] == ("sacref", "parity", "--updates", "100")
+    assert ran[8][1] == "smoke"
 
 
 def test_a_smoke_run_stays_out_of_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +91,7 @@ def test_a_smoke_run_stays_out_of_the_results(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(whole, "_module", module)
     monkeypatch.setattr(report, "main", lambda results: module(str(results)))
     assert whole.main(preset="smoke") == 0
-    assert len(went) == 9
+    assert len(went) == 10
     assert all(path.startswith(str(tmp_path / "runs" / "smoke")) for path in went)
 
 

@@ -1,0 +1,271 @@
+"""What a run keeps on disk to go on from, and the way back to it.
+
+A checkpoint `checkpoints/agent_<timestep>` holds the agent, what it was in the middle of, the state of its environments, and how long the
+files were that a run appends to. The replay memory of all of them is in `checkpoints/replay`, in segments. The last few are kept, and
+`checkpoints/best`, of the best evaluation, without a memory. Of rank r, beyond the first one, names end in `.rank_<r>`.
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+
+from sacref import checkpoint, replay_log
+from sacref.agent import LIVE, REPLAY, rank_part
+from sacref.checkpoint import CheckpointError
+from sacref.envs import snapshots
+from sacref.envs.values import UnsupportedError, decode, encode
+from sacref.ranks import Ranks
+from sacref.replay_log import Entry, ReplayLog
+from sacref.tracking import METRICS_FILE
+from sacref.training import Standing
+
+BEST = "best"
+"""Name of the checkpoint of the best evaluation."""
+EVENTS = "events.out.tfevents.*"
+
+logger = logging.getLogger(__name__)
+
+
+def checkpoints_of(directory: Path) -> Path:
+    """Where a run keeps its checkpoints."""
+    return directory / "checkpoints"
+
+
+def finished_checkpoints(directory: Path) -> dict[int, Path]:
+    """Timestep -> checkpoint, oldest first."""
+    return {timestep: path for timestep, rank, path in sorted(_written(directory)) if rank == 0}
+
+
+def parts_of(directory: Path) -> list[tuple[int, Path]]:
+    """Timestep and directory of each part of a checkpoint that a rank beside the first one wrote."""
+    return [(timestep, path) for timestep, rank, path in sorted(_written(directory)) if rank > 0]
+
+
+def _written(directory: Path) -> list[tuple[int, int, Path]]:
+    """Timestep, rank and directory of each checkpoint, or part of one."""
+    found = []
+    for path in checkpoints_of(directory).glob("agent_*"):
+        timestep, _, rank = path.name.removeprefix("agent_").partition(".rank_")
+        numbers = [timestep, rank or "0"]
+        if path.is_dir() and all(number.isascii() and number.isdecimal() for number in numbers):
+            found.append((int(timestep), int(rank or 0), path))
+    return found
+
+
+class Keeper:
+    """Writes a run's checkpoints.
+
+    Args:
+        agent: what is written. ranks: all of them call the same methods, at the same timesteps.
+        directory: of the run. envs: whose state is captured where it can be.
+        every: timesteps between checkpoints; none at 0. keep: how many of the last checkpoints stay.
+        entry: of the checkpoint that the agent's memory was restored from; None for another memory.
+    """
+
+    def __init__(
+        self,
+        agent: Any,
+        ranks: Ranks,
+        directory: Path,
+        envs: gymnasium.vector.VectorEnv[Any, Any, Any],
+        *,
+        every: int,
+        keep: int,
+        entry: Entry | None = None,
+    ) -> None:
+        self.agent, self.ranks, self.directory, self.envs = agent, ranks, directory, envs
+        self.every, self.keep = every, keep
+        self._replay = ReplayLog(rank_part(checkpoints_of(directory) / REPLAY, ranks.rank), entry)
+        if entry is not None:
+            self._replay.restored(agent.memory)
+        self._said_why = False
+
+    def after_timestep(self, standing: Standing, timesteps: int) -> None:
+        """Write a checkpoint where one is due; the end's is for `write`.
+
+        A checkpoint that cannot be written is reported and left out: training goes on, and the one before stays.
+        """
+        if self.every > 0 and standing.timesteps % self.every == 0 and standing.timesteps < timesteps:
+            failure: Exception | None = None
+            try:
+                self.write(standing)
+            except (OSError, CheckpointError) as error:
+                failure = error
+                if self.ranks.size > 1:
+                    raise  # the others wait for this rank
+            if failure is not None:
+                newest = max(finished_checkpoints(self.directory), default=None)
+                logger.warning(
+                    "no checkpoint at timestep %d: %s. Training goes on; %s",
+                    standing.timesteps,
+                    failure,
+                    "there is none yet" if newest is None else f"agent_{newest} is the last one",
+                )
+
+    def write(self, standing: Standing) -> None:
+        """Write a checkpoint, and delete those that are too many.
+
+        Raises:
+            OSError, CheckpointError: if it cannot be written. Those that were there are as they were.
+        """
+        path = checkpoints_of(self.directory) / f"agent_{standing.timesteps}"
+        self.agent.save(path, replay=self._replay, live=self._live(standing))
+        self._tidy()
+
+    def write_best(self) -> None:
+        """Write the agent, without its memory, as the best one so far."""
+        self.agent.save(checkpoints_of(self.directory) / BEST, keep_memory=False)
+
+    def _live(self, standing: Standing) -> tuple[dict[str, Any], dict[str, Any]]:
+        arrays: dict[str, Any] = {}
+        value = {"agent": self.agent.live_state(), "observations": standing.observations, "states": standing.states}
+        metadata: dict[str, Any] = {"live": encode(value, "live", arrays), "files": lengths(self.directory)}
+        groups = {LIVE[0]: arrays}
+        snapshot = snapshots.capture(self.envs)
+        if isinstance(snapshot, str):
+            metadata["not_captured"] = snapshot
+            if not self._said_why and self.ranks.rank == 0:
+                logger.info("a resumed run would begin its episodes anew: %s", snapshot)
+            self._said_why = True
+        else:
+            groups[LIVE[1]], metadata["environment"] = snapshot.arrays, snapshot.metadata
+        return groups, metadata
+
+    def _tidy(self) -> None:
+        """Delete this rank's parts of the checkpoints that are too many, and the segments that none needs."""
+        own = [(timestep, path) for timestep, rank, path in sorted(_written(self.directory)) if rank == self.ranks.rank]
+        for _, path in own[: -self.keep]:
+            shutil.rmtree(path, ignore_errors=True)
+        kept = [entry_of(path) for _, path in own[-self.keep :]]
+        self._replay.prune([entry for entry in kept if entry is not None])
+        if self.ranks.rank == 0:
+            # Of ranks that there were once, and are no more.
+            whole = {timestep for timestep, _ in own[-self.keep :]}
+            for timestep, path in parts_of(self.directory):
+                if timestep not in whole and timestep < max(whole) and int(path.name.rpartition("_")[2]) >= self.ranks.size:
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+def entry_of(path: Path) -> Entry | None:
+    """What a checkpoint says of the replay memory in segments; None for nothing, or a damaged checkpoint."""
+    try:
+        entry = checkpoint.read(path, only=()).metadata.get("replay")
+    except CheckpointError:
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
+def holds_memory(path: Path) -> bool:
+    """Whether a checkpoint has a replay memory, in it or in segments beside it."""
+    return (path / "memory.safetensors").is_file() or entry_of(path) is not None
+
+
+def choose(ranks: Ranks, directory: Path) -> int:
+    """The timestep of the newest checkpoint that is sound, on all ranks.
+
+    Damage is found by checksums, of the segments of its replay memory too. A warning says which checkpoint is left out, and why.
+
+    Raises:
+        CheckpointError: if none is sound, with what is wrong with the newest.
+    """
+    first: str | None = None
+    for timestep, path in sorted(finished_checkpoints(directory).items(), reverse=True):
+        own = rank_part(path, ranks.rank)
+        reason = None
+        try:
+            for part in dict.fromkeys((path, own if own.is_dir() else path)):
+                checkpoint.verify(part)
+                for segment in (entry_of(part) or {}).get("segments", []):
+                    replay_log.verify(part.parent / rank_part(REPLAY, ranks.rank if part == own else 0).name, segment)
+        except CheckpointError as error:
+            reason = str(error)
+        reasons = [said for said in ranks.gather(reason) if said is not None]
+        if not reasons:
+            return timestep
+        first = first or reasons[0]
+        if ranks.rank == 0:
+            logger.warning("checkpoint agent_%d is left out, and the one before it taken: %s", timestep, reasons[0])
+    raise CheckpointError(f"{checkpoints_of(directory)} holds no sound checkpoint: {first}")
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """What a run was in the middle of, when a checkpoint was written."""
+
+    begin: Standing | None
+    """Where to go on; None where episodes begin anew."""
+    on_begin: Callable[[], None] | None
+
+
+def resume(path: Path, agent: Any, ranks: Ranks, envs: gymnasium.vector.VectorEnv[Any, Any, Any], timestep: int) -> Resumption:
+    """Restore the environments to how they were at a checkpoint, and say how the agent's own part is restored.
+
+    Where that cannot be, the log says why, and the episodes begin anew.
+
+    Raises:
+        CheckpointError: if the checkpoint is damaged, or of other environments.
+    """
+    part = rank_part(path, ranks.rank)
+    read = checkpoint.read(part if part.is_dir() else path, only=LIVE)
+    written_by = checkpoint.read(path, only=()).metadata.get("ranks", 1)
+    reason = None
+    if written_by != ranks.size:
+        reason = f"{written_by} ranks wrote it"
+    elif "live" not in read.metadata:
+        reason = "it says nothing of what it was in the middle of"
+    elif "environment" not in read.metadata:
+        reason = str(read.metadata.get("not_captured"))
+    if any(said is not None for said in ranks.gather(reason)):
+        if ranks.rank == 0:
+            logger.warning("%s: the episodes begin anew (%s)", path, reason)
+        return Resumption(None, None)
+    try:
+        value = decode(read.metadata["live"], read.groups.get(LIVE[0], {}))
+        begin = Standing(timestep, value["observations"], value["states"])
+        state = value["agent"]
+        snapshots.restore(envs, snapshots.Snapshot(read.groups.get(LIVE[1], {}), read.metadata["environment"]))
+    except (ValueError, TypeError, KeyError, UnsupportedError) as error:
+        raise CheckpointError(
+            f"{part} does not fit this run ({type(error).__name__}: {error}): resume it with its own arguments"
+        ) from error
+    return Resumption(begin, lambda: agent.set_live_state(state))
+
+
+def lengths(directory: Path) -> dict[str, int]:
+    """How many bytes the files have that a run appends to."""
+    files = [directory / METRICS_FILE, *directory.glob(EVENTS)]
+    return {file.name: file.stat().st_size for file in files if file.is_file()}
+
+
+def drop_after(directory: Path, timestep: int, files: Mapping[str, Any]) -> None:
+    """Take back what a run wrote after a checkpoint, in which its files had the lengths `files`; later event files go."""
+    for later, _, path in _written(directory):
+        if later > timestep:
+            shutil.rmtree(path)
+    for file in (directory / METRICS_FILE, *directory.glob(EVENTS)):
+        length = files.get(file.name)
+        if not file.is_file():
+            continue
+        if type(length) is not int or length < 0:
+            file.unlink()
+        elif file.stat().st_size > length:
+            os.truncate(file, length)
+
+
+def clear(directory: Path) -> None:
+    """Delete a run's checkpoints, and what a killed process left of those that it was writing. Files that are no run's stay."""
+    where = checkpoints_of(directory)
+    found = {path for _, _, path in _written(directory)}
+    found |= {path for name in (REPLAY, BEST) for pattern in (name, f"{name}.rank_*") for path in where.glob(pattern)}
+    found |= {path for name in ("agent_*", f"{BEST}*") for path in where.glob(f".{name}")}
+    for path in found:
+        if path.is_dir():
+            shutil.rmtree(path)
+    if where.is_dir() and not any(where.iterdir()):
+        where.rmdir()
