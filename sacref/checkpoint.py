@@ -127,6 +127,30 @@ def read(path: str | os.PathLike[str], *, without: Collection[str] = (), only: C
     return Checkpoint(groups, manifest["metadata"])
 
 
+def expect(path: str | os.PathLike[str], groups: Mapping[str, Mapping[str, tuple[str, tuple[int, ...]]]]) -> None:
+    """Refuse a checkpoint of other arrays, before anything of their size is read.
+
+    Args:
+        path: the directory. groups: group -> array's name -> type and shape.
+
+    Raises:
+        CheckpointError: if it declares other groups, names, types or shapes; with the first that differs.
+    """
+    path = _present(Path(path))
+    found = {
+        group: {name: (array["dtype"], tuple(array["shape"])) for name, array in entry["arrays"].items()}
+        for group, entry in _read_manifest(path)["groups"].items()
+    }
+    for group in found.keys() | groups.keys():
+        here, there = found.get(group, {}), groups.get(group, {})
+        for name in sorted(here.keys() | there.keys()):
+            if here.get(name) != there.get(name):
+                raise CheckpointError(
+                    f"{path} holds {_short.repr(name)} of group {group!r} as {_short.repr(here.get(name))}, "
+                    f"expected {there.get(name)}: use the checkpoint before"
+                )
+
+
 def verify(path: str | os.PathLike[str]) -> None:
     """Check every file of a checkpoint against its checksum; nothing is kept in memory.
 

@@ -600,10 +600,10 @@ def test_the_json_answers_for_itself(small: Path, crc32: Any) -> None:
 
     edit(small, change, sealed=False)
     for function in (checkpoint.read, checkpoint.token, lambda path: checkpoint.drop_group(path, "memory")):
-        with pytest.raises(CheckpointError, match="checkpoint.json is damaged or foreign, its content does not have the checksum"):
+        with pytest.raises(CheckpointError, match=r"checkpoint.json is damaged or foreign, its content does not have the checksum"):
             function(small)
     edit(small, lambda manifest: manifest.pop("crc32"), sealed=False)
-    with pytest.raises(CheckpointError, match="checkpoint.json is damaged or foreign, its content does not have the checksum"):
+    with pytest.raises(CheckpointError, match=r"checkpoint.json is damaged or foreign, its content does not have the checksum"):
         checkpoint.read(small)
 
 
