@@ -48,6 +48,7 @@ DTYPES: Mapping[str, str] = {
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 160
 _GROUP = re.compile(r"[A-Za-z0-9_]+")
+_ENTRY = {"size": int, "crc32": int, "arrays": dict}
 _READ_BLOCK = 2**20
 
 
@@ -124,6 +125,30 @@ def read(path: str | os.PathLike[str], *, without: Collection[str] = (), only: C
     wanted = [name for name in manifest["groups"] if name not in without and (only is None or name in only)]
     groups = {name: _read_group(path, name, manifest["groups"][name]) for name in wanted}
     return Checkpoint(groups, manifest["metadata"])
+
+
+def expect(path: str | os.PathLike[str], groups: Mapping[str, Mapping[str, tuple[str, tuple[int, ...]]]]) -> None:
+    """Refuse a checkpoint of other arrays, before anything of their size is read.
+
+    Args:
+        path: the directory. groups: group -> array's name -> type and shape.
+
+    Raises:
+        CheckpointError: if it declares other groups, names, types or shapes; with the first that differs.
+    """
+    path = _present(Path(path))
+    found = {
+        group: {name: (array["dtype"], tuple(array["shape"])) for name, array in entry["arrays"].items()}
+        for group, entry in _read_manifest(path)["groups"].items()
+    }
+    for group in found.keys() | groups.keys():
+        here, there = found.get(group, {}), groups.get(group, {})
+        for name in sorted(here.keys() | there.keys()):
+            if here.get(name) != there.get(name):
+                raise CheckpointError(
+                    f"{path} holds {_short.repr(name)} of group {group!r} as {_short.repr(here.get(name))}, "
+                    f"expected {there.get(name)}: use the checkpoint before"
+                )
 
 
 def verify(path: str | os.PathLike[str]) -> None:
@@ -309,19 +334,23 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     manifest = read_json(file)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(f"{file} does not say format {FORMAT!r}: pass a checkpoint that sacref wrote")
-    if manifest.get("version") != VERSION or isinstance(manifest["version"], bool):
+    if type(manifest.get("version")) is not int or manifest["version"] != VERSION:
         raise CheckpointError(
             f"{file} has version {_short.repr(manifest.get('version'))}, expected {VERSION}: load it with the sacref that wrote it"
         )
-    if set(manifest) != {"format", "version", "metadata", "groups", "crc32"} or manifest["crc32"] != _sealed(manifest, file)["crc32"]:
+    with _refusing(file):
+        sealed = _sealed(manifest, file)
+    if type(manifest.get("crc32")) is not int or manifest != sealed:
         raise _damaged(file, "its content does not have the checksum it was written with")
+    if manifest.keys() != {"format", "version", "metadata", "groups", "crc32"}:
+        raise _damaged(file, f"it holds {_short.repr(sorted(manifest))}, expected format, version, metadata, groups and crc32")
     for field in ("metadata", "groups"):
         if not isinstance(manifest.get(field), dict):
             raise _damaged(file, f"{field} is {_short.repr(manifest.get(field))}, expected an object")
     for name, entry in manifest["groups"].items():
         if not _GROUP.fullmatch(name):
             raise _damaged(file, f"the group name {_short.repr(name)} has other characters than letters, digits and underscores")
-        if not (isinstance(entry, dict) and set(entry) == {"size", "crc32", "arrays"} and isinstance(entry["arrays"], dict)):
+        if not (isinstance(entry, dict) and {field: type(value) for field, value in entry.items()} == _ENTRY):
             raise _damaged(file, f"the entry of group {name!r} does not hold size, crc32 and arrays")
         for key, declared in entry["arrays"].items():
             if not (isinstance(declared, dict) and declared.get("dtype") in list(DTYPES) and _is_shape(declared.get("shape"))):

@@ -5,6 +5,8 @@ written is an `Entry`, which belongs into the metadata of the checkpoint that th
 first.
 """
 
+import itertools
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,6 +25,7 @@ Entry: TypeAlias = dict[str, Any]
 LARGEST_LOG = 100_000
 """Segments that one entry may name: no run writes so many."""
 LARGEST_NUMBER = 2**53
+_NUMBERED = re.compile("segment_(0|[1-9][0-9]{0,14})")
 
 
 class Rows(Protocol):
@@ -92,15 +95,15 @@ class ReplayLog:
 
     def _numbers(self) -> list[int]:
         """Of the segments that are there, those of other checkpoints included."""
-        names = [path.name.removeprefix("segment_") for path in self.directory.glob("segment_*")]
-        return [int(name) for name in names if name.isascii() and name.isdecimal()]
+        names = [path.name for path in self.directory.glob("segment_*")]
+        return [int(name.removeprefix("segment_")) for name in names if _NUMBERED.fullmatch(name)]
 
     def prune(self, kept: Iterable[Entry]) -> None:
         """Delete the segments that none of the entries names."""
-        needed = {_segment(self.directory, segment["number"]).name for entry in kept for segment in entry["segments"]}
-        for path in self.directory.glob("segment_*"):
-            if path.name not in needed:
-                shutil.rmtree(path, ignore_errors=True)
+        needed = {segment["number"] for entry in kept for segment in entry["segments"]}
+        for number in self._numbers():
+            if number not in needed:
+                shutil.rmtree(_segment(self.directory, number), ignore_errors=True)
 
 
 def read(directory: Path, entry: Entry, memory: Rows) -> dict[str, NDArray[Any]]:
@@ -112,20 +115,20 @@ def read(directory: Path, entry: Entry, memory: Rows) -> dict[str, NDArray[Any]]
     slots, segments = _checked(directory, entry, memory)
     head, size = (np.asarray(entry[name], np.int64) for name in ("head", "size"))
     filled = filled_rows(size)
-    arrays: dict[str, NDArray[Any]] = {}
+    like = memory.rows(np.zeros(0, np.int64))
+    arrays = {name: np.zeros((filled, *rows.shape[1:]), rows.dtype) for name, rows in like.items()}
     written = np.zeros(filled, np.bool_)
     for segment in segments:
         path = _segment(directory, segment["number"])
         if checkpoint.token(path) != segment["token"]:
             raise CheckpointError(f"{path} is another segment than the checkpoint's: use the checkpoint before")
         index = _index(np.asarray(segment["first"]), np.asarray(segment["count"]), slots)
-        for name, rows in checkpoint.read(path).groups.get("rows", {}).items():
-            if rows.shape[:1] != index.shape or (index >= filled).any():
-                raise CheckpointError(f"{path} holds {rows.shape[:1]} rows of {name}, expected {index.shape}: use the checkpoint before")
-            ring = arrays.setdefault(name, np.zeros((filled, *rows.shape[1:]), rows.dtype))
-            if ring.shape[1:] != rows.shape[1:] or ring.dtype != rows.dtype:
-                raise CheckpointError(f"{path} holds {name} as {rows.dtype} {rows.shape}, expected {ring.dtype}: use the checkpoint before")
-            ring[index] = rows
+        expected = {name: (rows.dtype.name, (len(index), *rows.shape[1:])) for name, rows in like.items()}
+        checkpoint.expect(path, {"rows": expected})
+        if index.max(initial=0) >= filled:
+            raise CheckpointError(f"{path} has rows that the checkpoint's memory does not have: use the checkpoint before")
+        for name, rows in checkpoint.read(path).groups["rows"].items():
+            arrays[name][index] = rows
         written[index] = True
     stored = _index((head - size) % slots, size, slots)
     if not written[stored].all():
@@ -196,6 +199,9 @@ def _checked(directory: Path, entry: Mapping[str, Any], memory: Rows) -> tuple[i
             f"expected {envs} and at most {most}: use the number of environments and the capacity it was saved with"
         )
     sound = isinstance(segments, list) and len(segments) <= LARGEST_LOG and all(map(is_segment, segments))
-    if not sound or not integers(entry.get("head"), slots - 1) or not integers(entry.get("size"), slots):
+    sound = sound and integers(entry.get("head"), slots - 1) and integers(entry.get("size"), slots)
+    # A ring that is not full yet begins at its first row. In order: a segment that comes twice would be read twice.
+    sound = sound and all(size in (slots, head) for head, size in zip(entry["head"], entry["size"], strict=True))
+    if not sound or any(one["number"] >= next_one["number"] for one, next_one in itertools.pairwise(segments or [])):
         raise CheckpointError(f"the checkpoint beside {directory} says nothing sound about its replay memory: use the checkpoint before")
     return slots, segments or []

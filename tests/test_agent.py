@@ -49,7 +49,7 @@ CONTRACT = {
     "track_data": "tag, value",
     "write_tracking_data": "*, timestep, timesteps",
     "write_checkpoint": "*, timestep, timesteps",
-    "save": "path",
+    "save": "path, *, replay=, keep_memory=, live=",
     "load": "path",
 }
 

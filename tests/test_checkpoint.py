@@ -5,6 +5,7 @@ import math
 import os
 import pickle
 import random
+import re
 import shutil
 import struct
 import subprocess
@@ -60,11 +61,14 @@ def put(file: Path, content: bytes) -> None:
     file.write_bytes(content)
 
 
-def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Change a checkpoint's JSON by hand."""
+def edit(path: Path, change: Callable[[dict[str, Any]], Any], *, sealed: bool = True) -> None:
+    """Change a checkpoint's JSON by hand, and give it the checksum of what it says now, as a hostile writer would."""
     file = path / "checkpoint.json"
     manifest = json.loads(file.read_text())
     change(manifest)
+    if sealed:
+        said = {name: value for name, value in manifest.items() if name != "crc32"}
+        manifest["crc32"] = zlib.crc32((json.dumps(said, indent=1) + "\n").encode())
     put(file, json.dumps(manifest).encode())
 
 
@@ -184,6 +188,40 @@ def test_drop_group(small: Path) -> None:
     checkpoint.drop_group(small, "memory")
     with pytest.raises(CheckpointError, match="does not exist"):
         checkpoint.drop_group(small.parent / "nothing", "memory")
+
+
+def test_token_tells_checkpoints_apart(small: Path) -> None:
+    token = checkpoint.token(small)
+    assert re.fullmatch("[0-9a-f]{8}", token)
+    assert checkpoint.write(small.parent / "again", SMALL, METADATA) == token == checkpoint.token(small.parent / "again")
+    assert checkpoint.write(small.parent / "other", SMALL, {**METADATA, "algorithm": "SAD"}) != token
+    # Every bit of every array is in it, and the names are.
+    changed = {**SMALL, "memory": {**SMALL["memory"], "terminated": np.array([True, False, False])}}
+    renamed = {**SMALL, "memory": {**SMALL["memory"], "x": np.zeros(0)}}
+    assert len({token, *(checkpoint.write(small.parent / "c", groups, METADATA) for groups in (changed, renamed))}) == 3
+    # The other files are not read.
+    (small / "agent.safetensors").unlink()
+    assert checkpoint.token(small) == token
+    checkpoint.drop_group(small, "memory")
+    assert checkpoint.token(small) != token
+    with pytest.raises(CheckpointError, match=r"checkpoint.json does not exist"):
+        checkpoint.token(small.parent / "nothing")
+
+
+def test_read_leaves_groups_out(small: Path) -> None:
+    for file in ("agent", "memory"):
+        shutil.copytree(small, small.parent / file)
+        # Not opened, so neither missed.
+        (small.parent / file / f"{file}.safetensors").unlink()
+    assert_same(checkpoint.read(small.parent / "memory", without=["memory"]).groups, {"agent": SMALL["agent"]})
+    assert_same(checkpoint.read(small.parent / "memory", only=["agent", "nothing"]).groups, {"agent": SMALL["agent"]})
+    assert_same(checkpoint.read(small.parent / "agent", only=("memory",)).groups, {"memory": SMALL["memory"]})
+    found = checkpoint.read(small, only=["memory"], without=["memory"])
+    assert found == ({}, METADATA)
+    assert_same(checkpoint.read(small, without=["nothing"]).groups, SMALL)
+    for keywords in ({}, {"without": ["agent"]}, {"only": ["memory"]}):
+        with pytest.raises(CheckpointError, match=r"memory.safetensors does not exist"):
+            checkpoint.read(small.parent / "memory", **keywords)
 
 
 # What cannot be written.
@@ -385,6 +423,7 @@ def test_flipped_bits_are_refused_or_harmless(small: Path, file: str) -> None:
             assert str(small) in str(error)
             refused += 1
         else:
+            assert found.metadata == METADATA
             shapes = {array.shape for arrays in found.groups.values() for array in arrays.values()}
             assert shapes <= {(), (2, 3), (3,), (0, 2)}
     assert refused > 50
@@ -513,9 +552,12 @@ ENTRY = {"size": 1, "crc32": 1, "arrays": {}}
     [
         {"format": "other"},
         {"format": None},
-        {"version": 2},
+        {"version": 1},
+        {"version": 3},
         {"version": True},
-        {"version": "1"},
+        {"version": "2"},
+        {"version": 2.0},
+        {"more": 1},
         {"version": None},
         {"metadata": []},
         {"metadata": None},
@@ -525,6 +567,8 @@ ENTRY = {"size": 1, "crc32": 1, "arrays": {}}
         {"groups": {"agent": {"size": 1}}},
         {"groups": {"agent": ENTRY | {"file": "/etc/passwd"}}},
         {"groups": {"agent": ENTRY | {"size": "1"}}},
+        {"groups": {"agent": ENTRY | {"size": 1.0}}},
+        {"groups": {"agent": ENTRY | {"crc32": True}}},
         {"groups": {"agent": ENTRY | {"arrays": []}}},
         {"groups": {"agent": ENTRY | {"arrays": {"x": 1}}}},
         {"groups": {"agent": ENTRY | {"arrays": {"x": {"dtype": "object", "shape": []}}}}},
@@ -538,8 +582,48 @@ ENTRY = {"size": 1, "crc32": 1, "arrays": {}}
 )
 def test_json_of_wrong_types_is_refused(small: Path, change: dict[str, Any]) -> None:
     edit(small, lambda manifest: manifest.update(change))
-    with pytest.raises(CheckpointError, match=str(small)):
+    with pytest.raises(CheckpointError, match=f"{small}.* (is damaged or foreign|has version|does not say format)") as refused:
         checkpoint.read(small)
+    assert "checksum" not in str(refused.value)
+
+
+def test_an_older_version_is_refused_with_the_way_out(small: Path) -> None:
+    edit(small, lambda manifest: [manifest.pop("crc32"), manifest.update(version=1)], sealed=False)
+    with pytest.raises(CheckpointError, match=r"checkpoint.json has version 1, expected 2: load it with the sacref that wrote it"):
+        checkpoint.read(small)
+
+
+@pytest.mark.parametrize("crc32", [None, "0", True, 0, 2**32, "float"])
+def test_the_json_answers_for_itself(small: Path, crc32: Any) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["crc32"] = float(manifest["crc32"]) if crc32 == "float" else crc32
+
+    edit(small, change, sealed=False)
+    for function in (checkpoint.read, checkpoint.token, lambda path: checkpoint.drop_group(path, "memory")):
+        with pytest.raises(CheckpointError, match=r"checkpoint.json is damaged or foreign, its content does not have the checksum"):
+            function(small)
+    edit(small, lambda manifest: manifest.pop("crc32"), sealed=False)
+    with pytest.raises(CheckpointError, match=r"checkpoint.json is damaged or foreign, its content does not have the checksum"):
+        checkpoint.read(small)
+
+
+def test_every_bit_of_the_metadata_is_guarded(small: Path) -> None:
+    content = (small / "checkpoint.json").read_bytes()
+    # What leaves the JSON sound is the interesting part: another digit or letter.
+    begin, end = (content.index(word) for word in (b'"metadata"', b'"groups"'))
+    harmless = 0
+    for bit in range(8 * begin, 8 * end):
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        put(small / "checkpoint.json", bytes(changed))
+        try:
+            found = checkpoint.read(small)
+        except CheckpointError as error:
+            assert "checkpoint.json is damaged or foreign" in str(error)
+        else:
+            assert (found.metadata, set(found.groups)) == (METADATA, set(SMALL))
+            harmless += 1
+    assert harmless < 100  # Blanks that became other blanks, and letters of \\u00fc that became capitals.
 
 
 BAD_JSON = [

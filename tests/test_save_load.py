@@ -1,6 +1,7 @@
 """Saving and loading on both backends: everything that changes what the next step does is state."""
 
 import itertools
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -110,15 +111,24 @@ def test_store_separately_writes_a_file_for_each_model(backend: Backend, tmp_pat
 
 
 @pytest.mark.parametrize(("writer", "reader"), [("torch", "jax"), ("jax", "torch")])
-def test_a_checkpoint_moves_between_the_backends(writer: str, reader: str, tmp_path: Path) -> None:
+def test_a_checkpoint_moves_between_the_backends(writer: str, reader: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     backends = {backend.name: backend for backend in installed_backends()}
     agent, other = trained(backends[writer]), trained(backends[reader], seed=4)
     agent.save(tmp_path / "saved")
-    streams = other._streams()
-    other.load(tmp_path / "saved")
+    with caplog.at_level(logging.INFO, "sacref.agent"):
+        other.load(tmp_path / "saved")
+    assert f"was written by {writer}: the random streams begin anew, from the seed, the rank and the 3 gradient steps" in caplog.text
     assert_same_arrays(other.arrays(), agent.arrays())
     assert_same_arrays(other.memory.arrays(), agent.memory.arrays())
-    assert_same_arrays(other._streams(), streams)
+    # From (seed, rank, gradient steps) alone, whatever was drawn before.
+    again, later = backends[reader].agent(num_envs=2, seed=4), backends[reader].agent(num_envs=2, seed=5)
+    begun = again._streams()
+    for fresh in (again, later):
+        fresh.load(tmp_path / "saved")
+    assert_same_arrays(other._streams(), again._streams())
+    for name, state in again._streams().items():
+        assert not np.array_equal(state, begun[name])
+        assert not np.array_equal(state, later._streams()[name])
     batch, noise = draw_batch(agent, 4)
     for a in (agent, other):
         a.update_on(batch, noise)
