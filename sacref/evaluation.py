@@ -152,10 +152,11 @@ def _run_episodes(
                 raise EvaluationError(
                     f"evaluation: environment {number + index} gave a reward that is not finite: mend the environment or its wrappers"
                 )
-        for index, reason in divergences.find(observations=next_observations, states=next_states, rewards=rewards, infos=infos).items():
-            if len(returns[index]) < quota[index]:
+        diverged = divergences.find(observations=next_observations, states=next_states, rewards=rewards, infos=infos)
+        for copy, reason in diverged.items():
+            if len(returns[copy]) < quota[copy]:
                 raise EvaluationError(
-                    f"evaluation: environment {number + index} diverged, {reason}, so that its episode has no return: evaluate again with "
+                    f"evaluation: environment {number + copy} diverged, {reason}, so that its episode has no return: evaluate again with "
                     f"another seed, or mend the environment"
                 )
         agent.record_transition(

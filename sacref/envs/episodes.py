@@ -83,9 +83,9 @@ class EpisodeBoundaries(Generic[ArrayT]):
             observations: what the actions were chosen on, `(envs, *observation)`; of a Dict space a dict of such.
             next_observations: what the environments returned, `(envs, *observation)`.
             terminated, truncated: `(envs,)`, bool.
-            infos: the environments' infos. `DROPPED` is read where it is there. `final_obs` is read where it is a mapping: an object array with None where no episode
+            infos: the environments' infos, where they are a mapping. `final_obs` is read: an object array with None where no episode
                 ended (Gymnasium's SAME_STEP), or an array or tensor `(envs, *observation)`; `_final_obs` masks it. Of a Dict space
-                either a dict of such, or an object array of dicts.
+                either a dict of such, or an object array of dicts. And `DROPPED`.
 
         Returns:
             The next observations with the final ones in place, `(envs, *observation)`; keep, `(envs,)`: False where the row is a
@@ -123,9 +123,7 @@ def dropped_rows(infos: Any, like: Bool[ArrayT, "envs"]) -> Bool[ArrayT, "envs"]
     if mask is None:
         return None
     if tuple(np.shape(mask)) != tuple(like.shape):
-        raise ValueError(
-            f"infos[{DROPPED!r}] has shape {tuple(np.shape(mask))}, expected {tuple(like.shape)}: one bool for each environment"
-        )
+        raise ValueError(f"infos[{DROPPED!r}] has shape {tuple(np.shape(mask))}, expected {tuple(like.shape)}: a bool per environment")
     dropped: ArrayT = cast(_Namespace, namespace(like)).asarray(mask, dtype=like.dtype, device=getattr(like, "device", None))
     return dropped
 
