@@ -695,8 +695,8 @@ class Agent(Border[ArrayT]):
         return "; ".join(found) or None
 
     def _refuse_not_finite(self, parts: Mapping[str, Any], keep: Any, device: bool) -> Any:
-        if not device and not np.isfinite(parts["actions"]).all():
-            self.check_numbers()
+        if not device and "actions" in parts and not np.isfinite(parts["actions"]).all():
+            self.check_numbers()  # which the policy's come from
         return super()._refuse_not_finite(parts, keep, device)
 
     def _raise_for_bad_rows(self) -> None:
