@@ -208,8 +208,15 @@ def guard_of(made: SyncVectorEnv, rank: int | None = None) -> DivergenceGuard:
 
 def look(guard: DivergenceGuard, rewards: list[float], ended: list[bool] | None = None) -> list[bool]:
     count = len(rewards)
-    told = {"observations": np.zeros((count, 2)), "states": None, "infos": {}, "timestep": 3}
-    return guard.look(**told, rewards=np.array(rewards), ended=np.array(ended or [False] * count)).tolist()
+    found: list[bool] = guard.look(
+        observations=np.zeros((count, 2)),
+        states=None,
+        rewards=np.array(rewards),
+        ended=np.array(ended or [False] * count),
+        infos={},
+        timestep=3,
+    ).tolist()
+    return found
 
 
 def test_the_rank_is_named(caplog: pytest.LogCaptureFixture) -> None:
