@@ -369,6 +369,8 @@ class SoakSample:
     """Memory of the process that lies in RAM."""
     open_files: int
     """File descriptors of the process."""
+    blocks: int
+    """Of memory that Python's objects hold, after a garbage collection: one or more for each object."""
 
 
 @dataclass(frozen=True, kw_only=True)

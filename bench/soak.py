@@ -1,7 +1,8 @@
 """Whether memory and open files stay flat over a long run: `python -m bench.soak` (`nox -s soak`).
 
 A whole run of each backend, in a process of its own, with a small network in an environment that costs nothing. From when the replay
-memory is full until the end, resident memory may differ by 2%, and the number of open files not at all. Exit status 1 where it does.
+memory is full until the end, resident memory may differ by 2%, the number of open files not at all, and Python may not hold an object
+more for every step. Exit status 1 where they do: then something is left behind.
 """
 
 import json
@@ -20,6 +21,9 @@ from bench.record import SoakCell, SoakSample, SoakSamples
 
 TOLERANCE = 0.02
 """Largest relative difference of resident memory from that when the replay memory was full."""
+BLOCKS_PER_STEP = 0.5
+"""Blocks of memory that Python's objects may hold more, for each step. An array that a step leaves behind is one, or more; what a
+checkpoint or an evaluation leaves is little for each step."""
 STEPS_PER_SECOND = 300.0
 """For the estimate."""
 
@@ -119,6 +123,15 @@ def growth(cell: SoakCell) -> float:
     return max(abs(each - first) for each in later) / first
 
 
+def blocks_per_step(cell: SoakCell) -> float:
+    """Blocks of memory that Python holds more for each step since the replay memory was full: from the least of the first half on to the
+    least of the second, as some are held for a while.
+    """
+    samples = full(cell)
+    first, second = (min(part, key=lambda sample: sample.blocks) for part in (samples[: len(samples) // 2], samples[len(samples) // 2 :]))
+    return (second.blocks - first.blocks) / (second.step - first.step)
+
+
 def verdict(cell: SoakCell) -> str:
     """What has not stayed flat; empty if all has, or nothing was measured."""
     if cell.missing is not None:
@@ -129,6 +142,8 @@ def verdict(cell: SoakCell) -> str:
     files = {sample.open_files for sample in full(cell)}
     if len(files) > 1:
         found.append(f"there are {min(files)} to {max(files)} open files, their number is expected to stay")
+    if blocks_per_step(cell) > BLOCKS_PER_STEP:
+        found.append(f"each step leaves {blocks_per_step(cell):.2f} blocks behind, at most {BLOCKS_PER_STEP} are expected")
     return "; ".join(found)
 
 

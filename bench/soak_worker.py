@@ -4,6 +4,7 @@ It is a whole run, as `sacref train` makes it: tracking, evaluations, checkpoint
 """
 
 import dataclasses
+import gc
 import json
 import os
 import sys
@@ -69,7 +70,9 @@ class _Gauged(gymnasium.Wrapper[Any, Any, Any, Any]):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         self.steps += 1
         if self.steps % self.gauge.every == 0:
-            self.gauge.samples.append(SoakSample(step=self.steps, resident_bytes=resident_bytes(), open_files=open_files()))
+            gc.collect()
+            sample = SoakSample(step=self.steps, resident_bytes=resident_bytes(), open_files=open_files(), blocks=sys.getallocatedblocks())
+            self.gauge.samples.append(sample)
         return self.env.step(action)
 
 

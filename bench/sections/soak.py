@@ -6,11 +6,12 @@ from bench import plots
 from bench.record import SoakSamples
 from bench.sections import Section, source, table
 from bench.sections.newest import newest
-from bench.soak import full, growth
+from bench.soak import blocks_per_step, full, growth
 
 INTRODUCTION = (
     "Resident memory and open files of a process over a whole run (tracking, evaluations, checkpoints) of a small network. Growth is the"
-    " largest difference of a later sample from the first one after the replay memory was full.\n"
+    " largest difference of a later sample from the first one after the replay memory was full. Blocks are those of memory that Python's"
+    " objects hold: an array that every step leaves behind is one or more for each step.\n"
 )
 
 
@@ -23,7 +24,7 @@ def section(results: Path) -> Section:
         for cell in found.samples.cells:
             start = [plots.NAMES[cell.backend], cell.execution or "", f"{cell.steps:,}"]
             if cell.missing is not None:
-                rows.append([*start, f"missing: {cell.missing}", "", "", "", ""])
+                rows.append([*start, f"missing: {cell.missing}", "", "", "", "", ""])
                 continue
             samples = full(cell)
             files = sorted({sample.open_files for sample in samples})
@@ -34,10 +35,11 @@ def section(results: Path) -> Section:
                     f"{samples[0].resident_bytes / 2**20:,.1f}",
                     f"{samples[-1].resident_bytes / 2**20:,.1f}",
                     f"{growth(cell):.2%}",
+                    f"{blocks_per_step(cell):.3f}",
                     " to ".join(dict.fromkeys((str(files[0]), str(files[-1])))),
                 ]
             )
-        header = ["backend", "way", "steps", "full at", "MiB then", "MiB at the end", "growth", "open files"]
+        header = ["backend", "way", "steps", "full at", "MiB then", "MiB at the end", "growth", "blocks per step", "open files"]
         paragraphs += [
             f"### {heading}\n",
             table(header, rows),
