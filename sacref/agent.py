@@ -647,25 +647,25 @@ class Agent(Border[ArrayT]):
             arrays: as of `arrays`. None to fetch them only where the metrics leave something to ask: where they are not finite, and where
                 losses are scaled, as a step that overflows in float16 is skipped and its losses tell nothing.
         """
-        names, scaled = self._metric_names(), self.cfg.scales_losses
+        scaled = self.cfg.scales_losses
         if rows is not None and scaled:
             finite = np.flatnonzero(np.isfinite(rows).all(axis=1))
-            rows = rows[finite[-1] + 1 :] if finite.size else rows  # those since the last step that did not overflow
-        first = None if rows is None else numerics.first_fault(names, rows)
+            rows = rows[finite[-1] + 1 :] if finite.size else None  # those since the last step that did not overflow
+        first = None if rows is None else numerics.first_fault(self._metric_names(), rows)
         if arrays is None and first is None and not scaled:
             return None
         arrays = self.arrays() if arrays is None else arrays
-        bad, stuck = numerics.not_finite(arrays), self._stuck(arrays) if scaled else None
-        if not bad and not stuck and (scaled or first is None):
+        bad, stuck = numerics.not_finite(arrays), self._stuck(arrays)
+        if bad or (first is not None and not scaled):
+            since = self._since(first, rows, [name for name in bad if "_moment" not in name])
+            by_now = f"; parameters, moments or counters that are not finite by now: {numerics.listed(bad)}" if bad else ""
+            said = f"training is not finite any more (NaN or infinity) {since}{by_now}"
+        elif stuck:
+            said = f"training does not go on any more: {stuck}"
+        else:
             self._sound_until = self.gradient_step_count
             return None
-        since = self._since(first, rows, [name for name in bad if "_moment" not in name])
-        said = stuck or (f"parameters, moments or counters that are not finite by now: {numerics.listed(bad)}" if bad else "")
-        return NumericalError(
-            f"training is not finite any more (NaN or infinity) {since}"
-            + (f"; {said}. " if said else ". ")
-            + numerics.advice(self.cfg, self._good_checkpoint)
-        )
+        return NumericalError(f"{said}. {numerics.advice(self.cfg, self._good_checkpoint)}")
 
     def _since(self, first: numerics.Fault | None, rows: NDArray[Any] | None, parameters: list[str]) -> str:
         """Which gradient step it began with, as exactly as is known."""
@@ -681,7 +681,7 @@ class Agent(Border[ArrayT]):
         return f"since a gradient step from {self._sound_until + 1} to {steps} (timestep {self._timestep})"
 
     def _stuck(self, arrays: Mapping[str, NDArray[Any]]) -> str | None:
-        """What is to be said of optimizers all of whose last steps overflowed: no scale helps them."""
+        """What is to be said of optimizers all of whose last steps overflowed, where losses are scaled: no scale helps them."""
         found = []
         for name, array in arrays.items():
             slot, _, field = name.partition(".")
@@ -691,7 +691,7 @@ class Agent(Border[ArrayT]):
                 if now[1] - before[1] < now[0] - before[0]:
                     self._skipped_before[slot] = now
                 elif now[0] - before[0] >= numerics.MOST_SKIPPED:
-                    found.append(f"the last {now[0] - before[0]} steps of {slot} overflowed in float16, at a loss scale that fell to 1")
+                    found.append(f"the last {now[0] - before[0]} steps of the {slot} overflowed in float16 and were skipped")
         return "; ".join(found) or None
 
     def _refuse_not_finite(self, parts: Mapping[str, Any], keep: Any, device: bool) -> Any:

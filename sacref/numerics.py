@@ -11,7 +11,7 @@ from sacref.config import SACConfig
 from sacref.types import Agent
 
 MOST_SKIPPED = 100
-"""Steps in a row that may overflow in float16: from the largest loss scale to the smallest it takes 24."""
+"""Steps in a row that may overflow in float16: after 24, the largest loss scale has become the smallest."""
 
 NAMED = 6
 """Names that a message lists."""

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ import sacref
 from sacref import NumericalError, agent, cli, evaluation, numerics, training
 from sacref.config import ExperimentConfig, SACConfig
 from sacref.numerics import first_fault, listed, not_finite
-from tests.backends import BACKENDS, Backend, Spaces, draw_row, load_backend, metrics_of
+from sacref.ranks import Ranks
+from tests.backends import BACKENDS, Backend, Spaces, draw_row, load_backend, metrics_of, without_shape_checks
 from tests.envs.counting import CountingEnv
 from tests.fake_agent import FakeAgent
 
@@ -193,8 +193,8 @@ def test_a_look_is_taken_where_nothing_is_tracked(backend: Backend, monkeypatch:
 
 
 def test_a_learning_rate_that_is_too_large_diverges_at_the_step_that_is_named(backend: Backend, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"learning_rate": 30.0, "capacity": 8, "execution": "plain"}
-    with pytest.MonkeyPatch.context() as patch:
+    options: dict[str, Any] = {"learning_rate": 300.0, "capacity": 8, "execution": "plain"}
+    with pytest.MonkeyPatch.context() as patch, without_shape_checks():
         twin = backend.agent(**options)
         seen = metrics_of(twin, patch)
         with pytest.raises(NumericalError):
@@ -203,7 +203,7 @@ def test_a_learning_rate_that_is_too_large_diverges_at_the_step_that_is_named(ba
     step = finite.index(False) + 1
     assert step > 3
     diverging = backend.agent(**options, experiment=tracking(tmp_path, write=7))
-    with pytest.raises(NumericalError, match=rf"since gradient step {step} \(timestep {step}\): "):
+    with without_shape_checks(), pytest.raises(NumericalError, match=rf"since gradient step {step} \(timestep {step}\): "):
         live(diverging, 300)
     assert diverging.gradient_step_count == -(-step // 7) * 7
 
@@ -221,6 +221,25 @@ def test_a_nan_temperature_is_named(backend: Backend, tmp_path: Path, gradient_s
         live(made, 2)
 
 
+def test_a_checkpoint_that_was_loaded_is_a_good_one(backend: Backend, tmp_path: Path) -> None:
+    faulty(backend.name, "policy").save(tmp_path / "saved")
+    made = faulty(backend.name, "policy")
+    made.load(tmp_path / "saved")
+    with pytest.raises(NumericalError, match=rf"The last good checkpoint is {tmp_path / 'saved'}\. "):
+        live(made, 3, flagged=2)
+
+
+def test_device_rows_that_a_nan_policy_made_are_its_fault(backend: Backend, tmp_path: Path) -> None:
+    """And none of the simulation's."""
+    made = faulty(backend.name, "policy", experiment=tracking(tmp_path, write=10))
+    row = draw_row(made, np.random.default_rng(0), actions=np.full((1, 2), np.nan, np.float32))
+    made.record_transition(**{name: backend.array(value) if isinstance(value, np.ndarray) else value for name, value in row.items()})
+    arrays = made.arrays()
+    made.set_arrays(arrays | {"policy.mu.bias": np.full_like(arrays["policy.mu.bias"], np.nan)})
+    with pytest.raises(NumericalError, match=r"by now: policy\.mu\.bias\."):
+        made.write_tracking_data(timestep=1, timesteps=10)
+
+
 def test_what_was_nan_before_a_step_is_said_to_be(backend: Backend) -> None:
     made = backend.agent()
     arrays = made.arrays()
@@ -229,11 +248,35 @@ def test_what_was_nan_before_a_step_is_said_to_be(backend: Backend) -> None:
         made.check_numbers()
 
 
+def test_the_fault_of_one_rank_stops_all(backend: Backend, tmp_path: Path) -> None:
+    class Two(Ranks):
+        size = 2
+
+        def gather(self, value: Any) -> list[Any]:
+            return [value, "training is not finite" if value is None else value]
+
+        def rows(self, array: NDArray[Any]) -> NDArray[Any]:
+            return array
+
+    made = backend.agent(experiment=tracking(tmp_path, write=10))
+    live(made, 2)
+    made.ranks = Two()
+    with pytest.raises(NumericalError, match=r"^rank 1: training is not finite$"):
+        made.write_tracking_data(timestep=2, timesteps=10)
+    assert [line["timestep"] for line in metrics_lines(tmp_path)] == [2]
+
+
 # float16: a step that overflows is skipped.
 
 
+def half(backend: Backend, experiment: ExperimentConfig, **options: Any) -> Any:
+    """An agent of mixed precision that learns from the newest transition alone."""
+    precise: dict[str, Any] = {"mixed_precision": True, "precision": "float16", "capacity": 1, "batch_size": 1}
+    return backend.agent(**precise, experiment=experiment, **options)
+
+
 def test_a_float16_overflow_is_no_fault(backend: Backend, tmp_path: Path) -> None:
-    made = backend.agent(mixed_precision=True, precision="float16", experiment=tracking(tmp_path, write=1, checkpoints=2), capacity=8)
+    made = half(backend, tracking(tmp_path, write=1, checkpoints=2))
     live(made, 6, rewards=np.full((1, 1), 1e6, np.float32), terminated=np.ones((1, 1), bool))
     assert made.arrays()["critic_optimizer.skipped_steps"] >= 4
     assert (tmp_path / "run" / "checkpoints" / "agent_6").is_dir()
@@ -241,14 +284,39 @@ def test_a_float16_overflow_is_no_fault(backend: Backend, tmp_path: Path) -> Non
 
 def test_a_float16_policy_that_only_overflows_is_one(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numerics, "MOST_SKIPPED", 10)
-    made = backend.agent(mixed_precision=True, precision="float16", experiment=tracking(tmp_path, write=4), capacity=8, seed=1)
+    made = half(backend, tracking(tmp_path, write=4))
     live(made, 8)
     with pytest.raises(NumericalError) as raised:
         live(made, 40, observations=np.full((1, 3), 1e6), next_observations=np.full((1, 3), 1e6))
-    message = str(raised.value)
-    assert re.search(r"the last \d\d steps of policy_optimizer overflowed in float16, at a loss scale", message)
-    assert "compute in float32 (mixed_precision=False)" in message
+    # The look after 8 steps saw some that did not; that after 20 is the first with 10 that did.
+    assert str(raised.value).startswith(
+        "training does not go on any more: the last 12 steps of the policy_optimizer overflowed in float16 and were skipped; the last 12 "
+        "steps of the critic_optimizer overflowed"
+    )
+    assert "compute in float32 (mixed_precision=False)" in str(raised.value)
+    assert made.gradient_step_count == 20
     assert not_finite(made.arrays()) == []
+
+
+def test_a_few_overflows_in_a_row_are_none(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numerics, "MOST_SKIPPED", 10)
+    made = half(backend, tracking(tmp_path, write=4))
+    for _ in range(2):
+        live(made, 8, observations=np.full((1, 3), 1e6), next_observations=np.full((1, 3), 1e6))
+        live(made, 1)
+    assert made.arrays()["policy_optimizer.skipped_steps"] == 16
+
+
+def test_in_float16_the_step_is_that_after_the_last_sound_one(backend: Backend, tmp_path: Path) -> None:
+    """Step 2 overflows and is skipped, step 4 takes the parameters beyond all bounds, which step 5 is the first to see."""
+    made = half(backend, tracking(tmp_path, write=10), learning_rate=1e-3)
+    for timestep in range(1, 4):
+        live(made, 1, rewards=np.full((1, 1), 1e6 if timestep == 2 else 0.0, np.float32), terminated=np.ones((1, 1), bool))
+    assert made.arrays()["critic_optimizer.skipped_steps"] == 1
+    arrays = made.arrays()
+    made.set_arrays(arrays | {"policy.head.bias": np.full_like(arrays["policy.head.bias"], np.nan)})
+    with pytest.raises(NumericalError, match=r"since gradient step 4 \(timestep 1\): target_max.*: policy\.head\.bias"):
+        live(made, 10)
 
 
 # Loops and the command line.
