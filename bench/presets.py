@@ -142,7 +142,7 @@ PRESETS = {
             steps=50_000,
             evaluation_interval=10_000,
             seeds=(0, 1, 2),
-            settings={"mixed_precision": True, "precision": "bfloat16"},
+            settings={"mixed_precision": True},
         ),
         Preset(
             name="halfcheetah-100k",

@@ -26,7 +26,7 @@ BATCH = 256
 """Of one rank alone."""
 STORED = 20_000
 """Transitions in the memory of each rank."""
-SECONDS_PER_RANK = {"cpu": 8.0, "cuda": 20.0}
+SECONDS_PER_RANK = {"cpu": 5.0, "cuda": 20.0}
 """For the estimate: starting a process, and making and compiling its agents."""
 
 

@@ -407,7 +407,7 @@ def parse(arguments: Sequence[str]) -> Command:
     if isinstance(command, Train) and command.sweep is not None:
         from sacref import sweep
 
-        sweep.refuse_other_flags(arguments)
+        sweep.refuse_others(arguments)
         return command
     # Some defaults follow from other flags: read once for those, and once more with the defaults that follow.
     return _parse(arguments, command.defaults()) if isinstance(command, Train) else command

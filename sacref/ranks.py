@@ -83,7 +83,7 @@ class Ranks:
                     f"the arrays of rank {rank} are not those of rank 0: {differing or 'they come in another order'}; "
                     f"start every rank with the same arguments"
                 )
-        return {name: self.all_gather(array)[0] for name, array in arrays.items()}
+        return {name: np.asarray(self.all_gather(array)[0]) for name, array in arrays.items()}  # a scalar stays an array
 
     def wait(self) -> None:
         """Go on when all ranks have come here."""

@@ -17,7 +17,7 @@ import pytest
 from gymnasium.envs.classic_control import PendulumEnv
 
 import sacref
-from sacref import cli, experiment
+from sacref import cli, experiment, launch
 from sacref.config import ExperimentConfig, SACConfig, paper_config
 from sacref.evaluation import Evaluation
 from sacref.experiment import train as sacref_train
@@ -207,6 +207,65 @@ def test_random_steps_follow_the_number_of_environments() -> None:
     assert (cfg.random_timesteps, cfg.learning_starts) == (1250, 9)
 
 
+def test_ranks_are_started_by_the_launcher_with_the_same_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Any] = []
+
+    def run(*given: Any, **named: Any) -> int:
+        started.append((*given, named))
+        return 7
+
+    monkeypatch.setattr(launch, "run", run)
+    arguments = ["train", "--ranks", "3", "--run-dir", "runs/x"]
+    assert cli.main(arguments) == 7
+    assert started == [(arguments, 3, {"run_dir": "runs/x"})]
+
+
+def test_the_random_steps_are_those_of_all_ranks_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = parse_train("--ranks", "2", "--num-envs", "4")
+    assert (command.ranks, command.cfg.random_timesteps, command.cfg.update_to_data) == (2, 625, 1.0)
+    for name, value in {"RANK": "1", "WORLD_SIZE": "5", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    command = parse_train()
+    assert (command.ranks, command.cfg.random_timesteps) == (5, 1000), "torchrun says how many there are"
+
+
+def test_a_rank_that_cannot_begin_ends_its_process_at_once(
+    trained: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(experiment, "prepare_process", lambda *arguments: None)
+
+    def leave(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr("os._exit", leave)
+    with pytest.raises(SystemExit) as left:
+        cli.main(["train", "--ranks", "3"])
+    assert left.value.code == 2
+    assert "--ranks is 3, and 2 processes were started together (WORLD_SIZE): leave --ranks out" in capsys.readouterr().err
+
+    def lose(**arguments: Any) -> None:
+        raise RuntimeError("[../third_party/gloo/pair.cc:553] Connection closed by peer [127.0.0.1]:31924")
+
+    assert cli.main(["train"]) == 0
+    assert capsys.readouterr().out == "", "rank 0 speaks for all"
+    monkeypatch.setattr(experiment, "train", lose)
+    with pytest.raises(SystemExit) as left:
+        cli.main(["train"])
+    assert left.value.code == launch.LOST_STATUS
+    assert "another rank ended or did not answer in time" in capsys.readouterr().err
+    monkeypatch.setenv(launch.STARTED_HERE, "1")
+    with pytest.raises(SystemExit):
+        cli.main(["train"])
+    assert capsys.readouterr().err == "", "the launcher says it"
+    monkeypatch.setenv("RANK", "2")
+    with pytest.raises(SystemExit) as left:
+        cli.main(["train"])
+    assert left.value.code == 2
+    assert "RANK is '2', expected an integer from 0 to 1" in capsys.readouterr().err
+
+
 def test_the_experiments_own_fields_name_the_run_directory(trained: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "--experiment.directory", "folder", "--experiment.experiment-name", "name"]) == 0
     assert trained["arguments"]["run_dir"] == Path("folder/name")
@@ -227,6 +286,7 @@ def test_resume_takes_the_settings_of_the_run(tmp_path: Path) -> None:
         "steps": 70,
         "seed": 5,
         "num_envs": 2,
+        "ranks": 3,
         "hidden": [8, 9],
         "models": {
             "num_critics": 3,
@@ -317,6 +377,7 @@ def test_ctrl_c_is_status_130_and_says_what_was_written(
         (["train", "--env", "HalfCheetah-v99"], "HalfCheetah-v99"),
         (["train", "--env", "CartPole-v1"], "action_space is"),
         (["train", "--steps", "0"], "steps is 0, expected an integer of at least 1"),
+        (["train", "--ranks", "0"], "--ranks is 0, expected an integer of at least 1"),
         (["train", "--num-envs", "0"], "num_envs is 0, expected an integer >= 1"),
         (["train", "--overwrite", "--resume", "--run-dir", "absent"], "holds no run"),
         (["eval", "absent"], "absent holds no run"),

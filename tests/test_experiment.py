@@ -1,7 +1,9 @@
 """Whole runs: what a run directory holds, that it can be resumed, loaded and replaced, and what is refused."""
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +16,11 @@ import numpy as np
 import pytest
 
 import sacref
-from sacref import envs, experiment
+from sacref import checkpoint, envs, experiment, resumption
 from sacref.config import ConfigError, SACConfig, paper_config
 from sacref.evaluation import evaluate
 from sacref.experiment import BackendError, RunError, TrainingResult
+from tests.backends import assert_same_arrays
 from tests.envs.counting import CountingEnv
 
 INTERVALS = {"write_interval": 25, "checkpoint_interval": 50}
@@ -43,8 +46,8 @@ def metrics(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def memories(run_dir: Path) -> list[str]:
-    return sorted(path.parent.name for path in run_dir.glob("checkpoints/*/memory.safetensors"))
+def checkpoints(run_dir: Path) -> list[str]:
+    return sorted(path.name for path in (run_dir / "checkpoints").iterdir())
 
 
 @pytest.fixture(params=["torch", "jax"])
@@ -118,12 +121,66 @@ def test_a_run_without_a_directory_makes_a_fresh_one(tmp_path: Path) -> None:
     assert result.run_dir.name.startswith("Pendulum-v1-torch-0-")
 
 
-def test_only_the_newest_checkpoint_keeps_its_memory(tmp_path: Path) -> None:
-    train(tmp_path / "run", steps=120)
-    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["agent_100", "agent_120", "agent_50"]
-    assert memories(tmp_path / "run") == ["agent_120"]
-    train(tmp_path / "run", steps=170, resume=True)
-    assert memories(tmp_path / "run") == ["agent_170"]
+def test_the_last_checkpoints_are_kept_with_their_memories_and_the_best_without(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    train(run_dir, steps=120)
+    assert checkpoints(run_dir) == ["agent_100", "agent_120", "agent_50", "best", "replay"]
+    train(run_dir, steps=170, resume=True)
+    assert checkpoints(run_dir) == ["agent_120", "agent_150", "agent_170", "best", "replay"]
+    train(run_dir, steps=200, resume=True, keep_checkpoints=1)
+    assert checkpoints(run_dir) == ["agent_200", "best", "replay"]
+    assert resumption.holds_memory(run_dir / "checkpoints" / "agent_200")
+    assert not resumption.holds_memory(run_dir / "checkpoints" / "best")
+    best = max(entries(run_dir), key=lambda entry: float(entry["mean"]))
+    found = experiment.load(run_dir, checkpoint="best")
+    copies = envs.make("Pendulum-v1", 2, env_kwargs=SMALL["env_kwargs"])
+    assert list(evaluate(found, copies, episodes=2, seed=experiment._derive(0, 1)).returns) == pytest.approx(best["returns"])
+    copies.close()
+
+
+def test_a_damaged_checkpoint_is_left_out_and_the_one_before_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run_dir = tmp_path / "run"
+    train(run_dir, steps=120)
+    shutil.copytree(run_dir, tmp_path / "second")
+    wanted = entries(run_dir)
+    with (run_dir / "checkpoints" / "agent_120" / "agent.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\xff")
+    experiment.load(run_dir)
+    assert "agent_120 is left out, and agent_100 taken" in caplog.text
+    caplog.clear()
+    train(run_dir, steps=120, resume=True)
+    assert "checkpoint agent_120 is left out, and the one before it taken" in caplog.text
+    assert entries(run_dir) == wanted  # the steps from 100 on came again
+    segments = sorted((tmp_path / "second" / "checkpoints" / "replay").glob("segment_*"))
+    (segments[-1] / "rows.safetensors").unlink()
+    caplog.clear()
+    train(tmp_path / "second", steps=120, resume=True)
+    assert "checkpoint agent_120 is left out" in caplog.text
+    for path in (run_dir / "checkpoints").glob("agent_*"):
+        (path / "checkpoint.json").write_text("{}")
+    with pytest.raises(RunError, match=r"holds no sound checkpoint: .*start anew with overwrite"):
+        train(run_dir, steps=120, resume=True)
+
+
+def test_a_disk_that_is_full_costs_a_checkpoint_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    right, writings = checkpoint.write, []
+
+    def full(path: Any, *arguments: Any) -> Any:
+        writings.append(Path(path).name)
+        if Path(path).name == "agent_100":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return right(path, *arguments)
+
+    monkeypatch.setattr(checkpoint, "write", full)
+    train(tmp_path / "run", steps=170)
+    assert "no checkpoint at timestep 100: [Errno 28] No space left on device. Training goes on; agent_50 is the last one" in caplog.text
+    assert checkpoints(tmp_path / "run") == ["agent_150", "agent_170", "agent_50", "best", "replay"]
+    monkeypatch.undo()
+    again = train(tmp_path / "run", steps=200, resume=True)
+    assert again.steps == 200
 
 
 def test_a_run_is_resumed_with_its_memory_and_counters_for_more_steps(backend: str, tmp_path: Path) -> None:
@@ -137,7 +194,8 @@ def test_a_run_is_resumed_with_its_memory_and_counters_for_more_steps(backend: s
     assert [entry["step"] for entry in entries(run_dir)] == [40, 80, 100, 120, 160, 200]
     assert entries(run_dir)[:3] == before
     assert [line["timestep"] for line in metrics(run_dir)] == [25, 50, 75, 100, 125, 150, 175, 200]
-    assert len(resumed.agent.memory) == 2 * 96  # type: ignore[attr-defined]  # of both backends' agents
+    # In the episode that ran: as many reset rows as an uninterrupted run has.
+    assert len(resumed.agent.memory) == 191  # type: ignore[attr-defined]  # of both backends' agents
     # No random first steps again, and one gradient step for each of the timesteps 20 to 199.
     assert resumed.agent.gradient_step_count == 180  # type: ignore[attr-defined]  # of both backends' agents
     assert json.loads((run_dir / "config.json").read_text())["steps"] == 200
@@ -184,11 +242,20 @@ def test_a_run_is_not_resumed_with_other_settings(changed: dict[str, Any], messa
     assert {path: path.stat().st_mtime_ns for path in finished_run.rglob("*")} == before
 
 
-def test_a_run_of_the_other_backend_is_not_resumed(finished_run: Path) -> None:
-    if find_spec("jax") is None:
-        pytest.skip("jax is not installed")
-    with pytest.raises(RunError, match="backend: the run has 'torch', asked is 'jax'"):
-        train(finished_run, backend="jax", resume=True)
+@pytest.mark.parametrize(("first", "second"), [("torch", "jax"), ("jax", "torch")])
+def test_a_run_goes_on_on_the_other_backend(first: str, second: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    if find_spec("jax") is None or find_spec("torch") is None:
+        pytest.skip("needs both backends")
+    caplog.set_level("INFO", "sacref.agent")
+    run_dir = tmp_path / "run"
+    before: Any = train(run_dir, backend=first).agent
+    same: Any = train(run_dir, backend=second, resume=True).agent
+    assert "the random streams begin anew, from the seed, the rank and the 80 gradient steps so far" in caplog.text
+    assert_same_arrays(same.arrays(), before.arrays())
+    assert_same_arrays(same.memory.arrays(), before.memory.arrays())
+    after: Any = train(run_dir, backend=second, steps=140, resume=True).agent
+    assert after.gradient_step_count == 120 and experiment.read_config(run_dir)["backend"] == second
+    assert [entry["step"] for entry in entries(run_dir)] == [40, 80, 100, 120, 140]
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +282,7 @@ def test_a_directory_that_holds_a_run_is_refused_and_overwritten_when_asked(tmp_
     train(run_dir, steps=40, seed=1, overwrite=True)
     assert [path.read_text() for path in foreign] == ["mine", "mine"]
     assert [entry["step"] for entry in entries(run_dir)] == [40]
-    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["agent_40", "mine"]
+    assert checkpoints(run_dir) == ["agent_40", "best", "mine", "replay"]
     assert [line["timestep"] for line in metrics(run_dir)] == [25, 40]
     assert len(list(run_dir.glob("events.out.tfevents.*"))) == 1
 
@@ -253,7 +320,7 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(tmp_path: Path) -> None:
     assert result.interrupted
     # 65 steps and the reset rows of three episodes, which are no steps.
     assert result.steps == 68
-    assert [path.name for path in sorted((tmp_path / "run" / "checkpoints").iterdir())] == ["agent_50", "agent_68"]
+    assert checkpoints(tmp_path / "run") == ["agent_50", "agent_68", "replay"]
     assert metrics(tmp_path / "run")[-1]["timestep"] == 68
     assert entries(tmp_path / "run") == []
     resumed = train(tmp_path / "run", wrappers=[Interrupting], evaluation_interval=1000, cfg={**SMALL["cfg"], "batch_size": 4}, resume=True)

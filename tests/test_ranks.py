@@ -114,6 +114,7 @@ def test_a_process_alone_is_all_ranks() -> None:
     assert alone.gather({"x": [1, None]}) == [{"x": [1, None]}]
     np.testing.assert_array_equal(alone.rows(array), array, strict=True)
     np.testing.assert_array_equal(alone.from_first({"a": array})["a"], array, strict=True)
+    assert isinstance(alone.from_first({"a": np.array(1.0)})["a"], np.ndarray)
     alone.wait()
 
 

@@ -373,8 +373,9 @@ def test_the_runs_inherit_the_lock(quick: None) -> None:
     def look() -> bool:
         if not Path("runs/s/seed=0/checkpoints/agent_1").exists():
             return False
-        (child,) = Path(f"/proc/{os.getpid()}/task/{threading.main_thread().native_id}/children").read_text().split()
-        held.extend(os.readlink(link) for link in Path(f"/proc/{child}/fd").iterdir())
+        # This process may have other children than the run.
+        children = Path(f"/proc/{os.getpid()}/task/{threading.main_thread().native_id}/children").read_text().split()
+        held.extend(os.readlink(link) for child in children for link in Path(f"/proc/{child}/fd").iterdir())
         return True
 
     thread = press(look)
@@ -463,6 +464,8 @@ def test_a_file_becomes_command_lines() -> None:
     assert run.arguments == [*fixed, *"--seed 3 --learning-rate 0.0001 0.0002 0.0003 --layer-norm".split()]
     assert run.directory == Path("/sweep/seed=3,learning-rate=0.0001-0.0002-0.0003,layer-norm=true")
     assert (run.env, run.backend, run.seed, run.steps) == ("Pendulum-v1", "torch", 3, 102)
+    several = written(Path("ranks.json"), train={"num-envs": 3, "steps": 100}, grid={"ranks": [1, 2, 4]})
+    assert [run.steps for run in plan(several).runs] == [102, 102, 108]
     assert plan(written(Path("default.json"), grid={"seed": [0]})).runs[0].arguments == ["--seed", "0", "--steps", "1000000"]
 
 
@@ -554,7 +557,7 @@ def test_a_sweep_starts_its_ranks_itself(monkeypatch: pytest.MonkeyPatch) -> Non
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(SweepError, match="under torchrun"):
-        sweep.run(written(Path("s.json"), grid={"seed": [0]}))
+        cli.parse(["train", "--sweep", "s.json"])
 
 
 def test_what_a_cluster_needs_is_named(cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:

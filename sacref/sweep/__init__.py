@@ -58,8 +58,6 @@ def run(
     """
     if jobs is not None and jobs < 1:
         raise SweepError(f"--sweep-jobs is {jobs}, expected at least 1")
-    if launched() is not None:
-        raise SweepError("--sweep under torchrun (WORLD_SIZE is set): call it without, as it starts its runs by itself")
     directory = (directory if directory is not None else Path("runs") / file.stem).absolute()
     plan = grid.read(file, directory)
     settings = slurm.settings(file, plan.slurm)
@@ -87,12 +85,14 @@ def run(
     return 1 if record.named("failed") else 0
 
 
-def refuse_other_flags(arguments: Sequence[str]) -> None:
-    """Refuse flags beside --sweep that are not the sweep's own.
+def refuse_others(arguments: Sequence[str]) -> None:
+    """Refuse flags beside --sweep that are not the sweep's own, and sweeps beside this one.
 
     Raises:
-        SweepError: with their names.
+        SweepError: with the flags' names, or if a launcher of ranks started this process.
     """
+    if launched() is not None:
+        raise SweepError("--sweep under torchrun (WORLD_SIZE is set): call it without, as it starts its runs by itself")
     given = [word.partition("=")[0].replace("_", "-") for word in arguments if word.startswith("--")]
     if others := [word for word in given if word not in FLAGS]:
         raise SweepError(

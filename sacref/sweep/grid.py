@@ -151,6 +151,7 @@ def _run(file: Path, directory: Path, fixed: Mapping[str, Any], values: Mapping[
         train = _parse([word for words in flags.values() for word in words])
     except _Refused as refused:
         raise SweepError(f"{file}: {_blamed(places, flags, str(refused)) or _combination(values)} is refused: {refused}") from refused
+    environments = train.num_envs * train.ranks
     # Always given: a resumed run would take its old number, where the file leaves it to the default.
     steps = {"steps": ("--steps", str(train.steps))}
     return Run(
@@ -160,7 +161,7 @@ def _run(file: Path, directory: Path, fixed: Mapping[str, Any], values: Mapping[
         backend=train.backend,
         env=train.env,
         seed=train.cfg.seed,
-        steps=math.ceil(train.steps / train.num_envs) * train.num_envs,
+        steps=math.ceil(train.steps / environments) * environments,
     )
 
 

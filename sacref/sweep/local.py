@@ -45,7 +45,7 @@ class Local:
         self._presses += 1
         for taken in self._slots:
             if taken is not None:
-                taken[1].send_signal(signal.SIGINT if self._presses < 3 else signal.SIGKILL)
+                taken[1].send_signal(signal.SIGINT if self._presses < 3 else signal.SIGTERM)
         return any(taken is not None for taken in self._slots)
 
 
