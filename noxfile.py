@@ -39,6 +39,13 @@ def parity(session: nox.Session) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """Memory and open files over 200,000 steps of each backend; arguments after `--` go to bench.soak."""
+    install(session, "--editable", ".[bench,dev]")
+    python_module(session, "bench.soak", *session.posargs)
+
+
+@nox.session
 def types(session: nox.Session) -> None:
     """mypy --strict, as pyproject.toml says."""
     install(session, "--editable", ".[bench,dev]")

@@ -11,6 +11,7 @@ from bench.record import (
     RecurrentSamples,
     RolloutSamples,
     ScalingSamples,
+    SoakSamples,
     ThroughputSamples,
     Timing,
     UpdateSamples,
@@ -54,6 +55,10 @@ def _figures(one: Record) -> Iterator[tuple[str, Figure]]:
             values = [timed.steps / timed.seconds for timed in contender.rounds]
             if values:
                 yield contender.name, Figure(values, "steps/s", reference=not contender.name.startswith("sacref"))
+    elif isinstance(samples, SoakSamples):
+        for run in samples.cells:
+            if run.samples:
+                yield f"{run.backend}, memory at the end", Figure([run.samples[-1].resident_bytes / BYTES], "MiB", higher_is_better=False)
     else:
         yield from _by_suite(samples)
 

@@ -359,7 +359,46 @@ class ScalingSamples:
     cells: list[ScalingCell]
 
 
-Samples: TypeAlias = LearningSamples | ThroughputSamples | UpdateSamples | RolloutSamples | AmpSamples | RecurrentSamples | ScalingSamples
+@dataclass(frozen=True, kw_only=True)
+class SoakSample:
+    """A process in the midst of a run."""
+
+    step: int
+    """Environment steps trained before it."""
+    resident_bytes: int
+    """Memory of the process that lies in RAM."""
+    open_files: int
+    """File descriptors of the process."""
+    blocks: int
+    """Of memory that Python's objects hold, after a garbage collection: one or more for each object."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoakCell:
+    """A long run of one backend, in a process of its own."""
+
+    backend: str
+    execution: str | None
+    """The way of the gradient steps, as `agent.execution` names it; None if it could not run."""
+    steps: int
+    capacity: int
+    """Transitions that the replay memory holds."""
+    samples: list[SoakSample]
+    """Oldest first. Empty if it could not run."""
+    missing: str | None
+    """Why it could not run, or None."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoakSamples:
+    """Raw samples of one run of the soak suite."""
+
+    cells: list[SoakCell]
+
+
+Samples: TypeAlias = (
+    LearningSamples | ThroughputSamples | UpdateSamples | RolloutSamples | AmpSamples | RecurrentSamples | ScalingSamples | SoakSamples
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -367,7 +406,7 @@ class Record:
     """One run of one suite."""
 
     schema_version: int
-    suite: Literal["learning", "throughput", "update", "rollout", "amp", "recurrent", "scaling"]
+    suite: Literal["learning", "throughput", "update", "rollout", "amp", "recurrent", "scaling", "soak"]
     run: str
     """Name of the run, and of its file."""
     date: str
@@ -396,6 +435,7 @@ _SAMPLES: Mapping[str, type[Samples]] = {
     "amp": AmpSamples,
     "recurrent": RecurrentSamples,
     "scaling": ScalingSamples,
+    "soak": SoakSamples,
 }
 _Decoded = TypeVar("_Decoded")
 

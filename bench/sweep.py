@@ -19,7 +19,13 @@ import sacref
 from bench import machine, record
 
 SamplesT = TypeVar(
-    "SamplesT", record.UpdateSamples, record.RolloutSamples, record.AmpSamples, record.RecurrentSamples, record.ScalingSamples
+    "SamplesT",
+    record.UpdateSamples,
+    record.RolloutSamples,
+    record.AmpSamples,
+    record.RecurrentSamples,
+    record.ScalingSamples,
+    record.SoakSamples,
 )
 Preset = Literal["smoke", "cpu", "gpu"]
 BACKENDS = ("torch", "jax")
@@ -41,7 +47,7 @@ class Piece(Generic[SamplesT]):
 class Run:
     """A suite's run: its record without the samples."""
 
-    suite: Literal["update", "rollout", "amp", "recurrent", "scaling"]
+    suite: Literal["update", "rollout", "amp", "recurrent", "scaling", "soak"]
     name: str
     configuration: dict[str, Any]
     """Everything that was chosen; JSON values."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sacref.experiment import TrainingResult as TrainingResult
     from sacref.experiment import load as load
     from sacref.experiment import train as train
+    from sacref.numerics import NumericalError as NumericalError
 
 __version__ = "0.1.0"
 
@@ -27,6 +28,7 @@ _HOMES = {
     "TrainingResult": "sacref.experiment",
     "load": "sacref.experiment",
     "train": "sacref.experiment",
+    "NumericalError": "sacref.numerics",
 }
 
 

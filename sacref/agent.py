@@ -1,5 +1,6 @@
 """What the life cycles of the two backends share: recording transitions, tracking, checkpoints. No backend."""
 
+import contextlib
 import logging
 import secrets
 import time
@@ -17,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import sacref
-from sacref import checkpoint, replay_log
+from sacref import checkpoint, numerics, replay_log
 from sacref.border import Border, Rows
 from sacref.config import PARTS, ConfigError, Execution, SACConfig
 from sacref.envs.episodes import EpisodeBoundaries
 from sacref.envs.spaces import boxes, check_spaces
 from sacref.naming import prefixed, require_same_arrays, under
+from sacref.numerics import NumericalError
 from sacref.preprocessing import Preprocessor
 from sacref.ranks import Ranks
 from sacref.replay import Follow
@@ -89,7 +91,7 @@ FINEST = 1_000_000
 """Gradient steps for each timestep are counted exactly, in fractions with denominators up to this."""
 
 UNTRACKED_CHECK_INTERVAL = 1000
-"""Timesteps between two looks at the device for rows that were not finite, where nothing is written."""
+"""Timesteps between two looks at the device for rows and parameters that are not finite, where nothing is written."""
 
 
 @dataclass
@@ -146,6 +148,16 @@ class Agent(Border[ArrayT]):
         self._metrics: list[Any] = []
         self._tracker: Tracker | None = None
         self._newest_checkpoint: Path | None = None
+        self._good_checkpoint: Path | None = None
+        """The last one that was saved or loaded, with a memory where there is one."""
+        self._timestep = 0
+        """Timesteps finished, as the trainer counts them."""
+        self._learned_at: list[tuple[int, int]] = []
+        """Gradient steps so far and timesteps finished, after each update whose metrics were not written yet."""
+        self._sound_until = 0
+        """Gradient steps after which all that was learned was seen to be finite."""
+        self._skipped_before: dict[str, tuple[int, int]] = {}
+        """Optimizer -> gradient steps so far, and those of them that were skipped, when last one was not."""
         self._num_envs = 1 if memory is None else int(memory.num_envs)
         self.environment_steps_offset = 0
         """Environment steps beyond those of a timestep of today: of timesteps that another number of ranks took."""
@@ -357,7 +369,9 @@ class Agent(Border[ArrayT]):
             states, next_states: `(envs, *state)`; None without a state_space.
             actions: `(envs, *action)`, in the Box's own units.
             rewards, terminated, truncated: `(envs, 1)`.
-            infos: what the environments said beside; `final_obs`, and of states `final_info`, is read where it is there.
+            infos: what the environments said beside; `final_obs`, and of states `final_info`, is read where it is there. A trainer
+                that has found an environment diverged says so in `sacref.dropped`, `(envs,)`, bool: its row is left out, its episode
+                counts for nothing, and its next row begins another one.
 
         Raises:
             ValueError: if a shape is wrong, or a host array holds NaN or infinity: nothing of the row is stored then. In device
@@ -381,7 +395,7 @@ class Agent(Border[ArrayT]):
         )
         if self.memory is None:
             self._num_envs = rows.keep.shape[0]
-        watch.statistics.add(rewards=rows.rewards, ended=rows.ended, keep=rows.keep, for_summary=self._tracking)
+        watch.statistics.add(rewards=rows.rewards, ended=rows.ended, keep=rows.keep, dropped=rows.dropped, for_summary=self._tracking)
         stored = self._stored(rows)
         if self.training:
             if self.memory is None:
@@ -445,14 +459,21 @@ class Agent(Border[ArrayT]):
         return Follow(n_step=self.cfg.n_step, discount_factor=self.cfg.discount_factor)
 
     def post_interaction(self, *, timestep: int, timesteps: int) -> None:
-        """Track and checkpoint where an interval ends. It does not learn: that is for the algorithm to add."""
+        """Track and checkpoint where an interval ends. It does not learn: that is for the algorithm to add.
+
+        Raises:
+            NumericalError: if training has become NaN or infinite. A look is taken at each write interval (without any, every 1,000
+                timesteps), before each checkpoint, and at the end.
+        """
         self._resolve_intervals(timesteps)
         timestep += 1
+        self._timestep = timestep
         if self.checkpoint_interval and self.checkpoint_interval > 0 and timestep % self.checkpoint_interval == 0:
             self.write_checkpoint(timestep=timestep, timesteps=timesteps)
         if self._tracking and self.write_interval and timestep % self.write_interval == 0:
             self.write_tracking_data(timestep=timestep, timesteps=timesteps)
-        elif timestep >= timesteps or (not self._tracking and timestep % UNTRACKED_CHECK_INTERVAL == 0):
+        if timestep >= timesteps or (not self._tracking and timestep % UNTRACKED_CHECK_INTERVAL == 0):
+            self.check_numbers()
             self._raise_for_bad_rows()
 
     def _learn_if_due(self, *, timestep: int, timesteps: int) -> None:
@@ -468,6 +489,8 @@ class Agent(Border[ArrayT]):
             self.update(timestep=timestep, timesteps=timesteps)
         else:
             self._take_gradient_steps(steps)
+        if self._tracking:
+            self._learned_at.append((self.gradient_step_count, timestep + 1))
         self.track_data("Stats / Algorithm update time (ms)", 1e3 * (time.perf_counter() - started))
 
     def _take_gradient_steps(self, steps: int) -> None:
@@ -510,23 +533,37 @@ class Agent(Border[ArrayT]):
         as they are over time, rewards and episodes together.
 
         Raises:
-            ValueError: if rows of device arrays held NaN or infinity since the last call; the data is written first.
+            NumericalError: if a loss, or what else updates measured since the last call, is NaN or infinite. ValueError: if rows of device
+                arrays were. The data is written first.
         """
+        rows = self._fetch(self._metrics) if self._metrics else None
+        fault = self._fault_of(rows)
+        self._write_tracked(timestep, rows, self.ranks)
+        faults = self.ranks.gather(None if fault is None else str(fault))
+        if fault is not None:
+            raise fault
+        for rank, message in enumerate(faults):
+            if message is not None:
+                raise NumericalError(f"rank {rank}: {message}")
+        self._raise_for_bad_rows()
+
+    def _write_tracked(self, timestep: int, rows: NDArray[Any] | None, ranks: Ranks) -> None:
+        """Write what was measured since the last call, by these ranks, and forget it. `rows` are the metrics of this one's updates."""
         scalars = {tag: _reduce(tag, values) for tag, values in self._tracked.items()}
         self._tracked.clear()
-        metrics, self._metrics = self._metrics, []
-        if metrics:
-            for tag, samples in zip(self._metric_tags(), self._fetch(metrics).T, strict=True):
+        self._metrics, self._learned_at = [], []
+        if rows is not None:
+            for tag, samples in zip(self._metric_tags(), rows.T, strict=True):
                 if tag != TAGS["entropy_loss"] or self.cfg.learn_entropy:  # else nothing minimises it
                     scalars[tag] = _reduce(tag, samples)
-        told = self.ranks.gather(scalars)
+        told = ranks.gather(scalars)
         scalars = {tag: _reduce(tag, [each[tag] for each in told if tag in each]) for tag in dict.fromkeys(chain.from_iterable(told))}
         for training, watch in self._watches.items():
             prefix = "" if training else "Evaluation / "
             summary = watch.statistics.summary(self.to_numpy)
             kinds = {"Reward / Instantaneous reward": summary.rewards, "Reward / Total reward": summary.returns}
             for tag, own in {**kinds, "Episode / Total timesteps": summary.lengths}.items():
-                values = self.ranks.rows(own)
+                values = ranks.rows(own)
                 if values.size:
                     for kind in ("max", "min", "mean"):
                         scalars[f"{prefix}{tag} ({kind})"] = _reduce(f"({kind})", values)
@@ -534,7 +571,6 @@ class Agent(Border[ArrayT]):
             if self._tracker is None:
                 self._tracker = Tracker(self.experiment_dir)
             self._tracker.write(timestep, self.environment_steps(timestep), scalars)
-        self._raise_for_bad_rows()
 
     def close(self) -> None:
         """Close the files of the tracking. What was not written yet is lost; `write_tracking_data` writes it."""
@@ -550,6 +586,12 @@ class Agent(Border[ArrayT]):
         """Keep the packed metrics of updates, on the device, until the next write."""
         if self._tracking:
             self._metrics.extend(metrics)
+
+    def _metric_names(self) -> list[str]:
+        """The name of each element of an update's packed metrics."""
+        critics = len(self._state.critics)
+        names = [name for name in METRICS if name not in self._unmeasured]
+        return [name for name in names for _ in range(critics if "{critic}" in TAGS[name] else 1)]
 
     def _metric_tags(self) -> list[str]:
         """The tag of each element of an update's packed metrics."""
@@ -576,6 +618,91 @@ class Agent(Border[ArrayT]):
         """Let all ranks begin with what rank 0 does, whatever their models were drawn from."""
         if self.ranks.size > 1:
             self.set_arrays(self.ranks.from_first(self.arrays()))
+
+    # Numbers that are not finite.
+
+    def check_numbers(self) -> None:
+        """Look at all that was learned, and at what updates measured since the last write. This waits for the device.
+
+        Raises:
+            NumericalError: if any of it is NaN or infinite. What was tracked up to then is written first, of this rank alone.
+        """
+        self._require_finite(self.arrays())
+
+    def _require_finite(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        rows = self._fetch(self._metrics) if self._metrics else None
+        fault = self._fault_of(rows, arrays)
+        if fault is None:
+            return
+        if self._tracking:
+            with contextlib.suppress(OSError):  # a disk that is full shall not hide the fault
+                self._write_tracked(self._timestep, rows, Ranks())
+        raise fault
+
+    def _fault_of(self, rows: NDArray[Any] | None, arrays: Mapping[str, NDArray[Any]] | None = None) -> NumericalError | None:
+        """What is at fault, if anything is.
+
+        Args:
+            rows: metrics of the last gradient steps, `(gradient step, metric)`; None for none.
+            arrays: as of `arrays`. None to fetch them only where the metrics leave something to ask: where they are not finite, and where
+                losses are scaled, as a step that overflows in float16 is skipped and its losses tell nothing.
+        """
+        scaled = self.cfg.scales_losses
+        if rows is not None and scaled:
+            finite = np.flatnonzero(np.isfinite(rows).all(axis=1))
+            rows = rows[finite[-1] + 1 :] if finite.size else None  # those since the last step that did not overflow
+        first = None if rows is None else numerics.first_fault(self._metric_names(), rows)
+        if arrays is None and first is None and not scaled:
+            return None
+        arrays = self.arrays() if arrays is None else arrays
+        bad, stuck = numerics.not_finite(arrays), self._stuck(arrays)
+        if bad or (first is not None and not scaled):
+            since = self._since(first, rows, [name for name in bad if "_moment" not in name])
+            by_now = f"; parameters, moments or counters that are not finite by now: {numerics.listed(bad)}" if bad else ""
+            said = f"training is not finite any more (NaN or infinity) {since}{by_now}"
+        elif stuck:
+            said = f"training does not go on any more: {stuck}"
+        else:
+            self._sound_until = self.gradient_step_count
+            return None
+        return NumericalError(f"{said}. {numerics.advice(self.cfg, self._good_checkpoint)}")
+
+    def _since(self, first: numerics.Fault | None, rows: NDArray[Any] | None, parameters: list[str]) -> str:
+        """Which gradient step it began with, as exactly as is known."""
+        steps = self.gradient_step_count
+        if first is not None and rows is not None:
+            step = steps - len(rows) + 1 + first.row
+            when = next((f" (timestep {timestep})" for count, timestep in self._learned_at if count >= step), "")
+            return f"since gradient step {step}{when}: {numerics.listed(first.names)}; at fault is {first.cause}"
+        if self._tracking and not self.cfg.scales_losses and parameters and steps > self._sound_until:
+            return f"since gradient step {steps} (timestep {self._timestep}), whose losses are finite and whose step is not"
+        if steps == self._sound_until:
+            return f"since before gradient step {steps + 1}: what was loaded is not"
+        return f"since a gradient step from {self._sound_until + 1} to {steps} (timestep {self._timestep})"
+
+    def _stuck(self, arrays: Mapping[str, NDArray[Any]]) -> str | None:
+        """What is to be said of optimizers all of whose last steps overflowed, where losses are scaled: no scale helps them."""
+        found = []
+        for name, array in arrays.items():
+            slot, _, field = name.partition(".")
+            if field == "skipped_steps":
+                now = self.gradient_step_count, int(array)
+                before = self._skipped_before.setdefault(slot, now)
+                if now[1] - before[1] < now[0] - before[0]:
+                    self._skipped_before[slot] = now
+                elif now[0] - before[0] >= numerics.MOST_SKIPPED:
+                    found.append(f"the last {now[0] - before[0]} steps of the {slot} overflowed in float16 and were skipped")
+        return "; ".join(found) or None
+
+    def _refuse_not_finite(self, parts: Mapping[str, Any], keep: Any, device: bool) -> Any:
+        if not device and "actions" in parts and not np.isfinite(parts["actions"]).all():
+            self.check_numbers()  # which the policy's come from
+        return super()._refuse_not_finite(parts, keep, device)
+
+    def _raise_for_bad_rows(self) -> None:
+        if self._bad_rows is not None and self.to_numpy(self._bad_rows).any():
+            self.check_numbers()  # whose actions may be why
+        super()._raise_for_bad_rows()
 
     # State under common names.
 
@@ -629,6 +756,7 @@ class Agent(Border[ArrayT]):
             preprocessor.set_arrays(under(arrays, f"preprocessor.{name}"))
         self._take_moments()
         self._state, self.gradient_step_count = state, int(arrays["gradient_steps"])
+        self._sound_until, self._skipped_before, self._learned_at = self.gradient_step_count, {}, []
         self._next_action = None  # it was chosen by other parameters
 
     @staticmethod
@@ -694,10 +822,14 @@ class Agent(Border[ArrayT]):
 
         Of several ranks all make this call. Each writes its own part, its streams and its memory: rank 1 to `<path>.rank_1`, and so on;
         rank 0 writes `path` last, so that a checkpoint that is there is whole.
+
+        Raises:
+            NumericalError: if anything that was learned is NaN or infinite. Nothing is written then.
         """
         groups: dict[str, dict[str, NDArray[Any]]] = defaultdict(dict)
-        arrays = self.arrays() if self.ranks.rank == 0 else {}
-        for name, array in arrays.items():
+        arrays = self.arrays()
+        self._require_finite(arrays)  # equal on all ranks, and so is what they decide
+        for name, array in arrays.items() if self.ranks.rank == 0 else ():
             groups[name.split(".")[0] if self.cfg.experiment.store_separately else "agent"][name] = array
         groups["streams"] = self._streams()
         remembers = self.memory is not None and keep_memory
@@ -721,6 +853,8 @@ class Agent(Border[ArrayT]):
         self._write_parts(path, groups, metadata)
         if replay is not None and entry is not None:
             replay.commit(entry, added)
+        if keep_memory or self._good_checkpoint is None:
+            self._good_checkpoint = Path(path)
 
     def _write_parts(self, path: str | Path, groups: Mapping[str, Any], metadata: dict[str, Any]) -> None:
         if self.ranks.size == 1:
@@ -791,6 +925,7 @@ class Agent(Border[ArrayT]):
             self.set_arrays(before)
             self._set_streams(streams_before)
             raise checkpoint.CheckpointError(f"{path} does not fit this agent: {error}") from error
+        self._good_checkpoint = path
         self._due, self._timesteps_to_learn_from = due, waiting
         for training in self._watches:
             self._begin(training)  # the next row does not continue the rows of before

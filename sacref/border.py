@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sacref.config import SACConfig
-from sacref.envs.episodes import EpisodeBoundaries
+from sacref.envs.episodes import EpisodeBoundaries, dropped_rows
 from sacref.envs.scaling import from_box
 from sacref.envs.spaces import Spaces, check_values
 from sacref.envs.states import final_states
@@ -32,6 +32,8 @@ class Rows(NamedTuple, Generic[ArrayT]):
     """`(envs,)`, bool: whether it does not continue the environment's row before."""
     starts: ArrayT
     """`(envs,)`, bool: whether the next row will not continue this one."""
+    dropped: ArrayT | None = None
+    """`(envs,)`, bool: whether the episode at hand counts for nothing; None for no environment's."""
 
 
 class Border(ABC, Generic[ArrayT]):
@@ -152,7 +154,7 @@ class Border(ABC, Generic[ArrayT]):
         boundaries.starts = ended | ~keep
         low, high = (np.asarray(bound, actions.dtype) if not device else self._upload(bound) for bound in self._bounds)
         transition = Transition(observations, states, from_box(actions, low, high), shaped, next_observations, next_states, terminated)
-        return Rows(transition, reward, ended, keep, first, boundaries.starts)
+        return Rows(transition, reward, ended, keep, first, boundaries.starts, dropped_rows(infos, terminated))
 
     @property
     def _shapes_rewards(self) -> bool:

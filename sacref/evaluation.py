@@ -9,7 +9,9 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
+from sacref.envs.divergence import Divergences
 from sacref.envs.states import states_of
+from sacref.numerics import require_finite_actions
 from sacref.ranks import Ranks
 from sacref.tree import map_leaves
 from sacref.types import Agent
@@ -75,7 +77,8 @@ def evaluate(
         Returns and lengths of the episodes: those of the first copy in order, then those of the second, ...; the same on every rank.
 
     Raises:
-        EvaluationError: if an episode does not end, or a reward is not finite. ValueError: if `episodes` is below 1.
+        EvaluationError: if an episode does not end, or its environment diverges: it has no return then. NumericalError: if the policy's
+            actions are not finite. ValueError: if `episodes` is below 1.
     """
     if episodes < 1:
         raise ValueError(f"episodes is {episodes}, expected at least 1")
@@ -135,11 +138,12 @@ def _run_episodes(
     # Copied, here and below: a vector environment may write every step into the same buffer.
     observations = map_leaves(np.array, first)
     states = map_leaves(np.array, states_of(envs, infos, state_space))
+    divergences = Divergences(envs)
     timestep = 0
     while any(len(finished) < wanted for finished, wanted in zip(returns, quota, strict=True)):
         clock = {"timestep": timestep, "timesteps": max_episode_steps}
         chosen, _ = agent.act(observations, states, **clock)
-        actions = agent.to_numpy(chosen)
+        actions = require_finite_actions(agent, agent.to_numpy(chosen))
         returned, rewards, terminated, truncated, infos = envs.step(actions)
         next_observations = map_leaves(np.array, returned)
         next_states = map_leaves(np.array, states_of(envs, infos, state_space))
@@ -147,6 +151,13 @@ def _run_episodes(
             if len(returns[index]) < quota[index]:
                 raise EvaluationError(
                     f"evaluation: environment {number + index} gave a reward that is not finite: mend the environment or its wrappers"
+                )
+        diverged = divergences.find(observations=next_observations, states=next_states, rewards=rewards, infos=infos)
+        for copy, reason in diverged.items():
+            if len(returns[copy]) < quota[copy]:
+                raise EvaluationError(
+                    f"evaluation: environment {number + copy} diverged, {reason}, so that its episode has no return: evaluate again with "
+                    f"another seed, or mend the environment"
                 )
         agent.record_transition(
             observations=observations,

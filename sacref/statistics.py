@@ -31,9 +31,10 @@ class EpisodeStatistics:
         self._running: tuple[Any, Any] | None = None
         self._rows: list[tuple[Any, Any, Any, Any, Any]] = []
 
-    def add(self, *, rewards: Any, ended: Any, keep: Any, for_summary: bool = True) -> None:
+    def add(self, *, rewards: Any, ended: Any, keep: Any, dropped: Any = None, for_summary: bool = True) -> None:
         """Count one row per environment: `rewards`, `ended` (terminated or truncated) and `keep`, each `(envs,)`.
 
+        Where `dropped`, `(envs,)`, the episode at hand is forgotten: it is neither finished nor goes on.
         `recent_returns` follows at once for NumPy arrays, and at the next summary for device arrays.
         """
         xp = array_namespace(rewards, ended, keep)
@@ -45,7 +46,8 @@ class EpisodeStatistics:
         finished = xp.logical_and(ended, keep)
         if for_summary:
             self._rows.append((rewards, keep, finished, returns, lengths))
-        self._running = (xp.where(finished, xp.zeros_like(returns), returns), xp.where(finished, xp.zeros_like(lengths), lengths))
+        over = finished if dropped is None else xp.logical_or(finished, dropped)
+        self._running = (xp.where(over, xp.zeros_like(returns), returns), xp.where(over, xp.zeros_like(lengths), lengths))
         if is_numpy_array(rewards):
             self.recent_returns.extend(float(value) for value in returns[finished])
 

@@ -13,7 +13,10 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from sacref.envs.divergence import DivergenceGuard
+from sacref.envs.episodes import DROPPED
 from sacref.envs.states import states_of
+from sacref.numerics import require_finite_actions
 from sacref.ranks import Ranks
 from sacref.tree import Tree, map_leaves
 from sacref.types import Agent
@@ -73,6 +76,8 @@ def run(
     Ctrl-C ends the loop after the timestep at hand (a second one raises KeyboardInterrupt at once). Of several ranks, any one's ends all
     loops after the same timestep, about a second later.
 
+    An environment that diverges is reported and reset, its episode dropped: see `sacref.envs.divergence`.
+
     Args:
         agent: `init` is called, and it is put into training mode.
         envs: reset first; of any autoreset mode.
@@ -88,7 +93,8 @@ def run(
         ranks: the processes that train this agent together, each of which runs this loop; None for this one alone.
 
     Raises:
-        ValueError: if `start` is not within [0, timesteps].
+        ValueError: if `start` is not within [0, timesteps]. NumericalError: if training becomes NaN or infinite. DivergenceError: if an
+            environment does nothing but diverge.
     """
     start = start if begin is None else begin.timesteps
     if not 0 <= start <= timesteps:
@@ -103,6 +109,7 @@ def run(
         states = map_leaves(np.array, states_of(envs, infos, state_space))
     else:
         observations, states = begin.observations, begin.states
+    guard = DivergenceGuard(envs, None if ranks is None or ranks.size == 1 else ranks.rank)
     if on_begin is not None:
         on_begin()
     finished, seconds = start, 0.0
@@ -113,12 +120,18 @@ def run(
             clock = {"timestep": finished, "timesteps": timesteps}
             agent.pre_interaction(**clock)
             action, _ = agent.act(observations, states, **clock)
-            actions = agent.to_numpy(action)
+            actions = require_finite_actions(agent, agent.to_numpy(action))
             acted = time.perf_counter()
             returned, rewards, terminated, truncated, infos = envs.step(actions)
             stepped = time.perf_counter()
             next_observations = map_leaves(np.array, returned)
             next_states = map_leaves(np.array, states_of(envs, infos, state_space))
+            ended = np.asarray(terminated) | np.asarray(truncated)
+            diverged = guard.look(
+                observations=next_observations, states=next_states, rewards=rewards, ended=ended, infos=infos, timestep=finished
+            )
+            if diverged.any():
+                rewards, infos = np.where(diverged, 0.0, rewards), {**infos, DROPPED: diverged}
             agent.track_data("Stats / Inference time (ms)", 1000 * (acted - began))
             agent.track_data("Stats / Env stepping time (ms)", 1000 * (stepped - acted))
             agent.record_transition(
@@ -135,11 +148,11 @@ def run(
             )
             agent.post_interaction(**clock)
             observations, states = next_observations, next_states
-            ended = np.asarray(terminated) | np.asarray(truncated)
-            if disabled_autoreset and ended.any():
-                restarted, infos = envs.reset(options={"reset_mask": ended})
+            again = diverged | ended if disabled_autoreset else diverged
+            if again.any():
+                restarted, infos = envs.reset(options={"reset_mask": again})
                 observations = map_leaves(np.array, restarted)
-                states = map_leaves(np.array, states_of(envs, infos, state_space, previous=states, reset_mask=ended))
+                states = map_leaves(np.array, states_of(envs, infos, state_space, previous=states, reset_mask=again))
             finished += 1
             seconds += time.perf_counter() - began
             if after_timestep is not None:

@@ -11,6 +11,10 @@ from sacref.tree import Tree, leaves, map_leaves
 
 _NAME = "infos['final_obs']"
 
+DROPPED = "sacref.dropped"
+"""Key of infos: `(envs,)`, bool, which environments' rows are no transition but the end of an episode that counts for nothing, as where a
+simulation has diverged. Their next rows are of freshly reset environments."""
+
 
 @runtime_checkable
 class _Namespace(Protocol):
@@ -79,16 +83,16 @@ class EpisodeBoundaries(Generic[ArrayT]):
             observations: what the actions were chosen on, `(envs, *observation)`; of a Dict space a dict of such.
             next_observations: what the environments returned, `(envs, *observation)`.
             terminated, truncated: `(envs,)`, bool.
-            infos: the environments' infos. `final_obs` is read where it is a mapping: an object array with None where no episode
+            infos: the environments' infos, where they are a mapping. `final_obs` is read: an object array with None where no episode
                 ended (Gymnasium's SAME_STEP), or an array or tensor `(envs, *observation)`; `_final_obs` masks it. Of a Dict space
-                either a dict of such, or an object array of dicts.
+                either a dict of such, or an object array of dicts. And `DROPPED`.
 
         Returns:
             The next observations with the final ones in place, `(envs, *observation)`; keep, `(envs,)`: False where the row is a
             NEXT_STEP reset.
 
         Raises:
-            ValueError: if `final_obs` does not have the observations' shape or keys.
+            ValueError: if `final_obs` does not have the observations' shape or keys, or `DROPPED` not an entry for each environment.
         """
         xp = cast(_Namespace, namespace(*leaves(observations), *leaves(next_observations), terminated, truncated))
         ended = xp.logical_or(terminated, truncated)
@@ -98,12 +102,30 @@ class EpisodeBoundaries(Generic[ArrayT]):
             reset = xp.logical_and(self._expects_reset, _equal_rows(xp, observations, self._last_observations))
             # A reset never ends an episode: a row that does is a transition, as in a task of one step and one observation.
             keep = xp.logical_not(xp.logical_and(reset, xp.logical_not(ended)))
+        dropped = dropped_rows(infos, ended)
+        if dropped is not None:
+            keep = xp.logical_and(keep, xp.logical_not(dropped))
         # A reset row ends nothing, and an environment that delivered its final observation has been reset already.
         self._expects_reset = xp.logical_and(xp.logical_and(ended, keep), xp.logical_not(replaced))
         # A copy: vector environments write every step into the same buffer.
         self._last_observations = map_leaves(lambda leaf: xp.asarray(leaf, copy=True), successors)
         self.starts = xp.logical_or(ended, xp.logical_not(keep))
         return successors, keep
+
+
+def dropped_rows(infos: Any, like: Bool[ArrayT, "envs"]) -> Bool[ArrayT, "envs"] | None:
+    """What infos say is dropped, as an array of the library of `like`; None where they do not speak of it.
+
+    Raises:
+        ValueError: if there is not an entry for each environment.
+    """
+    mask = infos.get(DROPPED) if isinstance(infos, Mapping) else None
+    if mask is None:
+        return None
+    if tuple(np.shape(mask)) != tuple(like.shape):
+        raise ValueError(f"infos[{DROPPED!r}] has shape {tuple(np.shape(mask))}, expected {tuple(like.shape)}: a bool per environment")
+    dropped: ArrayT = cast(_Namespace, namespace(like)).asarray(mask, dtype=like.dtype, device=getattr(like, "device", None))
+    return dropped
 
 
 def _equal_rows(xp: _Namespace, a: Tree, b: Tree) -> Any:

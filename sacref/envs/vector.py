@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeAlias
 import gymnasium
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
+from sacref.envs.divergence import ReportDivergence
 from sacref.envs.mujoco_log import redirect_mujoco_warnings
 
 Environment: TypeAlias = gymnasium.Env[Any, Any]
@@ -57,7 +58,8 @@ def make(
         raise ValueError(f"num_envs is {num_envs!r}, expected an integer of at least 1")
     if vectorization not in ("sync", "async"):
         raise ValueError(f'vectorization is {vectorization!r}, expected "sync" or "async"')
-    factory = _Factory(env, dict(env_kwargs or {}), tuple(wrappers))
+    around = (*wrappers, ReportDivergence) if vectorization == "async" else tuple(wrappers)
+    factory = _Factory(env, dict(env_kwargs or {}), around)
     envs: VectorEnv[Any, Any, Any]
     if vectorization == "sync":
         envs = SyncVectorEnv([factory] * num_envs, autoreset_mode=autoreset_mode)

@@ -1,0 +1,178 @@
+"""Simulations that diverge: found out, reported, their episodes dropped. Training goes on."""
+
+import importlib
+import logging
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from numpy.typing import NDArray
+
+from sacref.envs.states import final_states
+from sacref.tree import Tree, leaves
+
+logger = logging.getLogger(__name__)
+
+REPORT = "sacref.diverged"
+"""Key of an info: what MuJoCo says of a simulation that diverged in this step. Environments in processes of their own report it."""
+FEW, SHARE = 4, 0.1
+"""So many episodes have to diverge, and this share of them all, before training is said to suffer."""
+MOST_IN_A_ROW = 100
+"""Episodes of an environment that may diverge one after the other before training ends."""
+
+
+class DivergenceError(RuntimeError):
+    """An environment that does nothing but diverge; the message says what it gave, and the fix."""
+
+
+class Divergences:
+    """Tells which environments have diverged in a step.
+
+    An environment has where its observation, its state or its reward is not finite, and where MuJoCo has counted a bad position, velocity
+    or acceleration: it then resets the simulation by itself in the midst of the step, which looks like a leap. Where an environment was
+    reset within the step (SAME_STEP), in this process, MuJoCo's count is gone with it, and the numbers alone tell.
+
+    Args:
+        envs: which have been reset.
+    """
+
+    def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
+        inner = envs.unwrapped
+        tasks = [env.unwrapped for env in inner.envs] if isinstance(inner, SyncVectorEnv) else []
+        self._simulations = [(index, task) for index, task in enumerate(tasks) if _is_simulation(task)]
+
+    def find(self, *, observations: Tree, states: Tree | None, rewards: Any, infos: Any) -> dict[int, str]:
+        """What went wrong in the last step, of each environment that has diverged in it.
+
+        Args:
+            observations, states: what the step gave, `(envs, ...)`. rewards: `(envs,)`. infos: `final_obs` and `final_info` are read.
+        """
+        found = {index: words for index, task in self._simulations if (words := complaint(task)) is not None}
+        infos = infos if isinstance(infos, Mapping) else {}
+        for told in (infos, infos.get("final_info")):
+            if isinstance(told, Mapping) and REPORT in told:
+                found |= {int(index): str(told[REPORT][index]) for index in np.flatnonzero(told[f"_{REPORT}"])}
+        final = infos.get("final_obs")
+        final = final if isinstance(final, np.ndarray) and final.dtype == object else ()
+        bad = {
+            "its reward is not finite": _bad_rows(np.asarray(rewards, np.float64)),
+            "its observation is not finite": {
+                *_bad_rows(observations),
+                *(index for index, row in enumerate(final) if row is not None and not _is_finite(row)),
+            },
+            "its state is not finite": {*_bad_rows(states), *(_bad_rows(final_states(infos, states)) if "final_info" in infos else ())},
+        }
+        for reason, indices in bad.items():
+            for index in indices:
+                found.setdefault(index, reason)
+        return found
+
+
+class DivergenceGuard:
+    """Finds the environments that have diverged, reports each occurrence, and counts.
+
+    Args:
+        envs: which have been reset. rank: of this process, named in reports where there are several.
+    """
+
+    def __init__(self, envs: VectorEnv[Any, Any, Any], rank: int | None = None) -> None:
+        self._divergences = Divergences(envs)
+        self._where = "" if rank is None else f" of rank {rank}"
+        # Others are reset all together, or not at all: what they give is left to the agent, which refuses what is not finite.
+        disabled = envs.metadata.get("autoreset_mode") == AutoresetMode.DISABLED
+        self._can_reset_one = disabled or isinstance(envs.unwrapped, SyncVectorEnv | AsyncVectorEnv)
+        self._in_a_row = np.zeros(envs.num_envs, np.int64)
+        self._diverged, self._finished, self._said_at = 0, 0, FEW
+
+    def look(
+        self, *, observations: Tree, states: Tree | None, rewards: Any, ended: NDArray[np.bool_], infos: Any, timestep: int
+    ) -> NDArray[np.bool_]:
+        """Which environments have diverged in the last step, `(envs,)`: to be left out of what is recorded, and to be reset.
+
+        Args:
+            observations, states: what the step gave, `(envs, ...)`. rewards: `(envs,)`. infos: as the step gave them.
+            ended: `(envs,)`: terminated or truncated. timestep: for the report.
+
+        Raises:
+            DivergenceError: if an environment has not finished an episode for 100 that diverged.
+        """
+        diverged = np.zeros(ended.shape, np.bool_)
+        if self._can_reset_one:
+            for index, reason in self._divergences.find(observations=observations, states=states, rewards=rewards, infos=infos).items():
+                diverged[index] = True
+                self._in_a_row[index] += 1
+                self._diverged += 1
+                logger.warning(
+                    "environment %d%s diverged at timestep %d: %s. Its episode is dropped, and it is reset",
+                    index,
+                    self._where,
+                    timestep,
+                    reason,
+                )
+                if self._in_a_row[index] >= MOST_IN_A_ROW:
+                    raise DivergenceError(
+                        f"environment {index}{self._where} diverged in {MOST_IN_A_ROW} episodes one after the other, at last: {reason}. "
+                        f"Mend the environment or its wrappers, or take a smaller time step of the simulation"
+                    )
+        finished = ended & ~diverged
+        self._finished += int(finished.sum())
+        self._in_a_row[finished] = 0
+        if self._diverged >= self._said_at and self._diverged > SHARE * (self._diverged + self._finished):
+            self._said_at = 2 * self._diverged
+            logger.error(
+                "%d of %d episodes%s diverged and were dropped: what is learned is biased towards those that did not. Take a smaller time "
+                "step of the simulation, or smaller actions",
+                self._diverged,
+                self._diverged + self._finished,
+                self._where,
+            )
+        return diverged
+
+
+class ReportDivergence(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Puts what MuJoCo complains of into the info: for an environment in a process of its own, where nobody else can look."""
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        words = complaint(self.unwrapped) if _is_simulation(self.unwrapped) else None
+        return observation, reward, terminated, truncated, info if words is None else {**info, REPORT: words}
+
+
+def complaint(task: Any) -> str | None:
+    """What MuJoCo says of a simulation that has diverged since its last reset; None if it has not. It is said once."""
+    number = task.data.warning.number
+    position, velocity, acceleration = _WARNINGS
+    if not (number[position] or number[velocity] or number[acceleration]):
+        return None
+    mujoco: Any = importlib.import_module("mujoco")
+    worst = next(kind for kind in _WARNINGS if number[kind])
+    words = f"MuJoCo: {mujoco.mju_warningText(worst, task.data.warning.lastinfo[worst])}".removesuffix(".")
+    for kind in _WARNINGS:
+        number[kind] = 0  # a reset by mj_resetData does so, too; a task may have another
+    return words
+
+
+_WARNINGS = (3, 4, 5)
+"""mjWARN_BADQPOS, mjWARN_BADQVEL, mjWARN_BADQACC of mjtWarning."""
+
+
+def _is_simulation(task: Any) -> bool:
+    mujoco = sys.modules.get("mujoco")
+    return mujoco is not None and isinstance(getattr(task, "data", None), mujoco.MjData)
+
+
+def _is_finite(row: Tree) -> bool:
+    return all(bool(np.isfinite(leaf).all()) for leaf in leaves(row))
+
+
+def _bad_rows(tree: Tree | None) -> list[int]:
+    """Environments with NaN or infinity in any array of a tree, `(envs, ...)` each."""
+    found: set[int] = set()
+    for leaf in leaves(tree):
+        finite = np.isfinite(leaf)
+        if not finite.all():
+            found |= set(np.flatnonzero(~finite.reshape(len(finite), -1).all(axis=1)).tolist())
+    return sorted(found)
