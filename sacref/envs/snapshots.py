@@ -128,7 +128,8 @@ def capture(envs: VectorEnv[Any, Any, Any]) -> Snapshot | str:
     try:
         if own is not None:
             layer = {"is": _name(envs), "state": encode(own.get_state(), "vector", arrays)}
-            return Snapshot(arrays, {**_header(None, own.metadata["autoreset_mode"]), "vector": None, "environments": [[layer]]})
+            header = _header(None, own.metadata["autoreset_mode"])
+            return Snapshot(arrays, {**header, "kind": _name(envs), "vector": None, "environments": [[layer]]})
         sync = _sync(envs)
         vector = encode({name: getattr(sync, name) for name in _VECTOR}, "vector", arrays)
         environments = [
@@ -156,6 +157,8 @@ def restore(envs: VectorEnv[Any, Any, Any], snapshot: Snapshot) -> None:
     """
     setters: list[Callable[[], None]] = []
     try:
+        if (other := of_other_kind(envs, snapshot.metadata)) is not None:
+            raise SnapshotError(f"{other}: make the environments as they were, or reset them instead")
         own = _own(envs)
         if own is not None:
             _require_header(snapshot, _header(None, own.metadata["autoreset_mode"]), [[_name(envs)]])
@@ -169,6 +172,16 @@ def restore(envs: VectorEnv[Any, Any, Any], snapshot: Snapshot) -> None:
         raise SnapshotError(f"the snapshot cannot be restored: {error}: reset the environments instead") from error
     for setter in setters:
         setter()
+
+
+def of_other_kind(envs: VectorEnv[Any, Any, Any], metadata: Mapping[str, Any]) -> str | None:
+    """Why a snapshot is of no use for a vector environment of another kind than the captured one's; None where it is of the same kind.
+
+    Args:
+        metadata: of the snapshot.
+    """
+    here, there = _name(envs), metadata.get("kind", _name_of(SyncVectorEnv))
+    return None if here == there else f"the environments were stepped by {there}, and are by {here}"
 
 
 def simulation_state(env: Any) -> dict[str, NDArray[Any]]:
@@ -290,7 +303,11 @@ def _layers(env: Environment) -> Iterator[Environment]:
 
 
 def _name(layer: object) -> str:
-    return f"{type(layer).__module__}:{type(layer).__qualname__}"
+    return _name_of(type(layer))
+
+
+def _name_of(kind: type) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"
 
 
 def _get(layer: Environment) -> State:
