@@ -228,12 +228,13 @@ class BatchedVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[Any]
         return self._simulations.fields
 
     def _restart(self, copy: int, infos: dict[str, Any], seed: int | None = None) -> dict[str, Any]:
-        """Begin an episode of a copy as Gymnasium does: the prototype is reset in its place."""
+        """Begin an episode of a copy as Gymnasium does: the prototype is reset in its place, with its simulation and its generator."""
         env, stream = self._prototype, self._streams[copy]
+        env.data = self._simulations.data(copy)
         env._np_random, env._np_random_seed = stream._np_random, stream._np_random_seed
         self._observations[copy], info = env.reset(seed=seed)
         stream._np_random, stream._np_random_seed = env._np_random, env._np_random_seed
-        self._simulations.start(copy, env.data)
+        self._simulations.started(copy)
         self._elapsed[copy] = 0
         return self._add_info(infos, info, copy)
 

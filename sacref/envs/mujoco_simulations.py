@@ -29,8 +29,11 @@ class Simulations(Protocol):
     def fields(self) -> Mapping[str, NDArray[Any]]:
         """Field of MjData -> its values, `(copies, *field)`, in arrays that every step writes anew."""
 
-    def start(self, copy: int, data: Any) -> None:
-        """Let a copy go on from an MjData of the same model."""
+    def data(self, copy: int) -> Any:
+        """The MjData that a copy is reset in; `started` has to follow."""
+
+    def started(self, copy: int) -> None:
+        """Go on from what stands in it."""
 
     def step(self, controls: NDArray[Any], which: NDArray[np.bool_], substeps: int) -> None:
         """Step some copies. It holds no lock of Python's while MuJoCo computes.
@@ -40,7 +43,7 @@ class Simulations(Protocol):
         """
 
     def complaints(self) -> dict[int, str]:
-        """What MuJoCo says of the copies that have diverged since their last start. It is said once."""
+        """What MuJoCo says of the copies that have diverged since their last reset. It is said once."""
 
     def get_state(self) -> dict[str, Any]:
         """All that the next steps follow from."""
@@ -87,19 +90,23 @@ def has_batch() -> bool:
 class BatchSimulations:
     """Stepped by `mujoco.batch`, which keeps the integration state of each, the warm start in it, and loads it into an MjData per thread.
 
-    Between `start` and the next step, fields that are not of the state are still the old ones.
+    Between `started` and the next step, fields that are not of the state are still the old ones.
     """
 
     def __init__(self, model: Any, copies: int, fields: Sequence[str], *, threads: int) -> None:
         mujoco: Any = importlib.import_module("mujoco")
         self._get_state, self._everything = mujoco.mj_getState, mujoco.mjtState.mjSTATE_INTEGRATION
         self._model = model
+        self._data = mujoco.MjData(model)
         self._batch = importlib.import_module("mujoco.batch").Batch(model, copies, threads)
         self.fields = {name: self._batch.bind(name) for name in fields}
         self._controls = self._batch.bind("ctrl")
 
-    def start(self, copy: int, data: Any) -> None:
-        self._get_state(self._model, data, self._batch.state[copy], self._everything)
+    def data(self, copy: int) -> Any:
+        return self._data
+
+    def started(self, copy: int) -> None:
+        self._get_state(self._model, self._data, self._batch.state[copy], self._everything)
         self._batch.warning[copy] = 0
 
     def step(self, controls: NDArray[Any], which: NDArray[np.bool_], substeps: int) -> None:
@@ -132,7 +139,7 @@ class PooledSimulations:
 
     def __init__(self, model: Any, copies: int, fields: Sequence[str], *, forces: bool, threads: int) -> None:
         mujoco: Any = importlib.import_module("mujoco")
-        self._step, self._forces, self._copy = mujoco.mj_step, mujoco.mj_rnePostConstraint if forces else None, mujoco.mj_copyData
+        self._step, self._forces = mujoco.mj_step, mujoco.mj_rnePostConstraint if forces else None
         self._model = model
         self._data = [mujoco.MjData(model) for _ in range(copies)]
         self._controls = [data.ctrl for data in self._data]
@@ -144,10 +151,12 @@ class PooledSimulations:
         self._pool = ThreadPoolExecutor(threads - 1, "sacref-mujoco") if threads > 1 else None
         self._helpers = threads - 1
 
-    def start(self, copy: int, data: Any) -> None:
-        self._copy(self._data[copy], self._model, data)
+    def data(self, copy: int) -> Any:
+        return self._data[copy]
+
+    def started(self, copy: int) -> None:
         for name, array in self.fields.items():
-            array[copy] = getattr(data, name)
+            array[copy] = getattr(self._data[copy], name)
 
     def step(self, controls: NDArray[Any], which: NDArray[np.bool_], substeps: int) -> None:
         copies = np.flatnonzero(which).tolist()
