@@ -1,6 +1,7 @@
 """Copies that are stepped in batches give what Gymnasium's own environments give, to the bit, through all options and ends of episodes."""
 
 import logging
+import shutil
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ from sacref.envs.episodes import DROPPED
 from sacref.envs.mujoco_simulations import BatchSimulations, PooledSimulations
 from sacref.envs.snapshots import Snapshot, SnapshotError, capture, restore
 from sacref.tree import named_leaves
+from tests.backends import assert_same_arrays
 from tests.fake_agent import FakeAgent
 
 # v4 is announced as out of date, and its models hold what MuJoCo has since renamed.
@@ -546,19 +548,29 @@ def test_mujoco_is_loaded_where_it_is_asked_for_alone() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_a_run_is_the_one_on_gymnasiums_own_environments_and_goes_on_on_either(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def arrays_of(result: Any) -> Any:
+    return result.agent.arrays()
+
+
+def test_a_run_is_the_one_on_gymnasiums_own_environments_and_goes_on_to_the_bit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("torch")
-    cfg = {"batch_size": 8, "random_timesteps": 10, "learning_starts": 10, "execution": "plain"}
+    cfg = {"batch_size": 8, "random_timesteps": 10, "learning_starts": 10, "execution": "plain", "experiment": {"checkpoint_interval": 10}}
     settings: dict[str, Any] = {"backend": "torch", "env": "HalfCheetah-v5", "num_envs": 2, "hidden": (8,), "cfg": cfg, "progress": False}
-    settings |= {"evaluation_interval": 60, "evaluation_episodes": 2, "env_kwargs": {"max_episode_steps": 25}}
-    own = {**settings, "run_dir": tmp_path / "batched"}
-    theirs = experiment.train(**settings, run_dir=tmp_path / "sync", steps=60)
-    ours = experiment.train(**own, vectorization="batched", steps=60)
+    settings |= {"evaluation_interval": 60, "evaluation_episodes": 2, "env_kwargs": {"max_episode_steps": 13}, "steps": 60}
+    theirs = experiment.train(**settings, run_dir=tmp_path / "sync")
+    ours = experiment.train(**settings, run_dir=tmp_path / "batched", vectorization="batched")
+    assert ours.config["vectorization"] == "batched"
     assert ours.evaluations == theirs.evaluations
-    with caplog.at_level(logging.WARNING):
-        longer = experiment.train(**own, vectorization="batched", steps=80, resume=True)
-        assert "begin anew" not in caplog.text
-        # Snapshots of one are not the other's.
-        other = experiment.train(**own, steps=100, resume=True)
+    assert_same_arrays(arrays_of(ours), arrays_of(theirs))
+    for vectorization in ("batched", "sync"):
+        cut = tmp_path / f"{vectorization}, resumed"
+        shutil.copytree(tmp_path / "batched", cut)
+        for timestep in (20, 30):
+            shutil.rmtree(cut / "checkpoints" / f"agent_{timestep}")
+        with caplog.at_level(logging.WARNING):
+            resumed = experiment.train(**settings, run_dir=cut, vectorization=vectorization, resume=True)
+        if vectorization == "batched":
+            assert "begin anew" not in caplog.text
+            assert_same_arrays(arrays_of(resumed), arrays_of(ours))
+    # Snapshots of one are not the other's.
     assert "the episodes begin anew (the environments were stepped by sacref.envs.batched:BatchedVectorEnv, and are by" in caplog.text
-    assert [result.config["vectorization"] for result in (ours, longer, other)] == ["batched", "batched", "sync"]
