@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """2: a throughput contender says how fresh its policy is, how it was executed and with which libraries. 3: a cell of the mixed-precision
-suite says of which networks it is. Older versions are still read."""
+suite says of which networks it is. 4: a cell of environments says what steps them, on how many threads. Older versions are still read."""
 
 
 class RecordError(ValueError):
@@ -184,6 +184,10 @@ class EnvironmentCell:
 
     env: str
     num_envs: int
+    stepped_by: Literal["sync", "async", "batched", "rollout, closed loop", "rollout, open loop"]
+    """The vectorization; or `mujoco.rollout` alone, without observations, rewards and resets: of a control step a call, or of many."""
+    threads: int
+    """That compute; under async each environment has a process of its own."""
     timings: list[Timing]
     """Of environment steps: `num_envs` a vector step."""
     missing: str | None
@@ -514,8 +518,10 @@ def decode(value: Any) -> Record:
         value = _from_version_1(value)
     if value.get("schema_version") == 2:
         value = _from_version_2(value)
+    if value.get("schema_version") == 3:
+        value = _from_version_3(value)
     if value.get("schema_version") != SCHEMA_VERSION:
-        raise RecordError(f"schema_version is {value.get('schema_version')!r}, expected {SCHEMA_VERSION}, 2 or 1")
+        raise RecordError(f"schema_version is {value.get('schema_version')!r}, expected {SCHEMA_VERSION}, 3, 2 or 1")
     if not isinstance(suite, str) or suite not in _SAMPLES:
         raise RecordError(f"suite is {suite!r}, expected one of {', '.join(_SAMPLES)}")
     return _dataclass(Record, value, "", {"samples": _SAMPLES[suite]})
@@ -549,6 +555,16 @@ def _from_version_2(value: Mapping[str, Any]) -> Mapping[str, Any]:
         cells = [{**new, **cell} if isinstance(cell, Mapping) else cell for cell in samples["cells"]]
         value = {**value, "samples": {**samples, "cells": cells}}
     return {**value, "schema_version": 3}
+
+
+def _from_version_3(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What version 3 held, as version 4 says it: its environments were stepped in turn."""
+    samples = value.get("samples")
+    if value.get("suite") == "rollout" and isinstance(samples, Mapping) and isinstance(samples.get("environments"), list):
+        new = {"stepped_by": "sync", "threads": 1}
+        cells = [{**new, **cell} if isinstance(cell, Mapping) else cell for cell in samples["environments"]]
+        value = {**value, "samples": {**samples, "environments": cells}}
+    return {**value, "schema_version": 4}
 
 
 def decode_samples(suite: str, value: Any) -> Samples:

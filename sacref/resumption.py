@@ -227,6 +227,8 @@ def resume(path: Path, agent: Any, ranks: Ranks, envs: gymnasium.vector.VectorEn
         reason = "it says nothing of what it was in the middle of"
     elif "environment" not in read.metadata:
         reason = str(read.metadata.get("not_captured"))
+    else:
+        reason = snapshots.of_other_kind(envs, read.metadata["environment"])
     if any(said is not None for said in ranks.gather(reason)):
         if ranks.rank == 0:
             logger.warning("%s: the episodes begin anew (%s)", path, reason)
