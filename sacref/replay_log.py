@@ -9,6 +9,7 @@ import itertools
 import re
 import shutil
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sacref import checkpoint
-from sacref.checkpoint import CheckpointError
+from sacref.checkpoint import Checkpoint, CheckpointError
 from sacref.replay import filled_rows
 
 Entry: TypeAlias = dict[str, Any]
@@ -120,14 +121,12 @@ def read(directory: Path, entry: Entry, memory: Rows) -> dict[str, NDArray[Any]]
     written = np.zeros(filled, np.bool_)
     for segment in segments:
         path = _segment(directory, segment["number"])
-        if checkpoint.token(path) != segment["token"]:
-            raise CheckpointError(f"{path} is another segment than the checkpoint's: use the checkpoint before")
         index = _index(np.asarray(segment["first"]), np.asarray(segment["count"]), slots)
-        expected = {name: (rows.dtype.name, (len(index), *rows.shape[1:])) for name, rows in like.items()}
-        checkpoint.expect(path, {"rows": expected})
         if index.max(initial=0) >= filled:
             raise CheckpointError(f"{path} has rows that the checkpoint's memory does not have: use the checkpoint before")
-        for name, rows in checkpoint.read(path).groups["rows"].items():
+        expected = {"rows": {name: (rows.dtype.name, (len(index), *rows.shape[1:])) for name, rows in like.items()}}
+        read = checkpoint.read(path, token=segment["token"], check=partial(_require_rows, path, expected))
+        for name, rows in read.groups["rows"].items():
             arrays[name][index] = rows
         written[index] = True
     stored = _index((head - size) % slots, size, slots)
@@ -145,9 +144,20 @@ def verify(directory: Path, segment: Any) -> None:
     if not isinstance(segment, dict) or type(segment.get("number")) is not int or not 0 <= segment["number"] < LARGEST_NUMBER:
         raise CheckpointError(f"the checkpoint beside {directory} says nothing sound about its replay memory: use the checkpoint before")
     path = _segment(directory, segment["number"])
-    checkpoint.verify(path)
-    if checkpoint.token(path) != segment.get("token"):
-        raise CheckpointError(f"{path} is another segment than the checkpoint's: use the checkpoint before")
+    if checkpoint.verify(path) != segment.get("token"):
+        raise CheckpointError(f"{path} is another checkpoint than the one that is meant: use the checkpoint before")
+
+
+def _require_rows(path: Path, expected: Mapping[str, Mapping[str, tuple[str, tuple[int, ...]]]], declared: Checkpoint) -> None:
+    found = {group: {name: (array.dtype.name, array.shape) for name, array in arrays.items()} for group, arrays in declared.groups.items()}
+    for group in sorted(found.keys() | expected.keys()):
+        here, there = found.get(group, {}), expected.get(group, {})
+        for name in sorted(here.keys() | there.keys()):
+            if here.get(name) != there.get(name):
+                raise CheckpointError(
+                    f"{path} holds {checkpoint.short.repr(name)} of group {group!r} as {here.get(name)}, expected {there.get(name)}: "
+                    f"use the checkpoint before"
+                )
 
 
 def _segment(directory: Path, number: int) -> Path:
