@@ -60,6 +60,12 @@ _LENGTH = 8
 _READ_BLOCK = 2**20
 
 
+def one_line(said: object) -> str:
+    """Of what a library says about a stranger's file, no more than a message can hold."""
+    text = " ".join(str(said).split()).encode(errors="backslashreplace").decode()
+    return text if len(text) <= 500 else f"{text[:500]}..."
+
+
 class CheckpointError(ValueError):
     """A checkpoint or JSON file that cannot be written or read; the message says which file, what is wrong, and the fix."""
 
@@ -146,15 +152,26 @@ def read(
     manifest = _read_manifest(path)
     if token is not None and _token(manifest) != token:
         raise CheckpointError(f"{path} is another checkpoint than the one that is meant: use the checkpoint before")
-    declared = {
+    expected = {
         name: _declared(path, name, entry)
         for name, entry in manifest["groups"].items()
         if name not in without and (only is None or name in only)
     }
     if check is not None:
-        check(Checkpoint(declared, manifest["metadata"]))
-    groups = {name: _read_group(path, name, manifest["groups"][name], arrays) for name, arrays in declared.items()}
+        check(Checkpoint(expected, manifest["metadata"]))
+    groups = {name: _read_group(path, name, manifest["groups"][name], arrays) for name, arrays in expected.items()}
     return Checkpoint(groups, manifest["metadata"])
+
+
+def declared(path: str | os.PathLike[str]) -> Checkpoint:
+    """What `read` would give, with the stand-ins that its `check` sees.
+
+    Raises:
+        CheckpointError: if `checkpoint.json` is missing or damaged; the other files are not read.
+    """
+    path = _present(Path(path))
+    manifest = _read_manifest(path)
+    return Checkpoint({name: _declared(path, name, entry) for name, entry in manifest["groups"].items()}, manifest["metadata"])
 
 
 def verify(path: str | os.PathLike[str]) -> str:
@@ -438,7 +455,8 @@ def _in_order(file: Path, header: Any, declared: Mapping[str, NDArray[Any]], dat
     for key, array in declared.items():
         expected = {"dtype": DTYPES[array.dtype.name], "shape": list(array.shape)}
         found = header[key]
-        if not isinstance(found, dict) or {name: value for name, value in found.items() if name != "data_offsets"} != expected:
+        said = {name: value for name, value in found.items() if name != "data_offsets"} if isinstance(found, dict) else None
+        if said != expected or not _is_shape(said["shape"]):
             raise _damaged(file, f"{short.repr(key)} is {short.repr(found)}, {MANIFEST} says {expected}")
         offsets = found.get("data_offsets")
         if not isinstance(offsets, list) or len(offsets) != 2 or any(type(offset) is not int for offset in offsets):

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sacref import checkpoint
-from sacref.checkpoint import Checkpoint, CheckpointError
+from sacref.checkpoint import Checkpoint, CheckpointError, short
 from sacref.replay import filled_rows
 
 Entry: TypeAlias = dict[str, Any]
@@ -72,7 +72,7 @@ class ReplayLog:
         head, size = (np.asarray(array, np.int64) for array in memory.counters())
         slots, before, added = memory.slots, self._entry, memory.added
         entry: Entry = {"slots": slots, "envs": memory.num_envs, "head": head.tolist(), "size": size.tolist(), "segments": []}
-        if before is None or self._added is None or added - self._added >= slots:
+        if before is None or self._added is None or added - self._added >= slots or not self._has(before):
             count = size  # all of it
         else:
             count = (head - np.asarray(before["head"], np.int64)) % slots
@@ -85,6 +85,10 @@ class ReplayLog:
             entry["segments"].append({**segment, "token": token})
         entry["segments"] = _needed(entry["segments"], slots)
         return entry, added
+
+    def _has(self, entry: Entry) -> bool:
+        """Whether the segments of an entry are still there: somebody may have deleted the directory."""
+        return all((_segment(self.directory, segment["number"]) / checkpoint.MANIFEST).is_file() for segment in entry["segments"])
 
     def commit(self, entry: Entry, added: int) -> None:
         """The checkpoint with `entry` is on disk: the next segment begins behind it."""
@@ -135,6 +139,22 @@ def read(directory: Path, entry: Entry, memory: Rows) -> dict[str, NDArray[Any]]
     return {**arrays, "head": head, "size": size}
 
 
+def segments_of(directory: Path, entry: Any) -> list[Any]:
+    """The segments of an entry, of which no more is known than that each is to be looked at once.
+
+    Raises:
+        CheckpointError: if it is no entry.
+    """
+    segments = entry.get("segments") if isinstance(entry, dict) else None
+    numbers: list[Any] = [
+        segment.get("number") if isinstance(segment, dict) else None for segment in (segments if isinstance(segments, list) else [])
+    ]
+    sound = isinstance(segments, list) and len(segments) <= LARGEST_LOG and all(type(number) is int for number in numbers)
+    if not sound or any(number >= next_number for number, next_number in itertools.pairwise(numbers)):
+        raise CheckpointError(f"the checkpoint beside {directory} says nothing sound about its replay memory: use the checkpoint before")
+    return segments or []
+
+
 def verify(directory: Path, segment: Any) -> None:
     """Check a segment of an entry by its checksums.
 
@@ -155,7 +175,7 @@ def _require_rows(path: Path, expected: Mapping[str, Mapping[str, tuple[str, tup
         for name in sorted(here.keys() | there.keys()):
             if here.get(name) != there.get(name):
                 raise CheckpointError(
-                    f"{path} holds {checkpoint.short.repr(name)} of group {group!r} as {here.get(name)}, expected {there.get(name)}: "
+                    f"{path} holds {short.repr(name)} of group {group!r} as {here.get(name)}, expected {there.get(name)}: "
                     f"use the checkpoint before"
                 )
 
@@ -205,7 +225,8 @@ def _checked(directory: Path, entry: Mapping[str, Any], memory: Rows) -> tuple[i
     slots, segments = entry.get("slots"), entry.get("segments")
     if entry.get("envs") != envs or type(slots) is not int or not 0 < slots <= most:
         raise CheckpointError(
-            f"the checkpoint beside {directory} has a replay memory of {entry.get('envs')!r} environments and {slots!r} rows for each, "
+            f"the checkpoint beside {directory} has a replay memory of {short.repr(entry.get('envs'))} environments and "
+            f"{short.repr(slots)} rows for each, "
             f"expected {envs} and at most {most}: use the number of environments and the capacity it was saved with"
         )
     sound = isinstance(segments, list) and len(segments) <= LARGEST_LOG and all(map(is_segment, segments))

@@ -219,8 +219,8 @@ def test_read_leaves_groups_out(small: Path) -> None:
     found = checkpoint.read(small, only=["memory"], without=["memory"])
     assert found == ({}, METADATA)
     assert_same(checkpoint.read(small, without=["nothing"]).groups, SMALL)
-    keywords: dict[str, Any]
-    for keywords in ({}, {"without": ["agent"]}, {"only": ["memory"]}):
+    left_out: list[dict[str, Any]] = [{}, {"without": ["agent"]}, {"only": ["memory"]}]
+    for keywords in left_out:
         with pytest.raises(CheckpointError, match=r"memory.safetensors does not exist"):
             checkpoint.read(small.parent / "memory", **keywords)
 
