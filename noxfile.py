@@ -39,6 +39,13 @@ def parity(session: nox.Session) -> None:
 
 
 @nox.session
+def faults(session: nox.Session) -> None:
+    """200 SIGKILLs of whole runs, which are resumed and held against others; arguments after `--` go to bench.faults."""
+    install(session, "--editable", ".[bench,dev]")
+    python_module(session, "bench.faults", *session.posargs)
+
+
+@nox.session
 def soak(session: nox.Session) -> None:
     """Memory and open files over 200,000 steps of each backend; arguments after `--` go to bench.soak."""
     install(session, "--editable", ".[bench,dev]")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from bench import statistics
 from bench.record import (
     AmpSamples,
+    FaultsSamples,
     LearningSamples,
     Record,
     RecurrentSamples,
@@ -59,6 +60,11 @@ def _figures(one: Record) -> Iterator[tuple[str, Figure]]:
         for run in samples.cells:
             if run.samples:
                 yield f"{run.backend}, memory at the end", Figure([run.samples[-1].resident_bytes / BYTES], "MiB", higher_is_better=False)
+    elif isinstance(samples, FaultsSamples):
+        for of in samples.cells:
+            if of.missing is None:
+                name = f"{of.backend}, {of.env}{of.what and f', {of.what}'}, differences of killed runs"
+                yield name, Figure([float(len(of.differences))], "", higher_is_better=False)
     else:
         yield from _by_suite(samples)
 

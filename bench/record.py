@@ -396,8 +396,47 @@ class SoakSamples:
     cells: list[SoakCell]
 
 
+@dataclass(frozen=True, kw_only=True)
+class FaultsCell:
+    """Runs of one task that were killed and resumed, until each came to its end."""
+
+    backend: str
+    env: str
+    what: str
+    """How they differ from a feed-forward agent's in float32, in words; empty if they do not."""
+    steps: int
+    """Environment steps of a run."""
+    kills: int
+    """SIGKILLs."""
+    resumed: int
+    """Starts that went on from a checkpoint; the others were the first, or came before there was one."""
+    runs: int
+    """That came to their end, and were compared with one that was not killed."""
+    seconds: float
+    """Of a run that was not killed."""
+    differences: list[str]
+    """What was not the same, in words."""
+    missing: str | None
+    """Why it could not run, or None."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaultsSamples:
+    """Raw samples of one run of the faults suite."""
+
+    cells: list[FaultsCell]
+
+
 Samples: TypeAlias = (
-    LearningSamples | ThroughputSamples | UpdateSamples | RolloutSamples | AmpSamples | RecurrentSamples | ScalingSamples | SoakSamples
+    LearningSamples
+    | ThroughputSamples
+    | UpdateSamples
+    | RolloutSamples
+    | AmpSamples
+    | RecurrentSamples
+    | ScalingSamples
+    | SoakSamples
+    | FaultsSamples
 )
 
 
@@ -406,7 +445,7 @@ class Record:
     """One run of one suite."""
 
     schema_version: int
-    suite: Literal["learning", "throughput", "update", "rollout", "amp", "recurrent", "scaling", "soak"]
+    suite: Literal["learning", "throughput", "update", "rollout", "amp", "recurrent", "scaling", "soak", "faults"]
     run: str
     """Name of the run, and of its file."""
     date: str
@@ -436,6 +475,7 @@ _SAMPLES: Mapping[str, type[Samples]] = {
     "recurrent": RecurrentSamples,
     "scaling": ScalingSamples,
     "soak": SoakSamples,
+    "faults": FaultsSamples,
 }
 _Decoded = TypeVar("_Decoded")
 

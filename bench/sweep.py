@@ -26,6 +26,7 @@ SamplesT = TypeVar(
     record.RecurrentSamples,
     record.ScalingSamples,
     record.SoakSamples,
+    record.FaultsSamples,
 )
 Preset = Literal["smoke", "cpu", "gpu"]
 BACKENDS = ("torch", "jax")
@@ -47,7 +48,7 @@ class Piece(Generic[SamplesT]):
 class Run:
     """A suite's run: its record without the samples."""
 
-    suite: Literal["update", "rollout", "amp", "recurrent", "scaling", "soak"]
+    suite: Literal["update", "rollout", "amp", "recurrent", "scaling", "soak", "faults"]
     name: str
     configuration: dict[str, Any]
     """Everything that was chosen; JSON values."""

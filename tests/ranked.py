@@ -20,7 +20,7 @@ ResultT = TypeVar("ResultT")
 
 ROOT = Path(__file__).resolve().parents[1]
 """On the path of what runs here: a test runs in a directory of its own, from where `tests` is not found."""
-TOO_LONG = 120.0
+TOO_LONG = 300.0
 """Seconds after which a test gives its processes up."""
 
 

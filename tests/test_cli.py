@@ -158,6 +158,7 @@ def test_train_has_the_parameters_and_the_defaults_of_the_function(trained: dict
 def test_train_passes_on_what_its_flags_say(trained: dict[str, Any], tmp_path: Path) -> None:
     arguments = "--backend jax --env Pendulum-v1 --steps 70 --seed 5 --num-envs 2 --hidden 8 9 --memory-capacity 60 --device cpu".split()
     arguments += ["--evaluation-interval", "35", "--evaluation-episodes", "3", "--vectorization", "async", "--overwrite", "--no-progress"]
+    arguments += ["--keep-checkpoints", "4"]
     arguments += "--num-critics 3 --layer-norm --dropout 0.01 --recurrent lstm --recurrent-size 7 --feed-previous rewards".split()
     arguments += ["--run-dir", str(tmp_path), "--env-kwargs", '{"g": 9.0}', "--wrappers", "gymnasium.wrappers:ClipAction"]
     assert cli.main(["train", *arguments]) == 0
@@ -180,6 +181,7 @@ def test_train_passes_on_what_its_flags_say(trained: dict[str, Any], tmp_path: P
         "memory_capacity": 60,
         "evaluation_interval": 35,
         "evaluation_episodes": 3,
+        "keep_checkpoints": 4,
         "device": "cpu",
         "vectorization": "async",
         "env_kwargs": {"g": 9.0},
@@ -299,6 +301,7 @@ def test_resume_takes_the_settings_of_the_run(tmp_path: Path) -> None:
         "memory_capacity": 60,
         "evaluation_interval": 35,
         "evaluation_episodes": 3,
+        "keep_checkpoints": 4,
         "device": "cpu",
         "vectorization": "sync",
         "cfg": SACConfig(batch_size=17, seed=5, experiment=ExperimentConfig(directory="elsewhere", experiment_name="x")).to_dict(),

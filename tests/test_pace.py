@@ -1,11 +1,11 @@
 """When updates come, and how many gradient steps they take: chunks, the ratio of updates to data, and actions chosen ahead."""
 
-import json
 from typing import Any
 
 import numpy as np
 import pytest
 
+from sacref import checkpoint
 from sacref.checkpoint import CheckpointError
 from sacref.config import ConfigError, SACConfig
 from tests.backends import BACKENDS, Backend, Spaces, draw_row, load_backend
@@ -70,10 +70,8 @@ def test_an_update_of_the_callers_takes_gradient_steps_and_leaves_what_is_due(ba
 def saved_with(agent: Any, path: Any, pace: dict[str, Any]) -> Any:
     """A checkpoint of the agent whose metadata say `pace`."""
     agent.save(path)
-    manifest = path / "checkpoint.json"
-    content = json.loads(manifest.read_text())
-    content["metadata"] |= pace
-    manifest.write_text(json.dumps(content))
+    groups, metadata = checkpoint.read(path)
+    checkpoint.write(path, groups, metadata | pace)
     return path
 
 

@@ -12,6 +12,7 @@ import pytest
 from sacref import checkpoint
 from sacref.checkpoint import CheckpointError
 from sacref.config import ExperimentConfig
+from sacref.parity.compare import difference
 from sacref.preprocessing import RunningStandardScaler
 from tests.backends import BACKENDS, Backend, assert_same_arrays, draw_batch, draw_row, fill, installed_backends, load_backend
 from tests.test_models import user
@@ -135,6 +136,38 @@ def test_a_checkpoint_moves_between_the_backends(writer: str, reader: str, tmp_p
     a, b = agent.arrays(), other.arrays()
     for name in a:
         np.testing.assert_allclose(b[name], a[name], rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(("writer", "reader"), [("torch", "jax"), ("jax", "torch")])
+def test_a_training_goes_on_alike_on_either_backend(writer: str, reader: str, tmp_path: Path) -> None:
+    backends = {backend.name: backend for backend in installed_backends()}
+    if len(backends) < 2:
+        pytest.skip("one backend is installed")
+    options = {
+        "dtype": "float64",
+        "observation_preprocessor": RunningStandardScaler,
+        "learning_rate_scheduler": ("cosine", "kl_adaptive", "linear"),
+        "learning_rate_scheduler_kwargs": ({"steps": 150}, {"kl_threshold": 1e-3}, {"steps": 150}),
+        "grad_norm_clip": 0.5,
+        "policy_delay": 2,
+        "networks": {"layer_norm": True},
+    }
+    agent, other = trained(backends[writer], **options), trained(backends[reader], seed=4, **options)
+    agent.save(tmp_path / "saved")
+    other.load(tmp_path / "saved")
+    for number in range(100):
+        batch, noise = draw_batch(agent, 16, seed=number)
+        for each in (agent, other):
+            each.update_on(batch, noise)
+    a, b = agent.arrays(), other.arrays()
+    assert int(a["gradient_steps"]) == 103
+    for name in a:
+        assert difference(b[name], a[name], name).relative < 1e-9, name
+    # And back: what the second backend has learned is what the first one goes on with.
+    other.save(tmp_path / "back")
+    agent.load(tmp_path / "back")
+    assert_same_arrays(agent.arrays(), b)
+    assert_same_arrays(agent.memory.arrays(), other.memory.arrays())
 
 
 def test_models_of_a_users_own_stay_within_their_backend(tmp_path: Path) -> None:
