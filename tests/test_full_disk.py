@@ -15,13 +15,13 @@ import gymnasium
 import numpy as np
 import pytest
 
+from bench import faults
 from sacref import checkpoint, experiment, resumption
 from sacref.checkpoint import CheckpointError
 from sacref.ranks import Ranks
 from sacref.replay_log import ReplayLog
 from tests.backends import BACKENDS, Backend, assert_same_arrays, fill
 from tests.test_replay_log import filled, write
-from tests.test_resume import events_of, lines_of
 
 SMALL: dict[str, Any] = {
     "env": "Pendulum-v1",
@@ -79,8 +79,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def assert_same_run(run_dir: Path, whole: Path) -> None:
     """Metrics, events, evaluations and the last checkpoint."""
-    assert lines_of(run_dir) == lines_of(whole)
-    assert events_of(run_dir) == events_of(whole)
+    assert faults._lines(run_dir) == faults._lines(whole)
+    assert faults._events(run_dir) == faults._events(whole)
     assert json.loads((run_dir / "evaluation.json").read_text()) == json.loads((whole / "evaluation.json").read_text())
     found, wanted = (checkpoint.read(path / "checkpoints" / "agent_120").groups["agent"] for path in (run_dir, whole))
     assert_same_arrays(found, wanted)
@@ -112,8 +112,8 @@ def test_a_disk_that_is_full_for_a_while(size: int, whole: Any, tmp_path: Path, 
     messages = said(caplog)
     assert sum("no checkpoint at timestep 60: " in message and "agent_40 is the last one" in message for message in messages) == 1
     assert sum("what was measured up to timestep" in message and "File too large" in message for message in messages) == 3
-    assert [line["timestep"] for line in lines_of(run_dir)] == [10, 20, 30, 40, 80, 90, 100, 110, 120]
-    assert {step for step, _, _ in events_of(run_dir)} == {10, 20, 30, 40, 80, 90, 100, 110, 120}
+    assert [line["timestep"] for line in faults._lines(run_dir)] == [10, 20, 30, 40, 80, 90, 100, 110, 120]
+    assert {step for step, _, _ in faults._events(run_dir)} == {10, 20, 30, 40, 80, 90, 100, 110, 120}
     # The evaluation of 60 was kept in mind, and what was learned is what it would have been.
     assert json.loads((run_dir / "evaluation.json").read_text()) == json.loads((whole.run_dir / "evaluation.json").read_text())
     assert_same_arrays(result.agent.arrays(), whole.agent.arrays())  # type: ignore[attr-defined]  # of both backends' agents
@@ -134,8 +134,8 @@ def test_a_disk_that_stays_full(size: int, whole: Any, tmp_path: Path, caplog: p
     limit()
     assert any("agent_40 is the last one" in message for message in said(caplog))
     assert resumption.choose(Ranks(), run_dir) == 40
-    assert [line["timestep"] for line in lines_of(run_dir)] == [10, 20, 30, 40]
-    assert max(step for step, _, _ in events_of(run_dir)) == 40
+    assert [line["timestep"] for line in faults._lines(run_dir)] == [10, 20, 30, 40]
+    assert max(step for step, _, _ in faults._events(run_dir)) == 40
     assert not [path for path in run_dir.rglob("*") if path.name.endswith(".tmp")]
     train(run_dir, resume=True)
     assert_same_run(run_dir, whole.run_dir)
@@ -192,8 +192,8 @@ def test_a_folder_that_is_gone(whole: Any, tmp_path: Path, caplog: pytest.LogCap
     assert resumption.choose(Ranks(), run_dir) == 120
     assert experiment.load(run_dir) is not None
     assert_same_arrays(result.agent.arrays(), whole.agent.arrays())  # type: ignore[attr-defined]  # of both backends' agents
-    assert [line["timestep"] for line in lines_of(run_dir)] == [50, 60, 70, 80, 90, 100, 110, 120]
-    assert {step for step, _, _ in events_of(run_dir)} == {50, 60, 70, 80, 90, 100, 110, 120}
+    assert [line["timestep"] for line in faults._lines(run_dir)] == [50, 60, 70, 80, 90, 100, 110, 120]
+    assert {step for step, _, _ in faults._events(run_dir)} == {50, 60, 70, 80, 90, 100, 110, 120}
     assert train(run_dir, steps=130, resume=True).steps == 130
 
 

@@ -516,6 +516,40 @@ def test_an_agent(backend: Backend, tmp_path: Path) -> None:
     assert tally.cases >= AT_LEAST["agent"] and tally.refused > tally.cases / 2
 
 
+def test_what_does_not_fit_an_agent_is_not_read(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However large its arrays are; and of what was begun before nothing is left."""
+    agent = backend.agent(num_envs=2, hidden=(2,), capacity=8)
+    fill(agent, 3)
+    agent.save(tmp_path / "saved")
+    read, seen = checkpoint.read(tmp_path / "saved"), []
+    original = checkpoint._read_group
+
+    def reading(path: Path, name: str, *arguments: Any) -> Any:
+        seen.append(name)
+        return original(path, name, *arguments)
+
+    large = {name: np.zeros((200, *rows.shape[1:]), rows.dtype) for name, rows in read.groups["memory"].items()}
+    changes: dict[str, dict[str, Any]] = {
+        "memory has .* bytes, expected at most": {"memory": large},
+        "streams has .* bytes, expected at most": {"streams": {"noise": np.zeros(2**18)}},
+        "log_alpha has shape": {"agent": {**read.groups["agent"], "log_alpha": np.zeros(100_000)}},
+        "unknown arrays": {"more": {"x": np.zeros(100_000)}},
+    }
+    monkeypatch.setattr(checkpoint, "_read_group", reading)
+    for message, groups in changes.items():
+        checkpoint.write(tmp_path / "other", {**read.groups, **groups}, read.metadata)
+        with pytest.raises(CheckpointError, match=f"other does not fit this agent: .*{message}"):
+            agent.load(tmp_path / "other")
+    assert seen == []
+    memory = {**read.groups["memory"], "head": read.groups["memory"]["head"] + 5}
+    checkpoint.write(tmp_path / "other", {**read.groups, "memory": memory}, {**read.metadata, "ranks": 2})
+    before = agent._streams()
+    with pytest.raises(CheckpointError, match="do not fit a ring of 4 rows"):
+        agent.load(tmp_path / "other")
+    assert agent._streams_key == ()
+    assert_same_arrays(agent._streams(), before)
+
+
 # A run.
 
 
