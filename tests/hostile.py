@@ -173,7 +173,7 @@ def some_mutants(value: Any, count: int, source: random.Random) -> Iterator[tupl
         changed, said = value, []
         for _ in range(source.choice([1, 1, 1, 2])):
             at = source.choice(where)
-            with contextlib.suppress(LookupError, TypeError, RecursionError):  # the first one took the second's place away
+            with contextlib.suppress(LookupError, TypeError, AttributeError, RecursionError):  # the first one took the second's place away
                 if at and source.random() < 0.15:
                     name = source.choice([None, *NAMES])
                     changed = renamed(changed, at, name)

@@ -188,7 +188,7 @@ def test_json_that_says_something_else(small: Path) -> None:
     tally, original = Tally([CheckpointError]), contents(small)
     manifest = json.loads(original["checkpoint.json"])
     source = source_of("json")
-    changes = [*hostile.mutants(manifest), *hostile.some_mutants(manifest, extra(0.3), source)]
+    changes = [*hostile.mutants(manifest), *hostile.some_mutants(manifest, extra(0.25), source)]
     with watched(small.parent):
         for what, changed in changes:
             put(small / "checkpoint.json", sealed(changed))
@@ -213,7 +213,8 @@ def test_headers_that_say_something_else(small: Path) -> None:
             file = small / f"{group}.safetensors"
             header, data = hostile.header_of(original[file.name])
             lies: list[tuple[str, Any, Any]] = [
-                (what, changed, manifest) for what, changed in [*hostile.mutants(header), *hostile.some_mutants(header, extra(0.1), source)]
+                (what, changed, manifest)
+                for what, changed in [*hostile.mutants(header), *hostile.some_mutants(header, extra(0.05), source)]
             ]
             # In both places: types and shapes that fit the bytes, or do not.
             shapes: list[list[int]] = [[], [1], [2, 3], [3, 2], [6], [12], [3], [0, 5], [0, 2**62, 2**62]]
@@ -355,7 +356,7 @@ def test_values_that_are_none() -> None:
     value = {"a": [1, 2.5, (None, np.float32(3.0))], "b": {"c": np.arange(3), "d": -(2**70), "e": float("inf")}}
     written = encode(value, "v", arrays)
     tally, source = Tally([ValueError]), source_of("values")
-    for what, changed in [*hostile.mutants(written), *hostile.some_mutants(written, extra(0.1), source)]:
+    for what, changed in [*hostile.mutants(written), *hostile.some_mutants(written, extra(0.3), source)]:
         tally.attempt(what, partial(decode, changed, arrays))
     assert tally.cases >= AT_LEAST["decoded"] and tally.refused > tally.cases / 10
 
@@ -384,7 +385,7 @@ def test_a_replay_log(tmp_path: Path) -> None:
             replay_log.verify(tmp_path / "replay", segment)
 
     with watched(tmp_path):
-        for what, changed in hostile.some_mutants(entry, 700 + extra(0.1), source):
+        for what, changed in hostile.some_mutants(entry, 700 + extra(0.03), source):
             if not hostile.is_plain(changed):
                 continue
             if isinstance(changed, dict):  # an agent looks before
@@ -488,7 +489,7 @@ def test_an_agent(backend: Backend, tmp_path: Path) -> None:
         before = after
 
     with watched(tmp_path):
-        for what, changed in hostile.some_mutants(manifest, 80 + extra(0.01), source):
+        for what, changed in hostile.some_mutants(manifest, 80 + extra(0.002), source):
             put(path / "checkpoint.json", sealed(changed))
             attempt(what)
         put(path / "checkpoint.json", original["checkpoint.json"])
@@ -498,7 +499,7 @@ def test_an_agent(backend: Backend, tmp_path: Path) -> None:
                 attempt(f"{name} damaged, {number}")
             put(path / name, content)
         changes = list(forged(read.groups, source))
-        for what, groups in source.sample(changes, min(len(changes), 140 + extra(0.01))):
+        for what, groups in source.sample(changes, min(len(changes), 140 + extra(0.002))):
             checkpoint.write(path, groups, read.metadata)
             attempt(what)
         for at in hostile.places(read.metadata):
@@ -669,7 +670,7 @@ def test_what_a_run_was_in_the_middle_of(finished: Path, tmp_path: Path) -> None
         checkpoint.write(path, {**read.groups, **groups, "live": groups.get("live", {})}, read.metadata)
         tally.attempt(what, go_on, "agent_40")
     middle = {key: read.metadata[key] for key in ("live", "environment", "files")}
-    for what, changed in hostile.some_mutants(middle, 350 + extra(0.01), source):
+    for what, changed in hostile.some_mutants(middle, 350 + extra(0.005), source):
         try:
             checkpoint.write(path, read.groups, {**read.metadata, **changed})
         except (CheckpointError, TypeError):
