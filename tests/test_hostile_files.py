@@ -324,28 +324,37 @@ def test_a_file_that_changes_while_it_is_read(small: Path, name: str, monkeypatc
         **{f"is cut to {length}": partial(os.truncate, file, length) for length in (0, 4, 8, 30, len(content) - 1)},
     }
     for what, change in changes.items():
-        for look in range(LOOKS):
+        for look, late in itertools.product(range(LOOKS), (False, True)):
             calls = iter(range(100))
 
-            def spy(function: Callable[..., Any], calls: Any = calls, look: int = look, change: Callable[[], Any] = change) -> Any:
-                def looking(*arguments: Any, **keywords: Any) -> Any:
-                    if next(calls) == look:
-                        change()
+            def looking(
+                function: Callable[..., Any],
+                *arguments: Any,
+                calls: Any = calls,
+                when: Any = (look, late),
+                change: Any = change,
+                **keywords: Any,
+            ) -> Any:
+                now = next(calls)
+                if (now, False) == when:
+                    change()
+                try:
                     return function(*arguments, **keywords)
-
-                return looking
+                finally:
+                    if (now, True) == when:
+                        change()
 
             with monkeypatch.context() as patched:
-                patched.setattr(Path, "stat", spy(Path.stat))
-                patched.setattr(os, "fstat", spy(os.fstat))
-                patched.setattr(zlib, "crc32", spy(zlib.crc32))
-                found = tally.attempt(f"{name} {what} before look {look}", lambda: checkpoint.read(small), name)
+                patched.setattr(Path, "stat", lambda self, looking=looking, stat=Path.stat: looking(stat, self))
+                patched.setattr(os, "fstat", partial(looking, os.fstat))
+                patched.setattr(zlib, "crc32", partial(looking, zlib.crc32))
+                found = tally.attempt(f"{name} {what} at look {look}, {late}", lambda: checkpoint.read(small), name)
             if found is not None:
                 assert_small(found)
             if file.exists() and stat.S_ISFIFO(file.stat().st_mode):
                 file.unlink()
             put(file, content)
-    assert 40 < tally.refused < tally.cases == LOOKS * len(changes)
+    assert 40 < tally.refused < tally.cases == 2 * LOOKS * len(changes)
 
 
 # Values.
