@@ -26,9 +26,10 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
+from sacref.checkpoint import one_line
 from sacref.envs.partial import DictObservation, HideVelocities, PrivilegedState
 from sacref.envs.values import UnsupportedError, decode, encode
-from sacref.tree import named_leaves
+from sacref.tree import leaves, named_leaves
 
 Environment: TypeAlias = gymnasium.Env[Any, Any]
 State: TypeAlias = dict[str, Any]
@@ -92,6 +93,8 @@ _DERIVED = (
 """What MuJoCo computes of the integration state, and tasks read before they step. `mj_forward` does not reproduce it: after a step it is of
 the substep before the last. Numbers alone, no indices: a file that lies cannot lead MuJoCo out of its memory."""
 
+_PLACES: Mapping[str, Mapping[str, tuple[str | None, int]]] = {"MT19937": {"pos": ("state", 624)}, "Philox": {"buffer_pos": (None, 4)}}
+"""Bit generator -> number in its state -> where it stands, and the largest there is. NumPy takes any, and reads its memory there."""
 _BIT_GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
 
 
@@ -163,15 +166,20 @@ def restore(envs: VectorEnv[Any, Any, Any], snapshot: Snapshot) -> None:
         if own is not None:
             _require_header(snapshot, _header(None, own.metadata["autoreset_mode"]), [[_name(envs)]])
             ((layer,),) = snapshot.metadata["environments"]
-            own.set_state(decode(layer["state"], snapshot.arrays))
+            setters = [partial(own.set_state, decode(layer["state"], snapshot.arrays))]
         else:
             setters = list(_setters(_sync(envs), snapshot))
     except SnapshotError:
         raise
     except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
-        raise SnapshotError(f"the snapshot cannot be restored: {error}: reset the environments instead") from error
-    for setter in setters:
-        setter()
+        raise SnapshotError(f"the snapshot cannot be restored: {one_line(error)}: reset the environments instead") from error
+    try:
+        for setter in setters:
+            setter()
+    except Exception as error:  # whatever the method of another's task or wrapper raises
+        raise SnapshotError(
+            f"the snapshot cannot be restored ({type(error).__name__}: {one_line(error)}): make the environments anew"
+        ) from error
 
 
 def of_other_kind(envs: VectorEnv[Any, Any, Any], metadata: Mapping[str, Any]) -> str | None:
@@ -228,7 +236,13 @@ def generator_of(state: Any) -> SeededGenerator | None:
     if kind not in _BIT_GENERATORS:
         raise ValueError(f"a generator is of {kind!r}, expected one of {', '.join(_BIT_GENERATORS)}")
     bits = getattr(np.random, kind)()
+    for name, (within, most) in _PLACES.get(kind, {}).items():
+        place = (state["state"][within] if within else state["state"])[name]
+        if type(place) is not int or not 0 <= place <= most:
+            raise ValueError(f"{name} of a generator {kind} is {place!r}, expected an integer from 0 to {most}")
     bits.state = state["state"]
+    if not (state["seed"] is None or type(state["seed"]) is int):
+        raise ValueError(f"a generator's seed is {state['seed']!r}, expected an integer")
     return SeededGenerator(state["seed"], np.random.Generator(bits))
 
 
@@ -276,7 +290,8 @@ def _require_header(snapshot: Snapshot, header: Mapping[str, Any], layers: list[
     for name, expected in here.items():
         if found[name] != expected:
             raise SnapshotError(
-                f"the snapshot's {name} is {found[name]}, expected {expected}: make the environments as they were, or reset them instead"
+                f"the snapshot's {name} is {one_line(found[name])}, expected {expected}: "
+                f"make the environments as they were, or reset them instead"
             )
 
 
@@ -340,7 +355,12 @@ def _setters(envs: SyncVectorEnv[Any, Any], snapshot: Snapshot) -> Iterator[Call
     layers = [[_name(layer) for layer in _layers(env)] for env in envs.envs]
     _require_header(snapshot, _header(_mujoco_version(envs), envs.autoreset_mode), layers)
     vector = decode(metadata["vector"], snapshot.arrays)
-    require_alike("the vector environment", vector, {name: getattr(envs, name) for name in _VECTOR}, but=("_env_obs",))
+    own = {name: getattr(envs, name) for name in _VECTOR}
+    if vector.keys() != own.keys():
+        raise ValueError(f"the vector environment has {sorted(vector)}, expected {sorted(own)}")
+    require_alike("the vector environment", vector, own, but=("_env_obs",))
+    if not _fits(vector["_env_obs"], own["_env_obs"]) or len(vector["_env_obs"]) != envs.num_envs:
+        raise ValueError("the vector environment has observations of other shapes or types than these environments'")
     yield lambda: vars(envs).update(vector)
     for env, layers in zip(envs.envs, metadata["environments"], strict=True):
         for layer, written in zip(_layers(env), layers, strict=True):
@@ -361,6 +381,9 @@ def _setter(layer: Environment, state: State) -> Callable[[], None]:
     else:
         if state.keys() != set(_attributes(layer)):
             raise ValueError(f"{_name(layer)} has the state of {sorted(state)}, expected {sorted(_attributes(layer))}")
+        for name, value in _get(layer).items():
+            if name != "generator" and not _fits(state[name], value):
+                raise ValueError(f"{_name(layer)} has {name} = {one_line(state[name])}, expected something like {one_line(value)}")
         own = partial(_set_attributes, layer, state)
 
     def everything() -> None:
@@ -430,3 +453,24 @@ def _attributes(layer: Environment) -> tuple[str, ...]:
             return _TASKS[name]
     what = "wrapper" if isinstance(layer, gymnasium.Wrapper) else "task"
     raise UnsupportedError(f"what the {what} {_name(layer)} keeps is not known: give it the methods get_state() and set_state(state)")
+
+
+def _fits(found: Any, here: Any) -> bool:
+    """Whether a wrapper or task that keeps the one value now could keep the other at another step: numbers, arrays of the same shape."""
+    if found is None or here is None:  # before the first step
+        values = found if here is None else here
+        return all(
+            value is None or np.asarray(value).dtype.kind in "fiub"
+            for value in leaves(tuple(values) if isinstance(values, list) else values)
+        )
+    if isinstance(here, bool | np.bool_ | int | np.integer):
+        return isinstance(found, bool | np.bool_ | int | np.integer) and bool(found >= 0)
+    if isinstance(here, float | np.number):
+        return isinstance(found, int | float | np.number)
+    if isinstance(here, np.ndarray):
+        return isinstance(found, np.ndarray) and found.shape == here.shape and found.dtype == here.dtype
+    if isinstance(here, list):
+        return isinstance(found, list) and all(_fits(inner, here[0] if here else None) for inner in found)
+    if isinstance(here, dict):
+        return isinstance(found, dict) and found.keys() == here.keys() and all(_fits(found[key], here[key]) for key in here)
+    return isinstance(found, tuple) and isinstance(here, tuple) and len(found) == len(here) and all(map(_fits, found, here))
