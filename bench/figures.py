@@ -7,6 +7,7 @@ from bench import statistics
 from bench.record import (
     AmpSamples,
     LearningSamples,
+    MutantsSamples,
     Record,
     RecurrentSamples,
     RolloutSamples,
@@ -59,6 +60,10 @@ def _figures(one: Record) -> Iterator[tuple[str, Figure]]:
         for run in samples.cells:
             if run.samples:
                 yield f"{run.backend}, memory at the end", Figure([run.samples[-1].resident_bytes / BYTES], "MiB", higher_is_better=False)
+    elif isinstance(samples, MutantsSamples):
+        for file in samples.files:
+            if file.survived + file.killed + file.timed_out:
+                yield f"{file.file}, mutants that survived", Figure([float(file.survived)], "", higher_is_better=False)
     else:
         yield from _by_suite(samples)
 

@@ -8,20 +8,16 @@ Left out, and counted: mutants of annotations, which say nothing at run time, an
 two operators that put random variables in the place of others; tests that start a Python of their own, which sees the file as it lies.
 """
 
-import ast
-import hashlib
 import json
 import os
 import random
 import subprocess
 import sys
-import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import tyro
 from rich.console import Console
@@ -30,6 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import sacref
 from bench import machine, record, sweep
 from bench.mutants_worker import Job, Outcome
+from bench.mutations import Equivalent, Mutant, digest, equivalents, match, mutants_of, text
 from bench.record import MutantFile, MutantRun, MutantsSamples, Survivor
 
 EQUIVALENT = machine.ROOT / "bench" / "mutants_equivalent.json"
@@ -39,7 +36,20 @@ STATE = sweep.PARTIAL / "mutants"
 ORACLE = "tests/parity/test_one_update.py"
 WITHOUT = ("test_torch_compile_traces_every_call_whole", "test_importing_the_spec_loads_no_backend")
 """Tests that start a Python of their own."""
-RANDOM_OPERATORS = ("core/VariableReplacer", "core/VariableInserter")
+LIBRARIES = (
+    "numpy",
+    "torch",
+    "jax",
+    "flax.nnx",
+    "optax",
+    "gymnasium",
+    "hypothesis",
+    "mpmath",
+    "array_api_strict",
+    "beartype",
+    "scipy.special",
+)
+"""Imported once for all mutants, those that are there; none of them starts a thread, which a forked child would lack."""
 SECONDS = 4.0
 """Processor time of a mutant, for the estimate of what has never been run."""
 LIMIT = (3.0, 20.0)
@@ -54,51 +64,6 @@ class Target:
     tests: tuple[str, ...]
     without: tuple[str, ...] = WITHOUT
     """Tests, or parameters of tests, that are left out."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mutant:
-    """A file with one mistake."""
-
-    file: str
-    operator: str
-    """As cosmic-ray names it."""
-    occurrence: int
-    """Among the mutants of this operator in the file, from 0."""
-    number: int
-    """Of the line, from 1."""
-    function: str
-    """What the line belongs to, `Class.function`; empty for the module."""
-    line: str
-    """As it is."""
-    mutated: str
-    """As it was made; empty if it was taken away."""
-    source: str
-    """The whole file, with the mistake."""
-
-    @property
-    def key(self) -> str:
-        """Name of the mutant among outcomes: it changes with whatever else changes in the file."""
-        return _digest(self.file, self.source)
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.number}: {self.line}  ->  {self.mutated}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Equivalent:
-    """Mutants of one line that do what the file does."""
-
-    file: str
-    function: str
-    line: str
-    mutants: tuple[str, ...]
-    """What they make of the line."""
-    reason: str
-
-
-class EquivalentError(ValueError):
-    """The list of equivalent mutants is out of date; the message says where, and what to do."""
 
 
 def targets(root: Path = machine.ROOT) -> list[Target]:
@@ -141,7 +106,7 @@ def main(
     for name in file:
         if name not in {target.file for target in chosen}:
             raise SystemExit(f"--file is {name!r}, expected one of {', '.join(target.file for target in chosen)}")
-    run = Run(machine.ROOT, chosen, json.loads(EQUIVALENT.read_text(encoding="utf-8")), STATE)
+    run = Run(machine.ROOT, chosen, equivalents(EQUIVALENT), STATE)
     todo = run.todo(sample=sample, seed=seed, files=file)
     for target in chosen:
         of_file = [mutant for mutant in todo if mutant.file == target.file]
@@ -196,21 +161,24 @@ class Run:
         chosen: the files.
         equivalent: entries of the list of equivalent mutants.
         state: folder for the outcomes.
+        libraries: what the tests import, those that are there.
     """
 
-    def __init__(self, root: Path, chosen: Sequence[Target], equivalent: Sequence[Mapping[str, Any]], state: Path) -> None:
+    def __init__(
+        self, root: Path, chosen: Sequence[Target], equivalent: Sequence[Equivalent], state: Path, libraries: Sequence[str] = LIBRARIES
+    ) -> None:
+        self.libraries = libraries
         self.root, self.targets = root, {target.file: target for target in chosen}
         self.mutants: dict[str, list[Mutant]] = {}
         self.skipped: dict[str, Counter[str]] = {}
         for target in chosen:
             self.mutants[target.file], self.skipped[target.file] = mutants_of(root, target.file)
-        entries = [Equivalent(**{**entry, "mutants": tuple(entry["mutants"])}) for entry in equivalent]
-        self.equivalent = match(entries, [mutant for each in self.mutants.values() for mutant in each])
-        self.tests = {target.file: _digest(*(_text(root / name) for name in target.tests)) for target in chosen}
+        self.equivalent = match(equivalent, [mutant for each in self.mutants.values() for mutant in each])
+        self.tests = {target.file: digest(*(text(root / name) for name in target.tests)) for target in chosen}
         self.path = state / "outcomes.jsonl"
         self.outcomes: dict[str, Outcome] = {}
         """Key -> what is known. A killed mutant stays killed until its file changes; what survived is run again with other tests."""
-        for line in _text(self.path).splitlines():
+        for line in text(self.path).splitlines():
             known = json.loads(line)
             tests = known.pop("tests")
             if known["outcome"] != "survived" or tests in self.tests.values():
@@ -234,7 +202,7 @@ class Run:
     def execute(self, todo: Sequence[Mutant], processes: int, console: Console) -> None:
         """Run the files as they are, then their mutants."""
         files = [file for file in self.targets if any(mutant.file == file for mutant in todo)]
-        whole = {file: _digest(file, _text(self.root / file), self.tests[file]) for file in files}
+        whole = {file: digest(file, text(self.root / file), self.tests[file]) for file in files}
         unknown = [self._job(self.targets[file], whole[file], None, None) for file in files if whole[file] not in self.outcomes]
         with self._progress(console) as progress:
             names = {key: file for file, key in whole.items()}
@@ -283,7 +251,7 @@ class Run:
                     survivors.append(
                         Survivor(file=file, function=mutant.function, number=mutant.number, line=mutant.line, mutated=mutant.mutated)
                     )
-            whole = self.outcomes.get(_digest(file, _text(self.root / file), self.tests[file]))
+            whole = self.outcomes.get(digest(file, text(self.root / file), self.tests[file]))
             files.append(
                 MutantFile(
                     file=file,
@@ -318,7 +286,7 @@ class Run:
             return
         task = progress.add_task(name, total=len(jobs))
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        asked = json.dumps({"at_once": processes, "modules": list(modules), "jobs": [asdict(job) for job in jobs]})
+        asked = json.dumps({"at_once": processes, "modules": [*self.libraries, *modules], "jobs": [asdict(job) for job in jobs]})
         environment = {**os.environ, **machine.ONE_THREAD} | {
             "JAX_COMPILATION_CACHE_DIR": str(self.path.parent / "jax"),
             "PYTHONPATH": _search_path(self.root),
@@ -343,133 +311,6 @@ class Run:
     def _progress(console: Console) -> Progress:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         return Progress(*columns, console=console, auto_refresh=False)
-
-
-def mutants_of(root: Path, file: str) -> tuple[list[Mutant], Counter[str]]:
-    """All mutants of a file, and how many were left out: for an annotation, or because Python does not compile them."""
-    from cosmic_ray.ast import ast_nodes, get_ast
-    from cosmic_ray.mutating import mutate_code
-    from cosmic_ray.plugins import get_operator
-
-    source = _text(root / file)
-    lines, without = source.splitlines(), _without_annotations(source)
-    functions, nodes = _functions(source), list(ast_nodes(get_ast(source)))
-    found: list[Mutant] = []
-    skipped: Counter[str] = Counter()
-    for name in _operator_names():
-        operator = get_operator(name)()
-        positions = [position for node in nodes for position in operator.mutation_positions(node)]
-        for occurrence, ((number, _), _) in enumerate(positions):
-            mutated = mutate_code(source, operator, occurrence)
-            try:
-                same = _without_annotations(mutated) == without
-            except SyntaxError:
-                skipped["not compiled"] += 1
-                continue
-            if same:
-                skipped["annotation"] += 1
-                continue
-            old, new = _difference(lines, mutated.splitlines())
-            found.append(
-                Mutant(
-                    file=file,
-                    operator=name,
-                    occurrence=occurrence,
-                    number=number,
-                    function=functions.get(number, ""),
-                    line=old,
-                    mutated=new,
-                    source=mutated,
-                )
-            )
-    return sorted(found, key=lambda mutant: mutant.number), skipped
-
-
-def match(entries: Iterable[Equivalent], mutants: Sequence[Mutant]) -> dict[str, str]:
-    """Key of each mutant that is listed as equivalent -> the reason.
-
-    Raises:
-        EquivalentError: if an entry is of no mutant, or of more than one.
-    """
-    found: dict[str, str] = {}
-    for entry in entries:
-        if not entry.reason.strip():
-            raise EquivalentError(f"mutants_equivalent.json: {entry.file}: {entry.line}: the reason is empty, expected one")
-        for mutated in entry.mutants:
-            wanted = (entry.file, entry.function, entry.line, mutated)
-            same = [one for one in mutants if (one.file, one.function, one.line, one.mutated) == wanted]
-            if len(same) != 1:
-                raise EquivalentError(
-                    f"mutants_equivalent.json: {entry.file}, {entry.function or 'module'}: {entry.line}  ->  {mutated}: "
-                    f"there are {len(same)} such mutants, expected 1: "
-                    + ("tell the lines apart" if same else "take the entry out, the line has changed")
-                )
-            found[same[0].key] = entry.reason
-    return found
-
-
-def _operator_names() -> list[str]:
-    from cosmic_ray.plugins import operator_names
-
-    return [name for name in operator_names() if name not in RANDOM_OPERATORS]
-
-
-class _Unannotated(ast.NodeTransformer):
-    def visit_arg(self, node: ast.arg) -> ast.arg:
-        node.annotation = None
-        return node
-
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
-        self.generic_visit(node)
-        node.annotation = ast.Constant(None)
-        return node
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        self.generic_visit(node)
-        node.returns = None
-        return node
-
-
-def _without_annotations(source: str) -> str:
-    """What is run of a file: its syntax tree, without annotations."""
-    with warnings.catch_warnings(action="ignore"):
-        compile(source, "mutant", "exec")
-        return ast.dump(_Unannotated().visit(ast.parse(source)))
-
-
-def _functions(source: str) -> dict[int, str]:
-    """Number of a line -> the function or class that it belongs to, decorators included; the innermost that has a name."""
-    found: dict[int, str] = {}
-
-    def walk(node: ast.AST, prefix: str) -> None:
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.FunctionDef | ast.ClassDef):
-                name = f"{prefix}{child.name}"
-                first = min([child.lineno, *(each.lineno for each in child.decorator_list)])
-                found.update(dict.fromkeys(range(first, (child.end_lineno or first) + 1), name))
-                walk(child, f"{name}.")
-            else:
-                walk(child, prefix)
-
-    walk(ast.parse(source), "")
-    return found
-
-
-def _difference(old: Sequence[str], new: Sequence[str]) -> tuple[str, str]:
-    """The lines that differ, of the one and of the other, as one text each."""
-    first = next(i for i in range(len(old)) if i >= len(new) or old[i] != new[i])
-    last = 0
-    while last < min(len(old), len(new)) - first and old[-1 - last] == new[-1 - last]:
-        last += 1
-    return tuple(" ".join(line.strip() for line in lines[first : len(lines) - last]).strip() for lines in (old, new))  # type: ignore[return-value] # two
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.exists() else ""
-
-
-def _digest(*texts: str) -> str:
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
 
 
 def _search_path(root: Path) -> str:

@@ -26,20 +26,6 @@ from typing import Any, Literal
 
 import pytest
 
-LIBRARIES = (
-    "numpy",
-    "torch",
-    "jax",
-    "flax.nnx",
-    "optax",
-    "gymnasium",
-    "hypothesis",
-    "mpmath",
-    "array_api_strict",
-    "beartype",
-    "scipy.special",
-)
-"""Imported before the first fork, those that are there; none of them starts a thread, which a child would lack."""
 WALL_PER_CPU_SECOND = 20.0
 """A child is given up after so many times the processor time that it may use: it may sleep, or wait for other work on the machine."""
 EXAMPLES = 25
@@ -248,7 +234,7 @@ def _child(job: Job, tests: str, folder: Path, output: int) -> None:
     if job.source is not None:
         put_in_place(job.path, job.source)
     plugin = Plugin(job.without)
-    own = ["-x", "-q", "-p", "no:cacheprovider", "--basetemp", str(folder / "tmp")]
+    own = ["-x", "-q", "--tb=short" if job.source is None else "--tb=no", "-p", "no:cacheprovider", "--basetemp", str(folder / "tmp")]
     status = int(pytest.main([*own, tests], plugins=[plugin]))
     failed = None if status == 0 else plugin.failed or f"pytest's exit status {status}"
     if failed is not None and job.source is None:
@@ -282,7 +268,7 @@ def preload(names: Sequence[str]) -> None:
 def main() -> int:
     """Read `{"at_once", "modules", "jobs"}`, and print a line for each job."""
     asked = json.load(sys.stdin)
-    preload([*LIBRARIES, *asked["modules"]])
+    preload(asked["modules"])
     with contextlib.suppress(KeyboardInterrupt):
         for outcome in serve([Job(**job) for job in asked["jobs"]], asked["at_once"]):
             print(json.dumps(outcome.__dict__), flush=True)
