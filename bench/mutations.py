@@ -123,14 +123,15 @@ def match(entries: Iterable[Equivalent], mutants: Sequence[Mutant]) -> dict[str,
             raise EquivalentError(f"mutants_equivalent.json: {entry.file}: {entry.line}: the reason is empty, expected one")
         for mutated in entry.mutants:
             wanted = (entry.file, entry.function, entry.line, mutated)
-            same = [one for one in mutants if (one.file, one.function, one.line, one.mutated) == wanted]
+            # Two operators may make the same of a line.
+            same = {one.key for one in mutants if (one.file, one.function, one.line, one.mutated) == wanted}
             if len(same) != 1:
                 raise EquivalentError(
                     f"mutants_equivalent.json: {entry.file}, {entry.function or 'module'}: {entry.line}  ->  {mutated}: "
                     f"there are {len(same)} such mutants, expected 1: "
                     + ("tell the lines apart" if same else "take the entry out, the line has changed")
                 )
-            found[same[0].key] = entry.reason
+            found[same.pop()] = entry.reason
     return found
 
 

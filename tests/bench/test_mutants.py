@@ -151,7 +151,8 @@ def test_an_entry_of_the_list_is_of_one_mutant(package: Path) -> None:
     ):
         with pytest.raises(EquivalentError, match=message):
             match([changed], found)
-    twice = [one for one in found if one.mutated == EQUAL.mutants[0]] * 2
+    (one,) = (mutant for mutant in found if mutant.mutated == EQUAL.mutants[0])
+    twice = [one, replace(one, source="the same on another line")]
     with pytest.raises(EquivalentError, match=r"there are 2 such mutants.*tell the lines apart"):
         match([EQUAL], twice)
 

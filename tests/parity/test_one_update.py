@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sacref.parity.compare import side_by_side
-from sacref.parity.drivers import BackendAgent, Oracle, installed_backends
+from sacref.parity.drivers import BackendAgent, Implementation, Oracle, installed_backends
 from tests.parity.features import FEATURES, PLAIN, RECURRENT
 
 PROBLEMS = {
@@ -34,7 +34,7 @@ def test_one_update_is_the_oracles(backend: str, problem: str) -> None:
     # Targets that differ from the critics, so that a mix-up of the two is seen.
     generator = np.random.default_rng(0)
     state |= {name: array + 0.1 * generator.standard_normal(array.shape) for name, array in state.items() if name.startswith("target_")}
-    found = {backend: BackendAgent(backend, chosen, state), "numpy": Oracle(chosen, state)}
+    found: dict[str, Implementation] = {backend: BackendAgent(backend, chosen, state), "numpy": Oracle(chosen, state)}
     traces = side_by_side(found, [next(chosen.draws())])
     for kinds in traces.pairs.values():
         for kind, trace in kinds.items():
