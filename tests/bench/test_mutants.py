@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from bench.mutants_worker import Job, serve
 from bench.mutations import Equivalent, EquivalentError, equivalents, match, mutants_of
 from bench.record import Hardware, MutantFile, MutantsSamples, Record, Survivor
 
-pytest.importorskip("cosmic_ray", reason="cosmic-ray is not installed: pip install -e '.[mutants]' --constraint constraints.txt")
+needs_cosmic_ray = pytest.mark.skipif(find_spec("cosmic_ray") is None, reason="cosmic-ray is not installed; the extra `mutants` has it")
 
 SOURCE = '''"""A package of one file."""
 
@@ -80,6 +81,7 @@ def job(package: Path, old: str = "", new: str = "", **changes: Any) -> Job:
     return Job(key=new, path=str(package / "sums.py"), source=source, **given)
 
 
+@needs_cosmic_ray
 def test_mutants_are_what_runs_and_differs(package: Path) -> None:
     found, skipped = mutants_of(package, "sums.py")
     by_line: dict[str, set[str]] = {}
@@ -95,6 +97,7 @@ def test_mutants_are_what_runs_and_differs(package: Path) -> None:
     assert len({mutant.key for mutant in found}) == len(found)
 
 
+@needs_cosmic_ray
 def test_what_python_does_not_compile_is_left_out(package: Path) -> None:
     (package / "sums.py").write_text("def run(value, /, *, more):\n    return {**value, **more}\n")
     found, skipped = mutants_of(package, "sums.py")
@@ -139,6 +142,7 @@ EQUAL = Equivalent(
 )
 
 
+@needs_cosmic_ray
 def test_an_entry_of_the_list_is_of_one_mutant(package: Path) -> None:
     found, _ = mutants_of(package, "sums.py")
 
@@ -157,6 +161,7 @@ def test_an_entry_of_the_list_is_of_one_mutant(package: Path) -> None:
         match([EQUAL], twice)
 
 
+@needs_cosmic_ray
 def test_outcomes_are_kept_until_the_file_or_its_tests_change(package: Path, tmp_path: Path) -> None:
     """The first run judges a few; the second one judges the others; new tests judge anew what has survived, and nothing else."""
     (package / "tests" / "test_more.py").write_text(MORE.partition("@")[0])
@@ -205,6 +210,7 @@ def test_every_file_has_its_mirrored_tests() -> None:
     assert "jax" in found["sacref/torch/update.py"].without and "torch" in found["sacref/jax/update.py"].without
 
 
+@needs_cosmic_ray
 def test_no_entry_of_the_list_is_stale() -> None:
     entries = equivalents(mutants.EQUIVALENT)
     for file in {entry.file for entry in entries}:
