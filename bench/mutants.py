@@ -287,10 +287,13 @@ class Run:
         task = progress.add_task(name, total=len(jobs))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         asked = json.dumps({"at_once": processes, "modules": [*self.libraries, *modules], "jobs": [asdict(job) for job in jobs]})
-        environment = {**os.environ, **machine.ONE_THREAD} | {
+        # Most of what JAX compiles is the same for every mutant.
+        compiled = {
             "JAX_COMPILATION_CACHE_DIR": str(self.path.parent / "jax"),
-            "PYTHONPATH": _search_path(self.root),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
+        environment = {**os.environ, **machine.ONE_THREAD, **compiled, "PYTHONPATH": _search_path(self.root)}
         command = [sys.executable, "-m", "bench.mutants_worker"]
         with subprocess.Popen(command, cwd=self.root, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdin is not None and process.stdout is not None
