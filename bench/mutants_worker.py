@@ -225,6 +225,7 @@ class _Running:
 def _child(job: Job, tests: str, folder: Path, output: int) -> None:
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sink = os.open(folder / "output", os.O_WRONLY | os.O_CREAT)
     os.dup2(sink, 1)
     os.dup2(sink, 2)
@@ -267,6 +268,8 @@ def preload(names: Sequence[str]) -> None:
 
 def main() -> int:
     """Read `{"at_once", "modules", "jobs"}`, and print a line for each job."""
+    # Its children go with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     asked = json.load(sys.stdin)
     preload(asked["modules"])
     with contextlib.suppress(KeyboardInterrupt):
