@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import sacref.spec
-from sacref.spec.arrays import namespace, require_critic_axis, require_one_dtype, require_scalar_or_batch, require_shape
+from sacref.spec.arrays import Array, Namespace, namespace, require_critic_axis, require_one_dtype, require_scalar_or_batch, require_shape
 
 if TYPE_CHECKING:
     from tests.conftest import Backend
@@ -51,7 +51,11 @@ def test_the_table_covers_the_spec() -> None:
 
 
 def test_namespace_of_each_library(xp: "Backend") -> None:
-    assert np.asarray(xp.numpy(namespace(xp.asarray([1.0])).exp(xp.asarray([0.0])))).tolist() == [1.0]
+    found = namespace(xp.asarray([1.0]))
+    assert np.asarray(xp.numpy(found.exp(xp.asarray([0.0])))).tolist() == [1.0]
+    # It has every function that the spec calls, and its arrays have every operator.
+    assert isinstance(found, Namespace)
+    assert isinstance(xp.asarray([1.0]), Array)
 
 
 def test_libraries_do_not_mix() -> None:
