@@ -90,3 +90,12 @@ def test_unequal_shapes_are_refused(argument: str) -> None:
     arguments = {name: np.zeros((2, 3)) for name in ("mean", "log_std", "new_mean", "new_log_std")} | {argument: np.zeros((2, 1))}
     with pytest.raises(ValueError, match=re.escape(f"kl_divergence: {argument} has shape (2, 1), expected (2, 3) (as mean)")):
         inspect.unwrap(kl_divergence)(**arguments)
+
+
+def test_time_and_batch_are_elements(xp: "Backend") -> None:
+    """The sum is over the actions, the last axis, of however many."""
+    arrays = np.random.default_rng(2).normal(size=(4, 2, 3, 5))
+    whole = xp.numpy(kl_divergence(*(xp.asarray(array) for array in arrays)))
+    flattened = xp.numpy(kl_divergence(*(xp.asarray(array) for array in arrays.reshape(4, 6, 5))))
+    assert whole.shape == (2, 3)
+    np.testing.assert_allclose(whole.reshape(6), flattened, rtol=4 * xp.eps)
