@@ -286,7 +286,11 @@ class Run:
             return
         task = progress.add_task(name, total=len(jobs))
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        asked = json.dumps({"at_once": processes, "modules": [*self.libraries, *modules], "jobs": [asdict(job) for job in jobs]})
+        seen = {
+            str(self.root / file): [known.by for one in mutants if (known := self.outcomes.get(one.key)) is not None and known.by]
+            for file, mutants in self.mutants.items()
+        }
+        given = {"at_once": processes, "modules": [*self.libraries, *modules], "seen": seen, "jobs": [asdict(job) for job in jobs]}
         # Most of what JAX compiles is the same for every mutant.
         compiled = {
             "JAX_COMPILATION_CACHE_DIR": str(self.path.parent / "jax"),
@@ -297,7 +301,7 @@ class Run:
         command = [sys.executable, "-m", "bench.mutants_worker"]
         with subprocess.Popen(command, cwd=self.root, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdin is not None and process.stdout is not None
-            process.stdin.write(asked)
+            process.stdin.write(json.dumps(given))
             process.stdin.close()
             for line in process.stdout:
                 yield Outcome(**json.loads(line))

@@ -18,7 +18,8 @@ import sys
 import tempfile
 import time
 import types
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -68,8 +69,9 @@ class Outcome:
 class Plugin:
     """What pytest shall do otherwise for a mutant."""
 
-    def __init__(self, without: Sequence[str]) -> None:
+    def __init__(self, without: Sequence[str], first: Sequence[str]) -> None:
         self.without = set(without)
+        self.order = {name: i for i, name in enumerate(first)}
         self.failed: str | None = None
 
     @pytest.hookimpl(trylast=True)
@@ -82,14 +84,15 @@ class Plugin:
         settings.load_profile("mutants")
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Leave out what is of another backend, or does not see the mutant."""
+        """Leave out what is of another backend, or does not see the mutant; what has seen others of the file comes first."""
 
         def named(item: pytest.Item) -> set[str]:
             callspec = getattr(item, "callspec", None)
             given = [value for value in callspec.params.values() if isinstance(value, str)] if callspec else []
             return {item.name.partition("[")[0], *given}
 
-        items[:] = [item for item in items if not named(item) & self.without]
+        left = [item for item in items if not named(item) & self.without]
+        items[:] = sorted(left, key=lambda item: self.order.get(item.nodeid, len(self.order)))
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Keep the name of a file that could not be imported."""
@@ -117,13 +120,20 @@ def put_in_place(path: str, source: str) -> None:
     SourceFileLoader.get_data, SourceFileLoader.path_stats = get_data, path_stats  # type: ignore[method-assign, assignment] # for one path
 
 
-def serve(jobs: Sequence[Job], at_once: int) -> Iterator[Outcome]:
-    """The outcomes of jobs, `at_once` of them beside each other, in the order in which they end."""
+def serve(jobs: Sequence[Job], at_once: int, seen: Mapping[str, Sequence[str]]) -> Iterator[Outcome]:
+    """The outcomes of jobs, `at_once` of them beside each other, in the order in which they end.
+
+    Args:
+        jobs: in order.
+        at_once: how many children there are.
+        seen: path of a mutated file -> tests that have failed for its mutants, which are run first; it grows on the way.
+    """
+    killers = {path: Counter(names) for path, names in seen.items()}
     waiting, running = list(reversed(jobs)), dict[int, _Running]()
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
-                started = _Running(waiting.pop())
+                started = _Running(waiting.pop(), killers)
                 running[started.output] = started
             limit = min(each.until for each in running.values()) - time.monotonic()
             ready, _, _ = select.select(list(running), [], [], max(0.0, min(limit, 60.0)))
@@ -131,7 +141,10 @@ def serve(jobs: Sequence[Job], at_once: int) -> Iterator[Outcome]:
                 if not running[output].read():
                     ended = running.pop(output)
                     if ended.next() is None:
-                        yield ended.outcome()
+                        outcome = ended.outcome()
+                        if outcome.by is not None:
+                            killers.setdefault(ended.job.path, Counter())[outcome.by] += 1
+                        yield outcome
                     else:
                         running[ended.output] = ended
             for one in running.values():
@@ -146,8 +159,8 @@ def serve(jobs: Sequence[Job], at_once: int) -> Iterator[Outcome]:
 class _Running:
     """A job, and the child that runs the first of its files of tests that has not been run."""
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    def __init__(self, job: Job, killers: Mapping[str, Counter[str]]) -> None:
+        self.job, self.killers = job, killers
         self.seconds, self.longest = 0.0, 0.0
         self.failed: str | None = None
         self.late = False
@@ -166,7 +179,8 @@ class _Running:
             status = 1
             try:
                 os.close(self.output)
-                _child(self.job, self.tests[0], Path(self.folder), theirs)
+                first = [name for name, _ in self.killers.get(self.job.path, Counter()).most_common()]
+                _child(self.job, self.tests[0], first, Path(self.folder), theirs)
                 status = 0
             finally:
                 os._exit(status)
@@ -222,7 +236,7 @@ class _Running:
         )
 
 
-def _child(job: Job, tests: str, folder: Path, output: int) -> None:
+def _child(job: Job, tests: str, first: Sequence[str], folder: Path, output: int) -> None:
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -234,7 +248,7 @@ def _child(job: Job, tests: str, folder: Path, output: int) -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (most, most + 1))
     if job.source is not None:
         put_in_place(job.path, job.source)
-    plugin = Plugin(job.without)
+    plugin = Plugin(job.without, first)
     own = ["-x", "-q", "--tb=short" if job.source is None else "--tb=no", "-p", "no:cacheprovider", "--basetemp", str(folder / "tmp")]
     status = int(pytest.main([*own, tests], plugins=[plugin]))
     failed = None if status == 0 else plugin.failed or f"pytest's exit status {status}"
@@ -267,13 +281,13 @@ def preload(names: Sequence[str]) -> None:
 
 
 def main() -> int:
-    """Read `{"at_once", "modules", "jobs"}`, and print a line for each job."""
+    """Read `{"at_once", "modules", "seen", "jobs"}`, and print a line for each job."""
     # Its children go with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     asked = json.load(sys.stdin)
     preload(asked["modules"])
     with contextlib.suppress(KeyboardInterrupt):
-        for outcome in serve([Job(**job) for job in asked["jobs"]], asked["at_once"]):
+        for outcome in serve([Job(**job) for job in asked["jobs"]], asked["at_once"], asked["seen"]):
             print(json.dumps(outcome.__dict__), flush=True)
         return 0
     return 130

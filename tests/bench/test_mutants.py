@@ -118,7 +118,7 @@ def test_the_tests_judge_each_mutant_in_a_process_of_its_own(package: Path, monk
         job(package, "one < other", "__import__('os')._exit(7)", without=[]),
         job(package, LEAST, "return min(one, other)", without=[]),
     ]
-    found = {outcome.key: outcome for outcome in serve(jobs, at_once=2)}
+    found = {outcome.key: outcome for outcome in serve(jobs, at_once=2, seen={})}
     said = {key: (one.outcome, one.by) for key, one in found.items()}
     assert said == {
         "value * 3": ("killed", "tests/test_sums.py::test_doubled"),
