@@ -431,6 +431,72 @@ class FaultsSamples:
     cells: list[FaultsCell]
 
 
+@dataclass(frozen=True, kw_only=True)
+class MutantFile:
+    """What the tests said of the mutants of one file."""
+
+    file: str
+    tests: list[str]
+    """Files of tests that each mutant runs, until a test fails."""
+    mutants: int
+    killed: int
+    """A test failed."""
+    timed_out: int
+    equivalent: int
+    """No test failed, and a reason is given why none can."""
+    survived: int
+    """No test failed."""
+    not_run: int
+    of_annotations: int
+    """Not among the mutants: what they change says nothing at run time."""
+    not_compiled: int
+    """Not among the mutants: Python refuses them."""
+    seconds: float
+    """Processor time of those that were run."""
+    seconds_as_it_is: float | None
+    """Processor time of all tests of the file without a mistake; None if it was not taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MutantRun:
+    """One mutant that was run."""
+
+    file: str
+    operator: str
+    """As cosmic-ray names it."""
+    occurrence: int
+    """Among the mutants of this operator in the file, from 0."""
+    number: int
+    """Of the line, from 1."""
+    outcome: Literal["killed", "timed out", "equivalent", "survived"]
+    by: str | None
+    """The first test that failed, or what else ended the tests."""
+    seconds: float
+    """Processor time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survivor:
+    """A mutant that no test has seen, without a reason why none can."""
+
+    file: str
+    function: str
+    number: int
+    """Of the line, from 1."""
+    line: str
+    """As it is."""
+    mutated: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MutantsSamples:
+    """What is known of the mutants of all files."""
+
+    files: list[MutantFile]
+    runs: list[MutantRun]
+    survivors: list[Survivor]
+
+
 Samples: TypeAlias = (
     LearningSamples
     | ThroughputSamples
@@ -441,6 +507,7 @@ Samples: TypeAlias = (
     | ScalingSamples
     | SoakSamples
     | FaultsSamples
+    | MutantsSamples
 )
 
 
@@ -449,7 +516,7 @@ class Record:
     """One run of one suite."""
 
     schema_version: int
-    suite: Literal["learning", "throughput", "update", "rollout", "amp", "recurrent", "scaling", "soak", "faults"]
+    suite: Literal["learning", "throughput", "update", "rollout", "amp", "recurrent", "scaling", "soak", "faults", "mutants"]
     run: str
     """Name of the run, and of its file."""
     date: str
@@ -480,6 +547,7 @@ _SAMPLES: Mapping[str, type[Samples]] = {
     "scaling": ScalingSamples,
     "soak": SoakSamples,
     "faults": FaultsSamples,
+    "mutants": MutantsSamples,
 }
 _Decoded = TypeVar("_Decoded")
 
