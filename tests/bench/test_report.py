@@ -693,7 +693,7 @@ def write_amp(results: Path, cells: list[AmpCell], **configuration: Any) -> str:
     return (results / "README.md").read_text()
 
 
-def test_a_precision_is_held_to_float32_of_its_size_and_networks(tmp_path: Path) -> None:
+def test_trap_24_a_slow_down_is_reported_as_it_is(tmp_path: Path) -> None:
     gru: dict[str, Any] = {"recurrent": "gru", "sequence_length": 32}
     cells = [
         amp_cell("float32", 256, 100.0),
@@ -732,12 +732,12 @@ def test_a_precision_is_held_to_float32_of_its_size_and_networks(tmp_path: Path)
         ((), None),
     ],
 )
-def test_a_precision_pays_if_it_is_ahead_in_every_round(speeds: tuple[float, ...], paid: bool | None) -> None:
+def test_trap_24_a_precision_pays_if_it_is_ahead_in_every_round(speeds: tuple[float, ...], paid: bool | None) -> None:
     exact = amp_cell("float32", 256, 99.0, 100.0, 101.0, 102.0, 100.0)
     assert amp.pays(amp_cell("bfloat16", 256, *speeds), [exact]) is paid
 
 
-def test_where_a_precision_starts_to_pay_is_told_by_batch_and_drawn(tmp_path: Path) -> None:
+def test_trap_24_where_a_precision_starts_to_pay_is_told_by_batch_and_drawn(tmp_path: Path) -> None:
     fast, slow = [20.0] * 5, [5.0] * 5
 
     def of(width: int, batch: int, precision: str, *speeds: float, backend: str = "torch") -> AmpCell:
