@@ -53,6 +53,13 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session
+def mutants(session: nox.Session) -> None:
+    """Mutants of the equations and of both updates, a sample that fits half an hour; arguments after `--` go to bench.mutants."""
+    install(session, "--editable", ".[all,dev,mutants]")
+    python_module(session, "bench.mutants", *(session.posargs or ("--sample", "400")))
+
+
+@nox.session
 def types(session: nox.Session) -> None:
     """mypy --strict, as pyproject.toml says."""
     install(session, "--editable", ".[bench,dev]")

@@ -58,6 +58,8 @@ def main(
             "invertedpendulum-fast",
             "invertedpendulum",
             "halfcheetah-100k",
+            "halfcheetah-200k",
+            "hopper-100k",
             "halfcheetah-100k-chunked",
             "halfcheetah-50k-bfloat16",
             "pendulum-hidden",

@@ -152,6 +152,22 @@ PRESETS = {
             evaluation_interval=10_000,
             seeds=(0, 1, 2),
         ),
+        Preset(
+            name="halfcheetah-200k",
+            title="HalfCheetah-v5",
+            env="HalfCheetah-v5",
+            steps=200_000,
+            evaluation_interval=10_000,
+            seeds=(0, 1, 2),
+        ),
+        Preset(
+            name="hopper-100k",
+            title="Hopper-v5",
+            env="Hopper-v5",
+            steps=100_000,
+            evaluation_interval=10_000,
+            seeds=(0, 1, 2),
+        ),
     )
 }
 

@@ -167,6 +167,12 @@ def entry_of(path: Path) -> Entry | None:
     return entry
 
 
+def slots_of(entry: Entry | None) -> int:
+    """Rows that the replay memory of an entry had room for, of each environment; 0 where it does not say."""
+    slots = (entry or {}).get("slots")
+    return slots if type(slots) is int and slots > 0 else 0
+
+
 def holds_memory(path: Path) -> bool:
     """Whether a checkpoint has a replay memory, in it or in segments beside it."""
     return (path / "memory.safetensors").is_file() or entry_of(path) is not None
@@ -229,6 +235,8 @@ def resume(path: Path, agent: Any, ranks: Ranks, envs: gymnasium.vector.VectorEn
         reason = "it says nothing of what it was in the middle of"
     elif "environment" not in read.metadata:
         reason = str(read.metadata.get("not_captured"))
+    else:
+        reason = snapshots.of_other_kind(envs, read.metadata["environment"])
     if any(said is not None for said in ranks.gather(reason)):
         if ranks.rank == 0:
             logger.warning("%s: the episodes begin anew (%s)", path, reason)

@@ -143,7 +143,7 @@ def test_a_training_goes_on_alike_on_either_backend(writer: str, reader: str, tm
     backends = {backend.name: backend for backend in installed_backends()}
     if len(backends) < 2:
         pytest.skip("one backend is installed")
-    options = {
+    options: dict[str, Any] = {
         "dtype": "float64",
         "observation_preprocessor": RunningStandardScaler,
         "learning_rate_scheduler": ("cosine", "kl_adaptive", "linear"),
