@@ -635,12 +635,12 @@ def test_a_generator_reads_nothing_but_its_own_state(kind: str, within: str | No
     state = dict(getattr(np.random, kind)(1).state)
     for place in (0, 1, most):
         (state[within] if within else state)[name] = place
-        assert snapshots._generator_of({"seed": 1, "state": state}) is not None
+        assert snapshots.generator_of({"seed": 1, "state": state}) is not None
     wrong: list[Any] = [-1, most + 1, 2**31 - 1, -(2**31), 2**64, 1.0, True, None]
     for place in wrong:
         (state[within] if within else state)[name] = place
         with pytest.raises(ValueError, match=f"{name} of a generator {kind} is {place}, expected an integer from 0 to {most}"):
-            snapshots._generator_of({"seed": 1, "state": state})
+            snapshots.generator_of({"seed": 1, "state": state})
 
 
 def test_what_a_run_was_in_the_middle_of(finished: Path, tmp_path: Path) -> None:
