@@ -917,6 +917,7 @@ class Agent(Border[ArrayT]):
                 # A GPU's generator has another state than a CPU's.
                 logger.info("%s was written on another kind of device: the random streams stay as they are", path)
             else:
+                require_same_arrays(streams, streams_before)
                 self._set_streams(streams)
             if memory is not None and self.memory is not None:
                 self.memory.set_arrays(memory)

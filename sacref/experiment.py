@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 import sacref
 from sacref import checkpoint, envs, training
 from sacref import resumption as resuming
-from sacref.agent import rank_part
+from sacref.agent import LIVE, rank_part
 from sacref.config import SACConfig, paper_config
 from sacref.envs.spaces import boxes, check_spaces
 from sacref.envs.states import state_space_of
@@ -43,6 +43,8 @@ BACKENDS: Mapping[str, tuple[str, ...]] = {"torch": ("torch",), "jax": ("jax", "
 EVALUATION_COPIES = 10
 """Copies of the environment that an evaluation runs side by side, at most."""
 
+OTHER_GROUPS = {"streams", "memory", *LIVE}
+"""Of a checkpoint, that hold nothing of what was learned."""
 MOST_STEPS = 2**53
 LARGEST_RETURN = 1e100
 LARGEST_SPACE = 10_000_000
@@ -403,7 +405,8 @@ def _refuse_large(paths: Sequence[Path], observation_space: Any, hidden: Sequenc
     needed, most = one * (1 + options["num_critics"]), 0
     for path in paths:
         with contextlib.suppress(checkpoint.CheckpointError):  # which loading it says
-            most = max(most, sum(array.size for group in checkpoint.declared(path).groups.values() for array in group.values()))
+            groups = checkpoint.declared(path).groups
+            most = max(most, sum(array.size for name in groups.keys() - OTHER_GROUPS for array in groups[name].values()))
     if most and needed > most:
         raise ValueError(f"its models have over {needed} parameters, and no checkpoint has as many")
 
@@ -744,5 +747,6 @@ def _read_space(stored: Mapping[str, Any]) -> gymnasium.Space[Any]:
     bounds = []
     for name in ("low", "high"):
         numbers = stored[name] if isinstance(stored[name], list) else [stored[name]] * math.prod(shape)
-        bounds.append(np.array([float(number) if isinstance(number, str) else number for number in numbers], dtype).reshape(shape))
+        with np.errstate(over="raise"):
+            bounds.append(np.array([float(number) if isinstance(number, str) else number for number in numbers], dtype).reshape(shape))
     return gymnasium.spaces.Box(bounds[0], bounds[1], shape, dtype.type)

@@ -1,5 +1,6 @@
 """A disk that is full, a folder that cannot be written or is gone: training goes on or stops cleanly, and what was good stays good."""
 
+import contextlib
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ from sacref import checkpoint, experiment, resumption
 from sacref.checkpoint import CheckpointError
 from sacref.ranks import Ranks
 from sacref.replay_log import ReplayLog
+from sacref.tracking import Tracker
 from tests.backends import BACKENDS, Backend, assert_same_arrays, fill
 from tests.test_replay_log import filled, write
 
@@ -103,11 +105,12 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-@pytest.mark.parametrize("size", [0, 700, 3_000])
-def test_a_disk_that_is_full_for_a_while(size: int, whole: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("size", [0, 3_000, "half a line"])
+def test_a_disk_that_is_full_for_a_while(size: int | str, whole: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """From step 45 to 75: the checkpoint of 60, the evaluation of 60 and lines 50 to 70 cannot be written, whole or in part."""
     run_dir = tmp_path / "run"
-    result = train(run_dir, {45: lambda: limit(size), 75: limit})
+    metrics = run_dir / "metrics.jsonl"
+    result = train(run_dir, {45: lambda: limit(size if isinstance(size, int) else metrics.stat().st_size + 100), 75: limit})
     assert (result.steps, result.interrupted) == (120, False)
     messages = said(caplog)
     assert sum("no checkpoint at timestep 60: " in message and "agent_40 is the last one" in message for message in messages) == 1
@@ -195,6 +198,27 @@ def test_a_folder_that_is_gone(whole: Any, tmp_path: Path, caplog: pytest.LogCap
     assert [line["timestep"] for line in faults._lines(run_dir)] == [50, 60, 70, 80, 90, 100, 110, 120]
     assert {step for step, _, _ in faults._events(run_dir)} == {50, 60, 70, 80, 90, 100, 110, 120}
     assert train(run_dir, steps=130, resume=True).steps == 130
+
+
+def test_a_line_that_was_not_written_whole_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of both files, whichever of them it is that cannot be written."""
+    from tensorboard.summary.writer import record_writer
+
+    class Full(record_writer.RecordWriter):  # type: ignore[misc]  # tensorboard has no types.
+        def write(self, data: bytes) -> None:
+            super().write(data[:10])
+            raise OSError(28, "No space left on device")
+
+    tracker = Tracker(tmp_path / "run")
+    for timestep, full in ((10, True), (20, False), (30, True), (40, False)):
+        with monkeypatch.context() as patched:
+            if full:
+                patched.setattr(record_writer, "RecordWriter", Full)
+            with contextlib.suppress(OSError):
+                tracker.write(timestep, timestep, {"tag": timestep})
+                assert not full
+    assert [line["tag"] for line in faults._lines(tmp_path / "run")] == [20, 40]
+    assert faults._events(tmp_path / "run") == [(20, "tag", 20.0), (40, "tag", 40.0)]
 
 
 def test_segments_that_are_gone_are_written_again(tmp_path: Path) -> None:

@@ -729,6 +729,24 @@ def test_the_configuration_of_a_run(finished: Path, tmp_path: Path) -> None:
     assert tally.cases > 500 and tally.refused > tally.cases / 4
 
 
+def test_models_that_no_checkpoint_could_fill_are_not_made(finished: Path, tmp_path: Path) -> None:
+    run_dir = copied(finished, tmp_path)
+    config = json.loads((run_dir / "config.json").read_text())
+    box = {"low": 0, "high": 1, "shape": [10_000, 10_000], "dtype": "float32"}
+    changes: list[tuple[str, dict[str, Any]]] = [
+        ("its models have over 4848[0-9]* parameters, and no checkpoint has as many", {"hidden": [40, 4000, 4000]}),
+        ("its models have over", {"hidden": [1] * 5_000}),
+        ("its models have over", {"models": {**config["models"], "num_critics": 10**9}}),
+        ("its models have over", {"models": {**config["models"], "recurrent": "gru", "recurrent_size": 10**5}}),
+        ("expected at most 10000000 numbers", {"observation_space": box}),
+        ("its models have over", {"observation_space": {**box, "shape": [1_000_000]}}),
+    ]
+    for message, change in changes:
+        put(run_dir / "config.json", json.dumps({**config, **change}).encode())
+        with pytest.raises(RunError, match=rf"config.json is damaged \(ValueError: .*{message}"):
+            experiment.load(run_dir)
+
+
 def test_a_resumed_run(finished: Path, tmp_path: Path) -> None:
     """The whole way, from every file of a run directory: it goes on, or is refused and has changed nothing."""
     tally, source = Tally([RunError, CheckpointError], most_lines=25), source_of("resumed")
