@@ -83,7 +83,7 @@ def main(
     *,
     sample: int | None = None,
     seed: int = 0,
-    file: tuple[str, ...] = (),
+    files: tuple[str, ...] = (),
     processes: int = 1,
     results: Path | None = None,
     dry_run: bool = False,
@@ -93,7 +93,7 @@ def main(
     Args:
         sample: this many mutants, drawn from all of them; unless given, all. About 400 fit half an hour of one core.
         seed: of the sample.
-        file: only mutants of these files, such as sacref/spec/losses.py.
+        files: only mutants of these, such as sacref/spec/losses.py.
         processes: mutants that are run beside each other.
         results: folder for the record; unless told otherwise results/mutants.
         dry_run: print the plan, and stop.
@@ -103,11 +103,11 @@ def main(
     """
     console = Console(soft_wrap=True)
     chosen = targets()
-    for name in file:
+    for name in files:
         if name not in {target.file for target in chosen}:
-            raise SystemExit(f"--file is {name!r}, expected one of {', '.join(target.file for target in chosen)}")
+            raise SystemExit(f"--files has {name!r}, expected one of {', '.join(target.file for target in chosen)}")
     run = Run(machine.ROOT, chosen, equivalents(EQUIVALENT), STATE)
-    todo = run.todo(sample=sample, seed=seed, files=file)
+    todo = run.todo(sample=sample, seed=seed, files=files)
     for target in chosen:
         of_file = [mutant for mutant in todo if mutant.file == target.file]
         seconds = sum(run.expected_seconds(mutant) for mutant in of_file)
@@ -126,7 +126,7 @@ def main(
     now = datetime.now(UTC)
     path = (results or machine.ROOT / "results" / "mutants") / f"{now:%Y-%m-%d}-{machine.slug(where)}" / "mutants.json"
     commit, dirty = machine.source()
-    asked = {"sample": sample, "files": list(file), "without": sorted({name for target in chosen for name in target.without})}
+    asked = {"sample": sample, "files": list(files), "without": sorted({name for target in chosen for name in target.without})}
     record.write(
         path,
         record.Record(

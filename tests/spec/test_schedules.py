@@ -29,6 +29,7 @@ BY_HAND: list[tuple[str, dict[str, Any], list[float]]] = [
     ("warm_up", {"steps": 4}, [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0]),
     ("warm_up", {"steps": 1}, [1.0] * 7),
     ("piecewise", {"boundaries": [2, 5], "factors": [1.0, 0.5, 0.2]}, [1.0, 1.0, 0.5, 0.5, 0.2, 0.2, 0.2]),
+    ("piecewise", {"boundaries": (4,), "factors": (0.25, 0.75)}, [0.25, 0.25, 0.25, 0.75, 0.75, 0.75, 0.75]),
     ("piecewise", {"boundaries": (1,), "factors": (0, 3)}, [0.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0]),
 ]
 
