@@ -188,7 +188,8 @@ def of_other_kind(envs: VectorEnv[Any, Any, Any], metadata: Mapping[str, Any]) -
     Args:
         metadata: of the snapshot.
     """
-    here, there = _name(envs), metadata.get("kind", _name_of(SyncVectorEnv))
+    here = _name(envs)
+    there = metadata.get("kind", _name_of(SyncVectorEnv)) if isinstance(metadata, Mapping) else here  # a damaged one is for `restore`
     return None if here == there else f"the environments were stepped by {there}, and are by {here}"
 
 
@@ -381,7 +382,11 @@ def _setter(layer: Environment, state: State) -> Callable[[], None]:
     else:
         if state.keys() != set(_attributes(layer)):
             raise ValueError(f"{_name(layer)} has the state of {sorted(state)}, expected {sorted(_attributes(layer))}")
-        for name, value in _get(layer).items():
+        try:
+            here = _get(layer)
+        except AttributeError:
+            here = {}  # it has never been reset, and keeps nothing yet
+        for name, value in here.items():
             if name != "generator" and not _fits(state[name], value):
                 raise ValueError(f"{_name(layer)} has {name} = {one_line(state[name])}, expected something like {one_line(value)}")
         own = partial(_set_attributes, layer, state)

@@ -1,8 +1,10 @@
 """Mutants: which are made and which are left out, what the tests say of them, what is kept, and what the list of equivalents may hold."""
 
 import json
+import os
+import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from rich.console import Console
 from bench import machine, mutants, record, report
 from bench.figures import figures
 from bench.mutants import Run, Target
-from bench.mutants_worker import Job, serve
+from bench.mutants_worker import Job, Outcome
 from bench.mutations import Equivalent, EquivalentError, equivalents, match, mutants_of
 from bench.record import Hardware, MutantFile, MutantsSamples, Record, Survivor
 
@@ -105,9 +107,19 @@ def test_what_python_does_not_compile_is_left_out(package: Path) -> None:
     assert {mutant.mutated for mutant in found} == set()
 
 
-def test_the_tests_judge_each_mutant_in_a_process_of_its_own(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(package)
-    monkeypatch.syspath_prepend(str(package))
+SERVE = """
+import json, sys
+from dataclasses import asdict
+from bench.mutants_worker import Job, serve
+
+for outcome in serve([Job(**job) for job in json.load(open(sys.argv[1]))], at_once=2, seen={}):
+    with open(sys.argv[2], "a") as file:
+        file.write(json.dumps(asdict(outcome)) + "\\n")
+assert "sums" not in sys.modules
+"""
+
+
+def test_the_tests_judge_each_mutant_in_a_process_of_its_own(package: Path) -> None:
     jobs = [
         job(package, "value * 2", "value * 3"),
         job(package, "value * 2", "value ** 2"),
@@ -118,7 +130,14 @@ def test_the_tests_judge_each_mutant_in_a_process_of_its_own(package: Path, monk
         job(package, "one < other", "__import__('os')._exit(7)", without=[]),
         job(package, LEAST, "return min(one, other)", without=[]),
     ]
-    found = {outcome.key: outcome for outcome in serve(jobs, at_once=2, seen={})}
+    asked, told = package / "jobs.json", package / "outcomes.jsonl"
+    asked.write_text(json.dumps([asdict(each) for each in jobs]))
+    # In a process without the threads of JAX: it forks.
+    path = os.pathsep.join([str(package), str(machine.ROOT), *filter(None, sys.path)])
+    command = [sys.executable, "-c", SERVE, str(asked), str(told)]
+    subprocess.run(command, cwd=package, env={**os.environ, "PYTHONPATH": path}, check=True, timeout=300)
+    outcomes = [Outcome(**json.loads(line)) for line in told.read_text().splitlines()]
+    found = {outcome.key: outcome for outcome in outcomes}
     said = {key: (one.outcome, one.by) for key, one in found.items()}
     assert said == {
         "value * 3": ("killed", "tests/test_sums.py::test_doubled"),
@@ -134,7 +153,6 @@ def test_the_tests_judge_each_mutant_in_a_process_of_its_own(package: Path, monk
     assert 1.0 <= found["count += 0"].seconds < 10.0
     assert "json" in found[""].modules and "sums" not in found[""].modules
     assert (package / "sums.py").read_text() == SOURCE
-    assert "sums" not in sys.modules
 
 
 EQUAL = Equivalent(
