@@ -162,8 +162,9 @@ def test_an_entry_of_the_list_is_of_one_mutant(package: Path) -> None:
 
 
 @needs_cosmic_ray
-def test_outcomes_are_kept_until_the_file_or_its_tests_change(package: Path, tmp_path: Path) -> None:
-    """The first run judges a few; the second one judges the others; new tests judge anew what has survived, and nothing else."""
+def test_outcomes_are_kept_until_the_file_or_its_tests_change(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first run judges a few, the second one knows them; new tests judge anew what has survived, and nothing else."""
+    monkeypatch.setattr(mutants, "LIMIT", (1.0, 1.0))
     (package / "tests" / "test_more.py").write_text(MORE.partition("@")[0])
     quiet = Console(quiet=True)
 
