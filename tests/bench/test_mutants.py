@@ -211,6 +211,14 @@ def test_every_file_has_its_mirrored_tests() -> None:
     assert "jax" in found["sacref/torch/update.py"].without and "torch" in found["sacref/jax/update.py"].without
 
 
+def test_every_line_of_the_list_is_in_its_file() -> None:
+    for entry in equivalents(mutants.EQUIVALENT):
+        lines = (machine.ROOT / entry.file).read_text().splitlines()
+        assert entry.line in {line.strip() for line in lines}, entry
+        assert entry.reason.endswith(".")
+        assert entry.line not in entry.mutants
+
+
 @needs_cosmic_ray
 def test_no_entry_of_the_list_is_stale() -> None:
     entries = equivalents(mutants.EQUIVALENT)
