@@ -180,8 +180,9 @@ def test_an_entry_of_the_list_is_of_one_mutant(package: Path) -> None:
 
 
 @needs_cosmic_ray
-def test_outcomes_are_kept_until_the_file_or_its_tests_change(package: Path, tmp_path: Path) -> None:
-    """The first run judges a few; the second one judges the others; new tests judge anew what has survived, and nothing else."""
+def test_outcomes_are_kept_until_the_file_or_its_tests_change(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first run judges a few, the second one knows them; new tests judge anew what has survived, and nothing else."""
+    monkeypatch.setattr(mutants, "LIMIT", (1.0, 1.0))
     (package / "tests" / "test_more.py").write_text(MORE.partition("@")[0])
     quiet = Console(quiet=True)
 
@@ -226,6 +227,14 @@ def test_every_file_has_its_mirrored_tests() -> None:
         assert all((machine.ROOT / name).is_file() for name in target.tests), target.tests
         assert target.tests[1] == mutants.ORACLE
     assert "jax" in found["sacref/torch/update.py"].without and "torch" in found["sacref/jax/update.py"].without
+
+
+def test_every_line_of_the_list_is_in_its_file() -> None:
+    for entry in equivalents(mutants.EQUIVALENT):
+        lines = (machine.ROOT / entry.file).read_text().splitlines()
+        assert entry.line in {line.strip() for line in lines}, entry
+        assert entry.reason.endswith(".")
+        assert entry.line not in entry.mutants
 
 
 @needs_cosmic_ray
