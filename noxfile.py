@@ -54,9 +54,9 @@ def soak(session: nox.Session) -> None:
 
 @nox.session
 def mutants(session: nox.Session) -> None:
-    """Mutants of the equations and of both updates, a sample that fits half an hour; arguments after `--` go to bench.mutants."""
+    """Mutants of the equations and of both updates, about half an hour of one core; arguments after `--` go to bench.mutants."""
     install(session, "--editable", ".[all,dev,mutants]")
-    python_module(session, "bench.mutants", *(session.posargs or ("--sample", "400")))
+    python_module(session, "bench.mutants", *(session.posargs or ("--processes", "2")))
 
 
 @nox.session

@@ -50,7 +50,7 @@ LIBRARIES = (
     "scipy.special",
 )
 """Imported once for all mutants, those that are there; none of them starts a thread, which a forked child would lack."""
-SECONDS = 4.0
+SECONDS = 1.0
 """Processor time of a mutant, for the estimate of what has never been run."""
 LIMIT = (3.0, 20.0)
 """Processor time that the tests of a file may take: so many times that of the file as it is, and so many seconds more."""
@@ -91,7 +91,7 @@ def main(
     """Run what has not been run yet, and write the record of all that has.
 
     Args:
-        sample: this many mutants, drawn from all of them; unless given, all. About 400 fit half an hour of one core.
+        sample: this many mutants, drawn from all of them; unless given, all, which take about half an hour of one core.
         seed: of the sample.
         files: only mutants of these, such as sacref/spec/losses.py.
         processes: mutants that are run beside each other.
