@@ -1003,7 +1003,7 @@ class Agent(Border[ArrayT]):
             "next_action": None if ahead is None else map_leaves(self.to_numpy, (ahead.observations, ahead.states, ahead.chosen)),
         }
 
-    def _live_like(self) -> dict[str, Any]:
+    def live_like(self) -> dict[str, Any]:
         """What `live_state` gives, for `refuse_unlike`."""
         envs = self._num_envs
         observations, states = (rows_like(space, envs) for space in (self.observation_space, self.state_space))
@@ -1032,7 +1032,7 @@ class Agent(Border[ArrayT]):
         Raises:
             ValueError: if it is of another agent, or of other environments. Nothing is changed then.
         """
-        refuse_unlike("what the agent was in the middle of", state, self._live_like())
+        refuse_unlike("what the agent was in the middle of", state, self.live_like())
         self._tracked.clear()
         self._tracked.update({tag: values.tolist() for tag, values in state["tracked"].items()})
         self._metrics = [] if state["metrics"] is None else [self._upload(state["metrics"])]
@@ -1068,7 +1068,7 @@ class Agent(Border[ArrayT]):
                 f"{path} says gradient steps {checkpoint.short.repr(due)} are due after {checkpoint.short.repr(waiting)} timesteps, "
                 f"expected two integers and one"
             )
-        most = self.cfg.chunk * self.cfg.gradient_steps_per_timestep(self._num_envs) + 1
+        most = self.cfg.chunk * Fraction(self.cfg.gradient_steps_per_timestep(self._num_envs)) + 1
         if due[0] > due[1] * most or waiting >= self.cfg.chunk:
             # Of an agent with longer chunks or more environments; or a stranger's number, which would keep an update busy for ever.
             logger.info("%s was written within a chunk that this agent does not have: a new one begins", path)

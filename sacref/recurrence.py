@@ -339,13 +339,13 @@ class RecurrentAgent(Agent[ArrayT]):
             "episode_lengths": self._episode_lengths,
         }
 
-    def _live_like(self) -> dict[str, Any]:
+    def live_like(self) -> dict[str, Any]:
         """As of `Agent`."""
         envs = self._num_envs
         carry = Maybe(map_leaves(lambda array: Like(tuple(array.shape), "f"), self._initial_carry("policy", envs)))
         previous = Maybe((Like((envs, self.spaces.action_size), "f"), Like((envs,), "f")))
         return {
-            **super()._live_like(),
+            **super().live_like(),
             "ongoing": (carry, carry, previous, Maybe(Like((envs,), "b"))),
             "recorded_timesteps": int,
             "episode_lengths": Maybe(Like((envs,), "i")),

@@ -234,7 +234,7 @@ def resume(path: Path, agent: Any, ranks: Ranks, envs: gymnasium.vector.VectorEn
     elif "live" not in read.metadata:
         reason = "it says nothing of what it was in the middle of"
     elif "environment" not in read.metadata:
-        reason = str(read.metadata.get("not_captured"))
+        reason = one_line(read.metadata.get("not_captured"))
     else:
         reason = snapshots.of_other_kind(envs, read.metadata["environment"])
     if any(said is not None for said in ranks.gather(reason)):
@@ -244,7 +244,7 @@ def resume(path: Path, agent: Any, ranks: Ranks, envs: gymnasium.vector.VectorEn
     with _fitting(part):
         value = decode(read.metadata["live"], read.groups.get(LIVE[0], {}))
         like = {"observations": rows_like(agent.observation_space, envs.num_envs), "states": rows_like(agent.state_space, envs.num_envs)}
-        refuse_unlike("what the run was in the middle of", value, {**like, "agent": dict})
+        refuse_unlike("what the run was in the middle of", value, {**like, "agent": agent.live_like()})
         if not all(np.isfinite(array).all() for array in leaves((value["observations"], value["states"]))):
             raise ValueError("observations or states are NaN or infinite")
         begin = Standing(timestep, value["observations"], value["states"])

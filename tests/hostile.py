@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import random
+import re
 import signal
 import struct
 import sys
@@ -293,6 +294,8 @@ _FORBIDDEN = (
     "socket.connect",
     "ctypes.dlopen",
 )
+_CACHES = re.compile("__pycache__|pytest_cache")
+"""Where Python keeps what it compiled, and the tests what XLA did."""
 _seen: list[str] | None = None
 _root = ""
 
@@ -305,11 +308,11 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     elif event == "open" and isinstance(arguments[0], str | bytes | os.PathLike):
         path = os.path.realpath(os.fsdecode(arguments[0]))
         writes = isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        if "__pycache__" not in path and not path.startswith(_root) and (writes or path.startswith(("/etc/", "/dev/"))):
+        if not _CACHES.search(path) and not path.startswith(_root) and (writes or path.startswith(("/etc/", "/dev/"))):
             _seen.append(f"open {path}")
     elif event in ("os.remove", "os.rmdir", "os.rename", "os.mkdir", "os.truncate", "shutil.rmtree", "os.symlink", "os.link"):
         for path in arguments[:2]:
-            if not isinstance(path, str | bytes | os.PathLike) or "__pycache__" in os.fsdecode(path):
+            if not isinstance(path, str | bytes | os.PathLike) or _CACHES.search(os.fsdecode(path)):
                 continue
             if not os.path.abspath(os.fsdecode(path)).startswith(_root):
                 _seen.append(f"{event} {arguments!r:.200}")

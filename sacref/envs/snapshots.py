@@ -190,7 +190,7 @@ def of_other_kind(envs: VectorEnv[Any, Any, Any], metadata: Mapping[str, Any]) -
     """
     here = _name(envs)
     there = metadata.get("kind", _name_of(SyncVectorEnv)) if isinstance(metadata, Mapping) else here  # a damaged one is for `restore`
-    return None if here == there else f"the environments were stepped by {there}, and are by {here}"
+    return None if here == there else f"the environments were stepped by {one_line(there)}, and are by {here}"
 
 
 def simulation_state(env: Any) -> dict[str, NDArray[Any]]:
@@ -389,6 +389,8 @@ def _setter(layer: Environment, state: State) -> Callable[[], None]:
         for name, value in here.items():
             if name != "generator" and not _fits(state[name], value):
                 raise ValueError(f"{_name(layer)} has {name} = {one_line(state[name])}, expected something like {one_line(value)}")
+        if here.get("_has_reset") and not state["_has_reset"]:
+            raise ValueError("the environments were never reset, and those here are")
         own = partial(_set_attributes, layer, state)
 
     def everything() -> None:
