@@ -907,7 +907,7 @@ class Agent(Border[ArrayT]):
             elif metadata.get("backend") != self._backend:
                 self._streams_key = (self.gradient_step_count,)
                 self._begin_streams()
-                logger.info(
+                logger.warning(
                     "%s was written by %s: the random streams begin anew, from the seed, the rank and the %d gradient steps so far",
                     path,
                     checkpoint.short.repr(metadata.get("backend")).strip("'"),
