@@ -55,7 +55,7 @@ def soak(session: nox.Session) -> None:
 @nox.session
 def mutants(session: nox.Session) -> None:
     """Mutants of the equations and of both updates, about half an hour of one core; arguments after `--` go to bench.mutants."""
-    install(session, "--editable", ".[all,dev,mutants]")
+    install(session, "--editable", ".[all,dev]")
     python_module(session, "bench.mutants", *(session.posargs or ("--processes", "2")))
 
 

@@ -117,7 +117,8 @@ def put_in_place(path: str, source: str) -> None:
             raise OSError("a mutant has no bytecode")
         return stats(self, asked)
 
-    SourceFileLoader.get_data, SourceFileLoader.path_stats = get_data, path_stats  # type: ignore[method-assign, assignment] # for one path
+    for function in (get_data, path_stats):
+        setattr(SourceFileLoader, function.__name__, function)
 
 
 def serve(jobs: Sequence[Job], at_once: int, seen: Mapping[str, Sequence[str]]) -> Iterator[Outcome]:

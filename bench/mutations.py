@@ -188,7 +188,8 @@ def _difference(old: Sequence[str], new: Sequence[str]) -> tuple[str, str]:
     last = 0
     while last < min(len(old), len(new)) - first and old[-1 - last] == new[-1 - last]:
         last += 1
-    return tuple(" ".join(line.strip() for line in lines[first : len(lines) - last]).strip() for lines in (old, new))  # type: ignore[return-value] # two
+    before, after = (" ".join(line.strip() for line in lines[first : len(lines) - last]).strip() for lines in (old, new))
+    return before, after
 
 
 def text(path: Path) -> str:

@@ -191,11 +191,11 @@ def _open(cell: EnvironmentCell, seed: int) -> tuple[Timed, Callable[[], object]
         from sacref.envs.batched import BatchedVectorEnv
 
         # Made by `make`, which tells what is missing, but for the number of threads.
-        (prototype,) = make(cell.env, 1).envs  # type: ignore[attr-defined]  # A SyncVectorEnv.
-        envs: Any = BatchedVectorEnv(prototype, cell.num_envs, threads=cell.threads)
+        one: Any = make(cell.env, 1)
+        envs: Any = BatchedVectorEnv(one.envs[0], cell.num_envs, threads=cell.threads)
         envs.reset(seed=seed)
     else:
-        envs = make(cell.env, cell.num_envs, seed=seed, vectorization=cell.stepped_by)  # type: ignore[arg-type]  # mypy does not narrow it.
+        envs = make(cell.env, cell.num_envs, seed=seed, vectorization="sync" if cell.stepped_by == "sync" else "async")
     return Timed(call=_stepping(envs, seed), synchronise=lambda: None, count=cell.num_envs), envs.close
 
 

@@ -15,8 +15,9 @@ import stat
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -257,7 +258,7 @@ def _write_group(file: Path, name: str, arrays: Mapping[str, NDArray[Any]]) -> d
     }
 
 
-def _crc32(stream: BinaryIO) -> int:
+def _crc32(stream: BufferedReader) -> int:
     checksum = 0
     while block := stream.read(_READ_BLOCK):
         checksum = zlib.crc32(block, checksum)
@@ -435,7 +436,7 @@ def _read_group(path: Path, name: str, entry: Mapping[str, Any], declared: Mappi
         for key in _in_order(file, _parse(header), declared, data):
             array = np.empty(declared[key].shape, declared[key].dtype.newbyteorder("<"))
             view = memoryview(array.reshape(-1).view(np.uint8).data)
-            if stream.readinto(view) != array.nbytes:  # type: ignore[attr-defined]  # BinaryIO lacks it, all binary files have it.
+            if stream.readinto(view) != array.nbytes:
                 raise _damaged(file, "it became shorter while it was read")
             checksum = zlib.crc32(view, checksum)
             arrays[key] = _sound(file, key, array.astype(declared[key].dtype, copy=False))
@@ -484,7 +485,7 @@ def _sound(file: Path, key: str, array: NDArray[Any]) -> NDArray[Any]:
 
 
 @contextmanager
-def _opened(file: Path, entry: Mapping[str, Any] | None = None) -> Iterator[BinaryIO]:
+def _opened(file: Path, entry: Mapping[str, Any] | None = None) -> Iterator[BufferedReader]:
     """A file to read, of the size that its entry says. What is no ordinary file is refused unopened, as reading a pipe may never end."""
     with _refusing(file):
         _require_ordinary(file, file.stat())

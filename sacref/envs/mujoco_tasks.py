@@ -4,6 +4,7 @@ Every number is Gymnasium's own to the bit: the same operations in the same orde
 Resets are Gymnasium's own, too: see `sacref.envs.batched`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
@@ -25,7 +26,7 @@ class Outcome(NamedTuple):
     """Key -> `(envs, *value)`, arrays of their own."""
 
 
-class Task:
+class Task(ABC):
     """One of Gymnasium's tasks, by the options of one made environment.
 
     Args:
@@ -45,17 +46,17 @@ class Task:
         """What `outcome` has to know of the simulations before they are stepped. An array of its own."""
         return None
 
+    @abstractmethod
     def observe(self, fields: Fields) -> NDArray[np.float64]:
         """`(envs, observation)`, an array of its own."""
-        raise NotImplementedError
 
+    @abstractmethod
     def outcome(self, fields: Fields, before: Any, actions: NDArray[Any], observations: NDArray[np.float64]) -> Outcome:
         """Of the simulations behind the step.
 
         Args:
             before: what `before` gave. actions: `(envs, action)`. observations: what `observe` gave.
         """
-        raise NotImplementedError
 
 
 class _Runner(Task):

@@ -19,7 +19,7 @@ from bench.mutants_worker import Job, Outcome
 from bench.mutations import Equivalent, EquivalentError, equivalents, match, mutants_of
 from bench.record import Hardware, MutantFile, MutantsSamples, Record, Survivor
 
-needs_cosmic_ray = pytest.mark.skipif(find_spec("cosmic_ray") is None, reason="cosmic-ray is not installed; the extra `mutants` has it")
+needs_cosmic_ray = pytest.mark.skipif(find_spec("cosmic_ray") is None, reason="cosmic-ray is not installed; the extra `dev` has it")
 
 SOURCE = '''"""A package of one file."""
 
