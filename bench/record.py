@@ -413,7 +413,7 @@ class FaultsCell:
     kills: int
     """SIGKILLs."""
     resumed: int
-    """Starts that went on from a checkpoint; the others were the first, or came before there was one."""
+    """Starts that went on from the midst of a run. The others found no checkpoint yet, or the last one."""
     runs: int
     """That came to their end, and were compared with one that was not killed."""
     seconds: float
