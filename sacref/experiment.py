@@ -223,6 +223,8 @@ def train(
         }
         if resumed is not None:
             _require_same(directory, resumed, config)
+            with _config_of(directory):
+                _refuse_large([resumed.checkpoint], observation_space, hidden, options)
         entry = None if resumed is None else resuming.entry_of(rank_part(resumed.checkpoint, ranks.rank % resumed.ranks))
         # One timestep more than the run fills: a ring that was never full also fits into the larger one of a run resumed with more steps.
         # With less steps than were once asked for, it is as large as it was.

@@ -746,6 +746,11 @@ def test_models_that_no_checkpoint_could_fill_are_not_made(finished: Path, tmp_p
         put(run_dir / "config.json", json.dumps({**config, **change}).encode())
         with pytest.raises(RunError, match=rf"config.json is damaged \(ValueError: .*{message}"):
             experiment.load(run_dir)
+    # To go on with them is refused too: they are made before the checkpoint is read.
+    hidden = [40, 4000, 4000]
+    put(run_dir / "config.json", json.dumps({**config, "hidden": hidden}).encode())
+    with pytest.raises(RunError, match=r"config.json is damaged \(ValueError: its models have over"):
+        experiment.train(**{**RUN, "cfg": None, "hidden": hidden, "steps": 84, "resume": True, "run_dir": run_dir})
 
 
 def test_a_resumed_run(finished: Path, tmp_path: Path) -> None:
