@@ -211,7 +211,8 @@ def _run(task: Task, directory: Path, kill: Kill | None = None) -> bool:
     status: int = process.exitcode
     process.close()
     hung = time.monotonic() > deadline
-    if hung or status != 0 and not (late and kill is not None and status == -signal.SIGKILL):
+    killed = late and kill is not None and status == -signal.SIGKILL
+    if hung or (status != 0 and not killed):
         raise RuntimeError(f"{task.backend}, {task.env}: the process ended with {status}" + (f" after {TOO_LONG:.0f} s" if hung else ""))
     return status == 0
 

@@ -495,9 +495,10 @@ class _Run:
         self.evaluations.append((self.agent.environment_steps(finished), evaluation))
         better = self.ranks.gather(evaluation.mean > best)[0]
         try:
-            self.write_evaluations()
+            # The best one first: what evaluation.json names is not evaluated again by a run that was killed in between.
             if better:
                 self.keeper.write_best()
+            self.write_evaluations()
         except (OSError, checkpoint.CheckpointError) as error:
             if self.ranks.size > 1 or finished >= self.timesteps:
                 raise

@@ -138,6 +138,32 @@ def test_the_last_checkpoints_are_kept_with_their_memories_and_the_best_without(
     copies.close()
 
 
+@pytest.mark.parametrize("lost", ["the best checkpoint", "the evaluations"])
+def test_a_run_killed_at_its_last_evaluation_has_the_best_checkpoint_once_resumed(
+    lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last checkpoint is there by then: nothing but the evaluation can come again."""
+    only = {"evaluation_interval": 100}
+    train(tmp_path / "whole", **only)
+
+    class Killed(BaseException):
+        pass
+
+    def die(*arguments: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        owner, name = (resumption.Keeper, "write_best") if lost == "the best checkpoint" else (experiment._Run, "write_evaluations")
+        patch.setattr(owner, name, die)
+        with pytest.raises(Killed):
+            train(tmp_path / "run", **only)
+    assert "agent_100" in checkpoints(tmp_path / "run")
+    train(tmp_path / "run", resume=True, **only)
+    assert entries(tmp_path / "run") == entries(tmp_path / "whole")
+    written = [checkpoint.read(tmp_path / name / "checkpoints" / "best").groups["agent"] for name in ("run", "whole")]
+    assert_same_arrays(*written)
+
+
 def test_a_damaged_checkpoint_is_left_out_and_the_one_before_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run_dir = tmp_path / "run"
     train(run_dir, steps=120)

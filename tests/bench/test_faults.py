@@ -84,7 +84,7 @@ def test_a_process_that_fails_is_no_kill(tmp_path: Path) -> None:
         pytest.skip("no backend is installed")
     task = faults.Task(backend=BACKENDS[0], env="NoSuchTask-v5", steps=10, what="")
     with pytest.raises(RuntimeError, match=r"NoSuchTask-v5: the process ended with 1$"):
-        faults._run(task, tmp_path / "run", resume=False)
+        faults._run(task, tmp_path / "run")
 
 
 def test_a_backend_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
