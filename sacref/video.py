@@ -115,6 +115,8 @@ def render_episodes(
     problem = prepare_gl()
     arguments: dict[str, Any] = {**(env_kwargs or {}), "render_mode": "rgb_array"}
     if _is_mujoco_id(env):
+        if problem is not None:  # said here, since where MUJOCO_GL names what does not work, MuJoCo cannot even be imported
+            raise VideoError(f"{env} cannot be drawn: {problem}")
         # Drawn in that size; what others draw is scaled.
         arguments |= {name: size for name, size in (("width", width), ("height", height)) if size is not None}
         if not arguments.keys() & CAMERA:

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -244,8 +245,22 @@ def test_a_platform_that_there_is_none_of_says_why() -> None:
 @pytest.mark.usefixtures("no_gl")
 @pytest.mark.skipif(find_spec("mujoco") is None, reason="mujoco is not installed")
 def test_a_simulation_is_refused_where_no_opengl_draws(tmp_path: Path) -> None:
-    with pytest.raises(VideoError, match=r"^InvertedPendulum-v5 cannot be drawn: nothing draws here$"):
-        render_episodes(FakeAgent(), tmp_path / "video.gif", env="InvertedPendulum-v5")
+    def make(**arguments: Any) -> gymnasium.Env[Any, Any]:
+        return gymnasium.make("InvertedPendulum-v5", **arguments)
+
+    for env in ("InvertedPendulum-v5", make):
+        with pytest.raises(VideoError, match=r"^InvertedPendulum-v5 cannot be drawn: nothing draws here$"):
+            render_episodes(FakeAgent(), tmp_path / "video.gif", env=env)
+
+
+@pytest.mark.skipif(find_spec("mujoco") is None, reason="mujoco is not installed")
+def test_a_platform_that_is_named_and_does_not_draw_is_one_message() -> None:
+    program = "from sacref.video import render_episodes; render_episodes(None, 'video.gif', env='InvertedPendulum-v5')"
+    env = {**os.environ, "MUJOCO_GL": "nogl"}
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env)
+    assert finished.stderr.splitlines()[-1].startswith(
+        "sacref.video.VideoError: InvertedPendulum-v5 cannot be drawn: MUJOCO_GL is nogl, which does not draw here: nogl ("
+    )
 
 
 @pytest.mark.skipif(find_spec("mujoco") is None, reason="mujoco is not installed")
