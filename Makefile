@@ -34,7 +34,7 @@ help: ## this list
 
 ifeq ($(NO_VENV),1)
 # What each target imports beyond the backends; a target may train on whichever backend is there.
-NEEDS_RUN := array_api_compat gymnasium imageio jaxtyping matplotlib mujoco numpy rich safetensors scipy tensorboard tyro
+NEEDS_RUN := array_api_compat gymnasium imageio jaxtyping matplotlib mujoco numpy PIL rich safetensors scipy tensorboard tyro
 NEEDS_DEV := array_api_strict beartype hypothesis mpmath mypy nox pytest ruff xdist
 setup test parity types lint bench-micro: NEEDS := $(NEEDS_RUN) $(NEEDS_DEV) torch jax flax optax
 bench-micro: NEEDS += pytest_benchmark

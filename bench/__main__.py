@@ -14,8 +14,8 @@ import tyro
 from rich.console import Console
 
 import sacref
-from bench import amp, learning, machine, record, recurrent, report, rollout, scaling, sweep, throughput, update
-from bench.presets import COMPARISONS, PRESETS
+from bench import amp, learning, machine, recurrent, report, rollout, scaling, sweep, throughput, update
+from bench.presets import COMPARISONS, PRESETS, SUITES, presets_of
 
 LONGEST_SECONDS = 90 * 60.0
 """A learning preset fits a machine if its runs are estimated to take no longer."""
@@ -41,7 +41,7 @@ def main(
 
     Args:
         preset: smoke (every suite's, in a few minutes), cpu or gpu; unless given, cpu or gpu, as the machine is.
-        learning_preset: of the learning suite; unless given, the longest that fits the machine, and for smoke its smoke.
+        learning_preset: a preset or suite of bench.learning; unless given, the longest that fits the machine, and for smoke its smoke.
         results: folder of the records; unless given results, and for smoke runs/smoke, since a smoke run is no result.
         dry_run: say what would be done, and stop.
 
@@ -51,8 +51,8 @@ def main(
     console = Console(soft_wrap=True)
     preset = preset or sweep.default_preset()
     results = results or (machine.ROOT / "runs" / "smoke" if preset == "smoke" else machine.ROOT / "results")
-    if learning_preset is not None and learning_preset not in PRESETS:
-        raise SystemExit(f"--learning-preset is {learning_preset!r}, expected one of {', '.join(PRESETS)}")
+    if learning_preset is not None and learning_preset not in {*PRESETS, *SUITES}:
+        raise SystemExit(f"--learning-preset is {learning_preset!r}, expected one of {', '.join([*PRESETS, *SUITES])}")
     console.print(f"Preset {preset}; records go to {results}")
     todo = stages(preset, learning_preset or ("smoke" if preset == "smoke" else fitting_preset(results)), results)
     for stage in todo:
@@ -60,20 +60,20 @@ def main(
     console.print(f"Together about {round(sum(stage.seconds for stage in todo) / 60)} min. Ctrl-C stops; the same command goes on.")
     if dry_run:
         return 0
-    status = 0
-    for stage in todo:
-        if stage.seconds:
-            console.rule(stage.name)
-            outcome = stage.run()
-            if outcome == 130:
-                return outcome
-            status = status or outcome
+    status, left = 0, [stage for stage in todo if stage.seconds]
+    for number, stage in enumerate(left):
+        minutes = round(sum(following.seconds for following in left[number:]) / 60)
+        console.rule(f"{number + 1} of {len(left)}: {stage.name} (about {minutes} min to the end of all)")
+        outcome = stage.run()
+        if outcome == 130:
+            return outcome
+        status = status or outcome
     reported = report.main(results=results)
     return status or reported
 
 
 def fitting_preset(results: Path) -> str:
-    """The longest preset whose runs this machine does in `LONGEST_SECONDS`, measured from the start; else the shortest.
+    """The longest preset, or the standard suite, whose runs this machine does in `LONGEST_SECONDS` from the start; else the shortest.
 
     Of those that are there for a comparison none: alone it says little.
     """
@@ -81,8 +81,7 @@ def fitting_preset(results: Path) -> str:
     cores = len(machine.available_cores())
 
     def seconds(name: str) -> float:
-        runs = 2 * len(PRESETS[name].seeds)
-        return PRESETS[name].steps * -(-runs // cores) / speed
+        return sum(preset.steps * -(-2 * len(preset.seeds) // cores) for preset in presets_of(name)) / speed
 
     compared = {
         name
@@ -91,15 +90,17 @@ def fitting_preset(results: Path) -> str:
         # The task as it is, with the paper's settings, says something alone, too.
         if PRESETS[name].settings or PRESETS[name].arguments
     }
-    by_length = sorted((name for name in PRESETS if name not in compared), key=seconds)
+    by_length = sorted((name for name in (*PRESETS, "standard") if name not in compared), key=seconds)
     return [name for name in by_length if seconds(name) <= LONGEST_SECONDS or name == by_length[0]][-1]
 
 
 def stages(preset: sweep.Preset, learning_preset: str, results: Path) -> list[Stage]:
     """The stages, in order."""
-    chosen = PRESETS[learning_preset]
     cores = len(machine.available_cores())
-    runs = learning.plan(chosen, ("torch", "jax"), chosen.seeds, cores, results / "learning", learning.RUNS)
+    runs = [
+        learning.plan(chosen, ("torch", "jax"), chosen.seeds, cores, results / "learning", learning.RUNS)
+        for chosen in presets_of(learning_preset)
+    ]
     updates = PARITY_UPDATES[preset]
     compared = {dtype: parity_file(results, dtype) for dtype in ("float64", "float32")}
     sweeps = {
@@ -131,7 +132,7 @@ def stages(preset: sweep.Preset, learning_preset: str, results: Path) -> list[St
         ),
         Stage(
             name=f"learning, preset {learning_preset}",
-            seconds=runs.seconds,
+            seconds=sum(plan.seconds for plan in runs),
             run=partial(_module, "bench.learning", learning_preset, "--results", str(results / "learning")),
         ),
     ]
@@ -139,12 +140,13 @@ def stages(preset: sweep.Preset, learning_preset: str, results: Path) -> list[St
 
 def _throughput(preset: sweep.Preset, results: Path) -> Stage:
     size = "smoke" if preset == "smoke" else "medium"
-    counts = len(throughput.default_threads(len(machine.available_cores())))
-    seconds = counts * throughput.estimated_seconds(throughput.PRESETS[size])
+    counts = throughput.default_threads(len(machine.available_cores()))
+    # One record for each: what was cut off between two of them goes on with those that are missing.
+    missing = [str(count) for count in counts if not sweep.recorded(results, throughput.run_name("HalfCheetah-v5", count), _slug())]
     return Stage(
         name=f"throughput, preset {size}",
-        seconds=0.0 if _recorded(results) else seconds,
-        run=partial(_module, "bench.throughput", "--preset", size, "--results", str(results)),
+        seconds=len(missing) * throughput.estimated_seconds(throughput.PRESETS[size]),
+        run=partial(_module, "bench.throughput", "--preset", size, "--threads", *missing, "--results", str(results)),
     )
 
 
@@ -157,11 +159,6 @@ def compare(dtype: str, path: Path, updates: int) -> int:
     """Record the drift of the backends and the oracle from each other."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return _module("sacref", "parity", "--updates", str(updates), "--dtype", dtype, "--json", str(path))
-
-
-def _recorded(folder: Path) -> bool:
-    found = (record.read(path) for path in folder.glob(f"*-{_slug()}/*.json"))
-    return any(one.sacref_version == sacref.__version__ for one in found)
 
 
 def _module(*arguments: str) -> int:

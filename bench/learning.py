@@ -1,6 +1,7 @@
 """The learning suite: every backend and seed of a preset, several runs beside each other, each on one core.
 
-`python -m bench.learning halfcheetah-100k --jobs 2`. A run whose record exists is skipped, a run that stopped half-way is resumed.
+`python -m bench.learning halfcheetah-100k --jobs 2`; `python -m bench.learning standard` for a suite of presets, one after the other. A run
+whose record exists is skipped, a run that stopped half-way is resumed.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from rich.console import Console
 import sacref
 from bench import machine, record
 from bench.learning_run import Job, read_evaluations, resumable
-from bench.presets import PRESETS, Preset
+from bench.presets import Preset, presets_of
 
 Backend = Literal["torch", "jax"]
 RESULTS = machine.ROOT / "results" / "learning"
@@ -68,6 +69,18 @@ def main(
             "halfcheetah-hidden",
             "halfcheetah-hidden-gru",
             "halfcheetah-privileged",
+            "standard",
+            "halfcheetah-1m",
+            "hopper-1m",
+            "walker2d-1m",
+            "ant-1m",
+            "humanoid-1m",
+            "agreement",
+            "halfcheetah-v4-1m",
+            "hopper-v4-1m",
+            "walker2d-v4-1m",
+            "ant-v4-1m",
+            "humanoid-v4-1m",
         ],
         tyro.conf.Positional,
     ],
@@ -80,7 +93,7 @@ def main(
     runs: Path = RUNS,
     dry_run: bool = False,
 ) -> int:
-    """Train the runs of a preset and write their records.
+    """Train the runs of a preset, or of a suite of presets (standard, agreement), and write their records.
 
     Args:
         preset: what to train; see bench/presets.py.
@@ -99,13 +112,17 @@ def main(
     jobs = len(cores) if jobs is None else jobs
     if not 1 <= jobs <= len(cores):
         raise SystemExit(f"--jobs is {jobs}, expected 1 to {len(cores)}: each run is bound to a core of its own, and {len(cores)} are free")
-    chosen = PRESETS[preset]
-    todo = plan(chosen, backends, seeds or chosen.seeds, jobs, results, runs)
-    describe(console, chosen, todo, jobs)
-    if dry_run or not todo.jobs:
+    chosen = presets_of(preset)
+    plans = [plan(one, backends, seeds or one.seeds, jobs, results, runs) for one in chosen]
+    for one, todo in zip(chosen, plans, strict=True):
+        describe(console, one, todo, jobs)
+    waiting = [job for todo in plans for job in todo.jobs]
+    if len(plans) > 1:
+        console.print(f"Together {len(waiting)} runs: about {_minutes(sum(todo.seconds for todo in plans))}")
+    if dry_run or not waiting:
         return 0
     with _terminate_as_interrupt():
-        return Pool(todo.jobs, cores[:: len(cores) // jobs][:jobs], console).run()
+        return Pool(waiting, cores[:: len(cores) // jobs][:jobs], console).run()
 
 
 def plan(preset: Preset, backends: Sequence[str], seeds: Sequence[int], jobs: int, results: Path, runs: Path) -> Plan:
@@ -299,6 +316,8 @@ def _evaluated(job: Job) -> int:
 
 
 def _minutes(seconds: float) -> str:
+    if seconds >= 10 * 3_600:
+        return f"{seconds / 3_600:.0f} h"
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 

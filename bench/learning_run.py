@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,9 @@ def execute(job: Job, train: Train) -> None:
         import sacref
 
         sessions = [record.Session(**session) for session in _read_json(sessions_file, [])]
+        device = machine.accelerator(job.backend)
+        if device is None:  # what a device drew that the run did not use is not its energy
+            sessions = [replace(session, energy_joules=None) for session in sessions]
         record.write(
             Path(job.out),
             record.Record(
@@ -112,7 +115,7 @@ def execute(job: Job, train: Train) -> None:
                 commit=commit,
                 dirty=dirty,
                 configuration={**job.configuration(), "run": _run_configuration(run_dir)},
-                hardware=machine.hardware(machine.accelerator(job.backend)),
+                hardware=machine.hardware(device),
                 libraries=machine.libraries(),
                 seed=job.seed,
                 compile_seconds=compiling.seconds if len(sessions) == 1 else None,
@@ -182,14 +185,23 @@ def _locked(path: Path, name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _timed(path: Path, resumed: bool) -> Iterator[None]:
-    """Append a session to `path` and keep its times current, so that a killed session is counted too (to `HEARTBEAT_SECONDS`)."""
+    """Append a session to `path` and keep its times and energy current, so that a killed session is counted too.
+
+    It is to `HEARTBEAT_SECONDS`; and the power that the device draws at a heartbeat is taken for that since the one before.
+    """
     earlier: list[dict[str, Any]] = _read_json(path, []) if resumed else []
     started, wall, cpu = _now(), time.perf_counter(), time.process_time()
     stop = threading.Event()
+    energy, counted = (None if machine.power_watts() is None else 0.0), wall
 
     def write() -> None:
+        nonlocal energy, counted
+        watts = None if energy is None else machine.power_watts()
+        seconds = time.perf_counter() - wall
+        energy = None if energy is None or watts is None else energy + watts * (wall + seconds - counted)
+        counted = wall + seconds
         now = record.Session(
-            started=started, resumed=resumed, wall_seconds=time.perf_counter() - wall, cpu_seconds=time.process_time() - cpu
+            started=started, resumed=resumed, wall_seconds=seconds, cpu_seconds=time.process_time() - cpu, energy_joules=energy
         )
         temporary = path.with_suffix(".part")
         temporary.write_text(json.dumps([*earlier, asdict(now)]), encoding="utf-8")

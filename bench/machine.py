@@ -72,6 +72,15 @@ def find_accelerator() -> str | None:
     return next(iter(find_accelerators()), None)
 
 
+def power_watts() -> float | None:
+    """What this machine's first NVIDIA device draws now; None without one, and if it does not tell."""
+    query = ["nvidia-smi", "--id=0", "--query-gpu=power.draw", "--format=csv,noheader,nounits"]
+    try:
+        return float(subprocess.run(query, check=True, capture_output=True, text=True).stdout)
+    except (OSError, subprocess.CalledProcessError, ValueError):
+        return None
+
+
 def accelerator(backend: str) -> str | None:
     """Name of the device that `backend` computes on unless told otherwise, None for the CPU. Imports the backend."""
     if backend == "torch":

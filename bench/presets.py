@@ -50,6 +50,34 @@ JAXRL = {"target_entropy": -3.0, "random_timesteps": 10_000, "learning_starts": 
 """On HalfCheetah; ikostrikov/jaxrl aims at -dim(A)/2, the paper at -dim(A)."""
 SEQUENCES = {"batch_size": 32, "sequence_length": 8}
 GRU = {"recurrent": "gru", "recurrent_size": 64}
+TASKS = {"Humanoid": 17, "Ant": 8, "Walker2d": 6, "Hopper": 3, "HalfCheetah": 6}
+"""MuJoCo task -> dimensions of its actions. HalfCheetah last: of presets that take equally long, `python -m bench` takes the last."""
+
+
+def _standard(task: str) -> Preset:
+    """A task as the field reports it: a million steps, ten seeds."""
+    return Preset(
+        name=f"{task.lower()}-1m",
+        title=f"{task}-v5",
+        env=f"{task}-v5",
+        steps=1_000_000,
+        evaluation_interval=25_000,
+        seeds=tuple(range(10)),
+    )
+
+
+def _agreement(task: str, dimensions: int) -> Preset:
+    """The same with the settings of ikostrikov/jaxrl where they differ from the paper's, on the last version of the task whose rewards are
+    those of its published curves, per seed: v4."""
+    return Preset(
+        name=f"{task.lower()}-v4-1m",
+        title=f"{task}-v4, jaxrl's settings",
+        env=f"{task}-v4",
+        steps=1_000_000,
+        evaluation_interval=25_000,
+        seeds=tuple(range(10)),
+        settings=JAXRL | {"target_entropy": -dimensions / 2},
+    )
 
 
 PRESETS = {
@@ -180,8 +208,22 @@ PRESETS = {
             evaluation_interval=10_000,
             seeds=(0, 1, 2),
         ),
+        *(_agreement(task, dimensions) for task, dimensions in TASKS.items()),
+        *(_standard(task) for task in TASKS),
     )
 }
+
+SUITES = {
+    "standard": tuple(_standard(task).name for task in reversed(TASKS)),
+    "agreement": tuple(_agreement(task, dimensions).name for task, dimensions in reversed(TASKS.items())),
+}
+"""Name -> presets that one command trains, in this order."""
+
+
+def presets_of(name: str) -> list[Preset]:
+    """The presets that a suite's name stands for; a preset's own stands for itself."""
+    return [PRESETS[member] for member in SUITES.get(name, (name,))]
+
 
 COMPARISONS = (
     Comparison(

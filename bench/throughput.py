@@ -169,6 +169,11 @@ def estimated_seconds(size: Size | None = None, contenders: int = len(CONTENDERS
     return seconds if size.start_within is None else min(seconds, 2 * size.start_within)
 
 
+def run_name(env: str, threads: int) -> str:
+    """Name of the record of a number of threads."""
+    return f"{env}-{threads}core{'s' if threads > 1 else ''}"
+
+
 def find_scripts(given: Mapping[str, Path | None]) -> dict[str, Path]:
     """Environment variable -> path of a peer's script: as given on the command line, else as the variable says."""
     found = {}
@@ -194,7 +199,7 @@ def one(run: Run, cores: Sequence[int], console: Console) -> int:
             raise MissingError(f"not started within the {late:.0f} s of the preset {run.preset}")
         return open_process(peer, run.setting, cores=cores, folder=run.folder, scripts=run.scripts)
 
-    name = f"{run.setting.env}-{len(cores)}core{'s' if len(cores) > 1 else ''}"
+    name = run_name(run.setting.env, len(cores))
     configuration = {
         "preset": run.preset,
         **dataclasses.asdict(run.size),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sacref.experiment import load as load
     from sacref.experiment import train as train
     from sacref.numerics import NumericalError as NumericalError
+    from sacref.video import render_episodes as render_episodes
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,7 @@ _HOMES = {
     "load": "sacref.experiment",
     "train": "sacref.experiment",
     "NumericalError": "sacref.numerics",
+    "render_episodes": "sacref.video",
 }
 
 

@@ -1,4 +1,4 @@
-"""The command line: `sacref train`, `eval`, `plot`, `parity` and `doctor`.
+"""The command line: `sacref train`, `eval`, `video`, `plot`, `parity` and `doctor`.
 
 A command is a dataclass whose fields are its flags. Backends, environments and plots are imported by the command that needs them, so that
 `sacref --help` is there at once.
@@ -234,15 +234,77 @@ class Evaluate:
 
         config = experiment.read_config(self.run_dir)
         agent = experiment.load(self.run_dir, checkpoint=self.checkpoint, device=self.device)
-        wrappers = [_named(name, "wrappers of the run: ") for name in config["wrappers"]]
         copies = max(1, min(self.episodes, experiment.EVALUATION_COPIES))
-        environments = envs.make(_environment(config["env"]), copies, env_kwargs=config["env_kwargs"], wrappers=wrappers)
+        task = _task(config)
+        environments = envs.make(task.pop("env"), copies, **task)
         try:
             evaluation = evaluate(agent, environments, episodes=self.episodes, seed=self.seed, state_space=experiment.states_space(config))
         finally:
             environments.close()
         print(f"{config['env']} on {config['backend']}: {_summary(evaluation)}")
         print("returns: " + ", ".join(f"{value:,.1f}" for value in evaluation.returns))
+        return 0
+
+
+@dataclass(kw_only=True)
+class Video:
+    """Draw deterministic episodes of the agent of a run into a GIF or an MP4 file, and print their returns.
+
+    MuJoCo's tasks draw by OpenGL. Where MUJOCO_GL is not set, the first of glfw (with a display), egl and osmesa that draws is taken.
+    """
+
+    run_dir: Positional[Annotated[Path, arg(metavar="RUN_DIR")]]
+    """Run directory, as `sacref train` wrote it."""
+    output: Path | None = None
+    """The file; its suffix chooses the format, .gif or .mp4. None is RUN_DIR/video.gif."""
+    episodes: int = 1
+    """Number of episodes, one after the other."""
+    seed: int = 0
+    """Seed of the first episode's start; the next ones have the next seeds."""
+    checkpoint: str | None = None
+    """Name of one of the run's checkpoints, such as best; None is the newest."""
+    fps: float | None = None
+    """Frames per second; None is real time, with at most 30."""
+    seconds: float | None = None
+    """How much of each episode is shown, from its start on; None for all. The return is that of the whole."""
+    width: int | None = None
+    """Pixels; None leaves it to the environment."""
+    height: int | None = None
+    """Pixels; None leaves it to the environment."""
+    device: str | None = None
+    """Device by the backend's name for it (cpu, cuda:0); None lets the backend choose."""
+
+    def run(self) -> int:
+        from gymnasium import registry
+        from rich.console import Console
+        from rich.progress import Progress
+
+        from sacref import experiment
+        from sacref.video import render_episodes
+
+        config = experiment.read_config(self.run_dir)
+        agent = experiment.load(self.run_dir, checkpoint=self.checkpoint, device=self.device)
+        output, task = self.output or self.run_dir / "video.gif", _task(config)
+        spec = registry.get(config["env"])
+        longest = None if spec is None or spec.max_episode_steps is None else self.episodes * spec.max_episode_steps
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            steps = bar.add_task("steps", total=longest)
+            video = render_episodes(
+                agent,
+                output,
+                **task,
+                state_space=experiment.states_space(config),
+                episodes=self.episodes,
+                seed=self.seed,
+                fps=self.fps,
+                seconds=self.seconds,
+                width=self.width,
+                height=self.height,
+                on_step=lambda: bar.advance(steps),
+            )
+        for number, (value, length) in enumerate(zip(video.evaluation.returns, video.evaluation.lengths, strict=True)):
+            print(f"{config['env']} on {config['backend']}, seed {self.seed + number}: return {value:,.1f} in {length:,} steps")
+        print(f"written to {output}: {video.frames:,} frames of {video.width} x {video.height}, {video.fps:g} a second")
         return 0
 
 
@@ -417,6 +479,7 @@ def _parse(arguments: Sequence[str], train: Train) -> Command:
     commands: Any = (
         Annotated[Train, subcommand("train", default=train)]
         | Annotated[Evaluate, subcommand("eval")]
+        | Annotated[Video, subcommand("video")]
         | Annotated[Plot, subcommand("plot")]
         | Annotated[Parity, subcommand("parity")]
         | Annotated[Doctor, subcommand("doctor")]
@@ -490,6 +553,12 @@ def _named(name: str, where: str = "") -> Any:
         return pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"{where}got {name}, expected module:name of something that can be imported ({error})") from error
+
+
+def _task(config: dict[str, Any]) -> dict[str, Any]:
+    """The environment that a run names, with its arguments and wrappers: what `sacref.envs.make` takes."""
+    wrappers = [_named(name, "wrappers of the run: ") for name in config["wrappers"]]
+    return {"env": _environment(config["env"]), "env_kwargs": config["env_kwargs"], "wrappers": wrappers}
 
 
 def _environment(name: str) -> Any:

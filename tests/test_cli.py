@@ -15,14 +15,16 @@ from typing import Any, get_args
 import gymnasium
 import pytest
 from gymnasium.envs.classic_control import PendulumEnv
+from PIL import Image
 
 import sacref
-from sacref import cli, experiment, launch
+from sacref import cli, experiment, launch, video
 from sacref.config import ExperimentConfig, SACConfig, paper_config
 from sacref.envs.vector import Vectorization
 from sacref.evaluation import Evaluation
 from sacref.experiment import train as sacref_train
 from sacref.spec.schedules import KLAdaptive, warm_up
+from tests.envs.painted import PaintedEnv
 
 
 def parse_train(*arguments: str) -> cli.Train:
@@ -390,6 +392,7 @@ def test_ctrl_c_is_status_130_and_says_what_was_written(
         (["train", "--num-envs", "0"], "num_envs is 0, expected an integer >= 1"),
         (["train", "--overwrite", "--resume", "--run-dir", "absent"], "holds no run"),
         (["eval", "absent"], "absent holds no run"),
+        (["video", "absent"], "absent holds no run"),
         (["plot", "absent", "--output", "curve.png"], "absent is no directory"),
         (["plot", "--output", "curve.png"], "no run directory: name at least one"),
     ],
@@ -519,5 +522,55 @@ def test_a_small_run_from_training_to_its_plot(tmp_path: Path, capsys: pytest.Ca
     assert cli.main(["eval", str(run), "--episodes", "0"]) == 2
     assert "episodes is 0" in capsys.readouterr().err
 
+    assert cli.main(["video", str(run), "--output", str(tmp_path / "video.avi")]) == 2
+    assert f"output is {tmp_path / 'video.avi'}, expected a name that ends in .gif or .mp4" in capsys.readouterr().err
+
     assert cli.main(["plot", str(run), "--output", str(tmp_path / "plot.png")]) == 0
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_video_shows_the_episodes_that_an_evaluation_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(video, "prepare_gl", lambda: None)
+    backend, run, env = "torch" if find_spec("torch") else "jax", tmp_path / "run", f"{PaintedEnv.__module__}:PaintedEnv"
+    arguments = ["train", "--backend", backend, "--env", env, "--run-dir", str(run), "--no-progress", "--env-kwargs", '{"length": 30}']
+    arguments += "--steps 24 --hidden 8 --batch-size 4 --random-timesteps 8 --learning-starts 8 --evaluation-episodes 1".split()
+    assert cli.main(arguments) == 0
+    returns = []
+    for seed in (4, 5):
+        capsys.readouterr()
+        assert cli.main(["eval", str(run), "--episodes", "1", "--seed", str(seed)]) == 0
+        returns.append(capsys.readouterr().out.splitlines()[1].removeprefix("returns: "))
+    assert len(set(returns)) == 2
+
+    assert cli.main(["video", str(run), "--episodes", "2", "--seed", "4", "--fps", "20", "--width", "16", "--height", "12"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        *(f"{env} on {backend}, seed {seed}: return {value} in 30 steps" for seed, value in zip((4, 5), returns, strict=True)),
+        f"written to {run / 'video.gif'}: 14 frames of 16 x 12, 20 a second",
+    ]
+    with Image.open(run / "video.gif") as picture:
+        assert (picture.size, getattr(picture, "n_frames", 1)) == ((16, 12), 14)
+
+    output = tmp_path / "short.gif"
+    assert cli.main(["video", str(run), "--checkpoint", "best", "--seconds", "0.1", "--output", str(output)]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == f"written to {output}: 2 frames of 8 x 6, 25 a second"
+    assert cli.main(["video", str(run), "--checkpoint", "worst"]) == 2
+    assert "checkpoint 'worst' is neither in" in capsys.readouterr().err
+
+
+def test_the_flags_of_video() -> None:
+    flags = "--output a.mp4 --episodes 3 --seed 9 --checkpoint best --fps 12.5 --seconds 4 --width 320 --height 240 --device cpu"
+    assert cli.parse(["video", "run", *flags.split()]) == cli.Video(
+        run_dir=Path("run"),
+        output=Path("a.mp4"),
+        episodes=3,
+        seed=9,
+        checkpoint="best",
+        fps=12.5,
+        seconds=4.0,
+        width=320,
+        height=240,
+        device="cpu",
+    )
+    assert cli.parse(["video", "run"]) == cli.Video(run_dir=Path("run"))

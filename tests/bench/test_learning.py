@@ -9,9 +9,11 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.util import find_spec
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
+import gymnasium
 import pytest
 from rich.console import Console
 
@@ -19,8 +21,9 @@ import sacref
 from bench import learning, machine, record
 from bench.learning import Plan, Pool, plan
 from bench.learning_run import Job
-from bench.presets import COMPARISONS, PRESETS, Preset
+from bench.presets import COMPARISONS, PRESETS, SUITES, TASKS, Preset, presets_of
 from bench.record import Evaluation, Hardware, LearningSamples, Record, RecordError, Session
+from sacref import envs
 
 PRESET = Preset(name="tiny", title="A task", env="Task-v0", steps=1_000, evaluation_interval=500, seeds=(0, 1))
 MACHINE = "a-cpu-2core"
@@ -134,7 +137,62 @@ def test_the_presets_end_with_an_evaluation() -> None:
 
 def test_every_preset_can_be_asked_for() -> None:
     (offered,) = get_args(get_type_hints(learning.main, include_extras=True)["preset"])[:1]
-    assert set(get_args(offered)) == set(PRESETS)
+    assert set(get_args(offered)) == {*PRESETS, *SUITES}
+
+
+def test_the_standard_suite_is_what_the_field_reports() -> None:
+    presets = presets_of("standard")
+    assert [preset.env for preset in presets] == ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5"]
+    assert {(preset.steps, preset.seeds) for preset in presets} == {(1_000_000, tuple(range(10)))}
+    assert all(not preset.settings and not preset.arguments for preset in presets)
+
+
+def test_the_agreement_suite_has_jaxrls_settings() -> None:
+    presets = presets_of("agreement")
+    assert [preset.env for preset in presets] == ["HalfCheetah-v4", "Hopper-v4", "Walker2d-v4", "Ant-v4", "Humanoid-v4"]
+    assert {(preset.steps, preset.seeds) for preset in presets} == {(1_000_000, tuple(range(10)))}
+    for preset in presets:
+        spec = gymnasium.spec(preset.env)
+        assert spec.max_episode_steps == 1_000
+        assert {**preset.settings, "target_entropy": 0} == {"target_entropy": 0, "random_timesteps": 10_000, "learning_starts": 10_000}
+    assert [preset.settings["target_entropy"] for preset in presets] == [-3.0, -1.5, -3.0, -4.0, -8.5]
+
+
+@pytest.mark.skipif(find_spec("mujoco") is None, reason="mujoco is not installed")
+@pytest.mark.parametrize("preset", [preset for suite in SUITES for preset in presets_of(suite)], ids=lambda preset: preset.name)
+@pytest.mark.filterwarnings("ignore:.*out of date.*:DeprecationWarning")
+def test_the_tasks_of_the_suites_are_there_and_have_so_many_actions(preset: Preset) -> None:
+    env = envs.make(preset.env, 1)
+    try:
+        (dimensions,) = env.single_action_space.shape or ()
+    finally:
+        env.close()
+    assert TASKS[preset.env.rpartition("-")[0]] == dimensions
+
+
+def test_a_suite_trains_its_presets_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[str] = []
+
+    def run(pool: Pool) -> int:
+        started.extend(job.name for job in pool._waiting)
+        return 0
+
+    monkeypatch.setattr(Pool, "run", run)
+    monkeypatch.setattr(machine, "available_cores", lambda: [0, 1])
+    arguments: dict[str, Any] = {"backends": ("jax",), "seeds": (3, 4), "results": tmp_path / "results", "runs": tmp_path / "runs"}
+    first = plan(PRESETS["halfcheetah-1m"], ("jax",), (3,), 2, tmp_path / "results", tmp_path / "runs").jobs[0]
+    record.write(tmp_path / "results" / f"2020-01-01-{MACHINE}" / f"{first.name}.json", recorded(first))
+    assert learning.main("standard", **arguments, dry_run=True) == 0
+    assert started == []
+    assert learning.main("standard", **arguments) == 0
+    assert started == [
+        "halfcheetah-1m-jax-seed4",
+        *(f"{task}-1m-jax-seed{seed}" for task in ("hopper", "walker2d", "ant", "humanoid") for seed in (3, 4)),
+    ]
+    # One run of a million steps on one core, eight on two, at the record's million steps in 100 seconds.
+    assert capsys.readouterr().out.splitlines()[-1] == "Together 9 runs: about 8 min"
 
 
 def test_a_comparison_is_of_two_presets_that_differ_in_what_is_asked() -> None:

@@ -1,6 +1,7 @@
 """One run of the learning suite: what is recorded, when it is resumed, when it is refused. A stand-in trains."""
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import sacref
-from bench import learning_run, record
+from bench import learning_run, machine, record
 from bench.learning_run import IncompleteError, Job, Train
 from bench.record import LearningSamples
 
@@ -67,6 +68,34 @@ def test_a_finished_run_is_recorded_with_its_raw_returns(job: Job) -> None:
     assert not session.resumed
     assert 0.2 <= session.wall_seconds < 5
     assert session.cpu_seconds < session.wall_seconds - 0.1  # It slept.
+
+
+def test_energy_is_that_of_the_device_that_the_run_computes_on(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learning_run, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(machine, "power_watts", lambda: 200.0)
+    monkeypatch.setattr(machine, "accelerator", lambda backend: "A GPU")
+    learning_run.execute(job, trainer(20, [], lambda: time.sleep(0.3)))
+    (session,) = samples(job.out).sessions
+    assert session.wall_seconds >= 0.3
+    assert session.energy_joules == pytest.approx(200.0 * session.wall_seconds)
+
+
+@pytest.mark.parametrize(("device", "watts"), [(None, 200.0), ("A GPU", None)])
+def test_no_energy_on_the_cpu_nor_of_a_device_that_does_not_tell(
+    device: str | None, watts: float | None, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "power_watts", lambda: watts)
+    monkeypatch.setattr(machine, "accelerator", lambda backend: device)
+    learning_run.execute(job, trainer(20, []))
+    assert [session.energy_joules for session in samples(job.out).sessions] == [None]
+
+
+@pytest.mark.parametrize(("answer", "watts"), [("echo 312.45", 312.45), ("echo '[N/A]'", None), ("exit 9", None)])
+def test_the_device_is_asked_for_its_power(answer: str, watts: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{answer}\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    assert machine.power_watts() == watts
 
 
 def test_a_run_that_stopped_half_way_is_not_recorded_and_then_resumed(job: Job) -> None:

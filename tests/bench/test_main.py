@@ -7,6 +7,8 @@ import pytest
 from bench import __main__ as whole
 from bench import amp, learning, machine, recurrent, report, rollout, scaling, sweep, throughput, update
 
+RUNS = ("1core", "2cores")
+
 
 @pytest.fixture(autouse=True)
 def one_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -16,9 +18,20 @@ def one_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(learning, "RUNS", tmp_path / "runs")
 
 
-@pytest.mark.parametrize(("speed", "preset"), [(80.0, "halfcheetah-100k"), (50.0, "invertedpendulum-fast"), (1.0, "smoke")])
+@pytest.mark.parametrize(
+    ("speed", "preset"),
+    [
+        (1e4, "standard"),
+        (9e3, "halfcheetah-1m"),
+        (1e3, "halfcheetah-200k"),
+        (80.0, "halfcheetah-100k"),
+        (50.0, "invertedpendulum-fast"),
+        (1.0, "smoke"),
+    ],
+)
 def test_the_longest_preset_that_fits_is_chosen(speed: float, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Six runs of 100,000 steps on two cores take 62 minutes at 80 steps per second and 100 at 50.
+    # Six runs of 100,000 steps on two cores take 62 minutes at 80 steps per second and 100 at 50. The hundred runs of the standard suite,
+    # of 1,000,000 steps each, take 83 minutes at 10,000 steps per second and 93 at 9,000.
     monkeypatch.setattr(learning, "steps_per_second", lambda results, here: speed)
     assert whole.fitting_preset(tmp_path) == preset
 
@@ -39,12 +52,13 @@ def test_what_is_recorded_is_not_measured_again(tmp_path: Path, monkeypatch: pyt
     path = whole.parity_file(tmp_path, "float64")
     path.parent.mkdir(parents=True)
     path.write_text("{}")
-    monkeypatch.setattr(whole, "_recorded", lambda folder: True)
     names: list[str] = []
 
     def recorded(results: Path, name: str, here: str) -> Path | None:
         names.append(name)
-        return results if name.startswith("rollout") and results == tmp_path / "rollout" else None
+        return results if (name, results) in there else None
+
+    there = {("rollout-cpu-2cores", tmp_path / "rollout"), *((f"HalfCheetah-v5-{cores}", tmp_path / "throughput") for cores in RUNS)}
 
     monkeypatch.setattr(sweep, "recorded", recorded)
     after = {stage.name: stage.seconds for stage in whole.stages("cpu", "smoke", tmp_path)}
@@ -53,7 +67,42 @@ def test_what_is_recorded_is_not_measured_again(tmp_path: Path, monkeypatch: pyt
         "rollout, preset cpu",
         "parity in float64",
     ]
-    assert names == ["update-cpu-2cores", "recurrent-cpu-2cores", "rollout-cpu-2cores", "amp-cpu-2cores", "scaling-cpu-2cores"]
+    suites = ("update", "recurrent", "rollout", "amp", "scaling")
+    assert sorted(names) == sorted([*(f"HalfCheetah-v5-{cores}" for cores in RUNS), *(f"{suite}-cpu-2cores" for suite in suites)])
+
+
+def test_a_throughput_that_was_cut_off_goes_on_with_the_threads_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "recorded", lambda results, name, here: results if name == "HalfCheetah-v5-1core" else None)
+    ran: list[tuple[str, ...]] = []
+
+    def module(*arguments: str) -> int:
+        ran.append(arguments)
+        return 0
+
+    monkeypatch.setattr(whole, "_module", module)
+    stage = whole.stages("cpu", "smoke", tmp_path)[0]
+    assert stage.seconds == throughput.estimated_seconds(throughput.PRESETS["medium"])
+    stage.run()
+    assert ran == [("bench.throughput", "--preset", "medium", "--threads", "2", "--results", str(tmp_path / "throughput"))]
+
+
+def test_a_suite_of_learning_presets_is_one_stage(tmp_path: Path) -> None:
+    stages = whole.stages("cpu", "standard", tmp_path)
+    assert stages[-1].name == "learning, preset standard"
+    assert stages[-1].seconds == 50 * 1_000_000 / learning.UNMEASURED_STEPS_PER_SECOND
+
+
+def test_each_stage_says_how_long_all_that_is_left_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stages(preset: str, learning_preset: str, results: Path) -> list[whole.Stage]:
+        return [whole.Stage(name=name, seconds=seconds, run=lambda: 0) for name, seconds in (("a", 120.0), ("b", 0.0), ("c", 300.0))]
+
+    monkeypatch.setattr(whole, "stages", stages)
+    monkeypatch.setattr(report, "main", lambda results: 0)
+    assert whole.main(preset="smoke", results=tmp_path) == 0
+    lines = [line.strip("─ ") for line in capsys.readouterr().out.splitlines() if line.startswith("─")]
+    assert lines == ["1 of 2: a (about 7 min to the end of all)", "2 of 2: c (about 5 min to the end of all)"]
 
 
 def test_a_stage_that_fails_does_not_keep_the_others_from_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

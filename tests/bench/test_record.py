@@ -91,7 +91,7 @@ def test_every_missing_field_is_refused_by_its_name(written: Record) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 5}, "schema_version is 5, expected 4, 3, 2 or 1"),
+        ({"schema_version": 6}, "schema_version is 6, expected 5, 4, 3, 2 or 1"),
         ({"suite": "parity"}, "suite is 'parity', expected one of learning, throughput"),
         ({"seed": "0"}, "seed is '0', expected int"),
         ({"seed": True}, "seed is True, expected int"),
@@ -128,9 +128,13 @@ def test_a_throughput_record_of_version_1_is_read_as_the_newest() -> None:
         record.decode(old)
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
-def test_an_older_learning_record_is_read_as_it_is(version: int) -> None:
-    assert record.decode(dataclasses.asdict(LEARNING) | {"schema_version": version}) == LEARNING
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
+def test_an_older_learning_record_is_read_as_it_is_without_energy(version: int) -> None:
+    old = dataclasses.asdict(LEARNING)
+    del old["samples"]["sessions"][0]["energy_joules"]
+    assert record.decode(old | {"schema_version": version}) == LEARNING
+    with pytest.raises(RecordError, match=r"samples.sessions\[0\].energy_joules is missing"):
+        record.decode(old)
 
 
 def test_a_precision_record_of_version_2_is_of_feed_forward_networks() -> None:
@@ -176,7 +180,7 @@ def test_the_environments_of_a_rollout_record_of_version_3_were_stepped_in_turn(
         record.decode(old)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"schema_version": 1}', '{"schema_version": 3}', '{"schema_version": 4}'])
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"schema_version": 1}', '{"schema_version": 3}', '{"schema_version": 5}'])
 def test_a_file_that_is_no_record_is_refused_by_its_path(text: str, tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     path.write_text(text)
