@@ -25,7 +25,8 @@ class Published(NamedTuple):
     @property
     def name(self) -> str:
         """Of the source, as a reader knows it."""
-        return self.source.partition("@")[0].rpartition("/")[2]
+        name = self.source.partition("@")[0].rpartition("/")[2]
+        return {"tianshou": "Tianshou", "SimbaV2": "SimbaV2's SAC"}.get(name, name)
 
     @property
     def sample_std(self) -> float:
