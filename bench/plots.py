@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from bench import pictures
 from bench.published import Published
@@ -106,6 +106,7 @@ def _draw_curve(axes: Axes, points: Sequence[Point], label: str, **style: Any) -
 
 def _finish_curves(axes: Axes, title: str) -> None:
     axes.set_xlabel("environment steps")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_ylabel("return, mean of 10 deterministic episodes")
     axes.set_title(title)
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))

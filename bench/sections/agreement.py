@@ -94,23 +94,24 @@ def _row(one: Beside) -> list[str]:
 
 
 def _below(group: Group, found: Sequence[Beside], groups: Sequence[Group]) -> list[str]:
-    """Which curves are below at the last step that was compared, and the likely cause."""
-    last = max(one.step for one in found)
-    below = [one for one in found if one.step == last and one.found is not None and one.found.verdict == "below"]
+    """Which curves are below, after how many steps, and the likely cause."""
+    below = [one for one in found if one.found is not None and one.found.verdict == "below"]
     if not below:
         return []
-    under: dict[str, list[str]] = {}
-    for backend in dict.fromkeys(one.backend for one in below):
-        theirs = ", ".join(f"{one.reference.name} ({task(one.reference)})" for one in below if one.backend == backend)
-        under.setdefault(theirs, []).append(backend)
-    who = "; ".join(f"{' and '.join(backends)} below {theirs}" for theirs, backends in under.items())
+    said = []
+    for step in dict.fromkeys(one.step for one in below):
+        under: dict[str, list[str]] = {}
+        for backend in group.runs:
+            theirs = [f"{one.reference.name} ({task(one.reference)})" for one in below if (one.step, one.backend) == (step, backend)]
+            if theirs:
+                under.setdefault(", ".join(theirs), []).append(backend)
+        who = "; ".join(f"{' and '.join(backends)} below {theirs}" for theirs, backends in under.items())
+        said.append(f"**Below what is published** after {step:,} steps: {who}.")
     preset = PRESETS.get(group.preset)
-    cause = preset.cause if preset else None
-    said = [f"**Below what is published** after {last:,} steps: {who}."]
-    if cause is None:
+    if preset is None or preset.cause is None:
         said.append("The cause is not known.")
     else:
-        said += [f"Likely cause: {cause.text}", _tested(group, groups, cause.tested_by, last)]
+        said += [f"Likely cause: {preset.cause.text}", _tested(group, groups, preset.cause.tested_by, below[0].step)]
     return [" ".join(said) + "\n"]
 
 
@@ -124,8 +125,9 @@ def _tested(group: Group, groups: Sequence[Group], name: str, step: int) -> str:
         without, with_it = ([of_runs.after(run, step) for run in one.runs[backend]] for one in (other, group))
         apart = statistics.difference_interval(without, with_it)
         verdict = "" if apart is None else ": it matters" if apart.low > 0 else ": it is not shown to matter"
+        means = statistics.mean(without), statistics.mean(with_it)
         sentences.append(
-            f"{backend} reaches {number(statistics.mean(without))} without it ({other.title}) and {number(statistics.mean(with_it))} with"
-            f" it, a difference of {signed(statistics.mean(without) - statistics.mean(with_it))} {interval(apart)}{verdict}."
+            f"after {step:,} steps {backend} reaches {number(means[0])} without it ({other.title}) and {number(means[1])} with it,"
+            f" a difference of {signed(means[0] - means[1])} {interval(apart)}{verdict}"
         )
-    return "Tested: " + " ".join(sentences)
+    return f"Tested: {'; '.join(sentences)}."

@@ -31,11 +31,11 @@ def section(results: Path) -> Section:
                 continue
             sums = [str(sum(getattr(cell, name) for cell in cells)) for name in ("kills", "resumed", "runs")]
             rows.append([*start, *sums, "; ".join(words for cell in cells for words in cell.differences) or "none"])
-        ran = [cell for cell in found.samples.cells if cell.missing is None]
-        kills, runs = sum(cell.kills for cell in ran), sum(cell.runs for cell in ran)
-        differences = sum(len(cell.differences) for cell in ran)
-        said = f"{kills} kills of {runs} runs; differences from runs that were never killed: {differences or 'none'}"
-        findings.append(Finding("Runs that were killed and resumed", said))
+        if ran := [cell for cell in found.samples.cells if cell.missing is None]:
+            kills, runs = sum(cell.kills for cell in ran), sum(cell.runs for cell in ran)
+            differences = sum(len(cell.differences) for cell in ran)
+            said = f"{kills} kills of {runs} runs; differences from runs that were never killed: {differences or 'none'}"
+            findings.append(Finding("Runs that were killed and resumed", said))
         paragraphs += [
             f"### {heading}\n",
             table(["backend", "task", "steps", "kills", "resumed", "runs", "differences"], rows),

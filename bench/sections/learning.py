@@ -78,7 +78,11 @@ def _finding(group: Group) -> list[Finding]:
             verdicts.setdefault(one.found.verdict if one.found else "not comparable", []).append(one.reference.name)
         said = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in verdicts.items())
         sentences.append(f"{backend} **{number(statistics.mean(returns))}** ({_seeds(len(members))}; {said})")
-    why = "; the likely cause is in the section" if any(one.found and one.found.verdict == "below" for one in found) else ""
+    why = (
+        "; the likely cause is in the section"
+        if any(one.step == last and one.found and one.found.verdict == "below" for one in found)
+        else ""
+    )
     return [Finding(f"Return, {group.title}, evaluation after {last:,} steps", f"{'; '.join(sentences)}{why}. Published: {theirs}")]
 
 

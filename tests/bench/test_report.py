@@ -166,6 +166,20 @@ def test_the_table_holds_the_final_evaluations(results: Path) -> None:
     assert "sacref 0.1.0, commit 0123456789, on A CPU, 4 cores; each run on 1 core(s); 2026-01-02." in text
 
 
+def test_the_page_begins_with_its_findings(results: Path) -> None:
+    report.build(results)
+    text = (results / "README.md").read_text()
+    summary = text[text.index("## In short") : text.index("## Learning")]
+    (found,) = re.findall(
+        r"^\| Return, HalfCheetah-v5, evaluation after 100,000 steps \| (.*) \| \[Learning\]\(#learning\) \|$", summary, re.MULTILINE
+    )
+    assert found.startswith("torch **5,500** (3 seeds; ")
+    assert "; jax **5,700** (3 seeds; " in found
+    assert found.endswith("Published: SimbaV2's SAC 6,156 (HalfCheetah-v4), jaxrl 5,794 (HalfCheetah-v2), Tianshou 6,515 (HalfCheetah-v3)")
+    speed = "strict: sacref torch strict 100, **1.25 times** the fastest peer (SBX strict, 80); any policy: sacref jax chunked 400,"
+    assert f"| Environment steps per second, HalfCheetah-v5, A CPU, 4 cores, 1 of them used | {speed} **2.00 times**" in summary
+
+
 def test_intervals_apart_are_said_to_be(tmp_path: Path) -> None:
     for backend, finals in {"torch": (1000.0, 1001.0), "jax": (9000.0, 9001.0)}.items():
         for seed, last in enumerate(finals):
