@@ -50,10 +50,18 @@ def test_a_picture_carries_its_digest_and_repeats_itself(written: Path) -> None:
     assert pictures.digest_of(written.with_name("none.png")) is None
 
 
-def test_a_theme_ends_with_its_picture(written: Path) -> None:
-    with Image.open(pictures.dark(written)) as drawn:
-        assert drawn.size[0] == 2 * pictures.DPI
-    assert pictures.paper() == "white"
+def test_a_theme_begins_and_ends_with_its_picture(tmp_path: Path) -> None:
+    chosen = []
+
+    def asked() -> Figure:
+        chosen.append((pictures.paper(), pictures.ink()))
+        return draw()
+
+    pictures.write(tmp_path / "a.png", Picture("0f", asked), DARK)
+    assert chosen == [DARK]
+    assert (pictures.paper(), pictures.ink()) == ("white", "black")
+    with Image.open(tmp_path / "a.png") as drawn:
+        assert drawn.size == (2 * pictures.DPI, pictures.DPI)
 
 
 def test_the_page_chooses_by_the_readers_colours(tmp_path: Path) -> None:
