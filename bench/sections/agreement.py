@@ -124,10 +124,12 @@ def _tested(group: Group, groups: Sequence[Group], name: str, step: int) -> str:
     for backend in (backend for backend in other.runs if backend in group.runs):
         without, with_it = ([of_runs.after(run, step) for run in one.runs[backend]] for one in (other, group))
         apart = statistics.difference_interval(without, with_it)
-        verdict = "" if apart is None else ": it matters" if apart.low > 0 else ": it is not shown to matter"
+        verdict = ", of which one seed tells nothing"
+        if apart is not None:
+            verdict = f" {interval(apart)}: {'it matters' if apart.low > 0 else 'it is not shown to matter'}"
         means = statistics.mean(without), statistics.mean(with_it)
         sentences.append(
             f"after {step:,} steps {backend} reaches {number(means[0])} without it ({other.title}) and {number(means[1])} with it,"
-            f" a difference of {signed(means[0] - means[1])} {interval(apart)}{verdict}"
+            f" a difference of {signed(means[0] - means[1])}{verdict}"
         )
     return f"Tested: {'; '.join(sentences)}."

@@ -97,17 +97,22 @@ def test_a_curve_below_is_said_to_be_with_its_likely_cause() -> None:
 
 
 @pytest.mark.parametrize(
-    ("without", "verdict"), [((5_700.0, 5_800.0, 5_900.0), "it matters"), ((4_700.0, 4_800.0, 5_900.0), "it is not shown to matter")]
+    ("without", "verdict"),
+    [
+        ((5_700.0, 5_800.0, 5_900.0), "]: it matters"),
+        ((4_700.0, 4_800.0, 5_900.0), "]: it is not shown to matter"),
+        ((5_800.0,), "+1,000, of which one seed tells nothing"),
+    ],
 )
 def test_a_cause_is_tested_by_runs_without_it(without: tuple[float, ...], verdict: str) -> None:
     other = grouped("more", "HalfCheetah-v5", {"torch": without}, target_entropy=-3.0)
     (said,) = [each for each in agreement.paragraphs(LOW, [LOW, other]) if "Below" in each]
-    mean = sum(without) / 3
+    mean = sum(without) / len(without)
     assert (
         f"Tested: after 100,000 steps torch reaches {mean:,.0f} without it (HalfCheetah-v5 (more)) and 4,800 with it, a difference of"
         in said
     )
-    assert said.endswith(f"]: {verdict}.\n")
+    assert said.endswith(f"{verdict}.\n")
 
 
 def test_no_agreement_is_claimed_of_another_reward() -> None:
