@@ -1,22 +1,18 @@
-"""The report's pictures. Each carries the digest of what it was drawn from, so that a stale one is recognised without redrawing it."""
+"""The figures of the report's pictures, in the colours of the theme that is chosen (`bench.pictures`)."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
-from PIL import Image
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
+from bench import pictures
 from bench.published import Published
 from bench.statistics import Interval
 from sacref.plotting import STYLES
-
-STYLE_VERSION = 2
-"""Raised when a picture should be drawn anew from the same data."""
 
 NAMES = {"torch": "sacref, PyTorch", "jax": "sacref, JAX"}
 MARKERS = "osD^v<>"
@@ -26,34 +22,42 @@ class Point(NamedTuple):
     """A point of a learning curve."""
 
     step: int
+    hours: float
+    """Of wall-clock until then, mean over seeds."""
     mean: float
     interval: Interval | None
     """Of the mean; None for a single seed."""
     seeds: int
 
 
-def learning_curve(path: Path, digest: str, title: str, curves: Mapping[str, Sequence[Point]], references: Sequence[Published]) -> None:
-    """Return over environment steps: a line with its interval per backend, published points with their standard deviation."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
+def learning_curve(title: str, curves: Mapping[str, Sequence[Point]], references: Sequence[Published]) -> Figure:
+    """Return over environment steps and over hours of wall-clock: a line per backend; published points with their standard deviation."""
+    figure = Figure(figsize=(9, 5.2), layout="constrained")
+    by_step, by_hour = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
     for backend, points in curves.items():
         colour, line = STYLES[backend]
-        _draw_curve(axes, points, NAMES[backend], color=colour, linestyle=line, marker=".")
+        _draw_curve(by_step, points, NAMES[backend], color=colour, linestyle=line, marker=".")
+        by_hour.plot([point.hours for point in points], [point.mean for point in points], color=colour, linestyle=line, marker=".")
     for marker, source in zip(MARKERS, dict.fromkeys(reference.source for reference in references), strict=False):
         points_of = [reference for reference in references if reference.source == source]
         first = points_of[0]
-        axes.errorbar(
+        by_step.errorbar(
             [point.steps for point in points_of],
             [point.mean for point in points_of],
             yerr=[point.std for point in points_of],
             fmt=marker,
-            color="0.35",
+            color="0.5",
             capsize=3,
             markersize=5,
-            label=f"{source} ({first.env}-{first.env_version}), ± std of {first.seeds} seeds:\n{first.metric}",
+            label=f"{first.name} ({first.env}-{first.env_version}), ± std of {first.seeds} seeds:\n{first.metric}",
         )
-    _finish_curves(axes, title)
-    _save(figure, path, digest)
+    _finish_curves(by_step, title)
+    by_hour.set_xlabel("hours, spread evenly over the steps")
+    by_hour.set_xlim(left=0)
+    by_hour.grid(alpha=0.3)
+    handles = by_step.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=2, fontsize="x-small", frameon=False)
+    return figure
 
 
 class AgentCurve(NamedTuple):
@@ -66,7 +70,7 @@ class AgentCurve(NamedTuple):
     points: list[Point]
 
 
-def compared_curves(path: Path, digest: str, title: str, curves: Sequence[AgentCurve]) -> None:
+def compared_curves(title: str, curves: Sequence[AgentCurve]) -> Figure:
     """Return over environment steps of two agents on both backends: the first filled and drawn through, the other open and dotted."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
@@ -80,10 +84,11 @@ def compared_curves(path: Path, digest: str, title: str, curves: Sequence[AgentC
             linestyle="-" if curve.first else ":",
             marker="o" if curve.backend == "torch" else "s",
             markersize=4,
-            markerfacecolor=colour if curve.first else "white",
+            markerfacecolor=colour if curve.first else pictures.paper(),
         )
     _finish_curves(axes, title)
-    _save(figure, path, digest)
+    axes.legend(fontsize="x-small", loc="best")
+    return figure
 
 
 def _draw_curve(axes: Axes, points: Sequence[Point], label: str, **style: Any) -> None:
@@ -101,12 +106,12 @@ def _draw_curve(axes: Axes, points: Sequence[Point], label: str, **style: Any) -
 
 def _finish_curves(axes: Axes, title: str) -> None:
     axes.set_xlabel("environment steps")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_ylabel("return, mean of 10 deterministic episodes")
     axes.set_title(title)
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="x-small", loc="best")
 
 
 class Bar(NamedTuple):
@@ -120,7 +125,7 @@ class Bar(NamedTuple):
     """Whether each action follows the newest update."""
 
 
-def throughput_bars(path: Path, digest: str, machines: Mapping[str, Mapping[str, Bar]]) -> None:
+def throughput_bars(machines: Mapping[str, Mapping[str, Bar]]) -> Figure:
     """Median steps per second of each contender, with its rounds as dots, hatched if its policy is stale; one panel per machine."""
     rows = [len(bars) for bars in machines.values()]
     figure = Figure(figsize=(8, 0.8 + sum(0.9 + 0.3 * count for count in rows)), layout="constrained")
@@ -129,14 +134,14 @@ def throughput_bars(path: Path, digest: str, machines: Mapping[str, Mapping[str,
         for row, bar in enumerate(bars.values()):
             colour = STYLES[bar.backend][0] if bar.backend else "0.6"
             hatch = None if bar.strict else "//"
-            axes.barh(row, float(np.median(bar.speeds)), color=colour, alpha=0.8, hatch=hatch, edgecolor="white", linewidth=0)
-            axes.plot(bar.speeds, [row] * len(bar.speeds), ".", color="black", markersize=4)
+            axes.barh(row, float(np.median(bar.speeds)), color=colour, alpha=0.8, hatch=hatch, edgecolor=pictures.paper(), linewidth=0)
+            axes.plot(bar.speeds, [row] * len(bar.speeds), ".", color=pictures.ink(), markersize=4)
         axes.set_yticks(range(len(bars)), list(bars))
         axes.invert_yaxis()
         axes.set_xlim(left=0)
         axes.set_xlabel("environment steps per second, one gradient step each\n(hatched: with an older policy)")
         axes.set_title(where, fontsize="medium")
-    _save(figure, path, digest)
+    return figure
 
 
 class UpdateCurve(NamedTuple):
@@ -149,7 +154,7 @@ class UpdateCurve(NamedTuple):
     speeds: list[float]
 
 
-def update_lines(path: Path, digest: str, widths: Mapping[int, Sequence[UpdateCurve]]) -> None:
+def update_lines(widths: Mapping[int, Sequence[UpdateCurve]]) -> Figure:
     """Gradient steps per second over the batch, one panel per width: auto filled and drawn through, plain open and dotted."""
     figure = Figure(figsize=(3.2 * max(2, len(widths)), 3.6), layout="constrained")
     panels = figure.subplots(1, len(widths), squeeze=False, sharey=True)[0]
@@ -162,7 +167,7 @@ def update_lines(path: Path, digest: str, widths: Mapping[int, Sequence[UpdateCu
                 "-" if curve.fused else ":",
                 color=colour,
                 marker="o" if curve.backend == "torch" else "s",
-                markerfacecolor=colour if curve.fused else "white",
+                markerfacecolor=colour if curve.fused else pictures.paper(),
                 label=f"{NAMES[curve.backend]}, {'auto' if curve.fused else 'plain'}",
             )
         axes.set_xscale("log", base=4)
@@ -174,7 +179,7 @@ def update_lines(path: Path, digest: str, widths: Mapping[int, Sequence[UpdateCu
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("gradient steps per second")
     panels[0].legend(fontsize="x-small")
-    _save(figure, path, digest)
+    return figure
 
 
 PART_STYLES = {
@@ -187,12 +192,10 @@ PART_STYLES = {
 """Colour and hatching of each part of the loop: Okabe and Ito's colours, and neighbours told apart in grey too."""
 
 
-def part_bars(path: Path, digest: str, backends: Mapping[str, Mapping[str, float]]) -> None:
+def part_bars(backends: Mapping[str, Mapping[str, float]]) -> Figure:
     """Milliseconds of an environment step by part of the loop: a stacked bar per backend."""
     bars = {NAMES[backend]: parts for backend, parts in backends.items()}
-    _stacked_bars(
-        path, digest, bars, PART_STYLES, "milliseconds of an environment step with its gradient step, device idle after each part"
-    )
+    return _stacked_bars(bars, PART_STYLES, "milliseconds of an environment step with its gradient step, device idle after each part")
 
 
 LIMIT_STYLES = {
@@ -203,20 +206,18 @@ LIMIT_STYLES = {
 """As PART_STYLES, of the parts of a gradient step."""
 
 
-def limit_bars(path: Path, digest: str, bars: Mapping[str, Mapping[str, float]]) -> None:
+def limit_bars(bars: Mapping[str, Mapping[str, float]]) -> Figure:
     """Milliseconds of a gradient step by what they go to: a stacked bar per agent."""
-    _stacked_bars(path, digest, bars, LIMIT_STYLES, "milliseconds of a gradient step")
+    return _stacked_bars(bars, LIMIT_STYLES, "milliseconds of a gradient step")
 
 
-def _stacked_bars(
-    path: Path, digest: str, bars: Mapping[str, Mapping[str, float]], styles: Mapping[str, tuple[str, str]], label: str
-) -> None:
+def _stacked_bars(bars: Mapping[str, Mapping[str, float]], styles: Mapping[str, tuple[str, str]], label: str) -> Figure:
     figure = Figure(figsize=(8, 1.4 + 0.6 * len(bars)), layout="constrained")
     axes = figure.subplots()
     left = np.zeros(len(bars))
     for part, (colour, hatch) in styles.items():
         widths = np.array([parts[part] for parts in bars.values()])
-        axes.barh(range(len(bars)), widths, left=left, color=colour, hatch=hatch, edgecolor="white", linewidth=0.5, label=part)
+        axes.barh(range(len(bars)), widths, left=left, color=colour, hatch=hatch, edgecolor=pictures.paper(), linewidth=0.5, label=part)
         left += widths
     for row, total in enumerate(left):
         axes.annotate(f" {total:.2f} ms", (total, row), va="center", fontsize="small")
@@ -225,7 +226,7 @@ def _stacked_bars(
     axes.set_xlim(0, 1.15 * max(left))
     axes.set_xlabel(label)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(styles), fontsize="small", frameon=False)
-    _save(figure, path, digest)
+    return figure
 
 
 class HeatMap(NamedTuple):
@@ -242,7 +243,7 @@ class HeatMap(NamedTuple):
     """Which of them are set apart by a line around them."""
 
 
-def heat_maps(path: Path, digest: str, maps: Sequence[Sequence[HeatMap]]) -> None:
+def heat_maps(maps: Sequence[Sequence[HeatMap]]) -> Figure:
     """Numbers over width and batch, a row of panels per precision: colour and the number itself, a line around those that stand out."""
     figure = Figure(figsize=(1.0 + 4.6 * len(maps[0]), 0.6 + 2.8 * len(maps)), layout="constrained")
     for row, panels in zip(figure.subplots(len(maps), len(maps[0]), squeeze=False), maps, strict=True):
@@ -265,13 +266,15 @@ def heat_maps(path: Path, digest: str, maps: Sequence[Sequence[HeatMap]]) -> Non
                     else f"{value:,.0f}"
                 )
                 axes.text(j, i, text, ha="center", va="center", fontsize="small", color="white" if dark else "black")
-            axes.add_collection(LineCollection(outline(found.outlined), colors="black", linewidths=2.5, capstyle="projecting", zorder=3))
+            axes.add_collection(
+                LineCollection(outline(found.outlined), colors=pictures.ink(), linewidths=2.5, capstyle="projecting", zorder=3)
+            )
             axes.set_xticks(range(len(found.batches)), [f"{batch:,}" for batch in found.batches])
             axes.set_yticks(range(len(found.widths)), [f"{width:,}" for width in found.widths])
             axes.set_xlabel("batch")
             axes.set_ylabel("width")
             axes.set_title(found.title, fontsize="medium")
-    _save(figure, path, digest)
+    return figure
 
 
 class ScalingCurve(NamedTuple):
@@ -284,7 +287,7 @@ class ScalingCurve(NamedTuple):
     ratios: list[float]
 
 
-def scaling_lines(path: Path, digest: str, widths: Mapping[int, Sequence[ScalingCurve]]) -> None:
+def scaling_lines(widths: Mapping[int, Sequence[ScalingCurve]]) -> Figure:
     """Speed-up over the number of ranks, one panel per width: weak filled and drawn through, strong open and dotted."""
     figure = Figure(figsize=(3.4 * max(2, len(widths)), 3.6), layout="constrained")
     panels = figure.subplots(1, len(widths), squeeze=False, sharey=True)[0]
@@ -299,7 +302,7 @@ def scaling_lines(path: Path, digest: str, widths: Mapping[int, Sequence[Scaling
                 "-" if curve.weak else ":",
                 color=colour,
                 marker="o" if curve.backend == "torch" else "s",
-                markerfacecolor=colour if curve.weak else "white",
+                markerfacecolor=colour if curve.weak else pictures.paper(),
                 label=f"{NAMES[curve.backend]}, {'weak' if curve.weak else 'strong'}",
             )
         axes.set_xscale("log", base=2)
@@ -310,7 +313,39 @@ def scaling_lines(path: Path, digest: str, widths: Mapping[int, Sequence[Scaling
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("transitions per second over one rank's")
     panels[0].legend(fontsize="x-small")
-    _save(figure, path, digest)
+    return figure
+
+
+KIND_STYLES = {
+    "losses": ("#56B4E9", "-"),
+    "gradients": ("#D55E00", "-"),
+    "parameters": ("#0072B2", "-"),
+    "targets": ("#009E73", "--"),
+    "moments": ("#E69F00", "--"),
+    "alpha": ("#CC79A7", ":"),
+}
+"""Colour and line of what is compared between backends: Okabe and Ito's colours."""
+
+
+def drift(dtype: str, pairs: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """Largest relative difference after each update, by kind; a panel per pair."""
+    columns = min(3, len(pairs))
+    rows = -(-len(pairs) // columns)
+    figure = Figure(figsize=(3.2 * columns + 0.4, 2.6 * rows + 0.5), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    named = {}
+    for axes, (pair, kinds) in zip(panels.flat, pairs.items(), strict=False):
+        for kind, values in kinds.items():
+            colour, line = KIND_STYLES.get(kind, ("0.5", "-."))
+            (named[kind],) = axes.plot(range(1, len(values) + 1), values, color=colour, linestyle=line, linewidth=1)
+        axes.set_yscale("log")
+        axes.set_title(pair, fontsize="medium")
+        axes.grid(alpha=0.3)
+    for axes in panels[-1]:
+        axes.set_xlabel("update")
+    figure.supylabel(f"largest relative difference, {dtype}", fontsize="medium")
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named), fontsize="small", frameon=False)
+    return figure
 
 
 Line = tuple[tuple[float, float], tuple[float, float]]
@@ -330,16 +365,3 @@ def outline(inside: Sequence[Sequence[bool]]) -> list[Line]:
         ((j - 0.5, i - 0.5), (j - 0.5, i + 0.5)) for i in range(rows) for j in range(columns + 1) if is_inside(i, j) != is_inside(i, j - 1)
     ]
     return across + along
-
-
-def digest_of(path: Path) -> str | None:
-    """The digest that a picture carries; None if there is no such picture."""
-    if not path.exists():
-        return None
-    with Image.open(path) as image:
-        return image.info.get("Description")
-
-
-def _save(figure: Figure, path: Path, digest: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, metadata={"Description": digest, "Software": None})

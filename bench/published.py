@@ -1,6 +1,7 @@
 """Published points of SAC's learning curves, the yardstick of ours."""
 
 import csv
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,9 +17,25 @@ class Published(NamedTuple):
     steps: int
     mean: float
     std: float
+    """Of the population: the sum of squares over n."""
     seeds: int
     metric: str
     citation: str
+
+    @property
+    def name(self) -> str:
+        """Of the source, as a reader knows it."""
+        name = self.source.partition("@")[0].rpartition("/")[2]
+        return {"tianshou": "Tianshou", "SimbaV2": "SimbaV2's SAC"}.get(name, name)
+
+    @property
+    def sample_std(self) -> float:
+        """Over n - 1, as ours."""
+        return self.std * math.sqrt(self.seeds / (self.seeds - 1))
+
+    def comparable(self, env: str) -> bool:
+        """Whether a task pays the reward of this one: it is of the same version, or HalfCheetah, whose reward never changed."""
+        return env == f"{self.env}-{self.env_version}" or (self.env == "HalfCheetah" and env.startswith("HalfCheetah-"))
 
 
 def published(env: str, steps: int) -> list[Published]:

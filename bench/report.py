@@ -1,21 +1,42 @@
 """The only writer of results/README.md and of the plots beside the records: `python -m bench.report [--check]`."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import tyro
 
-from bench import machine, plots
+from bench import machine, pictures
+from bench.pictures import Picture
 from bench.record import RecordError
-from bench.sections import Picture, amp, faults, learning, mutants, parity, recurrent, rollout, scaling, soak, throughput, update
+from bench.sections import (
+    Section,
+    aggregate,
+    amp,
+    faults,
+    learning,
+    mutants,
+    parity,
+    recurrent,
+    rollout,
+    scaling,
+    soak,
+    table,
+    throughput,
+    update,
+)
 
 RESULTS = machine.ROOT / "results"
 
 HEADER = """# Results
 
-Made by `python -m bench.report` from the JSON records beside this page; do not edit it. A record holds the raw samples, seed,
+What sacref, Soft Actor-Critic on PyTorch and on JAX, was measured to do: how well it learns, how fast it is, how far its two backends
+are apart. Made by `python -m bench.report` from the JSON records beside this page; do not edit it. A record holds the raw samples, seed,
 configuration, hardware, library versions and commit of one run. `python -m bench` measures again.
 """
+
+PARTS = (learning, aggregate, throughput, update, recurrent, rollout, amp, scaling, parity, faults, mutants, soak)
+"""The sections, in the order of the page."""
 
 
 class StaleError(RuntimeError):
@@ -48,15 +69,14 @@ def build(results: Path, *, check: bool = False) -> list[Path]:
         RecordError: if a JSON file is no record.
         StaleError: if `check`, and something would be written.
     """
-    paragraphs = [HEADER]
-    pictures: dict[Path, Picture] = {}
-    for part in (learning, throughput, update, recurrent, rollout, amp, scaling, parity, faults, mutants, soak):
-        section = part.section(results)
-        paragraphs += section.paragraphs
-        pictures |= section.pictures
-    text = "\n".join(paragraphs)
+    sections = [part.section(results) for part in PARTS]
+    shown: dict[Path, Picture] = {}
+    for section in sections:
+        shown |= section.pictures
+    text = "\n".join([HEADER, *_summary(sections), *(paragraph for section in sections for paragraph in section.paragraphs)])
     readme = results / "README.md"
-    stale = [path for path, picture in pictures.items() if plots.digest_of(path) != picture.digest]
+    files = pictures.files(shown)
+    stale = [path for path, (picture, _) in files.items() if pictures.digest_of(path) != picture.digest]
     if not readme.exists() or readme.read_text(encoding="utf-8") != text:
         stale.append(readme)
     if check and stale:
@@ -66,8 +86,21 @@ def build(results: Path, *, check: bool = False) -> list[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
         else:
-            pictures[path].draw(path, pictures[path].digest)
+            pictures.write(path, *files[path])
     return stale
+
+
+def _summary(sections: Sequence[Section]) -> list[str]:
+    """The main findings in a table, and where each stands."""
+    rows = []
+    for section in sections:
+        if section.findings:
+            title = section.paragraphs[0].strip().removeprefix("## ")
+            # As GitHub names a heading.
+            link = f"[{title}](#{title.lower().replace(' ', '-')})"
+            rows += [[finding.what, finding.found, link] for finding in section.findings]
+    note = "Brackets are 95% intervals: a difference whose interval holds 0 is not shown to be one.\n"
+    return ["## In short\n", table(["what", "found", "section"], rows), note] if rows else []
 
 
 if __name__ == "__main__":

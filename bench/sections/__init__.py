@@ -1,30 +1,31 @@
 """The sections of results/README.md, and what they share: a table, a number, a picture that is due."""
 
 import hashlib
+import html
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench import plots
+from bench import pictures
+from bench.pictures import Picture
 from bench.record import Record
 from bench.statistics import Interval
 
 
-class Picture(NamedTuple):
-    """A picture that the report needs."""
+class Finding(NamedTuple):
+    """A line of the summary."""
 
-    digest: str
-    """Of what it is drawn from."""
-    draw: Callable[[Path, str], None]
-    """Draws it to a path, with the digest."""
+    what: str
+    found: str
 
 
 class Section(NamedTuple):
-    """A part of the page, and the pictures that it shows."""
+    """A part of the page, the pictures that it shows, and what of it belongs in the summary."""
 
     paragraphs: list[str]
-    pictures: dict[Path, Picture]
+    pictures: Mapping[Path, Picture]
+    findings: Sequence[Finding] = ()
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -33,9 +34,37 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines) + "\n"
 
 
+def image(about: str, path: Path, results: Path) -> str:
+    """A picture, in the colours of the reader's page.
+
+    Args:
+        about: what it shows, for those who do not see it.
+        path: the picture for a light page, under `results`.
+        results: where the page lies.
+    """
+    light, dark = (file.relative_to(results).as_posix() for file in (path, pictures.dark(path)))
+    return (
+        f'<picture>\n  <source media="(prefers-color-scheme: dark)" srcset="{dark}">\n'
+        f'  <img alt="{html.escape(about)}" src="{light}">\n</picture>\n'
+    )
+
+
+def folded(summary: str, body: str) -> str:
+    """What opens on a click."""
+    return f"<details><summary>{html.escape(summary)}</summary>\n\n{body}\n</details>\n"
+
+
 def digest(*data: Any) -> str:
-    """What a picture is drawn from, in one word."""
-    return hashlib.sha256(json.dumps([plots.STYLE_VERSION, *data], sort_keys=True).encode()).hexdigest()
+    """What a picture is drawn from, in one word. To six digits: the last ones of a number differ from machine to machine."""
+    return hashlib.sha256(json.dumps([pictures.STYLE_VERSION, *_rounded(data)], sort_keys=True).encode()).hexdigest()
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, Mapping):
+        return {key: _rounded(each) for key, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def number(value: float | None) -> str:
@@ -43,9 +72,14 @@ def number(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}"
 
 
-def interval(value: Interval | None) -> str:
-    """Both ends, or empty."""
-    return "" if value is None else f"[{number(value.low)}, {number(value.high)}]"
+def signed(value: float) -> str:
+    """As `number`, with its sign."""
+    return f"{value:+,.0f}"
+
+
+def interval(value: Interval | None, *, digits: int = 0) -> str:
+    """Both ends with so many decimals, or empty."""
+    return "" if value is None else f"[{value.low:,.{digits}f}, {value.high:,.{digits}f}]"
 
 
 def source(version: str, commit: str | None, dirty: bool) -> str:

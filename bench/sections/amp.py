@@ -6,8 +6,9 @@ from functools import partial
 from pathlib import Path
 
 from bench import plots
+from bench.pictures import Picture
 from bench.record import AmpCell, AmpSamples, Record
-from bench.sections import Picture, Section, digest, number, source, table
+from bench.sections import Finding, Section, digest, folded, image, number, source, table
 from bench.sections.newest import newest
 
 INTRODUCTION = (
@@ -26,22 +27,39 @@ def section(results: Path) -> Section:
     """The newest run of each preset, kind of machine and number of cores."""
     paragraphs: list[str] = []
     pictures = {}
+    findings = []
     for found, heading, path in newest(results, "amp"):
         cells = _samples(found).cells
         maps = heat_maps(cells)
         pictures[path] = Picture(digest(maps), partial(plots.heat_maps, maps=maps))
+        findings += _findings(heading, cells)
         paragraphs += [
             f"### {heading}\n",
-            f"![Speed over width and batch, per backend and precision]({path.relative_to(results).as_posix()})\n",
+            image("Speed over width and batch, per backend and precision", path, results),
             *_starts(cells),
-            _table(cells),
+            folded("Every size and precision", _table(cells)),
         ]
         if left_out := found.configuration.get("left_out", []):
             # In words; records of before the recurrent networks have (batch, width).
             said = (size if isinstance(size, str) else f"batch {size[0]:,}, width {size[1]:,}" for size in left_out)
             paragraphs.append(f"Left out, as it would take too long here: {'; '.join(said)}.\n")
         paragraphs.append(f"{source(found.sacref_version, found.commit, found.dirty)}; {found.date[:10]}.\n")
-    return Section(["## Precision\n", INTRODUCTION, *paragraphs] if paragraphs else [], pictures)
+    return Section(["## Precision\n", INTRODUCTION, *paragraphs] if paragraphs else [], pictures, findings)
+
+
+def _findings(heading: str, cells: Sequence[AmpCell]) -> list[Finding]:
+    """From slowest to fastest over float32, of every precision."""
+    ratios: dict[str, list[float]] = {}
+    for cell in cells:
+        if cell.precision != "float32" and (ratio := speed_up(cell, cells)) is not None:
+            ratios.setdefault(f"{cell.backend} {cell.precision}", []).append(ratio)
+    if not ratios:
+        return []
+    said = "; ".join(
+        f"{name} {' to '.join(dict.fromkeys(f'{each:.2f}' for each in (min(values), max(values))))} times"
+        for name, values in ratios.items()
+    )
+    return [Finding(f"Gradient steps per second over float32, by size of the networks, {heading}", said)]
 
 
 def speed(cell: AmpCell) -> float | None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from bench import plots
 from bench.record import FaultsCell, FaultsSamples
-from bench.sections import Section, source, table
+from bench.sections import Finding, Section, source, table
 from bench.sections.newest import newest
 
 INTRODUCTION = (
@@ -17,6 +17,7 @@ INTRODUCTION = (
 def section(results: Path) -> Section:
     """The newest run of each preset, kind of machine and number of cores."""
     paragraphs: list[str] = []
+    findings = []
     for found, heading, _ in newest(results, "faults"):
         assert isinstance(found.samples, FaultsSamples)
         tasks: dict[tuple[str, str, str], list[FaultsCell]] = {}
@@ -30,9 +31,14 @@ def section(results: Path) -> Section:
                 continue
             sums = [str(sum(getattr(cell, name) for cell in cells)) for name in ("kills", "resumed", "runs")]
             rows.append([*start, *sums, "; ".join(words for cell in cells for words in cell.differences) or "none"])
+        if ran := [cell for cell in found.samples.cells if cell.missing is None]:
+            kills, runs = sum(cell.kills for cell in ran), sum(cell.runs for cell in ran)
+            differences = sum(len(cell.differences) for cell in ran)
+            said = f"{kills} kills of {runs} runs; differences from runs that were never killed: {differences or 'none'}"
+            findings.append(Finding("Runs that were killed and resumed", said))
         paragraphs += [
             f"### {heading}\n",
             table(["backend", "task", "steps", "kills", "resumed", "runs", "differences"], rows),
             f"{source(found.sacref_version, found.commit, found.dirty)}; {found.date[:10]}.\n",
         ]
-    return Section(["## Killed runs\n", INTRODUCTION, *paragraphs] if paragraphs else [], {})
+    return Section(["## Killed runs\n", INTRODUCTION, *paragraphs] if paragraphs else [], {}, findings)

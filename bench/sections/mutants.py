@@ -4,7 +4,7 @@ from pathlib import Path
 
 from bench import record
 from bench.record import MutantFile, MutantsSamples
-from bench.sections import Section, place, source, table
+from bench.sections import Finding, Section, place, source, table
 
 INTRODUCTION = (
     "Each mutant is a file with one mistake: an operator, a number, a condition or a decorator changed by cosmic-ray. It runs the test file"
@@ -35,7 +35,9 @@ def section(results: Path) -> Section:
         *(["Survived:\n\n" + "\n".join(survivors) + "\n"] if survivors else []),
         f"{place(found)}; {source(found.sacref_version, found.commit, found.dirty)}; {found.date[:10]}.\n",
     ]
-    return Section(paragraphs, {})
+    all_files = _row("all", files)
+    said = f"{all_files[7]} of {int(all_files[2]):,} mutants, less the {all_files[5]} equivalent ones, make a test fail"
+    return Section(paragraphs, {}, [Finding("Mistakes put into the equations and the updates", said)] if all_files[7] else [])
 
 
 def _row(name: str, files: list[MutantFile]) -> list[str]:

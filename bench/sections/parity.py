@@ -2,17 +2,24 @@
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bench import plots
+from bench.pictures import Picture
 from bench.record import RecordError
-from bench.sections import Section, source, table
+from bench.sections import Finding, Section, digest, image, source, table
 
 INTRODUCTION = (
     "Same weights, batches and noise: the largest difference over all updates and arrays, max\\|a-b\\| / max\\|b\\| for arrays and"
     " \\|a-b\\| / max(\\|b\\|, 1) for scalars, of the first of a pair from the second. `numpy` is the float64 oracle with a backward pass"
     " written by hand.\n"
 )
+BACKENDS = "torch - jax"
+"""The pair of the summary."""
+ROUNDING = "numpy_float32 - numpy"
+"""What rounding alone does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +34,8 @@ class Parity:
     dtype: str
     differences: dict[str, dict[str, float]]
     """Pair -> kind (losses, gradients, ...) -> largest relative difference."""
+    traces: dict[str, dict[str, list[float]]]
+    """As `differences`, after each update."""
 
 
 def section(results: Path) -> Section:
@@ -35,6 +44,8 @@ def section(results: Path) -> Section:
     for found in sorted((read(path) for path in results.glob("parity/**/*.json")), key=lambda found: found.date):
         newest[found.dtype, found.updates, found.place] = found
     paragraphs = ["## Parity\n", INTRODUCTION] if newest else []
+    pictures = {}
+    findings = []
     for _, found in sorted(newest.items(), reverse=True):
         kinds = list(dict.fromkeys(kind for differences in found.differences.values() for kind in differences))
         rows = [
@@ -42,13 +53,17 @@ def section(results: Path) -> Section:
             for pair, differences in found.differences.items()
         ]
         paragraphs.append(f"### {found.updates:,} updates in {found.dtype}\n")
-        picture = found.path.with_suffix(".png")
-        if picture.exists():
-            name = picture.relative_to(results).as_posix()
-            paragraphs.append(f"![Drift over {found.updates:,} updates in {found.dtype}, per pair]({name})\n")
+        path = found.path.with_suffix(".png")
+        pictures[path] = Picture(digest(found.dtype, found.traces), partial(plots.drift, dtype=found.dtype, pairs=found.traces))
+        paragraphs.append(image(f"Drift over {found.updates:,} updates in {found.dtype}, per pair", path, results))
+        if (apart := found.differences.get(BACKENDS, {}).get("parameters")) is not None:
+            said = f"largest relative difference of the parameters {apart:.1e}"
+            if (rounding := found.differences.get(ROUNDING, {}).get("parameters")) is not None:
+                said += f"; of the oracle in {found.dtype} from itself in float64: {rounding:.1e}"
+            findings.append(Finding(f"PyTorch beside JAX, {found.updates:,} updates in {found.dtype}", said))
         paragraphs.append(table(["pair", *kinds], rows))
         paragraphs.append(f"{found.source} on {found.place}; {found.date[:10]}.\n")
-    return Section(paragraphs, {})
+    return Section(paragraphs, pictures, findings)
 
 
 def read(path: Path) -> Parity:
@@ -71,6 +86,10 @@ def read(path: Path) -> Parity:
             differences={
                 pair: {kind: float(largest["relative"]["value"]) for kind, largest in kinds.items()}
                 for pair, kinds in value["largest"].items()
+            },
+            traces={
+                pair: {kind: [float(each) for each in samples["relative"]] for kind, samples in kinds.items()}
+                for pair, kinds in value["samples"]["differences"].items()
             },
         )
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from bench import plots
 from bench.flops import product_flops
+from bench.pictures import Picture
 from bench.record import ProductCell, Record, RecurrentCell, RecurrentSamples
-from bench.sections import Picture, Section, digest, number, source, table
+from bench.sections import Section, digest, image, number, source, table
 from bench.sections.newest import newest
 from bench.sections.update import speeds
 
@@ -50,7 +51,7 @@ def section(results: Path) -> Section:
             f"### {heading}\n",
             f"{found.configuration['recurrent'].upper()} of {found.configuration['recurrent_size']:,}; hidden layers of {hidden};"
             f" {found.configuration['rows']:,} rows.\n",
-            *([f"![Milliseconds of a gradient step and where they go]({path.relative_to(results).as_posix()})\n"] if bars else []),
+            *([image("Milliseconds of a gradient step and where they go", path, results)] if bars else []),
             _table(samples),
             *_limits(samples),
             f"{source(found.sacref_version, found.commit, found.dirty)}; {found.date[:10]}.\n",

@@ -6,8 +6,9 @@ from functools import partial
 from pathlib import Path
 
 from bench import plots
+from bench.pictures import Picture
 from bench.record import ActCell, EnvironmentCell, LoopCell, Record, RolloutSamples, Timing
-from bench.sections import Picture, Section, digest, number, source, table
+from bench.sections import Finding, Section, digest, image, number, source, table
 from bench.sections.newest import newest
 
 INTRODUCTION = (
@@ -28,6 +29,7 @@ def section(results: Path) -> Section:
     """The newest run of each preset, kind of machine and number of cores."""
     paragraphs: list[str] = []
     pictures = {}
+    findings = []
     for found, heading, path in newest(results, "rollout"):
         samples = _samples(found)
         paragraphs += [
@@ -37,18 +39,19 @@ def section(results: Path) -> Section:
         ]
         for env in dict.fromkeys(cell.env for cell in samples.environments if cell.stepped_by not in VECTORIZED):
             cells = [cell for cell in samples.environments if cell.env == env]
-            paragraphs += [f"{env} stepped in every way, environment steps per second:\n", _ways(cells), *_compared(cells)]
+            compared = _compared(cells)
+            paragraphs += [f"{env} stepped in every way, environment steps per second:\n", _ways(cells), *compared]
+            findings += [Finding(f"MuJoCo in batches, {env}", sentence.removesuffix(".\n")) for sentence in compared]
         paragraphs += ["Milliseconds of acting, by number of environments:\n", _backends(samples.acts, lambda one: f"{1e3 / one:.3f}")]
         paragraphs += ["Environment steps per second of the whole loop, by number of environments:\n", _backends(samples.loops, number)]
         if parts := milliseconds(samples):
-            name = path.relative_to(results).as_posix()
             pictures[path] = Picture(digest(parts), partial(plots.part_bars, backends=parts))
-            paragraphs.append(f"![Where the time of a step goes, per backend]({name})\n")
+            paragraphs.append(image("Where the time of a step goes, per backend", path, results))
             rows = [[backend, *(f"{value:.3f}" for value in of.values()), f"{sum(of.values()):.3f}"] for backend, of in parts.items()]
             paragraphs.append("Milliseconds of a step with one environment, by part:\n")
             paragraphs.append(table(["backend", *plots.PART_STYLES, "together"], rows))
         paragraphs.append(f"{source(found.sacref_version, found.commit, found.dirty)}; {found.date[:10]}.\n")
-    return Section(["## Rollout\n", INTRODUCTION, *paragraphs] if paragraphs else [], pictures)
+    return Section(["## Rollout\n", INTRODUCTION, *paragraphs] if paragraphs else [], pictures, findings)
 
 
 def milliseconds(samples: RolloutSamples) -> dict[str, dict[str, float]]:

@@ -6,8 +6,9 @@ from functools import partial
 from pathlib import Path
 
 from bench import plots
+from bench.pictures import Picture
 from bench.record import Record, ScalingCell, ScalingSamples
-from bench.sections import Picture, Section, digest, number, source, table
+from bench.sections import Section, digest, image, number, source, table
 from bench.sections.newest import newest
 from bench.sections.update import speeds
 
@@ -35,7 +36,7 @@ def section(results: Path) -> Section:
         paragraphs += [
             f"### {heading}\n",
             APART if found.configuration["device"] == "cuda" else SHARED,
-            *([f"![Speed-up over the number of ranks]({path.relative_to(results).as_posix()})\n"] if widths else []),
+            *([image("Speed-up over the number of ranks", path, results)] if widths else []),
             _table(cells),
             f"{source(found.sacref_version, found.commit, found.dirty)}; {found.date[:10]}.\n",
         ]

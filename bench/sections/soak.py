@@ -4,7 +4,7 @@ from pathlib import Path
 
 from bench import plots
 from bench.record import SoakSamples
-from bench.sections import Section, source, table
+from bench.sections import Finding, Section, source, table
 from bench.sections.newest import newest
 from bench.soak import blocks_per_step, full, growth
 
@@ -18,6 +18,7 @@ INTRODUCTION = (
 def section(results: Path) -> Section:
     """The newest run of each preset, kind of machine and number of cores."""
     paragraphs: list[str] = []
+    findings = []
     for found, heading, _ in newest(results, "soak"):
         assert isinstance(found.samples, SoakSamples)
         rows = []
@@ -39,10 +40,13 @@ def section(results: Path) -> Section:
                     " to ".join(dict.fromkeys((str(files[0]), str(files[-1])))),
                 ]
             )
+        if ran := [cell for cell in found.samples.cells if cell.missing is None]:
+            growths = ", ".join(f"{plots.NAMES[cell.backend]} {growth(cell):.2%} over {cell.steps:,} steps" for cell in ran)
+            findings.append(Finding("Growth of memory once the replay memory is full", growths))
         header = ["backend", "way", "steps", "full at", "MiB then", "MiB at the end", "growth", "blocks per step", "open files"]
         paragraphs += [
             f"### {heading}\n",
             table(header, rows),
             f"{source(found.sacref_version, found.commit, found.dirty)}; {found.date[:10]}.\n",
         ]
-    return Section(["## Long runs\n", INTRODUCTION, *paragraphs] if paragraphs else [], {})
+    return Section(["## Long runs\n", INTRODUCTION, *paragraphs] if paragraphs else [], {}, findings)

@@ -6,8 +6,9 @@ from functools import partial
 from pathlib import Path
 
 from bench import plots, record
+from bench.pictures import Picture
 from bench.record import Contender, Record, ThroughputSamples
-from bench.sections import Picture, Section, digest, number, place, source, table
+from bench.sections import Finding, Section, digest, image, number, place, source, table
 
 INTRODUCTION = (
     "Environment steps per second of the whole loop (act, step the environment, store, one gradient step per environment step; one"
@@ -29,10 +30,11 @@ def section(results: Path) -> Section:
         return Section([], {})
     path = results / "throughput" / "throughput.png"
     charts = {where: bars(found) for where, found in newest.items()}
-    paragraphs = ["## Throughput\n", INTRODUCTION, f"![Environment steps per second of each contender](throughput/{path.name})\n"]
+    paragraphs = ["## Throughput\n", INTRODUCTION, image("Environment steps per second of each contender", path, results)]
     for where, found in newest.items():
         paragraphs += _table(where, found)
-    return Section(paragraphs, {path: Picture(digest(charts), partial(plots.throughput_bars, machines=charts))})
+    drawn = Picture(digest(charts), partial(plots.throughput_bars, machines=charts))
+    return Section(paragraphs, {path: drawn}, [finding for where, found in newest.items() for finding in _findings(where, found)])
 
 
 def speeds(found: Record) -> dict[str, list[float]]:
@@ -70,6 +72,26 @@ def contenders(found: Record) -> list[Contender]:
     """Of a throughput record."""
     assert isinstance(found.samples, ThroughputSamples)
     return found.samples.contenders
+
+
+def _findings(where: str, found: Record) -> list[Finding]:
+    """The fastest of ours beside the fastest peer: with the newest policy, and of all."""
+    medians = {name: standard.median(rounds) for name, rounds in speeds(found).items()}
+    sentences = []
+    for kind, ones in (
+        ("strict", [one for one in contenders(found) if one.strictness == "strict"]),
+        ("any policy", contenders(found)),
+    ):
+        ours, theirs = ([one.name for one in ones if one.name in medians and own(one) is mine] for mine in (True, False))
+        if ours and theirs:
+            first, second = (max(names, key=medians.__getitem__) for names in (ours, theirs))
+            sentences.append(
+                f"{kind}: {first} {number(medians[first])}, **{medians[first] / medians[second]:.2f} times** the fastest peer"
+                f" ({second}, {number(medians[second])})"
+            )
+    if not sentences:
+        return []
+    return [Finding(f"Environment steps per second, {found.configuration['env']}, {where}", "; ".join(sentences))]
 
 
 def _table(where: str, found: Record) -> list[str]:

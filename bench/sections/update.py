@@ -7,8 +7,9 @@ from pathlib import Path
 
 from bench import plots
 from bench.flops import matmul_flops
+from bench.pictures import Picture
 from bench.record import MatmulCell, Record, Timing, UpdateCell, UpdateSamples
-from bench.sections import Picture, Section, digest, number, source, table
+from bench.sections import Section, digest, image, number, source, table
 from bench.sections.newest import newest
 
 INTRODUCTION = (
@@ -32,7 +33,7 @@ def section(results: Path) -> Section:
         pictures[path] = Picture(digest(lines), partial(plots.update_lines, widths=lines))
         paragraphs += [
             f"### {heading}\n",
-            f"![Gradient steps per second over the batch, per width]({path.relative_to(results).as_posix()})\n",
+            image("Gradient steps per second over the batch, per width", path, results),
             _table(samples),
             *_left_out(found),
             *_stored(samples),

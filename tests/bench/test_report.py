@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from bench import plots, record, report
+from bench import pictures, plots, record, report, runs
 from bench.presets import Comparison, Preset
 from bench.published import published
 from bench.record import (
@@ -43,6 +45,23 @@ SESSIONS = [
     Session(started="", resumed=False, wall_seconds=600.0, cpu_seconds=600.0),
     Session(started="", resumed=True, wall_seconds=400.0, cpu_seconds=400.0),
 ]
+
+
+RENDER = pictures.write
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made and not rendered, which takes most of the time."""
+
+    def write(path: Path, picture: pictures.Picture, theme: pictures.Theme) -> None:
+        assert picture.draw().get_axes()
+        said = PngInfo()
+        said.add_text("Description", picture.digest)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (1, 1), theme.paper).save(path, pnginfo=said)
+
+    monkeypatch.setattr(pictures, "write", write)
 
 
 def run(backend: str, seed: int, last: float, **changes: Any) -> Record:
@@ -121,6 +140,14 @@ def results(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def names(written: Sequence[Path]) -> set[str]:
+    """Of the files; each picture once, which there is for a dark page too."""
+    assert {path.stem.removesuffix("-dark") for path in written if path.stem.endswith("-dark")} == {
+        path.stem for path in written if path.suffix == ".png" and not path.stem.endswith("-dark")
+    }
+    return {path.name for path in written if not path.stem.endswith("-dark")}
+
+
 def row(results: Path, start: str) -> list[str]:
     """The cells of the page's row that starts with `start`."""
     line = next(line for line in (results / "README.md").read_text().splitlines() if line.startswith(f"| {start} |"))
@@ -132,11 +159,25 @@ def test_the_table_holds_the_final_evaluations(results: Path) -> None:
     cells = row(results, "torch")
     # Mean 5,500, std 500; half width of the t interval 4.302653 * 500 / sqrt(3) = 1,242; 100,000 steps in 1,000 seconds.
     assert cells[:5] == ["torch", "0, 1, 2", "5,500", "500", "[4,258, 6,742]"]
-    assert cells[6:] == ["5,000, 5,500, 6,000", "100"]
+    assert cells[6:] == ["5,000, 5,500, 6,000", "5,500", "5,500 at 100,000", "100"]
     text = (results / "README.md").read_text()
-    assert "final evaluation of 10 deterministic episodes" in text
+    assert "final evaluation of 10 deterministic episodes" in text.replace("\n", " ")
     assert "The backends' intervals of the mean overlap." in text
     assert "sacref 0.1.0, commit 0123456789, on A CPU, 4 cores; each run on 1 core(s); 2026-01-02." in text
+
+
+def test_the_page_begins_with_its_findings(results: Path) -> None:
+    report.build(results)
+    text = (results / "README.md").read_text()
+    summary = text[text.index("## In short") : text.index("## Learning")]
+    (found,) = re.findall(
+        r"^\| Return, HalfCheetah-v5, evaluation after 100,000 steps \| (.*) \| \[Learning\]\(#learning\) \|$", summary, re.MULTILINE
+    )
+    assert found.startswith("torch **5,500** (3 seeds; ")
+    assert "; jax **5,700** (3 seeds; " in found
+    assert found.endswith("Published: SimbaV2's SAC 6,156 (HalfCheetah-v4), jaxrl 5,794 (HalfCheetah-v2), Tianshou 6,515 (HalfCheetah-v3)")
+    speed = "strict: sacref torch strict 100, **1.25 times** the fastest peer (SBX strict, 80); any policy: sacref jax chunked 400,"
+    assert f"| Environment steps per second, HalfCheetah-v5, A CPU, 4 cores, 1 of them used | {speed} **2.00 times**" in summary
 
 
 def test_intervals_apart_are_said_to_be(tmp_path: Path) -> None:
@@ -159,8 +200,7 @@ def test_a_chunked_preset_stands_beside_the_strict_one(results: Path, finals: tu
         text.index("### HalfCheetah-v5, 100,000 steps\n"),
         text.index("### HalfCheetah-v5 (headline-chunked), 100,000 steps\n"),
     )
-    assert strict < text.index("Published runs of SAC") < chunked
-    assert text.count("Published runs of SAC") == 1
+    assert strict < text.index("| published | task |") < chunked
     mean = sum(finals) / 3
     (sentence,) = re.findall(r"A policy up to 64 steps old beside the strict one. (.*)", text)
     assert re.fullmatch(
@@ -185,7 +225,7 @@ COMPARED = Comparison(name="memory", question="Does it matter?", preset="some-gr
 @pytest.fixture
 def compared(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two presets that are compared, and no others."""
-    monkeypatch.setattr(learning, "PRESETS", {preset.name: preset for preset in (GRU, BESIDE)})
+    monkeypatch.setattr(runs, "PRESETS", {preset.name: preset for preset in (GRU, BESIDE)})
     monkeypatch.setattr(learning, "COMPARISONS", (COMPARED,))
 
 
@@ -237,14 +277,14 @@ def test_two_agents_are_compared_by_the_difference_of_their_means(tmp_path: Path
     assert "difference" not in "".join(learning.section(tmp_path).paragraphs)
     write_runs(tmp_path, BESIDE, {"torch": (-1_300.0, -1_200.0, -1_100.0), "jax": (-1_200.0, -1_000.0)})
     written = report.build(tmp_path)
-    assert {path.name for path in written} == {"some-gru.png", "some.png", "memory.png", "README.md"}
+    assert names(written) == {"some-gru.png", "some.png", "memory.png", "README.md"}
     text = (tmp_path / "README.md").read_text()
     assert "\n### Does it matter? Task-v0, 100,000 steps\n" in text
     assert "GRU: A task, hidden, GRU; feed-forward: A task, hidden. A difference" in text
     table = text[text.index("| backend | GRU: mean, 95% |") :].splitlines()
     # Standard error 100 sqrt(2 / 3) with four degrees of freedom: 2.776 * 81.65 = 227. Half widths of the means: 4.303 * 100 / sqrt(3).
-    assert table[2] == "| torch | -200 [-448, 48] | -1,200 [-1,448, -952] | 1,000 | [773, 1,227] | 3 |"
-    assert re.match(r"\| jax \| -767 \[.*\] \| -1,100 \[.*\] \| 333 \| \[-.*\] \| 3 and 2 \|", table[3])
+    assert table[2] == "| torch | -200 [-448, 48] | -1,200 [-1,448, -952] | 1,000 | [773, 1,227] | 1.00 [1.00, 1.00] | 3 |"
+    assert re.match(r"\| jax \| -767 \[.*\] \| -1,100 \[.*\] \| 333 \| \[-.*\] \| 0.75 \[.*\] \| 3 and 2 \|", table[3])
     assert (
         "Of the means' intervals, torch: they do **not** overlap; jax: they overlap."
         " Of the difference, torch: the interval is clear of 0; jax: the interval holds 0."
@@ -264,7 +304,7 @@ def test_agents_of_two_lengths_are_compared_after_the_last_step_that_both_have(t
     text = (tmp_path / "README.md").read_text()
     assert "\n### Does it matter? Task-v0, 50,000 steps\n" in text
     assert "A task, hidden. The runs of feed-forward go on to 100,000 steps: they are compared after 50,000. A difference" in text
-    assert "| torch | 1,200 [952, 1,448] | 1,100 [852, 1,348] | 100 | [-127, 327] | 3 |" in text
+    assert "| torch | 1,200 [952, 1,448] | 1,100 [852, 1,348] | 100 | [-127, 327] | 0.78 [0.33, 1.00] | 3 |" in text
     assert "Of the means' intervals, torch: they overlap. Of the difference, torch: the interval holds 0." in text
     (picture,) = (found for path, found in learning.section(tmp_path).pictures.items() if path.name == "memory.png")
     drawn = picture.draw.keywords["curves"]  # type: ignore[attr-defined]  # It is a partial.
@@ -288,10 +328,12 @@ def test_agents_of_two_versions_or_without_a_step_in_common_are_not_compared(tmp
 
 def test_published_points_stand_with_their_metric_and_citation(results: Path) -> None:
     report.build(results)
-    cells = row(results, "ikostrikov/jaxrl@7745b27")
-    assert cells[1:4] == ["HalfCheetah-v2", "50,000", "3,910 ± 462"]
-    assert cells[5] == "10 deterministic eval episodes per point per seed"
-    assert cells[6].startswith("`ikostrikov/jaxrl@7745b27:learning_curves/")
+    cells = row(results, "jaxrl")
+    # The sample's standard deviation: the population's 436.9 times the root of 10 / 9.
+    assert cells[1:4] == ["HalfCheetah-v2", "100,000", "10 deterministic eval episodes per point per seed"]
+    assert cells[4] == "5,794 ± 461 (10)"
+    (cited,) = re.findall(r"^- jaxrl, HalfCheetah-v2: (.*)$", (results / "README.md").read_text(), re.MULTILINE)
+    assert cited == "`ikostrikov/jaxrl@7745b27:learning_curves/logs/HalfCheetah-v2/*.txt`"
 
 
 def test_published_points_are_those_of_the_task_within_its_steps() -> None:
@@ -301,7 +343,8 @@ def test_published_points_are_those_of_the_task_within_its_steps() -> None:
     assert at_the_end["thu-ml/tianshou"] == (6514.6, 514.2)
     assert {point.env for point in found} == {"HalfCheetah"}
     assert max(point.steps for point in published("HalfCheetah-v5", 60_000)) == 50_000
-    assert published("Hopper-v5", 100_000) == []
+    assert [point.env_version for point in published("Hopper-v5", 50_000)] == ["v4", "v2", "v3"]
+    assert published("Pusher-v5", 100_000) == []
 
 
 def test_a_speed_is_a_ratio_to_each_peer_of_the_same_run(results: Path) -> None:
@@ -347,16 +390,16 @@ def test_the_chart_tells_sacrefs_backends_and_stale_policies(results: Path) -> N
 
 def test_the_curve_has_the_steps_that_every_seed_has() -> None:
     short = run("torch", 1, 7000.0)
-    short = dataclasses.replace(short, samples=LearningSamples(evaluations=[Evaluation(step=100_000, returns=[7000.0])], sessions=[]))
-    (point,) = learning.curve([run("torch", 0, 5000.0), short])
+    short = dataclasses.replace(short, samples=LearningSamples(evaluations=[Evaluation(step=100_000, returns=[7000.0])], sessions=SESSIONS))
+    (point,) = runs.curve([run("torch", 0, 5000.0), short])
     assert (point.step, point.mean, point.seeds) == (100_000, 6000.0, 2)
 
 
 def test_the_newer_record_of_one_run_counts_and_versions_stay_apart() -> None:
     old, new = run("torch", 0, 1.0), run("torch", 0, 2.0, date="2026-02-01T00:00:00+00:00")
     other = run("torch", 0, 3.0, sacref_version="0.2.0", date="2026-03-01T00:00:00+00:00")
-    groups = learning.group([new, old, other])
-    assert [(found.version, [learning.final(one) for one in found.runs["torch"]]) for found in groups] == [
+    groups = runs.group([new, old, other])
+    assert [(found.version, [runs.final(one) for one in found.runs["torch"]]) for found in groups] == [
         ("0.2.0", [3.0]),
         ("0.1.0", [2.0]),
     ]
@@ -366,18 +409,19 @@ def test_one_name_for_two_configurations_is_refused() -> None:
     configuration = run("torch", 0, 1.0).configuration
     for kind in ("settings", "arguments"):
         with pytest.raises(record.RecordError, match="preset headline stands for"):
-            learning.group([run("torch", 0, 1.0), run("torch", 1, 1.0, configuration={**configuration, kind: {"hidden": [8]}})])
+            runs.group([run("torch", 0, 1.0), run("torch", 1, 1.0, configuration={**configuration, kind: {"hidden": [8]}})])
 
 
 def test_one_name_for_two_tasks_is_refused() -> None:
     longer = run("torch", 1, 1.0, configuration={"preset": "headline", "env": "HalfCheetah-v5", "backend": "torch", "steps": 7})
     with pytest.raises(record.RecordError, match="preset headline stands for"):
-        learning.group([run("torch", 0, 1.0), longer])
+        runs.group([run("torch", 0, 1.0), longer])
 
 
-def test_the_report_repeats_itself(results: Path) -> None:
+def test_the_report_repeats_itself(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "write", RENDER)
     written = report.build(results)
-    assert {path.name for path in written} == {"headline.png", "throughput.png", "README.md"}
+    assert names(written) == {"headline.png", "tasks.png", "throughput.png", "README.md"}
     before = {path: path.read_bytes() for path in written}
     assert report.build(results) == []
     for path in written:
@@ -386,7 +430,7 @@ def test_the_report_repeats_itself(results: Path) -> None:
     assert {path: path.read_bytes() for path in written} == before
 
 
-@pytest.mark.parametrize("name", ["README.md", "learning/headline.png", "throughput/throughput.png"])
+@pytest.mark.parametrize("name", ["README.md", "learning/headline.png", "throughput/throughput-dark.png"])
 def test_check_fails_where_a_file_is_missing_and_writes_nothing(results: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     report.build(results)
     assert report.main(results=results, check=True) == 0
@@ -420,10 +464,10 @@ def test_a_record_that_lacks_a_field_stops_the_report(results: Path, capsys: pyt
 
 def test_a_picture_carries_the_digest_of_its_data(results: Path) -> None:
     report.build(results)
-    first = plots.digest_of(results / "learning" / "headline.png")
+    first = pictures.digest_of(results / "learning" / "headline.png")
     assert first is not None
     assert len(first) == 64
-    assert plots.digest_of(results / "learning" / "none.png") is None
+    assert pictures.digest_of(results / "learning" / "none.png") is None
 
 
 def test_the_newest_throughput_run_of_a_machine_counts(results: Path) -> None:
@@ -445,15 +489,20 @@ def test_the_largest_relative_difference_of_each_pair_is_shown_beside_the_plot(t
         "configuration": {"updates": 1000, "dtype": "float64"},
         "hardware": {"cpu_model": "A CPU", "cores": 4},
         "largest": {"torch - jax": {"parameters": largest}, "jax - numpy": {"parameters": largest, "alpha": largest}},
+        "samples": {"differences": {"torch - jax": {"parameters": {"relative": [1e-15, 2.5e-12]}}}},
     }
     path = tmp_path / "parity" / "a" / "float64.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(value))
-    path.with_suffix(".png").write_bytes(b"")
     report.build(tmp_path)
     assert row(tmp_path, "torch - jax") == ["torch - jax", "2.5e-12", ""]
     assert row(tmp_path, "jax - numpy") == ["jax - numpy", "2.5e-12", "2.5e-12"]
-    assert "](parity/a/float64.png)" in (tmp_path / "README.md").read_text()
+    text = (tmp_path / "README.md").read_text()
+    assert 'src="parity/a/float64.png"' in text
+    assert 'media="(prefers-color-scheme: dark)" srcset="parity/a/float64-dark.png"' in text
+    found = "largest relative difference of the parameters 2.5e-12"
+    assert f"| PyTorch beside JAX, 1,000 updates in float64 | {found} | [Parity](#parity) |" in text
+    assert pictures.digest_of(path.with_suffix(".png")) is not None
     path.write_text(json.dumps({**value, "largest": {"torch - jax": {"parameters": {}}}}))
     with pytest.raises(record.RecordError, match=r"float64\.json: KeyError: 'relative'"):
         report.build(tmp_path)
@@ -493,7 +542,7 @@ def updates(**changes: Any) -> Record:
 def test_updates_stand_beside_the_products_of_their_backend(tmp_path: Path) -> None:
     record.write(tmp_path / "update" / "2026-01-02-a" / "u.json", updates())
     written = report.build(tmp_path)
-    assert {path.name for path in written} == {"update-cpu-1core-a-4core.png", "README.md"}
+    assert names(written) == {"update-cpu-1core-a-4core.png", "README.md"}
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in (tmp_path / "README.md").read_text().splitlines() if "256" in line
     ]
@@ -549,7 +598,7 @@ def recurrent_record() -> Record:
 def test_a_recurrent_step_stands_beside_a_feed_forward_one_and_its_time_has_parts(tmp_path: Path) -> None:
     record.write(tmp_path / "recurrent" / "2026-01-02-a" / "r.json", recurrent_record())
     written = report.build(tmp_path)
-    assert {path.name for path in written} == {"recurrent-cpu-1core-a-4core.png", "README.md"}
+    assert names(written) == {"recurrent-cpu-1core-a-4core.png", "README.md"}
     text = (tmp_path / "README.md").read_text()
     assert "GRU of 128; hidden layers of 128 and 128; 1,024 rows." in text
     assert "| feed-forward | 1,024 x 1 | torch | auto: fast | 200 | 0.10 |  | 20 | 60% of 34 |  |  | 1.5 s |" in text

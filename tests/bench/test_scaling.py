@@ -188,7 +188,7 @@ def scaling_record() -> Record:
 def test_the_page_says_what_ranks_gain(tmp_path: Path) -> None:
     record.write(tmp_path / "scaling" / "2026-01-02-a" / "s.json", scaling_record())
     written = report.build(tmp_path)
-    assert {path.name for path in written} == {"scaling-cpu-2cores-a-2core.png", "README.md"}
+    assert {path.name for path in written} == {"scaling-cpu-2cores-a-2core.png", "scaling-cpu-2cores-a-2core-dark.png", "README.md"}
     text = (tmp_path / "README.md").read_text()
     assert "not what another machine gains" in text
     rows = [[part.strip() for part in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| 64 |")]

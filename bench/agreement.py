@@ -1,0 +1,100 @@
+"""Whether our runs agree with published ones, of which only mean, standard deviation and number of seeds are known."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import scipy.optimize
+import scipy.stats
+
+from bench import statistics
+from bench.statistics import LEVEL, Interval
+
+POWER = 0.8
+MARGIN = 0.2
+"""Share of the published mean: an interval that holds 0 and reaches further than this tells nothing."""
+
+Verdict = Literal["agrees", "below", "above", "cannot tell"]
+
+
+class Summary(NamedTuple):
+    """What is known of some runs."""
+
+    mean: float
+    std: float
+    """Of the sample: over n - 1."""
+    seeds: int
+
+
+class Agreement(NamedTuple):
+    """Our runs beside published ones."""
+
+    difference: float
+    """Our mean less the published one."""
+    interval: Interval | None
+    """95%, Welch's; None for a single seed."""
+    smallest: float | None
+    """The smallest true difference that so many seeds of such spread would have shown with 80% power; None for a single seed."""
+    verdict: Verdict
+
+
+def agreement(ours: Sequence[float], published: Summary) -> Agreement:
+    """Our runs beside published ones.
+
+    Args:
+        ours: return of each seed.
+        published: of the same task, at the same step, in the same metric.
+
+    Returns:
+        The difference of the means; "below" or "above" if its interval is clear of 0; "agrees" if the interval holds 0 and stays within
+        20% of the published mean; else "cannot tell".
+    """
+    apart = statistics.mean(ours) - published.mean
+    std = statistics.std(ours)
+    if std is None:
+        return Agreement(apart, None, None, "cannot tell")
+    mine = Summary(statistics.mean(ours), std, len(ours))
+    ends = welch_interval(mine, published)
+    farthest = MARGIN * abs(published.mean)
+    verdict: Verdict
+    if ends.high < 0:
+        verdict = "below"
+    elif ends.low > 0:
+        verdict = "above"
+    else:
+        verdict = "agrees" if -farthest <= ends.low and ends.high <= farthest else "cannot tell"
+    return Agreement(apart, ends, smallest_difference(mine, published), verdict)
+
+
+def welch_interval(first: Summary, second: Summary) -> Interval:
+    """95% interval of the first mean less the second: Welch's t, the variances may differ. Both have two seeds or more."""
+    error, freedom = _welch(first, second)
+    half = float(scipy.stats.t.ppf(0.5 + LEVEL / 2, freedom)) * error
+    apart = first.mean - second.mean
+    return Interval(apart - half, apart + half)
+
+
+def smallest_difference(first: Summary, second: Summary) -> float:
+    """The difference of the true means that Welch's test (two-sided, 5%) finds with 80% power, were the spreads those that were seen.
+
+    Solved with the noncentral t; both have two seeds or more.
+    """
+    error, freedom = _welch(first, second)
+    if error == 0.0:
+        return 0.0
+    critical = float(scipy.stats.t.ppf(0.5 + LEVEL / 2, freedom))
+
+    def lacks(noncentrality: float) -> float:
+        # The test's other tail adds nothing at such a power.
+        return float(scipy.stats.nct.sf(critical, freedom, noncentrality)) - POWER
+
+    return error * float(scipy.optimize.brentq(lacks, 0.0, 3 * critical))
+
+
+def _welch(first: Summary, second: Summary) -> tuple[float, float]:
+    """Standard error of the difference, and Welch and Satterthwaite's degrees of freedom."""
+    shares = [each.std**2 / each.seeds for each in (first, second)]
+    error = math.sqrt(sum(shares))
+    if error == 0.0:
+        return 0.0, 1.0
+    return error, sum(shares) ** 2 / sum(share**2 / (each.seeds - 1) for share, each in zip(shares, (first, second), strict=True))
