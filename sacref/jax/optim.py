@@ -99,6 +99,12 @@ class Optimizer:
         # such steps was measured at a quarter of the speed.
         self.transformation = optax.chain(clip, optax.adam(learning_rate) if schedule is None else optax.scale_by_adam())
 
+    def with_rate(self, learning_rate: Any) -> "Optimizer":
+        """This optimizer with another base rate, which may be an array."""
+        return Optimizer(
+            learning_rate, self.grad_norm_clip, self.schedule, self.every, scales_losses=self.scales_losses, average=self.average
+        )
+
     def init(self, parameters: Tree) -> Any:
         """The optimizer's state before the first step."""
         return self._state(parameters, self.transformation.init(parameters), {})
