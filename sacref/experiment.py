@@ -212,8 +212,10 @@ def train(
         }
         if resumed is not None:
             _require_same(directory, resumed, config)
+        entry = None if resumed is None else resuming.entry_of(rank_part(resumed.checkpoint, ranks.rank % resumed.ranks))
         # One timestep more than the run fills: a ring that was never full also fits into the larger one of a run resumed with more steps.
-        capacity = min(memory_capacity, max((timesteps + 1) * num_envs, settings.batch_size))
+        # With less steps than were once asked for, it is as large as it was.
+        capacity = min(memory_capacity, max((timesteps + 1) * num_envs, settings.batch_size, resuming.slots_of(entry) * num_envs))
         spaces = {"observation_space": observation_space, "state_space": state_space, "action_space": action_space}
         agent = _algorithm(module, options)(
             models=module.default_models(**spaces, hidden=tuple(hidden), seed=seed, **options),
@@ -225,11 +227,10 @@ def train(
         agent.environment_steps_offset = offset
         agent.checkpoint_interval = 0  # the run writes them, with its environments
         evaluations: list[tuple[int, Evaluation]] = []
-        resumption, entry = resuming.Resumption(None, None), None
+        resumption = resuming.Resumption(None, None)
         if resumed is not None:
             agent.load(resumed.checkpoint)
             resumption = resuming.resume(resumed.checkpoint, agent, ranks, training_envs, start)
-            entry = resuming.entry_of(rank_part(resumed.checkpoint, ranks.rank)) if resumed.ranks == ranks.size else None
         ranks.wait()  # what all of them read, rank 0 changes
         if ranks.rank == 0:
             if resumed is not None:
@@ -248,7 +249,7 @@ def train(
                 training_envs,
                 every=max(1, timesteps // 10) if checkpoint_interval == "auto" else int(checkpoint_interval),
                 keep=keep_checkpoints,
-                entry=entry,
+                entry=entry if resumed is not None and resumed.ranks == ranks.size else None,
             )
             run = _Run(
                 agent,

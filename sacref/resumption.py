@@ -161,6 +161,12 @@ def entry_of(path: Path) -> Entry | None:
     return entry if isinstance(entry, dict) else None
 
 
+def slots_of(entry: Entry | None) -> int:
+    """Rows that the replay memory of an entry had room for, of each environment; 0 where it does not say."""
+    slots = (entry or {}).get("slots")
+    return slots if type(slots) is int and slots > 0 else 0
+
+
 def holds_memory(path: Path) -> bool:
     """Whether a checkpoint has a replay memory, in it or in segments beside it."""
     return (path / "memory.safetensors").is_file() or entry_of(path) is not None

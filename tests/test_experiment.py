@@ -201,6 +201,16 @@ def test_a_run_is_resumed_with_its_memory_and_counters_for_more_steps(backend: s
     assert json.loads((run_dir / "config.json").read_text())["steps"] == 200
 
 
+def test_a_run_that_was_cut_off_is_resumed_for_less_steps_than_were_asked(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    train(run_dir, steps=100)
+    shutil.rmtree(run_dir / "checkpoints" / "agent_100")
+    resumed = train(run_dir, steps=60, resume=True)
+    assert resumed.steps == 60
+    assert resumed.agent.memory.capacity == 101  # type: ignore[attr-defined]  # of both backends' agents
+    assert 55 <= len(resumed.agent.memory) <= 60  # type: ignore[attr-defined]  # of both backends' agents
+
+
 def test_steps_after_the_last_checkpoint_come_again(tmp_path: Path) -> None:
     """What a run looks like that was killed at step 130, its last checkpoint at 100."""
     run_dir = tmp_path / "run"

@@ -9,13 +9,17 @@ import time
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import sacref
-from sacref import checkpoint, launch
+from sacref import checkpoint, launch, replay_log
+from sacref.agent import REPLAY, rank_part
+from sacref.resumption import entry_of
 from tests.ranked import TOO_LONG, free_port
 
 ROOT = str(Path(sacref.__file__).parents[1])
@@ -124,8 +128,20 @@ def check_death(killed: Killed) -> None:
 
 
 def memories(run: Path, timestep: int, ranks: int) -> list[Any]:
-    parts = ["", *(f".rank_{rank}" for rank in range(1, ranks))]
-    return [checkpoint.read(run / "checkpoints" / f"agent_{timestep}{part}").groups["memory"] for part in parts]
+    """The arrays of each rank's memory, from the segments that its part of the checkpoint names."""
+    found = []
+    for rank in range(ranks):
+        entry = entry_of(rank_part(run / "checkpoints" / f"agent_{timestep}", rank))
+        assert entry is not None
+        log = rank_part(run / "checkpoints" / REPLAY, rank)
+        kinds = checkpoint.read(log / f"segment_{entry['segments'][0]['number']}").groups["rows"]
+        like: Any = SimpleNamespace(slots=entry["slots"], num_envs=entry["envs"], rows=lambda index, kinds=kinds: take(kinds, index))
+        found.append(replay_log.read(log, entry, like))
+    return found
+
+
+def take(arrays: dict[str, NDArray[Any]], index: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    return {name: array[index] for name, array in arrays.items()}
 
 
 def test_a_killed_rank_ends_the_run_everywhere_and_the_run_goes_on(killed: Killed) -> None:
@@ -159,7 +175,8 @@ def test_a_killed_rank_ends_the_run_everywhere_and_the_run_goes_on(killed: Kille
         assert int(new["size"].sum()) > int(old["size"].sum())
     assert not np.array_equal(after[0]["observations"][:6], after[1]["observations"][:6]), "each rank has environments of its own"
     assert not np.array_equal(after[0]["actions"][:6], after[1]["actions"][:6]), "and random streams"
-    assert len(list((run / "checkpoints").glob("*/memory.safetensors"))) == 2, "only the newest checkpoint keeps its memories"
+    assert {path.name for path in (run / "checkpoints").glob("replay*")} == {"replay", "replay.rank_1"}
+    assert len(list((run / "checkpoints").glob("agent_*"))) == 2 * 3, "of each rank the last three parts are kept"
     assert not list((run / "checkpoints").glob(".agent_*"))
     assert [entry["environment_steps"] for entry in lines(run)] == [4 * entry["timestep"] for entry in lines(run)]
     assert len(list(run.glob("events.out.tfevents.*"))) <= 2, "at most one of each start: rank 0 writes"
@@ -190,7 +207,6 @@ def test_a_run_goes_on_with_another_number_of_ranks(killed: Killed) -> None:
     assert lines(run)[-1]["environment_steps"] == steps + 28
     assert [entry["step"] for entry in json.loads((run / "evaluation.json").read_text())] == [steps + 24, steps + 28]
     assert config(run)["ranks"] == 1
-    assert [path.parent.name for path in (run / "checkpoints").glob("*/memory.safetensors")] == [f"agent_{second + 2}"]
 
     # One rank's checkpoint is every rank's.
     out, err = finished(
