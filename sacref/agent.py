@@ -234,7 +234,7 @@ class Agent(Border[ArrayT]):
     execution: Execution
     """How updates run: what `cfg.execution` asks for, or what was chosen for the device."""
 
-    _backend: str
+    backend: str
     """The backend's name, which a checkpoint remembers."""
     _runner: Any
     """The backend's `fuse.Alone`, or `fuse.Member` of a population: what holds the state, learns and acts."""
@@ -845,7 +845,7 @@ class Agent(Border[ArrayT]):
             groups["memory"] = self.memory.arrays(copy=False)
         metadata = {
             "algorithm": type(self).__name__,
-            "backend": self._backend,
+            "backend": self.backend,
             "sacref": sacref.__version__,
             "layouts": self._layouts,
             "memory_capacity": None if self.memory is None else self.memory.capacity,
@@ -910,7 +910,7 @@ class Agent(Border[ArrayT]):
             if written_by != self.ranks.size:
                 self._streams_key = (written_by, self.ranks.size, self.gradient_step_count)
                 self._begin_streams()
-            elif metadata.get("backend") != self._backend:
+            elif metadata.get("backend") != self.backend:
                 self._streams_key = (self.gradient_step_count,)
                 self._begin_streams()
                 logger.info(

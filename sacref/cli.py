@@ -7,6 +7,7 @@ A command is a dataclass whose fields are its flags. Backends, environments and 
 import json
 import os
 import pkgutil
+import statistics
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -100,6 +101,8 @@ class Train:
     """Processes of this machine that train the agent together, each with --num-envs environments and a batch of its own."""
     progress: bool = True
     """Show a bar, or lines where there is no terminal."""
+    seeds: str | None = None
+    """Seeds of agents that are trained together in one process, as 0:10 or 0,3,5: each is the run of its seed, in seed=<seed>."""
     sweep: Path | None = None
     """TOML or JSON file of many runs, each trained in a process of its own; its flags stand in the file, as the README says."""
     sweep_on: Literal["local", "slurm"] = "local"
@@ -116,14 +119,17 @@ class Train:
             return sweep.run(self.sweep, directory=self.run_dir, on=self.sweep_on, jobs=self.sweep_jobs, progress=self.progress)
         if self.sweep_on != "local" or self.sweep_jobs is not None:
             raise ValueError("--sweep-on or --sweep-jobs is given without --sweep: name the file of the sweep, or leave them out")
+        if self.seeds is not None and (self.ranks > 1 or launched() is not None or self.cfg.seed != 0):
+            raise ValueError(
+                "--seeds is given with --seed or several ranks: a population has its own seeds and one process, leave those out"
+            )
         from sacref import experiment
 
         experiment.prepare_process(self.backend, self.device)
-        result = experiment.train(
+        arguments: dict[str, Any] = dict(
             backend=self.backend,
             env=_environment(self.env),
             steps=self.steps,
-            seed=self.cfg.seed,
             run_dir=self.directory(),
             num_envs=self.num_envs,
             cfg=self.cfg,
@@ -146,6 +152,9 @@ class Train:
             resume=self.resume,
             progress=self.progress,
         )
+        if self.seeds is not None:
+            return self._train_population(arguments)
+        result = experiment.train(seed=self.cfg.seed, **arguments)
         place = launched()
         if place is not None and place.rank > 0:
             return 130 if result.interrupted else 0
@@ -157,6 +166,30 @@ class Train:
         print(f"written to {result.run_dir}: {', '.join(sorted(path.name for path in result.run_dir.iterdir()))}")
         if result.interrupted:
             print(f"to go on: sacref train --resume --run-dir {result.run_dir}")
+            return 130
+        return 0
+
+    def _train_population(self, arguments: dict[str, Any]) -> int:
+        """An agent for each of `seeds`."""
+        from sacref.population import parse_seeds, train_population
+
+        population = train_population(seeds=parse_seeds(str(self.seeds)), **arguments)
+        results = population.members.values()
+        interrupted = any(result.interrupted for result in results)
+        steps, speed = min(result.steps for result in results), sum(result.steps_per_second for result in results)
+        state = "interrupted" if interrupted else "finished"
+        print(f"{state} after {steps:,} steps each of {len(results)} x {self.env} on {self.backend} ({speed:,.0f} steps/s together)")
+        for name, result in population.members.items():
+            if result.evaluations:
+                step, evaluation = result.evaluations[-1]
+                print(f"{name}: evaluation at step {step:,}: {_summary(evaluation)}")
+        final = [result.evaluations[-1][1].mean for result in results if result.evaluations]
+        if len(final) > 1:
+            mean, low, high = _interval(final)
+            print(f"over {len(final)} seeds: mean {mean:,.1f}, 95% interval of the mean [{low:,.1f}, {high:,.1f}]")
+        print(f"written to {population.run_dir}")
+        if interrupted:
+            print(f"to go on: sacref train --resume --seeds {self.seeds} --run-dir {population.run_dir}")
             return 130
         return 0
 
@@ -192,6 +225,10 @@ class Train:
         directory = self.directory()
         if directory is None:
             raise ValueError("--resume is given without --run-dir: name the directory of the run")
+        if self.seeds is not None:
+            from sacref.population import parse_seeds
+
+            directory = directory / f"seed={parse_seeds(self.seeds)[0]}"
         stored = experiment.read_config(directory)
         names = ["backend", "env", "steps", "num_envs", "vectorization", "env_kwargs", "memory_capacity"]
         names += ["evaluation_interval", "evaluation_episodes", "keep_checkpoints", "device"]
@@ -499,6 +536,15 @@ def _environment(name: str) -> Any:
     except (ImportError, AttributeError, ValueError):
         return name
     return found if callable(found) else name
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of several values, and the 95% confidence interval of the mean (Student's t)."""
+    from scipy import stats
+
+    found = stats.ttest_1samp(values, 0.0)
+    low, high = found.confidence_interval(0.95)
+    return statistics.fmean(values), float(low), float(high)
 
 
 def _summary(evaluation: Any) -> str:

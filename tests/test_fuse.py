@@ -244,7 +244,7 @@ def reading_is_an_error(agent: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator
     with monkeypatch.context() as patched:
         for method in ("to_numpy", "_fetch"):
             patched.setattr(agent, method, refuse)
-        if agent._backend == "jax":
+        if agent.backend == "jax":
             import jax
 
             # NumPy reads JAX's arrays of the CPU through the buffer protocol, which no method of theirs sees.

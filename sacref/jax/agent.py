@@ -70,7 +70,7 @@ class SAC(Agent[Array]):
             the batch is larger than the memory.
     """
 
-    _backend = "jax"
+    backend = "jax"
 
     def __init__(
         self,

@@ -440,7 +440,12 @@ def populate(agents: Sequence[Any]) -> Lockstep[Any, Any]:
 
     Returns:
         Where they meet: an agent that ends says so by `leave`.
+
+    Raises:
+        ValueError: if an agent computes on several devices.
     """
+    if agents[0]._parallel is not None:
+        raise ValueError("a population learns on one device: leave out the other devices, or train its members one by one")
     population = Population(
         [agent._update for agent in agents],
         [agent._drawing() for agent in agents],
@@ -453,6 +458,12 @@ def populate(agents: Sequence[Any]) -> Lockstep[Any, Any]:
     for number, agent in enumerate(agents):
         agent._runner = Member(population, lockstep, number)
     return lockstep
+
+
+def part(agent: Any) -> None:
+    """Let an agent of a population go on alone."""
+    agent._runner = Alone(agent._state)
+    agent._fuse()
 
 
 def _stacked(trees: Sequence[Any]) -> Any:

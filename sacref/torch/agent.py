@@ -67,7 +67,7 @@ class SAC(Agent[Tensor]):
             the batch is larger than the memory.
     """
 
-    _backend = "torch"
+    backend = "torch"
 
     def __init__(
         self,

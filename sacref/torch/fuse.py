@@ -503,6 +503,12 @@ def populate(agents: Sequence[Any]) -> Lockstep[Any, Any]:
     return lockstep
 
 
+def part(agent: Any) -> None:
+    """Let an agent of a population go on alone."""
+    agent._runner = Alone(pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, agent._state))
+    agent._fuse()
+
+
 def _stacked(trees: Sequence[Any]) -> Any:
     """Trees alike, with a leading axis."""
     return pytree.tree_map(lambda *leaves: None if leaves[0] is None else torch.stack(leaves), *trees)
