@@ -53,6 +53,13 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session
+def mutants(session: nox.Session) -> None:
+    """Mutants of the equations and of both updates, about half an hour of one core; arguments after `--` go to bench.mutants."""
+    install(session, "--editable", ".[all,dev]")
+    python_module(session, "bench.mutants", *(session.posargs or ("--processes", "2")))
+
+
+@nox.session
 def types(session: nox.Session) -> None:
     """mypy --strict, as pyproject.toml says."""
     install(session, "--editable", ".[bench,dev]")

@@ -1,6 +1,7 @@
 """Runs that are killed at random moments and resumed, against runs that are not: `python -m bench.faults` (`nox -s faults`).
 
-Each is a whole run of `sacref.train`, in a process of its own that SIGKILL ends again and again; `--resume` takes it up. At its end
+Each is a whole run of `sacref.train`, in a process of its own that SIGKILL ends again and again; `--resume` takes it up. Most kills fall
+while it trains, after it has written a checkpoint; some at any moment since its start, where it imports, compiles or reads. At its end
 everything but the clock has to be what it is in a run that was never killed, bit for bit: metrics, events, evaluations, checkpoints with
 all random streams and simulations, replay memory. Exit status 1 where anything is not.
 """
@@ -33,6 +34,12 @@ TOO_LONG = 300.0
 KILLS_PER_PIECE = 10
 SECONDS_PER_KILL = 6.0
 """For the estimate."""
+AT_ANY_MOMENT = 0.25
+"""Part of the kills that do not wait for a checkpoint."""
+LEAST_RESUMED = 3
+"""Starts from the midst of a run, in every measurement: only they show what a checkpoint holds."""
+LOOK = 0.005
+"""Seconds between two looks for a new checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,44 +146,74 @@ def measure(task: Task, kills: int, seed: str) -> FaultsSamples:
     differences: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "whole"
-        _run(task, whole, resume=False)  # JAX compiles here, for all that follow
+        _run(task, whole)  # JAX compiles here, for all that follow
         began = time.monotonic()
-        _run(task, whole, resume=False)
+        _run(task, whole)
         seconds = time.monotonic() - began
-        # A run that was killed before its first checkpoint begins anew: it shows less.
-        while killed < kills or resumed < 2:
+        training, end = _training_seconds(whole), _newest(whole)
+        while killed < kills or resumed < LEAST_RESUMED:
             directory = Path(folder) / f"killed-{number}"
             number += 1
-            while True:
-                resume = bool(resumption.finished_checkpoints(directory))
-                resumed += resume
-                if not _run(task, directory, resume=resume, seconds=moments.uniform(0.0, seconds)):
-                    break
-                killed += 1
+            ended = False
+            while not ended:
+                resumed += 0 < _newest(directory) < end
+                if moments.random() < AT_ANY_MOMENT:
+                    kill = Kill(wait=False, seconds=moments.uniform(0.0, seconds))
+                else:
+                    kill = Kill(wait=True, seconds=moments.uniform(0.0, training))
+                ended = _run(task, directory, kill)
+                killed += not ended
             differences += [f"run {number}: {words}" for words in compare(directory, whole)]
     return FaultsSamples(cells=[cell(kills=killed, resumed=resumed, runs=number, seconds=seconds, differences=differences, missing=None)])
 
 
-def _run(task: Task, directory: Path, *, resume: bool, seconds: float | None = None) -> bool:
-    """A process that trains, killed after so many seconds. Returns whether it was killed; else it has ended well.
+@dataclass(frozen=True)
+class Kill:
+    """A moment of SIGKILL."""
+
+    wait: bool
+    """For a checkpoint that was not there when the process was started."""
+    seconds: float
+    """After that, or since the start."""
+
+
+def _newest(directory: Path) -> int:
+    """Timestep of the last checkpoint; 0 if there is none."""
+    return max(resumption.finished_checkpoints(directory), default=0)
+
+
+def _training_seconds(directory: Path) -> float:
+    """From the first line of metrics to the last one."""
+    times = [line["wall_time"] for line in _metrics(directory)]
+    return float(times[-1] - times[0])
+
+
+def _run(task: Task, directory: Path, kill: Kill | None = None) -> bool:
+    """A process that trains, from the last checkpoint if there is one. Returns whether it has ended well; else it was killed.
 
     Raises:
         RuntimeError: if it ended in another way, or not at all.
     """
+    found = 0 if kill is None else _newest(directory)
     compilations = str(directory.parent / "compilations")
-    arguments = (task.backend, task.env, task.steps, str(directory), compilations, dict(task.settings), dict(task.options), resume)
+    arguments = (task.backend, task.env, task.steps, str(directory), compilations, dict(task.settings), dict(task.options), found > 0)
     process = processes.Process(target=faults_worker.train, args=arguments)
     process.start()
-    process.join(TOO_LONG if seconds is None else seconds)
+    deadline = time.monotonic() + TOO_LONG
+    if kill is not None and kill.wait:
+        while process.is_alive() and time.monotonic() < deadline and _newest(directory) == found:
+            process.join(LOOK)
+    process.join(deadline - time.monotonic() if kill is None else kill.seconds)
     late = process.is_alive()
     if late:
         os.kill(process.pid, signal.SIGKILL)
         process.join()
     status: int = process.exitcode
     process.close()
-    if status != 0 and not (late and seconds is not None and status == -signal.SIGKILL):
-        raise RuntimeError(f"{task.backend}, {task.env}: the process ended with {status}" + (f" after {TOO_LONG:.0f} s" if late else ""))
-    return status != 0
+    hung = time.monotonic() > deadline
+    if hung or status != 0 and not (late and kill is not None and status == -signal.SIGKILL):
+        raise RuntimeError(f"{task.backend}, {task.env}: the process ended with {status}" + (f" after {TOO_LONG:.0f} s" if hung else ""))
+    return status == 0
 
 
 def compare(directory: Path, whole: Path) -> list[str]:
@@ -198,8 +235,12 @@ def _evaluations(directory: Path) -> Any:
     return json.loads((directory / "evaluation.json").read_text())
 
 
+def _metrics(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
 def _lines(directory: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    lines = _metrics(directory)
     return [{tag: value for tag, value in line.items() if tag != "wall_time" and not tag.startswith("Stats / ")} for line in lines]
 
 

@@ -8,6 +8,7 @@ from bench.record import (
     AmpSamples,
     FaultsSamples,
     LearningSamples,
+    MutantsSamples,
     Record,
     RecurrentSamples,
     RolloutSamples,
@@ -65,6 +66,10 @@ def _figures(one: Record) -> Iterator[tuple[str, Figure]]:
             if of.missing is None:
                 name = f"{of.backend}, {of.env}{of.what and f', {of.what}'}, differences of killed runs"
                 yield name, Figure([float(len(of.differences))], "", higher_is_better=False)
+    elif isinstance(samples, MutantsSamples):
+        for file in samples.files:
+            if file.survived + file.killed + file.timed_out:
+                yield f"{file.file}, mutants that survived", Figure([float(file.survived)], "", higher_is_better=False)
     else:
         yield from _by_suite(samples)
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """2: a throughput contender says how fresh its policy is, how it was executed and with which libraries. 3: a cell of the mixed-precision
-suite says of which networks it is. Older versions are still read."""
+suite says of which networks it is. 4: a cell of environments says what steps them, on how many threads. Older versions are still read."""
 
 
 class RecordError(ValueError):
@@ -184,6 +184,10 @@ class EnvironmentCell:
 
     env: str
     num_envs: int
+    stepped_by: Literal["sync", "async", "batched", "rollout, closed loop", "rollout, open loop"]
+    """The vectorization; or `mujoco.rollout` alone, without observations, rewards and resets: of a control step a call, or of many."""
+    threads: int
+    """That compute; under async each environment has a process of its own."""
     timings: list[Timing]
     """Of environment steps: `num_envs` a vector step."""
     missing: str | None
@@ -409,7 +413,7 @@ class FaultsCell:
     kills: int
     """SIGKILLs."""
     resumed: int
-    """Starts that went on from a checkpoint; the others were the first, or came before there was one."""
+    """Starts that went on from the midst of a run. The others found no checkpoint yet, or the last one."""
     runs: int
     """That came to their end, and were compared with one that was not killed."""
     seconds: float
@@ -427,6 +431,72 @@ class FaultsSamples:
     cells: list[FaultsCell]
 
 
+@dataclass(frozen=True, kw_only=True)
+class MutantFile:
+    """What the tests said of the mutants of one file."""
+
+    file: str
+    tests: list[str]
+    """Files of tests that each mutant runs, until a test fails."""
+    mutants: int
+    killed: int
+    """A test failed."""
+    timed_out: int
+    equivalent: int
+    """No test failed, and a reason is given why none can."""
+    survived: int
+    """No test failed."""
+    not_run: int
+    of_annotations: int
+    """Not among the mutants: what they change says nothing at run time."""
+    not_compiled: int
+    """Not among the mutants: Python refuses them."""
+    seconds: float
+    """Processor time of those that were run."""
+    seconds_as_it_is: float | None
+    """Processor time of all tests of the file without a mistake; None if it was not taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MutantRun:
+    """One mutant that was run."""
+
+    file: str
+    operator: str
+    """As cosmic-ray names it."""
+    occurrence: int
+    """Among the mutants of this operator in the file, from 0."""
+    number: int
+    """Of the line, from 1."""
+    outcome: Literal["killed", "timed out", "equivalent", "survived"]
+    by: str | None
+    """The first test that failed, or what else ended the tests."""
+    seconds: float
+    """Processor time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survivor:
+    """A mutant that no test has seen, without a reason why none can."""
+
+    file: str
+    function: str
+    number: int
+    """Of the line, from 1."""
+    line: str
+    """As it is."""
+    mutated: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MutantsSamples:
+    """What is known of the mutants of all files."""
+
+    files: list[MutantFile]
+    runs: list[MutantRun]
+    survivors: list[Survivor]
+
+
 Samples: TypeAlias = (
     LearningSamples
     | ThroughputSamples
@@ -437,6 +507,7 @@ Samples: TypeAlias = (
     | ScalingSamples
     | SoakSamples
     | FaultsSamples
+    | MutantsSamples
 )
 
 
@@ -445,7 +516,7 @@ class Record:
     """One run of one suite."""
 
     schema_version: int
-    suite: Literal["learning", "throughput", "update", "rollout", "amp", "recurrent", "scaling", "soak", "faults"]
+    suite: Literal["learning", "throughput", "update", "rollout", "amp", "recurrent", "scaling", "soak", "faults", "mutants"]
     run: str
     """Name of the run, and of its file."""
     date: str
@@ -476,6 +547,7 @@ _SAMPLES: Mapping[str, type[Samples]] = {
     "scaling": ScalingSamples,
     "soak": SoakSamples,
     "faults": FaultsSamples,
+    "mutants": MutantsSamples,
 }
 _Decoded = TypeVar("_Decoded")
 
@@ -514,8 +586,10 @@ def decode(value: Any) -> Record:
         value = _from_version_1(value)
     if value.get("schema_version") == 2:
         value = _from_version_2(value)
+    if value.get("schema_version") == 3:
+        value = _from_version_3(value)
     if value.get("schema_version") != SCHEMA_VERSION:
-        raise RecordError(f"schema_version is {value.get('schema_version')!r}, expected {SCHEMA_VERSION}, 2 or 1")
+        raise RecordError(f"schema_version is {value.get('schema_version')!r}, expected {SCHEMA_VERSION}, 3, 2 or 1")
     if not isinstance(suite, str) or suite not in _SAMPLES:
         raise RecordError(f"suite is {suite!r}, expected one of {', '.join(_SAMPLES)}")
     return _dataclass(Record, value, "", {"samples": _SAMPLES[suite]})
@@ -549,6 +623,16 @@ def _from_version_2(value: Mapping[str, Any]) -> Mapping[str, Any]:
         cells = [{**new, **cell} if isinstance(cell, Mapping) else cell for cell in samples["cells"]]
         value = {**value, "samples": {**samples, "cells": cells}}
     return {**value, "schema_version": 3}
+
+
+def _from_version_3(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What version 3 held, as version 4 says it: its environments were stepped in turn."""
+    samples = value.get("samples")
+    if value.get("suite") == "rollout" and isinstance(samples, Mapping) and isinstance(samples.get("environments"), list):
+        new = {"stepped_by": "sync", "threads": 1}
+        cells = [{**new, **cell} if isinstance(cell, Mapping) else cell for cell in samples["environments"]]
+        value = {**value, "samples": {**samples, "environments": cells}}
+    return {**value, "schema_version": 4}
 
 
 def decode_samples(suite: str, value: Any) -> Samples:

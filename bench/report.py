@@ -7,7 +7,7 @@ import tyro
 
 from bench import machine, plots
 from bench.record import RecordError
-from bench.sections import Picture, amp, faults, learning, parity, recurrent, rollout, scaling, soak, throughput, update
+from bench.sections import Picture, amp, faults, learning, mutants, parity, recurrent, rollout, scaling, soak, throughput, update
 
 RESULTS = machine.ROOT / "results"
 
@@ -50,7 +50,7 @@ def build(results: Path, *, check: bool = False) -> list[Path]:
     """
     paragraphs = [HEADER]
     pictures: dict[Path, Picture] = {}
-    for part in (learning, throughput, update, recurrent, rollout, amp, scaling, parity, faults, soak):
+    for part in (learning, throughput, update, recurrent, rollout, amp, scaling, parity, faults, mutants, soak):
         section = part.section(results)
         paragraphs += section.paragraphs
         pictures |= section.pictures

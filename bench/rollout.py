@@ -1,5 +1,7 @@
 """What the training loop is made of: environments, acting, the whole loop by number of environments, its parts: `python -m bench.rollout`.
 
+Environments are stepped in every way that there is, beside MuJoCo's own `rollout` of the same simulations, which observes and pays nothing.
+
 The contenders of a comparison take turns. The parts are measured in a pass of their own, with the device idle before and after each: what
 the loop lets run beside each other then stands behind each other, so that the parts add up to slightly more than the loop takes.
 """
@@ -7,11 +9,11 @@ the loop lets run beside each other then stands behind each other, so that the p
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeAlias, get_args, get_type_hints
 
 import tyro
 from rich.console import Console
@@ -38,13 +40,19 @@ ENVS = tuple(
 )
 """Gymnasium's MuJoCo tasks."""
 LOOP_ENV = "HalfCheetah-v5"
+"""The task of the loop, and the one that is stepped in every way."""
 PARTS = get_args(get_type_hints(PartCell)["part"])
 STORED = 10_000
 """Transitions in the memory when a loop starts."""
 CAPACITY = 1_000_000
 BATCH, WIDTH = 256, 256
+Way: TypeAlias = tuple[Any, int]
+"""What steps the environments, as an `EnvironmentCell` names it, and the number of threads."""
 ACTIONS = 64
 """Random actions that are drawn before the environments are timed, and used in turn."""
+STEPPED_BY = get_args(get_type_hints(EnvironmentCell)["stepped_by"])
+SECONDS_OF_A_PROCESS = 1.5
+"""To start one, for the estimate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +104,7 @@ def main(
             "preset": preset,
             "envs": list(sizes.envs),
             "num_envs": list(sizes.num_envs),
+            "stepped_by": list(STEPPED_BY),
             "vectorization": "sync",
             "rounds": sizes.rounds,
             "round_seconds": sizes.round_seconds,
@@ -112,7 +121,7 @@ def main(
         seed=seed,
         results=results or sweep.default_results("rollout", preset),
     )
-    return sweep.execute(run, list(pieces(preset, seed)), _samples(), console=console, dry_run=dry_run)
+    return sweep.execute(run, list(pieces(preset, seed, threads)), _samples(), console=console, dry_run=dry_run)
 
 
 def estimated_seconds(preset: sweep.Preset) -> float:
@@ -120,13 +129,17 @@ def estimated_seconds(preset: sweep.Preset) -> float:
     return sum(piece.seconds for piece in pieces(preset, 0))
 
 
-def pieces(preset: sweep.Preset, seed: int) -> Iterator[sweep.Piece[RolloutSamples]]:
+def pieces(preset: sweep.Preset, seed: int, threads: int = 1) -> Iterator[sweep.Piece[RolloutSamples]]:
     """What is measured in one go."""
     sizes = PRESETS[preset]
     a_round = (sizes.rounds + 2) * sizes.round_seconds
     a_loop = 2 * (5 + (sizes.rounds + 1) * sizes.loop_steps / LOOP_STEPS_PER_SECOND[preset])
     for env in sizes.envs:
-        yield sweep.Piece(name=env, seconds=1 + len(sizes.num_envs) * a_round, measure=partial(measure_environment, env, sizes, seed))
+        ways = ways_of(env, threads)
+        seconds = 1 + len(ways) * len(sizes.num_envs) * a_round
+        if env == LOOP_ENV:
+            seconds += SECONDS_OF_A_PROCESS * sum(sizes.num_envs)
+        yield sweep.Piece(name=env, seconds=seconds, measure=partial(measure_environment, env, sizes, seed, ways))
     acts = 2 * len(sizes.num_envs) * (1 + a_round)
     yield sweep.Piece(name="acting", seconds=acts, measure=partial(measure_acts, sizes, seed))
     for num_envs in sizes.num_envs:
@@ -135,26 +148,90 @@ def pieces(preset: sweep.Preset, seed: int) -> Iterator[sweep.Piece[RolloutSampl
     yield sweep.Piece(name="the loop's parts", seconds=a_loop, measure=partial(measure_parts, sizes, seed))
 
 
-def measure_environment(env: str, sizes: Sizes, seed: int) -> RolloutSamples:
-    """One task under random actions, with every number of environments in turn."""
-    from sacref.envs import EnvError, make
+def ways_of(env: str, threads: int) -> list[Way]:
+    """In which ways a task is stepped, with the number of threads."""
+    if env != LOOP_ENV:
+        return [("sync", 1), ("batched", threads)]
+    each = sorted({1, threads})
+    return [("sync", 1), ("async", 1), *((by, number) for by in STEPPED_BY[2:] for number in each)]
 
-    cells = [EnvironmentCell(env=env, num_envs=num_envs, timings=[], missing=None) for num_envs in sizes.num_envs]
+
+def measure_environment(env: str, sizes: Sizes, seed: int, ways: Sequence[Way]) -> RolloutSamples:
+    """One task under random actions, in some ways with every number of environments in turn."""
+    from sacref.envs import EnvError
+
+    cells = [
+        EnvironmentCell(env=env, num_envs=num_envs, stepped_by=by, threads=threads, timings=[], missing=None)
+        for by, threads in ways
+        for num_envs in sizes.num_envs
+    ]
     contenders, opened = {}, []
     for number, cell in enumerate(cells):
         try:
-            envs = make(env, cell.num_envs, seed=seed)
+            timed, close = _open(cell, seed)
         except EnvError as error:
             cells[number] = replace(cell, missing=str(error))
             continue
-        opened.append(envs)
-        timed = Timed(call=_stepping(envs, seed), synchronise=lambda: None, count=cell.num_envs)
+        opened.append(close)
         contenders[number] = timed, timing.warm(timed, sizes.round_seconds)[1]
     for number, timings in timing.interleave(contenders, sizes.rounds).items():
         cells[number] = replace(cells[number], timings=timings)
-    for envs in opened:
-        envs.close()
+    for close in opened:
+        close()
     return _samples(environments=cells)
+
+
+def _open(cell: EnvironmentCell, seed: int) -> tuple[Timed, Callable[[], object]]:
+    """What steps the environments, and what closes them."""
+    from sacref.envs import make
+
+    if cell.stepped_by.startswith("rollout"):
+        return _rollout(cell, seed)
+    if cell.stepped_by == "batched":
+        from sacref.envs.batched import BatchedVectorEnv
+
+        # Made by `make`, which tells what is missing, but for the number of threads.
+        one: Any = make(cell.env, 1)
+        envs: Any = BatchedVectorEnv(one.envs[0], cell.num_envs, threads=cell.threads)
+        envs.reset(seed=seed)
+    else:
+        envs = make(cell.env, cell.num_envs, seed=seed, vectorization="sync" if cell.stepped_by == "sync" else "async")
+    return Timed(call=_stepping(envs, seed), synchronise=lambda: None, count=cell.num_envs), envs.close
+
+
+def _rollout(cell: EnvironmentCell, seed: int) -> tuple[Timed, Callable[[], object]]:
+    """`mujoco.rollout` of the simulations: a call is a control step of all, or `ACTIONS` of them. It drops the warm start between calls."""
+    import gymnasium
+    import mujoco
+    import numpy as np
+    from mujoco import rollout
+
+    task: Any = gymnasium.make(cell.env).unwrapped
+    model, substeps, copies = task.model, task.frame_skip, cell.num_envs
+    kind = mujoco.mjtState.mjSTATE_FULLPHYSICS
+    state = np.zeros((copies, mujoco.mj_stateSize(model, kind)))
+    for copy in range(copies):
+        task.reset(seed=seed + copy)
+        mujoco.mj_getState(model, task.data, state[copy], kind)
+    low, high = model.actuator_ctrlrange.T
+    controls = np.random.default_rng(seed).uniform(low, high, (copies, ACTIONS, model.nu)).repeat(substeps, axis=1)
+    data = [mujoco.MjData(model) for _ in range(cell.threads)]
+    pool = rollout.Rollout(nthread=cell.threads if cell.threads > 1 else 0)
+    closed = cell.stepped_by == "rollout, closed loop"
+    length = substeps if closed else substeps * ACTIONS
+    parts = [np.ascontiguousarray(controls[:, first : first + length]) for first in range(0, controls.shape[1], length)]
+    states, sensors = np.empty((copies, length, state.shape[1])), np.empty((copies, length, model.nsensordata))
+    turn = 0
+
+    def call() -> None:
+        nonlocal state, turn
+        options = {"skip_checks": True, "nstep": length, "state": states, "sensordata": sensors}
+        pool.rollout([model] * copies, data, state, parts[turn % len(parts)], **options)
+        turn += 1
+        if closed:
+            state = states[:, -1].copy()
+
+    return Timed(call=call, synchronise=lambda: None, count=copies * length // substeps), pool.close
 
 
 def _stepping(envs: Any, seed: int) -> Callable[[], None]:

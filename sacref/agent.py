@@ -1,6 +1,5 @@
 """What the life cycles of the two backends share: recording transitions, tracking, checkpoints. No backend."""
 
-import contextlib
 import logging
 import secrets
 import time
@@ -10,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from fractions import Fraction
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Generic
@@ -22,7 +22,8 @@ from sacref import checkpoint, numerics, replay_log
 from sacref.border import Border, Rows
 from sacref.config import PARTS, ConfigError, Execution, SACConfig
 from sacref.envs.episodes import EpisodeBoundaries
-from sacref.envs.spaces import boxes, check_spaces
+from sacref.envs.spaces import boxes, check_spaces, rows_like
+from sacref.envs.values import Like, Maybe, refuse_unlike
 from sacref.naming import prefixed, require_same_arrays, under
 from sacref.numerics import NumericalError
 from sacref.preprocessing import Preprocessor
@@ -68,6 +69,12 @@ LIVE = ("live", "environment")
 """Groups of a checkpoint that are of what a run was in the middle of: see `Agent.live_state`."""
 REPLAY = "replay"
 """Directory of a replay log, beside the checkpoints that it belongs to."""
+MOST_RANKS = 2**20
+"""That a checkpoint may say have written it."""
+LARGEST_STREAMS = 2**20
+"""Bytes of random streams' states that are read."""
+_KEPT = ("_next_action", "_sound_until", "_skipped_before", "_learned_at", "_streams_key")
+"""What `set_arrays` and `_begin_streams` change beside arrays and streams."""
 MOMENTS = ("first_moment", "second_moment")
 FLOATS = ("learning_rate", "loss_scale")
 """What an optimizer holds beside its moments that is no integer."""
@@ -577,7 +584,10 @@ class Agent(Border[ArrayT]):
         if scalars and self.ranks.rank == 0:
             if self._tracker is None:
                 self._tracker = Tracker(self.experiment_dir)
-            self._tracker.write(timestep, self.environment_steps(timestep), scalars)
+            try:
+                self._tracker.write(timestep, self.environment_steps(timestep), scalars)
+            except OSError as error:  # which a run of days shall not end of
+                logger.warning("what was measured up to timestep %d is not written: %s. Training goes on", timestep, error)
 
     def close(self) -> None:
         """Close the files of the tracking. What was not written yet is lost; `write_tracking_data` writes it."""
@@ -642,8 +652,7 @@ class Agent(Border[ArrayT]):
         if fault is None:
             return
         if self._tracking:
-            with contextlib.suppress(OSError):  # a disk that is full shall not hide the fault
-                self._write_tracked(self._timestep, rows, Ranks())
+            self._write_tracked(self._timestep, rows, Ranks())
         raise fault
 
     def _fault_of(self, rows: NDArray[Any] | None, arrays: Mapping[str, NDArray[Any]] | None = None) -> NumericalError | None:
@@ -890,21 +899,13 @@ class Agent(Border[ArrayT]):
                 is then as it was before.
         """
         path = Path(path)
-        read, written_by = self._read_parts(path)
+        before, streams_before = self.arrays(), self._streams()
+        read, written_by = self._read_parts(path, partial(self._refuse_others, path, before))
         metadata = read.metadata
-        if metadata.get("algorithm") != type(self).__name__:
-            raise checkpoint.CheckpointError(f"{path} holds {metadata.get('algorithm')!r}, expected {type(self).__name__!r}")
-        layouts = metadata.get("layouts")
-        if layouts != self._layouts:
-            raise checkpoint.CheckpointError(
-                f"{path} holds models of layouts {layouts}, this agent's are {self._layouts}: models of your own move only within a backend"
-            )
         due, waiting = self._read_pace(path, metadata)
         groups = dict(read.groups)
         streams, memory = groups.pop("streams", {}), groups.pop("memory", None)
-        for name in LIVE:
-            groups.pop(name, None)
-        before, streams_before = self.arrays(), self._streams()
+        kept = {name: getattr(self, name) for name in _KEPT}
         try:
             self.set_arrays({name: array for group in groups.values() for name, array in group.items()})
             if written_by != self.ranks.size:
@@ -913,16 +914,17 @@ class Agent(Border[ArrayT]):
             elif metadata.get("backend") != self.backend:
                 self._streams_key = (self.gradient_step_count,)
                 self._begin_streams()
-                logger.info(
+                logger.warning(
                     "%s was written by %s: the random streams begin anew, from the seed, the rank and the %d gradient steps so far",
                     path,
-                    metadata.get("backend"),
+                    checkpoint.short.repr(metadata.get("backend")).strip("'"),
                     self.gradient_step_count,
                 )
             elif {name: state.shape for name, state in streams.items()} != {name: state.shape for name, state in streams_before.items()}:
                 # A GPU's generator has another state than a CPU's.
                 logger.info("%s was written on another kind of device: the random streams stay as they are", path)
             else:
+                require_same_arrays(streams, streams_before)
                 self._set_streams(streams)
             if memory is not None and self.memory is not None:
                 self.memory.set_arrays(memory)
@@ -931,7 +933,9 @@ class Agent(Border[ArrayT]):
         except (ValueError, TypeError, KeyError, RuntimeError) as error:
             self.set_arrays(before)
             self._set_streams(streams_before)
-            raise checkpoint.CheckpointError(f"{path} does not fit this agent: {error}") from error
+            for name, value in kept.items():
+                setattr(self, name, value)
+            raise checkpoint.CheckpointError(f"{path} does not fit this agent: {checkpoint.one_line(error)}") from error
         self._good_checkpoint = path
         self._due, self._timesteps_to_learn_from = due, waiting
         for training in self._watches:
@@ -939,18 +943,48 @@ class Agent(Border[ArrayT]):
         if written_by != self.ranks.size and self.ranks.rank == 0:
             logger.warning("%s", self._other_ranks(path, written_by))
 
-    def _read_parts(self, path: Path) -> tuple[checkpoint.Checkpoint, int]:
+    def _refuse_others(self, path: Path, own: Mapping[str, NDArray[Any]], found: checkpoint.Checkpoint) -> None:
+        """Refuse a checkpoint of another agent while only its names, types and shapes are known, as its arrays may have any size."""
+        metadata = found.metadata
+        if metadata.get("algorithm") != type(self).__name__:
+            said = checkpoint.short.repr(metadata.get("algorithm"))
+            raise checkpoint.CheckpointError(f"{path} holds {said}, expected {type(self).__name__!r}")
+        if metadata.get("layouts") != self._layouts:
+            raise checkpoint.CheckpointError(
+                f"{path} holds models of layouts {checkpoint.short.repr(metadata.get('layouts'))}, this agent's are {self._layouts}: "
+                f"models of your own move only within a backend"
+            )
+        learned = {name: array for key, group in found.groups.items() if key not in ("streams", "memory") for name, array in group.items()}
+        try:
+            require_same_arrays(learned, own)
+            self._refuse_large(found.groups)
+        except ValueError as error:
+            raise checkpoint.CheckpointError(f"{path} does not fit this agent: {checkpoint.one_line(error)}") from error
+
+    def _refuse_large(self, groups: Mapping[str, Mapping[str, NDArray[Any]]]) -> None:
+        """Refuse streams and a memory that need more room than this agent's."""
+        most = {"streams": max(LARGEST_STREAMS, 2 * _bytes(self._streams()))}
+        if self.memory is not None:
+            rows = self.memory.rows(np.zeros(1, np.int64))
+            most["memory"] = self.memory.slots * self.memory.num_envs * _bytes(rows) + 16 * self.memory.num_envs
+        for group, room in most.items():
+            if (needed := _bytes(groups.get(group, {}))) > room:
+                raise ValueError(f"{group} has {needed} bytes, expected at most {room}: use the capacity and types it was saved with")
+
+    def _read_parts(self, path: Path, check: Callable[[checkpoint.Checkpoint], None]) -> tuple[checkpoint.Checkpoint, int]:
         """A checkpoint with the streams and the memory that are for this rank, and how many ranks wrote it."""
-        read = checkpoint.read(path, without=() if self.ranks.rank == 0 else ("streams", "memory"))
+        others = ("streams", "memory") if self.ranks.rank > 0 else () if self.memory is not None else ("memory",)
+        read = checkpoint.read(path, without=(*LIVE, *others), check=check)
         written_by = read.metadata.get("ranks", 1)
-        if type(written_by) is not int or written_by < 1:
-            raise checkpoint.CheckpointError(f"{path} says {written_by!r} ranks wrote it, expected an integer of at least 1")
+        if type(written_by) is not int or not 1 <= written_by <= MOST_RANKS:
+            said = checkpoint.short.repr(written_by)
+            raise checkpoint.CheckpointError(f"{path} says {said} ranks wrote it, expected an integer of at least 1")
         if self.memory is None:
             return read, self.ranks.size  # it only acts: the streams and memories of others are nothing to it
         own = self.ranks.rank % written_by
         entry = read.metadata.get("replay")
         if self.ranks.rank > 0:
-            part = checkpoint.read(rank_part(path, own))
+            part = checkpoint.read(rank_part(path, own), only=("streams", "memory"), check=lambda found: self._refuse_large(found.groups))
             entry = part.metadata.get("replay")
             if part.metadata.get("writing") != read.metadata.get("writing"):
                 raise checkpoint.CheckpointError(f"{rank_part(path, own)} is no part of {path}: use another checkpoint")
@@ -976,8 +1010,36 @@ class Agent(Border[ArrayT]):
             "next_action": None if ahead is None else map_leaves(self.to_numpy, (ahead.observations, ahead.states, ahead.chosen)),
         }
 
+    def live_like(self) -> dict[str, Any]:
+        """What `live_state` gives, for `refuse_unlike`."""
+        envs = self._num_envs
+        observations, states = (rows_like(space, envs) for space in (self.observation_space, self.state_space))
+        flags, actions = Like((envs,), "b"), Like((envs, *self.spaces.action_shape), "f")
+
+        def statistics(envs: int | None) -> dict[str, Any]:
+            rows = Like((None, envs), "f")
+            masks = Like((None, envs), "b")
+            return {
+                "recent_returns": [float],
+                "running": Maybe((Like((envs,), "f"),) * 2),
+                "rows": Maybe((rows, masks, masks, rows, rows)),
+            }
+
+        return {
+            "tracked": {...: Like((None,), "f")},
+            "metrics": Maybe(Like((None, len(self._metric_names())), "f")),
+            "boundaries": {"expects_reset": Maybe(flags), "last_observations": Maybe(observations), "starts": Maybe(flags)},
+            "statistics": (statistics(envs), statistics(None)),
+            "next_action": Maybe((observations, states, Maybe((actions, actions)))),
+        }
+
     def set_live_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `live_state` gave; after `init`, and with the environments as they were."""
+        """Go on from what `live_state` gave; after `init`, and with the environments as they were.
+
+        Raises:
+            ValueError: if it is of another agent, or of other environments. Nothing is changed then.
+        """
+        refuse_unlike("what the agent was in the middle of", state, self.live_like())
         self._tracked.clear()
         self._tracked.update({tag: values.tolist() for tag, values in state["tracked"].items()})
         self._metrics = [] if state["metrics"] is None else [self._upload(state["metrics"])]
@@ -1010,9 +1072,10 @@ class Agent(Border[ArrayT]):
         numbers = [*due, waiting] if isinstance(due, list) and len(due) == 2 else []
         if not numbers or not all(type(number) is int and number >= 0 for number in numbers) or not 0 < due[1] <= FINEST:
             raise checkpoint.CheckpointError(
-                f"{path} says gradient steps {due} are due after {waiting} timesteps, expected two integers and one"
+                f"{path} says gradient steps {checkpoint.short.repr(due)} are due after {checkpoint.short.repr(waiting)} timesteps, "
+                f"expected two integers and one"
             )
-        most = self.cfg.chunk * self.cfg.gradient_steps_per_timestep(self._num_envs) + 1
+        most = self.cfg.chunk * Fraction(self.cfg.gradient_steps_per_timestep(self._num_envs)) + 1
         if due[0] > due[1] * most or waiting >= self.cfg.chunk:
             # Of an agent with longer chunks or more environments; or a stranger's number, which would keep an update busy for ever.
             logger.info("%s was written within a chunk that this agent does not have: a new one begins", path)
@@ -1038,6 +1101,10 @@ class Agent(Border[ArrayT]):
             raise ValueError(
                 f"batch_size is {self.cfg.batch_size}, the memory's capacity {capacity}: lower batch_size or make the memory larger"
             )
+
+
+def _bytes(arrays: Mapping[str, NDArray[Any]]) -> int:
+    return sum(array.nbytes for array in arrays.values())
 
 
 def _own(groups: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,21 +13,24 @@ import secrets
 import shutil
 import stat
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 FORMAT = "sacref-checkpoint"
 VERSION = 2
 MANIFEST = "checkpoint.json"
-LARGEST_JSON = 64 * 2**20
-"""Bytes; a larger JSON file is refused unread."""
+LARGEST_JSON = 16 * 2**20
+"""Bytes; a larger JSON file is neither written nor read. What it is parsed into takes up to some twenty times as much."""
+DEEPEST_JSON = 100
+"""Lists and objects within each other; a file of more is neither written nor read, as what walks it would run out of stack."""
 
 DTYPES: Mapping[str, str] = {
     "bool": "BOOL",
@@ -45,11 +48,23 @@ DTYPES: Mapping[str, str] = {
 }
 """NumPy's name of a type that a checkpoint holds -> its name in a safetensors header."""
 
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = 160
-_GROUP = re.compile(r"[A-Za-z0-9_]+")
+short = reprlib.Repr()
+"""Of what a stranger may have written, for a message."""
+short.maxstring = short.maxother = short.maxlong = 160
+_GROUP = re.compile(r"[A-Za-z0-9_]{1,100}")
 _ENTRY = {"size": int, "crc32": int, "arrays": dict}
+_SEAL = re.compile(rb',\n "crc32": (0|[1-9][0-9]{0,9})\n}\n\Z')
+"""How `checkpoint.json` ends."""
+_CHECKSUM = "its content does not have the checksum it was written with"
+_LENGTH = 8
+"""Bytes at the beginning of a safetensors file that say how long its header is."""
 _READ_BLOCK = 2**20
+
+
+def one_line(said: object) -> str:
+    """Of what a library says about a stranger's file, no more than a message can hold."""
+    text = " ".join(str(said).split()).encode(errors="backslashreplace").decode()
+    return text if len(text) <= 500 else f"{text[:500]}..."
 
 
 class CheckpointError(ValueError):
@@ -98,7 +113,7 @@ def write(path: str | os.PathLike[str], groups: Mapping[str, Mapping[str, NDArra
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return f"{manifest['crc32']:08x}"
+    return _token(manifest)
 
 
 def token(path: str | os.PathLike[str]) -> str:
@@ -107,61 +122,76 @@ def token(path: str | os.PathLike[str]) -> str:
     Raises:
         CheckpointError: if its `checkpoint.json` is missing or damaged; the other files are not read.
     """
-    return f"{_read_manifest(_present(Path(path)))['crc32']:08x}"
+    return _token(_read_manifest(_present(Path(path))))
 
 
-def read(path: str | os.PathLike[str], *, without: Collection[str] = (), only: Collection[str] | None = None) -> Checkpoint:
-    """Read a checkpoint directory, after checking every file of it against the table in `checkpoint.json`.
+def _token(manifest: Mapping[str, Any]) -> str:
+    return f"{manifest['crc32']:08x}"
+
+
+def read(
+    path: str | os.PathLike[str],
+    *,
+    without: Collection[str] = (),
+    only: Collection[str] | None = None,
+    token: str | None = None,
+    check: Callable[[Checkpoint], None] | None = None,
+) -> Checkpoint:
+    """Read a checkpoint directory, and check every file of it against the table in `checkpoint.json`.
 
     Args:
         path: the directory.
         without: groups that are not read, to spare their time and memory. only: those that are read, of those that are there; None for all.
+        token: of the checkpoint that is meant; None for any.
+        check: called before any array is read, with stand-ins for those that will be, of their types and shapes, all zeros, which take no
+            memory: to refuse what has no use, however large.
 
     Raises:
-        CheckpointError: if a file is missing, truncated, damaged, foreign or hostile.
+        CheckpointError: if a file is missing, truncated, damaged, foreign or hostile, or the checkpoint is another one.
     """
     path = _present(Path(path))
     manifest = _read_manifest(path)
-    wanted = [name for name in manifest["groups"] if name not in without and (only is None or name in only)]
-    groups = {name: _read_group(path, name, manifest["groups"][name]) for name in wanted}
+    if token is not None and _token(manifest) != token:
+        raise CheckpointError(f"{path} is another checkpoint than the one that is meant: use the checkpoint before")
+    expected = {
+        name: _declared(path, name, entry)
+        for name, entry in manifest["groups"].items()
+        if name not in without and (only is None or name in only)
+    }
+    if check is not None:
+        check(Checkpoint(expected, manifest["metadata"]))
+    groups = {name: _read_group(path, name, manifest["groups"][name], arrays) for name, arrays in expected.items()}
     return Checkpoint(groups, manifest["metadata"])
 
 
-def expect(path: str | os.PathLike[str], groups: Mapping[str, Mapping[str, tuple[str, tuple[int, ...]]]]) -> None:
-    """Refuse a checkpoint of other arrays, before anything of their size is read.
-
-    Args:
-        path: the directory. groups: group -> array's name -> type and shape.
+def declared(path: str | os.PathLike[str]) -> Checkpoint:
+    """What `read` would give, with the stand-ins that its `check` sees.
 
     Raises:
-        CheckpointError: if it declares other groups, names, types or shapes; with the first that differs.
+        CheckpointError: if `checkpoint.json` is missing or damaged; the other files are not read.
     """
     path = _present(Path(path))
-    found = {
-        group: {name: (array["dtype"], tuple(array["shape"])) for name, array in entry["arrays"].items()}
-        for group, entry in _read_manifest(path)["groups"].items()
-    }
-    for group in found.keys() | groups.keys():
-        here, there = found.get(group, {}), groups.get(group, {})
-        for name in sorted(here.keys() | there.keys()):
-            if here.get(name) != there.get(name):
-                raise CheckpointError(
-                    f"{path} holds {_short.repr(name)} of group {group!r} as {_short.repr(here.get(name))}, "
-                    f"expected {there.get(name)}: use the checkpoint before"
-                )
+    manifest = _read_manifest(path)
+    return Checkpoint({name: _declared(path, name, entry) for name, entry in manifest["groups"].items()}, manifest["metadata"])
 
 
-def verify(path: str | os.PathLike[str]) -> None:
+def verify(path: str | os.PathLike[str]) -> str:
     """Check every file of a checkpoint against its checksum; nothing is kept in memory.
+
+    Returns:
+        Its `token`.
 
     Raises:
         CheckpointError: if a file is missing or damaged.
     """
     path = _present(Path(path))
-    for name, entry in _read_manifest(path)["groups"].items():
+    manifest = _read_manifest(path)
+    for name, entry in manifest["groups"].items():
+        _declared(path, name, entry)
         file = path / f"{name}.safetensors"
-        with _refusing(file):
-            _check_content(file, entry)
+        with _opened(file, entry) as stream:
+            _require_checksum(file, _crc32(stream), entry)
+    return _token(manifest)
 
 
 def drop_group(path: str | os.PathLike[str], group: str) -> None:
@@ -200,14 +230,10 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file.
 
     Raises:
-        CheckpointError: if the file is missing, too large, or not strict JSON: NaN, infinity and a key that comes twice are refused.
+        CheckpointError: if the file is missing, too large, too deep, or not strict JSON: NaN, infinity and a key that comes twice are
+            refused.
     """
-    path = Path(path)
-    with _refusing(path):
-        size = _size_of(path)
-        if size > LARGEST_JSON:
-            raise CheckpointError(f"{path} has {size} bytes, expected at most {LARGEST_JSON}: it is not a file that sacref wrote")
-        return json.loads(path.read_bytes(), parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_without_duplicates)
+    return _read_json(Path(path))[0]
 
 
 # Writing.
@@ -223,11 +249,20 @@ def _write_group(file: Path, name: str, arrays: Mapping[str, NDArray[Any]]) -> d
     except (SafetensorError, UnicodeError) as error:
         raise CheckpointError(f"group {name!r} cannot be written ({error}): check its names and the free space") from error
     _sync(file)
+    with open(file, "rb") as stream:
+        checksum = _crc32(stream)
     return {
         "size": file.stat().st_size,
-        "crc32": _crc32(file),
+        "crc32": checksum,
         "arrays": {key: {"dtype": array.dtype.name, "shape": list(array.shape)} for key, array in plain.items()},
     }
+
+
+def _crc32(stream: BufferedReader) -> int:
+    checksum = 0
+    while block := stream.read(_READ_BLOCK):
+        checksum = zlib.crc32(block, checksum)
+    return checksum
 
 
 def _writable(group: str, key: str, array: NDArray[Any]) -> NDArray[Any]:
@@ -242,13 +277,19 @@ def _writable(group: str, key: str, array: NDArray[Any]) -> NDArray[Any]:
 
 def _encode(path: Path, value: Any) -> bytes:
     try:
-        return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+        text = (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be written ({error}): pass finite numbers, strings, lists and dicts") from error
+    if len(text) > LARGEST_JSON or _depth(value) > DEEPEST_JSON:
+        raise CheckpointError(
+            f"{path} cannot be written: {len(text)} bytes, {_depth(value)} deep, expected at most {LARGEST_JSON} and {DEEPEST_JSON}, or "
+            f"nothing would read it again: pass less, and large numbers of numbers as arrays"
+        )
+    return text
 
 
 def _sealed(manifest: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The manifest with its own checksum."""
+    """The manifest with the checksum of the text that it is without it."""
     said = {name: value for name, value in manifest.items() if name != "crc32"}
     return {**said, "crc32": zlib.crc32(_encode(path, said))}
 
@@ -331,30 +372,32 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             f"{path} is a file, and a checkpoint is a directory with {MANIFEST} in it: pass the directory that `save` wrote"
         )
     file = path / MANIFEST
-    manifest = read_json(file)
+    manifest, text = _read_json(file)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(f"{file} does not say format {FORMAT!r}: pass a checkpoint that sacref wrote")
     if type(manifest.get("version")) is not int or manifest["version"] != VERSION:
         raise CheckpointError(
-            f"{file} has version {_short.repr(manifest.get('version'))}, expected {VERSION}: load it with the sacref that wrote it"
+            f"{file} has version {short.repr(manifest.get('version'))}, expected {VERSION}: load it with the sacref that wrote it"
         )
-    with _refusing(file):
-        sealed = _sealed(manifest, file)
-    if type(manifest.get("crc32")) is not int or manifest != sealed:
-        raise _damaged(file, "its content does not have the checksum it was written with")
+    # Of the text and not of what it means, so that there is nothing that it does not guard.
+    seal = _SEAL.search(text)
+    if seal is None or zlib.crc32(text[: seal.start()] + b"\n}\n") != int(seal[1]) or manifest.get("crc32") != int(seal[1]):
+        raise _damaged(file, _CHECKSUM)
     if manifest.keys() != {"format", "version", "metadata", "groups", "crc32"}:
-        raise _damaged(file, f"it holds {_short.repr(sorted(manifest))}, expected format, version, metadata, groups and crc32")
+        raise _damaged(file, f"it holds {short.repr(sorted(manifest))}, expected format, version, metadata, groups and crc32")
     for field in ("metadata", "groups"):
         if not isinstance(manifest.get(field), dict):
-            raise _damaged(file, f"{field} is {_short.repr(manifest.get(field))}, expected an object")
+            raise _damaged(file, f"{field} is {short.repr(manifest.get(field))}, expected an object")
     for name, entry in manifest["groups"].items():
         if not _GROUP.fullmatch(name):
-            raise _damaged(file, f"the group name {_short.repr(name)} has other characters than letters, digits and underscores")
+            raise _damaged(
+                file, f"the group name {short.repr(name)} has other characters than letters, digits and underscores, or too many"
+            )
         if not (isinstance(entry, dict) and {field: type(value) for field, value in entry.items()} == _ENTRY):
             raise _damaged(file, f"the entry of group {name!r} does not hold size, crc32 and arrays")
         for key, declared in entry["arrays"].items():
             if not (isinstance(declared, dict) and declared.get("dtype") in list(DTYPES) and _is_shape(declared.get("shape"))):
-                raise _damaged(file, f"the array {_short.repr(key)} of group {name!r} is {_short.repr(declared)}, expected dtype and shape")
+                raise _damaged(file, f"the array {short.repr(key)} of group {name!r} is {short.repr(declared)}, expected dtype and shape")
     return manifest
 
 
@@ -362,54 +405,129 @@ def _is_shape(value: Any) -> bool:
     return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
 
 
-def _read_group(path: Path, name: str, entry: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    """The arrays of one file, whose entry in the manifest they must fit; nothing is allocated before they do."""
+def _declared(path: Path, group: str, entry: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """Stand-ins for a group's arrays; refuses those that NumPy cannot have, and a file of another size than theirs."""
+    file = path / f"{group}.safetensors"
+    with _refusing(file):
+        arrays = {key: np.broadcast_to(np.zeros((), array["dtype"]), array["shape"]) for key, array in entry["arrays"].items()}
+    header = entry["size"] - sum(array.nbytes for array in arrays.values()) - _LENGTH
+    if not 2 <= header <= LARGEST_JSON:
+        raise _damaged(file, f"it is said to have {short.repr(entry['size'])} bytes, and its arrays have others")
+    return arrays
+
+
+def _read_group(path: Path, name: str, entry: Mapping[str, Any], declared: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The arrays of one file, which must be those declared.
+
+    Not by the library, which maps the file into memory: where that is cut short meanwhile, or its disk fails, the process dies of SIGBUS.
+    Here what is checked is what is returned, whatever happens to the file.
+    """
     # The name is made from the group's, never read: no path in a stranger's JSON is followed.
     file = path / f"{name}.safetensors"
-    with _refusing(file):
-        _check_content(file, entry)
-        with safe_open(file, framework="numpy") as stored:
-            names = list(stored.keys())
-            if set(names) != set(entry["arrays"]):
-                differing = sorted(set(names) ^ set(entry["arrays"]))
-                raise _damaged(file, f"its arrays are not those of {MANIFEST}: {_short.repr(differing)}")
-            for key in names:
-                declared, found = entry["arrays"][key], stored.get_slice(key)
-                if found.get_dtype() != DTYPES[declared["dtype"]] or list(found.get_shape()) != declared["shape"]:
-                    raise _damaged(
-                        file, f"{_short.repr(key)} is {found.get_dtype()} {found.get_shape()}, {MANIFEST} says {_short.repr(declared)}"
-                    )
-            return {key: _sound(file, key, stored.get_tensor(key)) for key in names}
+    with _opened(file, entry) as stream:
+        length = stream.read(_LENGTH)
+        size = int.from_bytes(length, "little")
+        data = entry["size"] - _LENGTH - size
+        if size > LARGEST_JSON or data < 0:
+            raise _damaged(file, f"its header is said to have {size} bytes")
+        header = stream.read(size)
+        checksum = zlib.crc32(header, zlib.crc32(length))
+        arrays = {}
+        for key in _in_order(file, _parse(header), declared, data):
+            array = np.empty(declared[key].shape, declared[key].dtype.newbyteorder("<"))
+            view = memoryview(array.reshape(-1).view(np.uint8).data)
+            if stream.readinto(view) != array.nbytes:
+                raise _damaged(file, "it became shorter while it was read")
+            checksum = zlib.crc32(view, checksum)
+            arrays[key] = _sound(file, key, array.astype(declared[key].dtype, copy=False))
+        _require_checksum(file, checksum, entry)
+        return arrays
 
 
-def _check_content(file: Path, entry: Mapping[str, Any]) -> None:
-    size = _size_of(file)
-    if size != entry["size"]:
-        raise _damaged(file, f"it has {size} bytes, expected {_short.repr(entry['size'])}")
-    if _crc32(file) != entry["crc32"]:
-        raise _damaged(file, "its content does not have the checksum it was written with")
+def _in_order(file: Path, header: Any, declared: Mapping[str, NDArray[Any]], data: int) -> list[str]:
+    """The arrays of a header as they lie in the file, each right behind the one before, up to the end of the `data` bytes.
+
+    The format: https://huggingface.co/docs/safetensors#format
+    """
+    if not isinstance(header, dict) or header.keys() != declared.keys():
+        differing = sorted(header.keys() ^ declared.keys()) if isinstance(header, dict) else type(header).__name__
+        raise _damaged(file, f"its arrays are not those of {MANIFEST}: {short.repr(differing)}")
+    places = []
+    for key, array in declared.items():
+        expected = {"dtype": DTYPES[array.dtype.name], "shape": list(array.shape)}
+        found = header[key]
+        said = {name: value for name, value in found.items() if name != "data_offsets"} if isinstance(found, dict) else None
+        if said != expected or not _is_shape(said["shape"]):
+            raise _damaged(file, f"{short.repr(key)} is {short.repr(found)}, {MANIFEST} says {expected}")
+        offsets = found.get("data_offsets")
+        if not isinstance(offsets, list) or len(offsets) != 2 or any(type(offset) is not int for offset in offsets):
+            raise _damaged(file, f"{short.repr(key)} lies at {short.repr(offsets)}, expected two integers")
+        places.append((offsets[0], offsets[1], key))
+    end = 0
+    for begin, after, key in sorted(places):
+        if begin != end or after - begin != declared[key].nbytes:
+            raise _damaged(file, f"{short.repr(key)} lies at {short.repr([begin, after])}, which is not its place")
+        end = after
+    if end != data:
+        raise _damaged(file, f"its arrays have {end} bytes, and {data} are there")
+    return [key for _, _, key in sorted(places)]
+
+
+def _require_checksum(file: Path, checksum: int, entry: Mapping[str, Any]) -> None:
+    if checksum != entry["crc32"]:
+        raise _damaged(file, _CHECKSUM)
 
 
 def _sound(file: Path, key: str, array: NDArray[Any]) -> NDArray[Any]:
     if array.dtype == bool and array.size and array.view(np.uint8).max() > 1:
-        raise _damaged(file, f"{_short.repr(key)} is bool and holds other bytes than 0 and 1")
+        raise _damaged(file, f"{short.repr(key)} is bool and holds other bytes than 0 and 1")
     return array
 
 
-def _size_of(file: Path) -> int:
-    """Bytes of an ordinary file. Anything else is refused before it is opened, as reading a pipe may never end."""
-    status = file.stat()
+@contextmanager
+def _opened(file: Path, entry: Mapping[str, Any] | None = None) -> Iterator[BufferedReader]:
+    """A file to read, of the size that its entry says. What is no ordinary file is refused unopened, as reading a pipe may never end."""
+    with _refusing(file):
+        _require_ordinary(file, file.stat())
+        # Looked at again when it is open, and opened without waiting: something else may have taken its place.
+        with open(file, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as stream:
+            size = _require_ordinary(file, os.fstat(stream.fileno()))
+            if entry is not None and size != entry["size"]:
+                raise _damaged(file, f"it has {size} bytes, expected {short.repr(entry['size'])}")
+            yield stream
+
+
+def _require_ordinary(file: Path, status: os.stat_result) -> int:
+    """Its bytes."""
     if not stat.S_ISREG(status.st_mode):
         raise CheckpointError(f"{file} is not an ordinary file: pass a checkpoint that sacref wrote")
     return status.st_size
 
 
-def _crc32(file: Path) -> int:
-    checksum = 0
-    with open(file, "rb") as stream:
-        while block := stream.read(_READ_BLOCK):
-            checksum = zlib.crc32(block, checksum)
-    return checksum
+def _read_json(file: Path) -> tuple[Any, bytes]:
+    """What a JSON file says, and its text."""
+    with _opened(file) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        text = stream.read(LARGEST_JSON + 1) if size <= LARGEST_JSON else b""
+        if max(size, len(text)) > LARGEST_JSON:
+            raise CheckpointError(f"{file} has {size} bytes, expected at most {LARGEST_JSON}: it is not a file that sacref wrote")
+        return _parse(text), text
+
+
+def _parse(text: bytes) -> Any:
+    value = json.loads(text.decode(), parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_without_duplicates)
+    if _depth(value) > DEEPEST_JSON:
+        raise ValueError(f"more than {DEEPEST_JSON} lists and objects within each other")
+    return value
+
+
+def _depth(value: Any) -> int:
+    """Lists and objects within each other."""
+    depth, level = 0, [value]
+    while level := [inner for inner in level if isinstance(inner, list | tuple | dict)]:
+        depth += 1
+        level = [inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer)]
+    return depth
 
 
 @contextmanager
@@ -422,7 +540,7 @@ def _refusing(file: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} does not exist: pass a whole checkpoint, or restore the file from a copy") from error
     except (OSError, SafetensorError, ValueError, OverflowError, RecursionError, MemoryError) as error:
-        raise _damaged(file, _short.repr(str(error))) from error
+        raise _damaged(file, short.repr(str(error))) from error
 
 
 def _damaged(file: Path, what: str) -> CheckpointError:

@@ -67,8 +67,8 @@ class Train:
     """Go on from the last checkpoint of the run in the directory."""
     num_envs: int = 1
     """Environments stepped together: a timestep is so many environment steps."""
-    vectorization: Literal["sync", "async"] = "sync"
-    """Step the environments in turn, or in a process each."""
+    vectorization: Literal["sync", "async", "batched"] = "sync"
+    """Step the environments in turn, in a process each, or (Gymnasium's MuJoCo tasks) together in threads, with the numbers of sync."""
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     """Arguments of the environment."""
     wrappers: tuple[str, ...] = ()

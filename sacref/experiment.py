@@ -1,11 +1,14 @@
 """Whole runs: a backend, a task, a run directory. `sacref.train` and `sacref.load`."""
 
+import contextlib
 import copy
 import importlib
+import itertools
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -20,14 +23,15 @@ from numpy.typing import NDArray
 import sacref
 from sacref import checkpoint, envs, training
 from sacref import resumption as resuming
-from sacref.agent import rank_part
+from sacref.agent import LIVE, rank_part
 from sacref.config import SACConfig, paper_config
-from sacref.envs.spaces import check_spaces
+from sacref.envs.spaces import boxes, check_spaces
 from sacref.envs.states import state_space_of
 from sacref.envs.vector import EnvironmentFactory, Vectorization, Wrapper
 from sacref.evaluation import Evaluation, evaluate
 from sacref.progress import TrainingProgress
 from sacref.ranks import Ranks
+from sacref.tree import leaves
 from sacref.types import Agent
 
 Backend: TypeAlias = Literal["torch", "jax"]
@@ -38,6 +42,13 @@ BACKENDS: Mapping[str, tuple[str, ...]] = {"torch": ("torch",), "jax": ("jax", "
 
 EVALUATION_COPIES = 10
 """Copies of the environment that an evaluation runs side by side, at most."""
+
+OTHER_GROUPS = {"streams", "memory", *LIVE}
+"""Of a checkpoint, that hold nothing of what was learned."""
+MOST_STEPS = 2**53
+LARGEST_RETURN = 1e100
+LARGEST_SPACE = 10_000_000
+"""Numbers of one Box that a run's configuration may ask for."""
 
 RUN_FILES = ("config.json", "evaluation.json", "metrics.jsonl", "curve.png")
 """What a run writes into its directory, beside `checkpoints/agent_*` and TensorBoard's `events.out.tfevents.*`."""
@@ -343,6 +354,9 @@ def run_training(
                     ranks=ranks,
                     interrupted=None if member is None else member.interrupted,
                 )
+            if ranks.rank == 0 and not (directory / "config.json").is_file():
+                logger.warning("%s is gone, and written again", directory / "config.json")
+                checkpoint.write_json(directory / "config.json", config)
             run.finish(outcome, plot=member is None)
             if member is not None:
                 member.leave(agent)
@@ -395,8 +409,10 @@ def load(run_dir: str | Path, *, checkpoint: str | Path | None = None, device: s
     directory = Path(run_dir).absolute()
     config = read_config(directory)
     paths = _find_checkpoints(directory, checkpoint)
-    try:
-        backend, hidden, seed = config["backend"], tuple(int(width) for width in config["hidden"]), int(config["seed"])
+    with _config_of(directory):
+        if config["backend"] not in list(BACKENDS):
+            raise ValueError(f"backend is {config['backend']!r}, expected one of {', '.join(BACKENDS)}")
+        backend, hidden, seed = config["backend"], _widths(config["hidden"]), int(config["seed"])
         spaces = {
             "observation_space": _read_space(config["observation_space"]),
             "state_space": states_space(config),
@@ -406,16 +422,48 @@ def load(run_dir: str | Path, *, checkpoint: str | Path | None = None, device: s
         # What shapes the rewards and the rates is not needed to act, and its name would be imported.
         unneeded: dict[str, Any] = {"rewards_shaper": None, "learning_rate_scheduler": None, "learning_rate_scheduler_kwargs": {}}
         cfg = SACConfig.from_dict({**config["cfg"], **unneeded}, import_callables=False)
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{directory / 'config.json'} is damaged ({type(error).__name__}: {error}): restore it, or train again") from error
+        _refuse_large(paths, spaces["observation_space"], hidden, options)
     cfg.experiment.directory, cfg.experiment.experiment_name = str(directory.parent), directory.name
     module = _import_backend(backend)
-    agent: Agent = _algorithm(module, options)(
-        models=module.default_models(**spaces, hidden=hidden, seed=seed, **options), **spaces, device=device, cfg=cfg
-    )
+    with _config_of(directory):
+        models = module.default_models(**spaces, hidden=hidden, seed=seed, **options)
+        agent: Agent = _algorithm(module, options)(models=models, **spaces, device=device, cfg=cfg)
     _load_first(agent, paths)
     agent.enable_training_mode(False, apply_to_models=True)
     return agent
+
+
+@contextmanager
+def _config_of(directory: Path) -> Iterator[None]:
+    """Say of a run's configuration that it is damaged, in the place of what using it raises."""
+    try:
+        yield
+    except RunError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError, ArithmeticError, RuntimeError) as error:
+        said = f"{type(error).__name__}: {checkpoint.one_line(error)}"
+        raise RunError(f"{directory / 'config.json'} is damaged ({said}): restore it, or train again") from error
+
+
+def _widths(stored: Any) -> tuple[int, ...]:
+    if not isinstance(stored, list) or any(type(width) is not int for width in stored):
+        raise TypeError(f"hidden is {stored}, expected a list of integers")
+    return tuple(stored)
+
+
+def _refuse_large(paths: Sequence[Path], observation_space: Any, hidden: Sequence[int], options: Mapping[str, Any]) -> None:
+    """Refuse models that none of the checkpoints could fill, before they are made: a file may ask for any size."""
+    observations = sum(math.prod(box.shape) for box in leaves(boxes(observation_space)))
+    one = sum(before * after for before, after in itertools.pairwise([observations, *hidden]))
+    if options.get("recurrent") is not None:
+        one += options["recurrent_size"] ** 2
+    needed, most = one * (1 + options["num_critics"]), 0
+    for path in paths:
+        with contextlib.suppress(checkpoint.CheckpointError):  # which loading it says
+            groups = checkpoint.declared(path).groups
+            most = max(most, sum(array.size for name in groups.keys() - OTHER_GROUPS for array in groups[name].values()))
+    if most and needed > most:
+        raise ValueError(f"its models have over {needed} parameters, and no checkpoint has as many")
 
 
 def _load_first(agent: Any, paths: Sequence[Path]) -> None:
@@ -498,9 +546,15 @@ class _Run:
         evaluation = evaluate(self.agent, self.envs, episodes=self.episodes, seed=self.seed, state_space=self.state_space, ranks=self.ranks)
         best = max((before.mean for _, before in self.evaluations), default=-math.inf)
         self.evaluations.append((self.agent.environment_steps(finished), evaluation))
-        self.write_evaluations()
-        if self.ranks.gather(evaluation.mean > best)[0]:
-            self.keeper.write_best()
+        better = self.ranks.gather(evaluation.mean > best)[0]
+        try:
+            self.write_evaluations()
+            if better:
+                self.keeper.write_best()
+        except (OSError, checkpoint.CheckpointError) as error:
+            if self.ranks.size > 1 or finished >= self.timesteps:
+                raise
+            logger.warning("the evaluation after timestep %d is not written yet: %s. Training goes on", finished, error)
 
     def write_evaluations(self) -> None:
         if self.ranks.rank > 0:
@@ -570,7 +624,8 @@ def _configuration(cfg: SACConfig | Mapping[str, Any] | None, resumed: _Resumed 
     if isinstance(cfg, SACConfig):
         return copy.deepcopy(cfg)
     if cfg is None and resumed is not None:
-        return SACConfig.from_dict(resumed.config["cfg"])
+        with _config_of(resumed.checkpoint.parent.parent):
+            return SACConfig.from_dict(resumed.config["cfg"])
     paper = paper_config(num_envs)
     if "gradient_steps" in (cfg or {}):
         paper.update_to_data = None  # what is said takes its place
@@ -630,10 +685,11 @@ def _sound(ranks: Ranks, directory: Path, config: dict[str, Any]) -> _Resumed:
     path = resuming.finished_checkpoints(directory)[timestep]
     if not resuming.holds_memory(path):
         raise RunError(f"{path} holds no replay memory, so it cannot be resumed: start anew with overwrite")
-    try:
-        steps = timestep * config["num_envs"] * config.get("ranks", 1) + config.get("steps_offset", 0)
-    except (KeyError, TypeError) as error:
-        raise RunError(f"{directory / 'config.json'} is damaged ({type(error).__name__}: {error}): restore it, or train again") from error
+    with _config_of(directory):
+        numbers = [config["num_envs"], config.get("ranks", 1), config.get("steps_offset", 0)]
+        if any(type(number) is not int or abs(number) > MOST_STEPS for number in [*numbers, timestep]):
+            raise TypeError(f"num_envs, ranks and steps_offset are {numbers}, expected integers")
+        steps = timestep * numbers[0] * numbers[1] + numbers[2]
     written_by = checkpoint.read(path, only=()).metadata.get("ranks", 1)
     return _Resumed(config, path, timestep, steps, written_by)
 
@@ -649,6 +705,10 @@ def _prepare(directory: Path, *, overwrite: bool, resume: bool) -> dict[str, Any
     holds_checkpoints = bool(resuming.finished_checkpoints(directory))
     if resume:
         config = read_config(directory)
+        try:
+            resuming.require_own(directory)
+        except checkpoint.CheckpointError as error:
+            raise RunError(str(error)) from error
         if not holds_checkpoints:
             raise RunError(f"{directory} holds a run without a checkpoint, so there is nothing to resume: start anew with overwrite")
         return config
@@ -667,13 +727,13 @@ def _require_same(directory: Path, resumed: _Resumed, config: Mapping[str, Any])
     # Through JSON, as the stored one went: a tuple is a list there.
     wanted, stored = _flat(json.loads(json.dumps(config))), _flat(resumed.config)
     changed = [
-        f"  {key}: the run has {stored.get(key, 'none')!r}, asked is {wanted.get(key, 'none')!r}"
+        f"  {checkpoint.short.repr(key)[1:-1]}: the run has {_said(stored.get(key, 'none'))}, asked is {_said(wanted.get(key, 'none'))}"
         for key in sorted(wanted.keys() | stored.keys())
         if key.split(".")[0] not in free and not key.startswith("cfg.experiment.") and wanted.get(key) != stored.get(key)
     ]
     if changed:
         raise RunError(
-            f"{directory} cannot be resumed with other settings than its own:\n" + "\n".join(changed) + "\n"
+            f"{directory} cannot be resumed with other settings than its own:\n" + "\n".join(changed[:20]) + "\n"
             "pass the run's own (cfg=None takes its configuration), or choose another run_dir"
         )
     together = config["num_envs"] * config["ranks"]
@@ -681,6 +741,12 @@ def _require_same(directory: Path, resumed: _Resumed, config: Mapping[str, Any])
         raise RunError(
             f"{directory} has {resumed.steps} steps already, asked are {config['steps']}: ask for at least as many, or load the run instead"
         )
+
+
+def _said(value: Any) -> str:
+    """The value as Python writes it, of a stranger's length no more than a line."""
+    text = repr(value)
+    return text if len(text) < 500 else f"{text[:500]}..."
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -695,11 +761,23 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _drop_after(directory: Path, resumed: _Resumed) -> list[tuple[int, Evaluation]]:
     """Take back what the run wrote after the checkpoint: those steps come again. Returns the evaluations that stay."""
+    evaluations = _read_evaluations(directory / "evaluation.json")
     files = checkpoint.read(resumed.checkpoint, only=()).metadata.get("files")
     resuming.drop_after(directory, resumed.timestep, files if isinstance(files, dict) else {})
-    path = directory / "evaluation.json"
-    entries = checkpoint.read_json(path) if path.is_file() else []
-    return [(entry["step"], Evaluation(tuple(entry["returns"]), ())) for entry in entries if entry["step"] <= resumed.steps]
+    return [(step, evaluation) for step, evaluation in evaluations if step <= resumed.steps]
+
+
+def _read_evaluations(path: Path) -> list[tuple[int, Evaluation]]:
+    try:
+        entries = checkpoint.read_json(path) if path.is_file() else []
+        found = [(entry["step"], Evaluation(tuple(map(float, entry["returns"])), ())) for entry in entries]
+        for step, evaluation in found:
+            if type(step) is not int or not evaluation.returns or max(map(abs, evaluation.returns)) > LARGEST_RETURN:
+                raise TypeError(f"step is {step} and returns are {evaluation.returns}, expected an integer, and numbers that can be drawn")
+        return found
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        said = f"{type(error).__name__}: {checkpoint.one_line(error)}"
+        raise RunError(f"{path} is damaged ({said}): restore it, or move it away") from error
 
 
 def _write_space(space: Any) -> dict[str, Any]:
@@ -722,9 +800,13 @@ def _write_bound(bound: NDArray[Any]) -> Any:
 def _read_space(stored: Mapping[str, Any]) -> gymnasium.Space[Any]:
     if "spaces" in stored:
         return gymnasium.spaces.Dict([(key, _read_space(inner)) for key, inner in stored["spaces"].items()])
-    shape, dtype = tuple(int(size) for size in stored["shape"]), np.dtype(stored["dtype"])
+    shape = tuple(int(size) for size in stored["shape"])
+    if stored["dtype"] not in list(checkpoint.DTYPES) or not 0 <= math.prod(shape) <= LARGEST_SPACE or min(shape, default=0) < 0:
+        raise ValueError(f"a space has shape {shape} and dtype {stored['dtype']}, expected at most {LARGEST_SPACE} numbers")
+    dtype = np.dtype(stored["dtype"])
     bounds = []
     for name in ("low", "high"):
         numbers = stored[name] if isinstance(stored[name], list) else [stored[name]] * math.prod(shape)
-        bounds.append(np.array([float(number) if isinstance(number, str) else number for number in numbers], dtype).reshape(shape))
+        with np.errstate(over="raise"):
+            bounds.append(np.array([float(number) if isinstance(number, str) else number for number in numbers], dtype).reshape(shape))
     return gymnasium.spaces.Box(bounds[0], bounds[1], shape, dtype.type)

@@ -15,6 +15,7 @@ import numpy as np
 from sacref.agent import Agent
 from sacref.border import Rows
 from sacref.config import ConfigError
+from sacref.envs.values import Like, Maybe
 from sacref.model_checks import check_carry_output, check_critic_output, check_parts, check_policy_output, check_reads_states
 from sacref.replay import Follow
 from sacref.spec.arrays import ArrayT, namespace
@@ -336,6 +337,18 @@ class RecurrentAgent(Agent[ArrayT]):
             "ongoing": map_leaves(self.to_numpy, (now.carry, now.before, now.previous, now.starts)),
             "recorded_timesteps": self._recorded_timesteps,
             "episode_lengths": self._episode_lengths,
+        }
+
+    def live_like(self) -> dict[str, Any]:
+        """As of `Agent`."""
+        envs = self._num_envs
+        carry = Maybe(map_leaves(lambda array: Like(tuple(array.shape), "f"), self._initial_carry("policy", envs)))
+        previous = Maybe((Like((envs, self.spaces.action_size), "f"), Like((envs,), "f")))
+        return {
+            **super().live_like(),
+            "ongoing": (carry, carry, previous, Maybe(Like((envs,), "b"))),
+            "recorded_timesteps": int,
+            "episode_lengths": Maybe(Like((envs,), "i")),
         }
 
     def set_live_state(self, state: Mapping[str, Any]) -> None:

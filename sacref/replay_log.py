@@ -9,6 +9,7 @@ import itertools
 import re
 import shutil
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sacref import checkpoint
-from sacref.checkpoint import CheckpointError
+from sacref.checkpoint import Checkpoint, CheckpointError, short
 from sacref.replay import filled_rows
 
 Entry: TypeAlias = dict[str, Any]
@@ -71,7 +72,7 @@ class ReplayLog:
         head, size = (np.asarray(array, np.int64) for array in memory.counters())
         slots, before, added = memory.slots, self._entry, memory.added
         entry: Entry = {"slots": slots, "envs": memory.num_envs, "head": head.tolist(), "size": size.tolist(), "segments": []}
-        if before is None or self._added is None or added - self._added >= slots:
+        if before is None or self._added is None or added - self._added >= slots or not self._has(before):
             count = size  # all of it
         else:
             count = (head - np.asarray(before["head"], np.int64)) % slots
@@ -84,6 +85,10 @@ class ReplayLog:
             entry["segments"].append({**segment, "token": token})
         entry["segments"] = _needed(entry["segments"], slots)
         return entry, added
+
+    def _has(self, entry: Entry) -> bool:
+        """Whether the segments of an entry are still there: somebody may have deleted the directory."""
+        return all((_segment(self.directory, segment["number"]) / checkpoint.MANIFEST).is_file() for segment in entry["segments"])
 
     def commit(self, entry: Entry, added: int) -> None:
         """The checkpoint with `entry` is on disk: the next segment begins behind it."""
@@ -120,20 +125,34 @@ def read(directory: Path, entry: Entry, memory: Rows) -> dict[str, NDArray[Any]]
     written = np.zeros(filled, np.bool_)
     for segment in segments:
         path = _segment(directory, segment["number"])
-        if checkpoint.token(path) != segment["token"]:
-            raise CheckpointError(f"{path} is another segment than the checkpoint's: use the checkpoint before")
         index = _index(np.asarray(segment["first"]), np.asarray(segment["count"]), slots)
-        expected = {name: (rows.dtype.name, (len(index), *rows.shape[1:])) for name, rows in like.items()}
-        checkpoint.expect(path, {"rows": expected})
         if index.max(initial=0) >= filled:
             raise CheckpointError(f"{path} has rows that the checkpoint's memory does not have: use the checkpoint before")
-        for name, rows in checkpoint.read(path).groups["rows"].items():
+        expected = {"rows": {name: (rows.dtype.name, (len(index), *rows.shape[1:])) for name, rows in like.items()}}
+        read = checkpoint.read(path, token=segment["token"], check=partial(_require_rows, path, expected))
+        for name, rows in read.groups["rows"].items():
             arrays[name][index] = rows
         written[index] = True
     stored = _index((head - size) % slots, size, slots)
     if not written[stored].all():
         raise CheckpointError(f"{directory} lacks rows that the checkpoint names: use the checkpoint before")
     return {**arrays, "head": head, "size": size}
+
+
+def segments_of(directory: Path, entry: Any) -> list[Any]:
+    """The segments of an entry, of which no more is known than that each is to be looked at once.
+
+    Raises:
+        CheckpointError: if it is no entry.
+    """
+    segments = entry.get("segments") if isinstance(entry, dict) else None
+    numbers: list[Any] = [
+        segment.get("number") if isinstance(segment, dict) else None for segment in (segments if isinstance(segments, list) else [])
+    ]
+    sound = isinstance(segments, list) and len(segments) <= LARGEST_LOG and all(type(number) is int for number in numbers)
+    if not sound or any(number >= next_number for number, next_number in itertools.pairwise(numbers)):
+        raise CheckpointError(f"the checkpoint beside {directory} says nothing sound about its replay memory: use the checkpoint before")
+    return segments or []
 
 
 def verify(directory: Path, segment: Any) -> None:
@@ -145,9 +164,20 @@ def verify(directory: Path, segment: Any) -> None:
     if not isinstance(segment, dict) or type(segment.get("number")) is not int or not 0 <= segment["number"] < LARGEST_NUMBER:
         raise CheckpointError(f"the checkpoint beside {directory} says nothing sound about its replay memory: use the checkpoint before")
     path = _segment(directory, segment["number"])
-    checkpoint.verify(path)
-    if checkpoint.token(path) != segment.get("token"):
-        raise CheckpointError(f"{path} is another segment than the checkpoint's: use the checkpoint before")
+    if checkpoint.verify(path) != segment.get("token"):
+        raise CheckpointError(f"{path} is another checkpoint than the one that is meant: use the checkpoint before")
+
+
+def _require_rows(path: Path, expected: Mapping[str, Mapping[str, tuple[str, tuple[int, ...]]]], declared: Checkpoint) -> None:
+    found = {group: {name: (array.dtype.name, array.shape) for name, array in arrays.items()} for group, arrays in declared.groups.items()}
+    for group in sorted(found.keys() | expected.keys()):
+        here, there = found.get(group, {}), expected.get(group, {})
+        for name in sorted(here.keys() | there.keys()):
+            if here.get(name) != there.get(name):
+                raise CheckpointError(
+                    f"{path} holds {short.repr(name)} of group {group!r} as {here.get(name)}, expected {there.get(name)}: "
+                    f"use the checkpoint before"
+                )
 
 
 def _segment(directory: Path, number: int) -> Path:
@@ -195,7 +225,8 @@ def _checked(directory: Path, entry: Mapping[str, Any], memory: Rows) -> tuple[i
     slots, segments = entry.get("slots"), entry.get("segments")
     if entry.get("envs") != envs or type(slots) is not int or not 0 < slots <= most:
         raise CheckpointError(
-            f"the checkpoint beside {directory} has a replay memory of {entry.get('envs')!r} environments and {slots!r} rows for each, "
+            f"the checkpoint beside {directory} has a replay memory of {short.repr(entry.get('envs'))} environments and "
+            f"{short.repr(slots)} rows for each, "
             f"expected {envs} and at most {most}: use the number of environments and the capacity it was saved with"
         )
     sound = isinstance(segments, list) and len(segments) <= LARGEST_LOG and all(map(is_segment, segments))

@@ -8,22 +8,27 @@ files were that a run appends to. The replay memory of all of them is in `checkp
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gymnasium
+import numpy as np
 
 from sacref import checkpoint, replay_log
 from sacref.agent import LIVE, REPLAY, rank_part
-from sacref.checkpoint import CheckpointError
+from sacref.checkpoint import CheckpointError, one_line
 from sacref.envs import snapshots
-from sacref.envs.values import UnsupportedError, decode, encode
+from sacref.envs.spaces import rows_like
+from sacref.envs.values import decode, encode, refuse_unlike
 from sacref.ranks import Ranks
 from sacref.replay_log import Entry, ReplayLog
 from sacref.tracking import METRICS_FILE
 from sacref.training import Standing
+from sacref.tree import leaves
 
 BEST = "best"
 """Name of the checkpoint of the best evaluation."""
@@ -155,10 +160,11 @@ class Keeper:
 def entry_of(path: Path) -> Entry | None:
     """What a checkpoint says of the replay memory in segments; None for nothing, or a damaged checkpoint."""
     try:
-        entry = checkpoint.read(path, only=()).metadata.get("replay")
+        entry: Entry = checkpoint.read(path, only=()).metadata.get("replay", {})
+        replay_log.segments_of(path, entry)
     except CheckpointError:
         return None
-    return entry if isinstance(entry, dict) else None
+    return entry
 
 
 def slots_of(entry: Entry | None) -> int:
@@ -187,8 +193,10 @@ def choose(ranks: Ranks, directory: Path) -> int:
         try:
             for part in dict.fromkeys((path, own if own.is_dir() else path)):
                 checkpoint.verify(part)
-                for segment in (entry_of(part) or {}).get("segments", []):
-                    replay_log.verify(part.parent / rank_part(REPLAY, ranks.rank if part == own else 0).name, segment)
+                said = checkpoint.read(part, only=()).metadata.get("replay")
+                log = part.parent / rank_part(REPLAY, ranks.rank if part == own else 0).name
+                for segment in [] if said is None else replay_log.segments_of(log, said):
+                    replay_log.verify(log, segment)
         except CheckpointError as error:
             reason = str(error)
         reasons = [said for said in ranks.gather(reason) if said is not None]
@@ -226,21 +234,57 @@ def resume(path: Path, agent: Any, ranks: Ranks, envs: gymnasium.vector.VectorEn
     elif "live" not in read.metadata:
         reason = "it says nothing of what it was in the middle of"
     elif "environment" not in read.metadata:
-        reason = str(read.metadata.get("not_captured"))
+        reason = one_line(read.metadata.get("not_captured"))
+    else:
+        reason = snapshots.of_other_kind(envs, read.metadata["environment"])
     if any(said is not None for said in ranks.gather(reason)):
         if ranks.rank == 0:
             logger.warning("%s: the episodes begin anew (%s)", path, reason)
         return Resumption(None, None)
-    try:
+    with _fitting(part):
         value = decode(read.metadata["live"], read.groups.get(LIVE[0], {}))
+        like = {"observations": rows_like(agent.observation_space, envs.num_envs), "states": rows_like(agent.state_space, envs.num_envs)}
+        refuse_unlike("what the run was in the middle of", value, {**like, "agent": agent.live_like()})
+        if not all(np.isfinite(array).all() for array in leaves((value["observations"], value["states"]))):
+            raise ValueError("observations or states are NaN or infinite")
         begin = Standing(timestep, value["observations"], value["states"])
-        state = value["agent"]
         snapshots.restore(envs, snapshots.Snapshot(read.groups.get(LIVE[1], {}), read.metadata["environment"]))
-    except (ValueError, TypeError, KeyError, UnsupportedError) as error:
+
+    def on_begin() -> None:
+        with _fitting(part):
+            agent.set_live_state(value["agent"])
+
+    return Resumption(begin, on_begin)
+
+
+@contextmanager
+def _fitting(path: Path) -> Iterator[None]:
+    """Say of which checkpoint it is that something does not fit."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
-            f"{part} does not fit this run ({type(error).__name__}: {error}): resume it with its own arguments"
+            f"{path} does not fit this run ({type(error).__name__}: {one_line(error)}): resume it with its own arguments"
         ) from error
-    return Resumption(begin, lambda: agent.set_live_state(state))
+
+
+def require_own(directory: Path) -> None:
+    """Refuse a run directory in which something that a resumed run changes is not its own: a link leads to another's files.
+
+    Raises:
+        CheckpointError: naming what is a link, a pipe or a device.
+    """
+    where = checkpoints_of(directory)
+    files = [directory / METRICS_FILE, directory / "curve.png", *directory.glob(EVENTS)]
+    folders = [where, *where.glob("agent_*"), *where.glob(f"{BEST}*"), *where.glob(f"{REPLAY}*")]
+    for path in [*files, *folders]:
+        mode = path.lstat().st_mode if os.path.lexists(path) else None
+        if mode is not None and not (stat.S_ISREG(mode) if path in files else stat.S_ISDIR(mode)):
+            kind = "a link" if stat.S_ISLNK(mode) else "something else"
+            raise CheckpointError(
+                f"{path} is {kind}, expected {'a file' if path in files else 'a directory'} of the run's own, as a resumed run "
+                f"writes there: put there what it should be, or move it away"
+            )
 
 
 def lengths(directory: Path) -> dict[str, int]:

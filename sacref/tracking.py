@@ -6,11 +6,24 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import SupportsFloat
 
 METRICS_FILE = "metrics.jsonl"
+
+
+@contextmanager
+def whole(file: Path) -> Iterator[None]:
+    """Take back what was appended to a file, where not all of it could be."""
+    before = file.stat().st_size if file.is_file() else None
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            file.unlink(missing_ok=True) if before is None else os.truncate(file, before)
+        raise
 
 
 class Tracker:
@@ -36,7 +49,8 @@ class Tracker:
             scalars: tag -> value, Python or NumPy; no tag is named as one of the line's own three fields.
 
         Raises:
-            ValueError: if a tag is. TypeError: if a value is no scalar. Nothing is written then.
+            ValueError: if a tag is. TypeError: if a value is no scalar. OSError: if the disk is full, or the directory cannot be written.
+                Nothing is written then, and a later call goes on behind what was.
         """
         # Imported here: it takes longer than all of sacref. The record writer and not the EventFileWriter around it, which imports
         # tensorflow where that is installed, and writes from a thread of its own.
@@ -53,22 +67,24 @@ class Tracker:
         line = own | {tag: value if math.isfinite(value) else None for tag, value in values.items()}
         summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
         events = [Event(wall_time=now, step=int(timestep), summary=summary)]
-        if self._event_file is None:
-            self._event_file = self._start(now)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        event_file = self._event_file or self._start(now)
+        if not event_file.is_file():
             events.insert(0, Event(wall_time=now, file_version="brain.Event:2"))
-        with (self.directory / METRICS_FILE).open("a", encoding="utf-8") as metrics:
-            metrics.write(json.dumps(line, allow_nan=False) + "\n")
-        with self._event_file.open("ab") as stream:
-            for event in events:
-                RecordWriter(stream).write(event.SerializeToString())
+        with whole(self.directory / METRICS_FILE), whole(event_file):
+            with (self.directory / METRICS_FILE).open("a", encoding="utf-8") as metrics:
+                metrics.write(json.dumps(line, allow_nan=False) + "\n")
+            with event_file.open("ab") as stream:
+                for event in events:
+                    RecordWriter(stream).write(event.SerializeToString())
+        self._event_file = event_file
 
     def close(self) -> None:
         """End the event file; a later write begins another one."""
         self._event_file = None
 
     def _start(self, now: float) -> Path:
-        """Make the directory ready, and choose the event file's name."""
-        self.directory.mkdir(parents=True, exist_ok=True)
+        """Mend what a killed process left, and choose the event file's name."""
         metrics = self.directory / METRICS_FILE
         if metrics.is_file():
             # A process that was killed while it wrote leaves half a line, which no reader of JSON lines could pass.

@@ -68,8 +68,8 @@ def edit(path: Path, change: Callable[[dict[str, Any]], Any], *, sealed: bool = 
     change(manifest)
     if sealed:
         said = {name: value for name, value in manifest.items() if name != "crc32"}
-        manifest["crc32"] = zlib.crc32((json.dumps(said, indent=1) + "\n").encode())
-    put(file, json.dumps(manifest).encode())
+        manifest = {**said, "crc32": zlib.crc32((json.dumps(said, indent=1) + "\n").encode())}
+    put(file, (json.dumps(manifest, indent=1) + "\n").encode())
 
 
 def trust(path: Path) -> None:
@@ -219,7 +219,8 @@ def test_read_leaves_groups_out(small: Path) -> None:
     found = checkpoint.read(small, only=["memory"], without=["memory"])
     assert found == ({}, METADATA)
     assert_same(checkpoint.read(small, without=["nothing"]).groups, SMALL)
-    for keywords in ({}, {"without": ["agent"]}, {"only": ["memory"]}):
+    left_out: list[dict[str, Any]] = [{}, {"without": ["agent"]}, {"only": ["memory"]}]
+    for keywords in left_out:
         with pytest.raises(CheckpointError, match=r"memory.safetensors does not exist"):
             checkpoint.read(small.parent / "memory", **keywords)
 
@@ -413,7 +414,7 @@ def test_flipped_bits_are_refused_or_harmless(small: Path, file: str) -> None:
         else:
             put(small / "checkpoint.json", manifest)
             put(small / file, _flipped(content, source))
-            with pytest.raises(CheckpointError, match="does not have the checksum"):
+            with pytest.raises(CheckpointError, match=f"{file} is damaged or foreign"):
                 checkpoint.read(small)
             # Hidden from the checksum, as a hostile writer would: the header still has to be right.
             trust(small)
@@ -660,7 +661,7 @@ def test_a_checkpoint_s_bad_json_is_refused(small: Path, content: bytes) -> None
 def test_a_huge_json_is_refused_unread(tmp_path: Path) -> None:
     with (tmp_path / "x.json").open("wb") as stream:
         stream.truncate(2**36)  # sparse: it takes no space, and reading it would take 64 GiB
-    with pytest.raises(CheckpointError, match="has 68719476736 bytes, expected at most 67108864"):
+    with pytest.raises(CheckpointError, match="has 68719476736 bytes, expected at most 16777216"):
         checkpoint.read_json(tmp_path / "x.json")
 
 

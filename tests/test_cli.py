@@ -10,7 +10,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import gymnasium
 import pytest
@@ -19,6 +19,7 @@ from gymnasium.envs.classic_control import PendulumEnv
 import sacref
 from sacref import cli, experiment, launch
 from sacref.config import ExperimentConfig, SACConfig, paper_config
+from sacref.envs.vector import Vectorization
 from sacref.evaluation import Evaluation
 from sacref.experiment import train as sacref_train
 from sacref.spec.schedules import KLAdaptive, warm_up
@@ -190,6 +191,11 @@ def test_train_passes_on_what_its_flags_say(trained: dict[str, Any], tmp_path: P
         "resume": False,
         "progress": False,
     }
+
+
+@pytest.mark.parametrize("way", get_args(Vectorization))
+def test_environments_are_stepped_in_any_way_that_there_is(way: str) -> None:
+    assert parse_train("--vectorization", way).vectorization == way
 
 
 def test_an_environment_may_be_named_by_its_callable(trained: dict[str, Any]) -> None:

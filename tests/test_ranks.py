@@ -4,6 +4,7 @@ import json
 import os
 import time
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,24 @@ except Exception as error:
     print(f"{type(error).__name__}: {error}", flush=True)
     print(time.monotonic() - began, flush=True)
     os._exit(3)
+"""
+
+LEAVE = """
+import atexit, os
+from pathlib import Path
+
+@atexit.register
+def after_all_others() -> None:
+    print(*sorted(Path(f"/proc/self/task/{thread}/comm").read_text().strip() for thread in os.listdir("/proc/self/task")))
+
+import torch
+from sacref.torch.graph import Recorded
+from sacref.torch.optim import average_over_ranks
+from sacref.torch.ranks import join
+
+ranks = join("cpu", timeout=60)
+averaged = Recorded(lambda state, part: average_over_ranks({"part": part}))({}, torch.full((3,), float(ranks.rank)))
+assert averaged["part"].tolist() == [0.5] * 3
 """
 
 
@@ -184,3 +203,11 @@ def test_the_environment_says_who_is_there(monkeypatch: pytest.MonkeyPatch) -> N
             launched()
         assert message in str(refused.value)
         monkeypatch.setenv(name, before)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted where Linux lists them")
+def test_no_thread_of_the_group_outlives_the_interpreter() -> None:
+    # One that frees a tensor then aborts the process. What recording imports must not keep the group.
+    require("torch")
+    for ended in run(LEAVE):
+        assert not [name for name in ended.out.split() if "gloo" in name or "tcpstore" in name], ended.out

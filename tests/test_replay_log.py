@@ -337,7 +337,7 @@ def flip(directory: Path) -> None:
 
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing": (shutil.rmtree, r"segment_1.checkpoint.json does not exist"),
-    "overwritten": (overwrite, "segment_1 is another segment than the checkpoint's: use the checkpoint before"),
+    "overwritten": (overwrite, "segment_1 is another checkpoint than the one that is meant: use the checkpoint before"),
     "truncated": (shorten, "rows.safetensors is damaged or foreign, it has"),
     "flipped": (flip, "rows.safetensors is damaged or foreign, its content does not have the checksum"),
     "half": (lambda directory: (directory / "rows.safetensors").unlink(), "rows.safetensors does not exist"),
@@ -391,13 +391,13 @@ def test_a_segment_of_other_rows_is_refused_unread(
     directory, entry, memory = written
     entry["segments"][1]["token"] = checkpoint.write(directory / "segment_1", groups, {})
     read: list[Any] = []
-    original = checkpoint.read
+    original = checkpoint._read_group
 
-    def reading(path: Path) -> checkpoint.Checkpoint:
+    def reading(path: Path, *arguments: Any) -> Any:
         read.append(path.name)
-        return original(path)
+        return original(path, *arguments)
 
-    monkeypatch.setattr(checkpoint, "read", reading)
+    monkeypatch.setattr(checkpoint, "_read_group", reading)
     with pytest.raises(CheckpointError, match=r"segment_1 holds .*, expected .*: use the checkpoint before"):
         replay_log.read(directory, entry, memory)
     assert read == ["segment_0"]
@@ -459,7 +459,7 @@ def test_an_unsound_entry_is_refused(written: tuple[Path, Entry, Memory], change
         ({"number": 0}, UNSOUND),  # Not behind the one before.
         ({"number": 2}, UNSOUND),
         ({"token": 7}, UNSOUND),
-        ({"token": "00000000"}, "segment_1 is another segment"),
+        ({"token": "00000000"}, "segment_1 is another checkpoint than"),
         ({"first": [8]}, UNSOUND),
         ({"first": [-1]}, UNSOUND),
         ({"first": 6}, UNSOUND),

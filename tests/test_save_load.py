@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from sacref import checkpoint
+from sacref.agent import REPLAY
 from sacref.checkpoint import CheckpointError
 from sacref.config import ExperimentConfig
 from sacref.parity.compare import difference
 from sacref.preprocessing import RunningStandardScaler
+from sacref.replay_log import ReplayLog
 from tests.backends import BACKENDS, Backend, assert_same_arrays, draw_batch, draw_row, fill, installed_backends, load_backend
 from tests.test_models import user
 
@@ -103,6 +105,25 @@ def test_trap_20_the_checkpoint_holds_everything(backend: Backend, tmp_path: Pat
     assert not any(path.suffix in (".pt", ".pkl", ".npz") for path in (tmp_path / "saved").iterdir())
 
 
+@pytest.mark.parametrize("in_segments", [False, True])
+def test_trap_21_what_is_sampled_after_a_load_is_what_was_saved(backend: Backend, tmp_path: Path, in_segments: bool) -> None:
+    agent, other = trained(backend), trained(backend, seed=4)
+    agent.save(tmp_path / "saved", replay=ReplayLog(tmp_path / REPLAY) if in_segments else None)
+    own, saved = ({row.tobytes() for row in each.memory.arrays()["rewards"]} for each in (other, agent))
+    assert not own & saved
+    other.load(tmp_path / "saved")
+    before = other.arrays()
+    other.update(timestep=0, timesteps=1)
+    again = backend.agent(num_envs=2, seed=4, learning_rate=1e-2)
+    again.load(tmp_path / "saved")
+    again.update(timestep=0, timesteps=1)
+    # Another past of the memory changes nothing, and the update is the one that the first agent would have made.
+    agent.update(timestep=0, timesteps=1)
+    assert_same_arrays(other.arrays(), agent.arrays())
+    assert_same_arrays(again.arrays(), agent.arrays())
+    assert not np.array_equal(before["policy.head.kernel"], other.arrays()["policy.head.kernel"])
+
+
 def test_store_separately_writes_a_file_for_each_model(backend: Backend, tmp_path: Path) -> None:
     trained(backend, experiment=ExperimentConfig(write_interval=0, checkpoint_interval=0, store_separately=True)).save(tmp_path / "saved")
     names = {path.stem for path in (tmp_path / "saved").iterdir() if path.suffix == ".safetensors"}
@@ -143,7 +164,7 @@ def test_a_training_goes_on_alike_on_either_backend(writer: str, reader: str, tm
     backends = {backend.name: backend for backend in installed_backends()}
     if len(backends) < 2:
         pytest.skip("one backend is installed")
-    options = {
+    options: dict[str, Any] = {
         "dtype": "float64",
         "observation_preprocessor": RunningStandardScaler,
         "learning_rate_scheduler": ("cosine", "kl_adaptive", "linear"),

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import math
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 import sacref
+from sacref.tree import map_leaves
 from tests.backends import (
     BACKENDS,
     Backend,
@@ -371,3 +373,26 @@ def test_every_random_number_of_an_update_is_an_argument(backend: Backend) -> No
         np.testing.assert_array_equal(results[0][name], results[1][name])
     for name, state in agents[0]._streams().items():
         np.testing.assert_array_equal(state, streams[name])
+
+
+def test_an_update_is_frozen_and_equal_to_itself_alone(backend: Backend) -> None:
+    """It is compiled with its settings and its networks, which no comparison tells apart."""
+    update = backend.agent()._update
+    with pytest.raises(FrozenInstanceError):
+        update.polyak = 0.5
+    assert replace(update) != update
+    assert hash(update) == object.__hash__(update)
+
+
+def test_what_comes_of_an_update_carries_no_gradient() -> None:
+    """On torch, and not even where the parameters ask for one."""
+    pytest.importorskip("torch")
+    agent = Backend("torch").agent(dtype="float64")
+    batch, noise = (given.map(agent._upload) for given in draw_batch(agent, 4))
+    asking = map_leaves(lambda leaf: leaf.clone().requires_grad_(), tuple(agent._state[:4]))
+    state, metrics = agent._update(type(agent._state)(*asking, *agent._state[4:]), batch, noise)
+    asked: list[bool] = []
+    # The parameters themselves are moved where they lie.
+    map_leaves(lambda leaf: asked.append(leaf.requires_grad), (state.target_critics, metrics))
+    assert len(asked) > len(metrics) > 10
+    assert not any(asked)

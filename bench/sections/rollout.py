@@ -12,11 +12,16 @@ from bench.sections.newest import newest
 
 INTRODUCTION = (
     "What the training loop is made of; medians of rounds that alternate between the contenders of a table. Environments are stepped with"
-    " random actions in one process. Acting is from a NumPy observation to a NumPy action of the policy. The loop takes one gradient step"
-    " for each environment step, whatever the number of environments (HalfCheetah-v5, batch 256, two hidden layers of 256, float32;"
-    " tracking off). The parts are measured in a pass of their own that waits for the device after each: what the loop lets run beside each"
-    " other then stands behind each other, so that they add up to slightly more than the loop takes.\n"
+    " random actions: in turn (sync), in a process each (async), or in batches by threads (batched), whose numbers are those of sync to the"
+    " bit. `mujoco.rollout` is MuJoCo's own loop over the same simulations, without observations, rewards and resets: closed loop, of one"
+    " control step a call, as a policy needs it; open loop, of 64. Acting is from a NumPy observation to a NumPy action of the policy. The"
+    " loop takes one gradient step for each environment step, whatever the number of environments (HalfCheetah-v5, batch 256, two hidden"
+    " layers of 256, float32; tracking off). The parts are measured in a pass of their own that waits for the device after each: what the"
+    " loop lets run beside each other then stands behind each other, so that they add up to slightly more than the loop takes.\n"
 )
+
+VECTORIZED = ("sync", "batched")
+"""What every task is stepped by."""
 
 
 def section(results: Path) -> Section:
@@ -30,6 +35,9 @@ def section(results: Path) -> Section:
             "Environment steps per second, by number of environments:\n",
             _environments(samples.environments),
         ]
+        for env in dict.fromkeys(cell.env for cell in samples.environments if cell.stepped_by not in VECTORIZED):
+            cells = [cell for cell in samples.environments if cell.env == env]
+            paragraphs += [f"{env} stepped in every way, environment steps per second:\n", _ways(cells), *_compared(cells)]
         paragraphs += ["Milliseconds of acting, by number of environments:\n", _backends(samples.acts, lambda one: f"{1e3 / one:.3f}")]
         paragraphs += ["Environment steps per second of the whole loop, by number of environments:\n", _backends(samples.loops, number)]
         if parts := milliseconds(samples):
@@ -57,12 +65,46 @@ def speed(timings: Sequence[Timing]) -> float:
 
 
 def _environments(cells: Sequence[EnvironmentCell]) -> str:
+    """Sync beside batched, on the most threads that it was measured on."""
     counts = sorted({cell.num_envs for cell in cells})
     rows = []
-    for env in dict.fromkeys(cell.env for cell in cells):
-        by_count = {cell.num_envs: cell for cell in cells if cell.env == env}
-        rows.append([env, *(_cell(by_count.get(count), number) for count in counts)])
-    return table(["task", *map(str, counts)], rows)
+    for env, by in dict.fromkeys((cell.env, cell.stepped_by) for cell in cells if cell.stepped_by in VECTORIZED):
+        found = _by_count(cells, env, by)
+        rows.append([env, by, *(_cell(found.get(count), number) for count in counts)])
+    return table(["task", "stepped by", *map(str, counts)], rows)
+
+
+def _ways(cells: Sequence[EnvironmentCell]) -> str:
+    """One task: a row for each way and number of threads."""
+    counts = sorted({cell.num_envs for cell in cells})
+    rows = []
+    for by, threads in dict.fromkeys((cell.stepped_by, cell.threads) for cell in cells):
+        by_count = {cell.num_envs: cell for cell in cells if (cell.stepped_by, cell.threads) == (by, threads)}
+        name, on = f"mujoco.{by}" if by.startswith("rollout") else by, "a process each" if by == "async" else str(threads)
+        rows.append([name, on, *(_cell(by_count.get(count), number) for count in counts)])
+    return table(["stepped by", "threads", *map(str, counts)], rows)
+
+
+def _compared(cells: Sequence[EnvironmentCell]) -> list[str]:
+    """What batched stepping is worth, with the most environments on the most threads."""
+    (env,) = {cell.env for cell in cells}
+    count = max(cell.num_envs for cell in cells)
+    found = {by: _by_count(cells, env, by).get(count) for by in ("sync", "batched", "rollout, closed loop")}
+    speeds = {by: speed(cell.timings) for by, cell in found.items() if cell is not None and cell.timings}
+    batched = found["batched"]
+    if len(speeds) < len(found) or batched is None:
+        return []
+    of_sync, of_rollout = (speeds["batched"] / speeds[by] for by in ("sync", "rollout, closed loop"))
+    threads = f"{batched.threads} thread{'s' if batched.threads > 1 else ''}"
+    return [
+        f"With {count} environments on {threads}, batched is {of_sync:.1f} times sync, and {of_rollout:.0%} of the closed loop alone.\n"
+    ]
+
+
+def _by_count(cells: Sequence[EnvironmentCell], env: str, by: str) -> dict[int, EnvironmentCell]:
+    """Number of environments -> the cell on the most threads."""
+    found = [cell for cell in cells if (cell.env, cell.stepped_by) == (env, by)]
+    return {cell.num_envs: cell for cell in sorted(found, key=lambda cell: cell.threads)}
 
 
 def _backends(cells: Sequence[ActCell | LoopCell], show: Callable[[float], str]) -> str:

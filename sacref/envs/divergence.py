@@ -4,7 +4,7 @@ import importlib
 import logging
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -28,6 +28,14 @@ class DivergenceError(RuntimeError):
     """An environment that does nothing but diverge; the message says what it gave, and the fix."""
 
 
+@runtime_checkable
+class Complaining(Protocol):
+    """A vector environment that knows itself which of its simulations have diverged, and resets some of its copies when it is asked to."""
+
+    def complaints(self) -> dict[int, str]:
+        """What MuJoCo says of each copy that has diverged since its last reset; it is said once."""
+
+
 class Divergences:
     """Tells which environments have diverged in a step.
 
@@ -41,6 +49,7 @@ class Divergences:
 
     def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
         inner = envs.unwrapped
+        self._many = inner if isinstance(inner, Complaining) else None
         tasks = [env.unwrapped for env in inner.envs] if isinstance(inner, SyncVectorEnv) else []
         self._simulations = [(index, task) for index, task in enumerate(tasks) if _is_simulation(task)]
 
@@ -51,6 +60,8 @@ class Divergences:
             observations, states: what the step gave, `(envs, ...)`. rewards: `(envs,)`. infos: `final_obs` and `final_info` are read.
         """
         found = {index: words for index, task in self._simulations if (words := complaint(task)) is not None}
+        if self._many is not None:
+            found |= self._many.complaints()
         infos = infos if isinstance(infos, Mapping) else {}
         for told in (infos, infos.get("final_info")):
             if isinstance(told, Mapping) and REPORT in told:
@@ -83,7 +94,7 @@ class DivergenceGuard:
         self._where = "" if rank is None else f" of rank {rank}"
         # Others are reset all together, or not at all: what they give is left to the agent, which refuses what is not finite.
         disabled = envs.metadata.get("autoreset_mode") == AutoresetMode.DISABLED
-        self._can_reset_one = disabled or isinstance(envs.unwrapped, SyncVectorEnv | AsyncVectorEnv)
+        self._can_reset_one = disabled or isinstance(envs.unwrapped, SyncVectorEnv | AsyncVectorEnv | Complaining)
         self._in_a_row = np.zeros(envs.num_envs, np.int64)
         self._diverged, self._finished, self._said_at = 0, 0, FEW
 
@@ -143,13 +154,17 @@ class ReportDivergence(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 def complaint(task: Any) -> str | None:
     """What MuJoCo says of a simulation that has diverged since its last reset; None if it has not. It is said once."""
-    number = task.data.warning.number
+    return words_of(task.data.warning.number, task.data.warning.lastinfo)
+
+
+def words_of(number: Any, lastinfo: Any) -> str | None:
+    """The same of MuJoCo's counters of warnings, which are set back: how often each kind was given, and of what the last one was."""
     position, velocity, acceleration = _WARNINGS
     if not (number[position] or number[velocity] or number[acceleration]):
         return None
     mujoco: Any = importlib.import_module("mujoco")
     worst = next(kind for kind in _WARNINGS if number[kind])
-    words = f"MuJoCo: {mujoco.mju_warningText(worst, task.data.warning.lastinfo[worst])}".removesuffix(".")
+    words = f"MuJoCo: {mujoco.mju_warningText(worst, lastinfo[worst])}".removesuffix(".")
     for kind in _WARNINGS:
         number[kind] = 0  # a reset by mj_resetData does so, too; a task may have another
     return words

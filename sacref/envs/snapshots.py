@@ -9,6 +9,8 @@ Wrappers and tasks of Gymnasium and of this library are known by name. Any other
 returns numbers, text, NumPy arrays, or lists and dicts of those, and `set_state(state)`, which takes the same. A task derived from
 Gymnasium's `MujocoEnv`, whose `set_state` takes something else, redefines it, and gets and sets its simulation by `simulation_state` and
 `set_simulation_state`. The generator `np_random` of a task is captured beside.
+
+A vector environment that keeps its copies in arrays of its own takes part by the same two methods, as `BatchedVectorEnv` does.
 """
 
 import importlib
@@ -21,12 +23,13 @@ from typing import Any, NamedTuple, TypeAlias
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
+from sacref.checkpoint import one_line
 from sacref.envs.partial import DictObservation, HideVelocities, PrivilegedState
 from sacref.envs.values import UnsupportedError, decode, encode
-from sacref.tree import named_leaves
+from sacref.tree import leaves, named_leaves
 
 Environment: TypeAlias = gymnasium.Env[Any, Any]
 State: TypeAlias = dict[str, Any]
@@ -90,11 +93,20 @@ _DERIVED = (
 """What MuJoCo computes of the integration state, and tasks read before they step. `mj_forward` does not reproduce it: after a step it is of
 the substep before the last. Numbers alone, no indices: a file that lies cannot lead MuJoCo out of its memory."""
 
+_PLACES: Mapping[str, Mapping[str, tuple[str | None, int]]] = {"MT19937": {"pos": ("state", 624)}, "Philox": {"buffer_pos": (None, 4)}}
+"""Bit generator -> number in its state -> where it stands, and the largest there is. NumPy takes any, and reads its memory there."""
 _BIT_GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
 
 
 class SnapshotError(ValueError):
     """A snapshot that cannot be restored; the message says what it holds, what was expected, and the fix. No environment was changed."""
+
+
+class SeededGenerator(NamedTuple):
+    """A generator, and the seed that it was made of."""
+
+    seed: int | None
+    generator: np.random.Generator
 
 
 class Snapshot(NamedTuple):
@@ -109,13 +121,18 @@ def capture(envs: VectorEnv[Any, Any, Any]) -> Snapshot | str:
     """The whole state of a vector environment, between two steps.
 
     Args:
-        envs: a `SyncVectorEnv`, as `sacref.envs.make` makes.
+        envs: a `SyncVectorEnv`, or a vector environment with methods of its own, as `sacref.envs.make` makes.
 
     Returns:
         The state; or, where something is not capturable, a sentence that says what and why. Then an episode can only be begun anew.
     """
     arrays: dict[str, NDArray[Any]] = {}
+    own = _own(envs)
     try:
+        if own is not None:
+            layer = {"is": _name(envs), "state": encode(own.get_state(), "vector", arrays)}
+            header = _header(None, own.metadata["autoreset_mode"])
+            return Snapshot(arrays, {**header, "kind": _name(envs), "vector": None, "environments": [[layer]]})
         sync = _sync(envs)
         vector = encode({name: getattr(sync, name) for name in _VECTOR}, "vector", arrays)
         environments = [
@@ -127,15 +144,8 @@ def capture(envs: VectorEnv[Any, Any, Any]) -> Snapshot | str:
         ]
     except UnsupportedError as error:
         return str(error)
-    metadata = {
-        "version": VERSION,
-        "gymnasium": gymnasium.__version__,
-        "mujoco": _mujoco_version(sync),
-        "autoreset_mode": sync.autoreset_mode.value,
-        "vector": vector,
-        "environments": environments,
-    }
-    return Snapshot(arrays, metadata)
+    header = _header(_mujoco_version(sync), sync.autoreset_mode)
+    return Snapshot(arrays, {**header, "gymnasium": gymnasium.__version__, "vector": vector, "environments": environments})
 
 
 def restore(envs: VectorEnv[Any, Any, Any], snapshot: Snapshot) -> None:
@@ -148,15 +158,39 @@ def restore(envs: VectorEnv[Any, Any, Any], snapshot: Snapshot) -> None:
     Raises:
         SnapshotError: if it is of other environments, another version of MuJoCo, or damaged.
     """
+    setters: list[Callable[[], None]] = []
     try:
-        sync = _sync(envs)
-        setters = list(_setters(sync, snapshot))
+        if (other := of_other_kind(envs, snapshot.metadata)) is not None:
+            raise SnapshotError(f"{other}: make the environments as they were, or reset them instead")
+        own = _own(envs)
+        if own is not None:
+            _require_header(snapshot, _header(None, own.metadata["autoreset_mode"]), [[_name(envs)]])
+            ((layer,),) = snapshot.metadata["environments"]
+            setters = [partial(own.set_state, decode(layer["state"], snapshot.arrays))]
+        else:
+            setters = list(_setters(_sync(envs), snapshot))
     except SnapshotError:
         raise
     except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
-        raise SnapshotError(f"the snapshot cannot be restored: {error}: reset the environments instead") from error
-    for setter in setters:
-        setter()
+        raise SnapshotError(f"the snapshot cannot be restored: {one_line(error)}: reset the environments instead") from error
+    try:
+        for setter in setters:
+            setter()
+    except Exception as error:  # whatever the method of another's task or wrapper raises
+        raise SnapshotError(
+            f"the snapshot cannot be restored ({type(error).__name__}: {one_line(error)}): make the environments anew"
+        ) from error
+
+
+def of_other_kind(envs: VectorEnv[Any, Any, Any], metadata: Mapping[str, Any]) -> str | None:
+    """Why a snapshot is of no use for a vector environment of another kind than the captured one's; None where it is of the same kind.
+
+    Args:
+        metadata: of the snapshot.
+    """
+    here = _name(envs)
+    there = metadata.get("kind", _name_of(SyncVectorEnv)) if isinstance(metadata, Mapping) else here  # a damaged one is for `restore`
+    return None if here == there else f"the environments were stepped by {one_line(there)}, and are by {here}"
 
 
 def simulation_state(env: Any) -> dict[str, NDArray[Any]]:
@@ -175,11 +209,91 @@ def set_simulation_state(env: Any, state: Mapping[str, NDArray[Any]]) -> None:
         ValueError: if it is of another model.
     """
     expected = simulation_state(env)
-    _require_alike("the simulation", state, expected)
+    require_alike("the simulation", state, expected)
     mujoco: Any = importlib.import_module("mujoco")
     mujoco.mj_setState(env.model, env.data, state["integration"], mujoco.mjtState.mjSTATE_INTEGRATION)
     for name in expected.keys() - {"integration"}:
         getattr(env.data, name)[...] = state[name]
+
+
+def generator_state(task: Environment) -> State | None:
+    """Of `np_random`; None before it was asked for."""
+    generator = task._np_random
+    if generator is None:
+        return None
+    kind = type(generator.bit_generator).__name__
+    if type(generator) is not np.random.Generator or kind not in _BIT_GENERATORS:
+        raise UnsupportedError(
+            f"np_random of {_name(task)} is a {type(generator).__name__} of {kind}, expected a numpy.random.Generator of NumPy's own"
+        )
+    return {"seed": task._np_random_seed, "state": dict(generator.bit_generator.state)}
+
+
+def generator_of(state: Any) -> SeededGenerator | None:
+    """A generator in a state; ValueError where it is none."""
+    if state is None:
+        return None
+    kind = state["state"]["bit_generator"]
+    if kind not in _BIT_GENERATORS:
+        raise ValueError(f"a generator is of {kind!r}, expected one of {', '.join(_BIT_GENERATORS)}")
+    bits = getattr(np.random, kind)()
+    for name, (within, most) in _PLACES.get(kind, {}).items():
+        place = (state["state"][within] if within else state["state"])[name]
+        if type(place) is not int or not 0 <= place <= most:
+            raise ValueError(f"{name} of a generator {kind} is {place!r}, expected an integer from 0 to {most}")
+    bits.state = state["state"]
+    if not (state["seed"] is None or type(state["seed"]) is int):
+        raise ValueError(f"a generator's seed is {state['seed']!r}, expected an integer")
+    return SeededGenerator(state["seed"], np.random.Generator(bits))
+
+
+def set_generator(task: Environment, found: SeededGenerator | None) -> None:
+    """Let a task draw from a generator."""
+    if found is None:
+        task._np_random = None
+        return
+    task._np_random_seed = found.seed
+    here = task._np_random
+    if here is not None and type(here.bit_generator) is type(found.generator.bit_generator):
+        # In place: a task may hold it under another name, too.
+        here.bit_generator.state = found.generator.bit_generator.state
+    else:
+        task._np_random = found.generator
+
+
+def require_alike(what: str, found: Any, expected: Any, but: tuple[str, ...] = ()) -> None:
+    """Refuse other names, shapes or types than those of the environments at hand, with a ValueError."""
+    described = [
+        {
+            path: (np.shape(leaf), str(np.asarray(leaf).dtype))
+            for path, leaf in named_leaves({name: branch for name, branch in tree.items() if name not in but}).items()
+        }
+        for tree in (found, expected)
+    ]
+    if described[0] != described[1]:
+        raise ValueError(f"{what} has the arrays {described[0]}, expected {described[1]}")
+
+
+def _own(envs: VectorEnv[Any, Any, Any]) -> Any:
+    """A vector environment that takes part by methods of its own; None for another."""
+    return envs if hasattr(type(envs), "get_state") and hasattr(type(envs), "set_state") else None
+
+
+def _header(mujoco: str | None, mode: AutoresetMode) -> dict[str, Any]:
+    """What has to be the same where a snapshot is restored."""
+    return {"version": VERSION, "mujoco": mujoco, "autoreset_mode": mode.value}
+
+
+def _require_header(snapshot: Snapshot, header: Mapping[str, Any], layers: list[list[str]]) -> None:
+    here = {**header, "environments": layers}
+    found = {name: snapshot.metadata[name] for name in here}
+    found["environments"] = [[layer["is"] for layer in layers] for layers in found["environments"]]
+    for name, expected in here.items():
+        if found[name] != expected:
+            raise SnapshotError(
+                f"the snapshot's {name} is {one_line(found[name])}, expected {expected}: "
+                f"make the environments as they were, or reset them instead"
+            )
 
 
 def _sync(envs: VectorEnv[Any, Any, Any]) -> SyncVectorEnv[Any, Any]:
@@ -204,8 +318,12 @@ def _layers(env: Environment) -> Iterator[Environment]:
     yield env
 
 
-def _name(layer: Environment) -> str:
-    return f"{type(layer).__module__}:{type(layer).__qualname__}"
+def _name(layer: object) -> str:
+    return _name_of(type(layer))
+
+
+def _name_of(kind: type) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"
 
 
 def _get(layer: Environment) -> State:
@@ -217,7 +335,7 @@ def _get(layer: Environment) -> State:
     task: Any = layer
     state: State = {}
     if not isinstance(layer, gymnasium.Wrapper):
-        state["generator"] = _generator_state(layer)
+        state["generator"] = generator_state(layer)
     if _has_methods(layer):
         return state | {"own": task.get_state()}
     if _is_mujoco_task(layer):
@@ -235,21 +353,15 @@ def _get(layer: Environment) -> State:
 def _setters(envs: SyncVectorEnv[Any, Any], snapshot: Snapshot) -> Iterator[Callable[[], None]]:
     """What brings each part into its state; all that can be checked is checked before."""
     metadata = snapshot.metadata
-    here: dict[str, Any] = {
-        "version": VERSION,
-        "mujoco": _mujoco_version(envs),
-        "autoreset_mode": envs.autoreset_mode.value,
-        "environments": [[_name(layer) for layer in _layers(env)] for env in envs.envs],
-    }
-    found = {name: metadata[name] for name in here}
-    found["environments"] = [[layer["is"] for layer in layers] for layers in found["environments"]]
-    for name, expected in here.items():
-        if found[name] != expected:
-            raise SnapshotError(
-                f"the snapshot's {name} is {found[name]}, expected {expected}: make the environments as they were, or reset them instead"
-            )
+    layers = [[_name(layer) for layer in _layers(env)] for env in envs.envs]
+    _require_header(snapshot, _header(_mujoco_version(envs), envs.autoreset_mode), layers)
     vector = decode(metadata["vector"], snapshot.arrays)
-    _require_alike("the vector environment", vector, {name: getattr(envs, name) for name in _VECTOR}, but=("_env_obs",))
+    own = {name: getattr(envs, name) for name in _VECTOR}
+    if vector.keys() != own.keys():
+        raise ValueError(f"the vector environment has {sorted(vector)}, expected {sorted(own)}")
+    require_alike("the vector environment", vector, own, but=("_env_obs",))
+    if not _fits(vector["_env_obs"], own["_env_obs"]) or len(vector["_env_obs"]) != envs.num_envs:
+        raise ValueError("the vector environment has observations of other shapes or types than these environments'")
     yield lambda: vars(envs).update(vector)
     for env, layers in zip(envs.envs, metadata["environments"], strict=True):
         for layer, written in zip(_layers(env), layers, strict=True):
@@ -258,25 +370,34 @@ def _setters(envs: SyncVectorEnv[Any, Any], snapshot: Snapshot) -> Iterator[Call
 
 def _setter(layer: Environment, state: State) -> Callable[[], None]:
     task: Any = layer
-    generator: _Generator | None = None
+    generator: SeededGenerator | None = None
     if not isinstance(layer, gymnasium.Wrapper):
-        generator = _generator_of(state.pop("generator"))
+        generator = generator_of(state.pop("generator"))
     own: Callable[[], None]
     if _has_methods(layer):
         own = partial(task.set_state, state["own"])
     elif _is_mujoco_task(layer):
-        _require_alike(_name(layer), state, simulation_state(layer))
+        require_alike(_name(layer), state, simulation_state(layer))
         own = partial(set_simulation_state, layer, state)
     else:
         if state.keys() != set(_attributes(layer)):
             raise ValueError(f"{_name(layer)} has the state of {sorted(state)}, expected {sorted(_attributes(layer))}")
+        try:
+            here = _get(layer)
+        except AttributeError:
+            here = {}  # it has never been reset, and keeps nothing yet
+        for name, value in here.items():
+            if name != "generator" and not _fits(state[name], value):
+                raise ValueError(f"{_name(layer)} has {name} = {one_line(state[name])}, expected something like {one_line(value)}")
+        if here.get("_has_reset") and not state["_has_reset"]:
+            raise ValueError("the environments were never reset, and those here are")
         own = partial(_set_attributes, layer, state)
 
     def everything() -> None:
         own()
         # Behind the task's own, which may draw.
         if not isinstance(layer, gymnasium.Wrapper):
-            _set_generator(layer, generator)
+            set_generator(layer, generator)
 
     return everything
 
@@ -341,57 +462,22 @@ def _attributes(layer: Environment) -> tuple[str, ...]:
     raise UnsupportedError(f"what the {what} {_name(layer)} keeps is not known: give it the methods get_state() and set_state(state)")
 
 
-class _Generator(NamedTuple):
-    seed: int | None
-    generator: np.random.Generator
-
-
-def _generator_state(task: Environment) -> State | None:
-    """Of `np_random`; None before it was asked for."""
-    generator = task._np_random
-    if generator is None:
-        return None
-    kind = type(generator.bit_generator).__name__
-    if type(generator) is not np.random.Generator or kind not in _BIT_GENERATORS:
-        raise UnsupportedError(
-            f"np_random of {_name(task)} is a {type(generator).__name__} of {kind}, expected a numpy.random.Generator of NumPy's own"
+def _fits(found: Any, here: Any) -> bool:
+    """Whether a wrapper or task that keeps the one value now could keep the other at another step: numbers, arrays of the same shape."""
+    if found is None or here is None:  # before the first step
+        values = found if here is None else here
+        return all(
+            value is None or np.asarray(value).dtype.kind in "fiub"
+            for value in leaves(tuple(values) if isinstance(values, list) else values)
         )
-    return {"seed": task._np_random_seed, "state": dict(generator.bit_generator.state)}
-
-
-def _generator_of(state: Any) -> _Generator | None:
-    """A generator in a state; ValueError where it is none."""
-    if state is None:
-        return None
-    kind = state["state"]["bit_generator"]
-    if kind not in _BIT_GENERATORS:
-        raise ValueError(f"a generator is of {kind!r}, expected one of {', '.join(_BIT_GENERATORS)}")
-    bits = getattr(np.random, kind)()
-    bits.state = state["state"]
-    return _Generator(state["seed"], np.random.Generator(bits))
-
-
-def _set_generator(task: Environment, found: _Generator | None) -> None:
-    if found is None:
-        task._np_random = None
-        return
-    task._np_random_seed = found.seed
-    here = task._np_random
-    if here is not None and type(here.bit_generator) is type(found.generator.bit_generator):
-        # In place: a task may hold it under another name, too.
-        here.bit_generator.state = found.generator.bit_generator.state
-    else:
-        task._np_random = found.generator
-
-
-def _require_alike(what: str, found: Any, expected: Any, but: tuple[str, ...] = ()) -> None:
-    """Refuse other names, shapes or types than those of the environments at hand."""
-    described = [
-        {
-            path: (np.shape(leaf), str(np.asarray(leaf).dtype))
-            for path, leaf in named_leaves({name: branch for name, branch in tree.items() if name not in but}).items()
-        }
-        for tree in (found, expected)
-    ]
-    if described[0] != described[1]:
-        raise ValueError(f"{what} has the arrays {described[0]}, expected {described[1]}")
+    if isinstance(here, bool | np.bool_ | int | np.integer):
+        return isinstance(found, bool | np.bool_ | int | np.integer) and bool(found >= 0)
+    if isinstance(here, float | np.number):
+        return isinstance(found, int | float | np.number)
+    if isinstance(here, np.ndarray):
+        return isinstance(found, np.ndarray) and found.shape == here.shape and found.dtype == here.dtype
+    if isinstance(here, list):
+        return isinstance(found, list) and all(_fits(inner, here[0] if here else None) for inner in found)
+    if isinstance(here, dict):
+        return isinstance(found, dict) and found.keys() == here.keys() and all(_fits(found[key], here[key]) for key in here)
+    return isinstance(found, tuple) and isinstance(here, tuple) and len(found) == len(here) and all(map(_fits, found, here))

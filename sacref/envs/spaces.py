@@ -9,7 +9,8 @@ import gymnasium
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from sacref.tree import Tree, leaves
+from sacref.envs.values import Like
+from sacref.tree import Tree, leaves, map_leaves
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,11 @@ def boxes(space: Any) -> Tree:
     if isinstance(space, gymnasium.spaces.Dict):
         return {key: boxes(inner) for key, inner in space.spaces.items()}
     return space
+
+
+def rows_like(space: Any, rows: int) -> Tree:
+    """What rows of a space are like, for `refuse_unlike`; None for no space."""
+    return map_leaves(lambda box: Like((rows, *box.shape), "fiub"), boxes(space))
 
 
 def check_values(values: Any, fields: Tree, name: str, is_device_array: Callable[[Any], bool]) -> Tree:

@@ -1,5 +1,6 @@
 """Vector environments of any Gymnasium id, or of the user's own environments."""
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -12,7 +13,7 @@ from sacref.envs.mujoco_log import redirect_mujoco_warnings
 Environment: TypeAlias = gymnasium.Env[Any, Any]
 EnvironmentFactory: TypeAlias = Callable[..., Environment]
 Wrapper: TypeAlias = Callable[[Environment], Environment]
-Vectorization: TypeAlias = Literal["sync", "async"]
+Vectorization: TypeAlias = Literal["sync", "async", "batched"]
 
 
 class EnvError(ValueError):
@@ -37,7 +38,8 @@ def make(
         seed: resets the copies once, with seed, seed + 1, ..., so that what a later `reset()` gives follows from it.
             None: unseeded until `reset(seed=...)`.
         vectorization: "sync" steps the copies in turn in this process; "async" gives each a process of its own, which is started
-            afresh (a script then needs `if __name__ == "__main__":`).
+            afresh (a script then needs `if __name__ == "__main__":`); "batched" steps copies of Gymnasium's MuJoCo tasks in threads of
+            this process, with the same numbers as "sync" (`sacref.envs.batched` says which tasks).
         autoreset_mode: what happens after an episode's end. The agents store the same transitions under every mode.
         env_kwargs: passed on to each environment.
         wrappers: put around each environment, the first one innermost.
@@ -56,12 +58,16 @@ def make(
         )
     if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
         raise ValueError(f"num_envs is {num_envs!r}, expected an integer of at least 1")
-    if vectorization not in ("sync", "async"):
-        raise ValueError(f'vectorization is {vectorization!r}, expected "sync" or "async"')
+    if vectorization not in ("sync", "async", "batched"):
+        raise ValueError(f'vectorization is {vectorization!r}, expected "sync", "async" or "batched"')
     around = (*wrappers, ReportDivergence) if vectorization == "async" else tuple(wrappers)
     factory = _Factory(env, dict(env_kwargs or {}), around)
     envs: VectorEnv[Any, Any, Any]
-    if vectorization == "sync":
+    if vectorization == "batched":
+        # Imported here: it needs MuJoCo, which other environments do without.
+        batched = importlib.import_module("sacref.envs.batched")
+        envs = batched.BatchedVectorEnv(factory(), num_envs, autoreset_mode=autoreset_mode)
+    elif vectorization == "sync":
         envs = SyncVectorEnv([factory] * num_envs, autoreset_mode=autoreset_mode)
     else:
         # Spawned, not forked: a fork copies the locks of torch's and JAX's threads, and the copy may wait for them for ever.

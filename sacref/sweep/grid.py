@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sacref import cli
-from sacref.checkpoint import read_json
+from sacref.checkpoint import CheckpointError, one_line, read_json, short
 
 TABLES = ("train", "grid", "slurm")
 
@@ -26,6 +26,9 @@ RESERVED: Mapping[str, str] = {
 }
 """Flag of `sacref train` -> why a file may not set it."""
 
+LARGEST_FILE = 2**20
+"""Bytes."""
+MOST_RUNS = 10_000
 LONGEST_NAME = 200
 """Letters of a run directory's name; file systems take 255 bytes."""
 
@@ -93,6 +96,8 @@ def read(file: Path, directory: Path) -> Plan:
                 raise SweepError(f"{file}: [{table}] has {name}: leave it out, as {RESERVED[name]}")
     if twice := sorted(fixed.keys() & alternatives.keys()):
         raise SweepError(f"{file}: {', '.join(twice)} stands in [train] and in [grid]: leave one of them out")
+    if (count := math.prod(map(len, alternatives.values()))) > MOST_RUNS:
+        raise SweepError(f"{file}: [grid] makes {count} runs, expected at most {MOST_RUNS}: name fewer values, or make several sweeps")
     runs: dict[str, Run] = {}
     for combination in itertools.product(*alternatives.values()):
         run = _run(file, directory, fixed, dict(zip(alternatives, combination, strict=True)))
@@ -105,6 +110,8 @@ def read(file: Path, directory: Path) -> Plan:
 def _tables(file: Path) -> dict[str, dict[str, Any]]:
     if not file.is_file():
         raise SweepError(f"--sweep: {file} is no file: name a TOML or JSON file with the tables [train] and [grid]")
+    if (size := file.stat().st_size) > LARGEST_FILE:
+        raise SweepError(f"--sweep: {file} has {size} bytes, expected at most {LARGEST_FILE}: name the file of a sweep")
     try:
         if file.suffix == ".toml":
             content: Any = tomllib.loads(file.read_text())
@@ -112,15 +119,20 @@ def _tables(file: Path) -> dict[str, dict[str, Any]]:
             content = read_json(file)
         else:
             raise SweepError(f"--sweep: {file} has suffix {file.suffix!r}, expected .toml or .json")
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SweepError(f"{file} is no TOML ({error}): mend it") from error
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, SweepError | CheckpointError):
+            raise
+        raise SweepError(f"{file} is no TOML ({one_line(error)}): mend it") from error
     if not isinstance(content, dict) or set(content) - set(TABLES):
-        found = ", ".join(sorted(content)) if isinstance(content, dict) else type(content).__name__
+        found = one_line(", ".join(sorted(content))) if isinstance(content, dict) else type(content).__name__
         raise SweepError(f"{file} holds {found}, expected the tables {', '.join(TABLES)} and nothing beside them")
     tables = {name: content.get(name, {}) for name in TABLES}
     for name, table in tables.items():
         if not isinstance(table, dict):
-            raise SweepError(f"{file}: {name} is {json.dumps(table, default=str)}, expected a table")
+            raise SweepError(f"{file}: {name} is {_said(table)}, expected a table")
+        for flag in _flat(table):
+            if not re.fullmatch(r"[A-Za-z0-9.-]{1,100}", flag):
+                raise SweepError(f"{file}: [{name}] has {short.repr(flag)}, expected the name of a flag")
     return tables
 
 
@@ -135,11 +147,11 @@ def _flat(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _alternatives(file: Path, name: str, values: Any) -> list[Any]:
-    span = re.fullmatch(r"(\d+):(\d+)", values) if isinstance(values, str) else None
-    found = list(range(int(span[1]), int(span[2]))) if span else values
+    span = re.fullmatch(r"([0-9]{1,18}):([0-9]{1,18})", values) if isinstance(values, str) else None
+    found = list(range(int(span[1]), min(int(span[2]), int(span[1]) + MOST_RUNS + 1))) if span else values
     if not isinstance(found, list) or not found:
         raise SweepError(
-            f"{file}: [grid] {name} = {json.dumps(values, default=str)}, expected a list of values or a range such as "
+            f"{file}: [grid] {name} = {_said(values)}, expected a list of values or a range such as "
             f'"0:5" (0, 1, 2, 3, 4): a flag of one value belongs into [train]'
         )
     return found
@@ -151,7 +163,9 @@ def _run(file: Path, directory: Path, fixed: Mapping[str, Any], values: Mapping[
     try:
         train = _parse([word for words in flags.values() for word in words])
     except _Refused as refused:
-        raise SweepError(f"{file}: {_blamed(places, flags, str(refused)) or _combination(values)} is refused: {refused}") from refused
+        raise SweepError(
+            f"{file}: {_blamed(places, flags, str(refused)) or _combination(values)} is refused: {one_line(refused)}"
+        ) from refused
     environments = train.num_envs * train.ranks
     # Always given: a resumed run would take its old number, where the file leaves it to the default.
     steps = {"steps": ("--steps", str(train.steps))}
@@ -176,9 +190,7 @@ def _words(where: str, name: str, value: Any) -> tuple[str, ...]:
     elements = value if isinstance(value, list) else [value]
     for element in elements:
         if isinstance(element, bool) or not isinstance(element, str | int | float | None):
-            raise SweepError(
-                f"{where} = {json.dumps(value, default=str)}, expected a number, a string, true, false, a list or a table of those"
-            )
+            raise SweepError(f"{where} = {_said(value)}, expected a number, a string, true, false, a list or a table of those")
     return (f"--{name}", *(str(element) for element in elements))
 
 
@@ -221,12 +233,17 @@ def _blamed(places: Mapping[str, tuple[str, Any]], flags: Mapping[str, tuple[str
             _parse(list(flags[name]))
         except _Refused as refused:
             if str(refused) == message:
-                return f"[{table}] {name} = {json.dumps(value)}"
+                return f"[{table}] {name} = {_said(value)}"
     return None
 
 
 def _combination(values: Mapping[str, Any]) -> str:
-    return "the combination of [train] with [grid] " + ", ".join(f"{name} = {json.dumps(value)}" for name, value in values.items())
+    return "the combination of [train] with [grid] " + ", ".join(f"{name} = {_said(value)}" for name, value in values.items())
+
+
+def _said(value: Any) -> str:
+    """A value of the file, for a message."""
+    return one_line(json.dumps(value, default=str))
 
 
 def _name(values: Mapping[str, Any], flags: Mapping[str, tuple[str, ...]]) -> str:

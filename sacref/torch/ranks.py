@@ -7,6 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+
+# Its functions have the default group of the moment of the import as a default argument. A recorded graph imports it; after `join`
+# that would keep the group, and its threads, beyond `_leave`: at the interpreter's end they abort the process.
+import torch.distributed.nn.functional
 from numpy.typing import NDArray
 
 from sacref.ranks import TIMEOUT, Launch, Ranks, launched
@@ -63,7 +67,7 @@ def join(device: str | None = None, *, timeout: float = TIMEOUT) -> Ranks:
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout))
     except RuntimeError as error:
         raise alone.lost(error) from error
-    # Its threads must not outlive the interpreter, which would end the process by an abort.
+    # Its threads free tensors: after the interpreter's end, that is an abort of the process.
     atexit.register(_leave)
     return ranks()
 

@@ -124,7 +124,7 @@ def test_the_record_adds_up_and_the_report_tells_differences(
     assert path.name == "faults-cpu-1core.json"
     differences = figures([record.read(path)])
     assert {name: figure.values for name, figure in differences.items() if "Ant" in name} == {
-        "jax, Ant-v5, float16, differences of killed runs": [0.0, 1.0, 0.0, 0.0, 0.0]
+        "jax, Ant-v5, float16, differences of killed runs": [1.0, 0.0, 0.0, 0.0, 0.0]
     }
     text = "\n".join(section.section(tmp_path).paragraphs)
     assert f"| {plots.NAMES['torch']} | HalfCheetah-v5 | 360 | 50 | 35 | 10 | none |" in text

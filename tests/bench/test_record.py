@@ -12,14 +12,17 @@ from bench.record import (
     AmpCell,
     AmpSamples,
     Contender,
+    EnvironmentCell,
     Evaluation,
     Hardware,
     LearningSamples,
     Record,
     RecordError,
+    RolloutSamples,
     Round,
     Session,
     ThroughputSamples,
+    Timing,
 )
 
 LEARNING = Record(
@@ -88,7 +91,7 @@ def test_every_missing_field_is_refused_by_its_name(written: Record) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 4}, "schema_version is 4, expected 3, 2 or 1"),
+        ({"schema_version": 5}, "schema_version is 5, expected 4, 3, 2 or 1"),
         ({"suite": "parity"}, "suite is 'parity', expected one of learning, throughput"),
         ({"seed": "0"}, "seed is '0', expected int"),
         ({"seed": True}, "seed is True, expected int"),
@@ -125,7 +128,7 @@ def test_a_throughput_record_of_version_1_is_read_as_the_newest() -> None:
         record.decode(old)
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_an_older_learning_record_is_read_as_it_is(version: int) -> None:
     assert record.decode(dataclasses.asdict(LEARNING) | {"schema_version": version}) == LEARNING
 
@@ -160,7 +163,20 @@ def test_a_precision_record_of_version_2_is_of_feed_forward_networks() -> None:
         record.decode(old | {"schema_version": 3})
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"schema_version": 1}', '{"schema_version": 2}', '{"schema_version": 3}'])
+def test_the_environments_of_a_rollout_record_of_version_3_were_stepped_in_turn() -> None:
+    cell = EnvironmentCell(env="Ant-v5", num_envs=4, stepped_by="sync", threads=1, timings=[Timing(count=8, seconds=0.5)], missing=None)
+    samples = RolloutSamples(environments=[cell], acts=[], loops=[], parts=[])
+    written = dataclasses.replace(LEARNING, suite="rollout", samples=samples)
+    old = dataclasses.asdict(written)
+    for name in ("stepped_by", "threads"):
+        del old["samples"]["environments"][0][name]
+    for version in (1, 2, 3):
+        assert record.decode(old | {"schema_version": version}) == written
+    with pytest.raises(RecordError, match=r"samples.environments\[0\].\w+ is missing"):
+        record.decode(old)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"schema_version": 1}', '{"schema_version": 3}', '{"schema_version": 4}'])
 def test_a_file_that_is_no_record_is_refused_by_its_path(text: str, tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     path.write_text(text)

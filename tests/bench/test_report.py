@@ -592,7 +592,7 @@ def test_of_two_runs_alike_the_newer_is_shown_and_another_preset_beside_it(tmp_p
 def test_the_parts_of_a_step_are_medians_in_milliseconds(tmp_path: Path) -> None:
     parts = {"act": 1.0, "environment": 0.5, "record": 0.25, "update": 8.0, "rest": 0.25}
     samples = RolloutSamples(
-        environments=[EnvironmentCell(env="Ant-v5", num_envs=num, timings=timed(100.0 * num), missing=None) for num in (1, 4)],
+        environments=[stepped("Ant-v5", num, "sync", 1, 100.0 * num) for num in (1, 4)],
         acts=[ActCell(backend="jax", num_envs=1, timings=timed(4_000.0, 5_000.0, 9_000.0), compile_seconds=0.5, missing=None)],
         loops=[
             LoopCell(backend="jax", num_envs=1, execution="scan", timings=timed(90.0, 100.0, 130.0), compile_seconds=2.0, missing=None),
@@ -604,13 +604,63 @@ def test_the_parts_of_a_step_are_medians_in_milliseconds(tmp_path: Path) -> None
     found = dataclasses.replace(run("torch", 0, 0.0), suite="rollout", run="rollout-cpu", configuration=configuration, samples=samples)
     record.write(tmp_path / "rollout" / "2026-01-02-a" / "r.json", found)
     report.build(tmp_path)
-    assert row(tmp_path, "Ant-v5") == ["Ant-v5", "100", "400"]
+    assert row(tmp_path, "Ant-v5") == ["Ant-v5", "sync", "100", "400"]
     assert row(tmp_path, "jax (scan)") == ["jax (scan)", "100", "2.0 s"]
     assert row(tmp_path, "torch") == ["torch", "missing: no torch", ""]
     text = (tmp_path / "README.md").read_text()
     assert "| jax | 0.200 | 0.5 s |" in text
     assert "| jax | 1.000 | 0.500 | 0.250 | 8.000 | 0.250 | 10.000 |" in text
     assert (tmp_path / "rollout" / "rollout-cpu-a-4core.png").exists()
+
+
+def stepped(env: str, num_envs: int, by: Any, threads: int, speed: float | None) -> EnvironmentCell:
+    timings = [] if speed is None else timed(speed)
+    missing = "it is not there" if speed is None else None
+    return EnvironmentCell(env=env, num_envs=num_envs, stepped_by=by, threads=threads, timings=timings, missing=missing)
+
+
+def test_one_task_is_shown_in_every_way_that_it_was_stepped(tmp_path: Path) -> None:
+    speeds: dict[tuple[Any, int], tuple[float | None, float | None]] = {
+        ("sync", 1): (5_000.0, 20_000.0),
+        ("async", 1): (None, 4_000.0),
+        ("batched", 1): (4_000.0, 32_000.0),
+        ("batched", 2): (4_100.0, 50_000.0),
+        ("rollout, closed loop", 1): (9_000.0, 35_000.0),
+        ("rollout, closed loop", 2): (9_100.0, 52_000.0),
+        ("rollout, open loop", 1): (11_000.0, 39_000.0),
+    }
+    cells = [
+        stepped("Pusher-v5", num, by, threads, speed)
+        for (by, threads), each in speeds.items()
+        for num, speed in zip((1, 16), each, strict=True)
+    ]
+    cells += [stepped("Ant-v5", num, by, 2, 10.0 * num) for by in ("sync", "batched") for num in (1, 16)]
+
+    def write(cells: list[EnvironmentCell]) -> str:
+        samples = RolloutSamples(environments=cells, acts=[], loops=[], parts=[])
+        found = dataclasses.replace(run("torch", 0, 0.0), suite="rollout", run="r", configuration={"preset": "cpu"}, samples=samples)
+        record.write(tmp_path / "rollout" / "2026-01-02-a" / "r.json", found)
+        report.build(tmp_path)
+        return (tmp_path / "README.md").read_text()
+
+    text = write(cells)
+    for line in (
+        "| task | stepped by | 1 | 16 |",
+        "| Pusher-v5 | sync | 5,000 | 20,000 |",
+        "| Pusher-v5 | batched | 4,100 | 50,000 |",
+        "| Ant-v5 | batched | 10 | 160 |",
+        "| stepped by | threads | 1 | 16 |",
+        "| sync | 1 | 5,000 | 20,000 |",
+        "| async | a process each | missing: it is not there | 4,000 |",
+        "| batched | 1 | 4,000 | 32,000 |",
+        "| mujoco.rollout, closed loop | 2 | 9,100 | 52,000 |",
+        "| mujoco.rollout, open loop | 1 | 11,000 | 39,000 |",
+    ):
+        assert text.count(f"\n{line}\n") == 1, line
+    assert "Ant-v5 stepped in every way" not in text
+    assert "Pusher-v5 stepped in every way, environment steps per second:" in text
+    assert "With 16 environments on 2 threads, batched is 2.5 times sync, and 96% of the closed loop alone.\n" in text
+    assert "times sync" not in write([cell for cell in cells if cell.stepped_by != "sync"])
 
 
 def amp_cell(precision: str, width: int, *speeds: float, **changes: Any) -> AmpCell:
@@ -643,7 +693,7 @@ def write_amp(results: Path, cells: list[AmpCell], **configuration: Any) -> str:
     return (results / "README.md").read_text()
 
 
-def test_a_precision_is_held_to_float32_of_its_size_and_networks(tmp_path: Path) -> None:
+def test_trap_24_a_slow_down_is_reported_as_it_is(tmp_path: Path) -> None:
     gru: dict[str, Any] = {"recurrent": "gru", "sequence_length": 32}
     cells = [
         amp_cell("float32", 256, 100.0),
@@ -682,12 +732,12 @@ def test_a_precision_is_held_to_float32_of_its_size_and_networks(tmp_path: Path)
         ((), None),
     ],
 )
-def test_a_precision_pays_if_it_is_ahead_in_every_round(speeds: tuple[float, ...], paid: bool | None) -> None:
+def test_trap_24_a_precision_pays_if_it_is_ahead_in_every_round(speeds: tuple[float, ...], paid: bool | None) -> None:
     exact = amp_cell("float32", 256, 99.0, 100.0, 101.0, 102.0, 100.0)
     assert amp.pays(amp_cell("bfloat16", 256, *speeds), [exact]) is paid
 
 
-def test_where_a_precision_starts_to_pay_is_told_by_batch_and_drawn(tmp_path: Path) -> None:
+def test_trap_24_where_a_precision_starts_to_pay_is_told_by_batch_and_drawn(tmp_path: Path) -> None:
     fast, slow = [20.0] * 5, [5.0] * 5
 
     def of(width: int, batch: int, precision: str, *speeds: float, backend: str = "torch") -> AmpCell:

@@ -1,5 +1,6 @@
 """The rollout suite: rounds of the loop leave out what entering it costs, and the parts add up to the whole."""
 
+import importlib
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from bench import machine, precisions, rollout, sweep
+from bench.record import EnvironmentCell
 from bench.rollout import PARTS, PRESETS, Loop, PartClock, Sizes
 
 SIZES = Sizes(envs=("InvertedPendulum-v5",), num_envs=(1, 2), rounds=2, round_seconds=0.0, loop_steps=4)
@@ -115,13 +117,68 @@ def test_parts_of_the_real_loop_add_up_to_it() -> None:
     assert parts["update"] > parts["rest"]
 
 
-def test_environments_are_stepped_by_every_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environments_are_stepped_by_every_number() -> None:
     pytest.importorskip("mujoco")
-    found = rollout.measure_environment("InvertedPendulum-v5", SIZES, seed=0).environments
-    assert [(cell.num_envs, len(cell.timings), cell.timings[0].count % cell.num_envs) for cell in found] == [(1, 2, 0), (2, 2, 0)]
-    missing = rollout.measure_environment("NoSuchTask-v5", SIZES, seed=0).environments
-    assert [cell.timings for cell in missing] == [[], []]
-    assert all(cell.missing is not None and "NoSuchTask-v5" in cell.missing for cell in missing)
+    ways: list[rollout.Way] = [("sync", 1), ("batched", 2)]
+    found = rollout.measure_environment("InvertedPendulum-v5", SIZES, 0, ways).environments
+    assert [(cell.stepped_by, cell.threads, cell.num_envs, len(cell.timings), cell.timings[0].count % cell.num_envs) for cell in found] == [
+        ("sync", 1, 1, 2, 0),
+        ("sync", 1, 2, 2, 0),
+        ("batched", 2, 1, 2, 0),
+        ("batched", 2, 2, 2, 0),
+    ]
+    for env, said in {"NoSuchTask-v5": "NoSuchTask-v5", "Pendulum-v1": "Pendulum-v1 is not stepped in batches"}.items():
+        missing = [cell for cell in rollout.measure_environment(env, SIZES, 0, ways).environments if cell.stepped_by == "batched"]
+        assert [cell.timings for cell in missing] == [[], []]
+        assert all(cell.missing is not None and said in cell.missing for cell in missing)
+
+
+def test_one_task_is_stepped_in_every_way_on_one_thread_and_on_all() -> None:
+    on = {by: [1, 4] for by in ("batched", "rollout, closed loop", "rollout, open loop")}
+    assert rollout.ways_of(rollout.LOOP_ENV, 4) == [
+        ("sync", 1),
+        ("async", 1),
+        *((by, threads) for by, each in on.items() for threads in each),
+    ]
+    assert rollout.ways_of(rollout.LOOP_ENV, 1)[2:] == [(by, 1) for by in on]
+    assert rollout.ways_of("Ant-v5", 4) == [("sync", 1), ("batched", 4)]
+
+
+def test_each_way_steps_as_many_environments_as_it_says() -> None:
+    pytest.importorskip("mujoco")
+    mujoco_rollout = importlib.import_module("mujoco.rollout")
+    inner = mujoco_rollout.Rollout
+    seen: list[tuple[int, int, int, Any]] = []
+
+    class Watched:
+        def __init__(self, *, nthread: int) -> None:
+            self.inner = inner(nthread=nthread)
+
+        def rollout(self, model: Any, data: Any, initial_state: Any, control: Any, **options: Any) -> Any:
+            seen.append((len(model), len(data), control.shape[1], initial_state[0, 1]))
+            return self.inner.rollout(model, data, initial_state, control, **options)
+
+        def close(self) -> None:
+            self.inner.close()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mujoco_rollout, "Rollout", Watched)
+        for by, threads, count, steps in (("rollout, closed loop", 2, 3, 5), ("rollout, open loop", 1, 3 * 64, 5 * 64)):
+            cell: Any = EnvironmentCell(env="HalfCheetah-v5", num_envs=3, stepped_by=by, threads=threads, timings=[], missing=None)  # type: ignore[arg-type]  # Each is a way.
+            timed, close = rollout._open(cell, seed=0)
+            assert timed.count == count
+            timed.call()
+            timed.call()
+            close()
+            first, second = seen[-2:]
+            assert first[:3] == second[:3] == (3, threads, steps)
+            # The closed loop goes on from where it was, the open one begins anew.
+            assert (first[3] == second[3]) == (by == "rollout, open loop")
+    cell = EnvironmentCell(env="HalfCheetah-v5", num_envs=3, stepped_by="async", threads=1, timings=[], missing=None)
+    timed, close = rollout._open(cell, seed=0)
+    timed.call()
+    close()
+    assert timed.count == 3
 
 
 def test_acting_is_from_host_to_host_and_a_missing_backend_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,7 +101,7 @@ def test_a_number_of_environments_below_one_is_refused(num_envs: Any) -> None:
 
 
 def test_other_arguments_are_refused_with_what_is_expected() -> None:
-    with pytest.raises(ValueError, match='expected "sync" or "async"'):
+    with pytest.raises(ValueError, match='expected "sync", "async" or "batched"'):
         unchecked_make("Pendulum-v1", 1, vectorization="threads")
     with pytest.raises(TypeError, match="a callable that makes an environment"):
         unchecked_make(CountingEnv(), 1)

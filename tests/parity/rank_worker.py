@@ -101,6 +101,7 @@ def main(backend: str, device: str, out: str, *cases: str) -> None:
     agent = make_agent(Backend(backend), TaskSpaces(), seed=ranks.rank)
     np.savez(Path(out) / f"begin-{ranks.rank}.npz", **agent.arrays())
     (Path(out) / f"{ranks.rank}.json").write_text(json.dumps({"rank": ranks.rank, "size": ranks.size, "execution": agent.execution}))
+    ranks.wait()  # who leaves early closes the connections of who is still at work
 
 
 if __name__ == "__main__":

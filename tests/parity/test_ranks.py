@@ -38,7 +38,7 @@ def learned(backend: str, device: str, out: Path, ranks: int, cases: Sequence[st
     """What so many processes have learned, each on `device`."""
     command = ["-m", "tests.parity.rank_worker", backend, device, str(out), *cases]
     ended = finish(start(command, ranks, {"OMP_NUM_THREADS": "1", **environment}))
-    assert [each.status for each in ended] == [0] * ranks, ended[0].err
+    assert [each.status for each in ended] == [0] * ranks, [each.err for each in ended]
     assert json.loads((out / f"{ranks - 1}.json").read_text())["size"] == ranks
     return {case: [dict(np.load(out / f"{case}-{rank}.npz")) for rank in range(ranks)] for case in (*cases, "own", "begin")}
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import sacref.spec
-from sacref.spec.arrays import namespace, require_one_dtype, require_shape
+from sacref.spec.arrays import Array, Namespace, namespace, require_critic_axis, require_one_dtype, require_scalar_or_batch, require_shape
 
 if TYPE_CHECKING:
     from tests.conftest import Backend
@@ -51,7 +51,11 @@ def test_the_table_covers_the_spec() -> None:
 
 
 def test_namespace_of_each_library(xp: "Backend") -> None:
-    assert np.asarray(xp.numpy(namespace(xp.asarray([1.0])).exp(xp.asarray([0.0])))).tolist() == [1.0]
+    found = namespace(xp.asarray([1.0]))
+    assert np.asarray(xp.numpy(found.exp(xp.asarray([0.0])))).tolist() == [1.0]
+    # It has every function that the spec calls, and its arrays have every operator.
+    assert isinstance(found, Namespace)
+    assert isinstance(xp.asarray([1.0]), Array)
 
 
 def test_libraries_do_not_mix() -> None:
@@ -165,6 +169,9 @@ def test_shapes_are_checked_at_run_time(xp: "Backend") -> None:
         ((3,), (3, 1), "add a last axis to x"),
         ((2, 3), (3, 2), "permute the axes of x"),
         ((4,), (3,), "give x the batch shape of the other arguments"),
+        ((2,), (3,), "give x the batch shape of the other arguments"),
+        ((1, 2), (3,), "give x the batch shape of the other arguments"),
+        ((2, 2), (2, 3), "give x the batch shape of the other arguments"),
     ],
 )
 def test_require_shape_names_the_repair(got: tuple[int, ...], expected: tuple[int, ...], fix: str) -> None:
@@ -172,6 +179,54 @@ def test_require_shape_names_the_repair(got: tuple[int, ...], expected: tuple[in
     with pytest.raises(ValueError) as refusal:
         require_shape("f", "x", np.zeros(got), expected, "as y")
     assert str(refusal.value).startswith(f"f: x has shape {got}, expected {expected} (as y): {fix}")
+
+
+@pytest.mark.parametrize(
+    ("got", "batch", "fix"),
+    [
+        ((3,), (3,), "add the critic axis, x[None]"),
+        ((3, 1), (3,), "drop the last axis of x and add the critic axis in front, x[None]"),
+        ((3, 2), (3,), "move the critic axis of x to the front"),
+        ((4, 3, 2), (4, 3), "move the critic axis of x to the front"),
+        ((2, 3, 1), (3,), "drop the last axis of x"),
+        ((2, 3), (3, 1), "drop the last axis of y"),
+        ((4, 2), (3,), "stack the critics' values, each of shape (3,), along a first axis"),
+        ((2, 4), (3,), "stack the critics' values, each of shape (3,), along a first axis"),
+        ((2, 2), (3,), "stack the critics' values, each of shape (3,), along a first axis"),
+    ],
+)
+def test_require_critic_axis_names_the_repair(got: tuple[int, ...], batch: tuple[int, ...], fix: str) -> None:
+    for critics in (1, 2, 9):
+        require_critic_axis("f", "x", np.zeros((critics, *batch)), batch, "y")
+    with pytest.raises(ValueError) as refusal:
+        require_critic_axis("f", "x", np.zeros(got), batch, "y")
+    assert str(refusal.value) == f"f: x has shape {got}, expected (critic, *batch) with *batch {batch}, as y: {fix}"
+
+
+@pytest.mark.parametrize(
+    ("got", "batch", "message"),
+    [
+        ((1,), (3,), "f: x has shape (1,), expected () or (3,): make x a scalar, x.reshape(())"),
+        ((1, 1), (3,), "f: x has shape (1, 1), expected () or (3,): make x a scalar, x.reshape(())"),
+        ((0,), (3,), "f: x has shape (0,), expected (3,) (() or *batch): give x the batch shape of the other arguments"),
+        ((2,), (3,), "f: x has shape (2,), expected (3,) (() or *batch): give x the batch shape of the other arguments"),
+        ((3, 1), (3,), "f: x has shape (3, 1), expected (3,) (() or *batch): drop the last axis of x"),
+    ],
+)
+def test_require_scalar_or_batch_names_the_repair(got: tuple[int, ...], batch: tuple[int, ...], message: str) -> None:
+    for right in ((), batch, (1,)):
+        require_scalar_or_batch("f", "x", np.zeros(right), batch if right != (1,) else (1,))
+    with pytest.raises(ValueError) as refusal:
+        require_scalar_or_batch("f", "x", np.zeros(got), batch)
+    assert str(refusal.value).startswith(message)
+
+
+def test_a_dtype_is_one_by_its_value() -> None:
+    """NumPy's may carry metadata: equal, and another object."""
+    marked = np.zeros(2, np.dtype("float64", metadata={"unit": "m"}))
+    assert marked.dtype is not np.dtype("float64")
+    require_one_dtype("f", x=np.zeros(2), y=marked)
+    require_one_dtype("f", x=marked, y=np.zeros(2))
 
 
 @pytest.mark.parametrize("name", SHAPES)

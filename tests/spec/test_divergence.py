@@ -1,5 +1,7 @@
 """The divergence of two policies: by hand, against mpmath, and where the two all but agree."""
 
+import inspect
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -81,3 +83,19 @@ def test_a_policy_that_took_no_step_is_at_exactly_zero(xp: "Backend") -> None:
     generator = np.random.default_rng(1)
     mean, log_std = xp.asarray(generator.normal(size=(64, 6))), xp.asarray(generator.normal(size=(64, 6)))
     assert not xp.numpy(kl_divergence(mean, log_std, mean, log_std)).any()
+
+
+@pytest.mark.parametrize("argument", ["log_std", "new_mean", "new_log_std"])
+def test_unequal_shapes_are_refused(argument: str) -> None:
+    arguments = {name: np.zeros((2, 3)) for name in ("mean", "log_std", "new_mean", "new_log_std")} | {argument: np.zeros((2, 1))}
+    with pytest.raises(ValueError, match=re.escape(f"kl_divergence: {argument} has shape (2, 1), expected (2, 3) (as mean)")):
+        inspect.unwrap(kl_divergence)(**arguments)
+
+
+def test_time_and_batch_are_elements(xp: "Backend") -> None:
+    """The sum is over the actions, the last axis, of however many."""
+    arrays = np.random.default_rng(2).normal(size=(4, 2, 3, 5))
+    whole = xp.numpy(kl_divergence(*(xp.asarray(array) for array in arrays)))
+    flattened = xp.numpy(kl_divergence(*(xp.asarray(array) for array in arrays.reshape(4, 6, 5))))
+    assert whole.shape == (2, 3)
+    np.testing.assert_allclose(whole.reshape(6), flattened, rtol=4 * xp.eps)

@@ -1,6 +1,8 @@
 """Running moments: those of all rows at once, however they come; and values in units of their spread."""
 
+import inspect
 import itertools
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -106,3 +108,32 @@ def test_standardised_rows_have_mean_0_and_variance_1(xp: "Backend") -> None:
 def test_values_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"standardise: values has shape .*, expected \(\*batch, \*shape\) with \*shape \(2, 2\) as mean"):
         standardise(np.zeros(shape), np.zeros((2, 2)), np.ones((2, 2)))
+
+
+@pytest.mark.parametrize("argument", ["m2", "other_mean", "other_m2"])
+def test_moments_of_unequal_shapes_are_refused(argument: str) -> None:
+    arguments: dict[str, Any] = {name: np.ones(3) for name in ("mean", "m2", "other_mean", "other_m2")} | {argument: np.ones(1)}
+    with pytest.raises(ValueError, match=re.escape(f"merge: {argument} has shape (1,), expected (3,) (as mean)")):
+        inspect.unwrap(merge)(**arguments, count=np.ones(()), other_count=np.ones(()))
+
+
+@pytest.mark.parametrize("argument", ["count", "other_count"])
+def test_a_count_is_a_scalar(argument: str) -> None:
+    arguments: dict[str, Any] = {name: np.ones(3) for name in ("mean", "m2", "other_mean", "other_m2")}
+    counts = {"count": np.ones(()), "other_count": np.ones(())} | {argument: np.ones(3)}
+    with pytest.raises(ValueError, match=re.escape(f"merge: {argument} has shape (3,), expected () (a scalar)")):
+        inspect.unwrap(merge)(**arguments, **counts)
+
+
+def test_a_variance_has_the_shape_of_the_mean() -> None:
+    with pytest.raises(ValueError, match=re.escape("standardise: variance has shape (1,), expected (3,) (as mean)")):
+        inspect.unwrap(standardise)(np.zeros((2, 3)), np.zeros(3), np.ones(1))
+
+
+def test_standardised_unless_told_otherwise(xp: "Backend") -> None:
+    """A number that never varies is divided by 1e-4, and nothing is beyond 5; both are told by name alone."""
+    scaled = standardise(xp.asarray([1e-4, -1e-4, 1.0, -1.0]), xp.asarray(np.zeros(4)), xp.asarray(np.zeros(4)))
+    np.testing.assert_allclose(xp.numpy(scaled), [1.0, -1.0, 5.0, -5.0], rtol=4 * xp.eps)
+    parameters = inspect.signature(standardise).parameters
+    assert [name for name, one in parameters.items() if one.kind is one.KEYWORD_ONLY] == ["epsilon", "clip"]
+    assert [name for name, one in parameters.items() if one.kind is one.POSITIONAL_OR_KEYWORD] == ["values", "mean", "variance"]

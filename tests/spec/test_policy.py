@@ -251,6 +251,7 @@ def test_bound_log_std_hides_no_nan(xp: "Backend") -> None:
 def test_bound_log_std_refuses_crossed_bounds(xp: "Backend") -> None:
     with pytest.raises(ValueError, match=r"low is 2\.0 and high is -20\.0, expected low <= high: swap them"):
         bound_log_std(xp.asarray([[0.0]]), low=2.0, high=-20.0)
+    assert xp.numpy(bound_log_std(xp.asarray([[-1.0, 3.0]]), low=0.5, high=0.5)).tolist() == [[0.5, 0.5]]
 
 
 def test_bound_log_std_has_one_gradient_on_both_libraries(autodiff_xp: "Backend") -> None:

@@ -48,6 +48,9 @@ def test_means_of_parts_over_their_mean_count_make_that_of_the_whole(xp: "Backen
     assert [float(xp.numpy(part)) for part in parts] == pytest.approx([0.5, 28.0], rel=4 * xp.eps)
     whole = float(xp.numpy(masked_mean(xp.asarray(values), mask_of(xp, mask))))
     assert sum(float(xp.numpy(part)) for part in parts) / 2 == pytest.approx(whole, rel=4 * xp.eps) == 57 / 4
+    # Of two parts with one row together, the mean count is a half.
+    half = masked_mean(xp.asarray(values[0]), mask_of(xp, mask[0]), xp.asarray(0.5))
+    assert float(xp.numpy(half)) == pytest.approx(2.0, rel=4 * xp.eps)
     with pytest.raises(ValueError, match="count is given without a mask"):
         masked_mean(xp.asarray([1.0, 2.0]), count=xp.asarray(2.0))
 

@@ -1,0 +1,210 @@
+"""Many simulations of one MuJoCo model, stepped by threads outside Python's lock, each as it would be alone, to the bit.
+
+A simulation's warm start is its own: the constraint solver begins where it ended in the step before, and a simulation that begins elsewhere
+drifts apart within a hundred steps. Two ways to step, whose numbers are equal:
+
+- `BatchSimulations`, by `mujoco.batch` (MuJoCo >= 4): the loop over the simulations is MuJoCo's own.
+- `PooledSimulations`, by Python's threads over an MjData each. For MuJoCo < 4, and for tasks that read what is computed behind the step
+  (`mj_rnePostConstraint`), or before the next one of the arrays that the step before has left.
+"""
+
+import importlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sacref.envs.divergence import words_of
+from sacref.envs.snapshots import require_alike, set_simulation_state, simulation_state
+
+
+class Simulations(Protocol):
+    """Copies of one simulation."""
+
+    @property
+    def fields(self) -> Mapping[str, NDArray[Any]]:
+        """Field of MjData -> its values, `(copies, *field)`, in arrays that every step writes anew."""
+
+    def data(self, copy: int) -> Any:
+        """The MjData that a copy is reset in; `started` has to follow."""
+
+    def started(self, copy: int) -> None:
+        """Go on from what stands in it."""
+
+    def step(self, controls: NDArray[Any], which: NDArray[np.bool_], substeps: int) -> None:
+        """Step some copies. It holds no lock of Python's while MuJoCo computes.
+
+        Args:
+            controls: `(copies, control)`. which: `(copies,)`. substeps: of MuJoCo, under the same controls.
+        """
+
+    def complaints(self) -> dict[int, str]:
+        """What MuJoCo says of the copies that have diverged since their last reset. It is said once."""
+
+    def get_state(self) -> dict[str, Any]:
+        """All that the next steps follow from."""
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `get_state` gave.
+
+        Raises:
+            ValueError: if it is of others. Nothing was changed.
+        """
+
+    def close(self) -> None:
+        """End the threads."""
+
+
+def default_threads(copies: int) -> int:
+    """A thread for each core that is this process's own, but no more than copies."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # ranks on this machine, as torchrun counts them
+    return max(1, min(copies, cores // processes))
+
+
+def make_simulations(model: Any, copies: int, fields: Sequence[str], *, forces: bool, threads: int) -> Simulations:
+    """The faster way to step that there is.
+
+    Args:
+        model: MjModel. copies: how many simulations. fields: of MjData, that are to be read.
+        forces: whether a step ends with `mj_rnePostConstraint`. threads: how many compute, the caller's included.
+    """
+    if not forces and has_batch():
+        return BatchSimulations(model, copies, fields, threads=threads)
+    return PooledSimulations(model, copies, fields, forces=forces, threads=threads)
+
+
+def has_batch() -> bool:
+    """Whether MuJoCo steps many simulations by itself."""
+    try:
+        importlib.import_module("mujoco.batch")
+    except ImportError:
+        return False
+    return True
+
+
+class BatchSimulations:
+    """Stepped by `mujoco.batch`, which keeps the integration state of each, the warm start in it, and loads it into an MjData per thread.
+
+    Between `started` and the next step, fields that are not of the state are still the old ones.
+    """
+
+    def __init__(self, model: Any, copies: int, fields: Sequence[str], *, threads: int) -> None:
+        mujoco: Any = importlib.import_module("mujoco")
+        self._get_state, self._everything = mujoco.mj_getState, mujoco.mjtState.mjSTATE_INTEGRATION
+        self._model = model
+        self._data = mujoco.MjData(model)
+        self._batch = importlib.import_module("mujoco.batch").Batch(model, copies, threads)
+        self.fields = {name: self._batch.bind(name) for name in fields}
+        self._controls = self._batch.bind("ctrl")
+
+    def data(self, copy: int) -> Any:
+        return self._data
+
+    def started(self, copy: int) -> None:
+        self._get_state(self._model, self._data, self._batch.state[copy], self._everything)
+        self._batch.warning[copy] = 0
+
+    def step(self, controls: NDArray[Any], which: NDArray[np.bool_], substeps: int) -> None:
+        if which.all():
+            self._controls[:] = controls
+            self._batch.step(nstep=substeps)
+        elif which.any():
+            self._controls[which] = controls[which]
+            self._batch.step(which, nstep=substeps)
+
+    def complaints(self) -> dict[int, str]:
+        return _complaints(self._batch.warning[:, :, 1], self._batch.warning[:, :, 0])
+
+    def get_state(self) -> dict[str, Any]:
+        return {"integration": self._batch.state.copy()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        require_alike("the simulation", state, self.get_state())
+        self._batch.state[:] = state["integration"]
+        self._batch.warning[:] = 0
+
+    def close(self) -> None:
+        # Its threads end with it. The arrays stay: whoever holds one keeps them.
+        self.fields = {name: array.copy() for name, array in self.fields.items()}
+        self._controls = self._batch = None
+
+
+class PooledSimulations:
+    """An MjData each, stepped by threads of Python, the caller's among them. MuJoCo computes outside of Python's lock."""
+
+    def __init__(self, model: Any, copies: int, fields: Sequence[str], *, forces: bool, threads: int) -> None:
+        mujoco: Any = importlib.import_module("mujoco")
+        self._step, self._forces = mujoco.mj_step, mujoco.mj_rnePostConstraint if forces else None
+        self._model = model
+        self._data = [mujoco.MjData(model) for _ in range(copies)]
+        self._controls = [data.ctrl for data in self._data]
+        # Views of MuJoCo's own memory, which stays where it is.
+        self._numbers = [data.warning.number for data in self._data]
+        self._last = [data.warning.lastinfo for data in self._data]
+        self._views = {name: [getattr(data, name).reshape(-1) for data in self._data] for name in fields}
+        self.fields = {name: np.array([getattr(data, name) for data in self._data]) for name in fields}
+        self._pool = ThreadPoolExecutor(threads - 1, "sacref-mujoco") if threads > 1 else None
+        self._helpers = threads - 1
+
+    def data(self, copy: int) -> Any:
+        return self._data[copy]
+
+    def started(self, copy: int) -> None:
+        for name, array in self.fields.items():
+            array[copy] = getattr(self._data[copy], name)
+
+    def step(self, controls: NDArray[Any], which: NDArray[np.bool_], substeps: int) -> None:
+        copies = np.flatnonzero(which).tolist()
+        for copy in copies:
+            self._controls[copy][:] = controls[copy]
+        # One iterator for all threads: each takes the next copy when it is done with one, as some take longer than others.
+        left = iter([self._data[copy] for copy in copies])
+        helping = [self._pool.submit(self._work, left, substeps) for _ in range(min(self._helpers, len(copies) - 1))] if self._pool else []
+        try:
+            self._work(left, substeps)
+        finally:
+            for helper in helping:
+                helper.result()
+        self._gather()
+
+    def _work(self, left: Iterator[Any], substeps: int) -> None:
+        step, forces, model = self._step, self._forces, self._model
+        for data in left:
+            step(model, data, substeps)
+            if forces is not None:
+                forces(model, data)
+
+    def _gather(self) -> None:
+        for name, array in self.fields.items():
+            np.concatenate(self._views[name], out=array.reshape(-1))
+
+    def complaints(self) -> dict[int, str]:
+        return _complaints(np.array(self._numbers), self._last, self._numbers)
+
+    def get_state(self) -> dict[str, Any]:
+        return {str(copy): simulation_state(env) for copy, env in enumerate(self._tasks())}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        require_alike("the simulation", state, self.get_state())
+        for copy, env in enumerate(self._tasks()):
+            set_simulation_state(env, state[str(copy)])
+            self._numbers[copy][:] = 0
+        self._gather()
+
+    def _tasks(self) -> list[Any]:
+        return [SimpleNamespace(model=self._model, data=data) for data in self._data]
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+
+
+def _complaints(counts: Any, last: Any, to_clear: Any = None) -> dict[int, str]:
+    to_clear = counts if to_clear is None else to_clear
+    found = {copy: words_of(to_clear[copy], last[copy]) for copy in np.flatnonzero(counts.any(axis=1)).tolist()}
+    return {copy: words for copy, words in found.items() if words is not None}
