@@ -102,7 +102,8 @@ class Train:
     progress: bool = True
     """Show a bar, or lines where there is no terminal."""
     seeds: str | None = None
-    """Seeds of agents that are trained together in one process, as 0:10 or 0,3,5: each is the run of its seed, in seed=<seed>."""
+    """Seeds of agents that are trained together in this process, as 0:10 (ten of them) or 0,3,5. Each is the run that --seed makes of its
+    seed, in a directory of its own in --run-dir, seed=<seed>. They share one device, and no other thing."""
     sweep: Path | None = None
     """TOML or JSON file of many runs, each trained in a process of its own; its flags stand in the file, as the README says."""
     sweep_on: Literal["local", "slurm"] = "local"
@@ -119,41 +120,38 @@ class Train:
             return sweep.run(self.sweep, directory=self.run_dir, on=self.sweep_on, jobs=self.sweep_jobs, progress=self.progress)
         if self.sweep_on != "local" or self.sweep_jobs is not None:
             raise ValueError("--sweep-on or --sweep-jobs is given without --sweep: name the file of the sweep, or leave them out")
-        if self.seeds is not None and (self.ranks > 1 or launched() is not None or self.cfg.seed != 0):
-            raise ValueError(
-                "--seeds is given with --seed or several ranks: a population has its own seeds and one process, leave those out"
-            )
+        seeds = self._seeds()
         from sacref import experiment
 
         experiment.prepare_process(self.backend, self.device)
-        arguments: dict[str, Any] = dict(
-            backend=self.backend,
-            env=_environment(self.env),
-            steps=self.steps,
-            run_dir=self.directory(),
-            num_envs=self.num_envs,
-            cfg=self.cfg,
-            hidden=self.hidden,
-            num_critics=self.num_critics,
-            layer_norm=self.layer_norm,
-            dropout=self.dropout,
-            recurrent=self.recurrent,
-            recurrent_size=self.recurrent_size,
-            feed_previous=self.feed_previous,
-            memory_capacity=self.memory_capacity,
-            evaluation_interval=self.evaluation_interval,
-            evaluation_episodes=self.evaluation_episodes,
-            keep_checkpoints=self.keep_checkpoints,
-            device=self.device,
-            vectorization=self.vectorization,
-            env_kwargs=self.env_kwargs,
-            wrappers=[_named(name, "--wrappers: ") for name in self.wrappers],
-            overwrite=self.overwrite,
-            resume=self.resume,
-            progress=self.progress,
-        )
-        if self.seeds is not None:
-            return self._train_population(arguments)
+        arguments: dict[str, Any] = {
+            "backend": self.backend,
+            "env": _environment(self.env),
+            "steps": self.steps,
+            "run_dir": self.directory(),
+            "num_envs": self.num_envs,
+            "cfg": self.cfg,
+            "hidden": self.hidden,
+            "num_critics": self.num_critics,
+            "layer_norm": self.layer_norm,
+            "dropout": self.dropout,
+            "recurrent": self.recurrent,
+            "recurrent_size": self.recurrent_size,
+            "feed_previous": self.feed_previous,
+            "memory_capacity": self.memory_capacity,
+            "evaluation_interval": self.evaluation_interval,
+            "evaluation_episodes": self.evaluation_episodes,
+            "keep_checkpoints": self.keep_checkpoints,
+            "device": self.device,
+            "vectorization": self.vectorization,
+            "env_kwargs": self.env_kwargs,
+            "wrappers": [_named(name, "--wrappers: ") for name in self.wrappers],
+            "overwrite": self.overwrite,
+            "resume": self.resume,
+            "progress": self.progress,
+        }
+        if seeds is not None:
+            return self._train_population(seeds, arguments)
         result = experiment.train(seed=self.cfg.seed, **arguments)
         place = launched()
         if place is not None and place.rank > 0:
@@ -169,11 +167,25 @@ class Train:
             return 130
         return 0
 
-    def _train_population(self, arguments: dict[str, Any]) -> int:
-        """An agent for each of `seeds`."""
-        from sacref.population import parse_seeds, train_population
+    def _seeds(self) -> list[int] | None:
+        """What --seeds says; None where it is left out."""
+        if self.seeds is None:
+            return None
+        place = launched()
+        if self.cfg.seed != 0:
+            raise ValueError(f"--seeds is {self.seeds}, and --seed is {self.cfg.seed} too: leave out one or the other")
+        if self.ranks > 1 or place is not None:
+            ranks = self.ranks if place is None else place.size
+            raise ValueError(f"--seeds is {self.seeds}, and there are {ranks} ranks: a population has one process, leave out the ranks")
+        from sacref.population import parse_seeds
 
-        population = train_population(seeds=parse_seeds(str(self.seeds)), **arguments)
+        return parse_seeds(self.seeds)
+
+    def _train_population(self, seeds: Sequence[int], arguments: dict[str, Any]) -> int:
+        """An agent for each of `seeds`."""
+        from sacref.population import train_population
+
+        population = train_population(seeds=seeds, **arguments)
         results = population.members.values()
         interrupted = any(result.interrupted for result in results)
         steps, speed = min(result.steps for result in results), sum(result.steps_per_second for result in results)
@@ -228,6 +240,7 @@ class Train:
         if self.seeds is not None:
             from sacref.population import parse_seeds
 
+            # Of the first member, which the others were trained with.
             directory = directory / f"seed={parse_seeds(self.seeds)[0]}"
         stored = experiment.read_config(directory)
         names = ["backend", "env", "steps", "num_envs", "vectorization", "env_kwargs", "memory_capacity"]
@@ -235,6 +248,7 @@ class Train:
         try:
             cfg = SACConfig.from_dict(stored["cfg"])
             cfg.experiment.directory = cfg.experiment.experiment_name = ""
+            cfg.seed = cfg.seed if self.seeds is None else 0
             models = {**stored["models"], "feed_previous": tuple(stored["models"]["feed_previous"])}
             return Train(
                 cfg=cfg,

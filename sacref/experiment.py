@@ -214,7 +214,7 @@ def run_training(
         evaluation_episodes=evaluation_episodes,
         keep_checkpoints=keep_checkpoints,
     )
-    module = _import_backend(backend)
+    module = import_backend(backend)
     env_name = name_of(env)
     ranks: Ranks = importlib.import_module(f"{module.__name__}.ranks").ranks()
     directory = Path(run_dir) if run_dir is not None else fresh_directory(env_name, backend, seed)
@@ -387,7 +387,7 @@ def prepare_process(backend: Backend, device: str | None = None) -> None:
         BackendError: if the backend is not installed. ValueError: if the environment names ranks and is incomplete. LostRankError: if they
             do not come.
     """
-    module = _import_backend(backend)
+    module = import_backend(backend)
     importlib.import_module(f"{module.__name__}.ranks").join(device)
     if backend == "jax":
         importlib.import_module("sacref.jax.compilation").keep_compilations()
@@ -424,7 +424,7 @@ def load(run_dir: str | Path, *, checkpoint: str | Path | None = None, device: s
         cfg = SACConfig.from_dict({**config["cfg"], **unneeded}, import_callables=False)
         _refuse_large(paths, spaces["observation_space"], hidden, options)
     cfg.experiment.directory, cfg.experiment.experiment_name = str(directory.parent), directory.name
-    module = _import_backend(backend)
+    module = import_backend(backend)
     with _config_of(directory):
         models = module.default_models(**spaces, hidden=hidden, seed=seed, **options)
         agent: Agent = _algorithm(module, options)(models=models, **spaces, device=device, cfg=cfg)
@@ -587,7 +587,12 @@ def _require_positive(**values: Any) -> None:
             raise ValueError(f"{name} is {value!r}, expected an integer of at least 1")
 
 
-def _import_backend(backend: str) -> ModuleType:
+def import_backend(backend: str) -> ModuleType:
+    """`sacref.<backend>`.
+
+    Raises:
+        BackendError: if there is none of that name, or it is not installed.
+    """
     if backend not in BACKENDS:
         raise BackendError(f"backend is {backend!r}, expected one of {', '.join(BACKENDS)}")
     try:

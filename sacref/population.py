@@ -4,7 +4,7 @@ import importlib
 import inspect
 import itertools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,8 @@ def train_population(
         arguments: of `sacref.train`, but for `seed`. With `resume`, members that have a checkpoint go on from it.
 
     Raises:
-        PopulationError: if members failed, once all have ended. ValueError, RunError: if an argument cannot be used.
+        PopulationError: if members failed, once all have ended. BackendError: if the backend is not installed. ValueError, RunError: if an
+            argument cannot be used.
     """
     names = _members(seeds, vary or {})
     parameters = inspect.signature(experiment.train).parameters
@@ -62,33 +63,41 @@ def train_population(
     if run_dir is None:
         run_dir = experiment.fresh_directory(experiment.name_of(given["env"]), given["backend"], seeds[0])
     directory = Path(run_dir).absolute()
+    experiment.import_backend(given["backend"])  # here, once
     meeting = _Meeting(len(names))
     results: dict[str, TrainingResult] = {}
     failures: dict[str, BaseException] = {}
 
     def train(number: int, name: str, seed: int, fields: Mapping[str, Any]) -> None:
-        own = {**given, "seed": seed, "run_dir": directory / name, "progress": given["progress"] and number == 0}
-        own["cfg"] = _with_fields(given["cfg"], fields)
-        if given["resume"] and not resumption.finished_checkpoints(directory / name):
-            own |= {"resume": False, "overwrite": True}
-        try:
-            results[name] = experiment.run_training(_Membership(meeting, number), **own)
+        try:  # all of it: for a member that ended unheard of, the others would wait
+            own = {**given, "seed": seed, "run_dir": directory / name, "progress": given["progress"] and number == 0}
+            own["cfg"] = _with_fields(given["cfg"], fields)
+            if given["resume"] and not resumption.finished_checkpoints(directory / name):
+                own |= {"resume": False, "overwrite": True}
+            results[name] = experiment.run_training(_Membership(meeting, number, pressed), **own)
         except BaseException as error:
             failures[name] = error
         finally:
             meeting.leave(number)
 
     with interruption() as pressed:
-        meeting.interrupted = pressed
         threads = [
             threading.Thread(target=train, args=(number, name, seed, fields), name=name)
             for number, (name, (seed, fields)) in enumerate(names.items())
         ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            while thread.is_alive():
-                thread.join(0.2)  # so that this thread hears of Ctrl-C
+        started = []
+        try:
+            for thread in threads:
+                thread.start()
+                started.append(thread)
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(0.2)  # so that this thread hears of Ctrl-C
+        except BaseException as error:  # a second Ctrl-C; or no more threads are to be had
+            meeting.end(error)
+            for thread in started:
+                thread.join()
+            raise
     drawn = [directory / name for name in names if name in results and results[name].evaluations]
     if drawn:
         from sacref.plotting import plot_runs
@@ -114,7 +123,7 @@ def parse_seeds(text: str) -> list[int]:
     except ValueError:
         seeds = []
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds are {text!r}, expected non-negative integers as 0:10 or 0,3,5, none of them twice")
+        raise ValueError(f"seeds are {text!r}, expected non-negative integers as 0:10 or 0,3,5, none of them twice: change them")
     return seeds
 
 
@@ -151,17 +160,13 @@ class _Meeting:
         self._failure: BaseException | None = None
         self._condition = threading.Condition()
 
-    @staticmethod
-    def interrupted() -> bool:
-        """Whether Ctrl-C was pressed."""
-        return False
-
     def join(self, number: int, agent: Any) -> None:
         """Wait for the agents of all members that have not failed by now, and learn and act with them from here on."""
         with self._condition:
             self._coming.discard(number)
             self._agents[number] = agent
-            self._begin_if_all_came()
+            if self._failure is None:
+                self._begin_if_all_came()
             while self._lockstep is None and self._failure is None:
                 self._condition.wait()
         if self._failure is not None:
@@ -176,11 +181,20 @@ class _Meeting:
             elif self._lockstep is not None:
                 self._lockstep.leave(sorted(self._agents).index(number))
 
+    def end(self, error: BaseException) -> None:
+        """Raise `error` where any member waits, or comes to."""
+        with self._condition:
+            self._failure = error
+            if self._lockstep is not None:
+                self._lockstep.end(error)
+            self._condition.notify_all()
+
     def _begin_if_all_came(self) -> None:
         if self._coming or not self._agents:
             return
         agents = [self._agents[number] for number in sorted(self._agents)]
         try:
+            _require_alike(agents)
             self._lockstep = _fuse_of(agents[0]).populate(agents)
         except BaseException as error:
             self._failure = error
@@ -190,8 +204,8 @@ class _Meeting:
 class _Membership:
     """What a member's run asks for."""
 
-    def __init__(self, meeting: _Meeting, number: int) -> None:
-        self._meeting, self._number = meeting, number
+    def __init__(self, meeting: _Meeting, number: int, interrupted: Callable[[], bool]) -> None:
+        self._meeting, self._number, self.interrupted = meeting, number, interrupted
 
     def join(self, agent: Any) -> None:
         if agent.ranks.size > 1:
@@ -203,8 +217,15 @@ class _Membership:
         _fuse_of(agent).part(agent)
         self._meeting.leave(self._number)
 
-    def interrupted(self) -> bool:
-        return self._meeting.interrupted()
+
+def _require_alike(agents: Sequence[Any]) -> None:
+    """Refuse agents that one call cannot stand for: runs that are resumed each have a configuration of their own."""
+    settings = [agent.cfg.to_dict() for agent in agents]
+    own = {*VARYING, "seed", "experiment"}
+    for name, value in settings[0].items():
+        values = [each[name] for each in settings]
+        if name not in own and any(other != value for other in values):
+            raise RunError(f"the members' {name} are {values}: they may differ in {', '.join(VARYING)}, train the others one by one")
 
 
 def _fuse_of(agent: Any) -> Any:

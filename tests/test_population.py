@@ -1,22 +1,30 @@
 """Populations: each member is the run of its seed alone, whatever the others do."""
 
+import contextlib
 import importlib
 import json
+import shutil
+import signal
 import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 import sacref
-from sacref import experiment, resumption
+from sacref import envs as vectors
+from sacref import resumption
 from sacref.config import ConfigError
+from sacref.experiment import RunError
 from sacref.parity.compare import difference
 from sacref.population import PopulationError, parse_seeds, train_population
 from sacref.preprocessing import RunningStandardScaler
-from tests.backends import BACKENDS, Backend, draw_row, fill, load_backend
+from tests.backends import BACKENDS, Backend, draw_row, fill, load_backend, without_shape_checks
 
 backend = pytest.fixture(params=BACKENDS)(load_backend)
 
@@ -28,20 +36,31 @@ SCHEDULES: dict[str, Any] = {
     "learning_rate_scheduler": ("cosine", "kl_adaptive", "linear"),
     "learning_rate_scheduler_kwargs": ({"steps": 150}, {"kl_threshold": 1e-3}, {"steps": 150}),
 }
-FEATURES: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "clipping, schedules": SCHEDULES,
-    "all that has a state": {
-        **SCHEDULES,
-        "observation_preprocessor": RunningStandardScaler,
-        "policy_delay": 2,
-        "n_step": 2,
-        "num_critics": 3,
-        "target_subset": 2,
-        "networks": {"dropout": 0.25, "layer_norm": True},
-    },
-    "step by step": {"execution": "plain"},
+FEATURES: dict[str, tuple[int, int, dict[str, Any]]] = {
+    "clipping, schedules": (10, UPDATES, SCHEDULES),
+    "all that has a state": (
+        3,
+        20,
+        {
+            "observation_preprocessor": RunningStandardScaler,
+            "policy_delay": 2,
+            "n_step": 2,
+            "num_critics": 3,
+            "target_subset": 2,
+            "networks": {"dropout": 0.25},
+        },
+    ),
+    "fixed temperature": (2, 20, {"learn_entropy": False}),
+    "step by step": (2, 20, {"execution": "plain"}),
 }
+"""What is there -> members, updates, and options of the agents."""
+
+
+@pytest.fixture(autouse=True)
+def unchecked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Most of the time of hundreds of small calls goes into checking their shapes; the same functions are checked alone."""
+    with contextlib.nullcontext() if "combinations" in request.node.name else without_shape_checks():
+        yield
 
 
 def go(agent: Any, seen: list[Any], updates: int = UPDATES) -> None:
@@ -92,20 +111,19 @@ def assert_alike(one: Any, other: Any) -> None:
         assert difference(found[name], wanted[name], name).relative < TOLERANCE, name
 
 
-@pytest.mark.parametrize("options", FEATURES.values(), ids=FEATURES)
-def test_each_of_ten_equals_the_run_of_its_seed_alone(backend: Backend, options: dict[str, Any]) -> None:
-    members: list[dict[str, Any]] = [{} for _ in range(10)]
-    alone = agents_of(backend, members, **options)
-    wanted: list[list[Any]] = [[] for _ in alone]
-    for number in (0, 7):
-        go(alone[number], wanted[number])
-    agents = agents_of(backend, members, **options)
-    seen = populate(backend, agents)
-    for number in (0, 7):
-        assert agents[number].gradient_step_count == UPDATES
-        assert_alike(agents[number], alone[number])
-        np.testing.assert_allclose(seen[number], wanted[number], rtol=0, atol=TOLERANCE)
-    assert not np.allclose(seen[0], seen[7]), "members have random streams of their own"
+@pytest.mark.parametrize(("members", "updates", "options"), FEATURES.values(), ids=FEATURES)
+def test_each_equals_the_run_of_its_seed_alone(backend: Backend, members: int, updates: int, options: dict[str, Any]) -> None:
+    first, last = agents_of(backend, [{} for _ in range(members)], **options)[:: members - 1]
+    wanted: list[list[Any]] = [[], []]
+    go(first, wanted[0], updates)
+    go(last, wanted[1], updates)
+    agents = agents_of(backend, [{} for _ in range(members)], **options)
+    seen = populate(backend, agents, partial(go, updates=updates))
+    for number, alone, its in ((0, first, wanted[0]), (-1, last, wanted[1])):
+        assert agents[number].gradient_step_count == updates
+        assert_alike(agents[number], alone)
+        np.testing.assert_allclose(seen[number], its, rtol=0, atol=TOLERANCE)
+    assert not np.allclose(seen[0], seen[-1]), "members have random streams of their own"
 
 
 def test_members_may_differ_in_what_an_update_reads_as_numbers(backend: Backend) -> None:
@@ -133,15 +151,15 @@ def test_learning_rates_that_differ_are_refused_where_they_are_constants(backend
 
 
 def test_members_that_learn_apart_leave_the_others_as_they_are(backend: Backend) -> None:
-    """One member takes twice as many steps, one stops early."""
+    """One member takes twice as many steps as another, one stops early."""
 
     def program(agent: Any, seen: list[Any]) -> None:
-        go(agent, seen, {0: 20, 1: 40, 2: 5}[agent.cfg.seed])
+        go(agent, seen, {0: 10, 1: 20, 2: 5}[agent.cfg.seed])
 
-    alone = agents_of(backend, [{}, {}, {}], **SCHEDULES)
+    alone = agents_of(backend, [{}, {}, {}])
     for agent in alone:
         program(agent, [])
-    agents = agents_of(backend, [{}, {}, {}], **SCHEDULES)
+    agents = agents_of(backend, [{}, {}, {}])
     populate(backend, agents, program)
     for one, other in zip(agents, alone, strict=True):
         assert_alike(one, other)
@@ -183,19 +201,19 @@ def _loaded(backend: Backend, path: Path) -> Any:
 
 SETTINGS: dict[str, Any] = {
     "env": "Pendulum-v1",
-    "steps": 60,
+    "steps": 36,
     "num_envs": 2,
     "hidden": (8,),
-    "evaluation_interval": 20,
+    "evaluation_interval": 12,
     "evaluation_episodes": 2,
-    "env_kwargs": {"max_episode_steps": 12},
+    "env_kwargs": {"max_episode_steps": 5},
     "device": "cpu",
     "progress": False,
     "cfg": {
         "batch_size": 8,
         "random_timesteps": 4,
         "learning_starts": 4,
-        "experiment": {"write_interval": 5, "checkpoint_interval": 10},
+        "experiment": {"write_interval": 5, "checkpoint_interval": 6},
     },
 }
 
@@ -213,67 +231,80 @@ def evaluations(run: Path) -> list[Any]:
 
 
 @pytest.mark.usefixtures("float64")
-def test_each_run_is_the_run_of_its_seed_with_files_of_its_own(backend: Backend, tmp_path: Path) -> None:
-    population = train_population(backend=backend.name, seeds=[3, 5], run_dir=tmp_path / "both", **SETTINGS)
-    assert list(population.members) == ["seed=3", "seed=5"]
-    assert (tmp_path / "both" / "curve.png").is_file()
-    for seed in (3, 5):
-        alone = sacref.train(backend=backend.name, seed=seed, run_dir=tmp_path / str(seed), **SETTINGS)
-        run = tmp_path / "both" / f"seed={seed}"
-        assert_alike(population.members[f"seed={seed}"].agent, alone.agent)
-        np.testing.assert_allclose(evaluations(run), evaluations(tmp_path / str(seed)), rtol=TOLERANCE)
+def test_runs_are_those_of_their_seeds_and_go_on_as_if_they_had_never_stopped(backend: Backend, tmp_path: Path) -> None:
+    alone = [sacref.train(backend=cast(Any, backend.name), seed=seed, run_dir=tmp_path / str(seed), **SETTINGS) for seed in range(3)]
+    run_dir = tmp_path / "population"
+    population = train_population(backend=backend.name, seeds=[0, 1], run_dir=run_dir, **{**SETTINGS, "steps": 24})
+    assert list(population.members) == ["seed=0", "seed=1"]
+    assert (run_dir / "curve.png").is_file()
+    for seed in (0, 1):
+        run = run_dir / f"seed={seed}"
         names = {path.name for path in run.iterdir() if not path.name.startswith("events")}
         assert names == {"config.json", "evaluation.json", "metrics.jsonl", "checkpoints"}
-        assert sorted(resumption.finished_checkpoints(run)) == [10, 20, 30]
+        assert sorted(resumption.finished_checkpoints(run)) == [6, 12]
         assert json.loads((run / "config.json").read_text())["seed"] == seed
-
-
-def test_a_population_is_resumed_member_by_member(backend: Backend, tmp_path: Path) -> None:
-    run_dir = tmp_path / "both"
-    train_population(backend=backend.name, seeds=[0, 1], run_dir=run_dir, **{**SETTINGS, "steps": 40})
-    # One has lost its last checkpoint, one is new.
-    importlib.import_module("shutil").rmtree(run_dir / "seed=1" / "checkpoints" / "agent_20")
+        np.testing.assert_allclose(evaluations(run), evaluations(tmp_path / str(seed))[:2], rtol=TOLERANCE)
+    # One is taken up at an earlier step than the other, and one is new.
+    shutil.rmtree(run_dir / "seed=1" / "checkpoints" / "agent_12")
     population = train_population(backend=backend.name, seeds=[0, 1, 2], run_dir=run_dir, resume=True, **SETTINGS)
-    for name, member in population.members.items():
-        assert member.steps == 60
-        assert member.agent.gradient_step_count == 52, name  # type: ignore[attr-defined]  # of both backends' agents
-        assert len(evaluations(run_dir / name)) == 3
+    for seed in range(3):
+        member = population.members[f"seed={seed}"]
+        agent: Any = member.agent
+        assert (member.steps, agent.gradient_step_count, agent.training) == (36, 28, False)
+        assert_alike(agent, alone[seed].agent)
+        np.testing.assert_allclose(evaluations(member.run_dir), evaluations(tmp_path / str(seed)), rtol=TOLERANCE)
+        observation = np.zeros((2, 3), np.float32)
+        acted, wanted = (each.act(observation, None, timestep=0, timesteps=1)[0] for each in (agent, alone[seed].agent))
+        np.testing.assert_allclose(agent.to_numpy(acted), agent.to_numpy(wanted), rtol=TOLERANCE)
 
 
-def test_a_member_that_fails_ends_alone(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = experiment.envs.make
-    made: list[int] = []
-
-    class Failing:
-        def __init__(self, envs: Any) -> None:
-            self._envs, self._steps = envs, 0
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._envs, name)
-
-        def step(self, actions: Any) -> Any:
-            self._steps += 1
-            if self._steps > 15:
-                raise OSError("the simulator is gone")
-            return self._envs.step(actions)
+def made_anew(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any, str], None]) -> None:
+    """Let `change` see each vector environment that is made, and the name of the thread."""
+    right = vectors.make
 
     def make(*arguments: Any, **options: Any) -> Any:
         envs = right(*arguments, **options)
-        if threading.current_thread().name == "seed=1" and not made:
-            made.append(1)
-            return Failing(envs)
+        change(envs, threading.current_thread().name)
         return envs
 
-    monkeypatch.setattr(experiment.envs, "make", make)
-    with pytest.raises(PopulationError, match=r"1 of 2 members failed, the others were trained:\n  seed=1: OSError: the simulator is gone"):
-        train_population(backend=backend.name, seeds=[0, 1], run_dir=tmp_path / "both", **SETTINGS)
-    assert sorted(resumption.finished_checkpoints(tmp_path / "both" / "seed=0")) == [10, 20, 30]
-    assert sorted(resumption.finished_checkpoints(tmp_path / "both" / "seed=1")) == [10]
+    monkeypatch.setattr(vectors, "make", make)
+
+
+@pytest.mark.parametrize(("after", "left"), [(0, []), (2, []), (10, [6]), (19, [6, 12, 14])])
+def test_a_member_that_fails_ends_alone(
+    backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, left: list[int]
+) -> None:
+    """At its first environment, and at a step of those: in random steps, in training, in the evaluation at the end."""
+    counts: Counter[str] = Counter()
+
+    def change(envs: Any, name: str) -> None:
+        step = envs.step
+
+        def counted(actions: Any) -> Any:
+            counts[name] += 1
+            if name == "seed=1" and counts[name] == after:
+                raise OSError("the simulator is gone")
+            return step(actions)
+
+        envs.step = counted
+        if name == "seed=1" and after == 0:
+            raise OSError("the simulator is gone")
+
+    made_anew(monkeypatch, change)
+    with pytest.raises(PopulationError, match=r"1 of 3 members failed, the others were trained:\n  seed=1: OSError: the simulator is gone"):
+        train_population(backend=backend.name, seeds=[0, 1, 2], run_dir=tmp_path, **{**SETTINGS, "steps": 28, "evaluation_interval": 28})
+    for seed, written in ((0, [6, 12, 14]), (1, left), (2, [6, 12, 14])):
+        assert sorted(resumption.finished_checkpoints(tmp_path / f"seed={seed}")) == written
+    assert counts["seed=0"] == counts["seed=2"] == 14 + 5
 
 
 def test_an_argument_that_suits_no_member_is_one_error(backend: Backend, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="batch_size is -1"):
         train_population(backend=backend.name, seeds=[0, 1], run_dir=tmp_path / "both", **{**SETTINGS, "cfg": {"batch_size": -1}})
+    with pytest.raises(PopulationError, match=r"1 of 2 members failed, the others were trained:\n  discount_factor=2,seed=0: ConfigError"):
+        train_population(
+            backend=backend.name, seeds=[0], vary={"discount_factor": [0.9, 2]}, run_dir=tmp_path / "one", **{**SETTINGS, "steps": 4}
+        )
     with pytest.raises(TypeError, match=r"train_population got sed: expected"):
         train_population(backend=backend.name, seeds=[0], sed=1)
     with pytest.raises(ValueError, match=r"vary has batch_size: members may differ in initial_entropy_value"):
@@ -286,19 +317,16 @@ def test_combinations_are_members(backend: Backend, tmp_path: Path) -> None:
     population = train_population(
         backend=backend.name, seeds=[0, 1], vary={"discount_factor": [0.9, 0.99]}, run_dir=tmp_path / "four", **{**SETTINGS, "steps": 20}
     )
-    names = [f"discount_factor={discount},seed={seed}" for discount in (0.9, 0.99) for seed in (0, 1)]
+    names = [f"discount_factor={discount},seed={seed}" for discount in (0.9, 0.99) for seed in (0, 1)]  # with the shapes checked
     assert list(population.members) == names
     found = {name: json.loads((tmp_path / "four" / name / "config.json").read_text())["cfg"]["discount_factor"] for name in names}
     assert list(found.values()) == [0.9, 0.9, 0.99, 0.99]
 
 
 def test_ctrl_c_ends_all_members_with_everything_written(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    signal = importlib.import_module("signal")
-    right = experiment.envs.make
     steps = []
 
-    def make(*arguments: Any, **options: Any) -> Any:
-        envs = right(*arguments, **options)
+    def change(envs: Any, name: str) -> None:
         step = envs.step
 
         def counted(actions: Any) -> Any:
@@ -308,13 +336,46 @@ def test_ctrl_c_ends_all_members_with_everything_written(backend: Backend, tmp_p
             return step(actions)
 
         envs.step = counted
-        return envs
 
-    monkeypatch.setattr(experiment.envs, "make", make)
-    population = train_population(backend=backend.name, seeds=[0, 1], run_dir=tmp_path / "both", **{**SETTINGS, "steps": 100_000})
+    made_anew(monkeypatch, change)
+    population = train_population(backend=backend.name, seeds=[0, 1], run_dir=tmp_path, **{**SETTINGS, "steps": 100_000})
     for name, member in population.members.items():
         assert member.interrupted and 10 < member.steps < 1_000
-        assert max(resumption.finished_checkpoints(tmp_path / "both" / name)) * 2 == member.steps
+        assert max(resumption.finished_checkpoints(tmp_path / name)) * 2 == member.steps
+
+
+def test_a_second_ctrl_c_ends_them_at_once(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+
+    def change(envs: Any, name: str) -> None:
+        step = envs.step
+
+        def counted(actions: Any) -> Any:
+            steps.append(name)
+            if steps.count("seed=1") == 8 and name == "seed=1":
+                ours = signal.getsignal(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
+                while signal.getsignal(signal.SIGINT) is ours:  # the main thread takes it up
+                    time.sleep(0.01)
+                signal.raise_signal(signal.SIGINT)
+                time.sleep(0.5)
+            return step(actions)
+
+        envs.step = counted
+
+    made_anew(monkeypatch, change)
+    with pytest.raises(KeyboardInterrupt):
+        train_population(backend=backend.name, seeds=[0, 1], run_dir=tmp_path, **SETTINGS)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("seed=")]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_runs_that_are_resumed_with_settings_that_differ_are_refused(backend: Backend, tmp_path: Path) -> None:
+    for seed, polyak in ((0, 0.005), (1, 0.01)):
+        cfg = {**SETTINGS["cfg"], "polyak": polyak}
+        sacref.train(backend=cast(Any, backend.name), seed=seed, run_dir=tmp_path / f"seed={seed}", **{**SETTINGS, "steps": 4, "cfg": cfg})
+    with pytest.raises(RunError, match=r"the members' polyak are \[0\.005, 0\.01\]: they may differ in initial_entropy_value"):
+        train_population(backend=backend.name, seeds=[0, 1], run_dir=tmp_path, resume=True, **{**SETTINGS, "cfg": None})
 
 
 @pytest.mark.parametrize(("text", "seeds"), [("0:3", [0, 1, 2]), ("4", [4]), ("7,3", [7, 3]), ("2:4", [2, 3])])

@@ -5,7 +5,7 @@ gathers its batch from the memory where it lies. The state is donated. Of a `Pop
 """
 
 import threading
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -128,7 +128,15 @@ def draw(
 ) -> tuple[Batch[Array] | Sequences[Array], Noise[Array], Streams]:
     """The batch and the noise of the next gradient step."""
     sampling, key = advance(streams.sampling)
-    batch = drawing.prepare(moments, drawing.sample(memory, drawing.batch_size, key))
+    rows = drawing.sample(memory, drawing.batch_size, key)
+    return draw_around(rows, moments, streams._replace(sampling=sampling), drawing)
+
+
+def draw_around(
+    rows: Any, moments: Tree, streams: Streams, drawing: Drawing
+) -> tuple[Batch[Array] | Sequences[Array], Noise[Array], Streams]:
+    """What `draw` does with the rows that it took from the memory."""
+    batch = drawing.prepare(moments, rows)
     like = batch.actions
     noise, first, second, *more = advance(streams.noise, 2 + (drawing.target_subset is not None) + 3 * bool(drawing.draws or drawing.keyed))
 
@@ -148,7 +156,7 @@ def draw(
     draws: Noise[Array] = Noise(
         next_actions=next_actions, actions=actions, target_critics=subset, dropout=(for_targets, for_critics, for_actor)
     )
-    return batch, draws, streams._replace(noise=noise, sampling=sampling)
+    return batch, draws, streams._replace(noise=noise)
 
 
 def learner(update: Update, drawing: Drawing, *, execution: Execution, block: int = 1, parallel: DataParallel | None = None) -> Learn:
@@ -331,7 +339,9 @@ class Population:
         """Of threads that read and write members' states; while any does, none learns."""
 
         def step(state: State, batch: Any, noise: Noise[Array], own: Mapping[str, Array]) -> tuple[State, Array]:
-            fields = {name: getattr(update, name).with_rate(value) if name in self.OPTIMIZERS else value for name, value in own.items()}
+            fields: dict[str, Any] = {
+                name: getattr(update, name).with_rate(value) if name in self.OPTIMIZERS else value for name, value in own.items()
+            }
             state, metrics = replace(update, **fields)(state, batch, noise)
             return state, pack(metrics)
 
@@ -339,20 +349,25 @@ class Population:
         def scan(
             state: State, lessons: Sequence[Lesson], own: Mapping[str, Array], learns: Array, steps: int, all_learn: bool
         ) -> tuple[State, list[Streams], Array]:
-            def all_step(carry: tuple[State, list[Streams]], _: None) -> tuple[tuple[State, list[Streams]], Array]:
-                state, streams = carry
-                drawn = [
-                    draw(lesson.memory, lesson.moments, its, drawing)
-                    for lesson, its, drawing in zip(lessons, streams, drawings, strict=True)
-                ]
-                batch, noise = (_stacked([each[part] for each in drawn]) for part in (0, 1))
-                stepped, metrics = jax.vmap(step)(state, batch, noise, own)
-                return (stepped, [each[2] for each in drawn]), metrics
+            moments = _stacked([lesson.moments for lesson in lessons])
 
-            (stepped, streams), metrics = jax.lax.scan(all_step, (state, [lesson.streams for lesson in lessons]), length=steps)
+            def all_step(carry: tuple[State, Streams], _: None) -> tuple[tuple[State, Streams], Array]:
+                state, streams = carry
+                sampling, keys = jax.vmap(advance)(streams.sampling)
+                # Each from its own memory: stacked, all memories would be copied.
+                rows = [
+                    drawing.sample(lesson.memory, drawing.batch_size, key)
+                    for lesson, drawing, key in zip(lessons, drawings, keys, strict=True)
+                ]
+                around = partial(draw_around, drawing=drawings[0])
+                batch, noise, streams = jax.vmap(around)(_stacked(rows), moments, streams._replace(sampling=sampling))
+                stepped, metrics = jax.vmap(step)(state, batch, noise, own)
+                return (stepped, streams), metrics
+
+            (stepped, streams), metrics = jax.lax.scan(all_step, (state, _stacked([lesson.streams for lesson in lessons])), length=steps)
             if not all_learn:
                 stepped = jax.tree.map(lambda new, old: jnp.where(learns.reshape(-1, *[1] * (new.ndim - 1)), new, old), stepped, state)
-            return stepped, streams, jnp.moveaxis(metrics, 1, 0)
+            return stepped, self._apart(streams), jnp.moveaxis(metrics, 1, 0)
 
         self._scan = scan
         self._ways = {name: self._together(way) for name, way in ways(actor, bounds).items()}
@@ -400,13 +415,17 @@ class Population:
         def act(parameters: Any, scenes: Sequence[Scene]) -> list[tuple[Array, Array, Tree, Streams]]:
             scene = _stacked(scenes)
             answers = jax.vmap(way)(parameters, scene.streams, scene.acting)
-            return [jax.tree.map(lambda leaf, member=member: leaf[member], answers) for member in range(self.members)]
+            return self._apart(answers)
 
         return act
 
-    def answer(self, kind: Hashable, requests: Mapping[int, Any]) -> Mapping[int, Any]:
+    def _apart(self, tree: Any) -> list[Any]:
+        """What is each member's of a tree with a leading axis."""
+        return [jax.tree.map(lambda leaf, member=member: leaf[member], tree) for member in range(self.members)]
+
+    def answer(self, kind: Any, requests: Mapping[int, Any]) -> Mapping[int, Any]:
         """What `Lockstep` asks for the members."""
-        (what, detail, *_) = kind  # type: ignore[misc]  # of `Member`, always a tuple
+        what, detail = kind[:2]
         return self.learn(requests, detail) if what == "learn" else self.act(detail, requests)
 
 
@@ -428,11 +447,18 @@ class Member:
         raise RuntimeError("an agent of a population cannot change its models' mode, nor keep gradients: train it alone")
 
     def learn(self, memory: MemoryState, moments: Tree, streams: Streams, steps: int) -> tuple[Streams, list[Array]]:
-        return self._lockstep.call(self._number, ("learn", steps), Lesson(memory, moments, streams))
+        answer: tuple[Streams, list[Array]] = self._lockstep.call(self._number, ("learn", steps), Lesson(memory, moments, streams))
+        return answer
 
     def act(self, way: str, streams: Streams, acting: Acting) -> tuple[Array, Array, Tree, Streams]:
         shapes = tuple(leaf.shape for leaf in jax.tree.leaves(acting))
-        return self._lockstep.call(self._number, ("act", way, shapes), Scene(streams, acting))
+        answer: tuple[Array, Array, Tree, Streams] = self._lockstep.call(self._number, ("act", way, shapes), Scene(streams, acting))
+        return answer
+
+
+def urgency(kind: Any) -> int:
+    """Of what a member asks for: evaluations come before steps, and all meet at learning."""
+    return 0 if kind[0] == "learn" else 2 if kind[1] == "greedy" else 1
 
 
 def populate(agents: Sequence[Any]) -> Lockstep[Any, Any]:
@@ -454,7 +480,7 @@ def populate(agents: Sequence[Any]) -> Lockstep[Any, Any]:
         [agent._state for agent in agents],
         block=agents[0]._block,
     )
-    lockstep: Lockstep[Any, Any] = Lockstep(len(agents), population.answer, first=lambda kind: kind[:2] == ("act", "greedy"))
+    lockstep: Lockstep[Any, Any] = Lockstep(len(agents), population.answer, urgency=urgency)
     for number, agent in enumerate(agents):
         agent._runner = Member(population, lockstep, number)
     return lockstep

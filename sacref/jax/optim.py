@@ -77,7 +77,7 @@ class Optimizer:
 
     def __init__(
         self,
-        learning_rate: float,
+        learning_rate: float | Array,
         grad_norm_clip: float = 0.0,
         schedule: Schedule | None = None,
         every: int = 1,
@@ -99,8 +99,8 @@ class Optimizer:
         # such steps was measured at a quarter of the speed.
         self.transformation = optax.chain(clip, optax.adam(learning_rate) if schedule is None else optax.scale_by_adam())
 
-    def with_rate(self, learning_rate: Any) -> "Optimizer":
-        """This optimizer with another base rate, which may be an array."""
+    def with_rate(self, learning_rate: Array) -> "Optimizer":
+        """This optimizer with another base rate."""
         return Optimizer(
             learning_rate, self.grad_norm_clip, self.schedule, self.every, scales_losses=self.scales_losses, average=self.average
         )
@@ -221,7 +221,7 @@ class Optimizer:
         return _beside(parameters, adam if self._plain else state)
 
 
-def _rate_of(schedule: Schedule | None, learning_rate: float) -> Callable[[Array, Array], Array] | None:
+def _rate_of(schedule: Schedule | None, learning_rate: float | Array) -> Callable[[Array, Array], Array] | None:
     """(calls before this one, any array of the rate's dtype) -> rate; None where the state holds the rate.
 
     Factors multiply the base rate and never each other.

@@ -203,7 +203,8 @@ def capture_on_cuda(
     with torch.cuda.stream(stream):
         warm_up()
     torch.cuda.current_stream(device).wait_stream(stream)
-    with torch.cuda.graph(graph, stream=stream):
+    # Of this thread: in a population that one may still be closing what another has finished.
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         output = function()
 
     def replay() -> Tensor:
@@ -352,7 +353,7 @@ class Population:
     Args:
         updates: of each member. They may differ in the fields `VARYING`.
         drawings: of each member; alike but for the discount of n steps.
-        actor, bounds, execution: as of one agent. Where it is "plain", members take their steps one after the other.
+        actor, bounds, execution: as of one agent. Where it is "plain", or only some members learn, they take their steps one after another.
         states: of each member.
     """
 
@@ -378,11 +379,13 @@ class Population:
         self._together = {name: RecordedTogether(way.function) for name, way in self._ways.items()}
         self._plain = execution == "plain"
         self._step = RecordedTogether(self._in_place)
+        self._learn_alone = [learner(*each, execution=execution) for each in zip(updates, drawings, strict=True)]
         generators = tuple(generator for drawing in drawings for generator in drawing.generators)
         self._gradient_step = Captured(self._draw_and_step, generators) if execution == "cuda_graph" else self._draw_and_step
 
     def __getitem__(self, member: int) -> State:
-        return self._of[member]
+        state: State = self._of[member]
+        return state
 
     def __setitem__(self, member: int, state: State) -> None:
         held, given = list(leaves_of(self._of[member])), list(leaves_of(state))
@@ -393,7 +396,7 @@ class Population:
     def learn(self, lessons: Mapping[int, Lesson], steps: int) -> dict[int, tuple[Streams, list[Tensor]]]:
         """Gradient steps of the members that are named; the others stay as they are."""
         if self._plain or len(lessons) < self.members:
-            return {member: (lesson.streams, self._learn_alone(member, lesson, steps)) for member, lesson in lessons.items()}
+            return {member: self._learn_alone[member](self._of[member], *lesson, steps)[1:] for member, lesson in lessons.items()}
         memories, moments, streams = (tuple(lessons[member][part] for member in range(self.members)) for part in range(3))
         metrics = []
         for _ in range(steps):
@@ -422,19 +425,11 @@ class Population:
     def _draw_and_step(self, state: State, memories: Any, moments: Any, streams: Any) -> Tensor:
         drawn = [draw(*parts) for parts in zip(memories, moments, streams, self._drawings, strict=True)]
         batch, noise = (_stacked([each[part] for each in drawn]) for part in (0, 1))
-        return self._step(state, batch, noise, self._own)
+        metrics: Tensor = self._step(state, batch, noise, self._own)
+        return metrics
 
-    def _in_place(self, state: State, batch: Any, noise: Noise[Tensor], own: Mapping[str, Tensor]) -> Tensor:
+    def _in_place(self, state: State, batch: Any, noise: Noise[Tensor], own: Mapping[str, Any]) -> Tensor:
         return in_place(replace(self._updates[0], **own), state, batch, noise)
-
-    def _learn_alone(self, member: int, lesson: Lesson, steps: int) -> list[Tensor]:
-        """Gradient steps of one member."""
-        update, state, metrics = self._updates[member], self._of[member], []
-        for _ in range(steps):
-            batch, noise, _streams = draw(*lesson, self._drawings[member])
-            advance_schedules(update, state)
-            metrics.append(in_place(update, state, batch, noise))
-        return [torch.stack(metrics)] if metrics else []
 
     def _differences(self) -> dict[str, Tensor]:
         """What the members differ in, `(members,)` each; what they share stays a constant, as it is of one agent.
@@ -483,6 +478,11 @@ class Member:
         return answer
 
 
+def urgency(kind: Any) -> int:
+    """Of what a member asks for: evaluations come before steps, and all meet at learning."""
+    return 0 if kind[0] == "learn" else 2 if kind[1] == "greedy" else 1
+
+
 def populate(agents: Sequence[Any]) -> Lockstep[Any, Any]:
     """Let agents that are alike learn and act together from now on, each in a thread of its own.
 
@@ -497,7 +497,7 @@ def populate(agents: Sequence[Any]) -> Lockstep[Any, Any]:
         [agent._state for agent in agents],
         execution=agents[0].execution,
     )
-    lockstep: Lockstep[Any, Any] = Lockstep(len(agents), population.answer, first=lambda kind: kind[:2] == ("act", "greedy"))
+    lockstep: Lockstep[Any, Any] = Lockstep(len(agents), population.answer, urgency=urgency)
     for number, agent in enumerate(agents):
         agent._runner = Member(population, lockstep, number)
     return lockstep
