@@ -28,7 +28,7 @@ class PopulationResult:
     """What the training of a population gave."""
 
     run_dir: Path
-    """Where it is written: a run directory for each member, and the curve."""
+    """Where it is written: a run directory for each member, and `curve.png`, or a curve for each combination."""
     members: Mapping[str, TrainingResult]
     """Name of a member -> what its training gave, as `sacref.train` says it."""
 
@@ -98,11 +98,12 @@ def train_population(
             for thread in started:
                 thread.join()
             raise
-    drawn = [directory / name for name in names if name in results and results[name].evaluations]
-    if drawn:
-        from sacref.plotting import plot_runs
+    for combination, seeds_of in itertools.groupby(names, lambda name: name.rpartition("seed=")[0].rstrip(",")):
+        drawn = [directory / name for name in seeds_of if name in results and results[name].evaluations]
+        if drawn:
+            from sacref.plotting import plot_runs
 
-        plot_runs(drawn, output=directory / "curve.png")
+            plot_runs(drawn, output=directory / f"{combination or 'curve'}.png")
     if failures:
         if len(failures) == len(names) and len({str(error) for error in failures.values()}) == 1:
             raise next(iter(failures.values()))  # an argument that suits none

@@ -270,7 +270,11 @@ def made_anew(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any, str], None
     monkeypatch.setattr(vectors, "make", make)
 
 
-@pytest.mark.parametrize(("after", "left"), [(0, []), (2, []), (10, [6]), (19, [6, 12, 14])])
+@pytest.mark.parametrize(
+    ("backend", "after", "left"),
+    [("torch", 0, []), ("torch", 2, []), ("torch", 10, [6]), ("jax", 10, [6]), ("torch", 19, [6, 12, 14])],
+    indirect=["backend"],
+)
 def test_a_member_that_fails_ends_alone(
     backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, left: list[int]
 ) -> None:
@@ -291,11 +295,11 @@ def test_a_member_that_fails_ends_alone(
             raise OSError("the simulator is gone")
 
     made_anew(monkeypatch, change)
-    with pytest.raises(PopulationError, match=r"1 of 3 members failed, the others were trained:\n  seed=1: OSError: the simulator is gone"):
-        train_population(backend=backend.name, seeds=[0, 1, 2], run_dir=tmp_path, **{**SETTINGS, "steps": 28, "evaluation_interval": 28})
-    for seed, written in ((0, [6, 12, 14]), (1, left), (2, [6, 12, 14])):
+    with pytest.raises(PopulationError, match=r"1 of 2 members failed, the others were trained:\n  seed=1: OSError: the simulator is gone"):
+        train_population(backend=backend.name, seeds=[0, 1], run_dir=tmp_path, **{**SETTINGS, "steps": 28, "evaluation_interval": 28})
+    for seed, written in ((0, [6, 12, 14]), (1, left)):
         assert sorted(resumption.finished_checkpoints(tmp_path / f"seed={seed}")) == written
-    assert counts["seed=0"] == counts["seed=2"] == 14 + 5
+    assert counts["seed=0"] == 14 + 5
 
 
 def test_an_argument_that_suits_no_member_is_one_error(backend: Backend, tmp_path: Path) -> None:
@@ -321,6 +325,7 @@ def test_combinations_are_members(backend: Backend, tmp_path: Path) -> None:
     assert list(population.members) == names
     found = {name: json.loads((tmp_path / "four" / name / "config.json").read_text())["cfg"]["discount_factor"] for name in names}
     assert list(found.values()) == [0.9, 0.9, 0.99, 0.99]
+    assert sorted(path.name for path in (tmp_path / "four").glob("*.png")) == ["discount_factor=0.9.png", "discount_factor=0.99.png"]
 
 
 def test_ctrl_c_ends_all_members_with_everything_written(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,6 +349,7 @@ def test_ctrl_c_ends_all_members_with_everything_written(backend: Backend, tmp_p
         assert max(resumption.finished_checkpoints(tmp_path / name)) * 2 == member.steps
 
 
+@pytest.mark.parametrize("backend", ["torch"], indirect=True)
 def test_a_second_ctrl_c_ends_them_at_once(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = []
 
@@ -370,6 +376,7 @@ def test_a_second_ctrl_c_ends_them_at_once(backend: Backend, tmp_path: Path, mon
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.parametrize("backend", ["torch"], indirect=True)
 def test_runs_that_are_resumed_with_settings_that_differ_are_refused(backend: Backend, tmp_path: Path) -> None:
     for seed, polyak in ((0, 0.005), (1, 0.01)):
         cfg = {**SETTINGS["cfg"], "polyak": polyak}
