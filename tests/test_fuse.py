@@ -221,7 +221,7 @@ def test_one_compilation_per_run(backend: Backend, options: dict[str, Any]) -> N
     else:
         from sacref.torch.graph import Recorded
 
-        (recorded,) = {found for found in _closed_over(agent._learn) if isinstance(found, Recorded)}
+        (recorded,) = {found for found in _closed_over(agent._runner._learn) if isinstance(found, Recorded)}
         live(agent, 20, start=20)
         assert recorded.recordings == 1
     assert agent.gradient_step_count == int(40 * float(agent.cfg.gradient_steps_per_timestep(1)))
