@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from sacref.experiment import load as load
     from sacref.experiment import train as train
     from sacref.numerics import NumericalError as NumericalError
+    from sacref.population import PopulationError as PopulationError
+    from sacref.population import PopulationResult as PopulationResult
+    from sacref.population import train_population as train_population
     from sacref.video import render_episodes as render_episodes
 
 __version__ = "0.1.0"
@@ -30,6 +33,9 @@ _HOMES = {
     "load": "sacref.experiment",
     "train": "sacref.experiment",
     "NumericalError": "sacref.numerics",
+    "PopulationError": "sacref.population",
+    "PopulationResult": "sacref.population",
+    "train_population": "sacref.population",
     "render_episodes": "sacref.video",
 }
 

@@ -193,6 +193,15 @@ class Agent(Border[ArrayT]):
             raise ValueError(f"{kind}_preprocessor is set and there is no {kind}_space: construct the agent with one, or leave it at None")
         return {name: factory(box, **kwargs) for name, box in named_leaves(boxes(space), f"{kind}s").items()}
 
+    @property
+    def _state(self) -> Any:
+        """The backend's `update.State`."""
+        return self._runner.state
+
+    @_state.setter
+    def _state(self, state: Any) -> None:
+        self._runner.state = state
+
     # What a backend provides.
 
     @abstractmethod
@@ -232,16 +241,14 @@ class Agent(Border[ArrayT]):
     execution: Execution
     """How updates run: what `cfg.execution` asks for, or what was chosen for the device."""
 
-    _backend: str
+    backend: str
     """The backend's name, which a checkpoint remembers."""
-    _state: Any
-    """The backend's `update.State`."""
+    _runner: Any
+    """The backend's `fuse.Alone`, or `fuse.Member` of a population: what holds the state, learns and acts."""
     _update: Any
     """The backend's `update.Update`."""
     _random: Any
     """The backend's `fuse.Streams`."""
-    _learn: Any
-    """The backend's `fuse.Learn`."""
 
     @abstractmethod
     def _export(self, model: str, parameters: Any) -> dict[str, NDArray[Any]]:
@@ -502,7 +509,7 @@ class Agent(Border[ArrayT]):
 
     def _take_gradient_steps(self, steps: int) -> None:
         memory = self._require_memory()
-        self._state, self._random, metrics = self._learn(self._state, memory.state, self._moments, self._random, steps)
+        self._random, metrics = self._runner.learn(memory.state, self._moments, self._random, steps)
         self.gradient_step_count += steps
         self._track_metrics(metrics)
 
@@ -847,7 +854,7 @@ class Agent(Border[ArrayT]):
             groups["memory"] = self.memory.arrays(copy=False)
         metadata = {
             "algorithm": type(self).__name__,
-            "backend": self._backend,
+            "backend": self.backend,
             "sacref": sacref.__version__,
             "layouts": self._layouts,
             "memory_capacity": None if self.memory is None else self.memory.capacity,
@@ -904,7 +911,7 @@ class Agent(Border[ArrayT]):
             if written_by != self.ranks.size:
                 self._streams_key = (written_by, self.ranks.size, self.gradient_step_count)
                 self._begin_streams()
-            elif metadata.get("backend") != self._backend:
+            elif metadata.get("backend") != self.backend:
                 self._streams_key = (self.gradient_step_count,)
                 self._begin_streams()
                 logger.warning(

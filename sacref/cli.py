@@ -7,6 +7,7 @@ A command is a dataclass whose fields are its flags. Backends, environments and 
 import json
 import os
 import pkgutil
+import statistics
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -100,6 +101,9 @@ class Train:
     """Processes of this machine that train the agent together, each with --num-envs environments and a batch of its own."""
     progress: bool = True
     """Show a bar, or lines where there is no terminal."""
+    seeds: str | None = None
+    """Seeds of agents that are trained together in this process, as 0:10 (ten of them) or 0,3,5. Each is the run that --seed makes of its
+    seed, in a directory of its own in --run-dir, seed=<seed>. They share one device, and no other thing."""
     sweep: Path | None = None
     """TOML or JSON file of many runs, each trained in a process of its own; its flags stand in the file, as the README says."""
     sweep_on: Literal["local", "slurm"] = "local"
@@ -116,36 +120,39 @@ class Train:
             return sweep.run(self.sweep, directory=self.run_dir, on=self.sweep_on, jobs=self.sweep_jobs, progress=self.progress)
         if self.sweep_on != "local" or self.sweep_jobs is not None:
             raise ValueError("--sweep-on or --sweep-jobs is given without --sweep: name the file of the sweep, or leave them out")
+        seeds = self._seeds()
         from sacref import experiment
 
         experiment.prepare_process(self.backend, self.device)
-        result = experiment.train(
-            backend=self.backend,
-            env=_environment(self.env),
-            steps=self.steps,
-            seed=self.cfg.seed,
-            run_dir=self.directory(),
-            num_envs=self.num_envs,
-            cfg=self.cfg,
-            hidden=self.hidden,
-            num_critics=self.num_critics,
-            layer_norm=self.layer_norm,
-            dropout=self.dropout,
-            recurrent=self.recurrent,
-            recurrent_size=self.recurrent_size,
-            feed_previous=self.feed_previous,
-            memory_capacity=self.memory_capacity,
-            evaluation_interval=self.evaluation_interval,
-            evaluation_episodes=self.evaluation_episodes,
-            keep_checkpoints=self.keep_checkpoints,
-            device=self.device,
-            vectorization=self.vectorization,
-            env_kwargs=self.env_kwargs,
-            wrappers=[_named(name, "--wrappers: ") for name in self.wrappers],
-            overwrite=self.overwrite,
-            resume=self.resume,
-            progress=self.progress,
-        )
+        arguments: dict[str, Any] = {
+            "backend": self.backend,
+            "env": _environment(self.env),
+            "steps": self.steps,
+            "run_dir": self.directory(),
+            "num_envs": self.num_envs,
+            "cfg": self.cfg,
+            "hidden": self.hidden,
+            "num_critics": self.num_critics,
+            "layer_norm": self.layer_norm,
+            "dropout": self.dropout,
+            "recurrent": self.recurrent,
+            "recurrent_size": self.recurrent_size,
+            "feed_previous": self.feed_previous,
+            "memory_capacity": self.memory_capacity,
+            "evaluation_interval": self.evaluation_interval,
+            "evaluation_episodes": self.evaluation_episodes,
+            "keep_checkpoints": self.keep_checkpoints,
+            "device": self.device,
+            "vectorization": self.vectorization,
+            "env_kwargs": self.env_kwargs,
+            "wrappers": [_named(name, "--wrappers: ") for name in self.wrappers],
+            "overwrite": self.overwrite,
+            "resume": self.resume,
+            "progress": self.progress,
+        }
+        if seeds is not None:
+            return self._train_population(seeds, arguments)
+        result = experiment.train(seed=self.cfg.seed, **arguments)
         place = launched()
         if place is not None and place.rank > 0:
             return 130 if result.interrupted else 0
@@ -157,6 +164,44 @@ class Train:
         print(f"written to {result.run_dir}: {', '.join(sorted(path.name for path in result.run_dir.iterdir()))}")
         if result.interrupted:
             print(f"to go on: sacref train --resume --run-dir {result.run_dir}")
+            return 130
+        return 0
+
+    def _seeds(self) -> list[int] | None:
+        """What --seeds says; None where it is left out."""
+        if self.seeds is None:
+            return None
+        place = launched()
+        if self.cfg.seed != 0:
+            raise ValueError(f"--seeds is {self.seeds}, and --seed is {self.cfg.seed} too: leave out one or the other")
+        if self.ranks > 1 or place is not None:
+            ranks = self.ranks if place is None else place.size
+            raise ValueError(f"--seeds is {self.seeds}, and there are {ranks} ranks: a population has one process, leave out the ranks")
+        from sacref.population import parse_seeds
+
+        return parse_seeds(self.seeds)
+
+    def _train_population(self, seeds: Sequence[int], arguments: dict[str, Any]) -> int:
+        """An agent for each of `seeds`."""
+        from sacref.population import train_population
+
+        population = train_population(seeds=seeds, **arguments)
+        results = population.members.values()
+        interrupted = any(result.interrupted for result in results)
+        steps, speed = min(result.steps for result in results), sum(result.steps_per_second for result in results)
+        state = "interrupted" if interrupted else "finished"
+        print(f"{state} after {steps:,} steps each of {len(results)} x {self.env} on {self.backend} ({speed:,.0f} steps/s together)")
+        for name, result in population.members.items():
+            if result.evaluations:
+                step, evaluation = result.evaluations[-1]
+                print(f"{name}: evaluation at step {step:,}: {_summary(evaluation)}")
+        final = [result.evaluations[-1][1].mean for result in results if result.evaluations]
+        if len(final) > 1:
+            mean, low, high = _interval(final)
+            print(f"over {len(final)} seeds: mean {mean:,.1f}, 95% interval of the mean [{low:,.1f}, {high:,.1f}]")
+        print(f"written to {population.run_dir}")
+        if interrupted:
+            print(f"to go on: sacref train --resume --seeds {self.seeds} --run-dir {population.run_dir}")
             return 130
         return 0
 
@@ -192,12 +237,18 @@ class Train:
         directory = self.directory()
         if directory is None:
             raise ValueError("--resume is given without --run-dir: name the directory of the run")
+        if self.seeds is not None:
+            from sacref.population import parse_seeds
+
+            # Of the first member, which the others were trained with.
+            directory = directory / f"seed={parse_seeds(self.seeds)[0]}"
         stored = experiment.read_config(directory)
         names = ["backend", "env", "steps", "num_envs", "vectorization", "env_kwargs", "memory_capacity"]
         names += ["evaluation_interval", "evaluation_episodes", "keep_checkpoints", "device"]
         try:
             cfg = SACConfig.from_dict(stored["cfg"])
             cfg.experiment.directory = cfg.experiment.experiment_name = ""
+            cfg.seed = cfg.seed if self.seeds is None else 0
             models = {**stored["models"], "feed_previous": tuple(stored["models"]["feed_previous"])}
             return Train(
                 cfg=cfg,
@@ -568,6 +619,15 @@ def _environment(name: str) -> Any:
     except (ImportError, AttributeError, ValueError):
         return name
     return found if callable(found) else name
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of several values, and the 95% confidence interval of the mean (Student's t)."""
+    from scipy import stats
+
+    found = stats.ttest_1samp(values, 0.0)
+    low, high = found.confidence_interval(0.95)
+    return statistics.fmean(values), float(low), float(high)
 
 
 def _summary(evaluation: Any) -> str:

@@ -14,7 +14,7 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import gymnasium
 import numpy as np
@@ -62,6 +62,22 @@ class BackendError(ImportError):
 
 class RunError(ValueError):
     """A run directory that cannot be used as asked; the message says why, and the fix."""
+
+
+class Membership(Protocol):
+    """What a run that is one of several in this process asks for; see `sacref.population`."""
+
+    def join(self, agent: Any) -> None:
+        """Called when the agent is ready, with all that it was restored to."""
+        ...
+
+    def leave(self, agent: Any) -> None:
+        """Called when the agent has done its last step."""
+        ...
+
+    def interrupted(self) -> bool:
+        """Whether the run is to end."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -156,6 +172,39 @@ def train(
         BackendError: if the backend is not installed. RunError: if the directory holds a run and neither `overwrite` nor `resume`
             is given, or that run cannot be resumed. EnvError, ConfigError, ValueError: if an argument cannot be used.
     """
+    return run_training(None, **locals())
+
+
+def run_training(
+    member: Membership | None,
+    *,
+    backend: Backend,
+    env: str | EnvironmentFactory,
+    steps: int,
+    seed: int,
+    run_dir: str | Path | None,
+    num_envs: int,
+    cfg: SACConfig | Mapping[str, Any] | None,
+    hidden: Sequence[int],
+    num_critics: int,
+    layer_norm: bool,
+    dropout: float,
+    recurrent: Recurrent | None,
+    recurrent_size: int,
+    feed_previous: Sequence[str],
+    memory_capacity: int,
+    evaluation_interval: int | None,
+    evaluation_episodes: int,
+    keep_checkpoints: int,
+    device: str | None,
+    vectorization: Vectorization,
+    env_kwargs: Mapping[str, Any] | None,
+    wrappers: Sequence[Wrapper],
+    overwrite: bool,
+    resume: bool,
+    progress: bool,
+) -> TrainingResult:
+    """`train`, alone or as a member of a population."""
     interval = evaluation_interval if evaluation_interval is not None else math.ceil(steps / 20)
     _require_positive(
         steps=steps,
@@ -165,10 +214,10 @@ def train(
         evaluation_episodes=evaluation_episodes,
         keep_checkpoints=keep_checkpoints,
     )
-    module = _import_backend(backend)
-    env_name = env if isinstance(env, str) else f"{env.__module__}:{getattr(env, '__qualname__', type(env).__qualname__)}"
+    module = import_backend(backend)
+    env_name = name_of(env)
     ranks: Ranks = importlib.import_module(f"{module.__name__}.ranks").ranks()
-    directory = Path(run_dir) if run_dir is not None else _fresh_directory(env_name, backend, seed)
+    directory = Path(run_dir) if run_dir is not None else fresh_directory(env_name, backend, seed)
     directory = Path(ranks.gather(str(directory.absolute()))[0])
     resumed = _prepare_together(ranks, directory, overwrite=overwrite, resume=resume)
 
@@ -285,6 +334,8 @@ def train(
                 steps_offset=offset,
                 enabled=progress and ranks.rank == 0,
             )
+            if member is not None:
+                member.join(agent)
             with bar:
 
                 def after_timestep(finished: int) -> None:
@@ -303,11 +354,15 @@ def train(
                     begin=resumption.begin,
                     on_begin=resumption.on_begin,
                     ranks=ranks,
+                    interrupted=None if member is None else member.interrupted,
                 )
             if ranks.rank == 0 and not (directory / "config.json").is_file():
                 logger.warning("%s is gone, and written again", directory / "config.json")
                 checkpoint.write_json(directory / "config.json", config)
-            run.finish(outcome)
+            run.finish(outcome, plot=member is None)
+            if member is not None:
+                member.leave(agent)
+            agent.enable_training_mode(False, apply_to_models=True)
         finally:
             if evaluation_envs is not None:
                 evaluation_envs.close()
@@ -334,7 +389,7 @@ def prepare_process(backend: Backend, device: str | None = None) -> None:
         BackendError: if the backend is not installed. ValueError: if the environment names ranks and is incomplete. LostRankError: if they
             do not come.
     """
-    module = _import_backend(backend)
+    module = import_backend(backend)
     importlib.import_module(f"{module.__name__}.ranks").join(device)
     if backend == "jax":
         importlib.import_module("sacref.jax.compilation").keep_compilations()
@@ -371,7 +426,7 @@ def load(run_dir: str | Path, *, checkpoint: str | Path | None = None, device: s
         cfg = SACConfig.from_dict({**config["cfg"], **unneeded}, import_callables=False)
         _refuse_large(paths, spaces["observation_space"], hidden, options)
     cfg.experiment.directory, cfg.experiment.experiment_name = str(directory.parent), directory.name
-    module = _import_backend(backend)
+    module = import_backend(backend)
     with _config_of(directory):
         models = module.default_models(**spaces, hidden=hidden, seed=seed, **options)
         agent: Agent = _algorithm(module, options)(models=models, **spaces, device=device, cfg=cfg)
@@ -509,8 +564,8 @@ class _Run:
             return
         checkpoint.write_json(self.directory / "evaluation.json", [evaluation.to_entry(step) for step, evaluation in self.evaluations])
 
-    def finish(self, outcome: training.Outcome) -> None:
-        """Write the checkpoint first: it cannot be made again."""
+    def finish(self, outcome: training.Outcome, *, plot: bool) -> None:
+        """Write the checkpoint first: it cannot be made again. The curve is drawn if `plot`: Matplotlib's figures are not for threads."""
         clock = {"timestep": outcome.timesteps, "timesteps": self.timesteps}
         written = outcome.timesteps in resuming.finished_checkpoints(self.directory)
         if not self.ranks.gather(written)[0] and self.standing is not None:
@@ -523,8 +578,7 @@ class _Run:
             self.evaluate(outcome.timesteps)
         self.write_evaluations()
         self.agent.close()
-        self.agent.enable_training_mode(False, apply_to_models=True)
-        if self.evaluations and self.ranks.rank == 0:
+        if plot and self.evaluations and self.ranks.rank == 0:
             from sacref.plotting import plot_runs  # which takes as long to import as all of the rest, and one rank needs it
 
             plot_runs([self.directory], output=self.directory / "curve.png")
@@ -536,7 +590,12 @@ def _require_positive(**values: Any) -> None:
             raise ValueError(f"{name} is {value!r}, expected an integer of at least 1")
 
 
-def _import_backend(backend: str) -> ModuleType:
+def import_backend(backend: str) -> ModuleType:
+    """`sacref.<backend>`.
+
+    Raises:
+        BackendError: if there is none of that name, or it is not installed.
+    """
     if backend not in BACKENDS:
         raise BackendError(f"backend is {backend!r}, expected one of {', '.join(BACKENDS)}")
     try:
@@ -581,7 +640,13 @@ def _configuration(cfg: SACConfig | Mapping[str, Any] | None, resumed: _Resumed 
     return SACConfig.from_dict({**paper.to_dict(), **(cfg or {})})
 
 
-def _fresh_directory(env_name: str, backend: str, seed: int) -> Path:
+def name_of(env: str | EnvironmentFactory) -> str:
+    """The id of a task, or the name by which its callable is imported."""
+    return env if isinstance(env, str) else f"{env.__module__}:{getattr(env, '__qualname__', type(env).__qualname__)}"
+
+
+def fresh_directory(env_name: str, backend: str, seed: int) -> Path:
+    """Where a run is written that was given no directory."""
     slug = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in env_name)
     return Path("runs") / f"{slug}-{backend}-{seed}-{datetime.now():%Y%m%d-%H%M%S-%f}"
 

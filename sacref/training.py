@@ -67,6 +67,7 @@ def run(
     begin: Standing | None = None,
     on_begin: Callable[[], None] | None = None,
     ranks: Ranks | None = None,
+    interrupted: Callable[[], bool] | None = None,
 ) -> Outcome:
     """Train an agent for `timesteps` steps of the vector environment.
 
@@ -91,6 +92,7 @@ def run(
         begin: where to go on, of environments that were restored to how they were; None to reset them. It takes the place of `start`.
         on_begin: called when agent and environments are ready.
         ranks: the processes that train this agent together, each of which runs this loop; None for this one alone.
+        interrupted: whether the loop is to end, asked in the place of Ctrl-C.
 
     Raises:
         ValueError: if `start` is not within [0, timesteps]. NumericalError: if training becomes NaN or infinite. DivergenceError: if an
@@ -113,8 +115,8 @@ def run(
     if on_begin is not None:
         on_begin()
     finished, seconds = start, 0.0
-    with _interruption() as pressed:
-        stop = _Stop(pressed, ranks or Ranks(), start)
+    with interruption() as pressed:
+        stop = _Stop(interrupted or pressed, ranks or Ranks(), start)
         while finished < timesteps and not stop.after(finished):
             began = time.perf_counter()
             clock = {"timestep": finished, "timesteps": timesteps}
@@ -196,7 +198,7 @@ class _Stop:
 
 
 @contextmanager
-def _interruption() -> Iterator[Callable[[], bool]]:
+def interruption() -> Iterator[Callable[[], bool]]:
     """Whether Ctrl-C was pressed. The first one is only noted, the handler before takes the second."""
     pressed = False
     if threading.current_thread() is not threading.main_thread():

@@ -18,7 +18,7 @@ from gymnasium.envs.classic_control import PendulumEnv
 from PIL import Image
 
 import sacref
-from sacref import cli, experiment, launch, video
+from sacref import cli, experiment, launch, population, video
 from sacref.config import ExperimentConfig, SACConfig, paper_config
 from sacref.envs.vector import Vectorization
 from sacref.evaluation import Evaluation
@@ -144,7 +144,8 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     names = {entry.name for entry in dataclasses.fields(SACConfig)} | set(inspect.signature(sacref_train).parameters)
     names = (names - {"experiment", "cfg"}) | {f"experiment.{entry.name}" for entry in dataclasses.fields(ExperimentConfig)}
-    assert {f"--{name.replace('_', '-')}" for name in names} <= set(re.findall(r"--[\w.-]+", text))
+    assert {f"--{name.replace('_', '-')}" for name in names | {"seeds"}} <= set(re.findall(r"--[\w.-]+", text))
+    assert "Each is the run that --seed makes of its seed, in a directory of its own in --run-dir" in unboxed(text)
     assert "Transitions in the batch of one gradient step. (default: 256)" in unboxed(text)
 
 
@@ -332,6 +333,13 @@ def test_resume_takes_the_settings_of_the_run(tmp_path: Path) -> None:
     }
     assert command.cfg == SACConfig(batch_size=17, seed=5)
     assert command.directory() == tmp_path
+    (tmp_path / "seed=5").mkdir()
+    (tmp_path / "config.json").rename(tmp_path / "seed=5" / "config.json")
+    stored_alone = json.loads((tmp_path / "seed=5" / "config.json").read_text())
+    (tmp_path / "seed=5" / "config.json").write_text(json.dumps({**stored_alone, "ranks": 1}))
+    command = parse_train("--resume", "--seeds", "5:7", "--run-dir", str(tmp_path))
+    assert command.cfg == SACConfig(batch_size=17), "several seeds go on with the settings of the first one, but for its seed"
+    assert (command.backend, command.hidden, command.ranks, command.directory()) == ("jax", (8, 9), 1, tmp_path)
 
 
 def test_resume_without_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -351,6 +359,50 @@ def test_train_says_what_it_wrote(trained: dict[str, Any], tmp_path: Path, capsy
         "evaluation at step 40: mean return 2.0, standard deviation 1.0, 2 episodes",
         f"written to {tmp_path / 'run'}: curve.png",
     ]
+
+
+@pytest.fixture
+def trained_together(trained: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """In the place of `sacref.train_population`, whose members give what `trained` says."""
+
+    def train_population(**arguments: Any) -> Any:
+        trained["arguments"] = arguments
+        other = SimpleNamespace(**{**vars(trained["result"]), "evaluations": ((40, Evaluation((5.0, 7.0), (5, 5))),)})
+        return SimpleNamespace(run_dir=tmp_path / "runs", members={"seed=0": trained["result"], "seed=1": other})
+
+    monkeypatch.setattr(population, "train_population", train_population)
+    return trained
+
+
+def test_several_seeds_are_one_call_with_the_arguments_of_each(
+    trained_together: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", "--seeds", "0:2", "--batch-size", "7", "--run-dir", "x"]) == 0
+    arguments = trained_together["arguments"]
+    assert set(arguments) == (set(inspect.signature(sacref_train).parameters) - {"seed"}) | {"seeds"}
+    assert (arguments["seeds"], arguments["cfg"].batch_size, arguments["run_dir"]) == ([0, 1], 7, Path("x"))
+    assert capsys.readouterr().out.splitlines()[:-1] == [
+        "finished after 50 steps each of 2 x HalfCheetah-v5 on torch (247 steps/s together)",
+        "seed=0: evaluation at step 40: mean return 2.0, standard deviation 1.0, 2 episodes",
+        "seed=1: evaluation at step 40: mean return 6.0, standard deviation 1.0, 2 episodes",
+        # Student's t for two values: 12.706 standard errors, of 2.
+        "over 2 seeds: mean 4.0, 95% interval of the mean [-21.4, 29.4]",
+    ]
+
+
+def test_ctrl_c_on_several_seeds_says_how_to_go_on(
+    trained_together: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained_together["result"].interrupted = True
+    assert cli.main(["train", "--seeds", "0:2"]) == 130
+    assert capsys.readouterr().out.splitlines()[-1] == f"to go on: sacref train --resume --seeds 0:2 --run-dir {tmp_path / 'runs'}"
+
+
+def test_ranks_and_seeds_are_one_or_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=r"--seeds is 0:2, and there are 4 ranks: a population has one process, leave out the ranks"):
+        parse_train("--seeds", "0:2").run()
 
 
 def test_ctrl_c_is_status_130_and_says_what_was_written(
@@ -388,6 +440,10 @@ def test_ctrl_c_is_status_130_and_says_what_was_written(
         (["train", "--env", "HalfCheetah-v99"], "HalfCheetah-v99"),
         (["train", "--env", "CartPole-v1"], "action_space is"),
         (["train", "--steps", "0"], "steps is 0, expected an integer of at least 1"),
+        (["train", "--seeds", "x"], "seeds are 'x', expected non-negative integers as 0:10 or 0,3,5, none of them twice"),
+        (["train", "--seeds", "3:1"], "seeds are '3:1', expected non-negative integers as 0:10"),
+        (["train", "--seeds", "0:2", "--seed", "5"], "--seeds is 0:2, and --seed is 5 too: leave out one or the other"),
+        (["train", "--seeds", "0:2", "--resume", "--run-dir", "absent"], "absent/seed=0 holds no run"),
         (["train", "--ranks", "0"], "--ranks is 0, expected an integer of at least 1"),
         (["train", "--num-envs", "0"], "num_envs is 0, expected an integer >= 1"),
         (["train", "--overwrite", "--resume", "--run-dir", "absent"], "holds no run"),

@@ -421,7 +421,7 @@ def test_what_cannot_be_written_is_refused_before_anything_is_written(tmp_path: 
 
 def test_a_backend_that_there_is_none_of_is_refused() -> None:
     with pytest.raises(BackendError, match="backend is 'numpy', expected one of torch, jax"):
-        experiment._import_backend("numpy")
+        experiment.import_backend("numpy")
 
 
 @pytest.mark.parametrize(("asked", "missing"), [("torch", "torch"), ("jax", "jax"), ("jax", "flax"), ("jax", "optax")])
@@ -434,7 +434,7 @@ class Absent:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Absent())
 from sacref import experiment
-experiment._import_backend({asked!r})
+experiment.import_backend({asked!r})
 """
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert finished.returncode == 1

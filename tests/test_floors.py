@@ -26,6 +26,7 @@ FLOORS = {
     "replay": 1,
     "replay_log": 1,
     "ranks": 1,
+    "lockstep": 1,
     "numerics": 1,
     "initialisation": 1,
     "agent": 2,
@@ -45,6 +46,7 @@ FLOORS = {
     "cli": 4,
     "doctor": 4,
     "launch": 4,
+    "population": 4,
     "parity": 4,
     "sweep": 4,
 }

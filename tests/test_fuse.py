@@ -221,7 +221,7 @@ def test_one_compilation_per_run(backend: Backend, options: dict[str, Any]) -> N
     else:
         from sacref.torch.graph import Recorded
 
-        (recorded,) = {found for found in _closed_over(agent._learn) if isinstance(found, Recorded)}
+        (recorded,) = {found for found in _closed_over(agent._runner._learn) if isinstance(found, Recorded)}
         live(agent, 20, start=20)
         assert recorded.recordings == 1
     assert agent.gradient_step_count == int(40 * float(agent.cfg.gradient_steps_per_timestep(1)))
@@ -244,7 +244,7 @@ def reading_is_an_error(agent: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator
     with monkeypatch.context() as patched:
         for method in ("to_numpy", "_fetch"):
             patched.setattr(agent, method, refuse)
-        if agent._backend == "jax":
+        if agent.backend == "jax":
             import jax
 
             # NumPy reads JAX's arrays of the CPU through the buffer protocol, which no method of theirs sees.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sacref.agent import POLICY_VALUES, Agent
 from sacref.config import ConfigError, SACConfig
 from sacref.jax.device import device_of, devices_of
-from sacref.jax.fuse import Acting, Actor, Bounds, Drawing, Streams, actors, choose, learner, stepper
+from sacref.jax.fuse import Acting, Actor, Alone, Bounds, Drawing, Streams, actors, choose, learner, stepper
 from sacref.jax.memory import ReplayMemory, sampler
 from sacref.jax.mesh import DataParallel, average
 from sacref.jax.optim import Average, Frozen, KeepGradients, Optimizer, batch_mean, tree_map
@@ -70,7 +70,7 @@ class SAC(Agent[Array]):
             the batch is larger than the memory.
     """
 
-    _backend = "jax"
+    backend = "jax"
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class SAC(Agent[Array]):
         self._parallel = DataParallel(devices) if self.ranks.size > 1 or len(devices) > 1 else None
         self._average: Average | None = average if self._parallel is not None else None
         self._update = self._make_update(critics)
-        self._state = self._make_state(parameters, critics, targets)
+        self._runner = Alone(self._make_state(parameters, critics, targets))
         self._random = Streams(*(self._generator(stream) for stream in range(3)))
         self.execution = choose(self.cfg.execution)
         self._fuse()
@@ -184,8 +184,17 @@ class SAC(Agent[Array]):
 
     def _fuse(self) -> None:
         self._step = stepper(self._update, self._parallel)
-        block = max(1, int(self.cfg.chunk * self.cfg.gradient_steps_per_timestep(self._num_envs)))
-        drawing = Drawing(
+        drawing = self._drawing()
+        learn = learner(self._update, drawing, execution=self.execution, block=self._block, parallel=self._parallel)
+        self._runner.use(learn, actors(self._actor(), self._action_bounds))
+
+    @property
+    def _block(self) -> int:
+        """Gradient steps between two actions, as a rule."""
+        return max(1, int(self.cfg.chunk * self.cfg.gradient_steps_per_timestep(self._num_envs)))
+
+    def _drawing(self) -> Drawing:
+        return Drawing(
             sample=sampler(self._follow),
             batch_size=self.cfg.batch_size,
             prepare=self._prepare,
@@ -194,8 +203,6 @@ class SAC(Agent[Array]):
             draws={name: widths for name in self._update.critics if (widths := draw_widths(self._models[name]))},
             keyed=frozenset(name for name in self._update.critics if random_state(self._models[name])),
         )
-        self._learn = learner(self._update, drawing, execution=self.execution, block=block, parallel=self._parallel)
-        self._ways = actors(self._actor(), self._action_bounds)
 
     def _take_moments(self) -> None:
         # Host arrays go into compiled calls as they are.
@@ -336,7 +343,7 @@ class SAC(Agent[Array]):
 
     def _run_actor(self, way: str, inputs: Any, carry: Tree) -> tuple[Array, Array, Tree]:
         acting = Acting(inputs, self._moments, carry)
-        actions, mean_actions, carry, self._random = self._ways[way](self._state.policy, self._random, acting)
+        actions, mean_actions, carry, self._random = self._runner.act(way, self._random, acting)
         return actions, mean_actions, carry
 
     def _given(self, tree: Tree) -> Tree:

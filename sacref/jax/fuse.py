@@ -1,16 +1,18 @@
 """Around a finished update: draw a batch and its noise, then take the steps; and the ways to run that fast.
 
 `plain` compiles the update and calls it for each gradient step. `scan` compiles all gradient steps between two actions into one call: each
-gathers its batch from the memory where it lies. The state is donated.
+gathers its batch from the memory where it lies. The state is donated. Of a `Population` the steps of all members are one call, too.
 """
 
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from sacref.config import Execution
@@ -18,6 +20,7 @@ from sacref.envs.scaling import to_box
 from sacref.jax.memory import MemoryState, Sampler
 from sacref.jax.mesh import DataParallel, divided
 from sacref.jax.update import State, Update
+from sacref.lockstep import Lockstep
 from sacref.spec import bound_log_std, squash
 from sacref.tree import Tree
 from sacref.types import METRICS, Batch, Inputs, Metrics, Noise, Sequences
@@ -125,7 +128,15 @@ def draw(
 ) -> tuple[Batch[Array] | Sequences[Array], Noise[Array], Streams]:
     """The batch and the noise of the next gradient step."""
     sampling, key = advance(streams.sampling)
-    batch = drawing.prepare(moments, drawing.sample(memory, drawing.batch_size, key))
+    rows = drawing.sample(memory, drawing.batch_size, key)
+    return draw_around(rows, moments, streams._replace(sampling=sampling), drawing)
+
+
+def draw_around(
+    rows: Any, moments: Tree, streams: Streams, drawing: Drawing
+) -> tuple[Batch[Array] | Sequences[Array], Noise[Array], Streams]:
+    """What `draw` does with the rows that it took from the memory."""
+    batch = drawing.prepare(moments, rows)
     like = batch.actions
     noise, first, second, *more = advance(streams.noise, 2 + (drawing.target_subset is not None) + 3 * bool(drawing.draws or drawing.keyed))
 
@@ -145,7 +156,7 @@ def draw(
     draws: Noise[Array] = Noise(
         next_actions=next_actions, actions=actions, target_critics=subset, dropout=(for_targets, for_critics, for_actor)
     )
-    return batch, draws, streams._replace(noise=noise, sampling=sampling)
+    return batch, draws, streams._replace(noise=noise)
 
 
 def learner(update: Update, drawing: Drawing, *, execution: Execution, block: int = 1, parallel: DataParallel | None = None) -> Learn:
@@ -226,19 +237,17 @@ def _over_devices(
     return run
 
 
-def actors(actor: Actor, bounds: Bounds) -> dict[str, Act]:
+def ways(actor: Actor, bounds: Bounds) -> dict[str, Act]:
     """Ways to act, `(policy parameters, streams, acting) -> (actions, mean actions, carry, streams)`, actions in the Box's units.
 
     `greedy` draws nothing, `random` is uniform over the Box, `sampled` is the policy's own.
     """
 
-    @jax.jit
     def greedy(parameters: Any, streams: Streams, acting: Acting) -> tuple[Array, Array, Tree, Streams]:
         mean, _, carry = actor(parameters, acting)
         mean_actions = to_box(jnp.tanh(mean), *bounds)
         return mean_actions, mean_actions, carry, streams
 
-    @jax.jit
     def random(parameters: Any, streams: Streams, acting: Acting) -> tuple[Array, Array, Tree, Streams]:
         mean, _, carry = actor(parameters, acting)
         exploration, key = advance(streams.exploration)
@@ -250,7 +259,6 @@ def actors(actor: Actor, bounds: Bounds) -> dict[str, Act]:
             streams._replace(exploration=exploration),
         )
 
-    @jax.jit
     def sampled(parameters: Any, streams: Streams, acting: Acting) -> tuple[Array, Array, Tree, Streams]:
         mean, raw_log_std, carry = actor(parameters, acting)
         exploration, key = advance(streams.exploration)
@@ -259,3 +267,231 @@ def actors(actor: Actor, bounds: Bounds) -> dict[str, Act]:
         return to_box(actions, *bounds), to_box(jnp.tanh(mean), *bounds), carry, streams._replace(exploration=exploration)
 
     return {"greedy": greedy, "random": random, "sampled": sampled}
+
+
+def actors(actor: Actor, bounds: Bounds) -> dict[str, Act]:
+    """`ways`, compiled."""
+    return {name: jax.jit(way) for name, way in ways(actor, bounds).items()}
+
+
+class Alone:
+    """The state of one agent, its gradient steps and its actions."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+
+    def use(self, learn: Learn, acts: Mapping[str, Act]) -> None:
+        """From now on learn and act so."""
+        self._learn, self._acts = learn, acts
+
+    def learn(self, memory: MemoryState, moments: Tree, streams: Streams, steps: int) -> tuple[Streams, list[Array]]:
+        self.state, streams, metrics = self._learn(self.state, memory, moments, streams, steps)
+        return streams, metrics
+
+    def act(self, way: str, streams: Streams, acting: Acting) -> tuple[Array, Array, Tree, Streams]:
+        return self._acts[way](self.state.policy, streams, acting)
+
+
+class Lesson(NamedTuple):
+    """What a member gives to gradient steps."""
+
+    memory: MemoryState
+    moments: Tree
+    streams: Streams
+
+
+class Scene(NamedTuple):
+    """What a member gives to an action."""
+
+    streams: Streams
+    acting: Acting
+
+
+class Population:
+    """Agents that share nothing, and learn and act in one call: their states have a leading axis, over which the update is mapped.
+
+    Args:
+        updates: of each member. They may differ in the fields `VARYING`, and the optimizers in their base rates.
+        drawings: of each member; alike but for the discount of n steps.
+        actor, bounds, block: as of one agent.
+        states: of each member.
+    """
+
+    VARYING = ("discount_factor", "target_entropy")
+    """Fields of the update that are numbers."""
+    OPTIMIZERS = ("policy_optimizer", "critic_optimizer", "temperature_optimizer")
+
+    def __init__(
+        self,
+        updates: Sequence[Update],
+        drawings: Sequence[Drawing],
+        actor: Actor,
+        bounds: Bounds,
+        states: Sequence[State],
+        *,
+        block: int = 1,
+    ) -> None:
+        self.members = len(states)
+        self._state: State = _stacked(states)
+        self._own, self._block = self._differences(updates, states[0].log_alpha.dtype), block
+        update = updates[0]
+        self._lock = threading.Lock()
+        """Of threads that read and write members' states; while any does, none learns."""
+
+        def step(state: State, batch: Any, noise: Noise[Array], own: Mapping[str, Array]) -> tuple[State, Array]:
+            fields: dict[str, Any] = {
+                name: getattr(update, name).with_rate(value) if name in self.OPTIMIZERS else value for name, value in own.items()
+            }
+            state, metrics = replace(update, **fields)(state, batch, noise)
+            return state, pack(metrics)
+
+        @partial(jax.jit, donate_argnums=0, static_argnums=(4, 5))
+        def scan(
+            state: State, lessons: Sequence[Lesson], own: Mapping[str, Array], learns: Array, steps: int, all_learn: bool
+        ) -> tuple[State, list[Streams], Array]:
+            moments = _stacked([lesson.moments for lesson in lessons])
+
+            def all_step(carry: tuple[State, Streams], _: None) -> tuple[tuple[State, Streams], Array]:
+                state, streams = carry
+                sampling, keys = jax.vmap(advance)(streams.sampling)
+                # Each from its own memory: stacked, all memories would be copied.
+                rows = [
+                    drawing.sample(lesson.memory, drawing.batch_size, key)
+                    for lesson, drawing, key in zip(lessons, drawings, keys, strict=True)
+                ]
+                around = partial(draw_around, drawing=drawings[0])
+                batch, noise, streams = jax.vmap(around)(_stacked(rows), moments, streams._replace(sampling=sampling))
+                stepped, metrics = jax.vmap(step)(state, batch, noise, own)
+                return (stepped, streams), metrics
+
+            (stepped, streams), metrics = jax.lax.scan(all_step, (state, _stacked([lesson.streams for lesson in lessons])), length=steps)
+            if not all_learn:
+                stepped = jax.tree.map(lambda new, old: jnp.where(learns.reshape(-1, *[1] * (new.ndim - 1)), new, old), stepped, state)
+            return stepped, self._apart(streams), jnp.moveaxis(metrics, 1, 0)
+
+        self._scan = scan
+        self._ways = {name: self._together(way) for name, way in ways(actor, bounds).items()}
+        self._of = jax.jit(lambda tree, member: jax.tree.map(lambda leaf: leaf[member], tree))
+        self._with = jax.jit(
+            lambda tree, member, value: jax.tree.map(lambda leaf, own: leaf.at[member].set(own), tree, value), donate_argnums=0
+        )
+
+    def __getitem__(self, member: int) -> State:
+        with self._lock:
+            state: State = self._of(self._state, member)
+        return state
+
+    def __setitem__(self, member: int, state: State) -> None:
+        with self._lock:
+            self._state = self._with(self._state, member, state)
+
+    def learn(self, lessons: Mapping[int, Lesson], steps: int) -> dict[int, tuple[Streams, list[Array]]]:
+        """Gradient steps of the members that are named; the others stay as they are."""
+        anyone = next(iter(lessons.values()))
+        given = [lessons.get(member, anyone) for member in range(self.members)]
+        learns = np.array([member in lessons for member in range(self.members)])
+        packed: dict[int, list[Array]] = {member: [] for member in lessons}
+        for length in [self._block] * (steps // self._block) + [1] * (steps % self._block):
+            self._state, streams, metrics = self._scan(self._state, given, self._own, learns, length, bool(learns.all()))
+            given = [lesson._replace(streams=its) for lesson, its in zip(given, streams, strict=True)]
+            for member, of_member in packed.items():
+                of_member.append(metrics[member])
+        return {member: (given[member].streams, of_member) for member, of_member in packed.items()}
+
+    def act(self, way: str, scenes: Mapping[int, Scene]) -> dict[int, tuple[Array, Array, Tree, Streams]]:
+        """Actions of the members that are named."""
+        anyone = next(iter(scenes.values()))
+        answers = self._ways[way](self._state.policy, [scenes.get(member, anyone) for member in range(self.members)])
+        return {member: answers[member] for member in scenes}
+
+    def _differences(self, updates: Sequence[Update], dtype: Any) -> dict[str, Array]:
+        """What the members differ in, `(members,)` each; what they share stays a constant, as it is of one agent."""
+        numbers = {name: [getattr(update, name) for update in updates] for name in self.VARYING}
+        numbers |= {name: [getattr(update, name).learning_rate for update in updates] for name in self.OPTIMIZERS}
+        return {name: jnp.asarray(values, dtype) for name, values in numbers.items() if len(set(values)) > 1}
+
+    def _together(self, way: Act) -> Callable[[Any, Sequence[Scene]], list[tuple[Array, Array, Tree, Streams]]]:
+        @jax.jit
+        def act(parameters: Any, scenes: Sequence[Scene]) -> list[tuple[Array, Array, Tree, Streams]]:
+            scene = _stacked(scenes)
+            answers = jax.vmap(way)(parameters, scene.streams, scene.acting)
+            return self._apart(answers)
+
+        return act
+
+    def _apart(self, tree: Any) -> list[Any]:
+        """What is each member's of a tree with a leading axis."""
+        return [jax.tree.map(lambda leaf, member=member: leaf[member], tree) for member in range(self.members)]
+
+    def answer(self, kind: Any, requests: Mapping[int, Any]) -> Mapping[int, Any]:
+        """What `Lockstep` asks for the members."""
+        what, detail = kind[:2]
+        return self.learn(requests, detail) if what == "learn" else self.act(detail, requests)
+
+
+class Member:
+    """The state of one agent of a population; what it learns and how it acts is done together with the others."""
+
+    def __init__(self, population: Population, lockstep: Lockstep[Any, Any], number: int) -> None:
+        self._population, self._lockstep, self._number = population, lockstep, number
+
+    @property
+    def state(self) -> State:
+        return self._population[self._number]
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self._population[self._number] = state
+
+    def use(self, learn: Learn, acts: Mapping[str, Act]) -> None:
+        raise RuntimeError("an agent of a population cannot change its models' mode, nor keep gradients: train it alone")
+
+    def learn(self, memory: MemoryState, moments: Tree, streams: Streams, steps: int) -> tuple[Streams, list[Array]]:
+        answer: tuple[Streams, list[Array]] = self._lockstep.call(self._number, ("learn", steps), Lesson(memory, moments, streams))
+        return answer
+
+    def act(self, way: str, streams: Streams, acting: Acting) -> tuple[Array, Array, Tree, Streams]:
+        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(acting))
+        answer: tuple[Array, Array, Tree, Streams] = self._lockstep.call(self._number, ("act", way, shapes), Scene(streams, acting))
+        return answer
+
+
+def urgency(kind: Any) -> int:
+    """Of what a member asks for: evaluations come before steps, and all meet at learning."""
+    return 0 if kind[0] == "learn" else 2 if kind[1] == "greedy" else 1
+
+
+def populate(agents: Sequence[Any]) -> Lockstep[Any, Any]:
+    """Let agents that are alike learn and act together from now on, each in a thread of its own.
+
+    Returns:
+        Where they meet: an agent that ends says so by `leave`.
+
+    Raises:
+        ValueError: if an agent computes on several devices.
+    """
+    if agents[0]._parallel is not None:
+        raise ValueError("a population learns on one device: leave out the other devices, or train its members one by one")
+    population = Population(
+        [agent._update for agent in agents],
+        [agent._drawing() for agent in agents],
+        agents[0]._actor(),
+        agents[0]._action_bounds,
+        [agent._state for agent in agents],
+        block=agents[0]._block,
+    )
+    lockstep: Lockstep[Any, Any] = Lockstep(len(agents), population.answer, urgency=urgency)
+    for number, agent in enumerate(agents):
+        agent._runner = Member(population, lockstep, number)
+    return lockstep
+
+
+def part(agent: Any) -> None:
+    """Let an agent of a population go on alone."""
+    agent._runner = Alone(agent._state)
+    agent._fuse()
+
+
+def _stacked(trees: Sequence[Any]) -> Any:
+    """Trees alike, with a leading axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)

@@ -48,9 +48,9 @@ class Update:
     policy_optimizer: Optimizer
     critic_optimizer: Optimizer
     temperature_optimizer: Optimizer
-    discount_factor: float
+    discount_factor: float | Array
     polyak: float
-    target_entropy: float
+    target_entropy: float | Array
     mean: Callable[[Array, Array | None], Array]
     """Of a loss, `(*leading, *batch)`, over the rows that count (`mask`); `optim.batch_mean`."""
     policy_value: Callable[[Array], Array]

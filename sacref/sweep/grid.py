@@ -21,6 +21,7 @@ TABLES = ("train", "grid", "slurm")
 RESERVED: Mapping[str, str] = {
     **dict.fromkeys(("run-dir", "experiment.directory", "experiment.experiment-name"), "a run's directory follows from its grid values"),
     **dict.fromkeys(("resume", "overwrite"), "a sweep resumes what was cut off and starts the rest by itself"),
+    "seeds": "a grid of seed trains each in a process of its own",
     **dict.fromkeys(("sweep", "sweep-on", "sweep-jobs", "progress"), "it belongs on the command line"),
 }
 """Flag of `sacref train` -> why a file may not set it."""

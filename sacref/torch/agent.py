@@ -30,7 +30,7 @@ from sacref.recurrence import (
     refuse_carries,
 )
 from sacref.torch.device import device_of
-from sacref.torch.fuse import Acting, Actor, Bounds, Drawing, Streams, actors, advance_schedules, choose, learner, stepper
+from sacref.torch.fuse import Acting, Actor, Alone, Bounds, Drawing, Streams, actors, advance_schedules, choose, learner, stepper
 from sacref.torch.memory import ReplayMemory, sampler
 from sacref.torch.optim import Average, Frozen, KeepGradients, Optimizer, average_over_ranks, batch_mean, tree_map
 from sacref.torch.precision import has_head, low_precision
@@ -67,7 +67,7 @@ class SAC(Agent[Tensor]):
             the batch is larger than the memory.
     """
 
-    _backend = "torch"
+    backend = "torch"
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class SAC(Agent[Tensor]):
         self._check_outputs(parameters)
         self._average: Average | None = average_over_ranks if self.ranks.size > 1 else None
         self._update = self._make_update(critics)
-        self._state = self._make_state(parameters, critics, targets)
+        self._runner = Alone(self._make_state(parameters, critics, targets))
         self._random = Streams(*(self._generator(stream) for stream in range(3)))
         self.execution = choose(self.cfg.execution, self.device, own_models=self._own_models, ranks=self.ranks.size)
         self._fuse()
@@ -173,7 +173,11 @@ class SAC(Agent[Tensor]):
 
     def _fuse(self) -> None:
         self._step = stepper(self._update)
-        drawing = Drawing(
+        learn = learner(self._update, self._drawing(), execution=self.execution)
+        self._runner.use(learn, actors(self._actor(), self._action_bounds, execution=self.execution))
+
+    def _drawing(self) -> Drawing:
+        return Drawing(
             sample=sampler(self._follow),
             batch_size=self.cfg.batch_size,
             prepare=self._prepare,
@@ -182,8 +186,6 @@ class SAC(Agent[Tensor]):
             draws={name: widths for name in self._update.critics if (widths := draw_widths(self._models[name]))},
             generators=tuple(self._model_generators().values()),
         )
-        self._learn = learner(self._update, drawing, execution=self.execution)
-        self._ways = actors(self._actor(), self._action_bounds, execution=self.execution)
 
     def _take_moments(self) -> None:
         for name, preprocessor in self._preprocessors.items():
@@ -323,7 +325,7 @@ class SAC(Agent[Tensor]):
 
     def _run_actor(self, way: str, inputs: Any, carry: Tree) -> tuple[Tensor, Tensor, Tree]:
         acting = Acting(inputs, self._moments, carry)
-        actions, mean_actions, carry, self._random = self._ways[way](self._state.policy, self._random, acting)
+        actions, mean_actions, carry, self._random = self._runner.act(way, self._random, acting)
         return actions, mean_actions, carry
 
     def _is_device_array(self, value: Any) -> bool:

@@ -77,6 +77,72 @@ class Recorded:
         return recorded.forward, returned[-1]
 
 
+class RecordedTogether(Recorded):
+    """As `Recorded`, for many at once: the function is of one, its arguments and results here have a leading axis of members.
+
+    What it does to one is recorded first, without autograd; that is mapped over the axis (`torch.vmap`), and recorded again.
+    """
+
+    def _record(self, *arguments: Any) -> tuple[Callable[..., Any], pytree.TreeSpec]:
+        leaves, structure = pytree.tree_flatten(arguments)
+        axes = tuple(None if leaf is None else 0 for leaf in leaves)
+        returned: list[pytree.TreeSpec] = []
+
+        def one(*tensors: Any) -> list[Any]:
+            results, spec = pytree.tree_flatten(self.function(*pytree.tree_unflatten(list(tensors), structure)))
+            returned.append(spec)
+            return results
+
+        first = [None if leaf is None else leaf[0].clone() for leaf in leaves]
+        of_one = make_fx(one, tracing_mode="fake", _allow_non_fake_inputs=True)(*first)
+        simplify(of_one)
+        together = torch.vmap(_TensorByTensor(of_one).run, in_dims=axes)
+        recorded = make_fx(lambda *tensors: list(together(*tensors)), tracing_mode="fake", _allow_non_fake_inputs=True)(*leaves)
+        self.recordings += 1
+        simplify(recorded)
+        interpolate_in_place(recorded)
+        return recorded.forward, returned[-1]
+
+
+class _TensorByTensor(torch.fx.Interpreter):
+    """Runs a recording in operations that `torch.vmap` knows: those on lists of tensors one by one."""
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target in (aten._fused_adam_.default, aten._fused_adam_.tensor_lr):
+            return adam_(*args, **kwargs)
+        if target is aten._foreach_mul.Tensor:
+            return [each * args[1] for each in args[0]]
+        return super().call_function(target, args, kwargs)
+
+
+def adam_(
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    first_moments: Sequence[Tensor],
+    second_moments: Sequence[Tensor],
+    largest: Sequence[Tensor],
+    counts: Sequence[Tensor],
+    *,
+    lr: float | Tensor,
+    beta1: float,
+    beta2: float,
+    weight_decay: float,
+    eps: float,
+    amsgrad: bool,
+    maximize: bool,
+    found_inf: Tensor | None = None,
+) -> None:
+    """What the kernel `torch._fused_adam_` does, as `optim.Optimizer` calls it, one operation at a time (Kingma & Ba 2015, algorithm 1)."""
+    for parameter, gradient, first, second, count in zip(parameters, gradients, first_moments, second_moments, counts, strict=True):
+        steps = count.to(torch.float64)
+        correction1, correction2 = ((1.0 - beta**steps).to(parameter.dtype) for beta in (beta1, beta2))
+        new_first = first + (1.0 - beta1) * (gradient - first)
+        new_second = beta2 * second + (1.0 - beta2) * gradient * gradient
+        stepped = parameter - (lr / correction1) * new_first / (new_second.sqrt() / correction2.sqrt() + eps)
+        for held, new in ((parameter, stepped), (first, new_first), (second, new_second)):
+            held.copy_(new if found_inf is None else torch.where(found_inf == 1, held, new))
+
+
 def uses_onednn(leaves: Sequence[Any]) -> bool:
     """Whether products of these tensors go to oneDNN: float32 on a CPU with AVX-512.
 
