@@ -40,8 +40,7 @@ def train_population(
 
     Each member is the run that `sacref.train` makes of its seed: its own networks, memory, environments and random streams, its own
     evaluations, checkpoints and directory, `<run_dir>/seed=<seed>`. What they share is the calls: the gradient steps of all are one
-    call that is mapped over a leading axis of members, and so are their actions. On an accelerator ten small networks then take little
-    longer than one.
+    call that is mapped over a leading axis of members, and so are their actions.
 
     Args:
         seeds: of the members.
