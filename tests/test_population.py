@@ -99,7 +99,7 @@ def populate(backend: Backend, agents: list[Any], program: Any = go) -> list[lis
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join(600)
     assert not any(thread.is_alive() for thread in threads)
     return seen
 
