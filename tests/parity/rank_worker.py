@@ -32,8 +32,8 @@ WHOLE: dict[str, Problem] = {
 }
 """Problems whose batches are divided."""
 UPDATES = 100
-LONG = 1_000
-"""Updates after which the ranks are still equal."""
+LONG = {1: 0, 2: 1_000, 4: 200}
+"""Number of ranks -> updates after which they are still equal: fewer where more processes share the machine."""
 
 
 def part_of(batch: Any, noise: Any, part: int, parts: int) -> tuple[Any, Any]:
@@ -64,8 +64,8 @@ def after_parts(backend: str, problem: Problem, part: int, parts: int, device: s
     return arrays
 
 
-def after_own_rows(backend: str, rank: int, device: str) -> dict[str, Any]:
-    """The agent's arrays after `LONG` updates in float16 from a memory of its own, where rank 1 has rewards whose gradients overflow."""
+def after_own_rows(backend: str, rank: int, updates: int, device: str) -> dict[str, Any]:
+    """The agent's arrays after so many updates in float16 from a memory of its own, where rank 1 has rewards whose gradients overflow."""
     agent = make_agent(
         Backend(backend),
         TaskSpaces(),
@@ -84,7 +84,7 @@ def after_own_rows(backend: str, rank: int, device: str) -> dict[str, Any]:
     for row in range(64):
         reward = 1e5 if rank == 1 and row % 16 == 0 else generator.normal()
         agent.record_transition(**draw_row(agent, generator, rewards=np.full((1, 1), reward), terminated=np.full((1, 1), row % 16 == 0)))
-    for _ in range(LONG // 50):
+    for _ in range(updates // 50):
         agent.update(timestep=0, timesteps=1)
     arrays: dict[str, Any] = agent.arrays()
     return arrays
@@ -96,7 +96,7 @@ def main(backend: str, device: str, out: str, *cases: str) -> None:
     ranks = import_module(f"sacref.{backend}.ranks").join("cpu", timeout=60)
     for case in cases:
         np.savez(Path(out) / f"{case}-{ranks.rank}.npz", **after_parts(backend, WHOLE[case], ranks.rank, ranks.size, device))
-    np.savez(Path(out) / f"own-{ranks.rank}.npz", **after_own_rows(backend, ranks.rank, device))
+    np.savez(Path(out) / f"own-{ranks.rank}.npz", **after_own_rows(backend, ranks.rank, LONG[ranks.size], device))
     # What the models are drawn from may differ; the ranks begin alike all the same.
     agent = make_agent(Backend(backend), TaskSpaces(), seed=ranks.rank)
     np.savez(Path(out) / f"begin-{ranks.rank}.npz", **agent.arrays())

@@ -71,8 +71,9 @@ def test_trap_22_ranks_with_parts_of_a_batch_learn_what_one_learns_from_the_whol
 def test_trap_22_ranks_stay_equal_to_the_bit_where_one_overflows(found: tuple[str, Found]) -> None:
     _, arrays = found
     first = arrays["own"][0]
-    assert first["gradient_steps"] == LONG
-    assert 5 < first["critic_optimizer.skipped_steps"] < 100
+    updates = LONG[len(arrays["own"])]
+    assert first["gradient_steps"] == updates
+    assert 5 < first["critic_optimizer.skipped_steps"] < 0.1 * updates
     assert all(np.isfinite(array).all() for array in first.values())
     assert any(name.startswith("preprocessor.") for name in first)
     for other in arrays["own"][1:]:
