@@ -570,6 +570,8 @@ class _Run:
         written = outcome.timesteps in resuming.finished_checkpoints(self.directory)
         if not self.ranks.gather(written)[0] and self.standing is not None:
             self.keeper.write(self.standing)
+        else:
+            self.keeper.tidy()  # which a run that was killed after its last checkpoint had still to do
         # Before the last evaluation, whose statistics would be a second line of the same timestep: evaluation.json has its returns.
         self.agent.write_tracking_data(**clock)
         steps = self.agent.environment_steps(outcome.timesteps)

@@ -121,7 +121,7 @@ class Keeper:
         """
         path = checkpoints_of(self.directory) / f"agent_{standing.timesteps}"
         self.agent.save(path, replay=self._replay, live=self._live(standing))
-        self._tidy()
+        self.tidy()
 
     def write_best(self) -> None:
         """Write the agent, without its memory, as the best one so far."""
@@ -142,7 +142,7 @@ class Keeper:
             groups[LIVE[1]], metadata["environment"] = snapshot.arrays, snapshot.metadata
         return groups, metadata
 
-    def _tidy(self) -> None:
+    def tidy(self) -> None:
         """Delete this rank's parts of the checkpoints that are too many, and the segments that none needs."""
         own = [(timestep, path) for timestep, rank, path in sorted(_written(self.directory)) if rank == self.ranks.rank]
         for _, path in own[: -self.keep]:
@@ -153,7 +153,7 @@ class Keeper:
             # Of ranks that there were once, and are no more.
             whole = {timestep for timestep, _ in own[-self.keep :]}
             for timestep, path in parts_of(self.directory):
-                if timestep not in whole and timestep < max(whole) and int(path.name.rpartition("_")[2]) >= self.ranks.size:
+                if timestep not in whole and timestep < max(whole, default=0) and int(path.name.rpartition("_")[2]) >= self.ranks.size:
                     shutil.rmtree(path, ignore_errors=True)
 
 

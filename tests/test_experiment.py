@@ -138,27 +138,31 @@ def test_the_last_checkpoints_are_kept_with_their_memories_and_the_best_without(
     copies.close()
 
 
-@pytest.mark.parametrize("lost", ["the best checkpoint", "the evaluations"])
-def test_a_run_killed_at_its_last_evaluation_has_the_best_checkpoint_once_resumed(
-    lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("owner", "method"),
+    [(resumption.Keeper, "tidy"), (resumption.Keeper, "write_best"), (experiment._Run, "write_evaluations")],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_run_killed_after_its_last_checkpoint_ends_as_others_once_resumed(
+    owner: Any, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its last checkpoint is there by then: nothing but the evaluation can come again."""
-    only = {"evaluation_interval": 100}
+    """No step comes again: what is not done by then is done at the end of the resumed run."""
+    only = {"evaluation_interval": 100, "keep_checkpoints": 1}
     train(tmp_path / "whole", **only)
 
     class Killed(BaseException):
         pass
 
     def die(*arguments: Any) -> None:
-        raise Killed
+        if "agent_100" in checkpoints(tmp_path / "run"):
+            raise Killed
 
     with monkeypatch.context() as patch:
-        owner, name = (resumption.Keeper, "write_best") if lost == "the best checkpoint" else (experiment._Run, "write_evaluations")
-        patch.setattr(owner, name, die)
+        patch.setattr(owner, method, die)
         with pytest.raises(Killed):
             train(tmp_path / "run", **only)
-    assert "agent_100" in checkpoints(tmp_path / "run")
     train(tmp_path / "run", resume=True, **only)
+    assert checkpoints(tmp_path / "run") == checkpoints(tmp_path / "whole") == ["agent_100", "best", "replay"]
     assert entries(tmp_path / "run") == entries(tmp_path / "whole")
     written = [checkpoint.read(tmp_path / name / "checkpoints" / "best").groups["agent"] for name in ("run", "whole")]
     assert_same_arrays(*written)
