@@ -59,6 +59,7 @@ def main(
             "invertedpendulum-fast",
             "invertedpendulum",
             "halfcheetah-100k",
+            "halfcheetah-200k-tianshou",
             "halfcheetah-200k-jaxrl",
             "halfcheetah-200k",
             "hopper-100k",

@@ -67,6 +67,17 @@ TARGET_ENTROPY = Cause(
     ),
     tested_by="halfcheetah-200k-jaxrl",
 )
+TIANSHOU = {
+    "learning_rate": 1e-3,
+    "learn_entropy": False,
+    "initial_entropy_value": 0.2,
+    "random_timesteps": 10_000,
+    "learning_starts": 10_000,
+}
+RATES = Cause(
+    text="a learning rate of 3e-4 and a learned temperature, as jaxrl has them; Tianshou learns at 1e-3 and fixes alpha at 0.2.",
+    tested_by="halfcheetah-200k-tianshou",
+)
 SEQUENCES = {"batch_size": 32, "sequence_length": 8}
 GRU = {"recurrent": "gru", "recurrent_size": 64}
 TASKS = {"Humanoid": 17, "Ant": 8, "Walker2d": 6, "Hopper": 3, "HalfCheetah": 6}
@@ -212,7 +223,16 @@ PRESETS = {
             seeds=(0, 1, 2),
             cause=TARGET_ENTROPY,
         ),
-        # As the next one, with jaxrl's settings where they differ from the paper's: what its published curve was measured with.
+        # As halfcheetah-200k, with the settings of Tianshou and of jaxrl where they differ: what their published curves were measured with.
+        Preset(
+            name="halfcheetah-200k-tianshou",
+            title="HalfCheetah-v5, alpha fixed at 0.2, learning rate 1e-3",
+            env="HalfCheetah-v5",
+            steps=200_000,
+            evaluation_interval=10_000,
+            seeds=(0, 1, 2),
+            settings=TIANSHOU,
+        ),
         Preset(
             name="halfcheetah-200k-jaxrl",
             title="HalfCheetah-v5, target entropy -dim(A)/2",
@@ -221,6 +241,7 @@ PRESETS = {
             evaluation_interval=10_000,
             seeds=(0, 1, 2),
             settings=JAXRL,
+            cause=RATES,
         ),
         Preset(
             name="halfcheetah-200k",
