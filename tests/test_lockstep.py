@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from sacref.lockstep import Lockstep
+from tests.threads import in_threads
 
 
 def together(programs: list[list[Any]], urgency: Any = lambda kind: 0) -> tuple[list[list[Any]], list[Any]]:
@@ -32,12 +33,7 @@ def together(programs: list[list[Any]], urgency: Any = lambda kind: 0) -> tuple[
         finally:
             lockstep.leave(number)
 
-    threads = [threading.Thread(target=member, args=(number,), daemon=True) for number in range(len(programs))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-    assert not any(thread.is_alive() for thread in threads)
+    in_threads(len(programs), member, 20)
     return answers, groups
 
 

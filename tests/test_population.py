@@ -25,6 +25,7 @@ from sacref.parity.compare import difference
 from sacref.population import PopulationError, parse_seeds, train_population
 from sacref.preprocessing import RunningStandardScaler
 from tests.backends import BACKENDS, Backend, draw_row, fill, load_backend, without_shape_checks
+from tests.threads import in_threads
 
 backend = pytest.fixture(params=BACKENDS)(load_backend)
 
@@ -95,12 +96,7 @@ def populate(backend: Backend, agents: list[Any], program: Any = go) -> list[lis
         finally:
             lockstep.leave(number)
 
-    threads = [threading.Thread(target=member, args=(number,), daemon=True) for number in range(len(agents))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(600)
-    assert not any(thread.is_alive() for thread in threads)
+    in_threads(len(agents), member, 600)
     return seen
 
 

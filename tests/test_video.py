@@ -24,6 +24,8 @@ from sacref.video import VideoError, render_episodes
 from tests.envs.painted import HEIGHT, WIDTH, PaintedEnv
 from tests.fake_agent import FakeAgent
 
+needs_mujoco = pytest.mark.skipif(find_spec("mujoco") is None, reason="mujoco, of the extra of that name, is not installed")
+
 
 @pytest.fixture(autouse=True)
 def gl() -> Iterator[None]:
@@ -200,7 +202,7 @@ def trying(working: str, tried: list[str]) -> Callable[[str], str | None]:
     return try_gl
 
 
-@pytest.mark.skipif(find_spec("mujoco") is None, reason="mujoco is not installed")
+@needs_mujoco
 @pytest.mark.parametrize(
     ("given", "display", "working", "tried", "message"),
     [
@@ -235,7 +237,7 @@ def test_the_first_platform_that_draws_is_taken(
         assert os.environ.get("MUJOCO_GL") == given
 
 
-@pytest.mark.skipif(find_spec("mujoco") is None, reason="mujoco is not installed")
+@needs_mujoco
 def test_a_platform_that_there_is_none_of_says_why() -> None:
     reason = video._try_gl("nogl")
     assert reason is not None
@@ -243,7 +245,7 @@ def test_a_platform_that_there_is_none_of_says_why() -> None:
 
 
 @pytest.mark.usefixtures("no_gl")
-@pytest.mark.skipif(find_spec("mujoco") is None, reason="mujoco is not installed")
+@needs_mujoco
 def test_a_simulation_is_refused_where_no_opengl_draws(tmp_path: Path) -> None:
     def make(**arguments: Any) -> gymnasium.Env[Any, Any]:
         return gymnasium.make("InvertedPendulum-v5", **arguments)
@@ -253,7 +255,7 @@ def test_a_simulation_is_refused_where_no_opengl_draws(tmp_path: Path) -> None:
             render_episodes(FakeAgent(), tmp_path / "video.gif", env=env)
 
 
-@pytest.mark.skipif(find_spec("mujoco") is None, reason="mujoco is not installed")
+@needs_mujoco
 def test_a_platform_that_is_named_and_does_not_draw_is_one_message() -> None:
     program = "from sacref.video import render_episodes; render_episodes(None, 'video.gif', env='InvertedPendulum-v5')"
     env = {**os.environ, "MUJOCO_GL": "nogl"}
@@ -263,7 +265,7 @@ def test_a_platform_that_is_named_and_does_not_draw_is_one_message() -> None:
     )
 
 
-@pytest.mark.skipif(find_spec("mujoco") is None, reason="mujoco is not installed")
+@needs_mujoco
 def test_a_simulation_is_drawn_in_the_size_that_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if problem := video.prepare_gl():
         pytest.skip(problem)
@@ -282,7 +284,7 @@ def test_a_simulation_is_drawn_in_the_size_that_was_asked_for(tmp_path: Path, mo
     assert first.read_bytes() == again.read_bytes()
 
 
-@pytest.mark.skipif(find_spec("mujoco") is None, reason="mujoco is not installed")
+@needs_mujoco
 @pytest.mark.parametrize(("given", "camera"), [({}, "track"), ({"camera_name": "other"}, "other"), ({"camera_id": 0}, None)])
 def test_the_camera_follows_the_robot_unless_the_run_names_another(
     given: dict[str, Any], camera: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
