@@ -77,11 +77,16 @@ def fitting_preset(results: Path) -> str:
 
     Of those that are there for a comparison none: alone it says little.
     """
-    speed = learning.steps_per_second(results / "learning", _slug())
-    cores = len(machine.available_cores())
 
     def seconds(name: str) -> float:
-        return sum(preset.steps * -(-2 * len(preset.seeds) // cores) for preset in presets_of(name)) / speed
+        total = 0.0
+        for preset in presets_of(name):
+            shared = learning.arrange(len(preset.seeds))
+            # Both backends; each round of processes takes as long as one of them.
+            rounds = -(-2 * -(-len(preset.seeds) // shared.together) // shared.jobs)
+            runs = min(shared.together, len(preset.seeds))
+            total += preset.steps * runs * rounds / learning.steps_per_second(results / "learning", _slug(), together=shared.together)
+        return total
 
     compared = {
         name
@@ -98,8 +103,9 @@ def stages(preset: sweep.Preset, learning_preset: str, results: Path) -> list[St
     """The stages, in order."""
     cores = len(machine.available_cores())
     runs = [
-        learning.plan(chosen, ("torch", "jax"), chosen.seeds, cores, results / "learning", learning.RUNS)
+        learning.plan(chosen, ("torch", "jax"), chosen.seeds, shared.jobs, results / "learning", learning.RUNS, together=shared.together)
         for chosen in presets_of(learning_preset)
+        for shared in [learning.arrange(len(chosen.seeds))]
     ]
     updates = PARITY_UPDATES[preset]
     compared = {dtype: parity_file(results, dtype) for dtype in ("float64", "float32")}

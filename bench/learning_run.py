@@ -1,6 +1,6 @@
-"""One training run of the learning suite, in a process of its own: train (or resume), then write the record.
+"""Training runs of the learning suite, in a process of their own: train (or resume), then write the records.
 
-`bench.learning` starts it as `python -m bench.learning_run '{"preset": ...}'`.
+`bench.learning` starts it as `python -m bench.learning_run '[{"preset": ...}]'`. Several runs are trained together, as a population.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,11 +34,11 @@ class Job:
     evaluation_interval: int
     evaluation_episodes: int
     run_dir: str
-    """The training's own directory, outside results/."""
+    """The training's own directory, outside results/: `seed=<seed>`, beside those of the other seeds."""
     out: str
     """The record's path."""
-    core: int
-    """The core that the run is bound to."""
+    cores: list[int] = field(default_factory=list)
+    """The cores that the run's process is bound to."""
     settings: dict[str, Any] = field(default_factory=dict)
     """What differs from the paper's settings."""
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -60,68 +60,102 @@ class IncompleteError(RuntimeError):
     """The training stopped before its last step; the next start resumes it."""
 
 
-Train = Callable[[Job, bool], None]
-"""`(job, resume)`: train into `job.run_dir`."""
+Train = Callable[[Sequence[Job], bool], None]
+"""`(jobs, resume)`: train each into its `run_dir`."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the job that the one argument describes; 0 when its record is written, 130 when it was interrupted."""
+    """Run the jobs that the one argument describes; 0 when their records are written, 130 when they were interrupted."""
     (text,) = sys.argv[1:] if argv is None else argv
-    job = Job(**json.loads(text))
-    machine.keep_to_cores([job.core])
+    jobs = [Job(**each) for each in json.loads(text)]
+    machine.keep_to_cores(jobs[0].cores)
     # A shell starts background jobs with Ctrl-C ignored, and that is inherited: the suite's request to stop must arrive.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        execute(job, train)
+        execute(jobs, train)
     except (KeyboardInterrupt, IncompleteError) as stopped:
-        print(f"{job.name}: {stopped or 'interrupted'}", file=sys.stderr)
+        print(f"{name_of(jobs)}: {stopped or 'interrupted'}", file=sys.stderr)
         return 130
     return 0
 
 
-def execute(job: Job, train: Train) -> None:
-    """Train, or go on where a former session stopped, and write the record.
+def name_of(jobs: Sequence[Job]) -> str:
+    """Name of one run, or of those that are trained together: of one preset, on one backend."""
+    first = jobs[0]
+    if len(jobs) == 1:
+        return first.name
+    return f"{first.preset}-{first.backend}-seeds{','.join(str(job.seed) for job in jobs)}"
+
+
+def execute(jobs: Sequence[Job], train: Train) -> None:
+    """Train, or go on where a former session stopped, and write the record of each run that is finished.
 
     Raises:
-        IncompleteError: if the training ended without an evaluation at the last step.
-        RuntimeError: if another process works on the run.
+        IncompleteError: if a training ended without an evaluation at the last step.
+        RuntimeError: if another process works on a run. PopulationError: if members failed; the others are recorded.
     """
-    run_dir = Path(job.run_dir)
-    run_dir.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(run_dir.with_suffix(".lock"), job.name):
-        commit, dirty = machine.source()
-        sessions_file = run_dir.with_suffix(".sessions.json")
-        resume = resumable(run_dir)
-        compiling = _CompileTime(job.backend)
-        with _timed(sessions_file, resume):
-            train(job, resume)
-        evaluations = read_evaluations(run_dir)
-        if not evaluations or evaluations[-1].step != job.steps or len(evaluations[-1].returns) != job.evaluation_episodes:
-            raise IncompleteError(f"stopped before step {job.steps}: start it again to resume")
-        import sacref
+    # The libraries may be loaded only now: the cores that they find are those that this process is bound to.
+    from sacref.population import PopulationError
 
-        sessions = [record.Session(**session) for session in _read_json(sessions_file, [])]
-        device = machine.accelerator(job.backend)
-        if device is None:  # what a device drew that the run did not use is not its energy
-            sessions = [replace(session, energy_joules=None) for session in sessions]
-        record.write(
-            Path(job.out),
-            record.Record(
-                schema_version=record.SCHEMA_VERSION,
-                suite="learning",
-                run=job.name,
-                date=_now(),
-                sacref_version=sacref.__version__,
-                commit=commit,
-                dirty=dirty,
-                configuration={**job.configuration(), "run": _run_configuration(run_dir)},
-                hardware=machine.hardware(device),
-                libraries=machine.libraries(),
-                seed=job.seed,
-                compile_seconds=compiling.seconds if len(sessions) == 1 else None,
-                samples=record.LearningSamples(evaluations=evaluations, sessions=sessions),
-            ),
-        )
+    failure = None
+    with contextlib.ExitStack() as locks:
+        for job in jobs:
+            run_dir = Path(job.run_dir)
+            run_dir.parent.mkdir(parents=True, exist_ok=True)
+            locks.enter_context(_locked(run_dir.with_suffix(".lock"), job.name))
+        commit, dirty = machine.source()
+        resumed = {_sessions_file(job): resumable(Path(job.run_dir)) for job in jobs}
+        compiling = _CompileTime(jobs[0].backend)
+        with _timed(resumed):
+            try:
+                train(jobs, any(resumed.values()))
+            except PopulationError as error:
+                failure = error
+        finished = [job for job in jobs if _is_finished(job)]
+        for job in finished:
+            _write(job, commit=commit, dirty=dirty, compile_seconds=compiling.seconds)
+    if failure is not None:
+        raise failure
+    if len(finished) < len(jobs):
+        some = "" if len(jobs) == 1 else f"{len(jobs) - len(finished)} of {len(jobs)} runs "
+        raise IncompleteError(f"{some}stopped before step {jobs[0].steps}: start it again to resume")
+
+
+def _is_finished(job: Job) -> bool:
+    evaluations = read_evaluations(Path(job.run_dir))
+    return bool(evaluations) and (evaluations[-1].step, len(evaluations[-1].returns)) == (job.steps, job.evaluation_episodes)
+
+
+def _write(job: Job, *, commit: str | None, dirty: bool, compile_seconds: float | None) -> None:
+    """Write the record of a finished run."""
+    import sacref
+
+    sessions = [record.Session(**session) for session in _read_json(_sessions_file(job), [])]
+    device = machine.accelerator(job.backend)
+    if device is None:  # what a device drew that the run did not use is not its energy
+        sessions = [replace(session, energy_joules=None) for session in sessions]
+    record.write(
+        Path(job.out),
+        record.Record(
+            schema_version=record.SCHEMA_VERSION,
+            suite="learning",
+            run=job.name,
+            date=_now(),
+            sacref_version=sacref.__version__,
+            commit=commit,
+            dirty=dirty,
+            configuration={**job.configuration(), "run": _run_configuration(Path(job.run_dir))},
+            hardware=machine.hardware(device),
+            libraries=machine.libraries(),
+            seed=job.seed,
+            compile_seconds=compile_seconds if len(sessions) == 1 else None,
+            samples=record.LearningSamples(evaluations=read_evaluations(Path(job.run_dir)), sessions=sessions),
+        ),
+    )
+
+
+def _sessions_file(job: Job) -> Path:
+    return Path(job.run_dir).with_suffix(".sessions.json")
 
 
 def resumable(run_dir: Path) -> bool:
@@ -135,25 +169,28 @@ def read_evaluations(run_dir: Path) -> list[record.Evaluation]:
     return [record.Evaluation(step=row["step"], returns=[float(value) for value in row["returns"]]) for row in rows]
 
 
-def train(job: Job, resume: bool) -> None:
+def train(jobs: Sequence[Job], resume: bool) -> None:
     """Train with sacref and the paper's settings. Imported here, as `keep_to_cores` must come first."""
-    from sacref import experiment
+    from sacref import experiment, population
 
-    backend: experiment.Backend = "torch" if job.backend == "torch" else "jax"
-    experiment.train(
-        env=job.env,
-        backend=backend,
-        steps=job.steps,
-        seed=job.seed,
-        run_dir=job.run_dir,
-        evaluation_interval=job.evaluation_interval,
-        evaluation_episodes=job.evaluation_episodes,
-        cfg=job.settings or None,
-        **{**job.arguments, "wrappers": [pkgutil.resolve_name(name) for name in job.arguments.get("wrappers", ())]},
-        resume=resume,
+    job = jobs[0]
+    arguments: dict[str, Any] = {
+        "env": job.env,
+        "backend": job.backend,
+        "steps": job.steps,
+        "evaluation_interval": job.evaluation_interval,
+        "evaluation_episodes": job.evaluation_episodes,
+        "cfg": job.settings or None,
+        **job.arguments,
+        "wrappers": [pkgutil.resolve_name(name) for name in job.arguments.get("wrappers", ())],
+        "resume": resume,
         # What a session left that ended before its first checkpoint.
-        overwrite=not resume,
-    )
+        "overwrite": not resume,
+    }
+    if len(jobs) == 1:
+        experiment.train(seed=job.seed, run_dir=job.run_dir, **arguments)
+    else:
+        population.train_population(seeds=[job.seed for job in jobs], run_dir=Path(job.run_dir).parent, **arguments)
 
 
 class _CompileTime:
@@ -184,12 +221,15 @@ def _locked(path: Path, name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _timed(path: Path, resumed: bool) -> Iterator[None]:
-    """Append a session to `path` and keep its times and energy current, so that a killed session is counted too.
+def _timed(resumed: Mapping[Path, bool]) -> Iterator[None]:
+    """Append a session to each of these files and keep its times and energy current, so that a killed session is counted too.
 
     It is to `HEARTBEAT_SECONDS`; and the power that the device draws at a heartbeat is taken for that since the one before.
+
+    Args:
+        resumed: file of a run's sessions -> whether it goes on from a former one. All of them are trained together.
     """
-    earlier: list[dict[str, Any]] = _read_json(path, []) if resumed else []
+    earlier: dict[Path, list[dict[str, Any]]] = {path: _read_json(path, []) if again else [] for path, again in resumed.items()}
     started, wall, cpu = _now(), time.perf_counter(), time.process_time()
     stop = threading.Event()
     energy, counted = (None if machine.power_watts() is None else 0.0), wall
@@ -200,12 +240,18 @@ def _timed(path: Path, resumed: bool) -> Iterator[None]:
         seconds = time.perf_counter() - wall
         energy = None if energy is None or watts is None else energy + watts * (wall + seconds - counted)
         counted = wall + seconds
-        now = record.Session(
-            started=started, resumed=resumed, wall_seconds=seconds, cpu_seconds=time.process_time() - cpu, energy_joules=energy
-        )
-        temporary = path.with_suffix(".part")
-        temporary.write_text(json.dumps([*earlier, asdict(now)]), encoding="utf-8")
-        temporary.replace(path)
+        for path, again in resumed.items():
+            now = record.Session(
+                started=started,
+                resumed=again,
+                wall_seconds=seconds,
+                cpu_seconds=time.process_time() - cpu,
+                members=len(resumed),
+                energy_joules=energy,
+            )
+            temporary = path.with_suffix(".part")
+            temporary.write_text(json.dumps([*earlier[path], asdict(now)]), encoding="utf-8")
+            temporary.replace(path)
 
     def beat() -> None:
         while not stop.wait(HEARTBEAT_SECONDS):

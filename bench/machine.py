@@ -48,14 +48,15 @@ def keep_to_cores(cores: Iterable[int]) -> None:
         os.sched_setaffinity(0, set(cores))
 
 
-ONE_THREAD: Mapping[str, str] = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    # Two runs beside each other on one accelerator: neither may take the memory whole.
-    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-}
-"""Environment of a run that shall compute on one thread, beside `keep_to_cores`."""
+def threads(number: int) -> dict[str, str]:
+    """Environment of a process that shall compute on so many threads, beside `keep_to_cores`."""
+    counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(number))
+    # Two processes beside each other on one accelerator: neither may take the memory whole.
+    return {**counts, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+
+
+ONE_THREAD: Mapping[str, str] = threads(1)
+"""Environment of a run that shall compute on one thread."""
 
 
 def find_accelerators() -> list[str]:

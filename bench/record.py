@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """2: a throughput contender says how fresh its policy is, how it was executed and with which libraries. 3: a cell of the mixed-precision
 suite says of which networks it is. 4: a cell of environments says what steps them, on how many threads. 5: a session of a training says the
 device's energy. Older versions are still read."""
@@ -58,6 +58,8 @@ class Session:
     """The whole session: environments, updates, evaluations and, on JAX, compiling."""
     cpu_seconds: float
     """Processor time of the same; about `wall_seconds` for a run that keeps to one thread."""
+    members: int = 1
+    """Runs that this process trained together, as a population, in this time."""
     energy_joules: float | None = None
     """What the accelerator drew in the meantime, whoever used it: runs beside each other share it. None on the CPU, and if it does not
     tell."""
@@ -594,8 +596,10 @@ def decode(value: Any) -> Record:
         value = _from_version_3(value)
     if value.get("schema_version") == 4:
         value = _from_version_4(value)
+    if value.get("schema_version") == 5:
+        value = _from_version_5(value)
     if value.get("schema_version") != SCHEMA_VERSION:
-        raise RecordError(f"schema_version is {value.get('schema_version')!r}, expected {SCHEMA_VERSION}, 4, 3, 2 or 1")
+        raise RecordError(f"schema_version is {value.get('schema_version')!r}, expected {SCHEMA_VERSION}, 5, 4, 3, 2 or 1")
     if not isinstance(suite, str) or suite not in _SAMPLES:
         raise RecordError(f"suite is {suite!r}, expected one of {', '.join(_SAMPLES)}")
     return _dataclass(Record, value, "", {"samples": _SAMPLES[suite]})
@@ -643,12 +647,20 @@ def _from_version_3(value: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _from_version_4(value: Mapping[str, Any]) -> Mapping[str, Any]:
     """What version 4 held, as version 5 says it: nobody had asked for the energy."""
+    return {**_with_session_field(value, "energy_joules", None), "schema_version": 5}
+
+
+def _from_version_5(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What version 5 held, as version 6 says it: each run was trained in a process of its own."""
+    return {**_with_session_field(value, "members", 1), "schema_version": 6}
+
+
+def _with_session_field(value: Mapping[str, Any], name: str, default: Any) -> Mapping[str, Any]:
     samples = value.get("samples")
-    if value.get("suite") == "learning" and isinstance(samples, Mapping) and isinstance(samples.get("sessions"), list):
-        new = {"energy_joules": None}
-        sessions = [{**new, **session} if isinstance(session, Mapping) else session for session in samples["sessions"]]
-        value = {**value, "samples": {**samples, "sessions": sessions}}
-    return {**value, "schema_version": 5}
+    if value.get("suite") != "learning" or not isinstance(samples, Mapping) or not isinstance(samples.get("sessions"), list):
+        return value
+    sessions = [{name: default, **session} if isinstance(session, Mapping) else session for session in samples["sessions"]]
+    return {**value, "samples": {**samples, "sessions": sessions}}
 
 
 def decode_samples(suite: str, value: Any) -> Samples:

@@ -166,6 +166,11 @@ def speed(run: Record) -> float:
     return _samples(run).evaluations[-1].step / sum(session.wall_seconds for session in _samples(run).sessions)
 
 
+def members(run: Record) -> int:
+    """Runs that were trained together with this one, itself included: in the session with the most of them."""
+    return max(session.members for session in _samples(run).sessions)
+
+
 def _said(value: Any) -> str:
     """A setting's value; of what lies in a module the name alone."""
     if isinstance(value, list):

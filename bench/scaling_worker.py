@@ -38,12 +38,8 @@ class Place(NamedTuple):
 
     def environment(self) -> dict[str, str]:
         """torchrun's variables, and as many threads as cores."""
-        count = str(len(self.cores))
         return {
-            **machine.ONE_THREAD,
-            "OMP_NUM_THREADS": count,
-            "MKL_NUM_THREADS": count,
-            "OPENBLAS_NUM_THREADS": count,
+            **machine.threads(len(self.cores)),
             "RANK": str(self.rank),
             "WORLD_SIZE": str(self.size),
             "LOCAL_RANK": str(self.rank),

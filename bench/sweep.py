@@ -79,8 +79,7 @@ def bind(threads: int | None) -> int:
     threads = len(cores) if threads is None else threads
     if not 1 <= threads <= len(cores):
         raise SystemExit(f"--threads is {threads}, expected 1 to {len(cores)}")
-    os.environ.update({**machine.ONE_THREAD, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)})
-    os.environ["OPENBLAS_NUM_THREADS"] = str(threads)
+    os.environ.update(machine.threads(threads))
     machine.keep_to_cores(cores[:threads])
     return threads
 

@@ -52,6 +52,7 @@ FEATURES: dict[str, tuple[int, int, dict[str, Any]]] = {
         },
     ),
     "fixed temperature": (2, 20, {"learn_entropy": False}),
+    "recurrent": (2, 20, {"algorithm": "SAC_RNN", "sequence_length": 3, "networks": {"recurrent": "gru", "recurrent_size": 4}}),
     "step by step": (2, 20, {"execution": "plain"}),
 }
 """What is there -> members, updates, and options of the agents."""
@@ -136,6 +137,30 @@ def test_members_may_differ_in_what_an_update_reads_as_numbers(backend: Backend)
     populate(backend, agents)
     for one, other in zip(agents, alone, strict=True):
         assert_alike(one, other)
+
+
+def test_in_float16_members_scale_and_skip_on_their_own(backend: Backend) -> None:
+    """One update: after several, roundings to float16 that differ between the two have come apart."""
+
+    def made() -> list[Any]:
+        agents = agents_of(backend, [{}, {}], dtype="float32", mixed_precision=True, precision="float16", hidden=(16, 16))
+        generator = np.random.default_rng(5)
+        for _ in range(32):  # all that its memory holds
+            agents[1].record_transition(**draw_row(agents[1], generator, rewards=np.full((2, 1), 1e6)))
+        return agents
+
+    alone = made()
+    for agent in alone:
+        go(agent, [], 1)
+    agents = made()
+    populate(backend, agents, partial(go, updates=1))
+    scales = [float(agent.arrays()["critic_optimizer.loss_scale"]) for agent in agents]
+    assert [int(agent.arrays()["critic_optimizer.skipped_steps"]) for agent in agents] == [0, 1]
+    assert scales[1] == scales[0] / 2
+    for one, other in zip(agents, alone, strict=True):
+        found, wanted = one.arrays(), other.arrays()
+        for name in wanted:
+            assert difference(found[name], wanted[name], name).relative < 1e-5, name
 
 
 def test_learning_rates_that_differ_are_refused_where_they_are_constants(backend: Backend) -> None:

@@ -197,10 +197,7 @@ def variables(inherited: Mapping[str, str], threads: int, folder: Path) -> dict[
     paths = [str(machine.ROOT), *filter(None, [inherited.get("PYTHONPATH")])]
     return {
         **inherited,
-        **machine.ONE_THREAD,
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "OPENBLAS_NUM_THREADS": str(threads),
+        **machine.threads(threads),
         "PYTHONPATH": os.pathsep.join(paths),
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
         "XDG_CACHE_HOME": str(folder / "cache"),

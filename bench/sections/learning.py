@@ -122,8 +122,10 @@ def _own_table(found: Group) -> list[str]:
             f" probability {better.value:.2f} {interval(better.interval, digits=2)}.\n"
         )
     cores = " or ".join(map(str, sorted({run.hardware.threads for run in found.all_runs})))
+    together = max(runs.members(run) for run in found.all_runs)
+    process = "each run" if together == 1 else f"up to {together} runs together in a process, a population,"
     sources = " and ".join(sorted({source(run.sacref_version, run.commit, run.dirty) for run in found.all_runs}))
-    paragraphs.append(f"{sources}, on {found.place}; each run on {cores} core(s); {found.date[:10]}.\n")
+    paragraphs.append(f"{sources}, on {found.place}; {process} on {cores} core(s); {found.date[:10]}.\n")
     return paragraphs
 
 

@@ -57,8 +57,8 @@ def recorded(job: Job, **changes: object) -> Record:
     return dataclasses.replace(written, **changes)  # type: ignore[arg-type]  # The tests name fields only.
 
 
-def planned(tmp_path: Path, jobs: int = 2) -> Plan:
-    return plan(PRESET, ("torch", "jax"), PRESET.seeds, jobs, tmp_path / "results", tmp_path / "runs")
+def planned(tmp_path: Path, jobs: int = 2, *, seeds: tuple[int, ...] = PRESET.seeds, together: int = 1) -> Plan:
+    return plan(PRESET, ("torch", "jax"), seeds, jobs, tmp_path / "results", tmp_path / "runs", together=together)
 
 
 def names(found: Plan) -> list[str]:
@@ -95,6 +95,57 @@ def test_the_speed_is_that_of_the_presets_own_records_else_of_the_papers_network
     record.write(results / f"2020-01-01-{MACHINE}" / "tiny-torch-seed0.json", recorded(first))
     assert learning.steps_per_second(results, MACHINE) == 10.0
     assert learning.steps_per_second(results, MACHINE, "small") == 500.0
+
+
+def test_the_seeds_of_a_backend_are_trained_together(tmp_path: Path) -> None:
+    found = planned(tmp_path, 1, seeds=tuple(range(5)), together=2)
+    by_name = [[job.name.removeprefix("tiny-") for job in group] for group in found.groups]
+    assert by_name == [
+        ["torch-seed0", "torch-seed1"],
+        ["jax-seed0", "jax-seed1"],
+        ["torch-seed2", "torch-seed3"],
+        ["jax-seed2", "jax-seed3"],
+        ["torch-seed4"],
+        ["jax-seed4"],
+    ]
+    # Where `train_population` trains them: what was begun alone goes on together, and the other way round.
+    assert {Path(job.run_dir).name for job in found.jobs} == {f"seed={seed}" for seed in range(5)}
+    assert len({Path(job.run_dir).parent for group in found.groups for job in group if job.backend == "jax"}) == 1
+    assert [job.run_dir for job in planned(tmp_path, seeds=tuple(range(5))).jobs] == [job.run_dir for job in found.jobs]
+
+
+def test_the_speed_of_runs_together_is_that_of_such_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results, first = tmp_path / "results", planned(tmp_path).jobs[0]
+    assert learning.steps_per_second(results, MACHINE, "tiny", together=2) == learning.UNMEASURED_STEPS_PER_SECOND
+    monkeypatch.setattr(machine, "find_accelerator", lambda: "A GPU")
+    assert learning.steps_per_second(results, MACHINE, "tiny", together=2) == learning.UNMEASURED_STEPS_PER_SECOND_TOGETHER
+    together = LearningSamples(
+        evaluations=[Evaluation(step=1_000, returns=[1.0])],
+        sessions=[Session(started="", resumed=False, wall_seconds=20.0, cpu_seconds=20.0, members=4)],
+    )
+    record.write(results / f"2020-01-01-{MACHINE}" / f"{first.name}.json", recorded(first, samples=together))
+    assert learning.steps_per_second(results, MACHINE, "tiny", together=2) == 200.0  # Four runs of 1,000 steps in 20 seconds.
+    assert learning.steps_per_second(results, MACHINE, "tiny") == learning.UNMEASURED_STEPS_PER_SECOND
+    assert planned(tmp_path, 1, together=2).seconds == pytest.approx(3 * 1_000 / 200)
+
+
+def test_runs_share_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def arranged(*arguments: Any) -> tuple[int, int, list[list[int]]]:
+        found = learning.arrange(*arguments)
+        return found.jobs, found.together, found.cores
+
+    monkeypatch.setattr(machine, "available_cores", lambda: [0, 1, 2, 3, 4])
+    assert arranged(10) == (5, 1, [[0], [1], [2], [3], [4]])
+    assert arranged(10, 2) == (2, 1, [[0], [2]])
+    assert arranged(10, None, 10) == (1, 10, [[0, 1, 2, 3, 4]])
+    assert arranged(10, 2, 5) == (2, 5, [[0, 1], [2, 3]])
+    monkeypatch.setattr(machine, "find_accelerator", lambda: "A GPU")
+    assert arranged(10) == (1, 10, [[0, 1, 2, 3, 4]])
+    assert arranged(10, None, 1) == (1, 1, [[0]])
+    with pytest.raises(SystemExit, match="--jobs is 6, expected 1 to 5"):
+        learning.arrange(10, 6)
+    with pytest.raises(SystemExit, match="--together is 0, expected an integer >= 1"):
+        learning.arrange(10, None, 0)
 
 
 def test_a_record_of_another_version_or_machine_is_not_skipped(tmp_path: Path) -> None:
@@ -176,7 +227,7 @@ def test_a_suite_trains_its_presets_one_after_the_other(
     started: list[str] = []
 
     def run(pool: Pool) -> int:
-        started.extend(job.name for job in pool._waiting)
+        started.extend(job.name for group in pool._waiting for job in group)
         return 0
 
     monkeypatch.setattr(Pool, "run", run)
@@ -226,8 +277,9 @@ def pool(tmp_path: Path, worker: str, *, count: int = 3, cores: tuple[int, ...] 
     """A pool whose runs execute the Python text `worker` with the job as `job`."""
     jobs = planned(tmp_path).jobs[:count]
     output = io.StringIO()
-    command = [sys.executable, "-c", f"import json, os, signal, sys, time\njob = json.loads(sys.argv[1])\n{worker}"]
-    return Pool(jobs, cores, Console(file=output, soft_wrap=True), worker=command, interval=0.0), jobs, output
+    command = [sys.executable, "-c", f"import json, os, signal, sys, time\n(job,) = json.loads(sys.argv[1])\n{worker}"]
+    shares, console = [[core] for core in cores], Console(file=output, soft_wrap=True)
+    return Pool([[job] for job in jobs], shares, console, worker=command, interval=0.0), jobs, output
 
 
 def test_a_run_that_fails_does_not_stop_the_others_and_is_reported(tmp_path: Path) -> None:
@@ -238,7 +290,7 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_reported(tmp_path: Pat
     said = output.getvalue()
     assert "FAILED (status 7): tiny-jax-seed0" in said
     assert "2 recorded, 1 failed" in said
-    assert "what went wrong" in learning.log(jobs[1]).read_text()
+    assert "what went wrong" in learning.log([jobs[1]]).read_text()
 
 
 def test_all_recorded_is_success(tmp_path: Path) -> None:
@@ -249,13 +301,37 @@ def test_runs_beside_each_other_have_different_cores_and_one_thread(tmp_path: Pa
     worker = """
 began = time.time()
 time.sleep(3)
-json.dump([job['core'], os.environ['OMP_NUM_THREADS'], began, time.time()], open(job['run_dir'] + '.core', 'w'))
+json.dump([job['cores'], os.environ['OMP_NUM_THREADS'], began, time.time()], open(job['run_dir'] + '.core', 'w'))
 """
     started, jobs, _ = pool(tmp_path, worker, count=2, cores=(4, 5))
     assert started.run() == 0
     first, second = (json.loads(Path(job.run_dir + ".core").read_text()) for job in jobs)
-    assert (first[:2], second[:2]) == ([4, "1"], [5, "1"])
+    assert (first[:2], second[:2]) == ([[4], "1"], [[5], "1"])
     assert second[2] < first[3]  # The second began before the first ended.
+
+
+def test_runs_together_are_one_process_on_all_its_cores(tmp_path: Path) -> None:
+    worker = """
+import pathlib
+jobs = json.loads(sys.argv[1])
+for job in jobs:
+    pathlib.Path(job['out']).parent.mkdir(parents=True, exist_ok=True)
+    if job['seed'] != 2:
+        open(job['out'], 'w').write(json.dumps([job['cores'], os.environ['OMP_NUM_THREADS']]))
+sys.exit(0 if len(jobs) == 2 else 1)
+"""
+    groups = planned(tmp_path, 1, seeds=(0, 1, 2, 3, 4), together=3).groups
+    output = io.StringIO()
+    command = [sys.executable, "-c", f"import json, os, sys\n{worker}"]
+    started = Pool(groups, [[4, 5]], Console(file=output, soft_wrap=True), worker=command, interval=0.0)
+    assert started.run() == 1
+    assert {json.dumps(json.loads(Path(job.out).read_text())) for group in groups for job in group if job.seed != 2} == {'[[4, 5], "2"]'}
+    said = output.getvalue()
+    assert "started tiny-torch-seeds0,1,2 on cores 4, 5 (output in " in said
+    assert "done tiny-jax-seeds3,4 0% -> " in said
+    # Of those that failed, one run of each backend has no record.
+    assert "FAILED (status 1): tiny-jax-seeds0,1,2; its output is in " in said
+    assert "8 recorded, 2 failed" in said
 
 
 def test_ctrl_c_lets_the_runs_write_what_they_have(tmp_path: Path) -> None:
@@ -284,10 +360,20 @@ def test_progress_shows_the_last_step_written_and_the_last_evaluation(tmp_path: 
     job = planned(tmp_path).jobs[0]
     run_dir = Path(job.run_dir)
     run_dir.mkdir(parents=True)
-    assert learning.progress(job) == "tiny-torch-seed0 0%"
+    assert learning.progress([job]) == "tiny-torch-seed0 0%"
     (run_dir / "evaluation.json").write_text(json.dumps([{"step": 500, "returns": [1000.0, 2000.0]}]))
     (run_dir / "metrics.jsonl").write_text('{"environment_steps": 500}\n{"environment_steps": 730}\n{"environment_st')
-    assert learning.progress(job) == "tiny-torch-seed0 73% (evaluation 1,500 at 500)"
+    assert learning.progress([job]) == "tiny-torch-seed0 73% (evaluation 1,500 at 500)"
+
+
+def test_progress_of_runs_together_is_the_slowest_ones_and_their_mean_evaluation(tmp_path: Path) -> None:
+    jobs = planned(tmp_path, together=2).groups[0]
+    for job, steps in zip(jobs, ([500], [500, 1_000]), strict=True):
+        Path(job.run_dir).mkdir(parents=True)
+        rows = [{"step": step, "returns": [float(step), 10.0 * job.seed]} for step in steps]
+        (Path(job.run_dir) / "evaluation.json").write_text(json.dumps(rows))
+    # The mean of 500, 0, 500 and 10.
+    assert learning.progress(jobs) == "tiny-torch-seeds0,1 50% (evaluation 252 at 500)"
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux binds processes to cores")
@@ -331,3 +417,5 @@ def test_what_will_be_done_is_said_beforehand(tmp_path: Path) -> None:
     assert "tiny-jax-seed0: resumed (evaluated at step 500), in " in said
     assert "tiny-torch-seed1: new, in " in said
     assert "3 runs, 2 beside each other on one core each: about 2 min" in said  # 2,500 steps on two cores at 10 a second.
+    learning.describe(Console(file=output, soft_wrap=True), PRESET, planned(tmp_path, 1, together=2), 1)
+    assert "3 runs, up to 2 together in a process, 1 beside each other: about 31 s" in output.getvalue()  # 2,500 steps at a guessed 80.

@@ -32,7 +32,7 @@ def one_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_the_longest_preset_that_fits_is_chosen(speed: float, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Six runs of 100,000 steps on two cores take 62 minutes at 80 steps per second and 100 at 50. The hundred runs of the standard suite,
     # of 1,000,000 steps each, take 83 minutes at 10,000 steps per second and 93 at 9,000.
-    monkeypatch.setattr(learning, "steps_per_second", lambda results, here: speed)
+    monkeypatch.setattr(learning, "steps_per_second", lambda results, here, preset=None, *, together=1: speed)
     assert whole.fitting_preset(tmp_path) == preset
 
 
@@ -156,7 +156,7 @@ def test_the_preset_follows_the_machine(tmp_path: Path, monkeypatch: pytest.Monk
         return []
 
     monkeypatch.setattr(whole, "stages", stages)
-    monkeypatch.setattr(learning, "steps_per_second", lambda results, here: 80.0)
+    monkeypatch.setattr(learning, "steps_per_second", lambda results, here, preset=None, *, together=1: 80.0)
     whole.main(results=tmp_path, dry_run=True)
     monkeypatch.setattr(machine, "find_accelerator", lambda: "A GPU")
     whole.main(results=tmp_path, dry_run=True, learning_preset="invertedpendulum")

@@ -91,7 +91,7 @@ def test_every_missing_field_is_refused_by_its_name(written: Record) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 6}, "schema_version is 6, expected 5, 4, 3, 2 or 1"),
+        ({"schema_version": 7}, "schema_version is 7, expected 6, 5, 4, 3, 2 or 1"),
         ({"suite": "parity"}, "suite is 'parity', expected one of learning, throughput"),
         ({"seed": "0"}, "seed is '0', expected int"),
         ({"seed": True}, "seed is True, expected int"),
@@ -128,12 +128,13 @@ def test_a_throughput_record_of_version_1_is_read_as_the_newest() -> None:
         record.decode(old)
 
 
-@pytest.mark.parametrize("version", [1, 2, 3, 4])
-def test_an_older_learning_record_is_read_as_it_is_without_energy(version: int) -> None:
+@pytest.mark.parametrize(("version", "lacks"), [*((version, ("energy_joules", "members")) for version in (1, 2, 3, 4)), (5, ("members",))])
+def test_an_older_learning_record_is_read_as_of_one_run_in_its_process_without_energy(version: int, lacks: tuple[str, ...]) -> None:
     old = dataclasses.asdict(LEARNING)
-    del old["samples"]["sessions"][0]["energy_joules"]
+    for name in lacks:
+        del old["samples"]["sessions"][0][name]
     assert record.decode(old | {"schema_version": version}) == LEARNING
-    with pytest.raises(RecordError, match=r"samples.sessions\[0\].energy_joules is missing"):
+    with pytest.raises(RecordError, match=rf"samples.sessions\[0\].{lacks[-1]} is missing"):
         record.decode(old)
 
 
