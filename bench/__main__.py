@@ -14,7 +14,7 @@ import tyro
 from rich.console import Console
 
 import sacref
-from bench import amp, learning, machine, recurrent, report, rollout, scaling, sweep, throughput, update
+from bench import amp, learning, machine, population, recurrent, report, rollout, scaling, sweep, throughput, update
 from bench.presets import COMPARISONS, PRESETS, SUITES, presets_of
 
 LONGEST_SECONDS = 90 * 60.0
@@ -112,6 +112,7 @@ def stages(preset: sweep.Preset, learning_preset: str, results: Path) -> list[St
     sweeps = {
         "update": update.estimated_seconds(preset, cores),
         "recurrent": recurrent.estimated_seconds(preset),
+        "population": population.estimated_seconds(preset),
         "rollout": rollout.estimated_seconds(preset),
         "amp": amp.estimated_seconds(preset, cores),
         "scaling": scaling.estimated_seconds(preset),

@@ -6,10 +6,10 @@ from functools import partial
 from typing import Any, TypeVar
 
 from bench import sweep, timing
-from bench.record import RecurrentCell, Timing, UpdateCell
+from bench.record import PopulationCell, RecurrentCell, Timing, UpdateCell
 from bench.timing import Timed
 
-CellT = TypeVar("CellT", UpdateCell, RecurrentCell)
+CellT = TypeVar("CellT", UpdateCell, RecurrentCell, PopulationCell)
 KeyT = TypeVar("KeyT", bound=Hashable)
 
 

@@ -9,6 +9,7 @@ from bench.record import (
     FaultsSamples,
     LearningSamples,
     MutantsSamples,
+    PopulationSamples,
     Record,
     RecurrentSamples,
     RolloutSamples,
@@ -75,7 +76,7 @@ def _figures(one: Record) -> Iterator[tuple[str, Figure]]:
 
 
 def _by_suite(
-    samples: UpdateSamples | RolloutSamples | AmpSamples | RecurrentSamples | ScalingSamples,
+    samples: UpdateSamples | RolloutSamples | AmpSamples | RecurrentSamples | PopulationSamples | ScalingSamples,
 ) -> Iterator[tuple[str, Figure]]:
     def rates(name: str, timings: Sequence[Timing], unit: str, *, reference: bool = False) -> Iterator[tuple[str, Figure]]:
         if timings:
@@ -96,6 +97,10 @@ def _by_suite(
         for product in samples.products:
             name = f"{product.backend}, product of {product.rows} x {product.inner} and {product.inner} x {product.columns}"
             yield from rates(name, product.timings, "products/s", reference=True)
+    elif isinstance(samples, PopulationSamples):
+        for population in samples.cells:
+            name = f"{population.backend}, {population.members} together, width {population.width}"
+            yield from rates(name, population.timings, "updates/s of each")
     elif isinstance(samples, ScalingSamples):
         for several in samples.cells:
             kind = "one rank" if several.ranks == 1 else f"{several.ranks} ranks, {several.scaling}"

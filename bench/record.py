@@ -335,6 +335,37 @@ class RecurrentSamples:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PopulationCell:
+    """Gradient steps of one backend's population of a size, or of an agent alone."""
+
+    backend: str
+    members: int
+    """1 for an agent alone."""
+    width: int
+    """Of both hidden layers."""
+    batch: int
+    """Of each member."""
+    chosen: str | None
+    """What `agent.execution` says; None if it could not run."""
+    gradient_steps: int
+    """Of one call, of each member."""
+    timings: list[Timing]
+    """Of gradient steps that all members take, in the order in which they were timed, one of each contender in turn. Empty if it could not
+    run."""
+    compile_seconds: float | None
+    """What the first call took beyond steady state; None if it could not run."""
+    missing: str | None
+    """Why it could not run, or None."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PopulationSamples:
+    """Raw samples of one run of the population suite."""
+
+    cells: list[PopulationCell]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScalingCell:
     """Gradient steps that several ranks of one backend take together."""
 
@@ -510,6 +541,7 @@ Samples: TypeAlias = (
     | RolloutSamples
     | AmpSamples
     | RecurrentSamples
+    | PopulationSamples
     | ScalingSamples
     | SoakSamples
     | FaultsSamples
@@ -522,7 +554,7 @@ class Record:
     """One run of one suite."""
 
     schema_version: int
-    suite: Literal["learning", "throughput", "update", "rollout", "amp", "recurrent", "scaling", "soak", "faults", "mutants"]
+    suite: Literal["learning", "throughput", "update", "rollout", "amp", "recurrent", "population", "scaling", "soak", "faults", "mutants"]
     run: str
     """Name of the run, and of its file."""
     date: str
@@ -550,6 +582,7 @@ _SAMPLES: Mapping[str, type[Samples]] = {
     "rollout": RolloutSamples,
     "amp": AmpSamples,
     "recurrent": RecurrentSamples,
+    "population": PopulationSamples,
     "scaling": ScalingSamples,
     "soak": SoakSamples,
     "faults": FaultsSamples,

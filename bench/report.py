@@ -17,6 +17,7 @@ from bench.sections import (
     learning,
     mutants,
     parity,
+    population,
     recurrent,
     rollout,
     scaling,
@@ -35,7 +36,7 @@ are apart. Made by `python -m bench.report` from the JSON records beside this pa
 configuration, hardware, library versions and commit of one run. `python -m bench` measures again.
 """
 
-PARTS = (learning, aggregate, throughput, update, recurrent, rollout, amp, scaling, parity, faults, mutants, soak)
+PARTS = (learning, aggregate, throughput, update, population, recurrent, rollout, amp, scaling, parity, faults, mutants, soak)
 """The sections, in the order of the page."""
 
 

@@ -24,6 +24,7 @@ SamplesT = TypeVar(
     record.RolloutSamples,
     record.AmpSamples,
     record.RecurrentSamples,
+    record.PopulationSamples,
     record.ScalingSamples,
     record.SoakSamples,
     record.FaultsSamples,
@@ -48,7 +49,7 @@ class Piece(Generic[SamplesT]):
 class Run:
     """A suite's run: its record without the samples."""
 
-    suite: Literal["update", "rollout", "amp", "recurrent", "scaling", "soak", "faults"]
+    suite: Literal["update", "rollout", "amp", "recurrent", "population", "scaling", "soak", "faults"]
     name: str
     configuration: dict[str, Any]
     """Everything that was chosen; JSON values."""
