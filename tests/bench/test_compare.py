@@ -18,6 +18,8 @@ from bench.record import (
     LoopCell,
     MatmulCell,
     PartCell,
+    PopulationCell,
+    PopulationSamples,
     ProductCell,
     Record,
     RecurrentCell,
@@ -228,6 +230,26 @@ def test_recurrent_agents_are_told_apart_and_their_products_are_the_machine_s() 
         "jax auto, gru, sequence 32, batch 4": ([10.0, 20.0], False),
         "jax auto, feed-forward, batch 128": ([40.0], False),
         "jax, product of 4 x 8 and 8 x 24": ([5.0], True),
+    }
+
+
+def test_populations_are_told_apart_by_their_size() -> None:
+    cell = PopulationCell(
+        backend="jax",
+        members=1,
+        width=64,
+        batch=256,
+        chosen="scan",
+        gradient_steps=2,
+        timings=timings(40.0),
+        compile_seconds=1.0,
+        missing=None,
+    )
+    ten = dataclasses.replace(cell, members=10, timings=timings(10.0))
+    found = figures([dataclasses.replace(update(), suite="population", samples=PopulationSamples(cells=[cell, ten]))])
+    assert {name: (figure.values, figure.unit) for name, figure in found.items()} == {
+        "jax, 1 together, width 64": ([40.0], "updates/s of each"),
+        "jax, 10 together, width 64": ([10.0], "updates/s of each"),
     }
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as whole
-from bench import amp, learning, machine, recurrent, report, rollout, scaling, sweep, throughput, update
+from bench import amp, learning, machine, population, recurrent, report, rollout, scaling, sweep, throughput, update
 
 RUNS = ("1core", "2cores")
 
@@ -42,6 +42,7 @@ def test_what_is_recorded_is_not_measured_again(tmp_path: Path, monkeypatch: pyt
         "throughput, preset medium": throughput.estimated_seconds(),
         "update, preset cpu": update.estimated_seconds("cpu", 2),
         "recurrent, preset cpu": recurrent.estimated_seconds("cpu"),
+        "population, preset cpu": population.estimated_seconds("cpu"),
         "rollout, preset cpu": rollout.estimated_seconds("cpu"),
         "amp, preset cpu": amp.estimated_seconds("cpu", 2),
         "scaling, preset cpu": scaling.estimated_seconds("cpu"),
@@ -67,7 +68,7 @@ def test_what_is_recorded_is_not_measured_again(tmp_path: Path, monkeypatch: pyt
         "rollout, preset cpu",
         "parity in float64",
     ]
-    suites = ("update", "recurrent", "rollout", "amp", "scaling")
+    suites = ("update", "recurrent", "population", "rollout", "amp", "scaling")
     assert sorted(names) == sorted([*(f"HalfCheetah-v5-{cores}" for cores in RUNS), *(f"{suite}-cpu-2cores" for suite in suites)])
 
 
@@ -84,6 +85,15 @@ def test_a_throughput_that_was_cut_off_goes_on_with_the_threads_that_are_missing
     assert stage.seconds == throughput.estimated_seconds(throughput.PRESETS["medium"])
     stage.run()
     assert ran == [("bench.throughput", "--preset", "medium", "--threads", "2", "--results", str(tmp_path / "throughput"))]
+
+
+def test_where_there_is_an_accelerator_seeds_are_trained_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "find_accelerator", lambda: "A GPU")
+    stages = whole.stages("gpu", "halfcheetah-1m", tmp_path)
+    # Ten seeds of both backends, one process after the other.
+    assert stages[-1].seconds == 20 * 1_000_000 / learning.UNMEASURED_STEPS_PER_SECOND_TOGETHER
+    # 20 million steps take more than 90 minutes at 2,000 a second, and 1.2 million ten.
+    assert whole.fitting_preset(tmp_path) == "halfcheetah-200k"
 
 
 def test_a_suite_of_learning_presets_is_one_stage(tmp_path: Path) -> None:
@@ -122,11 +132,11 @@ def test_a_stage_that_fails_does_not_keep_the_others_from_running(tmp_path: Path
     assert whole.main(preset="smoke", results=tmp_path, dry_run=True) == 0
     assert ran == []
     assert whole.main(preset="smoke", results=tmp_path) == 3
-    suites = ["bench.throughput", "bench.update", "bench.recurrent", "bench.rollout", "bench.amp", "bench.scaling"]
+    suites = ["bench.throughput", "bench.update", "bench.recurrent", "bench.population", "bench.rollout", "bench.amp", "bench.scaling"]
     assert [arguments[0] for arguments in ran] == [*suites, "sacref", "sacref", "bench.learning", "report"]
-    assert [arguments[1:3] for arguments in ran[:6]] == [("--preset", "smoke")] * 6
-    assert ran[6][:4] == ("sacref", "parity", "--updates", "100")
-    assert ran[8][1] == "smoke"
+    assert [arguments[1:3] for arguments in ran[:7]] == [("--preset", "smoke")] * 7
+    assert ran[7][:4] == ("sacref", "parity", "--updates", "100")
+    assert ran[9][1] == "smoke"
 
 
 def test_a_smoke_run_stays_out_of_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +150,7 @@ def test_a_smoke_run_stays_out_of_the_results(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(whole, "_module", module)
     monkeypatch.setattr(report, "main", lambda results: module(str(results)))
     assert whole.main(preset="smoke") == 0
-    assert len(went) == 10
+    assert len(went) == 11
     assert all(path.startswith(str(tmp_path / "runs" / "smoke")) for path in went)
 
 

@@ -26,6 +26,8 @@ from bench.record import (
     LoopCell,
     MatmulCell,
     PartCell,
+    PopulationCell,
+    PopulationSamples,
     ProductCell,
     Record,
     RecurrentCell,
@@ -38,7 +40,7 @@ from bench.record import (
     UpdateCell,
     UpdateSamples,
 )
-from bench.sections import amp, learning, recurrent, throughput
+from bench.sections import amp, learning, population, recurrent, throughput
 
 HARDWARE = Hardware(cpu_model="A CPU", cores=4, threads=1, memory_bytes=2**30, accelerator=None)
 SESSIONS = [
@@ -623,6 +625,43 @@ def test_the_bars_of_a_recurrent_step_add_up_to_it() -> None:
     assert recurrent.parts(fast, samples.products).rest < 0
     # Faster than the products beside it: no bar is longer than the step.
     assert recurrent.drawn(recurrent.parts(fast, samples.products)) == {"products": pytest.approx(1.0), "small products": 0.0, "rest": 0.0}
+
+
+def test_populations_stand_beside_one_agent_alone(tmp_path: Path) -> None:
+    def cell(backend: str, members: int, *speeds: float, **changes: Any) -> PopulationCell:
+        made = PopulationCell(
+            backend=backend,
+            members=members,
+            width=64,
+            batch=256,
+            chosen="scan" if backend == "jax" else "traced",
+            gradient_steps=2,
+            timings=timed(*speeds),
+            compile_seconds=1.5,
+            missing=None,
+        )
+        return dataclasses.replace(made, **changes)
+
+    cells = [
+        cell("torch", 1, 90.0, 100.0, 300.0),
+        cell("jax", 1, 200.0),
+        cell("torch", 10, missing="does not fit the memory", compile_seconds=None, chosen=None),
+        cell("jax", 10, 50.0),
+    ]
+    configuration = {"preset": "cpu", "batch": 256}
+    samples = PopulationSamples(cells=cells)
+    found = dataclasses.replace(
+        run("torch", 0, 0.0), suite="population", run="population-cpu-1core", configuration=configuration, samples=samples
+    )
+    record.write(tmp_path / "population" / "2026-01-02-a" / "p.json", found)
+    written = report.build(tmp_path)
+    assert names(written) == {"population-cpu-1core-a-4core.png", "README.md"}
+    text = (tmp_path / "README.md").read_text()
+    assert "| 64 | torch | alone | traced | 100 | 100 | 1.00 | 1.5 s |" in text
+    assert "| 64 | torch | 10 | missing: does not fit the memory |" in text
+    assert "| 64 | jax | 10 | scan | 500 | 50 | 2.50 | 1.5 s |" in text
+    assert population.curves(cells) == {64: [("torch", [1], [100.0]), ("jax", [1, 10], [200.0, 500.0])]}
+    assert report.build(tmp_path, check=True) == []
 
 
 def test_of_two_runs_alike_the_newer_is_shown_and_another_preset_beside_it(tmp_path: Path) -> None:
