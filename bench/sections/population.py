@@ -15,8 +15,8 @@ from bench.sections.update import speeds
 INTRODUCTION = (
     "Gradient steps per second of agents that learn together in one process (`sacref train --seeds 0:10`), each with networks and a memory"
     " of its own, beside one agent alone. No environment: synthetic transitions of HalfCheetah's shapes, two hidden layers, float32"
-    " throughout. Medians of rounds that alternate between all sizes. Together pays where one agent leaves the machine idle; where it does not,"
-    " ten agents take ten times as long as one.\n"
+    " throughout. Medians of rounds that alternate between all sizes. Together pays where one agent leaves the machine idle; where it does"
+    " not, ten agents take ten times as long as one.\n"
 )
 
 
