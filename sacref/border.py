@@ -12,7 +12,7 @@ from sacref.envs.episodes import EpisodeBoundaries, dropped_rows
 from sacref.envs.scaling import from_box
 from sacref.envs.spaces import Spaces, check_values
 from sacref.envs.states import final_states
-from sacref.spec.arrays import ArrayT, namespace
+from sacref.spec.arrays import ArrayT
 from sacref.tree import Tree, leaves, map_leaves, named_leaves
 from sacref.types import Transition
 
@@ -128,7 +128,6 @@ class Border(ABC, Generic[ArrayT]):
                 f"pass what `act` returned, in the Box's own units"
             )
         actions = actions.reshape(envs, -1)
-        xp = namespace(terminated)
         first = boundaries.starts
         if first is None or first.shape != terminated.shape:
             first = terminated | ~terminated
@@ -150,7 +149,7 @@ class Border(ABC, Generic[ArrayT]):
             **named_leaves(next_states, "next_states"),
         }
         keep = self._refuse_not_finite({**parts, "shaped rewards": shaped}, keep, device)
-        ended = xp.where(terminated, terminated, truncated)
+        ended = terminated | truncated
         boundaries.starts = ended | ~keep
         low, high = (np.asarray(bound, actions.dtype) if not device else self._upload(bound) for bound in self._bounds)
         transition = Transition(observations, states, from_box(actions, low, high), shaped, next_observations, next_states, terminated)

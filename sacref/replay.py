@@ -278,10 +278,11 @@ class Staging:
         self.rows = rows
         self._dtypes = map_leaves(lambda leaf: leaf.dtype, like)
         self._waiting: list[tuple[Transition[NDArray[Any]], NDArray[np.bool_]]] = []
+        self._count = 0
 
     def __len__(self) -> int:
         """How many rows wait."""
-        return sum(keep.shape[0] for _, keep in self._waiting)
+        return self._count
 
     @property
     def full(self) -> bool:
@@ -294,17 +295,19 @@ class Staging:
         Raises:
             ValueError: if they do not fit into what is left of the block.
         """
-        if len(self) + keep.shape[0] > self.rows:
-            raise ValueError(f"ReplayMemory: {keep.shape[0]} rows came, room is for {self.rows - len(self)}: add num_envs rows at a time")
+        if self._count + keep.shape[0] > self.rows:
+            raise ValueError(f"ReplayMemory: {keep.shape[0]} rows came, room is for {self.rows - self._count}: add num_envs rows at a time")
         stored: Transition[NDArray[Any]] = map_leaves(lambda dtype, values: np.array(values, dtype), self._dtypes, transition)
         self._waiting.append((stored, np.array(keep, np.bool_)))
+        self._count += keep.shape[0]
 
     def take(self) -> tuple[Transition[NDArray[Any]], NDArray[np.bool_]]:
         """The rows that wait, in order, filled up to a block with rows that are not kept: `(rows, ...)` and `(rows,)`."""
         waiting, self._waiting = self._waiting, []
-        if len(waiting) == 1 and waiting[0][1].shape[0] == self.rows:
+        count, self._count = self._count, 0
+        if len(waiting) == 1 and count == self.rows:
             return waiting[0]
-        missing = self.rows - sum(keep.shape[0] for _, keep in waiting)
+        missing = self.rows - count
 
         def block(*arrays: NDArray[Any]) -> NDArray[Any]:
             return np.concatenate([*arrays, np.zeros((missing, *arrays[0].shape[1:]), arrays[0].dtype)])

@@ -37,17 +37,18 @@ class EpisodeStatistics:
         Where `dropped`, `(envs,)`, the episode at hand is forgotten: it is neither finished nor goes on.
         `recent_returns` follows at once for NumPy arrays, and at the next summary for device arrays.
         """
-        xp = array_namespace(rewards, ended, keep)
+        xp: Any = np if all(type(array) is np.ndarray for array in (rewards, ended, keep)) else array_namespace(rewards, ended, keep)
         # A copy: environments on a device write every step into the same buffer.
         rewards = rewards.astype(np.float64) if is_numpy_array(rewards) else xp.asarray(rewards, copy=True)
-        returns, lengths = self._running or (xp.zeros_like(rewards), xp.zeros_like(rewards))
-        returns = returns + xp.where(keep, rewards, xp.zeros_like(rewards))
-        lengths = lengths + xp.astype(keep, rewards.dtype)
+        zeros = xp.zeros_like(rewards)
+        returns, lengths = self._running or (zeros, zeros)
+        returns = returns + xp.where(keep, rewards, zeros)
+        lengths = lengths + xp.where(keep, zeros + 1.0, zeros)
         finished = xp.logical_and(ended, keep)
         if for_summary:
             self._rows.append((rewards, keep, finished, returns, lengths))
         over = finished if dropped is None else xp.logical_or(finished, dropped)
-        self._running = (xp.where(over, xp.zeros_like(returns), returns), xp.where(over, xp.zeros_like(lengths), lengths))
+        self._running = (xp.where(over, zeros, returns), xp.where(over, zeros, lengths))
         if is_numpy_array(rewards):
             self.recent_returns.extend(float(value) for value in returns[finished])
 

@@ -15,17 +15,23 @@ def map_leaves(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     """
     if tree is None:
         return None
-    if isinstance(tree, Mapping):
+    branch_type = _branch_type(type(tree))
+    if branch_type is None:
+        return function(tree, *others)
+    if branch_type is Mapping:
         return {key: map_leaves(function, branch, *(other[key] for other in others)) for key, branch in tree.items()}
-    if isinstance(tree, tuple):
-        branches = [map_leaves(function, *parts) for parts in zip(tree, *others, strict=True)]
-        return type(tree)(*branches) if hasattr(tree, "_fields") else tuple(branches)
-    return function(tree, *others)
+    branches = [map_leaves(function, *parts) for parts in zip(tree, *others, strict=True)]
+    return type(tree)(*branches) if hasattr(tree, "_fields") else tuple(branches)
 
 
 def leaves(tree: Tree) -> list[Any]:
     """The leaves, in the order of the tree."""
-    return list(named_leaves(tree).values())
+    if tree is None:
+        return []
+    branch_type = _branch_type(type(tree))
+    if branch_type is None:
+        return [tree]
+    return [leaf for branch in (tree.values() if branch_type is Mapping else tree) for leaf in leaves(branch)]
 
 
 def named_leaves(tree: Tree, prefix: str = "") -> dict[str, Any]:
@@ -36,12 +42,23 @@ def named_leaves(tree: Tree, prefix: str = "") -> dict[str, Any]:
 def _walk(tree: Tree, path: str) -> Iterator[tuple[str, Any]]:
     if tree is None:
         return
-    if isinstance(tree, Mapping | tuple):
-        if isinstance(tree, Mapping):
-            branches = list(tree.items())
-        else:
-            branches = list(zip(getattr(tree, "_fields", range(len(tree))), tree, strict=True))
-        for key, branch in branches:
-            yield from _walk(branch, f"{path}.{key}" if path else str(key))
-    else:
+    branch_type = _branch_type(type(tree))
+    if branch_type is None:
         yield path, tree
+        return
+    branches = tree.items() if branch_type is Mapping else zip(getattr(tree, "_fields", range(len(tree))), tree, strict=True)
+    for key, branch in branches:
+        yield from _walk(branch, f"{path}.{key}" if path else str(key))
+
+
+def _branch_type(kind: type) -> type | None:
+    """What a tree of this type branches as: Mapping, tuple, or not at all (None)."""
+    try:
+        return _BRANCH_TYPES[kind]
+    except KeyError:
+        found = Mapping if issubclass(kind, Mapping) else tuple if issubclass(kind, tuple) else None
+        return _BRANCH_TYPES.setdefault(kind, found)
+
+
+_BRANCH_TYPES: dict[type, type | None] = {}
+"""What was asked before: whether a type is a Mapping takes longer to tell than what is done to one environment's array."""

@@ -94,7 +94,9 @@ class EpisodeBoundaries(Generic[ArrayT]):
         Raises:
             ValueError: if `final_obs` does not have the observations' shape or keys, or `DROPPED` not an entry for each environment.
         """
-        xp = cast(_Namespace, namespace(*leaves(observations), *leaves(next_observations), terminated, truncated))
+        arrays = (*leaves(observations), *leaves(next_observations), terminated, truncated)
+        # NumPy is such a namespace itself; to find that out takes as long as all that follows does to one environment's row.
+        xp = cast(_Namespace, np if all(type(array) is np.ndarray for array in arrays) else namespace(*arrays))
         ended = xp.logical_or(terminated, truncated)
         replaced, successors = _apply_final_observations(xp, next_observations, ended, infos)
         keep = xp.ones_like(ended)
