@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
 from bench.bootstrap import Estimate, Profile
-from bench.plots import NAMES
+from bench.plots import NAMES, hours_label
 from sacref.plotting import STYLES
 
 
@@ -18,6 +18,8 @@ class Score(NamedTuple):
     step: int
     hours: float
     """Of wall-clock until then, mean over all runs."""
+    spread: bool
+    """Whether those of a whole run were spread evenly over its steps."""
     iqm: Estimate
 
 
@@ -41,7 +43,7 @@ def over_tasks(title: str, curves: Mapping[str, Sequence[Score]], profiles: Mapp
     by_step.tick_params(axis="x", labelrotation=30)
     by_step.set_ylabel("IQM of the score")
     by_step.set_title("sample efficiency", fontsize="medium")
-    by_hour.set_xlabel("hours, spread evenly over the steps")
+    by_hour.set_xlabel(hours_label(point.spread for points in curves.values() for point in points))
     by_hour.set_xlim(left=0)
     by_hour.set_title("wall-clock", fontsize="medium")
     for axes in (by_step, by_hour, *rest):

@@ -3,6 +3,7 @@
 `bench.learning` starts it as `python -m bench.learning_run '[{"preset": ...}]'`. Several runs are trained together, as a population.
 """
 
+import bisect
 import contextlib
 import fcntl
 import json
@@ -131,6 +132,7 @@ def _write(job: Job, *, commit: str | None, dirty: bool, compile_seconds: float 
     import sacref
 
     sessions = [record.Session(**session) for session in _read_json(_sessions_file(job), [])]
+    times = [(int(line["environment_steps"]), float(line["wall_time"])) for line in _read_lines(Path(job.run_dir) / "metrics.jsonl")]
     device = machine.accelerator(job.backend)
     if device is None:  # what a device drew that the run did not use is not its energy
         sessions = [replace(session, energy_joules=None) for session in sessions]
@@ -149,7 +151,7 @@ def _write(job: Job, *, commit: str | None, dirty: bool, compile_seconds: float 
             libraries=machine.libraries(),
             seed=job.seed,
             compile_seconds=compile_seconds if len(sessions) == 1 else None,
-            samples=record.LearningSamples(evaluations=read_evaluations(Path(job.run_dir)), sessions=sessions),
+            samples=record.LearningSamples(evaluations=with_times(read_evaluations(Path(job.run_dir)), times, sessions), sessions=sessions),
         ),
     )
 
@@ -167,6 +169,26 @@ def read_evaluations(run_dir: Path) -> list[record.Evaluation]:
     """The evaluations that the training has written so far, oldest first."""
     rows = _read_json(run_dir / "evaluation.json", [])
     return [record.Evaluation(step=row["step"], returns=[float(value) for value in row["returns"]]) for row in rows]
+
+
+def with_times(
+    evaluations: Sequence[record.Evaluation], times: Sequence[tuple[int, float]], sessions: Sequence[record.Session]
+) -> list[record.Evaluation]:
+    """The evaluations with their seconds, to a line of metrics.
+
+    Args:
+        times: of each line the environment steps, and when it was written, in seconds since 1970.
+    """
+    started = [datetime.fromisoformat(session.started).timestamp() for session in sessions]
+
+    def seconds(step: int) -> float | None:
+        written = next((when for reached, when in times if reached >= step), None)
+        number = -1 if written is None else bisect.bisect_right(started, written) - 1
+        if written is None or number < 0:
+            return None
+        return sum(session.wall_seconds for session in sessions[:number]) + written - started[number]
+
+    return [replace(evaluation, seconds=seconds(evaluation.step)) for evaluation in evaluations]
 
 
 def train(jobs: Sequence[Job], resume: bool) -> None:
@@ -279,8 +301,12 @@ def _read_json(path: Path, default: Any) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
 
 
+def _read_lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 if __name__ == "__main__":

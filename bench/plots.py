@@ -1,6 +1,6 @@
 """The figures of the report's pictures, in the colours of the theme that is chosen (`bench.pictures`)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,8 @@ class Point(NamedTuple):
     step: int
     hours: float
     """Of wall-clock until then, mean over seeds."""
+    spread: bool
+    """Whether those of a whole run were spread evenly over its steps."""
     mean: float
     interval: Interval | None
     """Of the mean; None for a single seed."""
@@ -52,7 +54,7 @@ def learning_curve(title: str, curves: Mapping[str, Sequence[Point]], references
             label=f"{first.name} ({first.env}-{first.env_version}), ± std of {first.seeds} seeds:\n{first.metric}",
         )
     _finish_curves(by_step, title)
-    by_hour.set_xlabel("hours, spread evenly over the steps")
+    by_hour.set_xlabel(hours_label(point.spread for points in curves.values() for point in points))
     by_hour.set_xlim(left=0)
     by_hour.grid(alpha=0.3)
     handles = by_step.get_legend_handles_labels()
@@ -68,6 +70,11 @@ class AgentCurve(NamedTuple):
     first: bool
     """Whether it is the one that the question is about."""
     points: list[Point]
+
+
+def hours_label(spread: Iterable[bool]) -> str:
+    """Of an axis of wall-clock: `spread` says of each point whether its hours are spread evenly."""
+    return "hours, spread evenly over the steps" if any(spread) else "hours of wall-clock"
 
 
 def compared_curves(title: str, curves: Sequence[AgentCurve]) -> Figure:

@@ -45,6 +45,8 @@ class Evaluation:
     """Environment steps trained before it."""
     returns: list[float]
     """Undiscounted sum of rewards of each episode."""
+    seconds: float | None = None
+    """Wall-clock of the run's sessions until it had trained so far, evaluations before this one included. None if it is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -680,20 +682,21 @@ def _from_version_3(value: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _from_version_4(value: Mapping[str, Any]) -> Mapping[str, Any]:
     """What version 4 held, as version 5 says it: nobody had asked for the energy."""
-    return {**_with_session_field(value, "energy_joules", None), "schema_version": 5}
+    return {**_with_learning_field(value, "sessions", "energy_joules", None), "schema_version": 5}
 
 
 def _from_version_5(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What version 5 held, as version 6 says it: each run was trained in a process of its own."""
-    return {**_with_session_field(value, "members", 1), "schema_version": 6}
+    """What version 5 held, as version 6 says it: each run had a process of its own, and the times of evaluations were not kept."""
+    timed = _with_learning_field(value, "evaluations", "seconds", None)
+    return {**_with_learning_field(timed, "sessions", "members", 1), "schema_version": 6}
 
 
-def _with_session_field(value: Mapping[str, Any], name: str, default: Any) -> Mapping[str, Any]:
+def _with_learning_field(value: Mapping[str, Any], place: str, name: str, default: Any) -> Mapping[str, Any]:
     samples = value.get("samples")
-    if value.get("suite") != "learning" or not isinstance(samples, Mapping) or not isinstance(samples.get("sessions"), list):
+    if value.get("suite") != "learning" or not isinstance(samples, Mapping) or not isinstance(samples.get(place), list):
         return value
-    sessions = [{name: default, **session} if isinstance(session, Mapping) else session for session in samples["sessions"]]
-    return {**value, "samples": {**samples, "sessions": sessions}}
+    filled = [{name: default, **one} if isinstance(one, Mapping) else one for one in samples[place]]
+    return {**value, "samples": {**samples, place: filled}}
 
 
 def decode_samples(suite: str, value: Any) -> Samples:

@@ -119,7 +119,14 @@ def curve(runs: Sequence[Record]) -> list[plots.Point]:
         returns = [after(run, step) for run in runs]
         took = statistics.mean([hours(run, step) for run in runs])
         points.append(
-            plots.Point(step=step, hours=took, mean=statistics.mean(returns), interval=statistics.t_interval(returns), seeds=len(returns))
+            plots.Point(
+                step=step,
+                hours=took,
+                spread=not all(map(has_times, runs)),
+                mean=statistics.mean(returns),
+                interval=statistics.t_interval(returns),
+                seeds=len(returns),
+            )
         )
     return points
 
@@ -152,8 +159,16 @@ def steps(runs: Iterable[Record]) -> list[int]:
 
 
 def hours(run: Record, step: int) -> float:
-    """Wall-clock until a step: a record holds that of the whole run, which is spread evenly over the steps."""
-    return step / speed(run) / 3600
+    """Wall-clock until an evaluation; that of the whole run, spread evenly over the steps, where the record holds no other."""
+    if not has_times(run):
+        return step / speed(run) / 3600
+    (seconds,) = (evaluation.seconds for evaluation in _samples(run).evaluations if evaluation.step == step)
+    return (seconds or 0.0) / 3600
+
+
+def has_times(run: Record) -> bool:
+    """Whether it is known when each evaluation was."""
+    return all(evaluation.seconds is not None for evaluation in _samples(run).evaluations)
 
 
 def last_common_step(one: Group, other: Group) -> int | None:

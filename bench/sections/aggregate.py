@@ -107,7 +107,8 @@ def curve(tasks: Sequence[Task], members: Sequence[Sequence[Record]]) -> list[ag
     points = []
     for step in runs.steps(every):
         scores = [[runs.after(run, step) / task.reference.mean for run in of_task] for task, of_task in zip(tasks, members, strict=True)]
-        points.append(aggregate_plots.Score(step, float(np.mean([runs.hours(run, step) for run in every])), bootstrap.iqm(scores)))
+        hours, spread = float(np.mean([runs.hours(run, step) for run in every])), not all(map(runs.has_times, every))
+        points.append(aggregate_plots.Score(step, hours, spread, bootstrap.iqm(scores)))
     return points
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from bench import plots
 from bench.pictures import Picture
 from bench.record import PopulationCell, PopulationSamples, Record
-from bench.sections import Section, digest, image, number, source, table
+from bench.sections import Finding, Section, digest, image, number, source, table
 from bench.sections.newest import newest
 from bench.sections.update import speeds
 
@@ -24,8 +24,10 @@ def section(results: Path) -> Section:
     """The newest run of each preset, kind of machine and number of cores."""
     paragraphs: list[str] = []
     pictures = {}
+    findings = []
     for found, heading, path in newest(results, "population"):
         cells = _samples(found).cells
+        findings += _findings(heading, cells)
         widths = curves(cells)
         if widths:
             pictures[path] = Picture(digest(widths), partial(plots.population_lines, widths=widths))
@@ -36,7 +38,7 @@ def section(results: Path) -> Section:
             _table(cells),
             f"{source(found.sacref_version, found.commit, found.dirty)}; {found.date[:10]}.\n",
         ]
-    return Section(["## Populations\n", INTRODUCTION, *paragraphs] if paragraphs else [], pictures)
+    return Section(["## Populations\n", INTRODUCTION, *paragraphs] if paragraphs else [], pictures, findings)
 
 
 def together(cell: PopulationCell) -> float | None:
@@ -49,6 +51,16 @@ def gain(cell: PopulationCell, cells: Sequence[PopulationCell]) -> float | None:
     mine = together(cell)
     alone = next((together(one) for one in cells if (one.backend, one.width, one.members) == (cell.backend, cell.width, 1)), None)
     return mine / alone if mine is not None and alone is not None else None
+
+
+def _findings(heading: str, cells: Sequence[PopulationCell]) -> list[Finding]:
+    most = max((cell.members for cell in cells if cell.timings), default=1)
+    said = [
+        f"width {cell.width:,}, {cell.backend} {ratio:.2f} times"
+        for cell in sorted(cells, key=lambda cell: (cell.width, cell.backend != "torch"))
+        if cell.members == most > 1 and (ratio := gain(cell, cells)) is not None
+    ]
+    return [Finding(f"Gradient steps per second of {most} agents together over one alone, {heading}", "; ".join(said))] if said else []
 
 
 def curves(cells: Sequence[PopulationCell]) -> dict[int, list[plots.PopulationCurve]]:

@@ -12,7 +12,7 @@ import pytest
 import sacref
 from bench import learning_run, machine, record
 from bench.learning_run import IncompleteError, Job, Train
-from bench.record import LearningSamples
+from bench.record import Evaluation, LearningSamples, Session
 from sacref.population import PopulationError
 
 
@@ -157,6 +157,21 @@ def test_an_evaluation_with_too_few_episodes_is_not_final(job: Job) -> None:
     assert not Path(job.out).exists()
 
 
+def test_an_evaluation_is_timed_by_the_line_of_metrics_of_its_step_over_all_sessions() -> None:
+    sessions = [
+        Session(started="1970-01-01T00:01:40.500+00:00", resumed=False, wall_seconds=60.0, cpu_seconds=1.0),
+        Session(started="1970-01-01T01:00:00.000+00:00", resumed=True, wall_seconds=90.0, cpu_seconds=1.0),
+    ]
+    evaluations = [Evaluation(step=step, returns=[1.0]) for step in (10, 20, 30, 40)]
+    times = [(5, 101.0), (10, 110.5), (15, 120.0), (25, 3_620.0), (30, 3_650.0)]
+    found = learning_run.with_times(evaluations, times, sessions)
+    # Of step 20 the first line after it: 20 s after the second session began, and 60 of the first one. Of 40 there is none.
+    assert [each.seconds for each in found] == [10.0, 80.0, 110.0, None]
+    assert [each.returns for each in found] == [[1.0]] * 4
+    # Before any session: a clock that was set back.
+    assert [each.seconds for each in learning_run.with_times(evaluations[:1], [(10, 3.0)], sessions)] == [None]
+
+
 def test_runs_together_are_recorded_each_with_the_time_of_all(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "power_watts", lambda: 200.0)
     monkeypatch.setattr(machine, "accelerator", lambda backend: "A GPU")
@@ -208,6 +223,10 @@ def test_runs_that_are_really_trained_together_go_on_alone(backend: str, job: Jo
     assert [[evaluation.step for evaluation in each.evaluations] for each in found] == [[10, 20], [10, 20]]
     assert [[session.members for session in each.sessions] for each in found] == [[2, 1, 2], [2, 2]]
     assert found[0].evaluations != found[1].evaluations
+    for each in found:
+        first, last = (evaluation.seconds for evaluation in each.evaluations)
+        assert first is not None and last is not None
+        assert 0 < first < last < sum(session.wall_seconds for session in each.sessions) + 0.1
 
 
 def test_two_processes_do_not_train_one_run(job: Job) -> None:

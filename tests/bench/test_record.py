@@ -100,7 +100,10 @@ def test_every_missing_field_is_refused_by_its_name(written: Record) -> None:
         ({"compile_seconds": "fast"}, "compile_seconds is 'fast', expected a finite number"),
         ({"libraries": {"jax": 1}}, "libraries.jax is 1, expected str"),
         ({"hostname": "me"}, "hostname is no field"),
-        ({"samples": {"evaluations": [{"step": 1, "returns": [None]}], "sessions": []}}, r"samples.evaluations\[0\].returns\[0\] is None"),
+        (
+            {"samples": {"evaluations": [{"step": 1, "returns": [None], "seconds": None}], "sessions": []}},
+            r"samples.evaluations\[0\].returns\[0\] is None",
+        ),
         ({"samples": {"evaluations": {}, "sessions": []}}, "samples.evaluations is {}, expected a list"),
         ({"samples": []}, "samples is list, expected an object"),
     ],
@@ -133,7 +136,13 @@ def test_an_older_learning_record_is_read_as_of_one_run_in_its_process_without_e
     old = dataclasses.asdict(LEARNING)
     for name in lacks:
         del old["samples"]["sessions"][0][name]
+    for evaluation in old["samples"]["evaluations"]:
+        assert evaluation.pop("seconds") is None
     assert record.decode(old | {"schema_version": version}) == LEARNING
+    with pytest.raises(RecordError, match=r"samples.evaluations\[0\].seconds is missing"):
+        record.decode(old)
+    for evaluation in old["samples"]["evaluations"]:
+        evaluation["seconds"] = None
     with pytest.raises(RecordError, match=rf"samples.sessions\[0\].{lacks[-1]} is missing"):
         record.decode(old)
 

@@ -660,6 +660,10 @@ def test_populations_stand_beside_one_agent_alone(tmp_path: Path) -> None:
     assert "| 64 | torch | alone | traced | 100 | 100 | 1.00 | 1.5 s |" in text
     assert "| 64 | torch | 10 | missing: does not fit the memory |" in text
     assert "| 64 | jax | 10 | scan | 500 | 50 | 2.50 | 1.5 s |" in text
+    assert (
+        "| Gradient steps per second of 10 agents together over one alone, A CPU, 4 cores, 1 of them used; preset cpu"
+        " | width 64, jax 2.50 times | [Populations](#populations) |"
+    ) in text
     assert population.curves(cells) == {64: [("torch", [1], [100.0]), ("jax", [1, 10], [200.0, 500.0])]}
     assert report.build(tmp_path, check=True) == []
 

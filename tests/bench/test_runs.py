@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from bench import record, runs
+from bench import plots, record, runs
 from bench.record import Evaluation, Hardware, LearningSamples, Record, Session
 
 
@@ -47,6 +47,17 @@ def test_hours_are_spread_over_the_steps() -> None:
     assert runs.hours(run(1.0, 2.0), 20) == 1.0
     slow = run(1.0, 2.0, seconds=14_400.0)
     assert [point.hours for point in runs.curve([run(1.0, 2.0), slow])] == [1.5, 3.0]
+
+
+def test_hours_are_those_of_the_evaluations_where_they_are_known() -> None:
+    spread = run(1.0, 2.0)
+    evaluations = [Evaluation(step=20 * (at + 1), returns=[1.0], seconds=seconds) for at, seconds in enumerate((1_800.0, 7_200.0))]
+    timed = dataclasses.replace(spread, samples=dataclasses.replace(spread.samples, evaluations=evaluations))  # type: ignore[arg-type]  # Its own kind.
+    assert [runs.hours(timed, step) for step in (20, 40)] == [0.5, 2.0]
+    assert [(point.hours, point.spread) for point in runs.curve([timed])] == [(0.5, False), (2.0, False)]
+    assert [(point.hours, point.spread) for point in runs.curve([timed, spread])] == [(0.75, True), (2.0, True)]
+    labels = [plots.learning_curve("", {"jax": runs.curve(found)}, []).axes[1].get_xlabel() for found in ([timed], [timed, spread])]
+    assert labels == ["hours of wall-clock", "hours, spread evenly over the steps"]
 
 
 def test_only_steps_that_every_run_has_are_shared() -> None:
