@@ -713,10 +713,12 @@ def _dataclass(kind: type[_Decoded], value: Any, path: str, narrowed: Mapping[st
     if not isinstance(value, Mapping):
         raise RecordError(f"{path or 'the record'} is {type(value).__name__}, expected an object")
     hints = {**get_type_hints(kind), **narrowed}
-    for missing in hints.keys() - value.keys():
-        raise RecordError(f"{_join(path, missing)} is missing")
-    for unknown in value.keys() - hints.keys():
-        raise RecordError(f"{_join(path, unknown)} is no field of schema version {SCHEMA_VERSION}")
+    for name in hints:
+        if name not in value:
+            raise RecordError(f"{_join(path, name)} is missing")
+    for name in value:
+        if name not in hints:
+            raise RecordError(f"{_join(path, name)} is no field of schema version {SCHEMA_VERSION}")
     return kind(**{name: _decode(hint, value[name], _join(path, name)) for name, hint in hints.items()})
 
 

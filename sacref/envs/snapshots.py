@@ -212,7 +212,7 @@ def set_simulation_state(env: Any, state: Mapping[str, NDArray[Any]]) -> None:
     require_alike("the simulation", state, expected)
     mujoco: Any = importlib.import_module("mujoco")
     mujoco.mj_setState(env.model, env.data, state["integration"], mujoco.mjtState.mjSTATE_INTEGRATION)
-    for name in expected.keys() - {"integration"}:
+    for name in sorted(expected.keys() - {"integration"}):
         getattr(env.data, name)[...] = state[name]
 
 
