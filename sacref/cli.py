@@ -232,7 +232,7 @@ class Train:
         if not self.resume:
             ranks = self.ranks if place is None else place.size
             return Train(cfg=paper_config(self.num_envs * ranks), ranks=ranks)
-        from sacref import experiment
+        from sacref.run_directory import read_config
 
         directory = self.directory()
         if directory is None:
@@ -242,7 +242,7 @@ class Train:
 
             # Of the first member, which the others were trained with.
             directory = directory / f"seed={parse_seeds(self.seeds)[0]}"
-        stored = experiment.read_config(directory)
+        stored = read_config(directory)
         names = ["backend", "env", "steps", "num_envs", "vectorization", "env_kwargs", "memory_capacity"]
         names += ["evaluation_interval", "evaluation_episodes", "keep_checkpoints", "device"]
         try:
@@ -280,16 +280,18 @@ class Evaluate:
     """Device by the backend's name for it (cpu, cuda:0); None lets the backend choose."""
 
     def run(self) -> int:
-        from sacref import envs, experiment
+        from sacref import envs, experiment, run_directory
         from sacref.evaluation import evaluate
 
-        config = experiment.read_config(self.run_dir)
+        config = run_directory.read_config(self.run_dir)
         agent = experiment.load(self.run_dir, checkpoint=self.checkpoint, device=self.device)
         copies = max(1, min(self.episodes, experiment.EVALUATION_COPIES))
         task = _task(config)
         environments = envs.make(task.pop("env"), copies, **task)
         try:
-            evaluation = evaluate(agent, environments, episodes=self.episodes, seed=self.seed, state_space=experiment.states_space(config))
+            evaluation = evaluate(
+                agent, environments, episodes=self.episodes, seed=self.seed, state_space=run_directory.states_space(config)
+            )
         finally:
             environments.close()
         print(f"{config['env']} on {config['backend']}: {_summary(evaluation)}")
@@ -330,10 +332,10 @@ class Video:
         from rich.console import Console
         from rich.progress import Progress
 
-        from sacref import experiment
+        from sacref import experiment, run_directory
         from sacref.video import render_episodes
 
-        config = experiment.read_config(self.run_dir)
+        config = run_directory.read_config(self.run_dir)
         agent = experiment.load(self.run_dir, checkpoint=self.checkpoint, device=self.device)
         output, task = self.output or self.run_dir / "video.gif", _task(config)
         spec = registry.get(config["env"])
@@ -344,7 +346,7 @@ class Video:
                 agent,
                 output,
                 **task,
-                state_space=experiment.states_space(config),
+                state_space=run_directory.states_space(config),
                 episodes=self.episodes,
                 seed=self.seed,
                 fps=self.fps,

@@ -4,24 +4,20 @@ import contextlib
 import copy
 import importlib
 import itertools
-import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
-from datetime import datetime
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, Protocol, TypeAlias
 
 import gymnasium
 import numpy as np
-from numpy.typing import NDArray
 
 import sacref
-from sacref import checkpoint, envs, training
+from sacref import checkpoint, envs, run_directory, training
 from sacref import resumption as resuming
 from sacref.agent import LIVE, rank_part
 from sacref.config import SACConfig, paper_config
@@ -31,9 +27,23 @@ from sacref.envs.vector import EnvironmentFactory, Vectorization, Wrapper
 from sacref.evaluation import Evaluation, evaluate
 from sacref.progress import TrainingProgress
 from sacref.ranks import Ranks
+from sacref.replay_log import Entry
+from sacref.run_directory import (
+    Resumed,
+    drop_after,
+    find_checkpoints,
+    fresh_directory,
+    read_config,
+    read_space,
+    reading_config_of,
+    require_same,
+    states_space,
+    write_space,
+)
 from sacref.tree import leaves
 from sacref.types import Agent
 
+VectorEnv: TypeAlias = gymnasium.vector.VectorEnv[Any, Any, Any]
 Backend: TypeAlias = Literal["torch", "jax"]
 Recurrent: TypeAlias = Literal["rnn", "gru", "lstm"]
 
@@ -45,23 +55,12 @@ EVALUATION_COPIES = 10
 
 OTHER_GROUPS = {"streams", "memory", *LIVE}
 """Of a checkpoint, that hold nothing of what was learned."""
-MOST_STEPS = 2**53
-LARGEST_RETURN = 1e100
-LARGEST_SPACE = 10_000_000
-"""Numbers of one Box that a run's configuration may ask for."""
-
-RUN_FILES = ("config.json", "evaluation.json", "metrics.jsonl", "curve.png")
-"""What a run writes into its directory, beside `checkpoints/agent_*` and TensorBoard's `events.out.tfevents.*`."""
 
 logger = logging.getLogger(__name__)
 
 
 class BackendError(ImportError):
     """A backend that is not installed, or that there is none of; the message names the fix."""
-
-
-class RunError(ValueError):
-    """A run directory that cannot be used as asked; the message says why, and the fix."""
 
 
 class Membership(Protocol):
@@ -172,167 +171,235 @@ def train(
         BackendError: if the backend is not installed. RunError: if the directory holds a run and neither `overwrite` nor `resume`
             is given, or that run cannot be resumed. EnvError, ConfigError, ValueError: if an argument cannot be used.
     """
-    return run_training(None, **locals())
+    return run_training(None, Arguments(**locals()))
 
 
-def run_training(
-    member: Membership | None,
-    *,
-    backend: Backend,
-    env: str | EnvironmentFactory,
-    steps: int,
-    seed: int,
-    run_dir: str | Path | None,
-    num_envs: int,
-    cfg: SACConfig | Mapping[str, Any] | None,
-    hidden: Sequence[int],
-    num_critics: int,
-    layer_norm: bool,
-    dropout: float,
-    recurrent: Recurrent | None,
-    recurrent_size: int,
-    feed_previous: Sequence[str],
-    memory_capacity: int,
-    evaluation_interval: int | None,
-    evaluation_episodes: int,
-    keep_checkpoints: int,
-    device: str | None,
-    vectorization: Vectorization,
-    env_kwargs: Mapping[str, Any] | None,
-    wrappers: Sequence[Wrapper],
-    overwrite: bool,
-    resume: bool,
-    progress: bool,
-) -> TrainingResult:
-    """`train`, alone or as a member of a population."""
-    interval = evaluation_interval if evaluation_interval is not None else math.ceil(steps / 20)
-    _require_positive(
-        steps=steps,
-        num_envs=num_envs,
-        memory_capacity=memory_capacity,
-        evaluation_interval=interval,
-        evaluation_episodes=evaluation_episodes,
-        keep_checkpoints=keep_checkpoints,
-    )
-    module = import_backend(backend)
-    env_name = name_of(env)
-    ranks: Ranks = importlib.import_module(f"{module.__name__}.ranks").ranks()
-    directory = Path(run_dir) if run_dir is not None else fresh_directory(env_name, backend, seed)
-    directory = Path(ranks.gather(str(directory.absolute()))[0])
-    resumed = _prepare_together(ranks, directory, overwrite=overwrite, resume=resume)
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Those of `train`."""
 
-    together = num_envs * ranks.size
-    settings = _configuration(cfg, resumed, together)
-    settings.seed = seed
-    settings.experiment.directory, settings.experiment.experiment_name = str(directory.parent), directory.name
-    start, offset = 0, 0
-    if resumed is not None:
-        # Timesteps of before may have had another number of environment steps.
-        start, offset = resumed.timestep, resumed.steps - resumed.timestep * together
-    timesteps = math.ceil((steps - offset) / together)
+    backend: Backend
+    env: str | EnvironmentFactory
+    steps: int
+    seed: int
+    run_dir: str | Path | None
+    num_envs: int
+    cfg: SACConfig | Mapping[str, Any] | None
+    hidden: Sequence[int]
+    num_critics: int
+    layer_norm: bool
+    dropout: float
+    recurrent: Recurrent | None
+    recurrent_size: int
+    feed_previous: Sequence[str]
+    memory_capacity: int
+    evaluation_interval: int | None
+    evaluation_episodes: int
+    keep_checkpoints: int
+    device: str | None
+    vectorization: Vectorization
+    env_kwargs: Mapping[str, Any] | None
+    wrappers: Sequence[Wrapper]
+    overwrite: bool
+    resume: bool
+    progress: bool
 
-    make = partial(envs.make, env, vectorization=vectorization, env_kwargs=env_kwargs, wrappers=wrappers)
-    training_envs = make(num_envs)
-    try:
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is trained, by whom, where it is written, and from where it goes on."""
+
+    asked: Arguments
+    module: ModuleType
+    """The backend."""
+    ranks: Ranks
+    directory: Path
+    resumed: Resumed | None
+    settings: SACConfig
+    """The run's own."""
+
+    @property
+    def together(self) -> int:
+        """Environment steps of a timestep, of all ranks together."""
+        return self.asked.num_envs * self.ranks.size
+
+    @property
+    def start(self) -> int:
+        """Timesteps finished before."""
+        return 0 if self.resumed is None else self.resumed.timestep
+
+    @property
+    def offset(self) -> int:
+        """Environment steps beyond those of a timestep of today: timesteps of before may have had another number of them."""
+        return 0 if self.resumed is None else self.resumed.steps - self.resumed.timestep * self.together
+
+    @property
+    def timesteps(self) -> int:
+        """Of the whole run."""
+        return math.ceil((self.asked.steps - self.offset) / self.together)
+
+    @property
+    def evaluation_interval(self) -> int:
+        """Environment steps."""
+        return self.asked.evaluation_interval if self.asked.evaluation_interval is not None else math.ceil(self.asked.steps / 20)
+
+    @property
+    def model_options(self) -> dict[str, Any]:
+        """Of `default_models`, as `config.json` holds them."""
+        return {
+            "num_critics": self.asked.num_critics,
+            "layer_norm": self.asked.layer_norm,
+            "dropout": self.asked.dropout,
+            "recurrent": self.asked.recurrent,
+            "recurrent_size": self.asked.recurrent_size,
+            "feed_previous": list(self.asked.feed_previous),
+        }
+
+    def make_envs(self, copies: int) -> VectorEnv:
+        asked = self.asked
+        return envs.make(asked.env, copies, vectorization=asked.vectorization, env_kwargs=asked.env_kwargs, wrappers=asked.wrappers)
+
+    def spaces_of(self, training_envs: VectorEnv) -> dict[str, Any]:
+        """The spaces of one environment, by the names that an agent takes. The environments are reset, and will be once more."""
         observation_space, action_space = training_envs.single_observation_space, training_envs.single_action_space
-        # A look at what the environments hand over; the training resets them again.
-        state_space = state_space_of(training_envs, training_envs.reset(seed=_derive(seed, 0, start, ranks.rank))[1])
+        infos = training_envs.reset(seed=self.seed_of_envs)[1]
+        state_space = state_space_of(training_envs, infos)
         check_spaces(observation_space, state_space, action_space)
-        options = {
-            "num_critics": num_critics,
-            "layer_norm": layer_norm,
-            "dropout": dropout,
-            "recurrent": recurrent,
-            "recurrent_size": recurrent_size,
-            "feed_previous": list(feed_previous),
-        }
-        config = {
+        return {"observation_space": observation_space, "state_space": state_space, "action_space": action_space}
+
+    @property
+    def seed_of_envs(self) -> int:
+        return _derive(self.asked.seed, 0, self.start, self.ranks.rank)
+
+    def config(self, spaces: Mapping[str, Any]) -> dict[str, Any]:
+        """What `config.json` holds."""
+        asked = self.asked
+        return {
             "sacref": sacref.__version__,
-            "backend": backend,
-            "env": env_name,
-            "env_kwargs": dict(env_kwargs or {}),
-            "wrappers": [_name(wrapper) for wrapper in wrappers],
-            "steps": steps,
-            "seed": seed,
-            "num_envs": num_envs,
-            "ranks": ranks.size,
-            "steps_offset": offset,
-            "hidden": list(hidden),
-            "models": options,
-            "memory_capacity": memory_capacity,
-            "evaluation_interval": interval,
-            "evaluation_episodes": evaluation_episodes,
-            "keep_checkpoints": keep_checkpoints,
-            "device": device,
-            "vectorization": vectorization,
-            "cfg": settings.to_dict(),
-            "observation_space": _write_space(observation_space),
-            "state_space": None if state_space is None else _write_space(state_space),
-            "action_space": _write_space(action_space),
+            "backend": asked.backend,
+            "env": name_of(asked.env),
+            "env_kwargs": dict(asked.env_kwargs or {}),
+            "wrappers": [_name(wrapper) for wrapper in asked.wrappers],
+            "steps": asked.steps,
+            "seed": asked.seed,
+            "num_envs": asked.num_envs,
+            "ranks": self.ranks.size,
+            "steps_offset": self.offset,
+            "hidden": list(asked.hidden),
+            "models": self.model_options,
+            "memory_capacity": asked.memory_capacity,
+            "evaluation_interval": self.evaluation_interval,
+            "evaluation_episodes": asked.evaluation_episodes,
+            "keep_checkpoints": asked.keep_checkpoints,
+            "device": asked.device,
+            "vectorization": asked.vectorization,
+            "cfg": self.settings.to_dict(),
+            **{name: None if space is None else write_space(space) for name, space in spaces.items()},
         }
-        if resumed is not None:
-            _require_same(directory, resumed, config)
-            with _config_of(directory):
-                _refuse_large([resumed.checkpoint], observation_space, hidden, options)
-        entry = None if resumed is None else resuming.entry_of(rank_part(resumed.checkpoint, ranks.rank % resumed.ranks))
+
+    def make_agent(self, spaces: Mapping[str, Any], entry: Entry | None) -> Any:
+        """The agent as it begins, with a memory that takes what a replay log's entry holds."""
+        asked, settings = self.asked, self.settings
         # One timestep more than the run fills: a ring that was never full also fits into the larger one of a run resumed with more steps.
         # With less steps than were once asked for, it is as large as it was.
-        capacity = min(memory_capacity, max((timesteps + 1) * num_envs, settings.batch_size, resuming.slots_of(entry) * num_envs))
-        spaces = {"observation_space": observation_space, "state_space": state_space, "action_space": action_space}
-        agent = _algorithm(module, options)(
-            models=module.default_models(**spaces, hidden=tuple(hidden), seed=seed, **options),
-            memory=module.ReplayMemory(capacity, num_envs, device=device),
+        room = max((self.timesteps + 1) * asked.num_envs, settings.batch_size, resuming.slots_of(entry) * asked.num_envs)
+        agent = _algorithm(self.module, self.model_options)(
+            models=self.module.default_models(**spaces, hidden=tuple(asked.hidden), seed=asked.seed, **self.model_options),
+            memory=self.module.ReplayMemory(min(asked.memory_capacity, room), asked.num_envs, device=asked.device),
             **spaces,
-            device=device,
+            device=asked.device,
             cfg=settings,
         )
-        agent.environment_steps_offset = offset
+        agent.environment_steps_offset = self.offset
         agent.checkpoint_interval = 0  # the run writes them, with its environments
+        return agent
+
+    def make_keeper(self, agent: Any, training_envs: VectorEnv, entry: Entry | None) -> resuming.Keeper:
+        interval = self.settings.experiment.checkpoint_interval
+        return resuming.Keeper(
+            agent,
+            self.ranks,
+            self.directory,
+            training_envs,
+            every=max(1, self.timesteps // 10) if interval == "auto" else int(interval),
+            keep=self.asked.keep_checkpoints,
+            entry=entry if self.resumed is not None and self.resumed.ranks == self.ranks.size else None,
+        )
+
+
+def _plan(asked: Arguments) -> _Plan:
+    """Check what is asked for and prepare the directory.
+
+    Raises:
+        BackendError, RunError, ConfigError, ValueError: if it cannot be trained, or not there.
+    """
+    interval = asked.evaluation_interval
+    _require_positive(
+        steps=asked.steps,
+        num_envs=asked.num_envs,
+        memory_capacity=asked.memory_capacity,
+        evaluation_interval=1 if interval is None else interval,
+        evaluation_episodes=asked.evaluation_episodes,
+        keep_checkpoints=asked.keep_checkpoints,
+    )
+    module = import_backend(asked.backend)
+    ranks: Ranks = importlib.import_module(f"{module.__name__}.ranks").ranks()
+    chosen = asked.run_dir if asked.run_dir is not None else fresh_directory(name_of(asked.env), asked.backend, asked.seed)
+    directory = Path(ranks.gather(str(Path(chosen).absolute()))[0])
+    resumed = run_directory.prepare(ranks, directory, overwrite=asked.overwrite, resume=asked.resume)
+    settings = _configuration(asked.cfg, resumed, asked.num_envs * ranks.size)
+    settings.seed = asked.seed
+    settings.experiment.directory, settings.experiment.experiment_name = str(directory.parent), directory.name
+    return _Plan(asked, module, ranks, directory, resumed, settings)
+
+
+def run_training(member: Membership | None, asked: Arguments) -> TrainingResult:
+    """`train`, alone or as a member of a population."""
+    plan = _plan(asked)
+    ranks, directory, resumed = plan.ranks, plan.directory, plan.resumed
+    with closing(plan.make_envs(asked.num_envs)) as training_envs:
+        spaces = plan.spaces_of(training_envs)
+        config = plan.config(spaces)
+        entry = None
+        if resumed is not None:
+            require_same(directory, resumed, config)
+            with reading_config_of(directory):
+                _refuse_large([resumed.checkpoint], spaces["observation_space"], asked.hidden, plan.model_options)
+            entry = resuming.entry_of(rank_part(resumed.checkpoint, ranks.rank % resumed.ranks))
+        agent = plan.make_agent(spaces, entry)
         evaluations: list[tuple[int, Evaluation]] = []
         resumption = resuming.Resumption(None, None)
         if resumed is not None:
             agent.load(resumed.checkpoint)
-            resumption = resuming.resume(resumed.checkpoint, agent, ranks, training_envs, start)
+            resumption = resuming.resume(resumed.checkpoint, agent, ranks, training_envs, plan.start)
         ranks.wait()  # what all of them read, rank 0 changes
         if ranks.rank == 0:
             if resumed is not None:
-                evaluations = _drop_after(directory, resumed)
+                evaluations = drop_after(directory, resumed)
             directory.mkdir(parents=True, exist_ok=True)
             checkpoint.write_json(directory / "config.json", config)
-        copies = _copies(min(evaluation_episodes, EVALUATION_COPIES), ranks)
-        evaluation_envs = make(copies) if copies else None
-        try:
-            every = math.ceil(interval / together)
-            checkpoint_interval = settings.experiment.checkpoint_interval
-            keeper = resuming.Keeper(
-                agent,
-                ranks,
-                directory,
-                training_envs,
-                every=max(1, timesteps // 10) if checkpoint_interval == "auto" else int(checkpoint_interval),
-                keep=keep_checkpoints,
-                entry=entry if resumed is not None and resumed.ranks == ranks.size else None,
-            )
+        copies = _copies(min(asked.evaluation_episodes, EVALUATION_COPIES), ranks)
+        with closing(plan.make_envs(copies)) if copies else nullcontext() as evaluation_envs:
             run = _Run(
                 agent,
                 ranks,
-                keeper,
+                plan.make_keeper(agent, training_envs, entry),
                 directory,
-                timesteps,
-                every,
+                plan.timesteps,
+                math.ceil(plan.evaluation_interval / plan.together),
                 evaluation_envs,
-                evaluation_episodes,
-                _derive(seed, 1),
-                state_space,
+                asked.evaluation_episodes,
+                _derive(asked.seed, 1),
+                spaces["state_space"],
                 evaluations,
             )
             bar = TrainingProgress(
                 agent,
-                timesteps=timesteps,
-                start=start,
-                num_envs=together,
-                steps_offset=offset,
-                enabled=progress and ranks.rank == 0,
+                timesteps=plan.timesteps,
+                start=plan.start,
+                num_envs=plan.together,
+                steps_offset=plan.offset,
+                enabled=asked.progress and ranks.rank == 0,
             )
             if member is not None:
                 member.join(agent)
@@ -345,10 +412,10 @@ def run_training(
                 outcome = training.run(
                     agent,
                     training_envs,
-                    timesteps=timesteps,
-                    start=start,
-                    seed=_derive(seed, 0, start, ranks.rank),
-                    state_space=state_space,
+                    timesteps=plan.timesteps,
+                    start=plan.start,
+                    seed=plan.seed_of_envs,
+                    state_space=spaces["state_space"],
                     after_timestep=after_timestep,
                     after_all=run.after_all,
                     begin=resumption.begin,
@@ -363,18 +430,13 @@ def run_training(
             if member is not None:
                 member.leave(agent)
             agent.enable_training_mode(False, apply_to_models=True)
-        finally:
-            if evaluation_envs is not None:
-                evaluation_envs.close()
-    finally:
-        training_envs.close()
-    trained = (outcome.timesteps - start) * together
+    trained = (outcome.timesteps - plan.start) * plan.together
     return TrainingResult(
         run_dir=directory,
         evaluations=tuple(run.evaluations),
         agent=agent,
         config=config,
-        steps=outcome.timesteps * together + offset,
+        steps=outcome.timesteps * plan.together + plan.offset,
         steps_per_second=trained / outcome.seconds if trained else math.nan,
         interrupted=outcome.interrupted,
     )
@@ -410,15 +472,15 @@ def load(run_dir: str | Path, *, checkpoint: str | Path | None = None, device: s
     """
     directory = Path(run_dir).absolute()
     config = read_config(directory)
-    paths = _find_checkpoints(directory, checkpoint)
-    with _config_of(directory):
+    paths = find_checkpoints(directory, checkpoint)
+    with reading_config_of(directory):
         if config["backend"] not in list(BACKENDS):
             raise ValueError(f"backend is {config['backend']!r}, expected one of {', '.join(BACKENDS)}")
         backend, hidden, seed = config["backend"], _widths(config["hidden"]), int(config["seed"])
         spaces = {
-            "observation_space": _read_space(config["observation_space"]),
+            "observation_space": read_space(config["observation_space"]),
             "state_space": states_space(config),
-            "action_space": _read_space(config["action_space"]),
+            "action_space": read_space(config["action_space"]),
         }
         options = dict(config["models"])
         # What shapes the rewards and the rates is not needed to act, and its name would be imported.
@@ -427,24 +489,12 @@ def load(run_dir: str | Path, *, checkpoint: str | Path | None = None, device: s
         _refuse_large(paths, spaces["observation_space"], hidden, options)
     cfg.experiment.directory, cfg.experiment.experiment_name = str(directory.parent), directory.name
     module = import_backend(backend)
-    with _config_of(directory):
+    with reading_config_of(directory):
         models = module.default_models(**spaces, hidden=hidden, seed=seed, **options)
         agent: Agent = _algorithm(module, options)(models=models, **spaces, device=device, cfg=cfg)
     _load_first(agent, paths)
     agent.enable_training_mode(False, apply_to_models=True)
     return agent
-
-
-@contextmanager
-def _config_of(directory: Path) -> Iterator[None]:
-    """Say of a run's configuration that it is damaged, in the place of what using it raises."""
-    try:
-        yield
-    except RunError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, AssertionError, ArithmeticError, RuntimeError) as error:
-        said = f"{type(error).__name__}: {checkpoint.one_line(error)}"
-        raise RunError(f"{directory / 'config.json'} is damaged ({said}): restore it, or train again") from error
 
 
 def _widths(stored: Any) -> tuple[int, ...]:
@@ -480,43 +530,6 @@ def _load_first(agent: Any, paths: Sequence[Path]) -> None:
             logger.warning("%s is left out, and %s taken: %s", path.name, following.name, error)
 
 
-def read_config(run_dir: str | Path) -> dict[str, Any]:
-    """What a run's `config.json` holds.
-
-    Raises:
-        RunError: if there is none, or it is no JSON object.
-    """
-    path = Path(run_dir) / "config.json"
-    if not path.is_file():
-        raise RunError(f"{path.parent} holds no run: expected {path.name} in it, as `sacref train --run-dir` writes it")
-    try:
-        config = checkpoint.read_json(path)
-    except ValueError as error:
-        raise RunError(f"{path} is damaged ({error}): restore it, or train again") from error
-    if not isinstance(config, dict):
-        raise RunError(f"{path} holds a {type(config).__name__}, expected an object: restore it, or train again")
-    return config
-
-
-def states_space(config: Mapping[str, Any]) -> gymnasium.Space[Any] | None:
-    """The space of the privileged states that a run's environments hand over, from what `read_config` gives; None for none."""
-    stored = config["state_space"]
-    return None if stored is None else _read_space(stored)
-
-
-@dataclass
-class _Resumed:
-    """Where a run is taken up."""
-
-    config: dict[str, Any]
-    checkpoint: Path
-    timestep: int
-    steps: int
-    """Environment steps, of all ranks together."""
-    ranks: int
-    """How many wrote the checkpoint."""
-
-
 @dataclass
 class _Run:
     """What happens between the timesteps of a run, and after the last one."""
@@ -527,7 +540,7 @@ class _Run:
     directory: Path
     timesteps: int
     every: int
-    envs: gymnasium.vector.VectorEnv[Any, Any, Any] | None
+    envs: VectorEnv | None
     episodes: int
     seed: int
     state_space: gymnasium.Space[Any] | None
@@ -629,12 +642,12 @@ def _name(function: Any) -> str:
     return f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', type(function).__qualname__)}"
 
 
-def _configuration(cfg: SACConfig | Mapping[str, Any] | None, resumed: _Resumed | None, num_envs: int) -> SACConfig:
+def _configuration(cfg: SACConfig | Mapping[str, Any] | None, resumed: Resumed | None, num_envs: int) -> SACConfig:
     """A configuration of the run's own, so that the caller's stays as it is."""
     if isinstance(cfg, SACConfig):
         return copy.deepcopy(cfg)
     if cfg is None and resumed is not None:
-        with _config_of(resumed.checkpoint.parent.parent):
+        with reading_config_of(resumed.checkpoint.parent.parent):
             return SACConfig.from_dict(resumed.config["cfg"])
     paper = paper_config(num_envs)
     if "gradient_steps" in (cfg or {}):
@@ -645,178 +658,3 @@ def _configuration(cfg: SACConfig | Mapping[str, Any] | None, resumed: _Resumed 
 def name_of(env: str | EnvironmentFactory) -> str:
     """The id of a task, or the name by which its callable is imported."""
     return env if isinstance(env, str) else f"{env.__module__}:{getattr(env, '__qualname__', type(env).__qualname__)}"
-
-
-def fresh_directory(env_name: str, backend: str, seed: int) -> Path:
-    """Where a run is written that was given no directory."""
-    slug = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in env_name)
-    return Path("runs") / f"{slug}-{backend}-{seed}-{datetime.now():%Y%m%d-%H%M%S-%f}"
-
-
-def _find_checkpoints(directory: Path, name: str | Path | None) -> list[Path]:
-    """The checkpoint of that name; all, the newest first, for None."""
-    found = resuming.finished_checkpoints(directory)
-    if name is None:
-        if not found:
-            raise RunError(f"{directory} holds no checkpoint yet: train longer, or with a shorter checkpoint_interval")
-        return list(found.values())[::-1]
-    for path in (resuming.checkpoints_of(directory) / name, Path(name)):
-        if path.is_dir():
-            return [path.absolute()]
-    names = ", ".join(path.name for path in found.values()) or "none"
-    raise RunError(
-        f"checkpoint {str(name)!r} is neither in {resuming.checkpoints_of(directory)} (there: {names}) nor a directory: name one of those"
-    )
-
-
-def _prepare_together(ranks: Ranks, directory: Path, *, overwrite: bool, resume: bool) -> _Resumed | None:
-    """Rank 0 prepares the directory, and what it refuses all refuse; the others then read what is to be resumed."""
-    config, refusal = None, None
-    if ranks.rank == 0:
-        try:
-            config = _prepare(directory, overwrite=overwrite, resume=resume)
-        except (ValueError, OSError) as error:
-            refusal = error
-    message = ranks.gather(None if refusal is None else str(refusal))[0]
-    if refusal is not None:
-        raise refusal
-    if message is not None:
-        raise RunError(message)
-    config = _prepare(directory, overwrite=False, resume=True) if ranks.rank > 0 and resume else config
-    return None if config is None else _sound(ranks, directory, config)
-
-
-def _sound(ranks: Ranks, directory: Path, config: dict[str, Any]) -> _Resumed:
-    """The newest checkpoint that is sound on all ranks."""
-    try:
-        timestep = resuming.choose(ranks, directory)
-    except checkpoint.CheckpointError as error:
-        raise RunError(f"{error}: start anew with overwrite") from error
-    path = resuming.finished_checkpoints(directory)[timestep]
-    if not resuming.holds_memory(path):
-        raise RunError(f"{path} holds no replay memory, so it cannot be resumed: start anew with overwrite")
-    with _config_of(directory):
-        numbers = [config["num_envs"], config.get("ranks", 1), config.get("steps_offset", 0)]
-        if any(type(number) is not int or abs(number) > MOST_STEPS for number in [*numbers, timestep]):
-            raise TypeError(f"num_envs, ranks and steps_offset are {numbers}, expected integers")
-        steps = timestep * numbers[0] * numbers[1] + numbers[2]
-    written_by = checkpoint.read(path, only=()).metadata.get("ranks", 1)
-    return _Resumed(config, path, timestep, steps, written_by)
-
-
-def _prepare(directory: Path, *, overwrite: bool, resume: bool) -> dict[str, Any] | None:
-    """Clear the run directory, or read the configuration of the run in it that is to be resumed; None for a fresh run."""
-    if overwrite and resume:
-        raise RunError("overwrite and resume are both set: leave one of them out")
-    if directory.exists() and not directory.is_dir():
-        raise RunError(f"run_dir {directory} is a file, expected a directory: choose another")
-    files = [directory / name for name in RUN_FILES if (directory / name).exists()]
-    files += sorted(directory.glob(resuming.EVENTS))
-    holds_checkpoints = bool(resuming.finished_checkpoints(directory))
-    if resume:
-        config = read_config(directory)
-        try:
-            resuming.require_own(directory)
-        except checkpoint.CheckpointError as error:
-            raise RunError(str(error)) from error
-        if not holds_checkpoints:
-            raise RunError(f"{directory} holds a run without a checkpoint, so there is nothing to resume: start anew with overwrite")
-        return config
-    if (files or holds_checkpoints) and not overwrite:
-        raise RunError(f"run_dir {directory} already holds a run: choose another, or pass overwrite (deletes it) or resume (goes on)")
-    for path in files:
-        path.unlink()
-    resuming.clear(directory)
-    return None
-
-
-def _require_same(directory: Path, resumed: _Resumed, config: Mapping[str, Any]) -> None:
-    """Refuse to resume a run with other settings than its own."""
-    free = {"sacref", "steps", "ranks", "steps_offset", "backend", "device", "vectorization"}
-    free |= {"evaluation_interval", "evaluation_episodes", "keep_checkpoints"}
-    # Through JSON, as the stored one went: a tuple is a list there.
-    wanted, stored = _flat(json.loads(json.dumps(config))), _flat(resumed.config)
-    changed = [
-        f"  {checkpoint.short.repr(key)[1:-1]}: the run has {_said(stored.get(key, 'none'))}, asked is {_said(wanted.get(key, 'none'))}"
-        for key in sorted(wanted.keys() | stored.keys())
-        if key.split(".")[0] not in free and not key.startswith("cfg.experiment.") and wanted.get(key) != stored.get(key)
-    ]
-    if changed:
-        raise RunError(
-            f"{directory} cannot be resumed with other settings than its own:\n" + "\n".join(changed[:20]) + "\n"
-            "pass the run's own (cfg=None takes its configuration), or choose another run_dir"
-        )
-    together = config["num_envs"] * config["ranks"]
-    if math.ceil((config["steps"] - resumed.steps) / together) < 0:
-        raise RunError(
-            f"{directory} has {resumed.steps} steps already, asked are {config['steps']}: ask for at least as many, or load the run instead"
-        )
-
-
-def _said(value: Any) -> str:
-    """The value as Python writes it, of a stranger's length no more than a line."""
-    text = repr(value)
-    return text if len(text) < 500 else f"{text[:500]}..."
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _drop_after(directory: Path, resumed: _Resumed) -> list[tuple[int, Evaluation]]:
-    """Take back what the run wrote after the checkpoint: those steps come again. Returns the evaluations that stay."""
-    evaluations = _read_evaluations(directory / "evaluation.json")
-    files = checkpoint.read(resumed.checkpoint, only=()).metadata.get("files")
-    resuming.drop_after(directory, resumed.timestep, files if isinstance(files, dict) else {})
-    return [(step, evaluation) for step, evaluation in evaluations if step <= resumed.steps]
-
-
-def _read_evaluations(path: Path) -> list[tuple[int, Evaluation]]:
-    try:
-        entries = checkpoint.read_json(path) if path.is_file() else []
-        found = [(entry["step"], Evaluation(tuple(map(float, entry["returns"])), ())) for entry in entries]
-        for step, evaluation in found:
-            if type(step) is not int or not evaluation.returns or max(map(abs, evaluation.returns)) > LARGEST_RETURN:
-                raise TypeError(f"step is {step} and returns are {evaluation.returns}, expected an integer, and numbers that can be drawn")
-        return found
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        said = f"{type(error).__name__}: {checkpoint.one_line(error)}"
-        raise RunError(f"{path} is damaged ({said}): restore it, or move it away") from error
-
-
-def _write_space(space: Any) -> dict[str, Any]:
-    """A Box, or a Dict of such, as JSON can hold it; infinity is a string there."""
-    if isinstance(space, gymnasium.spaces.Dict):
-        return {"spaces": {key: _write_space(inner) for key, inner in space.spaces.items()}}
-    return {
-        "low": _write_bound(space.low),
-        "high": _write_bound(space.high),
-        "shape": list(space.shape),
-        "dtype": np.dtype(space.dtype).name,
-    }
-
-
-def _write_bound(bound: NDArray[Any]) -> Any:
-    numbers = [number if math.isfinite(number) else str(number) for number in bound.reshape(-1).tolist()]
-    return numbers[0] if len(set(numbers)) == 1 else numbers
-
-
-def _read_space(stored: Mapping[str, Any]) -> gymnasium.Space[Any]:
-    if "spaces" in stored:
-        return gymnasium.spaces.Dict([(key, _read_space(inner)) for key, inner in stored["spaces"].items()])
-    shape = tuple(int(size) for size in stored["shape"])
-    if stored["dtype"] not in list(checkpoint.DTYPES) or not 0 <= math.prod(shape) <= LARGEST_SPACE or min(shape, default=0) < 0:
-        raise ValueError(f"a space has shape {shape} and dtype {stored['dtype']}, expected at most {LARGEST_SPACE} numbers")
-    dtype = np.dtype(stored["dtype"])
-    bounds = []
-    for name in ("low", "high"):
-        numbers = stored[name] if isinstance(stored[name], list) else [stored[name]] * math.prod(shape)
-        with np.errstate(over="raise"):
-            bounds.append(np.array([float(number) if isinstance(number, str) else number for number in numbers], dtype).reshape(shape))
-    return gymnasium.spaces.Box(bounds[0], bounds[1], shape, dtype.type)

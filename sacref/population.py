@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sacref import experiment, resumption
+from sacref import experiment, resumption, run_directory
 from sacref.config import SACConfig
-from sacref.experiment import RunError, TrainingResult
+from sacref.experiment import Arguments, TrainingResult
 from sacref.lockstep import Lockstep
+from sacref.run_directory import RunError
 from sacref.training import interruption
 
 VARYING = ("initial_entropy_value", "target_entropy", "discount_factor", "learning_rate")
@@ -60,7 +61,7 @@ def train_population(
     defaults = {name: parameter.default for name, parameter in parameters.items()}
     given = {**defaults, **arguments}
     if run_dir is None:
-        run_dir = experiment.fresh_directory(experiment.name_of(given["env"]), given["backend"], seeds[0])
+        run_dir = run_directory.fresh_directory(experiment.name_of(given["env"]), given["backend"], seeds[0])
     directory = Path(run_dir).absolute()
     experiment.import_backend(given["backend"])  # here, once
     meeting = _Meeting(len(names))
@@ -73,7 +74,7 @@ def train_population(
             own["cfg"] = _with_fields(given["cfg"], fields)
             if given["resume"] and not resumption.finished_checkpoints(directory / name):
                 own |= {"resume": False, "overwrite": True}
-            results[name] = experiment.run_training(_Membership(meeting, number, pressed), **own)
+            results[name] = experiment.run_training(_Membership(meeting, number, pressed), Arguments(**own))
         except BaseException as error:
             failures[name] = error
         finally:

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 
 import sacref
-from sacref import checkpoint, envs, experiment, resumption
+from sacref import checkpoint, envs, experiment, resumption, run_directory
 from sacref.config import ConfigError, SACConfig, paper_config
 from sacref.evaluation import evaluate
-from sacref.experiment import BackendError, RunError, TrainingResult
+from sacref.experiment import BackendError, TrainingResult
+from sacref.run_directory import RunError
 from tests.backends import assert_same_arrays
 from tests.envs.counting import CountingEnv
 
@@ -83,7 +84,7 @@ def test_a_run_directory_holds_the_run_and_its_agent_can_be_loaded(backend: str,
     assert (run_dir / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert len(list(run_dir.glob("events.out.tfevents.*"))) == 1
     assert {path.name for path in run_dir.iterdir()} <= {
-        *experiment.RUN_FILES,
+        *run_directory.RUN_FILES,
         "checkpoints",
         *(path.name for path in run_dir.glob("events*")),
     }
@@ -294,7 +295,7 @@ def test_a_run_goes_on_on_the_other_backend(first: str, second: str, tmp_path: P
     assert_same_arrays(same.arrays(), before.arrays())
     assert_same_arrays(same.memory.arrays(), before.memory.arrays())
     after: Any = train(run_dir, backend=second, steps=140, resume=True).agent
-    assert after.gradient_step_count == 120 and experiment.read_config(run_dir)["backend"] == second
+    assert after.gradient_step_count == 120 and run_directory.read_config(run_dir)["backend"] == second
     assert [entry["step"] for entry in entries(run_dir)] == [40, 80, 100, 120, 140]
 
 
@@ -407,7 +408,7 @@ def test_loading_runs_no_code_that_the_run_names(tmp_path: Path) -> None:
     ids=str,
 )
 def test_a_space_survives_its_way_through_json(space: gymnasium.Space[Any]) -> None:
-    assert experiment._read_space(json.loads(json.dumps(experiment._write_space(space), allow_nan=False))) == space
+    assert run_directory.read_space(json.loads(json.dumps(run_directory.write_space(space), allow_nan=False))) == space
 
 
 def test_what_cannot_be_written_is_refused_before_anything_is_written(tmp_path: Path) -> None:

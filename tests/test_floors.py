@@ -43,6 +43,7 @@ FLOORS = {
     "video": 3,
     "experiment": 4,
     "resumption": 4,
+    "run_directory": 4,
     "cli": 4,
     "doctor": 4,
     "launch": 4,

@@ -30,10 +30,11 @@ from sacref.checkpoint import DTYPES, CheckpointError
 from sacref.envs import snapshots
 from sacref.envs.snapshots import Snapshot, SnapshotError
 from sacref.envs.values import decode, encode
-from sacref.experiment import BackendError, RunError
+from sacref.experiment import BackendError
 from sacref.numerics import NumericalError
 from sacref.ranks import Ranks
 from sacref.replay_log import ReplayLog
+from sacref.run_directory import RunError
 from sacref.sweep import grid
 from tests import hostile
 from tests.backends import BACKENDS, Backend, assert_same_arrays, fill, load_backend, without_shape_checks

@@ -20,10 +20,10 @@ import sacref
 from sacref import envs as vectors
 from sacref import resumption
 from sacref.config import ConfigError
-from sacref.experiment import RunError
 from sacref.parity.compare import difference
 from sacref.population import PopulationError, parse_seeds, train_population
 from sacref.preprocessing import RunningStandardScaler
+from sacref.run_directory import RunError
 from tests.backends import BACKENDS, Backend, draw_row, fill, load_backend, without_shape_checks
 from tests.threads import in_threads
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from sacref import checkpoint, envs, experiment, training
+from sacref import checkpoint, envs, experiment, run_directory, training
 from sacref.config import ExperimentConfig
 from sacref.evaluation import Evaluation, EvaluationError, evaluate
 from sacref.preprocessing import RunningStandardScaler
@@ -144,15 +144,15 @@ def test_what_rank_0_refuses_all_refuse(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
 
     def prepare(ranks: Ranks) -> str:
-        with pytest.raises(experiment.RunError) as refused:
-            experiment._prepare_together(ranks, tmp_path, overwrite=False, resume=False)
+        with pytest.raises(run_directory.RunError) as refused:
+            run_directory.prepare(ranks, tmp_path, overwrite=False, resume=False)
         return str(refused.value)
 
     first, second = together(2, prepare)
     assert first == second
     assert "already holds a run" in first
     (tmp_path / "checkpoints" / "agent_5.rank_1").mkdir(parents=True)
-    assert together(2, lambda ranks: experiment._prepare_together(ranks, tmp_path, overwrite=True, resume=False)) == [None, None]
+    assert together(2, lambda ranks: run_directory.prepare(ranks, tmp_path, overwrite=True, resume=False)) == [None, None]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,0 +1,254 @@
+"""The directory of a run: what it was asked to do, its evaluations, and the checkpoint from which it goes on."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from sacref import checkpoint, resumption
+from sacref.evaluation import Evaluation
+from sacref.ranks import Ranks
+
+RUN_FILES = ("config.json", "evaluation.json", "metrics.jsonl", "curve.png")
+"""What a run writes into its directory, beside `checkpoints/agent_*` and TensorBoard's `events.out.tfevents.*`."""
+
+MOST_STEPS = 2**53
+LARGEST_RETURN = 1e100
+LARGEST_SPACE = 10_000_000
+"""Numbers of one Box that a run's configuration may ask for."""
+
+
+class RunError(ValueError):
+    """A run directory that cannot be used as asked; the message says why, and the fix."""
+
+
+@dataclass
+class Resumed:
+    """Where a run is taken up."""
+
+    config: dict[str, Any]
+    checkpoint: Path
+    timestep: int
+    steps: int
+    """Environment steps, of all ranks together."""
+    ranks: int
+    """How many wrote the checkpoint."""
+
+
+def fresh_directory(env_name: str, backend: str, seed: int) -> Path:
+    """Where a run is written that was given no directory."""
+    slug = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in env_name)
+    return Path("runs") / f"{slug}-{backend}-{seed}-{datetime.now():%Y%m%d-%H%M%S-%f}"
+
+
+def prepare(ranks: Ranks, directory: Path, *, overwrite: bool, resume: bool) -> Resumed | None:
+    """Rank 0 prepares the directory, and what it refuses all refuse; the others then read what is to be resumed."""
+    config, refusal = None, None
+    if ranks.rank == 0:
+        try:
+            config = _clear_or_read(directory, overwrite=overwrite, resume=resume)
+        except (ValueError, OSError) as error:
+            refusal = error
+    message = ranks.gather(None if refusal is None else str(refusal))[0]
+    if refusal is not None:
+        raise refusal
+    if message is not None:
+        raise RunError(message)
+    config = _clear_or_read(directory, overwrite=False, resume=True) if ranks.rank > 0 and resume else config
+    return None if config is None else _sound(ranks, directory, config)
+
+
+def _clear_or_read(directory: Path, *, overwrite: bool, resume: bool) -> dict[str, Any] | None:
+    """Clear the run directory, or read the configuration of the run in it that is to be resumed; None for a fresh run."""
+    if overwrite and resume:
+        raise RunError("overwrite and resume are both set: leave one of them out")
+    if directory.exists() and not directory.is_dir():
+        raise RunError(f"run_dir {directory} is a file, expected a directory: choose another")
+    files = [directory / name for name in RUN_FILES if (directory / name).exists()]
+    files += sorted(directory.glob(resumption.EVENTS))
+    holds_checkpoints = bool(resumption.finished_checkpoints(directory))
+    if resume:
+        config = read_config(directory)
+        try:
+            resumption.require_own(directory)
+        except checkpoint.CheckpointError as error:
+            raise RunError(str(error)) from error
+        if not holds_checkpoints:
+            raise RunError(f"{directory} holds a run without a checkpoint, so there is nothing to resume: start anew with overwrite")
+        return config
+    if (files or holds_checkpoints) and not overwrite:
+        raise RunError(f"run_dir {directory} already holds a run: choose another, or pass overwrite (deletes it) or resume (goes on)")
+    for path in files:
+        path.unlink()
+    resumption.clear(directory)
+    return None
+
+
+def _sound(ranks: Ranks, directory: Path, config: dict[str, Any]) -> Resumed:
+    """The newest checkpoint that is sound on all ranks."""
+    try:
+        timestep = resumption.choose(ranks, directory)
+    except checkpoint.CheckpointError as error:
+        raise RunError(f"{error}: start anew with overwrite") from error
+    path = resumption.finished_checkpoints(directory)[timestep]
+    if not resumption.holds_memory(path):
+        raise RunError(f"{path} holds no replay memory, so it cannot be resumed: start anew with overwrite")
+    with reading_config_of(directory):
+        numbers = [config["num_envs"], config.get("ranks", 1), config.get("steps_offset", 0)]
+        if any(type(number) is not int or abs(number) > MOST_STEPS for number in [*numbers, timestep]):
+            raise TypeError(f"num_envs, ranks and steps_offset are {numbers}, expected integers")
+        steps = timestep * numbers[0] * numbers[1] + numbers[2]
+    written_by = checkpoint.read(path, only=()).metadata.get("ranks", 1)
+    return Resumed(config, path, timestep, steps, written_by)
+
+
+@contextmanager
+def reading_config_of(directory: Path) -> Iterator[None]:
+    """Say of a run's configuration that it is damaged, in the place of what using it raises."""
+    try:
+        yield
+    except RunError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError, ArithmeticError, RuntimeError) as error:
+        said = f"{type(error).__name__}: {checkpoint.one_line(error)}"
+        raise RunError(f"{directory / 'config.json'} is damaged ({said}): restore it, or train again") from error
+
+
+def read_config(run_dir: str | Path) -> dict[str, Any]:
+    """What a run's `config.json` holds.
+
+    Raises:
+        RunError: if there is none, or it is no JSON object.
+    """
+    path = Path(run_dir) / "config.json"
+    if not path.is_file():
+        raise RunError(f"{path.parent} holds no run: expected {path.name} in it, as `sacref train --run-dir` writes it")
+    try:
+        config = checkpoint.read_json(path)
+    except ValueError as error:
+        raise RunError(f"{path} is damaged ({error}): restore it, or train again") from error
+    if not isinstance(config, dict):
+        raise RunError(f"{path} holds a {type(config).__name__}, expected an object: restore it, or train again")
+    return config
+
+
+def require_same(directory: Path, resumed: Resumed, config: Mapping[str, Any]) -> None:
+    """Refuse to resume a run with other settings than its own."""
+    free = {"sacref", "steps", "ranks", "steps_offset", "backend", "device", "vectorization"}
+    free |= {"evaluation_interval", "evaluation_episodes", "keep_checkpoints"}
+    # Through JSON, as the stored one went: a tuple is a list there.
+    wanted, stored = _flat(json.loads(json.dumps(config))), _flat(resumed.config)
+    changed = [
+        f"  {checkpoint.short.repr(key)[1:-1]}: the run has {_said(stored.get(key, 'none'))}, asked is {_said(wanted.get(key, 'none'))}"
+        for key in sorted(wanted.keys() | stored.keys())
+        if key.split(".")[0] not in free and not key.startswith("cfg.experiment.") and wanted.get(key) != stored.get(key)
+    ]
+    if changed:
+        raise RunError(
+            f"{directory} cannot be resumed with other settings than its own:\n" + "\n".join(changed[:20]) + "\n"
+            "pass the run's own (cfg=None takes its configuration), or choose another run_dir"
+        )
+    together = config["num_envs"] * config["ranks"]
+    if math.ceil((config["steps"] - resumed.steps) / together) < 0:
+        raise RunError(
+            f"{directory} has {resumed.steps} steps already, asked are {config['steps']}: ask for at least as many, or load the run instead"
+        )
+
+
+def _said(value: Any) -> str:
+    """The value as Python writes it, of a stranger's length no more than a line."""
+    text = repr(value)
+    return text if len(text) < 500 else f"{text[:500]}..."
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def find_checkpoints(directory: Path, name: str | Path | None) -> list[Path]:
+    """The checkpoint of that name; all, the newest first, for None."""
+    found = resumption.finished_checkpoints(directory)
+    if name is None:
+        if not found:
+            raise RunError(f"{directory} holds no checkpoint yet: train longer, or with a shorter checkpoint_interval")
+        return list(found.values())[::-1]
+    for path in (resumption.checkpoints_of(directory) / name, Path(name)):
+        if path.is_dir():
+            return [path.absolute()]
+    names = ", ".join(path.name for path in found.values()) or "none"
+    raise RunError(
+        f"checkpoint {str(name)!r} is neither in {resumption.checkpoints_of(directory)} (there: {names}) nor a directory: name one of those"
+    )
+
+
+def drop_after(directory: Path, resumed: Resumed) -> list[tuple[int, Evaluation]]:
+    """Take back what the run wrote after the checkpoint: those steps come again. Returns the evaluations that stay."""
+    evaluations = _read_evaluations(directory / "evaluation.json")
+    files = checkpoint.read(resumed.checkpoint, only=()).metadata.get("files")
+    resumption.drop_after(directory, resumed.timestep, files if isinstance(files, dict) else {})
+    return [(step, evaluation) for step, evaluation in evaluations if step <= resumed.steps]
+
+
+def _read_evaluations(path: Path) -> list[tuple[int, Evaluation]]:
+    try:
+        entries = checkpoint.read_json(path) if path.is_file() else []
+        found = [(entry["step"], Evaluation(tuple(map(float, entry["returns"])), ())) for entry in entries]
+        for step, evaluation in found:
+            if type(step) is not int or not evaluation.returns or max(map(abs, evaluation.returns)) > LARGEST_RETURN:
+                raise TypeError(f"step is {step} and returns are {evaluation.returns}, expected an integer, and numbers that can be drawn")
+        return found
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        said = f"{type(error).__name__}: {checkpoint.one_line(error)}"
+        raise RunError(f"{path} is damaged ({said}): restore it, or move it away") from error
+
+
+def states_space(config: Mapping[str, Any]) -> gymnasium.Space[Any] | None:
+    """The space of the privileged states that a run's environments hand over, from what `read_config` gives; None for none."""
+    stored = config["state_space"]
+    return None if stored is None else read_space(stored)
+
+
+def write_space(space: Any) -> dict[str, Any]:
+    """A Box, or a Dict of such, as JSON can hold it; infinity is a string there."""
+    if isinstance(space, gymnasium.spaces.Dict):
+        return {"spaces": {key: write_space(inner) for key, inner in space.spaces.items()}}
+    return {
+        "low": _write_bound(space.low),
+        "high": _write_bound(space.high),
+        "shape": list(space.shape),
+        "dtype": np.dtype(space.dtype).name,
+    }
+
+
+def _write_bound(bound: NDArray[Any]) -> Any:
+    numbers = [number if math.isfinite(number) else str(number) for number in bound.reshape(-1).tolist()]
+    return numbers[0] if len(set(numbers)) == 1 else numbers
+
+
+def read_space(stored: Mapping[str, Any]) -> gymnasium.Space[Any]:
+    if "spaces" in stored:
+        return gymnasium.spaces.Dict([(key, read_space(inner)) for key, inner in stored["spaces"].items()])
+    shape = tuple(int(size) for size in stored["shape"])
+    if stored["dtype"] not in list(checkpoint.DTYPES) or not 0 <= math.prod(shape) <= LARGEST_SPACE or min(shape, default=0) < 0:
+        raise ValueError(f"a space has shape {shape} and dtype {stored['dtype']}, expected at most {LARGEST_SPACE} numbers")
+    dtype = np.dtype(stored["dtype"])
+    bounds = []
+    for name in ("low", "high"):
+        numbers = stored[name] if isinstance(stored[name], list) else [stored[name]] * math.prod(shape)
+        with np.errstate(over="raise"):
+            bounds.append(np.array([float(number) if isinstance(number, str) else number for number in numbers], dtype).reshape(shape))
+    return gymnasium.spaces.Box(bounds[0], bounds[1], shape, dtype.type)
