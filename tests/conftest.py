@@ -19,6 +19,7 @@ if "PYTHONPATH" in os.environ:
 import hypothesis
 import numpy as np
 import pytest
+from hypothesis.internal.conjecture import providers
 from jaxtyping import install_import_hook
 from numpy.typing import ArrayLike, NDArray
 
@@ -44,6 +45,10 @@ if find_spec("torch") is not None:
 hypothesis.settings.register_profile("same", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.register_profile("explore", deadline=None)
 hypothesis.settings.load_profile("explore" if os.environ.get("SACREF_EXPLORE") == "1" else "same")
+
+# It draws from the numbers that stand in our modules, too: in those that are loaded, which follows from the tests that ran before.
+if hasattr(providers, "_get_local_constants") and os.environ.get("SACREF_EXPLORE") != "1":
+    vars(providers)["_get_local_constants"] = lambda none=providers._local_constants: none
 
 # Background jobs of a shell start with Ctrl-C ignored; the tests that press it must find Python's own handler.
 if threading.current_thread() is threading.main_thread():
