@@ -10,11 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-# What programs print follows these: no line is broken, and no colour shown, as whoever calls the tests has it.
-for name in ("COLORTERM", "FORCE_COLOR", "LINES", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
-    os.environ.pop(name, None)
-os.environ |= {"COLUMNS": "80", "TERM": "xterm"}
-
 # Before NumPy or torch is loaded, here and in every process that a test starts: a test is one of several that run side by side.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Tests run in a directory of their own, so that a relative entry would lead a process that they start nowhere.
@@ -30,11 +25,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from tests import shapes
 
+# What programs print follows these: no line is broken, and no colour shown, as whoever calls the tests has it.
+for name in ("COLORTERM", "FORCE_COLOR", "LINES", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+    os.environ.pop(name, None)
+os.environ |= {"COLUMNS": "80", "TERM": "xterm"}
+
 # The hook only sees modules that are imported after it. It breaks torch.compile(fullgraph=True): those tests start a process of their own.
 if os.environ.get("SACREF_SHAPE_CHECKS") != "0":
     install_import_hook("sacref", f"{shapes.__name__}.check")
 
-# On a new machine its first import reads all fonts. It logs that if it takes long, in between what a test looks for, and keeps what it read.
+# On a new machine its first import reads all fonts. It logs that if it takes long, amid what a test looks for, and keeps what it read.
 importlib.import_module("matplotlib.font_manager")
 
 if find_spec("jax") is not None:
