@@ -88,16 +88,26 @@ def supervise(command: Sequence[str], ranks: int, *, run_dir: str = "RUN_DIR") -
     """`run` for any command."""
     ended: queue.Queue[_Process] = queue.Queue()
     port = _free_port()
-    processes = [_Process(rank, command, _environment(rank, ranks, port), ended) for rank in range(ranks)]
+    processes: list[_Process] = []
+    early: list[int] = []
     interrupted = False
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         nonlocal interrupted
         interrupted = interrupted or number == signal.SIGINT
+        if len(processes) < ranks:
+            early.append(number)
+            return
         for process in processes:
             process.send(number)
 
+    # Before the first rank is started: a signal that came in between would end this process, and leave the ranks behind.
     with _handling(pass_on):
+        for rank in range(ranks):
+            processes.append(_Process(rank, command, _environment(rank, ranks, port), ended))
+        for number in early:
+            for process in processes:
+                process.send(number)
         over: list[_Process] = []
         while len(over) < ranks:
             over.append(ended.get())

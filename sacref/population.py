@@ -67,6 +67,7 @@ def train_population(
     meeting = _Meeting(len(names))
     results: dict[str, TrainingResult] = {}
     failures: dict[str, BaseException] = {}
+    ended = threading.Semaphore(0)
 
     def train(number: int, name: str, seed: int, fields: Mapping[str, Any]) -> None:
         try:  # all of it: for a member that ended unheard of, the others would wait
@@ -78,6 +79,7 @@ def train_population(
         except BaseException as error:
             failures[name] = error
         finally:
+            ended.release()
             meeting.leave(number)
 
     with interruption() as pressed:
@@ -90,9 +92,12 @@ def train_population(
             for thread in threads:
                 thread.start()
                 started.append(thread)
+            # Not in `join`, which takes a thread for ended where Ctrl-C interrupts it (Python 3.11 and 3.12).
+            for _ in threads:
+                while not ended.acquire(timeout=0.2):  # so that this thread hears of Ctrl-C
+                    pass
             for thread in threads:
-                while thread.is_alive():
-                    thread.join(0.2)  # so that this thread hears of Ctrl-C
+                thread.join()
         except BaseException as error:  # a second Ctrl-C; or no more threads are to be had
             meeting.end(error)
             for thread in started:
@@ -105,6 +110,7 @@ def train_population(
 
             plot_runs(drawn, output=directory / f"{combination or 'curve'}.png")
     if failures:
+        failures = {name: failures[name] for name in names if name in failures}  # they came as their threads ended
         if len(failures) == len(names) and len({str(error) for error in failures.values()}) == 1:
             raise next(iter(failures.values()))  # an argument that suits none
         said = "\n".join(f"  {name}: {type(error).__name__}: {error}" for name, error in failures.items())

@@ -19,14 +19,23 @@ if "PYTHONPATH" in os.environ:
 import hypothesis
 import numpy as np
 import pytest
+from hypothesis.internal.conjecture import providers
 from jaxtyping import install_import_hook
 from numpy.typing import ArrayLike, NDArray
 
 from tests import shapes
 
+# What programs print follows these: no line is broken, and no colour shown, as whoever calls the tests has it.
+for name in ("COLORTERM", "FORCE_COLOR", "LINES", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+    os.environ.pop(name, None)
+os.environ |= {"COLUMNS": "80", "TERM": "xterm"}
+
 # The hook only sees modules that are imported after it. It breaks torch.compile(fullgraph=True): those tests start a process of their own.
 if os.environ.get("SACREF_SHAPE_CHECKS") != "0":
     install_import_hook("sacref", f"{shapes.__name__}.check")
+
+# On a new machine its first import reads all fonts. It logs that if it takes long, amid what a test looks for, and keeps what it read.
+importlib.import_module("matplotlib.font_manager")
 
 if find_spec("jax") is not None:
     import jax
@@ -44,6 +53,10 @@ if find_spec("torch") is not None:
 hypothesis.settings.register_profile("same", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.register_profile("explore", deadline=None)
 hypothesis.settings.load_profile("explore" if os.environ.get("SACREF_EXPLORE") == "1" else "same")
+
+# It draws from the numbers that stand in our modules, too: in those that are loaded, which follows from the tests that ran before.
+if hasattr(providers, "_get_local_constants") and os.environ.get("SACREF_EXPLORE") != "1":
+    vars(providers)["_get_local_constants"] = lambda none=providers._local_constants: none
 
 # Background jobs of a shell start with Ctrl-C ignored; the tests that press it must find Python's own handler.
 if threading.current_thread() is threading.main_thread():

@@ -128,9 +128,9 @@ def test_importing_sacref_loads_neither_a_backend_nor_gymnasium_and_is_quick() -
     program = """
 import json, sys, time
 import numpy
-began = time.perf_counter()
+began = time.process_time()
 import sacref
-print(json.dumps([time.perf_counter() - began, sorted({name.split(".")[0] for name in sys.modules})]))
+print(json.dumps([time.process_time() - began, sorted({name.split(".")[0] for name in sys.modules})]))
 """
     seconds, loaded = run(program)
     assert set(loaded) & {*BACKEND_PACKAGES, "gymnasium", "matplotlib", "tensorboard"} == set()

@@ -102,7 +102,7 @@ def unlimited() -> Iterator[None]:
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    return [record.getMessage() for record in caplog.records if record.name.startswith("sacref") and record.levelno >= logging.WARNING]
 
 
 @pytest.mark.parametrize("size", [0, 3_000, "half a line"])

@@ -71,7 +71,10 @@ def test_a_rank_that_ignores_the_end_is_killed(capfd: pytest.CaptureFixture[str]
     assert "sacref: rank 1 ended with status 7, and all ranks have ended." in err
 
 
-def test_the_cause_is_the_rank_that_failed_and_not_the_one_that_noticed(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_cause_is_the_rank_that_failed_and_not_the_one_that_noticed(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "GRACE_SECONDS", 60.0)  # none is kept waiting: however late rank 1 starts, it ends by itself
     lines = f"if rank == 0: sys.exit({launch.LOST_STATUS})\ntime.sleep(0.5)\nprint('the reason')\nsys.exit(2)"
     status, _, err, _ = end(lines, capfd)
     assert status == 2
@@ -90,25 +93,46 @@ def test_ctrl_c_reaches_every_rank_once_each_time(second: bool, tmp_path: Path) 
     lines = """
 import pathlib
 pressed = []
-signal.signal(signal.SIGINT, lambda *_: pressed.append(1))
-pathlib.Path(sys.argv[1] + str(rank)).touch()
-deadline = time.monotonic() + 30
-while len(pressed) < int(sys.argv[2]) and time.monotonic() < deadline: time.sleep(0.01)
+def press(*_):
+    pressed.append(1)
+    pathlib.Path(f"pressed{len(pressed)}_{rank}").touch()
+signal.signal(signal.SIGINT, press)
+pathlib.Path(f"ready_{rank}").touch()
+deadline = time.monotonic() + 60
+while len(pressed) < int(sys.argv[1]) and time.monotonic() < deadline: time.sleep(0.01)
 time.sleep(0.3)
-sys.exit(130 if len(pressed) == int(sys.argv[2]) else 9)
+sys.exit(130 if len(pressed) == int(sys.argv[1]) else 9)
 """
     program = "import sys; from sacref import launch; sys.exit(launch.supervise(sys.argv[1:], 2))"
-    command = [sys.executable, "-c", ENDS.format(lines), str(tmp_path / "ready"), "2" if second else "1"]
+    command = [sys.executable, "-c", ENDS.format(lines), "2" if second else "1"]
     launcher = subprocess.Popen([sys.executable, "-c", program, *command], stderr=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 30
-        while len(list(tmp_path.glob("ready*"))) < 2 and time.monotonic() < deadline:
+
+    def wait_for_both(what: str) -> None:
+        end = time.monotonic() + 60
+        while len(list(tmp_path.glob(f"{what}_*"))) < 2:
+            assert time.monotonic() < end, what
             time.sleep(0.02)
+
+    try:
+        wait_for_both("ready")
         launcher.send_signal(signal.SIGINT)
         if second:
-            time.sleep(0.3)
+            # Two that wait to be taken up are one.
+            wait_for_both("pressed1")
             launcher.send_signal(signal.SIGINT)
-        _, err = launcher.communicate(timeout=30)
+        _, err = launcher.communicate(timeout=120)
     finally:
         launcher.kill()
     assert (launcher.returncode, err) == (130, "")
+
+
+def test_ctrl_c_while_the_ranks_are_started_ends_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = launch._environment
+
+    def press(rank: int, ranks: int, port: int) -> dict[str, str]:
+        if rank == 1:
+            signal.raise_signal(signal.SIGINT)
+        return environment(rank, ranks, port)
+
+    monkeypatch.setattr(launch, "_environment", press)
+    assert launch.supervise(["sleep", "60"], 3) == 130

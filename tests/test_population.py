@@ -21,7 +21,7 @@ from sacref import envs as vectors
 from sacref import resumption
 from sacref.config import ConfigError
 from sacref.parity.compare import difference
-from sacref.population import PopulationError, parse_seeds, train_population
+from sacref.population import PopulationError, _Meeting, parse_seeds, train_population
 from sacref.preprocessing import RunningStandardScaler
 from sacref.run_directory import RunError
 from tests.backends import BACKENDS, Backend, draw_row, fill, load_backend, without_shape_checks
@@ -349,6 +349,14 @@ def test_combinations_are_members(backend: Backend, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "four").glob("*.png")) == ["discount_factor=0.9.png", "discount_factor=0.99.png"]
 
 
+def press_and_wait() -> None:
+    """Press Ctrl-C, and wait until the main thread has taken it up."""
+    ours = signal.getsignal(signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
+    while signal.getsignal(signal.SIGINT) is ours:
+        time.sleep(0.01)
+
+
 def test_ctrl_c_ends_all_members_with_everything_written(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = []
 
@@ -358,7 +366,7 @@ def test_ctrl_c_ends_all_members_with_everything_written(backend: Backend, tmp_p
         def counted(actions: Any) -> Any:
             steps.append(1)
             if len(steps) == 30:
-                signal.raise_signal(signal.SIGINT)
+                press_and_wait()
             return step(actions)
 
         envs.step = counted
@@ -373,6 +381,13 @@ def test_ctrl_c_ends_all_members_with_everything_written(backend: Backend, tmp_p
 @pytest.mark.parametrize("backend", ["torch"], indirect=True)
 def test_a_second_ctrl_c_ends_them_at_once(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = []
+    told, end = threading.Event(), _Meeting.end
+
+    def tell(meeting: _Meeting, error: BaseException) -> None:
+        end(meeting, error)
+        told.set()
+
+    monkeypatch.setattr(_Meeting, "end", tell)
 
     def change(envs: Any, name: str) -> None:
         step = envs.step
@@ -380,12 +395,9 @@ def test_a_second_ctrl_c_ends_them_at_once(backend: Backend, tmp_path: Path, mon
         def counted(actions: Any) -> Any:
             steps.append(name)
             if steps.count("seed=1") == 8 and name == "seed=1":
-                ours = signal.getsignal(signal.SIGINT)
+                press_and_wait()
                 signal.raise_signal(signal.SIGINT)
-                while signal.getsignal(signal.SIGINT) is ours:  # the main thread takes it up
-                    time.sleep(0.01)
-                signal.raise_signal(signal.SIGINT)
-                time.sleep(0.5)
+                assert told.wait(60)
             return step(actions)
 
         envs.step = counted

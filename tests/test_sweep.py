@@ -59,7 +59,7 @@ def starts(run_dir: Path) -> list[str]:
     return [line for line in log.read_text().splitlines() if line.startswith("$ ")] if log.exists() else []
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], Any], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"
@@ -163,10 +163,16 @@ def test_a_run_that_was_cut_off_goes_on_from_its_checkpoint() -> None:
 # A cluster: the commands of Slurm that submitit calls, as far as it needs them.
 
 FAKE_SLURM = """
-import os, pathlib, subprocess, sys, threading
+import os, pathlib, subprocess, sys, threading, time
 name, arguments, state = pathlib.Path(sys.argv[0]).name, sys.argv[1:], pathlib.Path(os.environ["FAKE_SLURM"])
 
 def work(script, variables, task):
+    (state / f"{task}.state").write_text("PENDING")
+    end = time.monotonic() + 120
+    while not (state / "free").exists():
+        if time.monotonic() > end:
+            return
+        time.sleep(0.02)
     while True:
         (state / f"{task}.state").write_text("RUNNING")
         code = subprocess.run(["bash", script], env=os.environ | variables, stdin=subprocess.DEVNULL).returncode
@@ -210,7 +216,7 @@ elif name == "scontrol":
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cluster of this machine; the directory in which its jobs are known."""
+    """A cluster of this machine; the directory in which its jobs are known. They wait until there is a file `free`."""
     pytest.importorskip("submitit")
     commands, state = tmp_path / "commands", tmp_path / "state"
     state.mkdir()
@@ -247,6 +253,7 @@ def test_a_cluster_gives_the_same_numbers_and_its_jobs_outlive_the_watcher(
     assert cli.main(["train", "--sweep", "sweep.json"]) == 2
     assert "2 runs of" in (refused := capfd.readouterr().err)
     assert "are in Slurm's queue" in refused
+    (cluster / "free").touch()
 
     wait_for((long / "evaluation.json").exists)
     group = int((cluster / "100_1.group").read_text())
@@ -277,13 +284,17 @@ if flags["--env"] == "broken" and seed == 1:
 if flags["--env"] == "killed" and seed == 1:
     os.kill(os.getpid(), signal.SIGKILL)
 if flags["--env"] == "endless" and "--resume" not in sys.argv:
-    (run_dir / "checkpoints" / "agent_1").mkdir(parents=True)
+    held = [os.readlink(link) for link in pathlib.Path("/proc/self/fd").glob("*") if link.exists()]
+    (run_dir / "held").write_text(json.dumps(held))
     try:
+        (run_dir / "checkpoints" / "agent_1").mkdir(parents=True)
         time.sleep(60)
     except KeyboardInterrupt:
         sys.exit(130)
 if flags["--env"] == "timed":
-    time.sleep(0.3)
+    (run_dir / "here").touch()
+    while len(list(run_dir.parent.glob("*/here"))) < int(os.environ["TOGETHER"]) and time.monotonic() < began + 60:
+        time.sleep(0.01)
     (run_dir / "times").write_text(f"{began} {time.monotonic()} {os.environ.get('CUDA_VISIBLE_DEVICES')} {os.environ['OMP_NUM_THREADS']}")
 (run_dir / "evaluation.json").write_text(json.dumps([{"step": steps, "mean": 10.0 * seed}]))
 """
@@ -326,6 +337,7 @@ def test_as_many_runs_at_a_time_as_asked_each_on_one_thread_and_a_gpu_of_its_own
 
     def measured(jobs: int, **train: Any) -> tuple[int, set[str], set[str]]:
         shutil.rmtree("runs", ignore_errors=True)
+        monkeypatch.setenv("TOGETHER", str(jobs))  # a run ends when so many have begun
         assert begin("--sweep-jobs", str(jobs), env="timed", seeds="0:4", **train) == 0
         lines = [path.read_text().split() for path in Path("runs/s").glob("*/times")]
         spans = [(float(line[0]), float(line[1])) for line in lines]
@@ -368,19 +380,10 @@ def test_a_directory_is_held_as_long_as_one_of_its_runs(quick: None, capsys: pyt
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are looked up in /proc")
 def test_the_runs_inherit_the_lock(quick: None) -> None:
-    held: list[str] = []
-
-    def look() -> bool:
-        if not Path("runs/s/seed=0/checkpoints/agent_1").exists():
-            return False
-        # This process may have other children than the run.
-        children = Path(f"/proc/{os.getpid()}/task/{threading.main_thread().native_id}/children").read_text().split()
-        held.extend(os.readlink(link) for child in children for link in Path(f"/proc/{child}/fd").iterdir())
-        return True
-
-    thread = press(look)
+    thread = press(Path("runs/s/seed=0/checkpoints/agent_1").exists)
     assert begin(env="endless", seeds=[0]) == 130
     thread.join()
+    held = json.loads(Path("runs/s/seed=0/held").read_text())
     assert held.count(str(Path("runs/s/.lock").absolute())) == 1
 
 
@@ -415,7 +418,8 @@ def test_what_was_made_with_other_settings_is_not_passed_off(quick: None, capsys
 def test_a_table_follows_the_runs_on_a_terminal(quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
-    assert begin(env="timed") == 0
+    monkeypatch.setenv("COLUMNS", "80")
+    assert begin() == 0
     shown = capsys.readouterr().err
     assert "2 waiting, 1 running, 0 done, 0 failed" in shown
     assert "0 waiting, 0 running, 3 done, 0 failed" in shown

@@ -106,8 +106,9 @@ def _watch(place: Local | OnSlurm, todo: Sequence[Run], record: Record, display:
     unfinished = {run.name: run for run in todo}
     presses = 0
     while unfinished:
-        running, ended = place.poll()
-        for name in running & unfinished.keys():
+        names, ended = place.poll()
+        running = [name for name in unfinished if name in names]
+        for name in running:
             if record[unfinished[name]]["state"] != "running":
                 display.line(f"{name} running")
         record.update({name: {"state": "running", "evaluation": last_evaluation(unfinished[name].directory)} for name in running})

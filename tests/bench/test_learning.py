@@ -299,15 +299,18 @@ def test_all_recorded_is_success(tmp_path: Path) -> None:
 
 def test_runs_beside_each_other_have_different_cores_and_one_thread(tmp_path: Path) -> None:
     worker = """
-began = time.time()
-time.sleep(3)
-json.dump([job['cores'], os.environ['OMP_NUM_THREADS'], began, time.time()], open(job['run_dir'] + '.core', 'w'))
+import pathlib
+here = pathlib.Path(job['run_dir'])
+pathlib.Path(str(here) + '.begun').touch()
+end = time.monotonic() + 60
+while len(list(here.parent.parent.glob('*/*.begun'))) < 2 and time.monotonic() < end: time.sleep(0.02)
+json.dump([job['cores'], os.environ['OMP_NUM_THREADS'], time.monotonic() < end], open(job['run_dir'] + '.core', 'w'))
 """
     started, jobs, _ = pool(tmp_path, worker, count=2, cores=(4, 5))
     assert started.run() == 0
     first, second = (json.loads(Path(job.run_dir + ".core").read_text()) for job in jobs)
     assert (first[:2], second[:2]) == ([[4], "1"], [[5], "1"])
-    assert second[2] < first[3]  # The second began before the first ended.
+    assert first[2] and second[2], "each waits until the other has begun"
 
 
 def test_runs_together_are_one_process_on_all_its_cores(tmp_path: Path) -> None:
@@ -346,7 +349,7 @@ except KeyboardInterrupt:
     started, jobs, output = pool(tmp_path, worker)
 
     def interrupt() -> None:
-        while not all(Path(job.run_dir + ".started").exists() for job in jobs[:2]):
+        while not all(Path(job.run_dir + ".started").exists() for job in jobs[:2]) or len(started._running) < 2:
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
 

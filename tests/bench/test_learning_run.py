@@ -81,7 +81,7 @@ def test_a_finished_run_is_recorded_with_its_raw_returns(job: Job) -> None:
     assert [(evaluation.step, evaluation.returns) for evaluation in found.evaluations] == [(10, [10.0, 11.0]), (20, [20.0, 21.0])]
     (session,) = found.sessions
     assert not session.resumed
-    assert 0.2 <= session.wall_seconds < 5
+    assert session.wall_seconds >= 0.2
     assert session.cpu_seconds < session.wall_seconds - 0.1  # It slept.
 
 
@@ -139,12 +139,18 @@ def test_the_time_of_a_session_that_was_killed_is_kept(job: Job, monkeypatch: py
     seen: list[float] = []
 
     def look() -> None:
-        time.sleep(0.3)
-        seen.extend(session["wall_seconds"] for session in json.loads(sessions.read_text()))
+        end = time.monotonic() + 60
+        while (not sessions.exists() or written() < 0.1) and time.monotonic() < end:
+            time.sleep(0.02)
+        seen.append(written())
+
+    def written() -> float:
+        (session,) = json.loads(sessions.read_text())
+        return float(session["wall_seconds"])
 
     learning_run.execute([job], trainer(20, [], look))
     assert len(seen) == 1
-    assert 0.1 < seen[0] < 5
+    assert 0.1 <= seen[0] < samples(job.out).sessions[0].wall_seconds
 
 
 def test_an_evaluation_with_too_few_episodes_is_not_final(job: Job) -> None:

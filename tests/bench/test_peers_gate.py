@@ -13,6 +13,7 @@ from gymnasium.spaces import Box
 
 from bench.peers import gate
 from bench.peers.gate import Gate
+from tests.clock import Clock
 
 
 class Toy(gymnasium.Env[Any, Any]):
@@ -74,25 +75,30 @@ def test_the_loop_stops_before_its_first_step_and_after_the_steps_of_each_reques
     assert [answer["steps"] for answer in answers[1:]] == [3, 20]
 
 
-def test_a_stretch_is_timed_from_an_idle_device_to_an_idle_device(toy: str) -> None:
-    answers, _ = train("advance 20\nadvance 20\n", toy, synchronise=lambda: time.sleep(0.2))
+def test_a_stretch_is_timed_from_an_idle_device_to_an_idle_device(toy: str, clock: Clock) -> None:
+    answers, _ = train("advance 20\nadvance 20\n", toy, synchronise=lambda: clock.sleep(0.2))
     for answer in answers[1:]:
         # 20 steps of a millisecond, and the wait for the device at the end; not that before.
-        assert 0.22 <= answer["seconds"] < 0.4
+        assert answer["seconds"] == pytest.approx(0.22)
 
 
-def test_the_time_that_a_contender_stands_still_is_told_and_not_timed(toy: str) -> None:
+def test_the_time_that_a_contender_stands_still_is_told_and_not_timed(toy: str, clock: Clock) -> None:
     answers = io.StringIO()
-    door = Gate(reader("advance 5\n", lambda: time.sleep(0.3)), answers, lambda: None)
+
+    def wait() -> None:
+        clock.sleep(0.3)
+        clock.work(0.04)
+
+    door = Gate(reader("advance 5\n", wait), answers, lambda: None)
     made = gymnasium.make(gate.count_steps(toy, door))
     made.reset()
     with pytest.raises(SystemExit):
         while True:
             made.step(np.zeros(1, np.float32))
     answer = json.loads(answers.getvalue().splitlines()[1])
-    assert answer["seconds"] < 0.1
-    assert 0.3 <= answer["waited_seconds"] < 0.5
-    assert 0.0 <= answer["waited_cpu_seconds"] < 0.1
+    assert answer["seconds"] == pytest.approx(0.005)
+    assert answer["waited_seconds"] == pytest.approx(0.34)
+    assert answer["waited_cpu_seconds"] == pytest.approx(0.04)
 
 
 def test_the_environment_keeps_its_id_its_spec_and_its_wrappers(toy: str) -> None:

@@ -2,7 +2,7 @@
 
 import importlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import pytest
 from bench import machine, precisions, rollout, sweep
 from bench.record import EnvironmentCell
 from bench.rollout import PARTS, PRESETS, Loop, PartClock, Sizes
+from tests.clock import Clock
 
 SIZES = Sizes(envs=("InvertedPendulum-v5",), num_envs=(1, 2), rounds=2, round_seconds=0.0, loop_steps=4)
 
@@ -44,17 +45,22 @@ def test_a_round_is_of_environment_steps_with_a_gradient_step_each(loop: Loop) -
     assert gradient_steps(loop) == 6 + 8
 
 
-def test_the_clock_starts_behind_the_first_timestep(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    reset = loop.envs.reset
+def test_the_clock_starts_behind_the_first_timestep(loop: Loop, monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    reset, step = loop.envs.reset, loop.envs.step
 
     def slow(**arguments: Any) -> Any:
-        time.sleep(0.6)
+        clock.work(0.6)
         return reset(**arguments)
 
+    def stepped(actions: Any) -> Any:
+        clock.work(0.1)
+        return step(actions)
+
     monkeypatch.setattr(loop.envs, "reset", slow)
+    monkeypatch.setattr(loop.envs, "step", stepped)
     loop.advance(2)
     started: list[int] = []
-    assert loop.advance(2, lambda: started.append(gradient_steps(loop))).seconds < 0.6
+    assert loop.advance(2, lambda: started.append(gradient_steps(loop))).seconds == pytest.approx(0.1)
     # Behind four of the first round and two of this one.
     assert started == [6]
 
@@ -88,33 +94,46 @@ class Sleepy:
         time.sleep(0.3)
 
 
-def test_each_part_has_its_time_and_the_device_s_belongs_to_the_update() -> None:
+def test_each_part_has_its_time_and_the_device_s_belongs_to_the_update(clock: Clock) -> None:
     agent, envs = Sleepy(), Sleepy()
-    clock = PartClock(agent, envs)
+    parts = PartClock(agent, envs)
     agent.act()
-    clock.restart()
+    parts.restart()
     began = time.perf_counter()
     agent.act()
     envs.step()
     agent.record_transition()
     agent.update()
     agent.write_tracking_data()
-    found = clock.split(time.perf_counter() - began)
+    found = parts.split(time.perf_counter() - began)
     assert tuple(found) == ("act", "environment", "record", "update", "rest") == PARTS
-    assert list(found.values()) == pytest.approx([0.16, 0.3, 0.2, 0.5, 0.1], abs=0.05)
+    assert list(found.values()) == pytest.approx([0.16, 0.3, 0.2, 0.5, 0.1])
 
 
-def test_parts_of_the_real_loop_add_up_to_it() -> None:
+def test_parts_of_the_real_loop_add_up_to_it(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("mujoco")
     loop = Loop("torch", 1, seed=0)
-    clock = PartClock(loop.agent, loop.envs)
-    found = loop.advance(3, clock.restart)
-    parts = clock.split(found.seconds)
+    takes = {"act": 0.1, "record_transition": 0.2, "update": 0.3, "step": 0.5}
+    for name, seconds in takes.items():
+        place: Any = loop.envs if name == "step" else loop.agent
+        monkeypatch.setattr(place, name, taking(clock, seconds, getattr(place, name)))
+    split = PartClock(loop.agent, loop.envs)
+    found = loop.advance(3, split.restart)
+    parts = split.split(found.seconds)
     loop.close()
-    assert sum(parts.values()) == pytest.approx(found.seconds)
-    assert min(parts.values()) > 0
-    assert parts["update"] > parts["rest"]
+    assert found.seconds == pytest.approx(3 * sum(takes.values()))
+    assert parts == pytest.approx({"act": 0.3, "environment": 1.5, "record": 0.6, "update": 0.9, "rest": 0.0})
+
+
+def taking(clock: Clock, seconds: float, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that takes so many seconds."""
+
+    def slow(*arguments: Any, **keywords: Any) -> Any:
+        clock.work(seconds)
+        return function(*arguments, **keywords)
+
+    return slow
 
 
 def test_environments_are_stepped_by_every_number() -> None:
