@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 import sacref
 from sacref import checkpoint, envs, training
 from sacref import resumption as resuming
-from sacref.agent import LIVE, rank_part
 from sacref.config import SACConfig, paper_config
 from sacref.envs.spaces import boxes, check_spaces
 from sacref.envs.states import state_space_of
@@ -31,6 +30,7 @@ from sacref.envs.vector import EnvironmentFactory, Vectorization, Wrapper
 from sacref.evaluation import Evaluation, evaluate
 from sacref.progress import TrainingProgress
 from sacref.ranks import Ranks
+from sacref.saving import LIVE, rank_part
 from sacref.tree import leaves
 from sacref.types import Agent
 
