@@ -19,7 +19,6 @@ import numpy as np
 import sacref
 from sacref import checkpoint, envs, run_directory, training
 from sacref import resumption as resuming
-from sacref.agent import LIVE, rank_part
 from sacref.config import SACConfig, paper_config
 from sacref.envs.spaces import boxes, check_spaces
 from sacref.envs.states import state_space_of
@@ -40,6 +39,7 @@ from sacref.run_directory import (
     states_space,
     write_space,
 )
+from sacref.saving import LIVE, rank_part
 from sacref.tree import leaves
 from sacref.types import Agent
 

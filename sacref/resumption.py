@@ -19,13 +19,13 @@ import gymnasium
 import numpy as np
 
 from sacref import checkpoint, replay_log
-from sacref.agent import LIVE, REPLAY, rank_part
 from sacref.checkpoint import CheckpointError, one_line
 from sacref.envs import snapshots
 from sacref.envs.spaces import rows_like
 from sacref.envs.values import decode, encode, refuse_unlike
 from sacref.ranks import Ranks
 from sacref.replay_log import Entry, ReplayLog
+from sacref.saving import LIVE, REPLAY, rank_part
 from sacref.tracking import METRICS_FILE
 from sacref.training import Standing
 from sacref.tree import leaves

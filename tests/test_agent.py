@@ -16,8 +16,8 @@ import pytest
 from numpy.typing import NDArray
 
 from sacref import types
-from sacref.agent import TAGS
 from sacref.config import ConfigError, ExperimentConfig, SACConfig
+from sacref.measured import TAGS
 from sacref.types import METRICS
 from tests.backends import (
     BACKENDS,

@@ -287,7 +287,7 @@ def test_a_run_is_not_resumed_with_other_settings(changed: dict[str, Any], messa
 def test_a_run_goes_on_on_the_other_backend(first: str, second: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     if find_spec("jax") is None or find_spec("torch") is None:
         pytest.skip("needs both backends")
-    caplog.set_level("INFO", "sacref.agent")
+    caplog.set_level("INFO", "sacref.saving")
     run_dir = tmp_path / "run"
     before: Any = train(run_dir, backend=first).agent
     same: Any = train(run_dir, backend=second, resume=True).agent

@@ -31,6 +31,14 @@ FLOORS = {
     "initialisation": 1,
     "agent": 2,
     "border": 2,
+    "prepared": 2,
+    "learned": 2,
+    "measured": 2,
+    "soundness": 2,
+    "live": 2,
+    "pace": 2,
+    "saving": 2,
+    "policy_value": 2,
     "model_checks": 2,
     "naming": 2,
     "recurrence": 2,
@@ -54,7 +62,7 @@ FLOORS = {
 """Part of sacref -> its floor. A part may import those below, and its own floor's, but for the two lines underneath."""
 
 FORBIDDEN = {"torch": {"jax"}, "jax": {"torch"}} | {
-    name: {"torch", "jax"} for name in ("agent", "border", "model_checks", "naming", "recurrence")
+    name: {"torch", "jax"} for name, floor in FLOORS.items() if floor == 2 and name not in ("torch", "jax")
 }
 BACKEND_PACKAGES = {"torch", "jax", "jaxlib", "flax", "optax"}
 

@@ -483,7 +483,7 @@ def test_an_agent(backend: Backend, tmp_path: Path) -> None:
 
     def state() -> dict[str, Any]:
         streams = {f"stream {name}": array for name, array in other._streams().items()}
-        counters = {"counters": np.array([other.gradient_step_count, *other._due.as_integer_ratio(), len(other._streams_key)])}
+        counters = {"counters": np.array([other.gradient_step_count, *other._pace.due.as_integer_ratio(), len(other._streams_key)])}
         memory = {f"memory {name}": array for name, array in other.memory.arrays().items()}
         return {**other.arrays(), **streams, **memory, **counters}
 

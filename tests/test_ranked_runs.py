@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 import sacref
 from sacref import checkpoint, launch, replay_log
-from sacref.agent import REPLAY, rank_part
 from sacref.resumption import entry_of
+from sacref.saving import REPLAY, rank_part
 from tests.ranked import TOO_LONG, free_port
 
 ROOT = str(Path(sacref.__file__).parents[1])

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from sacref import checkpoint
-from sacref.agent import REPLAY
 from sacref.checkpoint import CheckpointError
 from sacref.config import ExperimentConfig
 from sacref.parity.compare import difference
 from sacref.preprocessing import RunningStandardScaler
 from sacref.replay_log import ReplayLog
+from sacref.saving import REPLAY
 from tests.backends import BACKENDS, Backend, assert_same_arrays, draw_batch, draw_row, fill, installed_backends, load_backend
 from tests.test_models import user
 
@@ -137,7 +137,7 @@ def test_a_checkpoint_moves_between_the_backends(writer: str, reader: str, tmp_p
     backends = {backend.name: backend for backend in installed_backends()}
     agent, other = trained(backends[writer]), trained(backends[reader], seed=4)
     agent.save(tmp_path / "saved")
-    with caplog.at_level(logging.INFO, "sacref.agent"):
+    with caplog.at_level(logging.INFO, "sacref.saving"):
         other.load(tmp_path / "saved")
     assert f"was written by {writer}: the random streams begin anew, from the seed, the rank and the 3 gradient steps" in caplog.text
     assert_same_arrays(other.arrays(), agent.arrays())

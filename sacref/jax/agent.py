@@ -13,7 +13,7 @@ from flax import nnx
 from jax import Array
 from numpy.typing import NDArray
 
-from sacref.agent import POLICY_VALUES, Agent
+from sacref.agent import Agent
 from sacref.config import ConfigError, SACConfig
 from sacref.jax.device import device_of, devices_of
 from sacref.jax.fuse import Acting, Actor, Alone, Bounds, Drawing, Streams, actors, choose, learner, stepper
@@ -43,6 +43,7 @@ from sacref.model_checks import (
     split_models,
     warn_of_quantisation,
 )
+from sacref.policy_value import POLICY_VALUES
 from sacref.ranks import Ranks
 from sacref.recurrence import (
     RecurrentAgent,

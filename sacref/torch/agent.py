@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sacref.agent import POLICY_VALUES, Agent
+from sacref.agent import Agent
 from sacref.config import ConfigError, SACConfig
 from sacref.model_checks import (
     check_critic_output,
@@ -24,6 +24,7 @@ from sacref.model_checks import (
     split_models,
     warn_of_quantisation,
 )
+from sacref.policy_value import POLICY_VALUES
 from sacref.ranks import Ranks
 from sacref.recurrence import (
     RecurrentAgent,
