@@ -409,6 +409,9 @@ class Agent(Border[ArrayT]):
         )
         if self.memory is None:
             self._num_envs = rows.keep.shape[0]
+        device = self._is_device_array(rows.rewards)
+        if watch.statistics.latest is not None and self._is_device_array(watch.statistics.latest) != device:
+            watch.statistics.convert(self._upload if device else self.to_numpy)
         watch.statistics.add(rewards=rows.rewards, ended=rows.ended, keep=rows.keep, dropped=rows.dropped, for_summary=self._tracking)
         stored = self._stored(rows)
         if self.training:
