@@ -138,6 +138,7 @@ class Agent(Border[ArrayT]):
         self.cfg = cfg if isinstance(cfg, SACConfig) else SACConfig.from_dict(dict(cfg or {}))
         self.cfg.validate()
         self._check_options()
+        self._set_up()
         self.ranks = self._ranks()
         self.memory = memory
         self.training = False
@@ -179,6 +180,9 @@ class Agent(Border[ArrayT]):
 
     def _check_options(self) -> None:
         """Refuse fields of the configuration that do not go together with this algorithm."""
+
+    def _set_up(self) -> None:
+        """Make what this algorithm holds beside the models, before those are tried."""
 
     def _make_preprocessors(self, kind: str, space: Any) -> dict[str, Preprocessor]:
         """Name of an array -> its preprocessor, for each Box of a space; none where none is asked for.

@@ -224,6 +224,7 @@ def run_training(
     together = num_envs * ranks.size
     settings = _configuration(cfg, resumed, together)
     settings.seed = seed
+    seed = settings.seed  # checked, and Python's own integer where it was NumPy's: it is written to a file
     settings.experiment.directory, settings.experiment.experiment_name = str(directory.parent), directory.name
     start, offset = 0, 0
     if resumed is not None:
@@ -257,7 +258,7 @@ def run_training(
             "num_envs": num_envs,
             "ranks": ranks.size,
             "steps_offset": offset,
-            "hidden": list(hidden),
+            "hidden": np.asarray(hidden).tolist(),
             "models": options,
             "memory_capacity": memory_capacity,
             "evaluation_interval": interval,

@@ -107,6 +107,7 @@ def test_the_other_names_have_the_contracts_signatures(backend: Backend) -> None
         "recurrent_size=, feed_previous="
     )
     assert package.SAC_CFG is package.SACConfig is SACConfig
+    assert written(package.SAC_RNN) == written(package.SAC)
 
 
 def test_signatures_are_the_same_on_both_backends() -> None:

@@ -86,7 +86,7 @@ class BatchedVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[Any]
         """Each copy's seed."""
         return tuple(stream.np_random_seed for stream in self._streams)
 
-    @property
+    @property  # type: ignore[misc]  # no setter: Gymnasium's own vector environments have none
     def np_random(self) -> Any:
         """Each copy's generator."""
         return tuple(stream.np_random for stream in self._streams)
@@ -110,7 +110,7 @@ class BatchedVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[Any]
         which = _reset_mask(options, self.num_envs)
         if not self._has_reset and not which.all():
             never = np.flatnonzero(~which)[:5].tolist()
-            raise gymnasium.error.ResetNeeded(f"environments {never} have not begun: reset all of them first, without options['reset_mask']")
+            raise gymnasium.error.ResetNeeded(f"environments {never} have not begun: reset all first, without options['reset_mask']")
         infos: dict[str, Any] = {}
         for copy in np.flatnonzero(which).tolist():
             infos = self._restart(copy, infos, seeds[copy])

@@ -213,7 +213,8 @@ def test_seeds_are_given_as_gymnasium_gives_them() -> None:
         assert ours.np_random_seed == theirs.np_random_seed
         assert [own.bit_generator.state for own in ours.np_random] == [own.bit_generator.state for own in theirs.np_random]
         assert_equal(ours.step(drawn(ours, 1)[0]), theirs.step(drawn(theirs, 1)[0]), seed)
-    for bad in ([1, 2], []):
+    others: list[list[int | None]] = [[1, 2], []]
+    for bad in others:
         with pytest.raises(ValueError, match=f"seed has {len(bad)} entries, expected 3"):
             ours.reset(seed=bad)
     first, second = (batched("HalfCheetah-v5").reset()[0] for _ in range(2))
@@ -535,7 +536,7 @@ def test_misuse_is_refused() -> None:
     action = np.zeros((2, 6), np.float32)
     with pytest.raises(gymnasium.error.ResetNeeded, match="before calling"):
         made.step(action)
-    with pytest.raises(gymnasium.error.ResetNeeded, match=r"environments \[1\] have not begun: reset all of them first"):
+    with pytest.raises(gymnasium.error.ResetNeeded, match=r"environments \[1\] have not begun: reset all first"):
         made.reset(options={"reset_mask": np.array([True, False])})
     made.reset(seed=0)
     with pytest.raises(ValueError, match=r"actions have shape \(6,\), expected \(2, 6\)"):
