@@ -32,9 +32,9 @@ class Agreement(NamedTuple):
     difference: float
     """Our mean less the published one."""
     interval: Interval | None
-    """95%, Welch's; None for a single seed."""
+    """95%, Welch's; None for a single seed, of ours or of theirs."""
     smallest: float | None
-    """The smallest true difference that so many seeds of such spread would have shown with 80% power; None for a single seed."""
+    """The smallest true difference that so many seeds of such spread would have shown with 80% power; None as `interval`."""
     verdict: Verdict
 
 
@@ -51,7 +51,7 @@ def agreement(ours: Sequence[float], published: Summary) -> Agreement:
     """
     apart = statistics.mean(ours) - published.mean
     std = statistics.std(ours)
-    if std is None:
+    if std is None or published.seeds < 2:
         return Agreement(apart, None, None, "cannot tell")
     mine = Summary(statistics.mean(ours), std, len(ours))
     ends = welch_interval(mine, published)

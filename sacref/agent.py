@@ -47,6 +47,7 @@ class Agent(Saved[ArrayT]):
         self.cfg = cfg if isinstance(cfg, SACConfig) else SACConfig.from_dict(dict(cfg or {}))
         self.cfg.validate()
         self._check_options()
+        self._set_up()
         self.ranks = self._ranks()
         self.memory = memory
         self.training = False
@@ -64,6 +65,9 @@ class Agent(Saved[ArrayT]):
 
     def _check_options(self) -> None:
         """Refuse fields of the configuration that do not go together with this algorithm."""
+
+    def _set_up(self) -> None:
+        """Make what this algorithm holds beside the models, before those are tried."""
 
     # What a backend provides.
 
@@ -201,6 +205,9 @@ class Agent(Saved[ArrayT]):
         )
         if self.memory is None:
             self._num_envs = rows.keep.shape[0]
+        device = self._is_device_array(rows.rewards)
+        if watch.statistics.latest is not None and self._is_device_array(watch.statistics.latest) != device:
+            watch.statistics.convert(self._upload if device else self.to_numpy)
         watch.statistics.add(rewards=rows.rewards, ended=rows.ended, keep=rows.keep, dropped=rows.dropped, for_summary=self._tracking)
         stored = self._stored(rows)
         if self.training:

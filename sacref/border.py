@@ -128,6 +128,9 @@ class Border(ABC, Generic[ArrayT]):
                 f"pass what `act` returned, in the Box's own units"
             )
         actions = actions.reshape(envs, -1)
+        if boundaries.latest is not None and self._is_device_array(boundaries.latest) != device:
+            # A trainer may hand over NumPy arrays now and the backend's then.
+            boundaries.set_state(boundaries.state(self._upload if device else self.to_numpy))
         first = boundaries.starts
         if first is None or first.shape != terminated.shape:
             first = terminated | ~terminated

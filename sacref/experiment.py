@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, Protocol, TypeAlias
@@ -349,6 +349,8 @@ def _plan(asked: Arguments) -> _Plan:
     resumed = run_directory.prepare(ranks, directory, overwrite=asked.overwrite, resume=asked.resume)
     settings = _configuration(asked.cfg, resumed, asked.num_envs * ranks.size)
     settings.seed = asked.seed
+    # NumPy's integers as Python's own, for they are written to a file.
+    asked = replace(asked, seed=settings.seed, hidden=np.asarray(asked.hidden).tolist())
     settings.experiment.directory, settings.experiment.experiment_name = str(directory.parent), directory.name
     return _Plan(asked, module, ranks, directory, resumed, settings)
 
@@ -356,7 +358,7 @@ def _plan(asked: Arguments) -> _Plan:
 def run_training(member: Membership | None, asked: Arguments) -> TrainingResult:
     """`train`, alone or as a member of a population."""
     plan = _plan(asked)
-    ranks, directory, resumed = plan.ranks, plan.directory, plan.resumed
+    asked, ranks, directory, resumed = plan.asked, plan.ranks, plan.directory, plan.resumed
     with closing(plan.make_envs(asked.num_envs)) as training_envs:
         spaces = plan.spaces_of(training_envs)
         config = plan.config(spaces)

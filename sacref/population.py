@@ -114,7 +114,8 @@ def train_population(
         if len(failures) == len(names) and len({str(error) for error in failures.values()}) == 1:
             raise next(iter(failures.values()))  # an argument that suits none
         said = "\n".join(f"  {name}: {type(error).__name__}: {error}" for name, error in failures.items())
-        raise PopulationError(f"{len(failures)} of {len(names)} members failed, the others were trained:\n{said}")
+        others = "the others were trained" if len(failures) < len(names) else "none was trained"
+        raise PopulationError(f"{len(failures)} of {len(names)} members failed, {others}:\n{said}")
     return PopulationResult(directory, {name: results[name] for name in names})
 
 

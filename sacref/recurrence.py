@@ -140,7 +140,7 @@ def zero_where(starts: Any, array: Any, initial: Any = None) -> Any:
 class RecurrentAgent(Agent[ArrayT]):
     """The part of SAC_RNN that knows no backend. For the arguments see `Agent`."""
 
-    def __init__(self, **arguments: Any) -> None:
+    def _set_up(self) -> None:
         self._ongoing = {True: Ongoing(), False: Ongoing()}
         self._initial_carries: dict[tuple[int, bool], Tree] = {}
         """(environments, whether on the device) -> the policy's carry before an episode."""
@@ -148,7 +148,6 @@ class RecurrentAgent(Agent[ArrayT]):
         """Timesteps in the memory, at least while they are fewer than a sequence's."""
         self._said_waiting = self._said_padded = False
         self._episode_lengths: Any = None
-        super().__init__(**arguments)
 
     # The models, as the update and acting call them.
 

@@ -31,6 +31,16 @@ class EpisodeStatistics:
         self._running: tuple[Any, Any] | None = None
         self._rows: list[tuple[Any, Any, Any, Any, Any]] = []
 
+    @property
+    def latest(self) -> Any:
+        """An array of the episodes still running, `(envs,)`; None where there is none."""
+        return None if self._running is None else self._running[0]
+
+    def convert(self, convert: Callable[[Any], Any]) -> None:
+        """Bring the episodes still running along, where rows come in arrays of another kind from here on."""
+        if self._running is not None:
+            self._running = (convert(self._running[0]), convert(self._running[1]))
+
     def add(self, *, rewards: Any, ended: Any, keep: Any, dropped: Any = None, for_summary: bool = True) -> None:
         """Count one row per environment: `rewards`, `ended` (terminated or truncated) and `keep`, each `(envs,)`.
 

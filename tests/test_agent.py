@@ -107,6 +107,7 @@ def test_the_other_names_have_the_contracts_signatures(backend: Backend) -> None
         "recurrent_size=, feed_previous="
     )
     assert package.SAC_CFG is package.SACConfig is SACConfig
+    assert written(package.SAC_RNN) == written(package.SAC)
 
 
 def test_signatures_are_the_same_on_both_backends() -> None:
@@ -247,6 +248,28 @@ def test_numpy_and_device_arrays_are_the_same_to_the_agent(backend: Backend) -> 
     a, b = (agent.arrays() for agent in agents)
     for name in a:
         np.testing.assert_allclose(a[name], b[name], rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("kinds", ["hddhdd", "hhhddh", "dhhdhd"])
+def test_rows_may_come_as_numpy_arrays_now_and_as_device_arrays_then(backend: Backend, kinds: str) -> None:
+    """Episodes and their ends are followed across: memory and returns are those of rows of one kind."""
+    stored, returns = [], []
+    for kinds_of_rows in ("hhhhhh", kinds):
+        agent, successors = backend.agent(num_envs=2), np.zeros((2, 3))
+        agent.write_interval = 1000
+        for number, kind in enumerate(kinds_of_rows):
+            # The first environment's episode ends with row 2, so that row 3 is its reset; the second's with row 5.
+            row = draw_row(agent, np.random.default_rng(number), rewards=np.full((2, 1), 2.0**number, np.float32), observations=successors)
+            row["terminated"], successors = np.array([[number == 2], [number == 5]]), row["next_observations"]
+            arrays = ("observations", "actions", "rewards", "next_observations", "terminated", "truncated")
+            agent.record_transition(**(row | {name: backend.array(row[name]) for name in arrays if kind == "d"}))
+        stored.append(agent.memory.arrays())
+        agent._watches[True].statistics.summary(agent.to_numpy)
+        returns.append(agent.recent_returns)
+    assert stored[1]["size"].tolist() == [5, 6]
+    assert returns == [(1.0 + 2.0 + 4.0, 63.0)] * 2
+    for name in stored[0]:
+        np.testing.assert_allclose(stored[1][name], stored[0][name], rtol=1e-6, err_msg=name)
 
 
 def test_flat_rewards_are_taken_like_columns(backend: Backend) -> None:

@@ -21,7 +21,7 @@ from sacref.config import ConfigError, SACConfig, paper_config
 from sacref.evaluation import evaluate
 from sacref.experiment import BackendError, TrainingResult
 from sacref.run_directory import RunError
-from tests.backends import assert_same_arrays
+from tests.backends import assert_same_arrays, without_shape_checks
 from tests.envs.counting import CountingEnv
 
 INTERVALS = {"write_interval": 25, "checkpoint_interval": 50}
@@ -104,6 +104,16 @@ def test_a_run_of_one_seed_repeats_and_another_seed_differs(tmp_path: Path) -> N
         train(tmp_path / name, seed=seed)
     assert entries(tmp_path / "first") == entries(tmp_path / "second")
     assert entries(tmp_path / "first") != entries(tmp_path / "other")
+
+
+def test_numpys_integers_are_written_as_numbers(tmp_path: Path) -> None:
+    changed: dict[str, Any] = {"steps": 4, "seed": np.int64(3), "hidden": np.array([8, 8]), "cfg": {"batch_size": 4}}
+    with without_shape_checks():  # which would refuse them for their types
+        result = train(tmp_path, **changed)
+    assert result.config["seed"] == 3
+    assert result.config["hidden"] == [8, 8]
+    agents: list[Any] = [sacref.load(tmp_path), result.agent]
+    assert_same_arrays(*(agent.arrays() for agent in agents))
 
 
 def test_the_callers_configuration_stays_as_it_is_and_the_papers_is_the_default(tmp_path: Path) -> None:

@@ -330,6 +330,8 @@ def test_an_argument_that_suits_no_member_is_one_error(backend: Backend, tmp_pat
         train_population(
             backend=backend.name, seeds=[0], vary={"discount_factor": [0.9, 2]}, run_dir=tmp_path / "one", **{**SETTINGS, "steps": 4}
         )
+    with pytest.raises(PopulationError, match=r"2 of 2 members failed, none was trained:\n  discount_factor=2,seed=0: ConfigError"):
+        train_population(backend=backend.name, seeds=[0], vary={"discount_factor": [2, 3]}, run_dir=tmp_path / "none", **SETTINGS)
     with pytest.raises(TypeError, match=r"train_population got sed: expected"):
         train_population(backend=backend.name, seeds=[0], sed=1)
     with pytest.raises(ValueError, match=r"vary has batch_size: members may differ in initial_entropy_value"):

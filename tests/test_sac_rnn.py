@@ -157,7 +157,7 @@ def test_sequences_of_one_step_and_plain_models_are_sac_exactly(backend: Backend
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
-def test_traps_15_and_16_a_row_is_stored_with_the_carry_before_its_observation(backend: Backend, mode: AutoresetMode) -> None:
+def test_trap_15_and_trap_16_a_row_is_stored_with_the_carry_before_its_observation(backend: Backend, mode: AutoresetMode) -> None:
     """From the first, random steps on, and from nothing at all where an episode begins: of each environment for itself."""
     envs = SyncVectorEnv([partial(CountingEnv, (3, 1, 4)), partial(CountingEnv, (2, 5), truncates=True)], autoreset_mode=mode)
     agent = recurrent(backend, num_envs=2, random_timesteps=4, learning_starts=1000)

@@ -49,6 +49,8 @@ class BatchedVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[Any]
         threads: int | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
+            raise ValueError(f"num_envs is {num_envs!r}, expected an integer of at least 1")
         if threads is not None and threads < 1:
             raise ValueError(f"threads is {threads}, expected at least 1")
         prototype: Any = env.unwrapped
@@ -84,6 +86,11 @@ class BatchedVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[Any]
         """Each copy's seed."""
         return tuple(stream.np_random_seed for stream in self._streams)
 
+    @property  # type: ignore[misc]  # no setter: Gymnasium's own vector environments have none
+    def np_random(self) -> Any:
+        """Each copy's generator."""
+        return tuple(stream.np_random for stream in self._streams)
+
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float64], dict[str, Any]]:
@@ -94,10 +101,16 @@ class BatchedVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[Any]
             options: `reset_mask`, `(envs,)`, bool: which copies; all of them without it.
         """
         self._require_idle()
-        seeds = [seed + copy for copy in range(self.num_envs)] if isinstance(seed, int) else list(seed or [None] * self.num_envs)
+        if isinstance(seed, int):
+            seeds: list[int | None] = [seed + copy for copy in range(self.num_envs)]
+        else:
+            seeds = [None] * self.num_envs if seed is None else list(seed)
         if len(seeds) != self.num_envs:
             raise ValueError(f"seed has {len(seeds)} entries, expected {self.num_envs}: one for each environment")
         which = _reset_mask(options, self.num_envs)
+        if not self._has_reset and not which.all():
+            never = np.flatnonzero(~which)[:5].tolist()
+            raise gymnasium.error.ResetNeeded(f"environments {never} have not begun: reset all first, without options['reset_mask']")
         infos: dict[str, Any] = {}
         for copy in np.flatnonzero(which).tolist():
             infos = self._restart(copy, infos, seeds[copy])
@@ -239,6 +252,8 @@ class BatchedVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[Any]
         return self._add_info(infos, info, copy)
 
     def _require_idle(self) -> None:
+        if self.closed:
+            raise gymnasium.error.ClosedEnvironmentError("the environments are closed: make new ones")
         if self._pending is not None:
             raise gymnasium.error.AlreadyPendingCallError("a step was begun by step_async: wait for it by step_wait first", "step")
 

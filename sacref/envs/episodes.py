@@ -66,6 +66,11 @@ class EpisodeBoundaries(Generic[ArrayT]):
             state[name] for name in ("expects_reset", "last_observations", "starts")
         )
 
+    @property
+    def latest(self) -> ArrayT | None:
+        """An array of those that the row before has left, `(envs,)`; None where there is none. All are of its kind."""
+        return self._expects_reset
+
     def resolve(
         self,
         *,
@@ -131,8 +136,10 @@ def dropped_rows(infos: Any, like: Bool[ArrayT, "envs"]) -> Bool[ArrayT, "envs"]
 
 
 def _equal_rows(xp: _Namespace, a: Tree, b: Tree) -> Any:
-    """`(envs,)`: whether all numbers of a row are equal."""
-    equal = [xp.all(xp.reshape(left == right, (left.shape[0], -1)), axis=1) for left, right in zip(leaves(a), leaves(b), strict=True)]
+    """`(envs,)`: whether all numbers of a row are equal, in the dtype of `b`: what was on the device may have been rounded there."""
+    pairs = zip(leaves(a), leaves(b), strict=True)
+    alike = [(left if left.dtype == right.dtype else xp.asarray(left, dtype=right.dtype), right) for left, right in pairs]
+    equal = [xp.all(xp.reshape(left == right, (left.shape[0], -1)), axis=1) for left, right in alike]
     together = equal[0]
     for more in equal[1:]:
         together = xp.logical_and(together, more)

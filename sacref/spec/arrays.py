@@ -73,9 +73,12 @@ def require_one_dtype(function: str, **arrays: Array) -> Namespace:
     """Refuse arrays that do not share one dtype, float32 or float64; return their namespace.
 
     Raises:
-        TypeError: naming the argument that differs, and the fix.
+        TypeError: naming the argument that differs, or is a number of Python's, and the fix.
     """
     xp = namespace(*arrays.values())
+    for name, array in arrays.items():
+        if not hasattr(array, "dtype"):  # Python's numbers belong to every namespace
+            raise TypeError(f"{function}: {name} is the number {array}, expected an array: make it one, of the others' dtype and device")
     first = next(iter(arrays))
     expected = arrays[first].dtype
     if expected not in (xp.float32, xp.float64):

@@ -41,3 +41,4 @@ def test_the_verdict(published: Summary, verdict: str) -> None:
 
 def test_one_seed_cannot_tell() -> None:
     assert agreement([7.0], Summary(1_000.0, 1.0, 10)) == (-993.0, None, None, "cannot tell")
+    assert agreement([7.0, 9.0], Summary(1_000.0, 0.0, 1)) == (-992.0, None, None, "cannot tell")

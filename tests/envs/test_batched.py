@@ -211,9 +211,12 @@ def test_seeds_are_given_as_gymnasium_gives_them() -> None:
     for seed in seeds:
         assert_equal(ours.reset(seed=seed), theirs.reset(seed=seed), seed)
         assert ours.np_random_seed == theirs.np_random_seed
+        assert [own.bit_generator.state for own in ours.np_random] == [own.bit_generator.state for own in theirs.np_random]
         assert_equal(ours.step(drawn(ours, 1)[0]), theirs.step(drawn(theirs, 1)[0]), seed)
-    with pytest.raises(ValueError, match="seed has 2 entries, expected 3"):
-        ours.reset(seed=[1, 2])
+    others: list[list[int | None]] = [[1, 2], []]
+    for bad in others:
+        with pytest.raises(ValueError, match=f"seed has {len(bad)} entries, expected 3"):
+            ours.reset(seed=bad)
     first, second = (batched("HalfCheetah-v5").reset()[0] for _ in range(2))
     assert not np.array_equal(first, second)
 
@@ -533,6 +536,8 @@ def test_misuse_is_refused() -> None:
     action = np.zeros((2, 6), np.float32)
     with pytest.raises(gymnasium.error.ResetNeeded, match="before calling"):
         made.step(action)
+    with pytest.raises(gymnasium.error.ResetNeeded, match=r"environments \[1\] have not begun: reset all first"):
+        made.reset(options={"reset_mask": np.array([True, False])})
     made.reset(seed=0)
     with pytest.raises(ValueError, match=r"actions have shape \(6,\), expected \(2, 6\)"):
         made.step(action[0])
@@ -540,6 +545,13 @@ def test_misuse_is_refused() -> None:
     made.step(action)
     with pytest.raises(gymnasium.error.ResetNeeded, match=r"environments \[0, 1\] have ended.*reset_mask"):
         made.step(action)
+    made.close()
+    for call in (made.reset, lambda: made.step(action), made.get_state):
+        with pytest.raises(gymnasium.error.ClosedEnvironmentError, match="closed"):
+            call()
+    for num_envs in (0, True):
+        with pytest.raises(ValueError, match=f"num_envs is {num_envs}, expected an integer of at least 1"):
+            BatchedVectorEnv(gymnasium.make("HalfCheetah-v5"), num_envs)
 
 
 def test_mujoco_is_loaded_where_it_is_asked_for_alone() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 import sacref.spec
 from sacref.spec.arrays import Array, Namespace, namespace, require_critic_axis, require_one_dtype, require_scalar_or_batch, require_shape
+from tests.backends import without_shape_checks
 
 if TYPE_CHECKING:
     from tests.conftest import Backend
@@ -72,6 +73,14 @@ def test_mixed_dtypes_are_refused(xp: "Backend", name: str, argument: str) -> No
     other = "float32" if xp.dtype == "float64" else "float64"
     arguments = {key: xp.asarray(value, other if key == argument else None) for key, value in draw(name).items()}
     with pytest.raises(TypeError, match=rf"^{name}: \w+ has dtype \S*float(32|64), expected \S*float(32|64) as \w+ has: cast \w+ to"):
+        unchecked(name)(**arguments)
+
+
+@pytest.mark.parametrize(("name", "argument"), [(name, each) for name, each in MIXED if each not in ("tau", "target_entropy")])
+def test_numbers_in_the_place_of_arrays_are_refused(xp: "Backend", name: str, argument: str) -> None:
+    arguments = {key: 0.5 if key == argument else xp.asarray(value) for key, value in draw(name).items()}
+    said = rf"^{name}: {argument} is the number 0.5, expected an array: make it one"
+    with without_shape_checks(), pytest.raises(TypeError, match=said):
         unchecked(name)(**arguments)
 
 
