@@ -35,7 +35,8 @@ if os.environ.get("SACREF_SHAPE_CHECKS") != "0":
     install_import_hook("sacref", f"{shapes.__name__}.check")
 
 # On a new machine its first import reads all fonts. It logs that if it takes long, amid what a test looks for, and keeps what it read.
-importlib.import_module("matplotlib.font_manager")
+if find_spec("matplotlib") is not None:
+    importlib.import_module("matplotlib.font_manager")
 
 if find_spec("jax") is not None:
     import jax
@@ -55,7 +56,7 @@ hypothesis.settings.register_profile("explore", deadline=None)
 hypothesis.settings.load_profile("explore" if os.environ.get("SACREF_EXPLORE") == "1" else "same")
 
 # It draws from the numbers that stand in our modules, too: in those that are loaded, which follows from the tests that ran before.
-if hasattr(providers, "_get_local_constants") and os.environ.get("SACREF_EXPLORE") != "1":
+if all(hasattr(providers, name) for name in ("_get_local_constants", "_local_constants")) and os.environ.get("SACREF_EXPLORE") != "1":
     vars(providers)["_get_local_constants"] = lambda none=providers._local_constants: none
 
 # Background jobs of a shell start with Ctrl-C ignored; the tests that press it must find Python's own handler.
