@@ -181,4 +181,4 @@ def _slug() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main))
+    sys.exit(tyro.cli(main, prog="python -m bench"))

@@ -201,4 +201,4 @@ def _source(records: Sequence[Record]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main))
+    sys.exit(tyro.cli(main, prog="python -m bench.compare"))

@@ -269,4 +269,4 @@ def _arrays(directory: Path) -> Iterator[tuple[str, NDArray[Any]]]:
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main))
+    sys.exit(tyro.cli(main, prog="python -m bench.faults"))

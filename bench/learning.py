@@ -412,4 +412,4 @@ def _terminate_as_interrupt() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main))
+    sys.exit(tyro.cli(main, prog="python -m bench.learning"))

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 
 import tyro
@@ -101,6 +102,8 @@ def main(
     Returns:
         Exit status: 0; 1 where a mutant survived, or one that is listed as equivalent was seen; 130 after Ctrl-C.
     """
+    if find_spec("cosmic_ray") is None:
+        raise SystemExit("bench.mutants needs cosmic-ray, which is not installed: pip install 'sacref[dev]'")
     console = Console(soft_wrap=True)
     chosen = targets()
     for name in files:
@@ -329,4 +332,4 @@ def _time(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main))
+    sys.exit(tyro.cli(main, prog="python -m bench.mutants"))

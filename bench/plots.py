@@ -14,7 +14,8 @@ from bench.published import Published
 from bench.statistics import Interval
 from sacref.plotting import STYLES
 
-NAMES = {"torch": "sacref, PyTorch", "jax": "sacref, JAX"}
+LIBRARIES = {"torch": "PyTorch", "jax": "JAX"}
+NAMES = {backend: f"sacref, {library}" for backend, library in LIBRARIES.items()}
 MARKERS = "osD^v<>"
 
 

@@ -212,4 +212,4 @@ def _agent(cell: PopulationCell, seed: int) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main))
+    sys.exit(tyro.cli(main, prog="python -m bench.population"))

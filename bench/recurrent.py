@@ -182,4 +182,4 @@ def _agent(cell: RecurrentCell, seed: int) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main))
+    sys.exit(tyro.cli(main, prog="python -m bench.recurrent"))

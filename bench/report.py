@@ -100,9 +100,13 @@ def _summary(sections: Sequence[Section]) -> list[str]:
             # As GitHub names a heading.
             link = f"[{title}](#{title.lower().replace(' ', '-')})"
             rows += [[finding.what, finding.found, link] for finding in section.findings]
-    note = "Brackets are 95% intervals: a difference whose interval holds 0 is not shown to be one.\n"
+    note = (
+        "Brackets are 95% intervals: a difference whose interval holds 0 is not shown to be one. torch and jax are sacref's two backends."
+        " Strict: each action follows the update on the step before it; chunked, scan: the policy is up to 64 steps old. Preset: the sizes"
+        " that were measured, cpu or gpu. A peer is another implementation of SAC, timed on the same machine.\n"
+    )
     return ["## In short\n", table(["what", "found", "section"], rows), note] if rows else []
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main))
+    sys.exit(tyro.cli(main, prog="python -m bench.report"))

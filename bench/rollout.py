@@ -430,4 +430,4 @@ def _samples(**lists: Any) -> RolloutSamples:
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main))
+    sys.exit(tyro.cli(main, prog="python -m bench.rollout"))

@@ -217,4 +217,4 @@ def measure(backend: str, width: int, sizes: Sizes, seed: int, start: Start = Gr
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main))
+    sys.exit(tyro.cli(main, prog="python -m bench.scaling"))

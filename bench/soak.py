@@ -156,4 +156,4 @@ def _cell(
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main))
+    sys.exit(tyro.cli(main, prog="python -m bench.soak"))

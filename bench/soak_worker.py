@@ -142,4 +142,4 @@ def main(backend: str, *, steps: int, capacity: int, samples: int, seed: int = 0
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main))
+    sys.exit(tyro.cli(main, prog="python -m bench.soak_worker"))

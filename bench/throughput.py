@@ -381,4 +381,4 @@ class Kept:
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main))
+    sys.exit(tyro.cli(main, prog="python -m bench.throughput"))

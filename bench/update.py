@@ -228,4 +228,4 @@ def gflops(cell: MatmulCell) -> list[float]:
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main))
+    sys.exit(tyro.cli(main, prog="python -m bench.update"))

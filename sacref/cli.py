@@ -5,6 +5,7 @@ A command is a dataclass whose fields are its flags. Backends, environments and 
 """
 
 import json
+import math
 import os
 import pkgutil
 import statistics
@@ -102,8 +103,7 @@ class Train:
     progress: bool = True
     """Show a bar, or lines where there is no terminal."""
     seeds: str | None = None
-    """Seeds of agents that are trained together in this process, as 0:10 (ten of them) or 0,3,5. Each is the run that --seed makes of its
-    seed, in a directory of its own in --run-dir, seed=<seed>. They share one device, and no other thing."""
+    """Seeds of agents that learn together in this process, as 0:10 (ten) or 0,3,5: each is the run of --seed, in RUN_DIR/seed=<seed>."""
     sweep: Path | None = None
     """TOML or JSON file of many runs, each trained in a process of its own; its flags stand in the file, as the README says."""
     sweep_on: Literal["local", "slurm"] = "local"
@@ -157,7 +157,8 @@ class Train:
         if place is not None and place.rank > 0:
             return 130 if result.interrupted else 0
         state = "interrupted" if result.interrupted else "finished"
-        print(f"{state} after {result.steps:,} steps of {self.env} on {self.backend} ({result.steps_per_second:,.0f} steps/s)")
+        print(f"{state} after {result.steps:,} steps of {self.env} on {self.backend}{_speed(result.steps_per_second)}")
+        self._explain(result.steps, trained=not math.isnan(result.steps_per_second), interrupted=result.interrupted)
         if result.evaluations:
             step, evaluation = result.evaluations[-1]
             print(f"evaluation at step {step:,}: {_summary(evaluation)}")
@@ -166,6 +167,20 @@ class Train:
             print(f"to go on: sacref train --resume --run-dir {result.run_dir}")
             return 130
         return 0
+
+    def _explain(self, steps: int, *, trained: bool, interrupted: bool) -> None:
+        """Say why a run of so many environment steps has learned nothing, where that may surprise."""
+        if interrupted:
+            return
+        place = launched()
+        timesteps = steps // (self.num_envs * (self.ranks if place is None else place.size))
+        if not trained:
+            print("nothing was left to train: to go on, give more --steps")
+        elif not self.resume and self.cfg.gradient_steps and timesteps <= self.cfg.learning_starts:
+            print(
+                f"nothing was learned: gradient steps begin after timestep {self.cfg.learning_starts:,}, and the run has {timesteps:,};"
+                f" give more --steps, or lower --learning-starts and --random-timesteps"
+            )
 
     def _seeds(self) -> list[int] | None:
         """What --seeds says; None where it is left out."""
@@ -188,9 +203,11 @@ class Train:
         population = train_population(seeds=seeds, **arguments)
         results = population.members.values()
         interrupted = any(result.interrupted for result in results)
-        steps, speed = min(result.steps for result in results), sum(result.steps_per_second for result in results)
+        speeds = [result.steps_per_second for result in results if not math.isnan(result.steps_per_second)]
+        steps, speed = min(result.steps for result in results), sum(speeds) if speeds else math.nan
         state = "interrupted" if interrupted else "finished"
-        print(f"{state} after {steps:,} steps each of {len(results)} x {self.env} on {self.backend} ({speed:,.0f} steps/s together)")
+        print(f"{state} after {steps:,} steps each of {len(results)} x {self.env} on {self.backend}{_speed(speed, ' together')}")
+        self._explain(steps, trained=not math.isnan(speed), interrupted=interrupted)
         for name, result in population.members.items():
             if result.evaluations:
                 step, evaluation = result.evaluations[-1]
@@ -633,4 +650,11 @@ def _interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def _summary(evaluation: Any) -> str:
+    if len(evaluation.returns) == 1:
+        return f"return {evaluation.mean:,.1f}, 1 episode"
     return f"mean return {evaluation.mean:,.1f}, standard deviation {evaluation.std:,.1f}, {len(evaluation.returns)} episodes"
+
+
+def _speed(steps_per_second: float, together: str = "") -> str:
+    """Of the training alone: the progress bar's is that of everything. Nothing where nothing was trained."""
+    return "" if math.isnan(steps_per_second) else f" ({steps_per_second:,.0f} steps/s{together}, evaluations left out)"

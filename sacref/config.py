@@ -497,16 +497,14 @@ class SACConfig(_Config):
     learning_rate: float | tuple[float, float, float] = field(default=1e-3, metadata=_learning_rate())
     """Adam's learning rate: one for all, or three for policy, critic and entropy; 0 leaves that part as it is."""
     learning_rate_scheduler: Scheduler | tuple[Scheduler | None, ...] | None = field(default=None, metadata=_scheduler())
-    """Schedule of the learning rates, stepped once a gradient step: one for all, or three for policy, critic and entropy (as a flag: a JSON
-    list). constant, linear, cosine, exponential, warm_up, piecewise, kl_adaptive, or the backend's own as module:name (a
-    torch.optim.lr_scheduler class, an optax schedule)."""
+    """Schedule of the learning rates, stepped once a gradient step: one for all, or three for policy, critic and entropy (JSON list).
+    constant, linear, cosine, exponential, warm_up, piecewise, kl_adaptive, or the backend's own as module:name (in torch.optim, optax)."""
     learning_rate_scheduler_kwargs: dict[str, Any] | tuple[dict[str, Any], ...] = field(
         default_factory=dict, metadata=_arguments(three=True)
     )
     """Keyword arguments of the schedule: for all, or three for policy, critic and entropy (a flag takes JSON: an object, or a list)."""
     observation_preprocessor: Preprocessor | None = field(default=None, metadata=_preprocessor())
-    """Class that standardises observations before the models see them, or its name module:name, as
-    sacref.preprocessing:RunningStandardScaler."""
+    """Class that standardises observations before the models see them, or its name, as sacref.preprocessing:RunningStandardScaler."""
     observation_preprocessor_kwargs: dict[str, Any] = field(default_factory=dict, metadata=_arguments())
     """Keyword arguments of the observation preprocessor, behind the space."""
     state_preprocessor: Preprocessor | None = field(default=None, metadata=_preprocessor())

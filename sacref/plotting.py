@@ -106,7 +106,8 @@ def _curve(runs: list[_Run]) -> Curve:
         returns = [np.asarray(runs[0].returns[step]) for step in shared]
         mean = np.asarray([episodes.mean() for episodes in returns])
         half = np.asarray([episodes.std() for episodes in returns])
-        label = f"{backend}: seed {runs[0].seed}; band: std of {_range(returns)} episodes"
+        spread = f"; band: std of {_range(returns)} episodes" if any(len(episodes) > 1 for episodes in returns) else ""
+        label = f"{backend}: seed {runs[0].seed}{spread}"
     else:
         of_seeds = np.asarray([[np.mean(run.returns[step]) for step in shared] for run in runs])
         mean = of_seeds.mean(axis=0)

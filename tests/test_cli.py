@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+from importlib.abc import MetaPathFinder
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from gymnasium.envs.classic_control import PendulumEnv
 from PIL import Image
 
 import sacref
+import sacref.__main__ as program
 from sacref import cli, experiment, launch, population, video
 from sacref.config import ExperimentConfig, SACConfig, paper_config
 from sacref.envs.vector import Vectorization
@@ -145,7 +147,7 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     names = {entry.name for entry in dataclasses.fields(SACConfig)} | set(inspect.signature(sacref_train).parameters)
     names = (names - {"experiment", "cfg"}) | {f"experiment.{entry.name}" for entry in dataclasses.fields(ExperimentConfig)}
     assert {f"--{name.replace('_', '-')}" for name in names | {"seeds"}} <= set(re.findall(r"--[\w.-]+", text))
-    assert "Each is the run that --seed makes of its seed, in a directory of its own in --run-dir" in unboxed(text)
+    assert "each is the run of --seed, in RUN_DIR/seed=<seed>." in unboxed(text)
     assert "Transitions in the batch of one gradient step. (default: 256)" in unboxed(text)
 
 
@@ -355,10 +357,37 @@ def test_resume_without_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureF
 def test_train_says_what_it_wrote(trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "finished after 50 steps of HalfCheetah-v5 on torch (123 steps/s)",
+        "finished after 50 steps of HalfCheetah-v5 on torch (123 steps/s, evaluations left out)",
+        "nothing was learned: gradient steps begin after timestep 5,000, and the run has 50; give more --steps, or lower --learning-starts"
+        " and --random-timesteps",
         "evaluation at step 40: mean return 2.0, standard deviation 1.0, 2 episodes",
         f"written to {tmp_path / 'run'}: curve.png",
     ]
+
+
+def test_train_that_had_nothing_left_to_do_says_so(trained: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    trained["result"].steps_per_second = math.nan
+    trained["result"].evaluations = ((50, Evaluation((2.5,), (5,))),)
+    assert cli.main(["train"]) == 0
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        "finished after 50 steps of HalfCheetah-v5 on torch",
+        "nothing was left to train: to go on, give more --steps",
+        "evaluation at step 50: return 2.5, 1 episode",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "silent"),
+    [("--learning-starts 49", True), ("--learning-starts 50", False), ("--gradient-steps 0", True), ("--num-envs 2", False)],
+)
+def test_train_says_where_no_gradient_step_was_reached(
+    flags: str, silent: bool, trained: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", *flags.split()]) == 0
+    assert ("nothing was learned" not in capsys.readouterr().out) is silent
+    trained["result"].interrupted = True
+    assert cli.main(["train", *flags.split()]) == 130
+    assert "nothing was learned" not in capsys.readouterr().out, "who presses Ctrl-C knows that the run is unfinished"
 
 
 @pytest.fixture
@@ -382,7 +411,9 @@ def test_several_seeds_are_one_call_with_the_arguments_of_each(
     assert set(arguments) == (set(inspect.signature(sacref_train).parameters) - {"seed"}) | {"seeds"}
     assert (arguments["seeds"], arguments["cfg"].batch_size, arguments["run_dir"]) == ([0, 1], 7, Path("x"))
     assert capsys.readouterr().out.splitlines()[:-1] == [
-        "finished after 50 steps each of 2 x HalfCheetah-v5 on torch (247 steps/s together)",
+        "finished after 50 steps each of 2 x HalfCheetah-v5 on torch (247 steps/s together, evaluations left out)",
+        "nothing was learned: gradient steps begin after timestep 5,000, and the run has 50; give more --steps, or lower --learning-starts"
+        " and --random-timesteps",
         "seed=0: evaluation at step 40: mean return 2.0, standard deviation 1.0, 2 episodes",
         "seed=1: evaluation at step 40: mean return 6.0, standard deviation 1.0, 2 episodes",
         # Student's t for two values: 12.706 standard errors, of 2.
@@ -519,6 +550,19 @@ def test_the_module_is_the_program_and_its_help_loads_no_backend() -> None:
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(sacref.__file__).parents[1])
     assert "subcommands" in ended.stdout
     assert ended.stdout.splitlines()[-1] == "0 []"
+
+
+def test_ctrl_c_while_the_program_is_loaded_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Interrupted(MetaPathFinder):
+        def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
+            if fullname == "sacref.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "sacref.cli")
+    monkeypatch.delattr(sacref, "cli")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    assert program.main() == 130
+    assert capsys.readouterr().err == "sacref: interrupted before it began\n"
 
 
 @pytest.mark.parametrize(("dtype", "agree", "status"), [("float64", True, 0), ("float64", False, 1), ("float32", False, 0)])

@@ -52,6 +52,12 @@ def test_single_run_shows_the_mean_and_the_std_of_its_episodes(tmp_path: Path) -
     assert output.read_bytes().startswith(b"\x89PNG")
 
 
+def test_single_run_with_an_episode_each_has_no_band(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "run", {0: [-10.0], 1000: [100.0]}, seed=7)
+    (axes,) = plot_runs([run], output=tmp_path / "curve.png").axes
+    assert legend(axes) == ["jax: seed 7"]
+
+
 def test_seeds_show_their_mean_and_its_t_interval(tmp_path: Path) -> None:
     """Of 1, 2 and 3: mean 2, standard error 1/sqrt(3), 97.5% point of Student's t with 2 degrees of freedom 4.302653."""
     runs = [write_run(tmp_path, f"run{seed}", {500: [seed, seed + 2.0]}, seed=seed) for seed in range(3)]

@@ -61,7 +61,7 @@ def section(results: Path) -> Section:
     paragraphs = [
         "## Tasks together\n",
         INTRODUCTION,
-        f"Tasks: {named}; {chosen.steps:,} steps each.\n",
+        f"Tasks: {named}; {chosen.steps:,} steps each.{_not_comparable(chosen.tasks)}\n",
         image(f"IQM of the scores over steps and over hours, {title}", path, results),
         table(["backend", "seeds of each task", "final score: IQM, 95%"], rows),
     ]
@@ -77,6 +77,16 @@ def section(results: Path) -> Section:
         paragraphs.append("There is no performance profile of a single task.\n")
     draw = partial(aggregate_plots.over_tasks, title=title, curves=curves, profiles=profiles)
     return Section(paragraphs, {path: Picture(digest(title, curves, profiles), draw)})
+
+
+def _not_comparable(tasks: Sequence[Task]) -> str:
+    """A sentence about the tasks whose reward is another one in the version of the published runs."""
+    others = [one.group.env for one in tasks if not one.reference.comparable(one.group.env)]
+    if not others:
+        return ""
+    return (
+        f" The reward of {' and '.join(others)} differs from that version's: there a score is a unit, and no comparison with {NORMALISER}."
+    )
 
 
 def choose(groups: Sequence[Group]) -> Chosen | None:

@@ -16,7 +16,7 @@ INTRODUCTION = (
     " deterministic episodes), not of the last tenth nor the maximum. The difference is ours less theirs, its interval Welch's; beside"
     " it stands the smallest true difference that so many seeds of such spread would have shown with 80% power (two-sided, 5%)."
     " *Below* and *above*: the interval is clear of 0. *Agrees*: it holds 0 and stays within 20% of the published mean. *Cannot tell*:"
-    " it holds 0 and reaches further.\n"
+    " it holds 0 and reaches further. *Not comparable*: the task's own reward is another one in their version.\n"
 )
 
 
@@ -89,7 +89,7 @@ def _row(one: Beside) -> list[str]:
         f"{ours} ({len(one.returns)})",
         f"{signed(found.difference)} {interval(found.interval)}".strip() if found else "",
         number(found.smallest) if found else "",
-        found.verdict if found else "none: the reward of this version differs",
+        found.verdict if found else "not comparable: the reward of this version differs",
     ]
 
 

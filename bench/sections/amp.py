@@ -149,7 +149,7 @@ def _table(cells: Sequence[AmpCell]) -> str:
     for network, of_network in _by_network(cells).items():
         for cell in sorted(of_network, key=lambda cell: (cell.width, cell.batch)):
             batch = f"{cell.batch:,}" if cell.recurrent is None else f"{cell.batch // cell.sequence_length:,} x {cell.sequence_length:,}"
-            start = [network, str(cell.width), batch, cell.backend, cell.precision]
+            start = [network, f"{cell.width:,}", batch, cell.backend, cell.precision]
             mine, ratio = speed(cell), speed_up(cell, of_network)
             if mine is None:
                 rows.append([*start, f"missing: {cell.missing}", "", "", "", "", ""])

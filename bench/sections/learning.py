@@ -1,7 +1,8 @@
 """Learning: final evaluations per backend, learning curves, published points beside them, and agents that are compared."""
 
 import statistics as standard
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,8 @@ INTRODUCTION = (
     " 3e-4, two hidden layers of 256, one gradient step per environment step, 5,000 random steps first. A recurrent agent's batch_size"
     " counts sequences. Steps per second count everything, evaluations and compiling included: for a benchmark see Throughput.\n"
 )
+TITLE_WIDTH = 80
+"""Characters of a line above a picture that compares two agents."""
 ASIDE = {"chunk", "mixed_precision"}
 """Settings of presets that ask what they cost: the summary leaves them to their own sections."""
 
@@ -44,7 +47,7 @@ def section(results: Path) -> Section:
         paragraphs.append(f"### {newest.heading}\n")
         if newest.differences:
             paragraphs.append(f"Settings that differ: {'; '.join(newest.differences)}.\n")
-        about = f"{newest.title}: return over {newest.steps:,} environment steps and over hours, PyTorch and JAX"
+        about = f"{newest.title}: return over {newest.steps:,} environment steps and over hours, {_libraries(newest.runs)}"
         paragraphs.append(image(about, path, results))
         for found in (found for found in groups if found.preset == newest.preset):
             paragraphs += _own_table(found)
@@ -90,6 +93,10 @@ def _seeds(count: int) -> str:
     return f"{count} seed{'s' if count > 1 else ''}"
 
 
+def _libraries(backends: Iterable[str]) -> str:
+    return " and ".join(plots.LIBRARIES[backend] for backend in backends)
+
+
 def _own_table(found: Group) -> list[str]:
     rows = []
     intervals = []
@@ -104,7 +111,7 @@ def _own_table(found: Group) -> list[str]:
                 number(statistics.mean(finals)),
                 number(statistics.std(finals)),
                 interval(intervals[-1]),
-                f"{number(statistics.iqm(finals))} {interval(statistics.bootstrap_interval(finals))}",
+                f"{number(statistics.iqm(finals))} {interval(statistics.bootstrap_interval(finals))}".strip(),
                 ", ".join(number(value) for value in finals),
                 number(statistics.mean([runs.last_tenth(run) for run in members])),
                 f"{number(best.mean)} at {best.step:,}",
@@ -121,11 +128,12 @@ def _own_table(found: Group) -> list[str]:
             f"The backends' intervals of the mean {verdict}. A run of {first} ends above one of {second} with"
             f" probability {better.value:.2f} {interval(better.interval, digits=2)}.\n"
         )
-    cores = " or ".join(map(str, sorted({run.hardware.threads for run in found.all_runs})))
+    threads = sorted({run.hardware.threads for run in found.all_runs})
+    cores = f"{' or '.join(map(str, threads))} core{'' if threads == [1] else 's'}"
     together = max(runs.members(run) for run in found.all_runs)
     process = "each run" if together == 1 else f"up to {together} runs together in a process, a population,"
     sources = " and ".join(sorted({source(run.sacref_version, run.commit, run.dirty) for run in found.all_runs}))
-    paragraphs.append(f"{sources}, on {found.place}; {process} on {cores} core(s); {found.date[:10]}.\n")
+    paragraphs.append(f"{sources}, on {found.place}; {process} on {cores}; {found.date[:10]}.\n")
     return paragraphs
 
 
@@ -177,7 +185,7 @@ def _compared(comparison: Comparison, groups: Sequence[Group], results: Path) ->
         f"### {title}\n",
         f"{comparison.label}: {first.title}; {comparison.beside_label}: {second.title}.{''.join(longer)} A difference is that of the means"
         " over seeds; its interval is Welch's.\n",
-        image(f"Return of both agents over {last:,} environment steps, PyTorch and JAX", path, results),
+        image(f"Return of both agents over {last:,} environment steps, {_libraries(first.runs)}", path, results),
     ]
     for pair in pairs:
         paragraphs += _difference_table(comparison, *pair)
@@ -186,7 +194,8 @@ def _compared(comparison: Comparison, groups: Sequence[Group], results: Path) ->
         for backend, returns, apart in _differences(first, second, last)
     ]
     finding = Finding(title, f"{comparison.label} less {comparison.beside_label}, mean return: {'; '.join(differences)}")
-    drawn = Picture(digest(title, curves), partial(plots.compared_curves, title=title, curves=curves))
+    lines = textwrap.fill(title, TITLE_WIDTH)
+    drawn = Picture(digest(lines, curves), partial(plots.compared_curves, title=lines, curves=curves))
     return Section(paragraphs, {path: drawn}, [finding] if differences else [])
 
 

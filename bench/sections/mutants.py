@@ -36,7 +36,7 @@ def section(results: Path) -> Section:
         f"{place(found)}; {source(found.sacref_version, found.commit, found.dirty)}; {found.date[:10]}.\n",
     ]
     all_files = _row("all", files)
-    said = f"{all_files[7]} of {int(all_files[2]):,} mutants, less the {all_files[5]} equivalent ones, make a test fail"
+    said = f"{all_files[7]} of {all_files[2]} mutants, less the {all_files[5]} equivalent ones, make a test fail"
     return Section(paragraphs, {}, [Finding("Mistakes put into the equations and the updates", said)] if all_files[7] else [])
 
 
@@ -48,4 +48,4 @@ def _row(name: str, files: list[MutantFile]) -> list[str]:
     score = f"{(killed + timed_out) / judged:.1%}" if judged else ""
     minutes = sum(file.seconds for file in files) / 60
     counts = (mutants, mutants - not_run, killed, timed_out, equivalent, survived)
-    return [name, *map(str, counts), score, f"{minutes:.1f}"]
+    return [name, *(f"{count:,}" for count in counts), score, f"{minutes:.1f}"]

@@ -76,7 +76,7 @@ def _table(samples: UpdateSamples) -> str:
     rows = []
     for cell in sorted(samples.cells, key=lambda cell: (cell.width, cell.batch)):
         way = f"auto: {cell.chosen}" if cell.execution == "auto" and cell.chosen else cell.execution
-        start = [str(cell.width), f"{cell.batch:,}", cell.backend, way]
+        start = [f"{cell.width:,}", f"{cell.batch:,}", cell.backend, way]
         if not cell.timings:
             rows.append([*start, f"missing: {cell.missing}", "", "", "", ""])
             continue

@@ -119,7 +119,7 @@ def test_no_agreement_is_claimed_of_another_reward() -> None:
     hopper = grouped("more", "Hopper-v5", {"jax": (2_000.0, 2_100.0)})
     assert {one.found for one in agreement.beside(hopper)} == {None}
     text = "".join(agreement.paragraphs(hopper, [hopper]))
-    assert text.count("| none: the reward of this version differs |") == 6
+    assert text.count("| not comparable: the reward of this version differs |") == 6
     assert "Below" not in text
     same = grouped("more", "Hopper-v4", {"jax": (2_000.0, 2_100.0)})
     assert {one.reference.source.split("@")[0] for one in agreement.beside(same) if one.found} == {"DAVIAN-Robotics/SimbaV2"}
@@ -170,6 +170,7 @@ def test_the_page_shows_the_profile_of_several_tasks_alone(tmp_path: Path) -> No
     assert titles == ["sample efficiency", "wall-clock", "performance profile"]
     text = "".join(section.paragraphs)
     assert "HalfCheetah-v5 (score of 1: 5,794, jaxrl on HalfCheetah-v2), Hopper-v5 (score of 1: 2,014, jaxrl on Hopper-v2)" in text
+    assert "The reward of Hopper-v5 differs from that version's: there a score is a unit, and no comparison with jaxrl." in text
     # Of 0.5, 1, 1 and 1 the lowest and a highest are cut off; the two of Hopper are 0.5 twice once in four resamples.
     assert "| jax | 2 | 1.00 [0.75, 1.00] |" in text
     assert "Left out, as it was not run on all of these tasks: torch." in text

@@ -218,6 +218,12 @@ def test_outcomes_are_kept_until_the_file_or_its_tests_change(package: Path, tmp
     assert [line["outcome"] for line in lines].count("timed out") == 1
 
 
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mutants, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"needs cosmic-ray, which is not installed: pip install 'sacref\[dev\]'"):
+        mutants.main(dry_run=True)
+
+
 def test_every_file_has_its_mirrored_tests() -> None:
     found = {target.file: target for target in mutants.targets()}
     assert {path.name for path in (machine.ROOT / "sacref" / "spec").glob("*.py")} == {

@@ -165,7 +165,8 @@ def test_the_table_holds_the_final_evaluations(results: Path) -> None:
     text = (results / "README.md").read_text()
     assert "final evaluation of 10 deterministic episodes" in text.replace("\n", " ")
     assert "The backends' intervals of the mean overlap." in text
-    assert "sacref 0.1.0, commit 0123456789, on A CPU, 4 cores; each run on 1 core(s); 2026-01-02." in text
+    assert "environment steps and over hours, PyTorch and JAX" in text, "the libraries of the runs that there are"
+    assert "sacref 0.1.0, commit 0123456789, on A CPU, 4 cores; each run on 1 core; 2026-01-02." in text
 
 
 def test_the_page_begins_with_its_findings(results: Path) -> None:
