@@ -64,7 +64,18 @@ class Agent(Saved[ArrayT]):
         self._timestep = 0
 
     def _check_options(self) -> None:
-        """Refuse fields of the configuration that do not go together with this algorithm."""
+        """Refuse fields of the configuration that do not go together with this algorithm.
+
+        Raises:
+            ConfigError: naming the field.
+        """
+        usual = SACConfig()
+        for name in ("sequence_length", "burn_in", "stored_carry"):
+            if getattr(self.cfg, name) != getattr(usual, name):
+                raise ConfigError(
+                    f"{name} is {getattr(self.cfg, name)}, which SAC_RNN alone reads, and this is {type(self).__name__}: leave it at "
+                    f"{getattr(usual, name)}, or train recurrent models with SAC_RNN (sacref train --recurrent gru)"
+                )
 
     def _set_up(self) -> None:
         """Make what this algorithm holds beside the models, before those are tried."""

@@ -121,7 +121,7 @@ class Border(ABC, Generic[ArrayT]):
             )
         terminated = self._column(terminated, "terminated", envs, device, bool)
         truncated = self._column(truncated, "truncated", envs, device, bool)
-        actions = self._floats(actions, device)
+        actions = self._floats(actions, "actions", device)
         if tuple(actions.shape) != (envs, *self.spaces.action_shape):
             raise ValueError(
                 f"actions have shape {tuple(actions.shape)}, expected {(envs, *self.spaces.action_shape)}: "
@@ -187,14 +187,22 @@ class Border(ABC, Generic[ArrayT]):
             raise ValueError(f"{name} have shape {tuple(array.shape)}, expected ({envs}, 1): one row per environment")
         array = array.reshape(envs)
         if dtype is bool:
+            if not device and array.dtype.kind != "b" and not (array.dtype.kind in "fiu" and np.isin(array, (0, 1)).all()):
+                raise ValueError(f"{name} are {array.tolist()}, expected True or False for each environment")
             return array != 0 if device else array.astype(np.bool_)
-        return self._floats(array, device)
+        return self._floats(array, name, device)
 
-    def _floats(self, values: Any, device: bool) -> Any:
-        """Actions or rewards, which may be integers, as floating-point numbers."""
+    def _floats(self, values: Any, name: str, device: bool) -> Any:
+        """Actions or rewards, which may be integers, as floating-point numbers.
+
+        Raises:
+            TypeError: if they are no numbers.
+        """
         if device:
             return self._as_floats(self._upload(values))
         array = np.asarray(values)
+        if array.dtype.kind not in "fiub":
+            raise TypeError(f"{name} have dtype {array.dtype}, expected numbers: convert them, np.asarray({name}, np.float32)")
         return array if array.dtype.kind == "f" else array.astype(np.float64)
 
     def _refuse_not_finite(self, parts: Mapping[str, Any], keep: Any, device: bool) -> Any:

@@ -117,6 +117,12 @@ def _check_options(
     feed_previous: Sequence[str],
 ) -> tuple[str, ...]:
     """Refuse what no network can have, or would ignore; return what is fed of the step before, in its order."""
+    widths: Any = hidden
+    if not isinstance(widths, list | tuple) or not all(_is_count(width) for width in widths):
+        raise ValueError(f"default_models: hidden is {hidden!r}, expected the widths of the hidden layers, integers >= 1, as (256, 256)")
+    for name, count in {"num_critics": num_critics, "recurrent_size": recurrent_size}.items():
+        if isinstance(count, bool) or not isinstance(count, int | np.integer):
+            raise ValueError(f"default_models: {name} is {count!r}, expected an integer >= 1")
     if num_critics < 1:
         raise ValueError(f"default_models: num_critics is {num_critics}, expected at least 1 (2 is usual)")
     if not 0.0 <= dropout < 1.0:
@@ -137,6 +143,10 @@ def _check_options(
     if isinstance(feed_previous, str) or not set(feed_previous) <= set(PREVIOUS):
         raise ValueError(f"default_models: feed_previous is {feed_previous!r}, expected a tuple of some of {PREVIOUS}, or ()")
     return tuple(name for name in PREVIOUS if name in feed_previous)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
 
 
 def check_carry(carry: Any, shape: tuple[int, ...], *, parts: int) -> None:

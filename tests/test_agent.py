@@ -620,6 +620,24 @@ def test_host_rows_that_are_not_finite_are_refused_with_their_environment(backen
     assert agent.recent_returns == before[2]
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "error", "message"),
+    [
+        ("observations", [[None, 0.0, 0.0]], TypeError, "observations have dtype object, expected float64"),
+        ("next_observations", [["nan", "0", "0"]], TypeError, "next_observations have dtype <U3, expected float64"),
+        ("actions", [[1j, 0.0]], TypeError, "actions have dtype complex128, expected numbers"),
+        ("rewards", [[None]], TypeError, "rewards have dtype object, expected numbers"),
+        ("terminated", [[np.nan]], ValueError, r"terminated are \[nan\], expected True or False"),
+        ("truncated", [["False"]], ValueError, r"truncated are \['False'\], expected True or False"),
+    ],
+)
+def test_host_rows_that_are_no_numbers_are_refused(backend: Backend, name: str, values: Any, error: type[Exception], message: str) -> None:
+    agent = backend.agent()
+    with pytest.raises(error, match=message):
+        agent.record_transition(**draw_row(agent, np.random.default_rng(0), **{name: values}))
+    assert len(agent.memory) == 0
+
+
 def test_observations_that_are_not_finite_are_refused_before_acting(backend: Backend) -> None:
     agent = backend.agent(num_envs=3)
     observations = np.zeros((3, 3))

@@ -106,6 +106,13 @@ def test_one_seed_gives_the_same_networks_on_both_backends(dtype: str) -> None:
     [
         ({"dtype": "float16"}, "dtype is float16, expected float32 or float64"),
         ({"num_critics": 0}, "num_critics is 0, expected at least 1"),
+        ({"num_critics": 2.5}, "num_critics is 2.5, expected an integer >= 1"),
+        ({"num_critics": True}, "num_critics is True, expected an integer >= 1"),
+        ({"recurrent": "gru", "recurrent_size": 2.5}, "recurrent_size is 2.5, expected an integer >= 1"),
+        ({"hidden": 8}, "hidden is 8, expected the widths of the hidden layers"),
+        ({"hidden": (8, 0)}, r"hidden is \(8, 0\), expected the widths of the hidden layers, integers >= 1"),
+        ({"hidden": (4.5,)}, r"hidden is \(4.5,\), expected the widths"),
+        ({"hidden": "64"}, "hidden is '64', expected the widths"),
         ({"dropout": 1.0}, "dropout is 1.0, expected at least 0 and less than 1"),
         ({"dropout": -0.1}, "dropout is -0.1, expected at least 0"),
         ({"hidden": (), "layer_norm": True}, "hidden is empty, so that layer_norm and dropout have no layer: give at least one width"),
@@ -127,8 +134,26 @@ def test_one_seed_gives_the_same_networks_on_both_backends(dtype: str) -> None:
     ],
 )
 def test_arguments_of_default_models_that_do_not_fit_are_refused(backend: Backend, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with without_shape_checks(), pytest.raises(ValueError, match=message):
         defaults(backend, **options)
+
+
+def test_models_and_memories_of_the_other_backend_are_refused() -> None:
+    torch, jax = installed_backends()
+    for backend, other, library in ((torch, jax, "torch.nn.Module"), (jax, torch, "flax.nnx.Module")):
+        with without_shape_checks(), pytest.raises(TypeError, match=f"model 'policy' is a GaussianPolicy, expected a {library}"):
+            backend.agent(models=defaults(other))
+        spaces = Spaces()
+        with (
+            without_shape_checks(),
+            pytest.raises(TypeError, match=f"memory is a ReplayMemory, expected a sacref.{backend.name}.ReplayMemory"),
+        ):
+            backend.package.SAC(
+                models=defaults(backend),
+                memory=other.package.ReplayMemory(64, 1),
+                observation_space=spaces.observation,
+                action_space=spaces.action,
+            )
 
 
 # Dict spaces and privileged critics.

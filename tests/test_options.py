@@ -82,6 +82,12 @@ def test_a_subset_of_more_critics_than_there_are_is_refused(backend: Backend) ->
         backend.agent(target_subset=3)
 
 
+@pytest.mark.parametrize("field, value", [("sequence_length", 8), ("burn_in", 2), ("stored_carry", False)])
+def test_what_sac_rnn_alone_reads_is_refused_by_sac(backend: Backend, field: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{field} is {value}, which SAC_RNN alone reads, and this is SAC: leave it at"):
+        backend.agent(**{field: value})
+
+
 @pytest.mark.parametrize("kind, value", [("min", 1.0), ("mean", 2.0)])
 def test_what_the_policy_maximises(backend: Backend, kind: str, value: float) -> None:
     agent = backend.agent(**STILL, num_critics=3, policy_value=kind)

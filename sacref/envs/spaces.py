@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from sacref.envs.values import Like
+from sacref.spec.arrays import namespace
 from sacref.tree import Tree, leaves, map_leaves
 
 
@@ -117,7 +118,7 @@ def check_values(values: Any, fields: Tree, name: str, is_device_array: Callable
     """`values` as a tree of arrays `(envs, *shape)` in the place of the fields: NumPy, unless they are the backend's own.
 
     Raises:
-        ValueError, TypeError: naming the array whose shape, or the dict whose keys, are not the space's.
+        ValueError, TypeError: naming the array whose shape or kind of numbers, or the dict whose keys, are not the space's.
     """
     if isinstance(fields, dict):
         if not isinstance(values, Mapping):
@@ -139,7 +140,29 @@ def check_values(values: Any, fields: Tree, name: str, is_device_array: Callable
             f"{name} have shape {tuple(array.shape)}, expected (envs, *{expected}) as the space says: "
             f"{'add the leading environment axis' if tuple(array.shape) == expected else 'check the environment and its wrappers'}"
         )
+    if array.dtype != fields.dtype:
+        _refuse_lossy(array, fields.dtype, name, device=is_device_array(values))
     return array
+
+
+def _refuse_lossy(array: Any, dtype: np.dtype[Any], name: str, *, device: bool) -> None:
+    """Refuse what could not be stored as it is: no numbers, fractions in a space of integers, integers beyond its dtype.
+
+    Of device arrays the dtype alone is judged: nothing waits for their values.
+
+    Raises:
+        TypeError, ValueError: naming the array.
+    """
+    numbers: Any = ("bool", "integral") if dtype.kind in "iub" else ("bool", "integral", "real floating")
+    xp: Any = namespace(array)
+    fits = xp.isdtype(array.dtype, numbers) if device else array.dtype.kind in ("iub" if dtype.kind in "iub" else "fiub")
+    if not fits:
+        raise TypeError(
+            f"{name} have dtype {array.dtype}, expected {dtype} as the space says, since {array.dtype} would not be stored as it is: "
+            f"give the space the dtype that the environment and its wrappers return"
+        )
+    if dtype.kind in "iub" and not device and not np.array_equal(array.astype(dtype), array):
+        raise ValueError(f"{name} hold numbers beyond {dtype}, which the space says: give the space the dtype that the environment returns")
 
 
 def _check_actions(space: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -92,8 +92,10 @@ def refuse_hidden_state(name: str, model: nnx.Module) -> None:
     """Refuse layers that change variables when they are called; random ones are seeded anew in each call.
 
     Raises:
-        ValueError: naming the variable.
+        ValueError: naming the variable. TypeError: if the model is none of Flax's nnx.
     """
+    if not isinstance(model, nnx.Module):
+        raise TypeError(f"model {name!r} is a {type(model).__name__}, expected a flax.nnx.Module: sacref.jax.default_models makes such")
     for path, variable in nnx.to_flat_state(nnx.state(model)):
         if isinstance(variable, nnx.BatchStat):
             raise ValueError(

@@ -97,6 +97,7 @@ class Problem:
 
     def config(self) -> SACConfig:
         """What the agents are told."""
+        sequences: dict[str, Any] = {"sequence_length": self.sequence_length, "burn_in": self.burn_in} if self.recurrent else {}
         return SACConfig(
             batch_size=self.batch_size,
             discount_factor=self.discount_factor,
@@ -112,8 +113,7 @@ class Problem:
             policy_delay=self.policy_delay,
             learning_rate_scheduler=self.schedule,
             learning_rate_scheduler_kwargs=self.schedule_kwargs,
-            sequence_length=self.sequence_length,
-            burn_in=self.burn_in,
+            **sequences,
         )
 
     def spaces(self) -> dict[str, gymnasium.Space[Any] | None]:

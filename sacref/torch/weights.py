@@ -62,8 +62,10 @@ def refuse_hidden_state(name: str, model: nn.Module) -> None:
     """Refuse layers that draw from the global generator or change buffers when they are called.
 
     Raises:
-        ValueError: naming the layer.
+        ValueError: naming the layer. TypeError: if the model is none of PyTorch's.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model {name!r} is a {type(model).__name__}, expected a torch.nn.Module: sacref.torch.default_models makes such")
     for path, layer in model.named_modules():
         if isinstance(layer, nn.modules.batchnorm._NormBase):
             raise ValueError(

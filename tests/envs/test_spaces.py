@@ -117,5 +117,35 @@ def test_values_are_checked_against_the_fields() -> None:
         check_values(good, fields["a"], "observations", lambda value: False)
 
 
+@pytest.mark.parametrize(
+    ("space", "values", "error", "message"),
+    [
+        (Box(-1, 1, (1,)), [[None]], TypeError, "observations have dtype object, expected float32 as the space says"),
+        (Box(-1, 1, (1,)), [["1.0"]], TypeError, "observations have dtype <U3, expected float32"),
+        (Box(-1, 1, (1,)), [[1j]], TypeError, "observations have dtype complex128, expected float32"),
+        (
+            Box(0, 255, (1,), np.uint8),
+            [[0.5]],
+            TypeError,
+            "dtype float64, expected uint8 .* would not be stored as it is",
+        ),
+        (Box(0, 255, (1,), np.uint8), [[256]], ValueError, "observations hold numbers beyond uint8"),
+        (Box(0, 255, (1,), np.uint8), [[-1]], ValueError, "observations hold numbers beyond uint8"),
+        (Box(-128, 127, (1,), np.int8), [[128]], ValueError, "observations hold numbers beyond int8"),
+    ],
+)
+def test_values_that_could_not_be_stored_as_they_are_are_refused(space: Any, values: Any, error: type[Exception], message: str) -> None:
+    fields = check_spaces(space, None, ACTIONS).observations
+    with pytest.raises(error, match=message):
+        check_values(values, fields, "observations", lambda value: False)
+
+
+@pytest.mark.parametrize("own, given", [(np.uint8, np.int64), (np.float32, np.int64), (np.float16, np.float64), (np.int64, np.bool_)])
+def test_values_of_another_dtype_that_are_stored_as_they_are_are_taken(own: Any, given: Any) -> None:
+    fields = check_spaces(Box(0, 1, (2,), own), None, ACTIONS).observations
+    values = np.array([[0, 1]], given)
+    assert check_values(values, fields, "observations", lambda value: False) is values
+
+
 def test_the_widest_box_whose_width_is_a_float32_is_accepted() -> None:
     assert check_spaces(OBSERVATIONS, None, Box(-1.7e38, 1.7e38, (1,), np.float32)).action_size == 1
