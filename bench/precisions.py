@@ -35,6 +35,8 @@ def use(backend: str, name: str) -> None:
         import torch
 
         torch.set_float32_matmul_precision(precision.torch_matmul)
+        # Of recurrent cells, which cuDNN multiplies in TF32 unless told.
+        torch.backends.cudnn.allow_tf32 = precision.torch_matmul != "highest"
     else:
         import jax
 

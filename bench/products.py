@@ -49,7 +49,8 @@ class TorchProducts:
                 multiply()
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # Of this thread: JAX's may be at work in this process.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 multiply()
             call, synchronise = graph.replay, torch.cuda.synchronize
         self.timed = Timed(call=call, synchronise=synchronise, count=2 * pairs)

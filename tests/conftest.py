@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 # Before NumPy or torch is loaded, here and in every process that a test starts: a test is one of several that run side by side.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# On a GPU they share its memory, of which JAX would take most at once.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 # Tests run in a directory of their own, so that a relative entry would lead a process that they start nowhere.
 if "PYTHONPATH" in os.environ:
     os.environ["PYTHONPATH"] = os.pathsep.join(str(Path(entry).absolute()) for entry in os.environ["PYTHONPATH"].split(os.pathsep))

@@ -95,9 +95,12 @@ def default_models(
         feed_previous=feed_previous,
     )
     policy, critic = (GaussianPolicy, QFunction) if recurrent is None else (RecurrentPolicy, RecurrentQFunction)
-    cpu = jax.local_devices(backend="cpu")[0]
+    try:
+        place = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
+        place = jax.local_devices()[0]
     models: dict[str, nnx.Module] = {}
     for name, network in networks.items():
         model = (policy if name == "policy" else critic)(network, dtype)
-        models[name] = with_parameters(model, from_common(model, network.draw(seed=seed, model=name), like=parameters_of(model, cpu)))
+        models[name] = with_parameters(model, from_common(model, network.draw(seed=seed, model=name), like=parameters_of(model, place)))
     return models

@@ -194,21 +194,24 @@ def capture_on_cuda(
     Registered generators go on from replay to replay.
     """
     device = generators[0].device
-    graph = torch.cuda.CUDAGraph()
-    for generator in generators:
-        graph.register_generator_state(generator)
-    # A stream of the agent's device: torch's default one for captures lies on the device that was current first.
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it unannotated.
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        warm_up()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    # Of this thread: in a population that one may still be closing what another has finished.
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        output = function()
+    # All of it: a graph keeps the states of generators on the device that is current when they are registered.
+    with torch.cuda.device(device):
+        graph = torch.cuda.CUDAGraph()
+        for generator in generators:
+            graph.register_generator_state(generator)
+        # A stream of the agent's device: torch's default one for captures lies on the device that was current first.
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it unannotated.
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            warm_up()
+        torch.cuda.current_stream(device).wait_stream(stream)
+        # Of this thread: in a population that one may still be closing what another has finished.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            output = function()
 
     def replay() -> Tensor:
-        graph.replay()
+        with torch.cuda.device(device):  # whose current stream it is launched on
+            graph.replay()
         return output
 
     return replay

@@ -283,7 +283,13 @@ def _rate_of(schedule: Schedule | None, learning_rate: float) -> Callable[[Tenso
         ) from error
     if rate.shape != ():
         raise ConfigError(f"learning_rate_scheduler is {name}, which gives a rate of shape {tuple(rate.shape)}, expected ()")
-    return lambda calls, like: torch.as_tensor(own(calls.to(like.dtype)), dtype=like.dtype, device=like.device)
+
+    def rate_at(calls: Tensor, like: Tensor) -> Tensor:
+        found = own(calls.to(like.dtype))
+        # A number is filled in where it is needed: a copy from the host cannot be captured.
+        return found.to(like) if isinstance(found, Tensor) else torch.full_like(like, float(found))
+
+    return rate_at
 
 
 def _is_scheduler(function: Any) -> bool:

@@ -8,10 +8,12 @@ from typing import Any, Self
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor
 
 from sacref.initialisation import Network, check_carry
 from sacref.torch.layers import Perceptron
+from sacref.tree import map_leaves
 from sacref.types import Inputs
 
 CELLS: dict[str, Callable[..., nn.RNNBase]] = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
@@ -57,8 +59,20 @@ class Recurrent(Perceptron):
         state = tuple(part[None] for part in carry) if self.kind == "lstm" else carry[None]
         x = torch.cat(fed, dim=-1)
         with _pytorchs_own(x), _without_warning(x):
-            outputs, state = self.cell(x, state)
+            outputs, state = self._run_cell(x, state)
         return [outputs, *seen], tuple(part[0] for part in state) if self.kind == "lstm" else state[0]
+
+    def _run_cell(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """The cell in the precision in force. On CUDA, autocast has cuDNN's cells compute in float16 where bfloat16 is asked for, too."""
+        device = x.device.type
+        if not x.is_cuda or not torch.is_autocast_enabled(device):
+            outputs, state = self.cell(x, state)
+            return outputs, state
+        dtype = torch.get_autocast_dtype(device)
+        lowered = {name: parameter.to(dtype) for name, parameter in self.cell.named_parameters()}
+        with torch.autocast(device, enabled=False):
+            outputs, state = torch.func.functional_call(self.cell, lowered, (x.to(dtype), map_leaves(lambda part: part.to(dtype), state)))
+        return outputs, state
 
 
 class RecurrentPolicy(Recurrent):
@@ -101,11 +115,21 @@ def recurrent_cell(kind: str, inputs: int, size: int, dtype: torch.dtype) -> nn.
 
 @contextmanager
 def _pytorchs_own(x: Tensor) -> Iterator[None]:
-    """Keep a recording away from oneDNN's LSTM: its gradient needs a workspace that a replayed forward pass does not leave."""
+    """Keep a recording away from the libraries' cells.
+
+    The gradient of oneDNN's LSTM needs a workspace that a replayed forward pass does not leave. cuDNN's cells, and those of PyTorch for
+    CUDA, can neither be recorded with fake tensors nor mapped over members: there a recording has PyTorch's decompositions of them.
+    """
+    if not isinstance(x, FakeTensor):
+        yield
+        return
+    if x.device.type != "cpu":
+        with enable_python_dispatcher():
+            yield
+        return
     settings: Any = torch.backends.mkldnn
     enabled = settings.enabled
-    if isinstance(x, FakeTensor):
-        settings.enabled = False
+    settings.enabled = False
     try:
         yield
     finally:

@@ -5,7 +5,8 @@ scale, and a recurrent layer holds what are two dense layers in common: of the i
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -42,10 +43,33 @@ def with_parameters(model: nn.Module, parameters: Mapping[str, Tensor]) -> nn.Mo
 def functional(model: nn.Module) -> Callable[..., Any]:
     """`model` as a function of its parameters: `(parameters, *inputs) -> outputs`."""
 
+    cells = [layer for layer in model.modules() if isinstance(layer, nn.RNNBase)]
+
     def apply(parameters: Parameters, *inputs: Any) -> Any:
-        return torch.func.functional_call(model, parameters, inputs)
+        with _left_in_place(cells):
+            return torch.func.functional_call(model, parameters, inputs)
 
     return apply
+
+
+@contextmanager
+def _left_in_place(cells: Sequence[nn.RNNBase]) -> Iterator[None]:
+    """Keep recurrent layers from moving the parameters that they are called with.
+
+    On CUDA they see that these are not those of the last call, and move them, side by side, to memory of that moment. In a CUDA graph, each
+    replay would copy them there anew, from where they lay at the capture, and what was learned in between would be lost.
+    """
+    for cell in cells:
+        vars(cell)["flatten_parameters"] = _nothing
+    try:
+        yield
+    finally:
+        for cell in cells:
+            vars(cell).pop("flatten_parameters", None)
+
+
+def _nothing() -> None:
+    """In the place of `flatten_parameters`."""
 
 
 def generators(model: nn.Module) -> dict[str, torch.Generator]:

@@ -9,7 +9,7 @@ pytest.importorskip("torch")
 import torch
 from torch import Tensor, nn
 
-from sacref.torch.weights import generators, refuse_hidden_state
+from sacref.torch.weights import functional, generators, refuse_hidden_state
 
 
 class Noisy(nn.Module):
@@ -57,3 +57,20 @@ def test_the_generators_of_a_model_are_found_by_their_paths() -> None:
     assert not torch.equal(noisy(x), first)
     found["1.0.stream"].set_state(state)
     assert torch.equal(noisy(x), first)
+
+
+def test_a_recurrent_layer_leaves_the_parameters_it_is_called_with_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA it would move them, which a graph repeats at each replay: what was learned in between would be lost."""
+    model = nn.GRU(3, 4)
+    moved: list[nn.Module] = []
+    monkeypatch.setattr(nn.RNNBase, "flatten_parameters", lambda layer: moved.append(layer))
+    parameters = {name: torch.ones_like(parameter) for name, parameter in model.named_parameters()}
+    x = torch.zeros(2, 1, 3)
+    torch.func.functional_call(model, parameters, (x,))
+    assert moved == [model]
+    outputs, _ = functional(model)(parameters, x)
+    assert moved == [model]
+    # All weights and biases 1: h' = (1 - z) tanh(1 + r) + z h with r = z = sigmoid(2).
+    gate = torch.sigmoid(torch.tensor(2.0))
+    torch.testing.assert_close(outputs[0, 0], ((1 - gate) * torch.tanh(1 + gate)).expand(4))
+    assert "flatten_parameters" not in vars(model)

@@ -1,0 +1,93 @@
+"""What the capture of a CUDA graph would refuse, looked for where there is no such device."""
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sacref.config import Schedule
+from sacref.torch.fuse import Bounds, draw, in_place
+from sacref.torch.optim import _rate_of
+from tests.backends import Backend
+
+READ_BY_THE_HOST = (
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.nonzero.default,
+    torch.ops.aten.masked_select.default,
+    torch.ops.aten.lift_fresh.default,
+)
+INDEXING = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
+
+
+class Refusing(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it unannotated.
+    """Lists operations that read a value to the host, or see tensors of the host beside those of the device `meta`."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it unannotated.
+        self.refused: list[str] = []
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = operation(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
+        masked = operation in INDEXING and any(index is not None and index.dtype == torch.bool for index in args[1])
+        if operation in READ_BY_THE_HOST or masked or any(tensor.device.type != "meta" for tensor in tensors):
+            self.refused.append(str(operation))
+        self.seen.append(str(operation))
+        return result
+
+
+def on_meta(tree: Any) -> Any:
+    return pytree.tree_map(lambda leaf: leaf.to("meta") if isinstance(leaf, Tensor) else leaf, tree)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"n_step": 3, "num_envs": 2, "observation_preprocessor": "sacref.preprocessing:RunningStandardScaler"},
+        {"target_subset": 1, "num_critics": 3, "networks": {"layer_norm": True, "dropout": 0.1}, "policy_delay": 2},
+        {"learning_rate_scheduler": "kl_adaptive", "grad_norm_clip": 0.5},
+        {"learning_rate_scheduler": "piecewise", "learning_rate_scheduler_kwargs": {"boundaries": (3, 5), "factors": (1.0, 0.5, 0.1)}},
+        {"algorithm": "SAC_RNN", "networks": {"recurrent": "gru"}, "sequence_length": 4, "burn_in": 2, "num_envs": 2},
+    ],
+)
+def test_draw_and_step_stay_on_the_device(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = Backend("torch").agent(**options)
+    state, memory, moments = map(on_meta, (agent._state, agent.memory.state, agent._moments))
+    agent._action_bounds = Bounds(*map(on_meta, agent._action_bounds))
+    for model in agent._models.values():
+        model.to("meta")
+    refusing = Refusing()
+    # There are no generators of this device, nor is there this kernel, whose rate may be a tensor of it.
+    for name in ("rand", "randn", "randint"):
+        draws = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda *sizes, generator, draws=draws, **given: draws(*sizes, **given))
+
+    def adam(*lists: Any, **given: Any) -> None:
+        if any(leaf.device.type != "meta" for leaf in pytree.tree_leaves((lists, given)) if isinstance(leaf, Tensor)):
+            refusing.refused.append("adam")
+
+    monkeypatch.setattr(torch, "_fused_adam_", adam)
+    with refusing, torch.no_grad():
+        batch, noise, _ = draw(memory, moments, agent._random, agent._drawing())
+        in_place(agent._update, state, batch, noise)
+    assert refusing.refused == []
+    assert len(refusing.seen) > 300
+
+
+def test_a_schedule_that_gives_a_number_is_filled_in_on_the_device() -> None:
+    rate_of = _rate_of(Schedule(lambda step: 0.25, {}), 1e-3)
+    assert rate_of is not None
+    like = torch.zeros((), dtype=torch.float64)
+    rate = rate_of(torch.zeros((), dtype=torch.int64), like)
+    assert (float(rate), rate.dtype, rate.shape) == (0.25, torch.float64, ())
+    refusing = Refusing()
+    with refusing:
+        rate_of(torch.zeros((), dtype=torch.int64, device="meta"), like.to("meta", copy=True))
+    assert refusing.seen[-1] == "aten.full_like.default"
