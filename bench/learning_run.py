@@ -193,9 +193,11 @@ def with_times(
 
 def train(jobs: Sequence[Job], resume: bool) -> None:
     """Train with sacref and the paper's settings. Imported here, as `keep_to_cores` must come first."""
+    from bench import precisions
     from sacref import experiment, population
 
     job = jobs[0]
+    precisions.use(job.backend, "float32")  # which mixed precision of the settings goes beside
     arguments: dict[str, Any] = {
         "env": job.env,
         "backend": job.backend,

@@ -46,6 +46,8 @@ if find_spec("jax") is not None:
     set_jax: Callable[[str, object], None] = jax.config.update
     set_jax("jax_numpy_rank_promotion", "raise")
     set_jax("jax_enable_x64", True)
+    if any(find_spec(f"jax_cuda{version}_plugin") is not None for version in (12, 13)):
+        set_jax("jax_default_matmul_precision", "highest")  # where float32 is TF32 otherwise
 
 if find_spec("torch") is not None:
     import torch

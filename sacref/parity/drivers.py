@@ -3,7 +3,7 @@
 import importlib
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple, Protocol
@@ -269,11 +269,13 @@ class BackendAgent:
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
-        """JAX keeps float64 only where its 64-bit mode is on; here it is on inside, and the process's own setting stays."""
-        if self.backend == "jax" and self.dtype == "float64":
-            with importlib.import_module("jax").enable_x64(True):
-                yield
-        else:
+        """JAX keeps float64 only where its 64-bit mode is on, and multiplies float32 in TF32 on a GPU; the process's own settings stay."""
+        with ExitStack() as settings:
+            if self.backend == "jax":
+                jax = importlib.import_module("jax")
+                settings.enter_context(jax.default_matmul_precision("highest"))
+                if self.dtype == "float64":
+                    settings.enter_context(jax.enable_x64(True))
             yield
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import sacref
-from bench import learning_run, machine, record
+from bench import learning_run, machine, precisions, record
 from bench.learning_run import IncompleteError, Job, Train
 from bench.record import Evaluation, LearningSamples, Session
 from sacref.population import PopulationError
@@ -217,14 +217,17 @@ def test_runs_together_that_were_stopped_go_on(job: Job) -> None:
 
 
 @pytest.mark.parametrize("backend", ["torch", "jax"])
-def test_runs_that_are_really_trained_together_go_on_alone(backend: str, job: Job) -> None:
+def test_runs_that_are_really_trained_together_go_on_alone(backend: str, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip(backend)
+    used: list[tuple[str, str]] = []
+    monkeypatch.setattr(precisions, "use", lambda *asked: used.append(asked))
     settings = {"batch_size": 4, "random_timesteps": 6, "learning_starts": 6}
     arguments = {"hidden": [8], "env_kwargs": {"max_episode_steps": 10}}
     jobs = beside(replace(job, env="Pendulum-v1", backend=backend, settings=settings, arguments=arguments), 2)
     learning_run.execute([replace(each, steps=10) for each in jobs], learning_run.train)
     learning_run.execute(jobs[:1], learning_run.train)
     learning_run.execute(jobs, learning_run.train)
+    assert used == [(backend, "float32")] * 3
     found = [samples(each.out) for each in jobs]
     assert [[evaluation.step for evaluation in each.evaluations] for each in found] == [[10, 20], [10, 20]]
     assert [[session.members for session in each.sessions] for each in found] == [[2, 1, 2], [2, 2]]
