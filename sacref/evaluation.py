@@ -63,7 +63,7 @@ def evaluate(
     one more. Taking whichever episodes end first would count the short ones too often.
 
     Args:
-        agent: left in the mode that it was in.
+        agent: left in the mode that it was in, and its models in the same mode, whatever theirs was.
         envs: environments of their own, not those that the agent trains in; of any autoreset mode. Reset first, with `seed`,
             so that two evaluations of one agent are equal. Of several ranks, this one's copies: the first rank has the first ones; None
             for a rank without any.
