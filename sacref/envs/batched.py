@@ -86,10 +86,15 @@ class BatchedVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[Any]
         """Each copy's seed."""
         return tuple(stream.np_random_seed for stream in self._streams)
 
-    @property  # type: ignore[misc]  # no setter: Gymnasium's own vector environments have none
+    @property
     def np_random(self) -> Any:
-        """Each copy's generator."""
+        """Each copy's generator; as many may be set in their place."""
         return tuple(stream.np_random for stream in self._streams)
+
+    @np_random.setter
+    def np_random(self, generators: Any) -> None:
+        for stream, generator in zip(self._streams, generators, strict=True):
+            stream.np_random = generator
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None

@@ -153,9 +153,11 @@ def _refuse_lossy(array: Any, dtype: np.dtype[Any], name: str, *, device: bool) 
     Raises:
         TypeError, ValueError: naming the array.
     """
-    numbers: Any = ("bool", "integral") if dtype.kind in "iub" else ("bool", "integral", "real floating")
-    xp: Any = namespace(array)
-    fits = xp.isdtype(array.dtype, numbers) if device else array.dtype.kind in ("iub" if dtype.kind in "iub" else "fiub")
+    if device:
+        xp: Any = namespace(array)
+        fits = xp.isdtype(array.dtype, ("bool", "integral") if dtype.kind in "iub" else ("bool", "integral", "real floating"))
+    else:
+        fits = array.dtype.kind in ("iub" if dtype.kind in "iub" else "fiub")
     if not fits:
         raise TypeError(
             f"{name} have dtype {array.dtype}, expected {dtype} as the space says, since {array.dtype} would not be stored as it is: "

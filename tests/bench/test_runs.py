@@ -52,7 +52,8 @@ def test_hours_are_spread_over_the_steps() -> None:
 def test_hours_are_those_of_the_evaluations_where_they_are_known() -> None:
     spread = run(1.0, 2.0)
     evaluations = [Evaluation(step=20 * (at + 1), returns=[1.0], seconds=seconds) for at, seconds in enumerate((1_800.0, 7_200.0))]
-    timed = dataclasses.replace(spread, samples=dataclasses.replace(spread.samples, evaluations=evaluations))  # type: ignore[arg-type]  # Its own kind.
+    assert isinstance(spread.samples, LearningSamples)
+    timed = dataclasses.replace(spread, samples=dataclasses.replace(spread.samples, evaluations=evaluations))
     assert [runs.hours(timed, step) for step in (20, 40)] == [0.5, 2.0]
     assert [(point.hours, point.spread) for point in runs.curve([timed])] == [(0.5, False), (2.0, False)]
     assert [(point.hours, point.spread) for point in runs.curve([timed, spread])] == [(0.75, True), (2.0, True)]

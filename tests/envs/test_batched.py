@@ -213,6 +213,12 @@ def test_seeds_are_given_as_gymnasium_gives_them() -> None:
         assert ours.np_random_seed == theirs.np_random_seed
         assert [own.bit_generator.state for own in ours.np_random] == [own.bit_generator.state for own in theirs.np_random]
         assert_equal(ours.step(drawn(ours, 1)[0]), theirs.step(drawn(theirs, 1)[0]), seed)
+    ours.reset(seed=3)
+    began = ours.reset(seed=5)[0]
+    ours.reset(seed=3)
+    ours.np_random = [np.random.default_rng(np.random.SeedSequence(seed)) for seed in (5, 6, 7)]
+    assert_equal(ours.reset()[0], began, "generators that were set")
+    assert ours.np_random_seed == (-1, -1, -1)
     others: list[list[int | None]] = [[1, 2], []]
     for bad in others:
         with pytest.raises(ValueError, match=f"seed has {len(bad)} entries, expected 3"):
