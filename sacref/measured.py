@@ -176,5 +176,5 @@ class Measured(Learned[ArrayT]):
 
 
 def _reduce(tag: str, values: Any) -> float:
-    reduce = np.max if tag.endswith("(max)") else np.min if tag.endswith("(min)") else np.mean
-    return float(reduce(np.asarray(values, np.float64)))
+    array = np.asarray(values, np.float64)
+    return float(array.max() if tag.endswith("(max)") else array.min() if tag.endswith("(min)") else array.mean())
