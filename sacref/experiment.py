@@ -327,11 +327,11 @@ class _Plan:
         )
 
 
-def _plan(asked: Arguments) -> _Plan:
-    """Check what is asked for and prepare the directory.
+def require_sound(asked: Arguments) -> None:
+    """Refuse arguments that no run could have, before anything is made or deleted. A resumed run's own configuration is not looked at.
 
     Raises:
-        BackendError, RunError, ConfigError, ValueError: if it cannot be trained, or not there.
+        ConfigError, ValueError: naming the argument or the field, what it holds, and what was expected.
     """
     interval = asked.evaluation_interval
     _require_positive(
@@ -342,6 +342,19 @@ def _plan(asked: Arguments) -> _Plan:
         evaluation_episodes=asked.evaluation_episodes,
         keep_checkpoints=asked.keep_checkpoints,
     )
+    if asked.cfg is not None or not asked.resume:
+        settings = _configuration(asked.cfg, None, asked.num_envs)
+        settings.seed = asked.seed
+        settings.validate()
+
+
+def _plan(asked: Arguments) -> _Plan:
+    """Check what is asked for and prepare the directory.
+
+    Raises:
+        BackendError, RunError, ConfigError, ValueError: if it cannot be trained, or not there.
+    """
+    require_sound(asked)
     module = import_backend(asked.backend)
     ranks: Ranks = importlib.import_module(f"{module.__name__}.ranks").ranks()
     chosen = asked.run_dir if asked.run_dir is not None else fresh_directory(name_of(asked.env), asked.backend, asked.seed)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sacref import experiment, resumption, run_directory
-from sacref.config import SACConfig
+from sacref.config import ConfigError, SACConfig
 from sacref.experiment import Arguments, TrainingResult
 from sacref.lockstep import Lockstep
 from sacref.run_directory import RunError
@@ -50,8 +50,8 @@ def train_population(
         arguments: of `sacref.train`, but for `seed`. With `resume`, members that have a checkpoint go on from it.
 
     Raises:
-        PopulationError: if members failed, once all have ended. BackendError: if the backend is not installed. ValueError, RunError: if an
-            argument cannot be used.
+        PopulationError: if members failed, once all have ended. BackendError: if the backend is not installed. ConfigError, ValueError,
+            RunError: if an argument cannot be used. All members' configurations are judged first: where one cannot be trained, none is.
     """
     names = _members(seeds, vary or {})
     parameters = inspect.signature(experiment.train).parameters
@@ -63,19 +63,16 @@ def train_population(
     if run_dir is None:
         run_dir = run_directory.fresh_directory(experiment.name_of(given["env"]), given["backend"], seeds[0])
     directory = Path(run_dir).absolute()
+    asked = _judged(names, given, directory)
     experiment.import_backend(given["backend"])  # here, once
     meeting = _Meeting(len(names))
     results: dict[str, TrainingResult] = {}
     failures: dict[str, BaseException] = {}
     ended = threading.Semaphore(0)
 
-    def train(number: int, name: str, seed: int, fields: Mapping[str, Any]) -> None:
+    def train(number: int, name: str, own: Arguments) -> None:
         try:  # all of it: for a member that ended unheard of, the others would wait
-            own = {**given, "seed": seed, "run_dir": directory / name, "progress": given["progress"] and number == 0}
-            own["cfg"] = _with_fields(given["cfg"], fields)
-            if given["resume"] and not resumption.finished_checkpoints(directory / name):
-                own |= {"resume": False, "overwrite": True}
-            results[name] = experiment.run_training(_Membership(meeting, number, pressed), Arguments(**own))
+            results[name] = experiment.run_training(_Membership(meeting, number, pressed), own)
         except BaseException as error:
             failures[name] = error
         finally:
@@ -83,10 +80,7 @@ def train_population(
             meeting.leave(number)
 
     with interruption() as pressed:
-        threads = [
-            threading.Thread(target=train, args=(number, name, seed, fields), name=name)
-            for number, (name, (seed, fields)) in enumerate(names.items())
-        ]
+        threads = [threading.Thread(target=train, args=(number, name, own), name=name) for number, (name, own) in enumerate(asked.items())]
         started = []
         try:
             for thread in threads:
@@ -150,6 +144,32 @@ def _members(seeds: Sequence[int], vary: Mapping[str, Sequence[Any]]) -> dict[st
     if count == 0 or len(members) < count:
         raise ValueError(f"seeds are {list(seeds)} and vary is {dict(vary)}: expected at least one of each, and none twice")
     return members
+
+
+def _judged(names: Mapping[str, tuple[int, Mapping[str, Any]]], given: Mapping[str, Any], directory: Path) -> dict[str, Arguments]:
+    """Name of each member -> the arguments of its run, all of which can be trained as far as they alone say.
+
+    Raises:
+        ConfigError: naming the members that cannot, and why. ValueError: if what suits none is said by an argument of all.
+    """
+    if given["backend"] == "torch" and len(rates := {str(fields.get("learning_rate")) for _, fields in names.values()}) > 1:
+        raise ValueError(f"vary has learning_rate {', '.join(sorted(rates))}: on PyTorch members share it, on JAX it may differ")
+    asked, refusals = {}, {}
+    for number, (name, (seed, fields)) in enumerate(names.items()):
+        own = {**given, "seed": seed, "run_dir": directory / name, "progress": given["progress"] and number == 0}
+        if given["resume"] and not resumption.finished_checkpoints(directory / name):
+            own |= {"resume": False, "overwrite": True}
+        try:
+            asked[name] = Arguments(**{**own, "cfg": _with_fields(given["cfg"], fields)})
+            experiment.require_sound(asked[name])
+        except ValueError as error:
+            refusals[name] = error
+    if len(refusals) == len(names) and len({str(error) for error in refusals.values()}) == 1:
+        raise next(iter(refusals.values()))  # an argument that suits none
+    if refusals:
+        said = "\n".join(f"  {name}: {error}" for name, error in refusals.items())
+        raise ConfigError(f"{len(refusals)} of {len(names)} members cannot be trained, and none was:\n{said}")
+    return asked
 
 
 def _with_fields(cfg: SACConfig | Mapping[str, Any] | None, fields: Mapping[str, Any]) -> SACConfig | Mapping[str, Any] | None:

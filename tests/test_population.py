@@ -19,7 +19,7 @@ import pytest
 import sacref
 from sacref import envs as vectors
 from sacref import resumption
-from sacref.config import ConfigError
+from sacref.config import ConfigError, SACConfig
 from sacref.parity.compare import difference
 from sacref.population import PopulationError, _Meeting, parse_seeds, train_population
 from sacref.preprocessing import RunningStandardScaler
@@ -326,18 +326,41 @@ def test_a_member_that_fails_ends_alone(
 def test_an_argument_that_suits_no_member_is_one_error(backend: Backend, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="batch_size is -1"):
         train_population(backend=backend.name, seeds=[0, 1], run_dir=tmp_path / "both", **{**SETTINGS, "cfg": {"batch_size": -1}})
-    with pytest.raises(PopulationError, match=r"1 of 2 members failed, the others were trained:\n  discount_factor=2,seed=0: ConfigError"):
-        train_population(
-            backend=backend.name, seeds=[0], vary={"discount_factor": [0.9, 2]}, run_dir=tmp_path / "one", **{**SETTINGS, "steps": 4}
-        )
-    with pytest.raises(PopulationError, match=r"2 of 2 members failed, none was trained:\n  discount_factor=2,seed=0: ConfigError"):
-        train_population(backend=backend.name, seeds=[0], vary={"discount_factor": [2, 3]}, run_dir=tmp_path / "none", **SETTINGS)
     with pytest.raises(TypeError, match=r"train_population got sed: expected"):
         train_population(backend=backend.name, seeds=[0], sed=1)
     with pytest.raises(ValueError, match=r"vary has batch_size: members may differ in initial_entropy_value"):
         train_population(backend=backend.name, seeds=[0], vary={"batch_size": [1]})
     with pytest.raises(ValueError, match=r"seeds are \[0, 0\]"):
         train_population(backend=backend.name, seeds=[0, 0])
+
+
+@pytest.mark.parametrize(
+    ("seeds", "vary", "said"),
+    [
+        ([3], {"discount_factor": [0.9, 2]}, r"1 of 2 .*none was:\n  discount_factor=2,seed=3: SACConfig\.discount_factor is 2, expected"),
+        ([0], {"initial_entropy_value": [-1, 1, 0]}, r"2 of 3 .*\n  initial_entropy_value=-1,seed=0: .*\n  initial_entropy_value=0,seed=0: "),
+        ([0, 2**32], {}, r"1 of 2 .*\n  seed=4294967296: SACConfig\.seed is 4294967296, expected an integer from 0"),
+    ],
+)
+@pytest.mark.parametrize("whole", [False, True])
+def test_members_are_judged_before_any_is_made(tmp_path: Path, seeds: list[int], vary: dict[str, Any], said: str, whole: bool) -> None:
+    """On a directory whose runs would be deleted, and trained again."""
+    kept = tmp_path / "discount_factor=0.9,seed=3" / "config.json"
+    kept.parent.mkdir()
+    kept.write_text("{}")
+    cfg = SACConfig.from_dict(SETTINGS["cfg"]) if whole else SETTINGS["cfg"]
+    with pytest.raises(ConfigError, match=said):
+        train_population(backend="torch", seeds=seeds, vary=vary, run_dir=tmp_path, overwrite=True, **{**SETTINGS, "cfg": cfg})
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [kept]
+
+
+def test_fields_that_exclude_each_other_are_judged_before_any_member_is_made(tmp_path: Path) -> None:
+    schedule = {"learning_rate_scheduler": "kl_adaptive", "learning_rate_scheduler_kwargs": {"kl_threshold": 1e-3, "max_lr": 1e-3}}
+    with pytest.raises(ConfigError, match=r"1 of 2 members.*\n  learning_rate=0\.1,seed=0: SACConfig\.learning_rate is 0\.1 for policy"):
+        train_population(backend="jax", seeds=[0], vary={"learning_rate": [1e-3, 0.1]}, run_dir=tmp_path, **SETTINGS | {"cfg": schedule})
+    with pytest.raises(ValueError, match=r"vary has learning_rate 0\.001, 0\.1: on PyTorch members share it, on JAX it may differ"):
+        train_population(backend="torch", seeds=[0], vary={"learning_rate": [1e-3, 0.1]}, run_dir=tmp_path, **SETTINGS)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_combinations_are_members(backend: Backend, tmp_path: Path) -> None:
