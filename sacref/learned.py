@@ -14,6 +14,8 @@ from sacref.spec.arrays import ArrayT
 MOMENTS = ("first_moment", "second_moment")
 FLOATS = ("learning_rate", "loss_scale")
 """What an optimizer holds beside its moments that is no integer."""
+NOT_NEGATIVE = ("count", "second_moment")
+"""What of an optimizer's is never below 0: the next step would divide by 0 or take the root of a negative number."""
 
 
 class Learned(Prepared[ArrayT]):
@@ -94,7 +96,8 @@ class Learned(Prepared[ArrayT]):
         """Go on from what `arrays` gave, on this backend or the other.
 
         Raises:
-            ValueError: if a name or a shape is not this agent's. Nothing is changed then.
+            ValueError: if a name or a shape is not this agent's, or an optimizer's count or second moments are negative. Nothing is
+                changed then.
         """
         self._put_arrays(arrays)
         self._forget_former()
@@ -114,6 +117,7 @@ class Learned(Prepared[ArrayT]):
         for slot, (kind, tree) in self._optimized(state).items():
             optimizer = getattr(self._update, slot)
             if f"{slot}.count" in arrays:
+                _require_not_negative(slot, under(arrays, slot))
                 trees = {moment: self._unflatten(f"{slot}.{moment}", arrays, tree, kind) for moment in MOMENTS}
                 scalars = {name: array for name, array in under(arrays, slot).items() if name.partition(".")[0] not in MOMENTS}
                 state = state._replace(**{slot: optimizer.with_moments(tree, {**scalars, **trees})})
@@ -165,3 +169,9 @@ class Learned(Prepared[ArrayT]):
     def _stream_seed(self, stream: int) -> np.random.SeedSequence:
         """Where a random stream of this rank begins."""
         return np.random.SeedSequence([self.cfg.seed, self.ranks.rank, stream], spawn_key=self._streams_key)
+
+
+def _require_not_negative(slot: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+    for name, array in arrays.items():
+        if name.partition(".")[0] in NOT_NEGATIVE and (array < 0).any():
+            raise ValueError(f"{slot}.{name} has {array.min()}, expected numbers >= 0: take another checkpoint, or what arrays() gave")

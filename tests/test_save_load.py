@@ -254,6 +254,18 @@ BROKEN: dict[str, tuple[Any, str]] = {
         "head 4 and size 15 do not fit",
     ),
     "a memory of fewer environments": (lambda groups, metadata: groups["memory"].update(size=np.array([16])), r"expected \(2,\) integers"),
+    "a negative second moment": (
+        lambda groups, metadata: groups["agent"]["critic_optimizer.second_moment.critic_2.head.kernel"].__setitem__((0, 0), -1e-3),
+        r"critic_optimizer\.second_moment\.critic_2\.head\.kernel has -0\.001\d*, expected numbers >= 0: take another checkpoint",
+    ),
+    "a negative second moment of the temperature": (
+        lambda groups, metadata: groups["agent"].update({"temperature_optimizer.second_moment": np.array(-1.0, np.float32)}),
+        r"temperature_optimizer\.second_moment has -1\.0, expected numbers >= 0",
+    ),
+    "a negative count": (
+        lambda groups, metadata: groups["agent"].update({"policy_optimizer.count": np.array(-1)}),
+        r"policy_optimizer\.count has -1, expected numbers >= 0",
+    ),
     "another algorithm": (lambda groups, metadata: metadata.update(algorithm="PPO"), "holds 'PPO', expected 'SAC'"),
     "no layouts": (lambda groups, metadata: metadata.pop("layouts"), "holds models of layouts None"),
 }
@@ -274,6 +286,16 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(backend: Backend, tmp_
         assert_same_arrays(then, now)
     other.update(timestep=0, timesteps=1)
     assert other.gradient_step_count == 4
+
+
+def test_what_no_optimizer_holds_is_refused_and_changes_nothing(backend: Backend) -> None:
+    agent = trained(backend)
+    before = agent.arrays()
+    name = "policy_optimizer.second_moment.head.bias"
+    with pytest.raises(ValueError, match=rf"{name} has -2\.0, expected numbers >= 0"):
+        agent.set_arrays({**before, "log_alpha": np.array(1.0, np.float32), name: np.full_like(before[name], -2.0)})
+    assert_same_arrays(agent.arrays(), before)
+    agent.set_arrays({**before, name: np.full_like(before[name], -0.0)})
 
 
 def test_what_comes_after_a_load_does_not_continue_what_the_memory_holds(backend: Backend, tmp_path: Path) -> None:
