@@ -530,7 +530,7 @@ class SACConfig(_Config):
     mixed_precision: bool = field(default=False, metadata=_flag())
     """Compute the networks in `precision`; parameters, log-probabilities, targets, losses and the optimizers stay float32."""
     precision: Literal["bfloat16", "float16"] = field(default="bfloat16", metadata=_choice("bfloat16", "float16"))
-    """What mixed precision computes in; float16 scales its losses (dynamically), bfloat16 needs no scale."""
+    """What mixed precision computes in, and nothing without it; float16 scales its losses (dynamically), bfloat16 needs no scale."""
     seed: int = field(default=0, metadata=_integer(0, LARGEST_SEED))
     """Seed that all random streams of the agent are derived from."""
 
@@ -545,6 +545,11 @@ class SACConfig(_Config):
             raise ConfigError(
                 f"SACConfig.update_to_data is {self.update_to_data} and gradient_steps {self.gradient_steps}, expected one of them: "
                 f"leave gradient_steps at 1, or update_to_data at None"
+            )
+        if not self.mixed_precision and self.precision != SACConfig.precision:
+            raise ConfigError(
+                f"SACConfig.precision is {self.precision!r} and mixed_precision False, which computes in float32: "
+                f"set mixed_precision, or leave precision at {SACConfig.precision!r}"
             )
         for name in ("observation_preprocessor", "state_preprocessor"):
             preprocessor, kwargs = getattr(self, name), getattr(self, f"{name}_kwargs")
