@@ -338,7 +338,11 @@ def test_an_argument_that_suits_no_member_is_one_error(backend: Backend, tmp_pat
     ("seeds", "vary", "said"),
     [
         ([3], {"discount_factor": [0.9, 2]}, r"1 of 2 .*none was:\n  discount_factor=2,seed=3: SACConfig\.discount_factor is 2, expected"),
-        ([0], {"initial_entropy_value": [-1, 1, 0]}, r"2 of 3 .*\n  initial_entropy_value=-1,seed=0: .*\n  initial_entropy_value=0,seed=0: "),
+        (
+            [0],
+            {"initial_entropy_value": [-1, 1, 0]},
+            r"2 of 3 .*\n  initial_entropy_value=-1,seed=0: .*\n  initial_entropy_value=0,seed=0: ",
+        ),
         ([0, 2**32], {}, r"1 of 2 .*\n  seed=4294967296: SACConfig\.seed is 4294967296, expected an integer from 0"),
     ],
 )
