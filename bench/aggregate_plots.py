@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
 from bench.bootstrap import Estimate, Profile
-from bench.plots import NAMES, hours_label
+from bench.plots import NAMES, clock_of
 from sacref.plotting import STYLES
 
 
@@ -16,7 +16,7 @@ class Score(NamedTuple):
     """A point of a curve of scores."""
 
     step: int
-    hours: float
+    seconds: float
     """Of wall-clock until then, mean over all runs."""
     spread: bool
     """Whether those of a whole run were spread evenly over its steps."""
@@ -24,12 +24,13 @@ class Score(NamedTuple):
 
 
 def over_tasks(title: str, curves: Mapping[str, Sequence[Score]], profiles: Mapping[str, Profile]) -> Figure:
-    """IQM by step and by hour, and the share of runs above each score; a line and its 95% band per backend."""
+    """IQM by step and by wall-clock, and the share of runs above each score; a line and its 95% band per backend."""
     figure = Figure(figsize=(9 if profiles else 7, 3.8), layout="constrained")
-    by_step, by_hour, *rest = figure.subplots(1, 3 if profiles else 2)
-    by_hour.sharey(by_step)
+    by_step, by_clock, *rest = figure.subplots(1, 3 if profiles else 2)
+    clock = clock_of(point for points in curves.values() for point in points)
+    by_clock.sharey(by_step)
     for backend, points in curves.items():
-        for axes, places in ((by_step, [point.step for point in points]), (by_hour, [point.hours for point in points])):
+        for axes, places in ((by_step, [point.step for point in points]), (by_clock, [point.seconds / clock.seconds for point in points])):
             intervals = [point.iqm.interval or (point.iqm.value, point.iqm.value) for point in points]
             _draw(axes, backend, places, [point.iqm.value for point in points], *zip(*intervals, strict=True))
     for axes in rest:
@@ -43,10 +44,10 @@ def over_tasks(title: str, curves: Mapping[str, Sequence[Score]], profiles: Mapp
     by_step.tick_params(axis="x", labelrotation=30)
     by_step.set_ylabel("IQM of the score")
     by_step.set_title("sample efficiency", fontsize="medium")
-    by_hour.set_xlabel(hours_label(point.spread for points in curves.values() for point in points))
-    by_hour.set_xlim(left=0)
-    by_hour.set_title("wall-clock", fontsize="medium")
-    for axes in (by_step, by_hour, *rest):
+    by_clock.set_xlabel(clock.label)
+    by_clock.set_xlim(left=0)
+    by_clock.set_title("wall-clock", fontsize="medium")
+    for axes in (by_step, by_clock, *rest):
         axes.grid(alpha=0.3)
     figure.suptitle(title, fontsize="medium")
     figure.legend(*by_step.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize="small", frameon=False)

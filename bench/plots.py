@@ -1,7 +1,7 @@
 """The figures of the report's pictures, in the colours of the theme that is chosen (`bench.pictures`)."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ class Point(NamedTuple):
     """A point of a learning curve."""
 
     step: int
-    hours: float
+    seconds: float
     """Of wall-clock until then, mean over seeds."""
     spread: bool
     """Whether those of a whole run were spread evenly over its steps."""
@@ -34,13 +34,15 @@ class Point(NamedTuple):
 
 
 def learning_curve(title: str, curves: Mapping[str, Sequence[Point]], references: Sequence[Published]) -> Figure:
-    """Return over environment steps and over hours of wall-clock: a line per backend; published points with their standard deviation."""
+    """Return over environment steps and over wall-clock: a line per backend; published points with their standard deviation."""
     figure = Figure(figsize=(9, 5.2), layout="constrained")
-    by_step, by_hour = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
+    by_step, by_clock = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
+    clock = clock_of(point for points in curves.values() for point in points)
     for backend, points in curves.items():
         colour, line = STYLES[backend]
         _draw_curve(by_step, points, NAMES[backend], color=colour, linestyle=line, marker=".")
-        by_hour.plot([point.hours for point in points], [point.mean for point in points], color=colour, linestyle=line, marker=".")
+        times = [point.seconds / clock.seconds for point in points]
+        by_clock.plot(times, [point.mean for point in points], color=colour, linestyle=line, marker=".")
     for marker, source in zip(MARKERS, dict.fromkeys(reference.source for reference in references), strict=False):
         points_of = [reference for reference in references if reference.source == source]
         first = points_of[0]
@@ -55,11 +57,10 @@ def learning_curve(title: str, curves: Mapping[str, Sequence[Point]], references
             label=f"{first.name} ({first.env}-{first.env_version}), ± std of {first.seeds} seeds:\n{first.metric}",
         )
     _finish_curves(by_step, title)
-    by_hour.set_xlabel(hours_label(point.spread for points in curves.values() for point in points))
-    by_hour.set_xlim(left=0)
-    by_hour.grid(alpha=0.3)
-    handles = by_step.get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=2, fontsize="x-small", frameon=False)
+    by_clock.set_xlabel(clock.label)
+    by_clock.set_xlim(left=0)
+    by_clock.grid(alpha=0.3)
+    _legend_below(figure, by_step, ncols=2)
     return figure
 
 
@@ -73,9 +74,33 @@ class AgentCurve(NamedTuple):
     points: list[Point]
 
 
-def hours_label(spread: Iterable[bool]) -> str:
-    """Of an axis of wall-clock: `spread` says of each point whether its hours are spread evenly."""
-    return "hours, spread evenly over the steps" if any(spread) else "hours of wall-clock"
+class Timed(Protocol):
+    """A point of a curve over wall-clock."""
+
+    @property
+    def seconds(self) -> float:
+        """Until then."""
+
+    @property
+    def spread(self) -> bool:
+        """Whether those of a whole run were spread evenly over its steps."""
+
+
+class Clock(NamedTuple):
+    """An axis of wall-clock."""
+
+    seconds: float
+    """Of its unit."""
+    label: str
+
+
+def clock_of(points: Iterable[Timed]) -> Clock:
+    """Of curves that are drawn together: in seconds up to two minutes of the longest, in minutes up to two hours, else in hours."""
+    every = list(points)
+    longest = max((point.seconds for point in every), default=0.0)
+    size, unit = (1.0, "seconds") if longest <= 120 else (60.0, "minutes") if longest <= 7200 else (3600.0, "hours")
+    how = ", spread evenly over the steps" if any(point.spread for point in every) else " of wall-clock"
+    return Clock(size, f"{unit}{how}")
 
 
 def compared_curves(title: str, curves: Sequence[AgentCurve]) -> Figure:
@@ -95,7 +120,7 @@ def compared_curves(title: str, curves: Sequence[AgentCurve]) -> Figure:
             markerfacecolor=colour if curve.first else pictures.paper(),
         )
     _finish_curves(axes, title)
-    axes.legend(fontsize="x-small", loc="best")
+    _legend_below(figure, axes, ncols=2)
     return figure
 
 
@@ -110,6 +135,11 @@ def _draw_curve(axes: Axes, points: Sequence[Point], label: str, **style: Any) -
     if intervals:
         low, high = [ends.low for ends in intervals], [ends.high for ends in intervals]
         axes.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def _legend_below(figure: Figure, axes: Axes, *, ncols: int) -> None:
+    """Name what is drawn in `axes` below the figure: no place within is known to be free, as bands are not asked for one."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=ncols, fontsize="x-small", frameon=False)
 
 
 def _finish_curves(axes: Axes, title: str) -> None:
@@ -186,7 +216,7 @@ def update_lines(widths: Mapping[int, Sequence[UpdateCurve]]) -> Figure:
         axes.set_title(f"width {width:,}", fontsize="medium")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("gradient steps per second")
-    panels[0].legend(fontsize="x-small")
+    _legend_below(figure, panels[0], ncols=2 * max(1, len(widths) // 2))
     return figure
 
 
@@ -313,7 +343,7 @@ def population_lines(widths: Mapping[int, Sequence[PopulationCurve]]) -> Figure:
         axes.set_title(f"width {width:,}", fontsize="medium")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("gradient steps per second, all agents")
-    panels[0].legend(fontsize="x-small")
+    _legend_below(figure, panels[0], ncols=2)
     return figure
 
 
@@ -352,7 +382,7 @@ def scaling_lines(widths: Mapping[int, Sequence[ScalingCurve]]) -> Figure:
         axes.set_title(f"width {width:,}", fontsize="medium")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("transitions per second over one rank's")
-    panels[0].legend(fontsize="x-small")
+    _legend_below(figure, panels[0], ncols=3)
     return figure
 
 

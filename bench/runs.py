@@ -117,11 +117,11 @@ def curve(runs: Sequence[Record]) -> list[plots.Point]:
     points = []
     for step in steps(runs):
         returns = [after(run, step) for run in runs]
-        took = statistics.mean([hours(run, step) for run in runs])
+        took = statistics.mean([seconds(run, step) for run in runs])
         points.append(
             plots.Point(
                 step=step,
-                hours=took,
+                seconds=took,
                 spread=not all(map(has_times, runs)),
                 mean=statistics.mean(returns),
                 interval=statistics.t_interval(returns),
@@ -158,12 +158,12 @@ def steps(runs: Iterable[Record]) -> list[int]:
     return sorted(set.intersection(*({evaluation.step for evaluation in _samples(run).evaluations} for run in runs)))
 
 
-def hours(run: Record, step: int) -> float:
-    """Wall-clock until an evaluation; that of the whole run, spread evenly over the steps, where the record holds no other."""
+def seconds(run: Record, step: int) -> float:
+    """Of wall-clock until an evaluation; that of the whole run, spread evenly over the steps, where the record holds no other."""
     if not has_times(run):
-        return step / speed(run) / 3600
-    (seconds,) = (evaluation.seconds for evaluation in _samples(run).evaluations if evaluation.step == step)
-    return (seconds or 0.0) / 3600
+        return step / speed(run)
+    (known,) = (evaluation.seconds for evaluation in _samples(run).evaluations if evaluation.step == step)
+    return known or 0.0
 
 
 def has_times(run: Record) -> bool:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
+from matplotlib.transforms import ScaledTranslation
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -18,6 +19,8 @@ STYLES = {"torch": ("#D55E00", "-"), "jax": ("#0072B2", "--")}
 """Colour and line of each backend: two of Okabe and Ito's colours, told apart with any colour vision, and by the line in grey."""
 
 CONFIDENCE = 0.95
+LEGEND_INCHES = 0.45
+"""Between the axes and the legend below them: room for the numbers and the name of the axis."""
 
 
 class PlotError(ValueError):
@@ -70,7 +73,7 @@ def plot_runs(run_dirs: Sequence[str | Path], *, output: str | Path) -> Figure:
     groups = _grouped([_read(Path(run_dir)) for run_dir in run_dirs])
 
     environments = sorted({environment for environment, _ in groups})
-    figure = Figure(figsize=(7.0 * len(environments), 4.5), layout="constrained")
+    figure = Figure(figsize=(7.0 * len(environments), 5.0), layout="constrained")
     panels = figure.subplots(1, len(environments), squeeze=False)[0]
     for environment, axes in zip(environments, panels, strict=True):
         for backend in sorted(backend for name, backend in groups if name == environment):
@@ -82,7 +85,9 @@ def plot_runs(run_dirs: Sequence[str | Path], *, output: str | Path) -> Figure:
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(loc="best", frameon=False)
+        # Below: "best" looks for a place that is free of lines, and lies on bands.
+        below = axes.transAxes + ScaledTranslation(0.0, -LEGEND_INCHES, figure.dpi_scale_trans)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), bbox_transform=below, frameon=False)
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=150)
     return figure

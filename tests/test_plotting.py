@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from sacref.plotting import PlotError, plot_runs
 
@@ -50,6 +51,26 @@ def test_single_run_shows_the_mean_and_the_std_of_its_episodes(tmp_path: Path) -
     assert axes.get_xlabel() == "Environment steps"
     assert axes.get_ylabel() == "Evaluation return (sum of rewards per episode)"
     assert output.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("panels", [1, 2])
+def test_the_legend_covers_nothing_that_is_drawn(tmp_path: Path, panels: int) -> None:
+    """A band from corner to corner leaves it no place inside."""
+    returns = {step: [-100.0, 100.0] for step in range(0, 1_000, 50)}
+    runs = [
+        write_run(tmp_path, f"{env}-{backend}", returns, env=f"Env{env}-v0", backend=backend)
+        for env in range(panels)
+        for backend in ("torch", "jax")
+    ]
+    figure = plot_runs(runs, output=tmp_path / "curve.png")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    for axes in figure.axes:
+        drawn = axes.get_legend()
+        assert drawn is not None
+        place = drawn.get_window_extent(canvas.get_renderer())
+        assert place.y1 <= axes.xaxis.label.get_window_extent(canvas.get_renderer()).y0
+        assert figure.bbox.x0 <= place.x0 and place.x1 <= figure.bbox.x1 and figure.bbox.y0 <= place.y0
 
 
 def test_single_run_with_an_episode_each_has_no_band(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def section(results: Path) -> Section:
         "## Tasks together\n",
         INTRODUCTION,
         f"Tasks: {named}; {chosen.steps:,} steps each.{_not_comparable(chosen.tasks)}\n",
-        image(f"IQM of the scores over steps and over hours, {title}", path, results),
+        image(f"IQM of the scores over steps and over wall-clock, {title}", path, results),
         table(["backend", "seeds of each task", "final score: IQM, 95%"], rows),
     ]
     if {"torch", "jax"} <= finals.keys():
@@ -117,8 +117,8 @@ def curve(tasks: Sequence[Task], members: Sequence[Sequence[Record]]) -> list[ag
     points = []
     for step in runs.steps(every):
         scores = [[runs.after(run, step) / task.reference.mean for run in of_task] for task, of_task in zip(tasks, members, strict=True)]
-        hours, spread = float(np.mean([runs.hours(run, step) for run in every])), not all(map(runs.has_times, every))
-        points.append(aggregate_plots.Score(step, hours, spread, bootstrap.iqm(scores)))
+        seconds, spread = float(np.mean([runs.seconds(run, step) for run in every])), not all(map(runs.has_times, every))
+        points.append(aggregate_plots.Score(step, seconds, spread, bootstrap.iqm(scores)))
     return points
 
 

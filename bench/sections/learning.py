@@ -47,7 +47,7 @@ def section(results: Path) -> Section:
         paragraphs.append(f"### {newest.heading}\n")
         if newest.differences:
             paragraphs.append(f"Settings that differ: {'; '.join(newest.differences)}.\n")
-        about = f"{newest.title}: return over {newest.steps:,} environment steps and over hours, {_libraries(newest.runs)}"
+        about = f"{newest.title}: return over {newest.steps:,} environment steps and over wall-clock, {_libraries(newest.runs)}"
         paragraphs.append(image(about, path, results))
         for found in (found for found in groups if found.preset == newest.preset):
             paragraphs += _own_table(found)

@@ -165,7 +165,7 @@ def test_the_table_holds_the_final_evaluations(results: Path) -> None:
     text = (results / "README.md").read_text()
     assert "final evaluation of 10 deterministic episodes" in text.replace("\n", " ")
     assert "The backends' intervals of the mean overlap." in text
-    assert "environment steps and over hours, PyTorch and JAX" in text, "the libraries of the runs that there are"
+    assert "environment steps and over wall-clock, PyTorch and JAX" in text, "the libraries of the runs that there are"
     assert "sacref 0.1.0, commit 0123456789, on A CPU, 4 cores; each run on 1 core; 2026-01-02." in text
 
 

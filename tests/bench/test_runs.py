@@ -42,23 +42,23 @@ def test_the_final_evaluation_the_last_tenth_and_the_maximum_are_three_numbers()
     assert runs.best([one]).step == 360
 
 
-def test_hours_are_spread_over_the_steps() -> None:
+def test_seconds_are_spread_over_the_steps() -> None:
     # Two sessions of an hour each, 40 steps.
-    assert runs.hours(run(1.0, 2.0), 20) == 1.0
+    assert runs.seconds(run(1.0, 2.0), 20) == 3_600
     slow = run(1.0, 2.0, seconds=14_400.0)
-    assert [point.hours for point in runs.curve([run(1.0, 2.0), slow])] == [1.5, 3.0]
+    assert [point.seconds for point in runs.curve([run(1.0, 2.0), slow])] == [5_400, 10_800]
 
 
-def test_hours_are_those_of_the_evaluations_where_they_are_known() -> None:
+def test_seconds_are_those_of_the_evaluations_where_they_are_known() -> None:
     spread = run(1.0, 2.0)
     evaluations = [Evaluation(step=20 * (at + 1), returns=[1.0], seconds=seconds) for at, seconds in enumerate((1_800.0, 7_200.0))]
     assert isinstance(spread.samples, LearningSamples)
     timed = dataclasses.replace(spread, samples=dataclasses.replace(spread.samples, evaluations=evaluations))
-    assert [runs.hours(timed, step) for step in (20, 40)] == [0.5, 2.0]
-    assert [(point.hours, point.spread) for point in runs.curve([timed])] == [(0.5, False), (2.0, False)]
-    assert [(point.hours, point.spread) for point in runs.curve([timed, spread])] == [(0.75, True), (2.0, True)]
+    assert [runs.seconds(timed, step) for step in (20, 40)] == [1_800, 7_200]
+    assert [(point.seconds, point.spread) for point in runs.curve([timed])] == [(1_800, False), (7_200, False)]
+    assert [(point.seconds, point.spread) for point in runs.curve([timed, spread])] == [(2_700, True), (7_200, True)]
     labels = [plots.learning_curve("", {"jax": runs.curve(found)}, []).axes[1].get_xlabel() for found in ([timed], [timed, spread])]
-    assert labels == ["hours of wall-clock", "hours, spread evenly over the steps"]
+    assert labels == ["minutes of wall-clock", "minutes, spread evenly over the steps"]
 
 
 def test_only_steps_that_every_run_has_are_shared() -> None:
