@@ -5,7 +5,7 @@ What is timed first, while nothing else runs; then parity; then the learning run
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ import tyro
 from rich.console import Console
 
 import sacref
-from bench import amp, learning, machine, population, recurrent, report, rollout, scaling, sweep, throughput, update
+from bench import amp, learning, machine, population, recurrent, report, rollout, scaling, sweep, throughput, timing, update
 from bench.presets import COMPARISONS, PRESETS, SUITES, presets_of
 
 LONGEST_SECONDS = 90 * 60.0
@@ -56,20 +56,31 @@ def main(
     console.print(f"Preset {preset}; records go to {results}")
     todo = stages(preset, learning_preset or ("smoke" if preset == "smoke" else fitting_preset(results)), results)
     for stage in todo:
-        console.print(f"{stage.name}: " + (f"about {max(1, round(stage.seconds / 60))} min" if stage.seconds else "recorded already"))
-    console.print(f"Together about {round(sum(stage.seconds for stage in todo) / 60)} min. Ctrl-C stops; the same command goes on.")
+        console.print(f"{stage.name}: " + (f"about {timing.said(stage.seconds)}" if stage.seconds else "recorded already"))
+    left = [stage for stage in todo if stage.seconds]
+    console.print(_plan(left, len(todo), dry_run=dry_run))
     if dry_run:
         return 0
-    status, left = 0, [stage for stage in todo if stage.seconds]
+    status = 0
     for number, stage in enumerate(left):
-        minutes = round(sum(following.seconds for following in left[number:]) / 60)
-        console.rule(f"{number + 1} of {len(left)}: {stage.name} (about {minutes} min to the end of all)")
+        remaining = timing.said(sum(following.seconds for following in left[number:]))
+        console.rule(f"{number + 1} of {len(left)}: {stage.name} (about {remaining} to the end of all)")
         outcome = stage.run()
         if outcome == 130:
             return outcome
         status = status or outcome
     reported = report.main(results=results)
     return status or reported
+
+
+def _plan(left: Sequence[Stage], count: int, *, dry_run: bool) -> str:
+    """What will be done, in a sentence or two."""
+    if not left:
+        return "All is recorded, and nothing is left to measure" + (
+            ". Nothing was started." if dry_run else ": only the report is written."
+        )
+    takes = f"{len(left)} of {count} to measure, one after the other: about {timing.said(sum(stage.seconds for stage in left))} together"
+    return takes + (". Nothing was started." if dry_run else ", then the report. Ctrl-C stops; the same command goes on where it stopped.")
 
 
 def fitting_preset(results: Path) -> str:

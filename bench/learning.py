@@ -25,7 +25,7 @@ import tyro
 from rich.console import Console
 
 import sacref
-from bench import machine, record
+from bench import machine, record, timing
 from bench.learning_run import Job, name_of, read_evaluations, resumable
 from bench.presets import Preset, presets_of
 from bench.runs import members
@@ -150,7 +150,7 @@ def main(
         describe(console, one, todo, shared.jobs)
     waiting = [group for todo in plans for group in todo.groups]
     if len(plans) > 1:
-        console.print(f"Together {sum(map(len, waiting))} runs: about {_minutes(sum(todo.seconds for todo in plans))}")
+        console.print(f"Together {sum(map(len, waiting))} runs: about {timing.said(sum(todo.seconds for todo in plans))}")
     if dry_run or not waiting:
         return 0
     with _terminate_as_interrupt():
@@ -258,7 +258,7 @@ def describe(console: Console, preset: Preset, todo: Plan, jobs: int) -> None:
         groups = todo.groups
         beside = f"{min(jobs, len(groups))} beside each other"
         how = f"{beside} on one core each" if todo.together == 1 else f"up to {todo.together} together in a process, {beside}"
-        console.print(f"{count}, {how}: about {_minutes(todo.seconds)}")
+        console.print(f"{count}, {how}: about {timing.said(todo.seconds)}")
     else:
         console.print("Nothing left to do.")
 
@@ -303,7 +303,7 @@ class Pool:
                     self._finish(process)
                 if self._running and time.monotonic() - last >= self._interval:
                     last = time.monotonic()
-                    self._console.print(f"[{_minutes(last - started)}] " + "; ".join(map(progress, self._running.values())))
+                    self._console.print(f"[{timing.said(last - started)}] " + "; ".join(map(progress, self._running.values())))
         except KeyboardInterrupt:
             self._stop()
             self._console.print("Interrupted: what was trained is kept, the same command goes on from there.")
@@ -311,7 +311,7 @@ class Pool:
         for jobs, status in self._failed:
             self._console.print(f"FAILED (status {status}): {name_of(jobs)}; its output is in {log(jobs)}")
         failed = sum(not Path(job.out).exists() for jobs, _ in self._failed for job in jobs)
-        self._console.print(f"{self._done} recorded, {failed} failed, in {_minutes(time.monotonic() - started)}")
+        self._console.print(f"{self._done} recorded, {failed} failed, in {timing.said(time.monotonic() - started)}")
         return 1 if self._failed else 0
 
     def _start(self, group: Sequence[Job], cores: Sequence[int]) -> None:
@@ -388,12 +388,6 @@ def _evaluated(job: Job) -> int:
     """The step of the run's last evaluation, 0 before the first."""
     evaluations = read_evaluations(Path(job.run_dir))
     return evaluations[-1].step if evaluations else 0
-
-
-def _minutes(seconds: float) -> str:
-    if seconds >= 10 * 3_600:
-        return f"{seconds / 3_600:.0f} h"
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import sacref
-from bench import machine, record, sweep
+from bench import machine, record, sweep, timing
 from bench.mutants_worker import Job, Outcome
 from bench.mutations import Equivalent, Mutant, digest, equivalents, match, mutants_of, text
 from bench.record import MutantFile, MutantRun, MutantsSamples, Survivor
@@ -114,9 +114,9 @@ def main(
     for target in chosen:
         of_file = [mutant for mutant in todo if mutant.file == target.file]
         seconds = sum(run.expected_seconds(mutant) for mutant in of_file)
-        console.print(f"  {target.file}: {len(of_file)} of {len(run.mutants[target.file])} to do, about {_time(seconds)}")
+        console.print(f"  {target.file}: {len(of_file)} of {len(run.mutants[target.file])} to do, about {timing.said(seconds)}")
     expected = sum(map(run.expected_seconds, todo))
-    console.print(f"{len(todo)} mutants, together about {_time(expected)} of processor time, {processes} beside each other")
+    console.print(f"{len(todo)} mutants, together about {timing.said(expected)} of processor time, {processes} beside each other")
     if dry_run:
         return 0
     try:
@@ -325,10 +325,6 @@ class Run:
 
 def _search_path(root: Path) -> str:
     return ":".join(dict.fromkeys([str(root), str(machine.ROOT), *(entry for entry in sys.path if entry)]))
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 if __name__ == "__main__":

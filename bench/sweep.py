@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import sacref
-from bench import machine, record
+from bench import machine, record, timing
 
 SamplesT = TypeVar(
     "SamplesT",
@@ -134,9 +134,9 @@ def execute(
     todo = [piece for piece in pieces if piece.name not in kept.samples]
     for piece in pieces:
         console.print(
-            f"  {piece.name}: " + ("measured by an earlier start" if piece.name in kept.samples else f"about {_time(piece.seconds)}")
+            f"  {piece.name}: " + ("measured by an earlier start" if piece.name in kept.samples else f"about {timing.said(piece.seconds)}")
         )
-    console.print(f"{run.name}: {len(todo)} of {len(pieces)} to do, together about {_time(sum(piece.seconds for piece in todo))}")
+    console.print(f"{run.name}: {len(todo)} of {len(pieces)} to do, together about {timing.said(sum(piece.seconds for piece in todo))}")
     if dry_run:
         return 0
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -219,7 +219,3 @@ def recorded(results: Path, name: str, here: str) -> Path | None:
         if record.read(path).sacref_version == sacref.__version__:
             return path
     return None
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

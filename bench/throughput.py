@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import sacref
-from bench import machine, record
+from bench import machine, record, timing
 from bench.peers import CHUNK, CONTENDERS, Peer, environments
 from bench.peers.process import Description, MissingError, Process, open_process
 from bench.peers.setting import Setting
@@ -123,11 +123,11 @@ def main(
         scripts=find_scripts({"CLEANRL_SAC": cleanrl, "LEANRL_SAC": leanrl}),
         results=results or default_results(preset, only),
     )
-    minutes = max(1, round(estimated_seconds(size, len(run.peers)) / 60))
+    takes = timing.said(estimated_seconds(size, len(run.peers)))
     names = ", ".join(peer.name for peer in run.peers)
     console.print(f"Throughput on {env}, preset {preset}: {size.rounds} round(s) of {size.steps} steps of each of {names}")
     for count in threads:
-        console.print(f"  {count} thread(s): about {minutes} min")
+        console.print(f"  {count} thread(s): about {takes}")
     if dry_run:
         return 0
     try:

@@ -76,3 +76,10 @@ def compile_seconds(first: float, count: int, timings: list[Timing]) -> float:
     """What the first call, of `count`, took beyond the steady state of `timings`."""
     steady = statistics.median(timing.seconds / timing.count for timing in timings)
     return max(0.0, first - count * steady)
+
+
+def said(seconds: float) -> str:
+    """How long an estimate is: in seconds below two minutes, in minutes below ten hours, else in hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 36_000 else f"{seconds / 3_600:.0f} h"

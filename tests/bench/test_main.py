@@ -115,6 +115,41 @@ def test_each_stage_says_how_long_all_that_is_left_takes(
     assert lines == ["1 of 2: a (about 7 min to the end of all)", "2 of 2: c (about 5 min to the end of all)"]
 
 
+@pytest.mark.parametrize(
+    ("seconds", "dry_run", "lines"),
+    [
+        (
+            (90.0, 0.0, 90.0, 722.0),
+            True,
+            "a: about 90 s b: recorded already c: about 90 s d: about 12 min "
+            "3 of 4 to measure, one after the other: about 15 min together. Nothing was started.",
+        ),
+        (
+            (20.0, 50_000.0),
+            False,
+            "a: about 20 s b: about 14 h 2 of 2 to measure, one after the other: about 14 h together, then the report. "
+            "Ctrl-C stops; the same command goes on where it stopped.",
+        ),
+        ((0.0,), True, "a: recorded already All is recorded, and nothing is left to measure. Nothing was started."),
+        ((0.0,), False, "a: recorded already All is recorded, and nothing is left to measure: only the report is written."),
+    ],
+)
+def test_the_sum_is_that_of_what_is_left(
+    seconds: tuple[float, ...],
+    dry_run: bool,
+    lines: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = [whole.Stage(name=name, seconds=each, run=lambda: 0) for name, each in zip("abcd", seconds, strict=False)]
+    monkeypatch.setattr(whole, "stages", lambda preset, learning_preset, results: found)
+    monkeypatch.setattr(report, "main", lambda results: 0)
+    assert whole.main(preset="smoke", results=tmp_path, dry_run=dry_run) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("─")]
+    assert " ".join(said[1:]) == lines
+
+
 def test_a_stage_that_fails_does_not_keep_the_others_from_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[tuple[str, ...]] = []
 
