@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from bench import sweep, timing
+from bench import sweep, timing, usage
 from bench.record import Timing
 from bench.timing import Timed
 
@@ -225,3 +225,7 @@ def peak_memory(backend: str) -> tuple[int, Literal["device", "process"]]:
             return int(statistics["peak_bytes_in_use"]), "device"
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return (largest if sys.platform == "darwin" else largest * 1024), "process"
+
+
+if __name__ == "__main__":
+    usage.refuse("bench.amp_worker", "bench.amp")

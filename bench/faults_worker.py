@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from bench import usage
+
 SETTINGS: dict[str, Any] = {
     "batch_size": 16,
     "learning_rate": 1e-3,
@@ -63,3 +65,7 @@ def train(
     )
     agent: Any = result.agent
     np.savez(Path(run_dir) / MEMORY, **agent.memory.arrays())
+
+
+if __name__ == "__main__":
+    usage.refuse("bench.faults_worker", "bench.faults")

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import machine, record
+from bench import machine, record, usage
 
 HEARTBEAT_SECONDS = 5.0
 
@@ -67,8 +67,8 @@ Train = Callable[[Sequence[Job], bool], None]
 
 def main(argv: list[str] | None = None) -> int:
     """Run the jobs that the one argument describes; 0 when their records are written, 130 when they were interrupted."""
-    (text,) = sys.argv[1:] if argv is None else argv
-    jobs = [Job(**each) for each in json.loads(text)]
+    takes = "python -m bench.learning_run JOBS, as JSON"
+    jobs = usage.read(takes, "bench.learning", sys.argv[1:] if argv is None else argv, _jobs)
     machine.keep_to_cores(jobs[0].cores)
     # A shell starts background jobs with Ctrl-C ignored, and that is inherited: the suite's request to stop must arrive.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -78,6 +78,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{name_of(jobs)}: {stopped or 'interrupted'}", file=sys.stderr)
         return 130
     return 0
+
+
+def _jobs(arguments: Sequence[str]) -> list[Job]:
+    (text,) = arguments
+    first, *others = (Job(**each) for each in json.loads(text))
+    return [first, *others]
 
 
 def name_of(jobs: Sequence[Job]) -> str:

@@ -27,6 +27,8 @@ from typing import Any, Literal
 
 import pytest
 
+from bench import usage
+
 WALL_PER_CPU_SECOND = 20.0
 """A child is given up after so many times the processor time that it may use: it may sleep, or wait for other work on the machine."""
 EXAMPLES = 25
@@ -283,15 +285,26 @@ def preload(names: Sequence[str]) -> None:
 
 def main() -> int:
     """Read `{"at_once", "modules", "seen", "jobs"}`, and print a line for each job."""
+    takes = "python -m bench.mutants_worker, with jobs as JSON on its standard input"
+    jobs, asked = usage.read(takes, "bench.mutants", sys.argv[1:], _asked)
     # Its children go with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    asked = json.load(sys.stdin)
     preload(asked["modules"])
     with contextlib.suppress(KeyboardInterrupt):
-        for outcome in serve([Job(**job) for job in asked["jobs"]], asked["at_once"], asked["seen"]):
+        for outcome in serve(jobs, asked["at_once"], asked["seen"]):
             print(json.dumps(outcome.__dict__), flush=True)
         return 0
     return 130
+
+
+def _asked(arguments: Sequence[str]) -> tuple[list[Job], dict[str, Any]]:
+    """The jobs, and the rest of what stands on the standard input."""
+    if arguments:
+        raise ValueError("it takes no arguments")
+    if sys.stdin.isatty():
+        raise ValueError("its standard input is a terminal")
+    asked = json.load(sys.stdin)
+    return [Job(**job) for job in asked["jobs"]], {name: asked[name] for name in ("at_once", "modules", "seen")}
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
-from bench import machine, sweep, timing
+from bench import machine, sweep, timing, usage
 from bench.record import Timing
 from bench.timing import Timed
 
@@ -224,3 +224,7 @@ def _free_port() -> int:
         found.bind(("127.0.0.1", 0))
         port: int = found.getsockname()[1]
         return port
+
+
+if __name__ == "__main__":
+    usage.refuse("bench.scaling_worker", "bench.scaling")

@@ -102,9 +102,8 @@ def measure(backend: str, sizes: Sizes, seed: int) -> SoakSamples:
     missing = sweep.missing_backends().get(backend)
     if missing is not None:
         return SoakSamples(cells=[_cell(backend, sizes, missing=missing)])
-    arguments = {"steps": sizes.steps, "capacity": sizes.capacity, "samples": sizes.samples, "seed": seed}
-    flags = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "bench.soak_worker", "--backend", backend, *flags]
+    job = {"backend": backend, "steps": sizes.steps, "capacity": sizes.capacity, "samples": sizes.samples, "seed": seed}
+    command = [sys.executable, "-m", "bench.soak_worker", json.dumps(job)]
     finished = subprocess.run(command, cwd=machine.ROOT, stdout=subprocess.PIPE, text=True, check=True)
     found = json.loads(finished.stdout.splitlines()[-1])
     return SoakSamples(

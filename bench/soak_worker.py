@@ -1,22 +1,24 @@
-"""One long run of one backend in this process, which notes its memory and its open files on the way: `python -m bench.soak_worker`.
+"""One long run of one backend in this process, which notes its memory and its open files on the way: `python -m bench.soak_worker JOB`.
 
 It is a whole run, as `sacref train` makes it: tracking, evaluations, checkpoints. What it measured is printed as JSON, on the last line.
 """
 
 import dataclasses
 import gc
+import inspect
 import json
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
-import tyro
 from numpy.typing import NDArray
 
+from bench import usage
 from bench.record import SoakSample
 
 EPISODE_STEPS = 200
@@ -94,7 +96,7 @@ def open_files() -> int:
     raise OSError("neither /proc/self/fd nor /dev/fd is there: run this on Linux or macOS")
 
 
-def run(backend: Any, *, steps: int, capacity: int, samples: int, seed: int = 0) -> dict[str, Any]:
+def run(*, backend: Any, steps: int, capacity: int, samples: int, seed: int = 0) -> dict[str, Any]:
     """Train for `steps` steps with a memory for `capacity` transitions, and take about `samples` samples.
 
     Returns:
@@ -130,16 +132,17 @@ def run(backend: Any, *, steps: int, capacity: int, samples: int, seed: int = 0)
     return {"execution": execution, "samples": [dataclasses.asdict(sample) for sample in gauge.samples]}
 
 
-def main(backend: str, *, steps: int, capacity: int, samples: int, seed: int = 0) -> int:
-    """Print what one long run measured.
-
-    Args:
-        backend: torch or jax.
-        steps: of the run. capacity: of its memory, in transitions. samples: how many to take. seed: of the run.
-    """
-    print(json.dumps(run(backend, steps=steps, capacity=capacity, samples=samples, seed=seed)))
+def main(arguments: Sequence[str]) -> int:
+    """Print what one long run measured; the one argument holds those of `run`."""
+    todo = usage.read("python -m bench.soak_worker JOB, as JSON", "bench.soak", arguments, _job)
+    print(json.dumps(run(**todo)))
     return 0
 
 
+def _job(arguments: Sequence[str]) -> dict[str, Any]:
+    (text,) = arguments
+    return inspect.signature(run).bind(**json.loads(text)).kwargs
+
+
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main, prog="python -m bench.soak_worker"))
+    sys.exit(main(sys.argv[1:]))

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench import machine
+from bench import machine, usage
 from bench.peers.setting import Setting, Trainer
 
 LIBRARIES = (*machine.LIBRARIES, "sbx-rl", "skrl", "tensordict", "torchrl")
@@ -20,8 +20,7 @@ LIBRARIES = (*machine.LIBRARIES, "sbx-rl", "skrl", "tensordict", "torchrl")
 
 def main(arguments: Sequence[str]) -> int:
     """Train until the requests end; 1 after an error, which is the last answer."""
-    (job,) = arguments
-    todo: dict[str, Any] = json.loads(job)
+    todo = usage.read("python -m bench.peers.worker JOB, as JSON", "bench.throughput", arguments, _job)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     machine.keep_to_cores(todo["cores"])
@@ -41,6 +40,12 @@ def main(arguments: Sequence[str]) -> int:
         answers.write(json.dumps({"error": f"{type(error).__name__}: {error}".partition("\n")[0]}) + "\n")
         answers.flush()
         return 1
+
+
+def _job(arguments: Sequence[str]) -> dict[str, Any]:
+    (text,) = arguments
+    todo = json.loads(text)
+    return {name: todo[name] for name in ("cores", "module", "library", "options", "setting")}
 
 
 def description(env: str, library: str, trainer: Trainer) -> Mapping[str, Any]:
