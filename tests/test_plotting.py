@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from sacref.plotting import PlotError, plot_runs
 
@@ -63,13 +62,12 @@ def test_the_legend_covers_nothing_that_is_drawn(tmp_path: Path, panels: int) ->
         for backend in ("torch", "jax")
     ]
     figure = plot_runs(runs, output=tmp_path / "curve.png")
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    figure.draw_without_rendering()
     for axes in figure.axes:
         drawn = axes.get_legend()
         assert drawn is not None
-        place = drawn.get_window_extent(canvas.get_renderer())
-        assert place.y1 <= axes.xaxis.label.get_window_extent(canvas.get_renderer()).y0
+        place = drawn.get_window_extent()
+        assert place.y1 <= axes.xaxis.label.get_window_extent().y0
         assert figure.bbox.x0 <= place.x0 and place.x1 <= figure.bbox.x1 and figure.bbox.y0 <= place.y0
 
 
