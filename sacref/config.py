@@ -546,11 +546,6 @@ class SACConfig(_Config):
                 f"SACConfig.update_to_data is {self.update_to_data} and gradient_steps {self.gradient_steps}, expected one of them: "
                 f"leave gradient_steps at 1, or update_to_data at None"
             )
-        if not self.mixed_precision and self.precision != SACConfig.precision:
-            raise ConfigError(
-                f"SACConfig.precision is {self.precision!r} and mixed_precision False, which computes in float32: "
-                f"set mixed_precision, or leave precision at {SACConfig.precision!r}"
-            )
         for name in ("observation_preprocessor", "state_preprocessor"):
             preprocessor, kwargs = getattr(self, name), getattr(self, f"{name}_kwargs")
             if preprocessor is not None:

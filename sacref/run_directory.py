@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sacref import checkpoint, resumption
-from sacref.config import SACConfig
 from sacref.evaluation import Evaluation
 from sacref.ranks import Ranks
 
@@ -124,7 +123,7 @@ def reading_config_of(directory: Path) -> Iterator[None]:
 
 
 def read_config(run_dir: str | Path) -> dict[str, Any]:
-    """What a run's `config.json` holds; a precision that nothing is computed in, which a configuration may not have, as the default.
+    """What a run's `config.json` holds.
 
     Raises:
         RunError: if there is none, or it is no JSON object.
@@ -138,9 +137,6 @@ def read_config(run_dir: str | Path) -> dict[str, Any]:
         raise RunError(f"{path} is damaged ({error}): restore it, or train again") from error
     if not isinstance(config, dict):
         raise RunError(f"{path} holds a {type(config).__name__}, expected an object: restore it, or train again")
-    cfg = config.get("cfg")
-    if isinstance(cfg, dict) and cfg.get("mixed_precision") is False and "precision" in cfg:
-        cfg["precision"] = SACConfig.precision
     return config
 
 

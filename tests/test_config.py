@@ -376,10 +376,6 @@ def test_a_temperature_that_is_not_learned_has_no_schedule() -> None:
             {"observation_preprocessor_kwargs": {"clip": 5.0}},
             "observation_preprocessor_kwargs is {'clip': 5.0} and observation_preprocessor None",
         ),
-        (
-            {"precision": "float16"},
-            "precision is 'float16' and mixed_precision False, .*: set mixed_precision, or leave precision at 'bfloat16'",
-        ),
         ({"state_preprocessor_kwargs": {"clip": 5.0}}, "state_preprocessor_kwargs is {'clip': 5.0} and state_preprocessor None"),
         (
             {"state_preprocessor": Scaler, "state_preprocessor_kwargs": {"size": 5}},
