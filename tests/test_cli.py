@@ -463,7 +463,7 @@ def test_ctrl_c_is_status_130_and_says_what_was_written(
             "SACConfig.learning_rate_scheduler is 'linaer', expected one of constant, linear",
         ),
         (["train", "--learning-rate-scheduler", '["linear"]'], "in the order (policy, critic, entropy); 1 came"),
-        (["train", "--learning-rate-scheduler", "linear"], "linear has missing a required argument: 'steps'; expected steps, end=0.0"),
+        (["train", "--learning-rate-scheduler", "linear"], "argument: 'steps'; expected steps, end=0.0"),
         (["train", "--learning-rate-scheduler-kwargs", '{"steps": 5}'], "learning_rate_scheduler None: set one, or leave"),
         (["train", "--state-preprocessor", "math:hypot"], "expected a class with the methods update, arrays, set_arrays, transform"),
         (["train", "--wrappers", "ClipAction"], "--wrappers: got ClipAction, expected module:name"),

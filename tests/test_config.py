@@ -349,7 +349,7 @@ def test_a_temperature_that_is_not_learned_has_no_schedule() -> None:
     [
         (
             {"learning_rate_scheduler": "linear"},
-            r"kwargs is {}, and linear has missing a required argument: 'steps'; expected steps, end=0.0",
+            r"kwargs is {}, and linear has missing a required (keyword-only )?argument: 'steps'; expected steps, end=0.0",
         ),
         ({"learning_rate_scheduler": "linear", "learning_rate_scheduler_kwargs": {"decay": 1}}, "linear has .*; expected steps, end=0.0"),
         (

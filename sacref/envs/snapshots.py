@@ -93,8 +93,9 @@ _DERIVED = (
 """What MuJoCo computes of the integration state, and tasks read before they step. `mj_forward` does not reproduce it: after a step it is of
 the substep before the last. Numbers alone, no indices: a file that lies cannot lead MuJoCo out of its memory."""
 
-_PLACES: Mapping[str, Mapping[str, tuple[str | None, int]]] = {"MT19937": {"pos": ("state", 624)}, "Philox": {"buffer_pos": (None, 4)}}
-"""Bit generator -> number in its state -> where it stands, and the largest there is. NumPy takes any, and reads its memory there."""
+_PLACES: Mapping[str, tuple[str, str | None, int, int]] = {"MT19937": ("pos", "state", 0, 624), "Philox": ("buffer_pos", None, 1, 4)}
+"""Bit generator -> number in its state, where it stands, the least and the largest there is. NumPy reads its memory there, most versions
+whatever the number is."""
 _BIT_GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
 
 
@@ -237,10 +238,11 @@ def generator_of(state: Any) -> SeededGenerator | None:
     if kind not in _BIT_GENERATORS:
         raise ValueError(f"a generator is of {kind!r}, expected one of {', '.join(_BIT_GENERATORS)}")
     bits = getattr(np.random, kind)()
-    for name, (within, most) in _PLACES.get(kind, {}).items():
+    if kind in _PLACES:
+        name, within, least, most = _PLACES[kind]
         place = (state["state"][within] if within else state["state"])[name]
-        if type(place) is not int or not 0 <= place <= most:
-            raise ValueError(f"{name} of a generator {kind} is {place!r}, expected an integer from 0 to {most}")
+        if type(place) is not int or not least <= place <= most:
+            raise ValueError(f"{name} of a generator {kind} is {place!r}, expected an integer from {least} to {most}")
     bits.state = state["state"]
     if not (state["seed"] is None or type(state["seed"]) is int):
         raise ValueError(f"a generator's seed is {state['seed']!r}, expected an integer")
