@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from typing import Any, Generic, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from sacref.config import SACConfig
 from sacref.envs.episodes import EpisodeBoundaries, dropped_rows
-from sacref.envs.scaling import from_box
+from sacref.envs.scaling import bounds_within, from_box
 from sacref.envs.spaces import Spaces, check_values
 from sacref.envs.states import final_states
 from sacref.spec.arrays import ArrayT
@@ -47,6 +47,9 @@ class Border(ABC, Generic[ArrayT]):
     """`(envs,)` on the device: which environments had rows that were not finite; None before the first."""
 
     # What a backend provides.
+
+    _action_bounds: Any
+    """Low and high of the actions, `(action,)` each, on the device in the agent's dtype."""
 
     @abstractmethod
     def to_numpy(self, array: Any) -> NDArray[Any]:
@@ -154,7 +157,7 @@ class Border(ABC, Generic[ArrayT]):
         keep = self._refuse_not_finite({**parts, "shaped rewards": shaped}, keep, device)
         ended = terminated | truncated
         boundaries.starts = ended | ~keep
-        low, high = (np.asarray(bound, actions.dtype) if not device else self._upload(bound) for bound in self._bounds)
+        low, high = self._action_bounds if device else self._bounds(actions.dtype)
         transition = Transition(observations, states, from_box(actions, low, high), shaped, next_observations, next_states, terminated)
         return Rows(transition, reward, ended, keep, first, boundaries.starts, dropped_rows(infos, terminated))
 
@@ -176,9 +179,8 @@ class Border(ABC, Generic[ArrayT]):
     def _upload_tree(self, tree: Any) -> Any:
         return map_leaves(self._upload, tree)
 
-    @property
-    def _bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        return self.spaces.action_low, self.spaces.action_high
+    def _bounds(self, dtype: DTypeLike) -> tuple[NDArray[Any], NDArray[Any]]:
+        return bounds_within(self.spaces.action_low, self.spaces.action_high, dtype)
 
     def _column(self, values: Any, name: str, envs: int, device: bool, dtype: type | None = None) -> Any:
         """A `(envs, 1)` or `(envs,)` input as `(envs,)`."""

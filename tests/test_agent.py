@@ -202,6 +202,23 @@ def test_actions_are_in_the_box_and_in_its_units(backend: Backend, space: gymnas
     np.testing.assert_array_equal(agent.to_numpy(actions), agent.to_numpy(extras["mean_actions"]))
 
 
+def test_saturated_actions_are_in_a_box_of_more_digits_than_the_agents(backend: Backend) -> None:
+    space = gymnasium.spaces.Box(np.array([-0.1, 0.3]), np.array([0.1, 0.7]), dtype=np.float64)
+    agent = backend.agent(Spaces(action=space), capacity=8)
+    arrays = agent.arrays()
+    arrays["policy.head.bias"][:2] = 30.0, -30.0
+    agent.set_arrays(arrays)
+    actions, _ = agent.act(np.zeros((1, 3)), None, timestep=0, timesteps=9)
+    found = agent.to_numpy(actions)
+    assert found.dtype == np.float32
+    assert space.contains(found[0].astype(np.float64)), found
+    np.testing.assert_allclose(found[0], [0.1, 0.3], rtol=2e-7)
+    for taken in (found, actions):
+        agent.record_transition(**draw_row(agent, np.random.default_rng(0), actions=taken))
+        agent.init()
+    assert agent.memory.arrays()["actions"].tolist() == [[1.0, -1.0]] * 2
+
+
 @pytest.mark.parametrize("space", BOXES.values(), ids=BOXES)
 def test_stored_actions_are_in_minus_one_to_one(backend: Backend, space: gymnasium.spaces.Box) -> None:
     agent = backend.agent(Spaces(action=space))

@@ -101,8 +101,7 @@ class SAC(Agent[Array]):
         parameters = {name: parameters_of(models[name], self.device) for name in ("policy", *critics, *targets)}
         self.dtype = self._check_dtypes(parameters)
         check_targets(parameters)
-        low, high = (self._upload(bound) for bound in self._bounds)
-        self._action_bounds = Bounds(low, high)
+        self._action_bounds = Bounds(*(self._upload(bound) for bound in self._bounds(self.dtype)))
         self._functions = {name: self._functional(name) for name in self._models}
         if self.cfg.mixed_precision:
             warn_of_quantisation([name for name, model in self._models.items() if not has_head(model)], self.cfg.precision)

@@ -93,8 +93,8 @@ class SAC(Agent[Tensor]):
         parameters = {name: parameters_of(models[name], self.device) for name in ("policy", *critics, *targets)}
         self.dtype = self._check_dtypes(parameters)
         check_targets(parameters)
-        low, high = (torch.as_tensor(bound, dtype=self.dtype, device=self.device) for bound in self._bounds)
-        self._action_bounds = Bounds(low, high)
+        bounds = self._bounds(np.float64 if self.dtype == torch.float64 else np.float32)
+        self._action_bounds = Bounds(*(torch.as_tensor(bound, device=self.device) for bound in bounds))
         self._functions = {name: self._functional(name) for name in self._models}
         if self.cfg.mixed_precision:
             warn_of_quantisation([name for name, model in self._models.items() if not has_head(model)], self.cfg.precision)

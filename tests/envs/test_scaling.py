@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sacref.envs.scaling import from_box, to_box
+from sacref.envs.scaling import bounds_within, from_box, to_box
 from tests.conftest import Backend
 
 LOW, HIGH = [-2.0, 0.5, -0.4], [2.0, 0.75, 1.6]
@@ -55,3 +55,13 @@ def test_environments_scale_row_by_row(xp: Backend) -> None:
     together = xp.numpy(to_box(xp.asarray(rows), low, high))
     for row, scaled in zip(rows, together, strict=True):
         np.testing.assert_allclose(xp.numpy(to_box(xp.asarray(row[None]), low, high))[0], scaled, rtol=4 * xp.eps)
+
+
+@given(low=st.floats(-1e6, 1e6), width=st.floats(1e-3, 1e6))
+def test_bounds_of_fewer_digits_are_the_nearest_within(low: float, width: float) -> None:
+    bounds = np.array([low]), np.array([low + width])
+    inner_low, inner_high = bounds_within(*bounds, np.float32)
+    assert inner_low.dtype == inner_high.dtype == np.float32
+    assert np.nextafter(inner_low, np.float32(-np.inf)) < bounds[0] <= inner_low
+    assert inner_high <= bounds[1] < np.nextafter(inner_high, np.float32(np.inf))
+    assert [bound.tolist() for bound in bounds_within(*bounds, np.float64)] == [bound.tolist() for bound in bounds]
