@@ -475,11 +475,16 @@ def _fits(found: Any, here: Any) -> bool:
     if isinstance(here, bool | np.bool_ | int | np.integer):
         return isinstance(found, bool | np.bool_ | int | np.integer) and bool(found >= 0)
     if isinstance(here, float | np.number):
-        return isinstance(found, int | float | np.number)
+        return isinstance(found, int | float | np.number) or (_is_array(found, ()) and found.dtype.kind in "fiu")
     if isinstance(here, np.ndarray):
-        return isinstance(found, np.ndarray) and found.shape == here.shape and found.dtype == here.dtype
+        return _is_array(found, here.shape) and found.dtype == here.dtype
     if isinstance(here, list):
         return isinstance(found, list) and all(_fits(inner, here[0] if here else None) for inner in found)
     if isinstance(here, dict):
         return isinstance(found, dict) and found.keys() == here.keys() and all(_fits(found[key], here[key]) for key in here)
     return isinstance(found, tuple) and isinstance(here, tuple) and len(found) == len(here) and all(map(_fits, found, here))
+
+
+def _is_array(value: Any, shape: tuple[int, ...]) -> bool:
+    """Arithmetic makes scalars of arrays of shape (), which a wrapper may begin with."""
+    return isinstance(value, np.ndarray | np.generic) and value.shape == shape

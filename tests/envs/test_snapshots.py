@@ -75,13 +75,13 @@ def through_files(snapshot: Snapshot | str, folder: Path) -> Snapshot:
     return Snapshot(read.groups["environments"], read.metadata)
 
 
-def continues(tmp_path: Path, made: Callable[[int], Envs], before: int = BEFORE, after: int = AFTER) -> bool:
+def continues(tmp_path: Path, made: Callable[[int], Envs], before: int = BEFORE, after: int = AFTER, past: int = 17) -> bool:
     """Whether a fresh vector environment with another past goes on from a snapshot as the captured one does."""
     captured, fresh = made(1), made(1_000)
     run(captured, actions(captured, before, 0))
     snapshot = through_files(capture(captured), tmp_path)
     expected = run(captured, actions(captured, after, 1))
-    run(fresh, actions(fresh, 17, 2))
+    run(fresh, actions(fresh, past, 2))
     restore(fresh, snapshot)
     same = equal(run(fresh, actions(fresh, after, 1)), expected)
     assert any((step["te"] | step["tr"]).any() for step in expected)
@@ -186,6 +186,12 @@ STACKS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("around", STACKS)
 def test_wrappers_go_on_bit_for_bit(around: str, tmp_path: Path) -> None:
     assert continues(tmp_path, lambda seed: make("Pendulum-v1", seed=seed, **STACKS[around]))
+
+
+@pytest.mark.parametrize(("before", "past"), [(BEFORE, 0), (0, 17)], ids=["into one just reset", "of one just reset"])
+@pytest.mark.parametrize("around", STACKS)
+def test_wrappers_go_on_from_and_in_environments_that_have_taken_no_step(around: str, before: int, past: int, tmp_path: Path) -> None:
+    assert continues(tmp_path, lambda seed: make("Pendulum-v1", seed=seed, **STACKS[around]), before=before, past=past, after=100)
 
 
 @pytest.mark.parametrize(
