@@ -43,8 +43,9 @@ class Agent(Saved[ArrayT]):
     ) -> None:
         super().__init__()
         self.spaces = check_spaces(observation_space, state_space, action_space)
+        self._bounds_by_kind = {}
         self.observation_space, self.state_space, self.action_space = observation_space, state_space, action_space
-        self.cfg = cfg if isinstance(cfg, SACConfig) else SACConfig.from_dict(dict(cfg or {}))
+        self.cfg = cfg if isinstance(cfg, SACConfig) else SACConfig.from_dict({} if cfg is None else cfg)
         self.cfg.validate()
         self._check_options()
         self._set_up()

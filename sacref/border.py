@@ -43,6 +43,7 @@ class Border(ABC, Generic[ArrayT]):
     cfg: SACConfig
     memory: Any
     training: bool
+    _bounds_by_kind: dict[np.dtype[Any], tuple[NDArray[Any], NDArray[Any]]]
     _bad_rows: Any = None
     """`(envs,)` on the device: which environments had rows that were not finite; None before the first."""
 
@@ -180,7 +181,11 @@ class Border(ABC, Generic[ArrayT]):
         return map_leaves(self._upload, tree)
 
     def _bounds(self, dtype: DTypeLike) -> tuple[NDArray[Any], NDArray[Any]]:
-        return bounds_within(self.spaces.action_low, self.spaces.action_high, dtype)
+        """Low and high of the actions on the host, in a dtype; worked out once, for each row asks."""
+        kind = np.dtype(dtype)
+        if kind not in self._bounds_by_kind:
+            self._bounds_by_kind[kind] = bounds_within(self.spaces.action_low, self.spaces.action_high, kind)
+        return self._bounds_by_kind[kind]
 
     def _column(self, values: Any, name: str, envs: int, device: bool, dtype: type | None = None) -> Any:
         """A `(envs, 1)` or `(envs,)` input as `(envs,)`."""

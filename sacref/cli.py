@@ -627,8 +627,10 @@ def _named(name: str, where: str = "") -> Any:
 
 def _task(config: dict[str, Any]) -> dict[str, Any]:
     """The environment that a run names, with its arguments and wrappers: what `sacref.envs.make` takes."""
+    from sacref.evaluation import with_plain_rewards
+
     wrappers = [_named(name, "wrappers of the run: ") for name in config["wrappers"]]
-    return {"env": _environment(config["env"]), "env_kwargs": config["env_kwargs"], "wrappers": wrappers}
+    return {"env": _environment(config["env"]), "env_kwargs": config["env_kwargs"], "wrappers": [*wrappers, with_plain_rewards]}
 
 
 def _environment(name: str) -> Any:

@@ -45,6 +45,16 @@ class Evaluation:
         return {"step": step, "returns": list(self.returns), "mean": self.mean, "std": self.std}
 
 
+def with_plain_rewards(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    """A copy that is evaluated: its rewards as they are, where `NormalizeReward` divides them by a deviation that it learns."""
+    layer = env
+    while isinstance(layer, gymnasium.Wrapper):
+        if isinstance(layer, gymnasium.wrappers.NormalizeReward):
+            layer.update_running_mean = False  # at 1, which it begins with
+        layer = layer.env
+    return env
+
+
 def evaluate(
     agent: Agent,
     envs: VectorEnv[Any, Any, Any] | None,
@@ -78,10 +88,16 @@ def evaluate(
 
     Raises:
         EvaluationError: if an episode does not end, or its environment diverges: it has no return then. NumericalError: if the policy's
-            actions are not finite. ValueError: if `episodes` is below 1.
+            actions are not finite. ValueError: if `episodes` is below 1, or `seed` below 0. TypeError: if one is no integer, or `envs` no
+            vector environment.
     """
-    if episodes < 1:
-        raise ValueError(f"episodes is {episodes}, expected at least 1")
+    for name, value, least in (("episodes", episodes, 1), ("seed", seed, 0)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise TypeError(f"{name} is {value!r}, expected an integer of at least {least}")
+        if value < least:
+            raise ValueError(f"{name} is {value}, expected at least {least}")
+    if envs is not None and not hasattr(envs, "num_envs"):
+        raise TypeError(f"envs is {envs!r}, expected a vector environment: make it with sacref.envs.make")
     ranks = ranks or Ranks()
     copies = ranks.gather(0 if envs is None else envs.num_envs)
     if not sum(copies):
@@ -95,7 +111,7 @@ def evaluate(
     try:
         if envs is not None:
             own = quota[first : first + envs.num_envs]
-            returns, lengths = _run_episodes(agent, envs, own, first, seed + first, max_episode_steps, state_space)
+            returns, lengths = _run_episodes(agent, envs, own, first, int(seed) + first, max_episode_steps, state_space)
     except EvaluationError as error:
         failure = error
     finally:

@@ -21,9 +21,9 @@ from sacref import checkpoint, envs, run_directory, training
 from sacref import resumption as resuming
 from sacref.config import SACConfig, paper_config
 from sacref.envs.spaces import boxes, check_spaces
-from sacref.envs.states import state_space_of
+from sacref.envs.states import have, state_space_of
 from sacref.envs.vector import EnvironmentFactory, Vectorization, Wrapper
-from sacref.evaluation import Evaluation, evaluate
+from sacref.evaluation import Evaluation, evaluate, with_plain_rewards
 from sacref.progress import TrainingProgress
 from sacref.ranks import Ranks
 from sacref.replay_log import Entry
@@ -155,7 +155,8 @@ def train(
         evaluation_episodes: episodes of an evaluation, deterministic, on environments of its own.
         keep_checkpoints: how many of the last checkpoints stay, each with its replay memory; beside them `best`, of the best evaluation.
         device: the backend's name of a device; None lets the backend choose.
-        vectorization, env_kwargs, wrappers: see `sacref.envs.make`.
+        vectorization, env_kwargs, wrappers: see `sacref.envs.make`. Evaluations have the same wrappers, but for the rewards of Gymnasium's
+            `NormalizeReward`, which are evaluated as they are.
         overwrite: delete the run that is in the directory. Files that are no run's stay.
         resume: go on from the last sound checkpoint of the run in the directory, on the same machine to the bit as if it had never stopped:
             in the middle of its episodes, where all of its environments can be captured (`sacref.envs.snapshots`; the log says where
@@ -255,9 +256,9 @@ class _Plan:
             "feed_previous": list(self.asked.feed_previous),
         }
 
-    def make_envs(self, copies: int) -> VectorEnv:
-        asked = self.asked
-        return envs.make(asked.env, copies, vectorization=asked.vectorization, env_kwargs=asked.env_kwargs, wrappers=asked.wrappers)
+    def make_envs(self, copies: int, *more: Wrapper) -> VectorEnv:
+        asked, wrappers = self.asked, (*self.asked.wrappers, *more)
+        return envs.make(asked.env, copies, vectorization=asked.vectorization, env_kwargs=asked.env_kwargs, wrappers=wrappers)
 
     def spaces_of(self, training_envs: VectorEnv) -> dict[str, Any]:
         """The spaces of one environment, by the names that an agent takes. The environments are reset, and will be once more."""
@@ -327,34 +328,40 @@ class _Plan:
         )
 
 
-def require_sound(asked: Arguments) -> None:
-    """Refuse arguments that no run could have, before anything is made or deleted. A resumed run's own configuration is not looked at.
+def sound(asked: Arguments) -> Arguments:
+    """The arguments, NumPy's integers as Python's own, for they are written to a file; a resumed run's own configuration is not looked at.
 
     Raises:
-        ConfigError, ValueError: naming the argument or the field, what it holds, and what was expected.
+        ConfigError, TypeError, ValueError: if no run could have them, before anything is made or deleted: naming the argument or the field,
+            what it holds, and what was expected.
     """
     interval = asked.evaluation_interval
-    _require_positive(
+    counts = _positive(
         steps=asked.steps,
         num_envs=asked.num_envs,
         memory_capacity=asked.memory_capacity,
-        evaluation_interval=1 if interval is None else interval,
         evaluation_episodes=asked.evaluation_episodes,
         keep_checkpoints=asked.keep_checkpoints,
+        **({} if interval is None else {"evaluation_interval": interval}),
     )
+    if np.ndim(asked.hidden) != 1:
+        raise ValueError(f"hidden is {asked.hidden!r}, expected the widths of the hidden layers, as (256, 256)")
+    if not isinstance(asked.wrappers, list | tuple):
+        raise TypeError(f"wrappers is {asked.wrappers!r}, expected a list of callables, each of which wraps an environment")
     if asked.cfg is not None or not asked.resume:
         settings = _configuration(asked.cfg, None, asked.num_envs)
         settings.seed = asked.seed
         settings.validate()
+    return replace(asked, hidden=np.asarray(asked.hidden).tolist(), **counts)
 
 
 def _plan(asked: Arguments) -> _Plan:
     """Check what is asked for and prepare the directory.
 
     Raises:
-        BackendError, RunError, ConfigError, ValueError: if it cannot be trained, or not there.
+        BackendError, RunError, ConfigError, TypeError, ValueError: if it cannot be trained, or not there.
     """
-    require_sound(asked)
+    asked = sound(asked)
     module = import_backend(asked.backend)
     ranks: Ranks = importlib.import_module(f"{module.__name__}.ranks").ranks()
     chosen = asked.run_dir if asked.run_dir is not None else fresh_directory(name_of(asked.env), asked.backend, asked.seed)
@@ -362,8 +369,7 @@ def _plan(asked: Arguments) -> _Plan:
     resumed = run_directory.prepare(ranks, directory, overwrite=asked.overwrite, resume=asked.resume)
     settings = _configuration(asked.cfg, resumed, asked.num_envs * ranks.size)
     settings.seed = asked.seed
-    # NumPy's integers as Python's own, for they are written to a file.
-    asked = replace(asked, seed=settings.seed, hidden=np.asarray(asked.hidden).tolist())
+    asked = replace(asked, seed=settings.seed)
     settings.experiment.directory, settings.experiment.experiment_name = str(directory.parent), directory.name
     return _Plan(asked, module, ranks, directory, resumed, settings)
 
@@ -374,6 +380,12 @@ def run_training(member: Membership | None, asked: Arguments) -> TrainingResult:
     asked, ranks, directory, resumed = plan.asked, plan.ranks, plan.directory, plan.resumed
     with closing(plan.make_envs(asked.num_envs)) as training_envs:
         spaces = plan.spaces_of(training_envs)
+        if have(training_envs, "obs_rms") and ranks.rank == 0:
+            logger.warning(
+                "NormalizeObservation learns moments of its own in each copy of the environment, which evaluations, a resumed run's "
+                "evaluations and a loaded agent do not have: leave it out, and set observation_preprocessor to "
+                "sacref.preprocessing:RunningStandardScaler, which is a part of the agent"
+            )
         config = plan.config(spaces)
         entry = None
         if resumed is not None:
@@ -394,7 +406,7 @@ def run_training(member: Membership | None, asked: Arguments) -> TrainingResult:
             directory.mkdir(parents=True, exist_ok=True)
             checkpoint.write_json(directory / "config.json", config)
         copies = _copies(min(asked.evaluation_episodes, EVALUATION_COPIES), ranks)
-        with closing(plan.make_envs(copies)) if copies else nullcontext() as evaluation_envs:
+        with closing(plan.make_envs(copies, with_plain_rewards)) if copies else nullcontext() as evaluation_envs:
             run = _Run(
                 agent,
                 ranks,
@@ -614,10 +626,11 @@ class _Run:
             plot_runs([self.directory], output=self.directory / "curve.png")
 
 
-def _require_positive(**values: Any) -> None:
+def _positive(**values: Any) -> dict[str, Any]:
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise ValueError(f"{name} is {value!r}, expected an integer of at least 1")
+    return {name: int(value) for name, value in values.items()}
 
 
 def import_backend(backend: str) -> ModuleType:
@@ -664,10 +677,12 @@ def _configuration(cfg: SACConfig | Mapping[str, Any] | None, resumed: Resumed |
     if cfg is None and resumed is not None:
         with reading_config_of(resumed.checkpoint.parent.parent):
             return SACConfig.from_dict(resumed.config["cfg"])
+    asked = {} if cfg is None else cfg
+    SACConfig.from_dict(asked)  # which says what is wrong with it
     paper = paper_config(num_envs)
-    if "gradient_steps" in (cfg or {}):
+    if "gradient_steps" in asked:
         paper.update_to_data = None  # what is said takes its place
-    return SACConfig.from_dict({**paper.to_dict(), **(cfg or {})})
+    return SACConfig.from_dict({**paper.to_dict(), **asked})
 
 
 def name_of(env: str | EnvironmentFactory) -> str:

@@ -205,6 +205,8 @@ def dense_layers(
         `norms.<i>.scale` of ones and `norms.<i>.bias` of zeros, `(out,)`; of a cell with G gates: `cell.input.kernel`
         `(in, G * size)`, `cell.hidden.kernel` `(size, G * size)`, `cell.input.bias` and `cell.hidden.bias` `(G * size,)`.
     """
+    if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"default_models: seed is {seed!r}, expected an integer >= 0")
     stream = np.random.default_rng([seed, zlib.crc32(model.encode())])
     widths = [inputs, *hidden, outputs]
     names = [*(f"hidden.{i}" for i in range(len(hidden))), "head"]

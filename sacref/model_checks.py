@@ -19,8 +19,10 @@ def split_models(models: Mapping[str, Any], *, learns: bool) -> tuple[list[str],
         learns: whether critics must be there.
 
     Raises:
-        ValueError: naming the model that is missing, or the one that nobody knows.
+        TypeError: if they are no dict. ValueError: naming the model that is missing, or the one that nobody knows.
     """
+    if not isinstance(models, Mapping):
+        raise TypeError(f"models is a {type(models).__name__}, expected a dict with 'policy', 'critic_1', 'critic_2', ... (default_models)")
     critics = [f"critic_{i + 1}" for i in range(sum(name.startswith("critic_") for name in models))]
     required = ["policy", *(critics or (["critic_1"] if learns else []))]
     targets = [f"target_{name}" for name in critics]

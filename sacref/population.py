@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sacref import experiment, resumption, run_directory
 from sacref.config import ConfigError, SACConfig
 from sacref.experiment import Arguments, TrainingResult
@@ -134,6 +136,9 @@ def _members(seeds: Sequence[int], vary: Mapping[str, Sequence[Any]]) -> dict[st
     unknown = [name for name in vary if name not in VARYING]
     if unknown:
         raise ValueError(f"vary has {', '.join(unknown)}: members may differ in {', '.join(VARYING)}; for others start a sweep")
+    for name, several in {"seeds": seeds, **vary}.items():
+        if isinstance(several, str) or not np.ndim(several):
+            raise TypeError(f"{name} is {several!r}, expected several values: a list, or a range")
     members = {}
     for *values, seed in itertools.product(*vary.values(), seeds):
         fields = dict(zip(vary, values, strict=True))
@@ -160,9 +165,8 @@ def _judged(names: Mapping[str, tuple[int, Mapping[str, Any]]], given: Mapping[s
         if given["resume"] and not resumption.finished_checkpoints(directory / name):
             own |= {"resume": False, "overwrite": True}
         try:
-            asked[name] = Arguments(**{**own, "cfg": _with_fields(given["cfg"], fields)})
-            experiment.require_sound(asked[name])
-        except ValueError as error:
+            asked[name] = experiment.sound(Arguments(**{**own, "cfg": _with_fields(given["cfg"], fields)}))
+        except (TypeError, ValueError) as error:
             refusals[name] = error
     if len(refusals) == len(names) and len({str(error) for error in refusals.values()}) == 1:
         raise next(iter(refusals.values()))  # an argument that suits none

@@ -20,10 +20,10 @@ from PIL import Image
 
 import sacref
 import sacref.__main__ as program
-from sacref import cli, experiment, launch, population, video
+from sacref import cli, envs, experiment, launch, population, video
 from sacref.config import ExperimentConfig, SACConfig, paper_config
 from sacref.envs.vector import Vectorization
-from sacref.evaluation import Evaluation
+from sacref.evaluation import Evaluation, evaluate
 from sacref.experiment import train as sacref_train
 from sacref.spec.schedules import KLAdaptive, warm_up
 from tests.envs.painted import PaintedEnv
@@ -210,6 +210,25 @@ def test_an_environment_may_be_named_by_its_callable(trained: dict[str, Any]) ->
     assert cli.main(["train", "--env", "gymnasium.envs:Pendulum-v1"]) == 0
     registered = trained["arguments"]["env"]
     assert registered == "gymnasium.envs:Pendulum-v1", "what Gymnasium reads as module:id stays a name"
+
+
+def test_eval_gives_the_tasks_own_rewards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    settings = {"batch_size": 4, "random_timesteps": 4, "learning_starts": 4}
+    task: dict[str, Any] = {"env": "Pendulum-v1", "env_kwargs": {"max_episode_steps": 20}, "hidden": (4,), "cfg": settings}
+    sacref_train(
+        **task,
+        backend="torch",
+        steps=8,
+        evaluation_episodes=1,
+        run_dir=tmp_path,
+        wrappers=[gymnasium.wrappers.NormalizeReward],
+        progress=False,
+    )
+    assert cli.main(["eval", str(tmp_path), "--episodes", "1"]) == 0
+    plain = envs.make("Pendulum-v1", 1, env_kwargs=task["env_kwargs"])
+    wanted = evaluate(sacref.load(tmp_path), plain, episodes=1).mean
+    assert f"returns: {wanted:,.1f}\n" in capsys.readouterr().out
 
 
 def test_random_steps_follow_the_number_of_environments() -> None:

@@ -9,7 +9,8 @@ import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from sacref import envs
-from sacref.evaluation import Evaluation, EvaluationError, evaluate
+from sacref.evaluation import Evaluation, EvaluationError, evaluate, with_plain_rewards
+from tests.backends import without_shape_checks
 from tests.envs.counting import CountingEnv
 from tests.fake_agent import FakeAgent
 
@@ -113,6 +114,32 @@ def test_a_reward_that_is_not_finite_is_refused() -> None:
         evaluate(FakeAgent(), envs.make(CountingEnv, 2, wrappers=[Broken]), episodes=2, seed=0)
 
 
-def test_no_episodes_are_refused() -> None:
-    with pytest.raises(ValueError, match="episodes is 0, expected at least 1"):
-        evaluate(FakeAgent(), counting(AutoresetMode.NEXT_STEP, (2,)), episodes=0, seed=0)
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"episodes": 0}, ValueError, "episodes is 0, expected at least 1"),
+        ({"episodes": 2.5}, TypeError, "episodes is 2.5, expected an integer of at least 1"),
+        ({"episodes": True}, TypeError, "episodes is True, expected an integer"),
+        ({"seed": -1}, ValueError, "seed is -1, expected at least 0"),
+        ({"seed": None}, TypeError, "seed is None, expected an integer of at least 0"),
+        ({"envs": CountingEnv()}, TypeError, "envs is .*CountingEnv.*, expected a vector environment: make it with sacref.envs.make"),
+    ],
+)
+def test_arguments_that_cannot_be_used_are_refused(given: dict[str, Any], error: type[Exception], message: str) -> None:
+    usual = {"envs": counting(AutoresetMode.NEXT_STEP, (2,)), "episodes": 1, "seed": 0}
+    with without_shape_checks(), pytest.raises(error, match=message):
+        evaluate(FakeAgent(), **{**usual, **given})
+
+
+def test_rewards_are_evaluated_as_they_are_where_training_normalises_them() -> None:
+    """Else the returns of one agent would grow from one evaluation to the next, as the deviation is learned."""
+    wrappers: Any = [gymnasium.wrappers.NormalizeReward, gymnasium.wrappers.RecordEpisodeStatistics, with_plain_rewards]
+    made = envs.make(CountingEnv, 1, env_kwargs={"lengths": (4,)}, wrappers=wrappers)
+    for wanted in (1 + 2 + 3 + 4, 400 + 1 + 2 + 3 + 4):
+        assert evaluate(FakeAgent(), made, episodes=1).returns == pytest.approx((wanted,), rel=1e-7)
+
+
+def test_numpys_integers_are_integers() -> None:
+    asked: Any = {"episodes": np.int64(3), "seed": np.int32(0)}
+    with without_shape_checks():
+        assert len(evaluate(FakeAgent(), counting(AutoresetMode.NEXT_STEP, (2,)), **asked).returns) == 3

@@ -438,7 +438,39 @@ def test_what_cannot_be_written_is_refused_before_anything_is_written(tmp_path: 
     for name in ("steps", "num_envs", "evaluation_episodes", "evaluation_interval", "memory_capacity"):
         with pytest.raises(ValueError, match=f"{name} is 0, expected an integer of at least 1"):
             train(tmp_path / "run", **{name: 0})
+    for name, value, message in (
+        ("cfg", [3], r"SACConfig cannot be made of \[3\], expected a dict of its fields"),
+        ("hidden", 8, r"hidden is 8, expected the widths of the hidden layers, as \(256, 256\)"),
+        ("wrappers", "module:name", "wrappers is 'module:name', expected a list of callables"),
+    ):
+        with without_shape_checks(), pytest.raises((TypeError, ValueError), match=message):
+            train(tmp_path / "run", **{name: value})
     assert not (tmp_path / "run").exists()
+
+
+def test_returns_are_the_tasks_own_where_training_normalises_rewards(tmp_path: Path) -> None:
+    result = train(tmp_path / "run", backend="torch", wrappers=[gymnasium.wrappers.NormalizeReward], evaluation_episodes=3)
+    plain = envs.make("Pendulum-v1", 3, env_kwargs=SMALL["env_kwargs"])
+    found = evaluate(result.agent, plain, episodes=3, seed=experiment._derive(SMALL.get("seed", 0), 1))
+    assert result.evaluations[-1][1].returns == pytest.approx(found.returns, rel=1e-6)
+    assert (
+        metrics(tmp_path / "run")[-1]["Reward / Instantaneous reward (min)"] > -1.0 > max(found.returns) / 20
+    )  # training's are normalised
+
+
+def test_moments_that_evaluations_do_not_have_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train(tmp_path / "plain", backend="torch", wrappers=[gymnasium.wrappers.NormalizeReward])
+    assert "NormalizeObservation" not in caplog.text
+    train(tmp_path / "run", backend="torch", wrappers=[gymnasium.wrappers.NormalizeObservation])
+    assert "set observation_preprocessor to sacref.preprocessing:RunningStandardScaler" in caplog.text
+
+
+def test_counts_may_be_numpys_integers(tmp_path: Path) -> None:
+    counts = {"steps": np.int64(6), "num_envs": np.int32(2), "evaluation_interval": np.int64(6), "evaluation_episodes": np.uint8(1)}
+    with without_shape_checks():
+        train(tmp_path / "run", backend="torch", **counts)
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert [stored[name] for name in counts] == [6, 2, 6, 1]
 
 
 def test_a_backend_that_there_is_none_of_is_refused() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from sacref.config import ConfigError
 from sacref.tree import map_leaves
 from tests.backends import (
     BACKENDS,
@@ -113,6 +114,8 @@ def test_one_seed_gives_the_same_networks_on_both_backends(dtype: str) -> None:
         ({"hidden": (8, 0)}, r"hidden is \(8, 0\), expected the widths of the hidden layers, integers >= 1"),
         ({"hidden": (4.5,)}, r"hidden is \(4.5,\), expected the widths"),
         ({"hidden": "64"}, "hidden is '64', expected the widths"),
+        ({"seed": -1}, "seed is -1, expected an integer >= 0"),
+        ({"seed": None}, "seed is None, expected an integer >= 0"),
         ({"dropout": 1.0}, "dropout is 1.0, expected at least 0 and less than 1"),
         ({"dropout": -0.1}, "dropout is -0.1, expected at least 0"),
         ({"hidden": (), "layer_norm": True}, "hidden is empty, so that layer_norm and dropout have no layer: give at least one width"),
@@ -154,6 +157,23 @@ def test_models_and_memories_of_the_other_backend_are_refused() -> None:
                 observation_space=spaces.observation,
                 action_space=spaces.action,
             )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"memory": 100_000}, "memory is a int, expected a sacref.*ReplayMemory"),
+        ({"models": None}, "models is a NoneType, expected a dict with 'policy'"),
+        ({"models": ["policy"]}, "models is a list, expected a dict with 'policy'"),
+        ({"cfg": "SACConfig"}, "SACConfig cannot be made of 'SACConfig', expected a dict of its fields"),
+        ({"cfg": []}, r"SACConfig cannot be made of \[\], expected a dict of its fields"),
+    ],
+)
+def test_arguments_of_agents_of_another_kind_are_refused(backend: Backend, given: dict[str, Any], message: str) -> None:
+    spaces = Spaces()
+    usual = {"models": defaults(backend), "observation_space": spaces.observation, "action_space": spaces.action}
+    with without_shape_checks(), pytest.raises((TypeError, ConfigError), match=message):
+        backend.package.SAC(**{**usual, **given})
 
 
 # Dict spaces and privileged critics.

@@ -447,6 +447,18 @@ def test_runs_that_are_resumed_with_settings_that_differ_are_refused(backend: Ba
         train_population(backend=backend.name, seeds=[0, 1], run_dir=tmp_path, resume=True, **{**SETTINGS, "cfg": None})
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"seeds": 3}, "seeds is 3, expected several values"),
+        ({"seeds": [0], "vary": {"discount_factor": 0.9}}, "discount_factor is 0.9, exp"),
+    ],
+)
+def test_one_value_in_the_place_of_several_is_refused(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        train_population(**asked)
+
+
 @pytest.mark.parametrize(("text", "seeds"), [("0:3", [0, 1, 2]), ("4", [4]), ("7,3", [7, 3]), ("2:4", [2, 3])])
 def test_seeds_are_read(text: str, seeds: list[int]) -> None:
     assert parse_seeds(text) == seeds

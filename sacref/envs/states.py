@@ -36,7 +36,7 @@ def state_space_of(envs: Envs, infos: Any = None) -> gymnasium.Space[Any] | None
     Raises:
         TypeError: if `state_space` is no space. ValueError: if it differs between the environments.
     """
-    if _have(envs, "state_space"):
+    if have(envs, "state_space"):
         spaces = _call(envs, "state_space")
         if any(space != spaces[0] for space in spaces):
             raise ValueError(f"state_space differs between the environments, {spaces[0]} and others: give all copies the same")
@@ -81,7 +81,7 @@ def states_of(
     if handed is not None:
         mask = infos.get("_state", np.ones(envs.num_envs, np.bool_))
         states, present = _gather("info['state']", handed, np.asarray(mask, np.bool_), space)
-    elif _have(envs, "state"):
+    elif have(envs, "state"):
         rows = _call(envs, "state")
         states, present = _gather("state()", _stack(rows), np.ones(envs.num_envs, np.bool_), space)
     else:
@@ -131,7 +131,7 @@ def final_states(infos: Any, next_states: Tree | None) -> Tree | None:
     return map_leaves(lambda old, new: _replace(old, new, ended), next_states, states) if ended.any() else next_states
 
 
-def _have(envs: Envs, name: str) -> bool:
+def have(envs: Envs, name: str) -> bool:
     """Whether each environment, or a wrapper around it, has the attribute. Asking for one that is not there would end its process."""
     if not hasattr(envs.unwrapped, "call"):
         return False

@@ -84,9 +84,9 @@ class SAC(Agent[Array]):
         device: str | jax.Device | None = None,
         cfg: SACConfig | Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(memory=memory, observation_space=observation_space, state_space=state_space, action_space=action_space, cfg=cfg)
         if memory is not None and not isinstance(memory, ReplayMemory):
             raise TypeError(f"memory is a {type(memory).__name__}, expected a sacref.jax.ReplayMemory, which lies where the agent learns")
+        super().__init__(memory=memory, observation_space=observation_space, state_space=state_space, action_space=action_space, cfg=cfg)
         self.device = device_of(device)
         critics, targets = split_models(models, learns=memory is not None)
         self._check_subset_fits(len(critics))

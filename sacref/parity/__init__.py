@@ -34,11 +34,13 @@ def run(
         on_update: called after each update, for a progress bar.
 
     Raises:
-        ValueError: if `updates`, `dtype`, `json` or a backend's name is not one of those above, or there is no pair to compare.
+        ValueError: if `updates`, `dtype`, `seed`, `json` or a backend's name is not one of those above, or there is no pair to compare.
         ModuleNotFoundError: if a backend is named that is not installed.
     """
     if updates < 1:
         raise ValueError(f"parity: updates is {updates}, expected at least 1")
+    if seed < 0:
+        raise ValueError(f"parity: seed is {seed}, expected at least 0")
     if dtype not in ("float32", "float64"):
         raise ValueError(f"parity: dtype is {dtype!r}, expected 'float32' or 'float64'")
     chosen = installed_backends() if backends is None else list(backends)

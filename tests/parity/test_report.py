@@ -59,6 +59,7 @@ def test_the_table_names_pair_kind_and_place() -> None:
     ("arguments", "message"),
     [
         ({"updates": 0}, "updates is 0, expected at least 1"),
+        ({"seed": -1}, "parity: seed is -1, expected at least 0"),
         ({"dtype": "float16"}, "dtype is 'float16', expected 'float32' or 'float64'"),
         ({"backends": ["tensorflow"]}, "backend is 'tensorflow', expected one of torch, jax"),
         ({"backends": []}, "nothing to compare the NumPy oracle with"),
