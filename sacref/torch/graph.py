@@ -178,7 +178,7 @@ def simplify(recorded: GraphModule) -> None:
     for node in graph.nodes:
         if node.op != "call_function":
             continue
-        if node.target is aten.detach.default:
+        if node.target in (aten.detach.default, aten.alias.default):  # PyTorch 2.15 records the second
             node.replace_all_uses_with(node.args[0])
         elif node.target is aten.t.default and _is(node.args[0], aten.t.default):
             node.replace_all_uses_with(node.args[0].args[0])

@@ -48,7 +48,7 @@ def test_another_state_of_the_same_shapes_is_read_anew() -> None:
 
 def test_detached_views_and_double_transposes_go() -> None:
     recorded = make_fx(lambda x: x.detach().t().t() + 1.0, tracing_mode="fake")(torch.zeros(2, 3))
-    assert {"aten.detach", "aten.t"} <= set(operations(recorded))
+    assert set(operations(recorded)) in ({detached, "aten.t", "aten.add.Tensor"} for detached in ("aten.detach", "aten.alias"))
     simplify(recorded)
     assert operations(recorded) == ["aten.add.Tensor"]
     x = torch.arange(6.0).reshape(2, 3)
