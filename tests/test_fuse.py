@@ -105,6 +105,29 @@ def test_trap_03_two_fused_updates_draw_different_noise(name: str, execution: st
     assert len(set(entropies.tolist())) == len(set(targets.tolist())) == 6
 
 
+@pytest.mark.parametrize("execution", ["traced", "cuda_graph"])
+def test_updates_run_plain_while_anomalies_are_detected(
+    execution: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A user who looks for NaN wants autograd, which a recording does not have; a line says so, once."""
+    torch = pytest.importorskip("torch")
+    from sacref.torch import graph
+
+    graph._say_plain.cache_clear()
+    agents = [fused_agent("torch", execution, monkeypatch), Backend("torch").agent(execution="plain")]
+    for agent in agents:
+        fill(agent, 8)
+    with torch.autograd.set_detect_anomaly(True), caplog.at_level("WARNING"):
+        for agent in agents:
+            agent.update(timestep=0, timesteps=10)
+            agent.update(timestep=1, timesteps=10)
+    assert caplog.messages == ["torch.autograd.set_detect_anomaly is on: updates run plain, which is slower, until it is off"]
+    for name, array in agents[1].arrays().items():
+        np.testing.assert_array_equal(agents[0].arrays()[name], array, err_msg=name)
+    agents[0].update(timestep=2, timesteps=10)
+    assert agents[0].gradient_step_count == 3
+
+
 @pytest.mark.parametrize("name, execution", FUSED)
 def test_a_fused_update_sees_the_newest_transition(name: str, execution: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip(name)

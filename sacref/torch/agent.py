@@ -33,6 +33,7 @@ from sacref.recurrence import (
 from sacref.torch.device import device_of
 from sacref.torch.fuse import Acting, Actor, Alone, Bounds, Drawing, Streams, actors, advance_schedules, choose, learner, stepper
 from sacref.torch.memory import ReplayMemory, sampler
+from sacref.torch.modes import in_no_mode
 from sacref.torch.optim import Average, Frozen, KeepGradients, Optimizer, average_over_ranks, batch_mean, tree_map
 from sacref.torch.precision import has_head, low_precision
 from sacref.torch.ranks import ranks
@@ -51,6 +52,7 @@ from sacref.tree import Tree
 from sacref.types import Batch, Noise, Sequences
 
 
+@in_no_mode
 class SAC(Agent[Tensor]):
     """Soft Actor-Critic (Haarnoja et al. 2018b, arXiv:1812.05905).
 
@@ -381,6 +383,7 @@ class SAC(Agent[Tensor]):
         return {name: "common" if isinstance(model, CommonLayout) else "torch" for name, model in self._models.items()}
 
 
+@in_no_mode
 class SAC_RNN(RecurrentAgent[Tensor], SAC):
     """Soft Actor-Critic whose models may have a carry: `SAC`, over sequences. For the arguments see there.
 

@@ -19,7 +19,7 @@ from sacref.config import Execution
 from sacref.envs.scaling import to_box
 from sacref.lockstep import Lockstep
 from sacref.spec import bound_log_std, squash
-from sacref.torch.graph import Recorded, RecordedTogether, leaves_of, onednn_available
+from sacref.torch.graph import Recorded, RecordedTogether, detects_anomalies, leaves_of, onednn_available
 from sacref.torch.memory import MemoryState, Sampler
 from sacref.torch.update import State, Update
 from sacref.tree import Tree
@@ -161,15 +161,22 @@ def learner(update: Update, drawing: Drawing, *, execution: Execution) -> Learn:
     """
 
     take = partial(in_place, update)
-    step: Step = Recorded(take) if execution == "traced" else take
 
-    def draw_and_step(state: State, memory: MemoryState, moments: Tree, streams: Streams) -> Tensor:
-        batch, noise, _ = draw(memory, moments, streams, drawing)
-        return step(state, batch, noise)
+    def draw_and(step: Step) -> Callable[[State, MemoryState, Tree, Streams], Tensor]:
+        def draw_and_step(state: State, memory: MemoryState, moments: Tree, streams: Streams) -> Tensor:
+            batch, noise, _ = draw(memory, moments, streams, drawing)
+            return step(state, batch, noise)
 
-    gradient_step = Captured(draw_and_step, drawing.generators) if execution == "cuda_graph" else draw_and_step
+        return draw_and_step
+
+    plain = fast = draw_and(take)
+    if execution == "traced":
+        fast = draw_and(Recorded(take))
+    elif execution == "cuda_graph":
+        fast = Captured(plain, drawing.generators)
 
     def learn(state: State, memory: MemoryState, moments: Tree, streams: Streams, steps: int) -> tuple[State, Streams, list[Tensor]]:
+        gradient_step = plain if fast is not plain and detects_anomalies() else fast
         metrics = []
         for _ in range(steps):
             advance_schedules(update, state)
@@ -398,7 +405,7 @@ class Population:
 
     def learn(self, lessons: Mapping[int, Lesson], steps: int) -> dict[int, tuple[Streams, list[Tensor]]]:
         """Gradient steps of the members that are named; the others stay as they are."""
-        if self._plain or len(lessons) < self.members:
+        if self._plain or len(lessons) < self.members or detects_anomalies():
             return {member: self._learn_alone[member](self._of[member], *lesson, steps)[1:] for member, lesson in lessons.items()}
         memories, moments, streams = (tuple(lessons[member][part] for member in range(self.members)) for part in range(3))
         metrics = []

@@ -1,6 +1,9 @@
 """A function of tensors, recorded as the graph of ATen operations that it does: no modules, no autograd, no Python between them."""
 
+import functools
+import logging
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,12 +13,17 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+logger = logging.getLogger(__name__)
+
 aten = torch.ops.aten
 
 SMALLEST_PRODUCT = 2**19
 """Multiplications from which on a product goes to oneDNN: a call of it costs 15 microseconds, one of MKL 5."""
 SMALLEST_TRANSPOSED = 64
 """Columns from which on a weight's gradient is computed in the weight's own layout; below, the other order of the product is faster."""
+
+_RECORDING = threading.RLock()
+"""Held while a function is recorded: torch.fx patches PyTorch for the whole process meanwhile."""
 
 
 def leaves_of(tree: Any) -> Iterator[Any]:
@@ -25,6 +33,19 @@ def leaves_of(tree: Any) -> Iterator[Any]:
     else:
         for branch in tree.values() if isinstance(tree, Mapping) else tree:
             yield from leaves_of(branch)
+
+
+def detects_anomalies() -> bool:
+    """Whether torch.autograd.set_detect_anomaly is on: updates then run plain, since a recording has no autograd for it to watch."""
+    if not torch.is_anomaly_enabled():
+        return False
+    _say_plain()
+    return True
+
+
+@functools.cache
+def _say_plain() -> None:
+    logger.warning("torch.autograd.set_detect_anomaly is on: updates run plain, which is slower, until it is off")
 
 
 class Recorded:
@@ -53,7 +74,9 @@ class Recorded:
         key = tuple(None if leaf is None else (leaf.shape, leaf.dtype) for leaf in leaves)
         with torch.no_grad():
             if key not in self._runs:
-                self._runs[key] = self._record(state, *arguments)
+                # Anomaly detection would look for NaN in tensors that have no values while they are recorded.
+                with _RECORDING, torch.autograd.set_detect_anomaly(False):
+                    self._runs[key] = self._record(state, *arguments)
             run, structure = self._runs[key]
             results = run(*self._state_leaves, *leaves)
         return results[0] if structure.is_leaf() else pytree.tree_unflatten(results, structure)

@@ -1,5 +1,6 @@
 """Recorded graphs: the same numbers, without the operations that compute nothing."""
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from sacref.torch import graph
 from sacref.torch.graph import Recorded, interpolate_in_place, multiply_with_onednn, simplify
 from tests.backends import Backend, draw_batch
+from tests.threads import in_threads
 
 NEEDS_ONEDNN = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="PyTorch was built without oneDNN")
 
@@ -44,6 +46,44 @@ def test_another_state_of_the_same_shapes_is_read_anew() -> None:
     assert float(recorded((torch.tensor(1.0),), torch.tensor(1.0))[1]) == 2.0
     assert float(recorded((torch.tensor(5.0),), torch.tensor(1.0))[1]) == 6.0
     assert recorded.recordings == 1
+
+
+def test_two_threads_record_at_once() -> None:
+    """torch.fx patches the process while it records: the first to begin must not be the first to end with another one inside."""
+    first_inside, second_inside, first_done = (threading.Event() for _ in range(3))
+    results: dict[int, float] = {}
+
+    def function(state: tuple[torch.Tensor], number: torch.Tensor) -> torch.Tensor:
+        if threading.current_thread() is second[0]:
+            second_inside.set()
+            first_done.wait(5.0)
+        else:
+            first_inside.set()
+            second_inside.wait(0.5)
+        return state[0] + number
+
+    second: list[Any] = [None]
+
+    def run(number: int) -> None:
+        if number == 1:
+            second[0] = threading.current_thread()
+            first_inside.wait(5.0)
+        results[number] = float(Recorded(function)((torch.tensor(1.0),), torch.tensor(float(number))))
+        first_done.set()
+
+    in_threads(2, run, seconds=30.0)
+    assert results == {0: 1.0, 1: 2.0}
+
+
+def test_anomaly_detection_does_not_stop_a_recording() -> None:
+    def gradient(state: tuple[torch.Tensor]) -> torch.Tensor:
+        with torch.enable_grad():
+            x = state[0].detach().requires_grad_()
+            return torch.autograd.grad((x**2).sum(), [x])[0]
+
+    with torch.autograd.set_detect_anomaly(True):
+        assert Recorded(gradient)((torch.tensor([1.0, 3.0]),)).tolist() == [2.0, 6.0]
+        assert torch.is_anomaly_enabled()
 
 
 def test_detached_views_and_double_transposes_go() -> None:
