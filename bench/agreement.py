@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+import numpy as np
 import scipy.optimize
 import scipy.stats
 
@@ -98,3 +99,35 @@ def _welch(first: Summary, second: Summary) -> tuple[float, float]:
     if error == 0.0:
         return 0.0, 1.0
     return error, sum(shares) ** 2 / sum(share**2 / (each.seeds - 1) for share, each in zip(shares, (first, second), strict=True))
+
+
+class Equivalence(NamedTuple):
+    """Two sets of runs, tested for being alike within a margin."""
+
+    difference: float
+    """First mean less the second."""
+    interval: Interval
+    """90%, Welch's: two one-sided tests at 5% each accept what keeps it within the margin."""
+    margin: float
+    p_value: float
+    """The larger of the two one-sided tests'."""
+
+    @property
+    def equivalent(self) -> bool:
+        """Whether both one-sided tests reject a difference of the margin or more, at 5%."""
+        return self.p_value < 1 - LEVEL
+
+
+def equivalence(first: Sequence[float], second: Sequence[float]) -> Equivalence | None:
+    """Test whether two means differ by less than `MARGIN` of the mean of all runs, by two one-sided Welch tests.
+
+    Schuirmann 1987, "A comparison of the two one-sided tests procedure and the power approach". None for fewer than two runs of one.
+    """
+    if min(len(first), len(second)) < 2:
+        return None
+    margin = MARGIN * abs(statistics.mean([*first, *second]))
+    lower = scipy.stats.ttest_ind(np.asarray(first) + margin, second, equal_var=False, alternative="greater")
+    upper = scipy.stats.ttest_ind(np.asarray(first) - margin, second, equal_var=False, alternative="less")
+    ends = scipy.stats.ttest_ind(first, second, equal_var=False).confidence_interval(2 * LEVEL - 1)
+    p_value = max(float(lower.pvalue), float(upper.pvalue))
+    return Equivalence(statistics.mean(first) - statistics.mean(second), Interval(float(ends.low), float(ends.high)), margin, p_value)

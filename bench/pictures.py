@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-STYLE_VERSION = 4
+STYLE_VERSION = 5
 """Raised when a picture should be drawn anew from the same data."""
 DPI = 110
 COLOURS = 128

@@ -43,18 +43,22 @@ def learning_curve(title: str, curves: Mapping[str, Sequence[Point]], references
         _draw_curve(by_step, points, NAMES[backend], color=colour, linestyle=line, marker=".")
         times = [point.seconds / clock.seconds for point in points]
         by_clock.plot(times, [point.mean for point in points], color=colour, linestyle=line, marker=".")
-    for marker, source in zip(MARKERS, dict.fromkeys(reference.source for reference in references), strict=False):
+    sources = dict.fromkeys(reference.source for reference in references)
+    # Side by side around the step that they share, or they would hide each other.
+    apart = 0.012 * max((reference.steps for reference in references), default=0)
+    for index, (marker, source) in enumerate(zip(MARKERS, sources, strict=False)):
         points_of = [reference for reference in references if reference.source == source]
         first = points_of[0]
+        spread = f", ± std of {first.seeds} seeds" if first.seeds > 1 else ", one seed"
         by_step.errorbar(
-            [point.steps for point in points_of],
+            [point.steps + (index - (len(sources) - 1) / 2) * apart for point in points_of],
             [point.mean for point in points_of],
             yerr=[point.std for point in points_of],
             fmt=marker,
             color="0.5",
             capsize=3,
             markersize=5,
-            label=f"{first.name} ({first.env}-{first.env_version}), ± std of {first.seeds} seeds:\n{first.metric}",
+            label=f"{first.name} ({first.env}-{first.env_version}){spread}:\n{first.metric}",
         )
     _finish_curves(by_step, title)
     by_clock.set_xlabel(clock.label)

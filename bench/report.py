@@ -13,6 +13,7 @@ from bench.sections import (
     Section,
     aggregate,
     amp,
+    backends,
     faults,
     learning,
     mutants,
@@ -36,7 +37,7 @@ are apart. Made by `python -m bench.report` from the JSON records beside this pa
 configuration, hardware, library versions and commit of one run. `python -m bench` measures again.
 """
 
-PARTS = (learning, aggregate, throughput, update, population, recurrent, rollout, amp, scaling, parity, faults, mutants, soak)
+PARTS = (learning, backends, aggregate, throughput, update, population, recurrent, rollout, amp, scaling, parity, faults, mutants, soak)
 """The sections, in the order of the page."""
 
 

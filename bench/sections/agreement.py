@@ -1,4 +1,4 @@
-"""Our runs beside published ones of the same task after as many steps: what lies between them, whether they agree, and if not, why."""
+"""Our runs beside published ones of the same task after as many steps: what lies between them, and whether they agree."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,18 +6,22 @@ from typing import NamedTuple
 from bench import runs as of_runs
 from bench import statistics
 from bench.agreement import Agreement, Summary, agreement
-from bench.presets import PRESETS
-from bench.published import Published, published
+from bench.published import Published, published, settings_of
+from bench.record import Record
 from bench.runs import Group
 from bench.sections import folded, interval, number, signed, table
 
 INTRODUCTION = (
     "Published runs of SAC beside these, after as many steps: both are means over seeds of **one evaluation at that step** (ours: 10"
     " deterministic episodes), not of the last tenth nor the maximum. The difference is ours less theirs, its interval Welch's; beside"
-    " it stands the smallest true difference that so many seeds of such spread would have shown with 80% power (two-sided, 5%)."
-    " *Below* and *above*: the interval is clear of 0. *Agrees*: it holds 0 and stays within 20% of the published mean. *Cannot tell*:"
-    " it holds 0 and reaches further. *Not comparable*: the task's own reward is another one in their version.\n"
+    " it stands the smallest true difference that so many seeds of such spread would have shown with 80% power (two-sided, 5%). Where a"
+    " source publishes its seeds, the mean of the curve up to that step is compared in the same way. A verdict is given between like"
+    " settings only (learning rates, target entropy, temperature, batch, random steps, networks). *Below* and *above*: the interval is"
+    " clear of 0. *Agrees*: it holds 0 and stays within 20% of the published mean. *Cannot tell*: it holds 0 and reaches further. *Other"
+    " settings*: theirs differ as said, or no file says what they are. *Not comparable*: the task's own reward is another one in their"
+    " version.\n"
 )
+OTHER_REWARD = "not comparable: the reward of this version differs"
 
 
 class Beside(NamedTuple):
@@ -28,28 +32,65 @@ class Beside(NamedTuple):
     """Of ours; theirs is within a hundredth of it."""
     returns: list[float]
     reference: Published
-    found: Agreement | None
-    """None where the rewards are not the same, so that no agreement can be claimed."""
+    found: Agreement
+    curve: Agreement | None
+    """Of the mean of each seed's curve up to the step; None where the source has no seeds of its own."""
+    differences: tuple[str, ...]
+    """Settings in which the source differs, or may differ."""
+    comparable: bool
+    """Whether both tasks pay the same reward."""
+
+    @property
+    def alike(self) -> bool:
+        """Whether a verdict may be given: the same reward and the same settings."""
+        return self.comparable and not self.differences
+
+    @property
+    def verdict(self) -> str:
+        """The verdict in a word or two."""
+        if not self.comparable:
+            return "not comparable"
+        return "other settings" if self.differences else self.found.verdict
 
 
 def beside(group: Group) -> list[Beside]:
-    """Every backend beside every published point of a step that it was evaluated at, the last step first."""
+    """Hold every backend against every published point of a step that it was evaluated at, the last step first."""
     if group.arguments:  # Wrappers and networks make it another task, or another agent.
         return []
+    own = settings_of(group.env, group.settings)
     found = []
     for reference in sorted(published(group.env, group.steps), key=lambda point: (-round(point.steps, -3), point.source)):
         for backend, runs in group.runs.items():
             at = [step for step in of_runs.steps(runs) if abs(step - reference.steps) <= 0.01 * step]
             if at:
                 returns = [of_runs.after(run, at[0]) for run in runs]
-                theirs = Summary(reference.mean, reference.sample_std, reference.seeds)
-                verdict = agreement(returns, theirs) if reference.comparable(group.env) else None
-                found.append(Beside(backend, at[0], returns, reference, verdict))
+                found.append(
+                    Beside(
+                        backend,
+                        at[0],
+                        returns,
+                        reference,
+                        agreement(returns, Summary(reference.mean, reference.sample_std, reference.seeds)),
+                        _curves(runs, reference),
+                        tuple(own.differences(reference.settings)),
+                        reference.comparable(group.env),
+                    )
+                )
     return found
 
 
+def _curves(runs: Sequence[Record], reference: Published) -> Agreement | None:
+    """Compare the mean of each seed's curve at the evaluations that both have, up to the point."""
+    common = set(of_runs.steps(runs)).intersection(*(curve.keys() for curve in reference.curves))
+    if not reference.curves or not common:
+        return None
+    ours = [statistics.mean([of_runs.after(run, step) for step in common]) for run in runs]
+    theirs = [statistics.mean([curve[step] for step in common]) for curve in reference.curves]
+    return agreement(ours, Summary(statistics.mean(theirs), statistics.std(theirs) or 0.0, len(theirs)))
+
+
 def paragraphs(group: Group, groups: Sequence[Group]) -> list[str]:
-    """The table, what is below and why, and where the published numbers stand."""
+    """The table, what runs with a source's own settings reach, and where the published numbers stand."""
     found = beside(group)
     if not found:
         return []
@@ -58,11 +99,12 @@ def paragraphs(group: Group, groups: Sequence[Group]) -> list[str]:
         table(
             [
                 *("published", "task", "steps", "its metric", "mean ± std (seeds)", "sacref", "mean ± std (seeds)"),
-                *("difference, 95%", "smallest that would show", "verdict"),
+                *("difference, 95%", "smallest that would show", "curve up to the step: difference, 95%", "verdict"),
             ],
             [_row(one) for one in found],
         ),
-        *_below(group, found, groups),
+        *_apart(found),
+        *_with_their_settings(group, found, groups),
         folded(
             "Where the published numbers stand",
             f"{citations}\n\nStandard deviations are over n in these sources, and over n - 1 in the table.\n",
@@ -79,57 +121,54 @@ def _row(one: Beside) -> list[str]:
     reference, found = one.reference, one.found
     spread = statistics.std(one.returns)
     ours = number(statistics.mean(one.returns)) + (f" ± {number(spread)}" if spread is not None else "")
+    theirs = number(reference.mean) + (f" ± {number(reference.sample_std)}" if reference.seeds > 1 else "")
+    verdict = one.verdict
+    if not one.comparable:
+        verdict = OTHER_REWARD
+    elif one.differences:
+        verdict = f"other settings: {'; '.join(one.differences)}"
     return [
         reference.name,
         task(reference),
         f"{one.step:,}",
         reference.metric,
-        f"{number(reference.mean)} ± {number(reference.sample_std)} ({reference.seeds})",
+        f"{theirs} ({reference.seeds})",
         one.backend,
         f"{ours} ({len(one.returns)})",
-        f"{signed(found.difference)} {interval(found.interval)}".strip() if found else "",
-        number(found.smallest) if found else "",
-        found.verdict if found else "not comparable: the reward of this version differs",
+        _difference(found) if one.comparable else "",
+        number(found.smallest) if one.comparable else "",
+        f"{_difference(one.curve)} ({one.curve.verdict})" if one.curve and one.alike else "",
+        verdict,
     ]
 
 
-def _below(group: Group, found: Sequence[Beside], groups: Sequence[Group]) -> list[str]:
-    """Which curves are below, after how many steps, and the likely cause."""
-    below = [one for one in found if one.found is not None and one.found.verdict == "below"]
-    if not below:
-        return []
+def _difference(found: Agreement) -> str:
+    return f"{signed(found.difference)} {interval(found.interval)}".strip()
+
+
+def _apart(found: Sequence[Beside]) -> list[str]:
+    """Name the curves that lie below or above a source of the same settings."""
     said = []
-    for step in dict.fromkeys(one.step for one in below):
-        under: dict[str, list[str]] = {}
-        for backend in group.runs:
-            theirs = [f"{one.reference.name} ({task(one.reference)})" for one in below if (one.step, one.backend) == (step, backend)]
-            if theirs:
-                under.setdefault(", ".join(theirs), []).append(backend)
-        who = "; ".join(f"{' and '.join(backends)} below {theirs}" for theirs, backends in under.items())
-        said.append(f"**Below what is published** after {step:,} steps: {who}.")
-    preset = PRESETS.get(group.preset)
-    if preset is None or preset.cause is None:
-        said.append("The cause is not known.")
-    else:
-        said += [f"Likely cause: {preset.cause.text}", _tested(group, groups, preset.cause.tested_by, below[0].step)]
-    return [" ".join(said) + "\n"]
+    for one in found:
+        if one.alike and one.verdict in ("below", "above"):
+            said.append(f"{one.backend} is {one.verdict} {one.reference.name} ({task(one.reference)}) after {one.step:,} steps")
+    return [f"**Apart from what is published with the same settings**: {'; '.join(said)}.\n"] if said else []
 
 
-def _tested(group: Group, groups: Sequence[Group], name: str, step: int) -> str:
-    """What runs without the cause reach after as many steps."""
-    others = [one for one in groups if one.preset == name and one.env == group.env and step in of_runs.steps(one.all_runs)]
-    if not others:
-        return "It is not tested yet: no runs without it are recorded."
-    other, sentences = others[0], []
-    for backend in (backend for backend in other.runs if backend in group.runs):
-        without, with_it = ([of_runs.after(run, step) for run in one.runs[backend]] for one in (other, group))
-        apart = statistics.difference_interval(without, with_it)
-        verdict = ", of which one seed tells nothing"
-        if apart is not None:
-            verdict = f" {interval(apart)}: {'it matters' if apart.low > 0 else 'it is not shown to matter'}"
-        means = statistics.mean(without), statistics.mean(with_it)
-        sentences.append(
-            f"after {step:,} steps {backend} reaches {number(means[0])} without it ({other.title}) and {number(means[1])} with it,"
-            f" a difference of {signed(means[0] - means[1])}{verdict}"
-        )
-    return f"Tested: {'; '.join(sentences)}."
+def _with_their_settings(group: Group, found: Sequence[Beside], groups: Sequence[Group]) -> list[str]:
+    """Say what recorded runs with the settings of a source reach, where this group's differ."""
+    last = max(one.step for one in found)
+    sources = {one.reference.source: one.reference for one in found if one.step == last and one.comparable and one.differences}
+    said = []
+    for reference in sources.values():
+        for other in groups:
+            if other.env != group.env or other.arguments or last not in of_runs.steps(other.all_runs):
+                continue
+            if settings_of(other.env, other.settings).differences(reference.settings):
+                continue
+            reached = ", ".join(
+                f"{backend} {number(statistics.mean([of_runs.after(run, last) for run in runs]))} ({len(runs)})"
+                for backend, runs in other.runs.items()
+            )
+            said.append(f"with the settings of {reference.name} ({number(reference.mean)}) sacref reaches {reached} ({other.title})")
+    return [f"After {last:,} steps, mean (seeds): {'; '.join(said)}.\n"] if said else []

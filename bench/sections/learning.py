@@ -77,16 +77,11 @@ def _finding(group: Group) -> list[Finding]:
             continue
         returns = of_backend[0].returns
         verdicts: dict[str, list[str]] = {}
-        for one in of_backend:
-            verdicts.setdefault(one.found.verdict if one.found else "not comparable", []).append(one.reference.name)
+        for one in sorted(of_backend, key=lambda one: not one.alike):
+            verdicts.setdefault(one.verdict, []).append(one.reference.name)
         said = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in verdicts.items())
         sentences.append(f"{backend} **{number(statistics.mean(returns))}** ({_seeds(len(members))}; {said})")
-    why = (
-        "; the likely cause is in the section"
-        if any(one.step == last and one.found and one.found.verdict == "below" for one in found)
-        else ""
-    )
-    return [Finding(f"Return, {group.title}, evaluation after {last:,} steps", f"{'; '.join(sentences)}{why}. Published: {theirs}")]
+    return [Finding(f"Return, {group.title}, evaluation after {last:,} steps", f"{'; '.join(sentences)}. Published: {theirs}")]
 
 
 def _seeds(count: int) -> str:

@@ -3,7 +3,7 @@
 import pytest
 import scipy.stats
 
-from bench.agreement import Summary, agreement, smallest_difference, welch_interval
+from bench.agreement import Summary, agreement, equivalence, smallest_difference, welch_interval
 
 
 def test_the_interval_is_welchs() -> None:
@@ -42,3 +42,24 @@ def test_the_verdict(published: Summary, verdict: str) -> None:
 def test_one_seed_cannot_tell() -> None:
     assert agreement([7.0], Summary(1_000.0, 1.0, 10)) == (-993.0, None, None, "cannot tell")
     assert agreement([7.0, 9.0], Summary(1_000.0, 0.0, 1)) == (-992.0, None, None, "cannot tell")
+
+
+def test_backends_are_equivalent_where_both_one_sided_tests_say_so() -> None:
+    found = equivalence([95.0, 100.0, 105.0], [97.0, 102.0, 107.0])
+    assert found is not None
+    # Both deviations are 5: standard error 5 sqrt(2 / 3) = 4.082, 4 degrees of freedom, t(0.95) = 2.132. The margin is 20% of 101.
+    assert found.difference == pytest.approx(-2.0)
+    assert found.margin == pytest.approx(20.2)
+    assert found.interval == pytest.approx((-2.0 - 8.703, -2.0 + 8.703), abs=1e-3)
+    # The nearer edge is 18.2 away: t = 4.458 with 4 degrees of freedom.
+    assert found.p_value == pytest.approx(scipy.stats.t.sf(18.2 / 4.0825, 4), rel=1e-3)
+    assert found.equivalent
+    # The difference is the same, the spread is not: 90% reaches beyond the margin.
+    wide = equivalence([60.0, 100.0, 140.0], [62.0, 102.0, 142.0])
+    assert wide is not None
+    assert not wide.equivalent
+    assert wide.interval.low < -wide.margin
+    apart = equivalence([70.0, 71.0, 72.0], [100.0, 101.0, 102.0])
+    assert apart is not None
+    assert not apart.equivalent
+    assert equivalence([1.0], [1.0, 2.0]) is None

@@ -8,12 +8,9 @@ from typing import Any
 import pytest
 
 from bench import bootstrap, record, runs
-from bench.presets import PRESETS, Cause, Preset
 from bench.record import Evaluation, Hardware, LearningSamples, Record, Session
 from bench.runs import Group
 from bench.sections import aggregate, agreement
-
-CAUSE = Cause(text="too few steps.", tested_by="more")
 
 
 def trained(preset: str, env: str, backend: str, seed: int, last: float, settings: Mapping[str, Any]) -> Record:
@@ -46,29 +43,49 @@ def grouped(preset: str, env: str, finals: Mapping[str, tuple[float, ...]], **se
     return found
 
 
-@pytest.fixture(autouse=True)
-def presets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One with a likely cause, and one without it."""
-    for name, cause in (("few", CAUSE), ("more", None)):
-        monkeypatch.setitem(PRESETS, name, Preset(name=name, title=name, env="", steps=1, evaluation_interval=1, seeds=(0,), cause=cause))
-
-
-LOW = grouped("few", "HalfCheetah-v5", {"torch": (4_700.0, 4_800.0, 4_900.0), "jax": (5_700.0, 5_800.0, 5_900.0)})
+# jaxrl's settings, so that its verdict is given.
+JAXRL = {"target_entropy": -3.0, "random_timesteps": 10_000, "learning_starts": 10_000}
+LOW = grouped("few", "HalfCheetah-v5", {"torch": (4_700.0, 4_800.0, 4_900.0), "jax": (5_700.0, 5_800.0, 5_900.0)}, **JAXRL)
 
 
 def test_every_published_point_of_a_step_stands_beside_each_backend() -> None:
     found = agreement.beside(LOW)
-    assert [(one.step, one.reference.name, one.backend) for one in found[:4]] == [
-        (100_000, "SimbaV2's SAC", "torch"),
-        (100_000, "SimbaV2's SAC", "jax"),
-        (100_000, "jaxrl", "torch"),
-        (100_000, "jaxrl", "jax"),
+    names = ["SimbaV2's SAC", "SB3's zoo", "jaxrl", "nnabla-rl", "Tianshou"]
+    assert [(one.step, one.reference.name, one.backend) for one in found[:10]] == [
+        (100_000, name, backend) for name in names for backend in ("torch", "jax")
     ]
-    assert len(found) == 12
-    verdicts = [one.found.verdict for one in found if one.found and one.reference.name == "jaxrl" and one.step == 100_000]
-    assert verdicts == ["below", "agrees"]
+    assert len(found) == 20
+    assert [one.verdict for one in found if one.reference.name == "jaxrl" and one.step == 100_000] == ["below", "agrees"]
     # At half of the steps half of the return is compared.
     assert {tuple(one.returns) for one in found if one.step == 50_000 and one.backend == "torch"} == {(2_350.0, 2_400.0, 2_450.0)}
+
+
+def test_a_verdict_is_given_between_like_settings_alone() -> None:
+    of_torch = {one.reference.name: one for one in agreement.beside(LOW) if (one.step, one.backend) == (100_000, "torch")}
+    assert {name: one.verdict for name, one in of_torch.items()} == {
+        "SimbaV2's SAC": "other settings",
+        "SB3's zoo": "other settings",
+        "jaxrl": "below",
+        "nnabla-rl": "other settings",
+        "Tianshou": "other settings",
+    }
+    assert of_torch["SimbaV2's SAC"].differences == ("unknown",)
+    assert of_torch["nnabla-rl"].differences == ("target entropy -dim(A) (here -dim(A)/2)",)
+    assert of_torch["Tianshou"].differences == (
+        "policy learning rate 0.001 (here 0.0003)",
+        "critic learning rate 0.001 (here 0.0003)",
+        "entropy learning rate none (here 0.0003)",
+        "target entropy none (here -dim(A)/2)",
+        "temperature fixed at 0.2 (here learned)",
+    )
+    assert all(one.found.interval is not None and one.found.interval.high < 0 for one in of_torch.values() if one.reference.seeds > 3)
+    text = "".join(agreement.paragraphs(LOW, [LOW]))
+    assert "| other settings: target entropy -dim(A) (here -dim(A)/2) |" in text
+
+
+def test_a_setting_that_no_source_names_is_another_setting_too() -> None:
+    chunked = grouped("many", "HalfCheetah-v5", {"jax": (5_700.0, 5_800.0)}, **JAXRL, chunk=64)
+    assert {one.differences for one in agreement.beside(chunked) if one.reference.name == "jaxrl"} == {("chunk 64 here",)}
 
 
 def test_a_row_holds_the_difference_and_what_would_have_shown() -> None:
@@ -81,48 +98,47 @@ def test_a_row_holds_the_difference_and_what_would_have_shown() -> None:
     assert cells[0] == "4,800 ± 100 (3)"
     assert re.fullmatch(r"-994 \[-1,3\d\d, -6\d\d\]", cells[1])
     assert 470 < float(cells[2]) < 500  # About 3 standard errors.
-    assert cells[3] == "below"
+    assert cells[4] == "below"
 
 
-def test_a_curve_below_is_said_to_be_with_its_likely_cause() -> None:
-    (said,) = [each for each in agreement.paragraphs(LOW, [LOW]) if "Below" in each]
-    assert said.startswith("**Below what is published** after 100,000 steps: torch below SimbaV2's SAC (HalfCheetah-v4), jaxrl (HalfChee")
-    # Half of jax's return is below everything at half of the steps, and its 5,800 below Tianshou's alone at the end.
-    assert "; jax below Tianshou (HalfCheetah-v3). **Below what is published** after 50,000 steps: torch" in said
-    assert "Likely cause: too few steps. It is not tested yet" in said
-    high = grouped("few", "HalfCheetah-v5", {"torch": (9_000.0, 9_001.0)})
-    assert not any("Below" in each or "cause" in each for each in agreement.paragraphs(high, [high]))
-    unknown = grouped("more", "HalfCheetah-v5", {"torch": (1.0, 2.0)})
-    assert any("The cause is not known." in each for each in agreement.paragraphs(unknown, [unknown]))
-
-
-@pytest.mark.parametrize(
-    ("without", "verdict"),
-    [
-        ((5_700.0, 5_800.0, 5_900.0), "]: it matters"),
-        ((4_700.0, 4_800.0, 5_900.0), "]: it is not shown to matter"),
-        ((5_800.0,), "+1,000, of which one seed tells nothing"),
-    ],
-)
-def test_a_cause_is_tested_by_runs_without_it(without: tuple[float, ...], verdict: str) -> None:
-    other = grouped("more", "HalfCheetah-v5", {"torch": without}, target_entropy=-3.0)
-    (said,) = [each for each in agreement.paragraphs(LOW, [LOW, other]) if "Below" in each]
-    mean = sum(without) / len(without)
-    assert (
-        f"Tested: after 100,000 steps torch reaches {mean:,.0f} without it (HalfCheetah-v5 (more)) and 4,800 with it, a difference of"
-        in said
+def test_a_curve_apart_from_one_with_the_same_settings_is_named() -> None:
+    (said,) = [each for each in agreement.paragraphs(LOW, [LOW]) if "Apart" in each]
+    # Half of each return is below jaxrl's 3,910 at half of the steps; of the others the settings differ, however far away they are.
+    assert said == (
+        "**Apart from what is published with the same settings**: torch is below jaxrl (HalfCheetah-v2) after 100,000 steps; torch is below"
+        " jaxrl (HalfCheetah-v2) after 50,000 steps; jax is below jaxrl (HalfCheetah-v2) after 50,000 steps.\n"
     )
-    assert said.endswith(f"{verdict}.\n")
+    usual = grouped("usual", "HalfCheetah-v5", {"torch": (1.0, 2.0)})
+    assert not any("Apart" in each for each in agreement.paragraphs(usual, [usual]))
+
+
+def test_runs_with_the_settings_of_a_source_stand_in_the_place_of_a_guess() -> None:
+    usual = grouped("usual", "HalfCheetah-v5", {"torch": (5_000.0, 5_100.0)})
+    (said,) = [each for each in agreement.paragraphs(usual, [usual, LOW]) if "with the settings of" in each]
+    assert said == (
+        "After 100,000 steps, mean (seeds): with the settings of jaxrl (5,794) sacref reaches torch 4,800 (3), jax 5,800 (3)"
+        " (HalfCheetah-v5 (few)).\n"
+    )
+
+
+def test_seeds_that_are_published_are_compared_along_the_curve() -> None:
+    nnabla = {"random_timesteps": 10_000, "learning_starts": 10_000}
+    group = grouped("same", "HalfCheetah-v5", {"jax": (5_200.0, 5_300.0, 5_400.0)}, **nnabla)
+    (one,) = [one for one in agreement.beside(group) if (one.reference.name, one.step) == ("nnabla-rl", 100_000)]
+    assert (one.verdict, one.reference.seeds, round(one.reference.sample_std)) == ("agrees", 3, 350)
+    # Evaluated at 50,000 (half of the return) and 100,000: 0.75 x 5,300 beside the mean of 2,876.9 and 5,233.0.
+    assert one.curve is not None
+    assert one.curve.difference == pytest.approx(0.75 * 5_300 - (2_876.9 + 5_233.0) / 2, abs=0.1)
+    assert f"| {one.curve.difference:+,.0f} [" in "".join(agreement.paragraphs(group, [group]))
 
 
 def test_no_agreement_is_claimed_of_another_reward() -> None:
     hopper = grouped("more", "Hopper-v5", {"jax": (2_000.0, 2_100.0)})
-    assert {one.found for one in agreement.beside(hopper)} == {None}
+    assert {one.verdict for one in agreement.beside(hopper)} == {"not comparable"}
     text = "".join(agreement.paragraphs(hopper, [hopper]))
-    assert text.count("| not comparable: the reward of this version differs |") == 6
-    assert "Below" not in text
+    assert text.count("| not comparable: the reward of this version differs |") == 10
     same = grouped("more", "Hopper-v4", {"jax": (2_000.0, 2_100.0)})
-    assert {one.reference.source.split("@")[0] for one in agreement.beside(same) if one.found} == {"DAVIAN-Robotics/SimbaV2"}
+    assert {one.reference.source.split("@")[0] for one in agreement.beside(same) if one.comparable} == {"DAVIAN-Robotics/SimbaV2"}
 
 
 HOPPER = grouped("hops", "Hopper-v5", {"jax": (1_006.95, 2_013.9)})

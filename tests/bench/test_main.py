@@ -23,7 +23,7 @@ def one_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     [
         (1e4, "standard"),
         (9e3, "halfcheetah-1m"),
-        (1e3, "halfcheetah-200k"),
+        (1e3, "halfcheetah-200k-nnabla"),
         (80.0, "halfcheetah-100k"),
         (50.0, "invertedpendulum-fast"),
         (1.0, "smoke"),
@@ -92,8 +92,8 @@ def test_where_there_is_an_accelerator_seeds_are_trained_together(tmp_path: Path
     stages = whole.stages("gpu", "halfcheetah-1m", tmp_path)
     # Ten seeds of both backends, one process after the other.
     assert stages[-1].seconds == 20 * 1_000_000 / learning.UNMEASURED_STEPS_PER_SECOND_TOGETHER
-    # 20 million steps take more than 90 minutes at 2,000 a second, and 1.2 million ten.
-    assert whole.fitting_preset(tmp_path) == "halfcheetah-200k"
+    # 20 million steps take more than 90 minutes at 2,000 a second, and 4 million 33.
+    assert whole.fitting_preset(tmp_path) == "halfcheetah-200k-nnabla"
 
 
 def test_a_suite_of_learning_presets_is_one_stage(tmp_path: Path) -> None:
