@@ -42,8 +42,7 @@ class Agent(Saved[ArrayT]):
         self, *, memory: Any, observation_space: Any, state_space: Any, action_space: Any, cfg: SACConfig | Mapping[str, Any] | None
     ) -> None:
         super().__init__()
-        self.spaces = check_spaces(observation_space, state_space, action_space)
-        self._bounds_by_kind = {}
+        self.spaces = check_spaces(observation_space, state_space, action_space, longest_integer=self._longest_integer())
         self.observation_space, self.state_space, self.action_space = observation_space, state_space, action_space
         self.cfg = cfg if isinstance(cfg, SACConfig) else SACConfig.from_dict({} if cfg is None else cfg)
         self.cfg.validate()
@@ -146,8 +145,8 @@ class Agent(Saved[ArrayT]):
             timestep: the call's number, from 0. timesteps: how many there will be.
 
         Returns:
-            Actions in the Box's units, `(envs, *action)`, and a dict that holds `mean_actions`, the deterministic ones. They are the
-            backend's arrays; `to_numpy` brings them to the host.
+            Actions in the Box's units and inside it, `(envs, *action)`, and a dict that holds `mean_actions`, the deterministic ones. They
+            are the backend's arrays, in the agent's dtype or, where that has fewer digits, the Box's; `to_numpy` brings them to the host.
 
         Raises:
             ValueError: if the observations have another shape than the space, or (NumPy) hold NaN or infinity.
@@ -162,7 +161,7 @@ class Agent(Saved[ArrayT]):
         shape = (envs, *self.spaces.action_shape)
         if tuple(actions.shape) != shape:
             actions, mean_actions = actions.reshape(shape), mean_actions.reshape(shape)
-        return actions, {"mean_actions": mean_actions}
+        return self._narrowed(actions), {"mean_actions": self._narrowed(mean_actions)}
 
     def pre_interaction(self, *, timestep: int, timesteps: int) -> None:
         """Called before the step of the environments. There is nothing to do."""
@@ -229,7 +228,8 @@ class Agent(Saved[ArrayT]):
             self.memory.add(stored, rows.keep)
             if self.cfg.overlap and not any(map(self._is_device_array, leaves(next_observations))):
                 # As they were returned: where an episode ended, the next action may be on the next episode's first observation.
-                self._next_action = NextAction(map_leaves(np.array, next_observations), map_leaves(np.array, next_states))
+                ahead = self._check_observations(next_observations), self._check_states(next_states)
+                self._next_action = NextAction(*(map_leaves(np.array, tree) for tree in ahead))
 
     def _stored(self, rows: Rows[Any]) -> Transition[Any]:
         """The rows as the memory keeps them. Called for each, in evaluation too, where it keeps none."""

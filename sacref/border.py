@@ -9,10 +9,10 @@ from numpy.typing import DTypeLike, NDArray
 
 from sacref.config import SACConfig
 from sacref.envs.episodes import EpisodeBoundaries, dropped_rows
-from sacref.envs.scaling import bounds_within, from_box
+from sacref.envs.scaling import action_bounds, from_box
 from sacref.envs.spaces import Spaces, check_values
 from sacref.envs.states import final_states
-from sacref.spec.arrays import ArrayT
+from sacref.spec.arrays import ArrayT, namespace
 from sacref.tree import Tree, leaves, map_leaves, named_leaves
 from sacref.types import Transition
 
@@ -40,21 +40,30 @@ class Border(ABC, Generic[ArrayT]):
     """The checks of an agent. NumPy arrays are judged on the host; device arrays are never waited for."""
 
     spaces: Spaces
+    action_space: Any
     cfg: SACConfig
     memory: Any
     training: bool
-    _bounds_by_kind: dict[np.dtype[Any], tuple[NDArray[Any], NDArray[Any]]]
+    _host_bounds: tuple[NDArray[Any], NDArray[Any]]
+    """Low and high of the actions, `(action,)` each, in the agent's dtype."""
     _bad_rows: Any = None
     """`(envs,)` on the device: which environments had rows that were not finite; None before the first."""
 
     # What a backend provides.
 
     _action_bounds: Any
-    """Low and high of the actions, `(action,)` each, on the device in the agent's dtype."""
+    """The same on the device."""
+    _acts_in: str | None = None
+    """The Box's dtype where it has fewer digits than the agent's."""
 
     @abstractmethod
     def to_numpy(self, array: Any) -> NDArray[Any]:
         """A backend array on the host."""
+
+    @staticmethod
+    @abstractmethod
+    def _longest_integer() -> np.dtype[Any]:
+        """The dtype of the longest integers that the backend has."""
 
     @abstractmethod
     def _is_device_array(self, value: Any) -> bool: ...
@@ -108,12 +117,12 @@ class Border(ABC, Generic[ArrayT]):
     ) -> Rows[Any]:
         arrays = (observations, states, actions, rewards, next_observations, next_states, terminated, truncated)
         device = any(self._is_device_array(leaf) for value in arrays for leaf in leaves(value))
-        if device:
-            upload = self._upload_tree
-            observations, states, next_observations, next_states = map(upload, (observations, states, next_observations, next_states))
         observations, states = self._check_observations(observations), self._check_states(states)
         next_observations = self._check_observations(next_observations, "next_observations")
         next_states = self._check_states(next_states, "next_states")
+        if device:
+            upload = self._upload_tree
+            observations, states, next_observations, next_states = map(upload, (observations, states, next_observations, next_states))
         envs = int(leaves(observations)[0].shape[0])
         for name, tree in {"states": states, "next_observations": next_observations, "next_states": next_states}.items():
             if tree is not None and leaves(tree)[0].shape[0] != envs:
@@ -158,7 +167,7 @@ class Border(ABC, Generic[ArrayT]):
         keep = self._refuse_not_finite({**parts, "shaped rewards": shaped}, keep, device)
         ended = terminated | truncated
         boundaries.starts = ended | ~keep
-        low, high = self._action_bounds if device else self._bounds(actions.dtype)
+        low, high = self._action_bounds if device else self._host_bounds
         transition = Transition(observations, states, from_box(actions, low, high), shaped, next_observations, next_states, terminated)
         return Rows(transition, reward, ended, keep, first, boundaries.starts, dropped_rows(infos, terminated))
 
@@ -180,12 +189,23 @@ class Border(ABC, Generic[ArrayT]):
     def _upload_tree(self, tree: Any) -> Any:
         return map_leaves(self._upload, tree)
 
-    def _bounds(self, dtype: DTypeLike) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Low and high of the actions on the host, in a dtype; worked out once, for each row asks."""
-        kind = np.dtype(dtype)
-        if kind not in self._bounds_by_kind:
-            self._bounds_by_kind[kind] = bounds_within(self.spaces.action_low, self.spaces.action_high, kind)
-        return self._bounds_by_kind[kind]
+    def _take_bounds(self, dtype: DTypeLike) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Judge the bounds of the actions in the agent's dtype, and keep them.
+
+        Raises:
+            ValueError: if there is too little between them.
+        """
+        self._host_bounds = action_bounds(self.action_space, dtype)
+        own = self.action_space.dtype
+        self._acts_in = own.name if np.finfo(own).bits < np.finfo(np.dtype(dtype)).bits else None
+        return self._host_bounds
+
+    def _narrowed(self, actions: Any) -> Any:
+        """Device actions in the Box's dtype where that has fewer digits, or it would not contain them. None is rounded past a bound."""
+        if self._acts_in is None:
+            return actions
+        xp: Any = namespace(actions)
+        return xp.astype(actions, getattr(xp, self._acts_in))
 
     def _column(self, values: Any, name: str, envs: int, device: bool, dtype: type | None = None) -> Any:
         """A `(envs, 1)` or `(envs,)` input as `(envs,)`."""

@@ -10,6 +10,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
 from sacref.envs.divergence import Divergences
+from sacref.envs.scaling import as_box
 from sacref.envs.states import states_of
 from sacref.numerics import require_finite_actions
 from sacref.ranks import Ranks
@@ -159,7 +160,7 @@ def _run_episodes(
     while any(len(finished) < wanted for finished, wanted in zip(returns, quota, strict=True)):
         clock = {"timestep": timestep, "timesteps": max_episode_steps}
         chosen, _ = agent.act(observations, states, **clock)
-        actions = require_finite_actions(agent, agent.to_numpy(chosen))
+        actions = as_box(require_finite_actions(agent, agent.to_numpy(chosen)), envs.single_action_space)
         returned, rewards, terminated, truncated, infos = envs.step(actions)
         next_observations = map_leaves(np.array, returned)
         next_states = map_leaves(np.array, states_of(envs, infos, state_space))

@@ -78,7 +78,7 @@ def example_inputs(spaces: Spaces, rows: int, seed: int) -> dict[str, Tree]:
 
     def example(field: Field) -> NDArray[Any]:
         values = generator.standard_normal((rows, *field.shape))
-        return values.astype(field.dtype) if field.dtype.kind == "f" else (values > 0).astype(field.dtype)
+        return values.astype(field.kept) if field.dtype.kind == "f" else (values > 0).astype(field.kept)
 
     return {"observations": map_leaves(example, spaces.observations), "states": map_leaves(example, spaces.states)}
 

@@ -15,6 +15,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from sacref.envs.divergence import DivergenceGuard
 from sacref.envs.episodes import DROPPED
+from sacref.envs.scaling import as_box
 from sacref.envs.states import states_of
 from sacref.numerics import require_finite_actions
 from sacref.ranks import Ranks
@@ -122,7 +123,7 @@ def run(
             clock = {"timestep": finished, "timesteps": timesteps}
             agent.pre_interaction(**clock)
             action, _ = agent.act(observations, states, **clock)
-            actions = require_finite_actions(agent, agent.to_numpy(action))
+            actions = as_box(require_finite_actions(agent, agent.to_numpy(action)), envs.single_action_space)
             acted = time.perf_counter()
             returned, rewards, terminated, truncated, infos = envs.step(actions)
             stepped = time.perf_counter()

@@ -219,6 +219,42 @@ def test_saturated_actions_are_in_a_box_of_more_digits_than_the_agents(backend: 
     assert agent.memory.arrays()["actions"].tolist() == [[1.0, -1.0]] * 2
 
 
+@pytest.mark.parametrize(("own", "agents"), [("float16", "float32"), (">f4", "float32"), ("float64", "float32"), ("float32", "float64")])
+def test_the_box_contains_what_act_returns_whatever_its_floats(backend: Backend, own: str, agents: str) -> None:
+    space = box([-0.1, 0.3], [0.1, 0.7], dtype=np.dtype(own))
+    agent = backend.agent(Spaces(action=space), capacity=8, dtype=agents, random_timesteps=1)
+    for timestep in range(2):
+        actions, extras = agent.act(np.ones((1, 3)), None, timestep=timestep, timesteps=9)
+        for found in (actions, extras["mean_actions"]):
+            assert space.contains(agent.to_numpy(found)[0]), found
+        for taken in (agent.to_numpy(actions), actions):
+            agent.record_transition(**draw_row(agent, np.random.default_rng(0), actions=taken))
+            agent.init()
+    stored, low, high = agent.memory.arrays()["actions"], space.low.astype(np.float64), space.high.astype(np.float64)
+    assert stored.dtype == np.dtype(agents)
+    np.testing.assert_allclose(stored[2], 2 * (agent.to_numpy(actions)[0].astype(np.float64) - low) / (high - low) - 1, atol=1e-6)
+    np.testing.assert_allclose(stored[2], stored[3], atol=1e-6)
+
+
+def test_actions_of_a_box_nearly_as_wide_as_float32_are_stored_as_they_were_chosen(backend: Backend) -> None:
+    agent = backend.agent(Spaces(action=box(-1e38, 1e38, (2,))))
+    actions = np.array([[-7.5e37, 9e37]], np.float32)
+    for taken in (actions, backend.array(actions)):
+        agent.record_transition(**draw_row(agent, np.random.default_rng(0), actions=taken))
+        agent.init()
+    np.testing.assert_allclose(agent.memory.arrays()["actions"], [[-0.75, 0.9]] * 2, rtol=1e-6)
+
+
+def test_a_box_is_judged_in_the_agents_floats(backend: Backend) -> None:
+    space = box([0.0, 1e8], [1.0, 1e8 + 1], dtype=np.float64)
+    message = r"action_space is Box.*from low \[100000000.0\] to high \[100000001.0\] in dimensions \[1\] float32 has \[0\] steps, expected"
+    with pytest.raises(ValueError, match=message):
+        backend.agent(Spaces(action=space))
+    agent = backend.agent(Spaces(action=space), dtype="float64")
+    agent.record_transition(**draw_row(agent, np.random.default_rng(0), actions=np.array([[0.25, 1e8 + 0.75]])))
+    np.testing.assert_allclose(agent.memory.arrays()["actions"], [[-0.5, 0.5]], atol=1e-7)
+
+
 @pytest.mark.parametrize("space", BOXES.values(), ids=BOXES)
 def test_stored_actions_are_in_minus_one_to_one(backend: Backend, space: gymnasium.spaces.Box) -> None:
     agent = backend.agent(Spaces(action=space))
@@ -741,6 +777,51 @@ def test_another_number_of_environments_than_the_memorys_is_refused(backend: Bac
     row = draw_row(backend.agent(num_envs=3), np.random.default_rng(0))
     with pytest.raises(ValueError, match=r"3 environments came, the memory was made for 2: make it with ReplayMemory\(num_envs=3\)"):
         agent.record_transition(**row)
+
+
+# Numbers of every dtype, and how they are stored.
+LARGEST: dict[str, tuple[Any, str]] = {
+    "bool": (True, "bool"),
+    "uint8": (2**8 - 1, "uint8"),
+    "int16": (-(2**15), "int16"),
+    "uint16": (2**16 - 1, "int32"),
+    "uint32": (2**32 - 1, "int64"),
+    "int64": (2**40 + 1, "int64"),
+    "uint64": (2**63 - 1, "int64"),
+    "float16": (65504.0, "float16"),
+    ">f4": (0.5, "float32"),
+    ">i8": (-(2**62) - 1, "int64"),
+}
+
+
+def of_all_dtypes() -> tuple[gymnasium.spaces.Dict, dict[str, NDArray[Any]]]:
+    """A Dict space, and one row of it."""
+    rows = {name.replace(">", "swapped "): np.full((1, 2), value, name) for name, (value, _) in LARGEST.items()}
+    return gymnasium.spaces.Dict({key: box(row[0], row[0], dtype=row.dtype) for key, row in rows.items()}), rows
+
+
+def test_observations_of_every_dtype_are_stored_exactly_and_in_one_dtype_on_both_backends(backend: Backend) -> None:
+    space, row = of_all_dtypes()
+    agent = backend.agent(Spaces(observation=space), capacity=4)
+    agent.record_transition(**draw_row(agent, np.random.default_rng(0), observations=row, next_observations=row))
+    agent.act(row, None, timestep=0, timesteps=1)
+    arrays = agent.memory.arrays()
+    for (key, given), (_, stored) in zip(row.items(), LARGEST.values(), strict=True):
+        for name in (f"observations.{key}", f"next_observations.{key}"):
+            assert arrays[name].dtype == np.dtype(stored), name
+            assert arrays[name].tolist() == given.tolist(), name
+
+
+def test_device_integers_that_the_box_may_not_hold_are_refused_by_their_dtype(backend: Backend) -> None:
+    agent = backend.agent(Spaces(observation=box(0, 255, (3,), np.uint8)), capacity=4)
+    wide = backend.array(np.full((1, 3), 300))
+    with pytest.raises(TypeError, match=r"next_observations have dtype .*int64, expected uint8 as the space says"):
+        agent.record_transition(**draw_row(agent, np.random.default_rng(0), next_observations=wide))
+    # Beside an array of the device, values of the host are looked at as ever.
+    row = draw_row(agent, np.random.default_rng(0), next_observations=np.full((1, 3), 300), rewards=backend.array(np.zeros((1, 1))))
+    with pytest.raises(ValueError, match="next_observations hold numbers beyond uint8"):
+        agent.record_transition(**row)
+    assert len(agent.memory) == 0
 
 
 def test_acting_on_wrong_inputs_is_refused(backend: Backend) -> None:

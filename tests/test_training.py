@@ -12,6 +12,8 @@ import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from sacref import training
+from sacref.evaluation import evaluate
+from tests.backends import box
 from tests.envs.counting import CountingEnv
 from tests.fake_agent import FakeAgent
 
@@ -56,6 +58,28 @@ def test_trap_10_each_row_is_the_step_that_was_taken(mode: AutoresetMode, copy: 
     assert all(row["truncated"].shape == (2, 1) and not row["truncated"].any() for row in agent.rows)
     if mode == AutoresetMode.SAME_STEP:
         np.testing.assert_array_equal(agent.rows[1]["infos"]["final_obs"][0], [0.0, 2.0])
+
+
+class HalfPrecision(CountingEnv):
+    """Refuses actions that its float16 Box does not contain."""
+
+    def __init__(self) -> None:
+        super().__init__((2,))
+        self.action_space: Any = box(-0.1, 0.1, (1,), np.float16)
+
+    def step(self, action: Any) -> Any:
+        assert self.action_space.contains(action), (action, action.dtype)
+        return super().step(action)
+
+
+def test_environments_get_actions_that_their_box_contains_and_those_are_recorded() -> None:
+    agent = FakeAgent(scale=0.05 + 1e-5)
+    envs = SyncVectorEnv([HalfPrecision])
+    training.run(agent, envs, timesteps=3)
+    taken = [row["actions"] for row in agent.rows]
+    assert [actions.dtype for actions in taken] == [np.dtype(np.float16)] * 3
+    assert [actions.item() for actions in taken] == [0.0, float(np.float16(0.05 + 1e-5)), float(np.float16(0.1))]
+    evaluate(agent, envs, episodes=1)
 
 
 def test_a_resumed_loop_counts_on() -> None:

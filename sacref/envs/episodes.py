@@ -178,8 +178,24 @@ def _replace(xp: _Namespace, mask: Any, final: Tree, next_observations: Tree, na
             f"{name} has shape {tuple(final.shape)}, expected {shape} as next_observations: "
             f"give one final observation per environment (rows of running episodes are not read)"
         )
+    if isinstance(final, np.ndarray) and isinstance(next_observations, np.ndarray) and next_observations.dtype.kind in "iub":
+        # Rows of running episodes are not read, and may hold anything.
+        final = np.where(mask.reshape(_lifted(mask, final)), final, np.zeros((), final.dtype))
+        with np.errstate(invalid="ignore"):
+            stored = final.astype(next_observations.dtype)
+        if not np.array_equal(stored, final):
+            raise ValueError(
+                f"{name} hold numbers that {next_observations.dtype}, in which observations are stored, has not: give the space the dtype "
+                f"that the environment returns"
+            )
+        final = stored
     final = xp.asarray(final, dtype=next_observations.dtype, device=getattr(next_observations, "device", None))
-    return xp.where(xp.reshape(mask, (shape[0], *(1 for _ in shape[1:]))), final, next_observations)
+    return xp.where(xp.reshape(mask, _lifted(mask, final)), final, next_observations)
+
+
+def _lifted(mask: Any, like: Any) -> tuple[int, ...]:
+    """The shape in which a mask, `(envs,)`, chooses among rows, `(envs, ...)`."""
+    return (mask.shape[0], *(1 for _ in like.shape[1:]))
 
 
 def _dense(rows: Mapping[int, Any], like: Tree, name: str) -> Tree:
@@ -191,7 +207,7 @@ def _dense(rows: Mapping[int, Any], like: Tree, name: str) -> Tree:
         }
     shape = tuple(like.shape)
     arrays = {index: np.asarray(row) for index, row in rows.items()}
-    dense = np.zeros(shape, next(iter(arrays.values())).dtype if arrays else np.float32)
+    dense = np.zeros(shape, np.result_type(*arrays.values()) if arrays else np.float32)
     for index, array in arrays.items():
         if array.shape != shape[1:]:
             raise ValueError(

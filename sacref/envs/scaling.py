@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import gymnasium
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import DTypeLike, NDArray
@@ -9,12 +10,55 @@ from numpy.typing import DTypeLike, NDArray
 from sacref.spec.arrays import ArrayT, namespace
 
 
-def bounds_within(low: NDArray[np.float64], high: NDArray[np.float64], dtype: DTypeLike) -> tuple[NDArray[Any], NDArray[Any]]:
+def bounds_within(low: NDArray[Any], high: NDArray[Any], dtype: DTypeLike) -> tuple[NDArray[Any], NDArray[Any]]:
     """The bounds in a dtype, rounded inwards: the nearest float32 to a float64 Box's 0.1 is larger, and an action of it outside."""
     near_low, near_high = low.astype(dtype), high.astype(dtype)
     inner_low = np.where(near_low < low, np.nextafter(near_low, near_low.dtype.type(np.inf)), near_low)
     inner_high = np.where(near_high > high, np.nextafter(near_high, near_high.dtype.type(-np.inf)), near_high)
     return inner_low, inner_high
+
+
+FEWEST_STEPS = 256
+"""From the lowest action to the highest: with fewer, rounding would decide for the policy."""
+
+
+def action_bounds(space: gymnasium.spaces.Box, dtype: DTypeLike) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Low and high of the actions, `(action,)` each, as an agent that computes in `dtype` reaches them: inside the Box, and normal numbers.
+
+    Raises:
+        ValueError: if `dtype`, or the Box's own, has too few numbers between them.
+    """
+    own, kind = np.dtype(space.dtype).newbyteorder("="), np.dtype(dtype)
+    outer = space.low.astype(own).reshape(-1), space.high.astype(own).reshape(-1)
+    low, high = _normal_within(*_normal_within(*outer, own), kind)
+    furthest = np.maximum(*np.abs(outer))
+    spacings = [np.maximum(np.spacing(furthest.astype(each)), np.finfo(each).smallest_normal) for each in (own, kind)]
+    steps = np.subtract(high, low, dtype=np.float64) / np.maximum(*spacings, dtype=np.float64)
+    few = np.flatnonzero(~(steps >= FEWEST_STEPS))
+    if few.size:
+        coarser = min(own, kind, key=lambda each: np.finfo(each).bits)
+        raise ValueError(
+            f"action_space is {space}: from low {outer[0][few].tolist()} to high {outer[1][few].tolist()} in dimensions {few.tolist()} "
+            f"{coarser} has {np.maximum(steps[few], 0).astype(int).tolist()} steps, expected at least {FEWEST_STEPS} to choose from: "
+            f"wrap each environment in gymnasium.wrappers.RescaleAction, between -1 and 1"
+        )
+    return low, high
+
+
+def _normal_within(low: NDArray[Any], high: NDArray[Any], dtype: np.dtype[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """`bounds_within`, without subnormal numbers: XLA, and a GPU that is told to, take one for zero, which may lie outside."""
+    low, high = bounds_within(low, high, dtype)
+    least, zero = np.finfo(dtype).smallest_normal, np.zeros((), dtype)
+    low = np.where(np.abs(low) < least, np.where(low > 0, least, zero), low)
+    return low, np.where(np.abs(high) < least, np.where(high < 0, -least, zero), high)
+
+
+def as_box(actions: NDArray[Any], space: gymnasium.Space[Any]) -> NDArray[Any]:
+    """Actions as an environment's Box contains them: in its dtype and, where that rounds, still inside."""
+    if not isinstance(space, gymnasium.spaces.Box) or actions.dtype == space.dtype or not np.issubdtype(space.dtype, np.floating):
+        return actions
+    clipped: NDArray[Any] = np.clip(actions.astype(space.dtype), space.low, space.high)
+    return clipped
 
 
 def to_box(
@@ -33,7 +77,8 @@ def from_box(
 ) -> Float[ArrayT, "envs action"]:
     """The inverse of `to_box`. Actions outside of the Box count as the nearest inside, which is what environments make of them."""
     xp = namespace(actions, low, high)
-    scaled = 2.0 * (actions - low[None, ...]) / (high - low)[None, ...] - 1.0
+    # Divided first: twice the width of a Box may overflow. Doubling changes no digit.
+    scaled = 2.0 * ((actions - low[None, ...]) / (high - low)[None, ...]) - 1.0
     scaled = xp.where(scaled < -1.0, -1.0, scaled)
     clipped: ArrayT = xp.where(scaled > 1.0, 1.0, scaled)
     return clipped

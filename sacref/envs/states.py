@@ -8,6 +8,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
+from sacref.envs.spaces import exactly
 from sacref.spec.arrays import namespace
 from sacref.tree import Tree, map_leaves
 
@@ -198,7 +199,7 @@ def _gather(name: str, value: Any, mask: NDArray[np.bool_], like: Any) -> tuple[
             raise TypeError(
                 f"{name} has dtype {rows.dtype}, expected {like.dtype} as state_space says: give state_space the dtype of the state"
             )
-        rows = rows.astype(like.dtype, copy=False)
+        rows = exactly(rows, np.dtype(like.dtype), name)
     return rows, mask
 
 

@@ -101,7 +101,7 @@ class SAC(Agent[Array]):
         parameters = {name: parameters_of(models[name], self.device) for name in ("policy", *critics, *targets)}
         self.dtype = self._check_dtypes(parameters)
         check_targets(parameters)
-        self._action_bounds = Bounds(*(self._upload(bound) for bound in self._bounds(self.dtype)))
+        self._action_bounds = Bounds(*(self._upload(bound) for bound in self._take_bounds(self.dtype)))
         self._functions = {name: self._functional(name) for name in self._models}
         if self.cfg.mixed_precision:
             warn_of_quantisation([name for name, model in self._models.items() if not has_head(model)], self.cfg.precision)
@@ -351,6 +351,10 @@ class SAC(Agent[Array]):
     def _given(self, tree: Tree) -> Tree:
         # Host arrays go into the compiled call as they are: an upload of its own costs more than the call.
         return map_leaves(lambda leaf: self._upload(leaf) if isinstance(leaf, Array) else self._in_own_dtype(leaf), tree)
+
+    @staticmethod
+    def _longest_integer() -> np.dtype[Any]:
+        return np.dtype(jax.dtypes.canonicalize_dtype(np.int64))
 
     def _is_device_array(self, value: Any) -> bool:
         return isinstance(value, Array)

@@ -161,7 +161,7 @@ class ReplayMemory:
             return jnp.zeros((rows, *shape), dtype=kind, device=self.device)
 
         def of_space(fields: Tree) -> Tree:
-            return map_leaves(lambda field: zeros(field.shape, jax.dtypes.canonicalize_dtype(field.stored_dtype(dtype))), fields)
+            return map_leaves(lambda field: zeros(field.shape, field.stored_dtype(dtype)), fields)
 
         recurrent = settings.sequence_length > 0
         self._state = MemoryState(

@@ -95,7 +95,7 @@ class SAC(Agent[Tensor]):
         parameters = {name: parameters_of(models[name], self.device) for name in ("policy", *critics, *targets)}
         self.dtype = self._check_dtypes(parameters)
         check_targets(parameters)
-        bounds = self._bounds(np.float64 if self.dtype == torch.float64 else np.float32)
+        bounds = self._take_bounds(np.float64 if self.dtype == torch.float64 else np.float32)
         self._action_bounds = Bounds(*(torch.as_tensor(bound, device=self.device) for bound in bounds))
         self._functions = {name: self._functional(name) for name in self._models}
         if self.cfg.mixed_precision:
@@ -332,6 +332,10 @@ class SAC(Agent[Tensor]):
         acting = Acting(inputs, self._moments, carry)
         actions, mean_actions, carry, self._random = self._runner.act(way, self._random, acting)
         return actions, mean_actions, carry
+
+    @staticmethod
+    def _longest_integer() -> np.dtype[Any]:
+        return np.dtype(np.int64)
 
     def _is_device_array(self, value: Any) -> bool:
         return isinstance(value, Tensor)

@@ -383,3 +383,14 @@ def test_no_value_is_read_from_the_device() -> None:
     for infos in ({}, {"final_obs": meta}, {"final_obs": meta, "_final_obs": ended}, {"final_obs": objects}):
         successors, keep = resolve_twice(meta, meta, ended, infos)
         assert (successors.device.type, keep.device.type) == ("meta", "meta")
+
+
+@pytest.mark.parametrize("final", [np.array([[300], [0]]), np.array([np.array([0.5]), None], object)], ids=["too large", "a fraction"])
+def test_final_observations_that_observations_cannot_hold_are_refused_by_name(final: Any) -> None:
+    ended, observations = np.array([True, False]), np.zeros((2, 1), np.uint8)
+    row = {"observations": observations, "next_observations": observations, "terminated": ended, "truncated": ~ended & False}
+    with pytest.raises(ValueError, match=r"infos\['final_obs'\] hold numbers that uint8, in which observations are stored, has not"):
+        EpisodeBoundaries[Any]().resolve(**row, infos={"final_obs": final})
+    running = np.where(np.array([[True], [False]]), np.array([[7.0], [np.nan]]), np.array([[0.0], [np.nan]]))
+    found, _ = EpisodeBoundaries[Any]().resolve(**row, infos={"final_obs": running})
+    assert isinstance(found, np.ndarray) and found.tolist() == [[7], [0]]

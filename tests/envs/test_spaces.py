@@ -38,11 +38,38 @@ def test_actions_of_two_axes_are_flattened_in_c_order() -> None:
         (np.float16, "float32", "float16"),
         (np.uint8, "float32", "uint8"),
         (np.int64, "float64", "int64"),
+        (np.uint16, "float32", "int32"),
+        (np.uint32, "float32", "int64"),
+        (np.uint64, "float32", "int64"),
+        (">f8", "float32", "float32"),
+        (">u2", "float32", "int32"),
+        (">i8", "float32", "int64"),
     ],
 )
 def test_floats_are_stored_in_the_agents_dtype_and_all_else_in_its_own(own: Any, asked: str, stored: str) -> None:
-    spaces = check_spaces(Box(0, 100, (2, 2), own), None, ACTIONS)
+    spaces = check_spaces(Box(0, 100, (2, 2), np.dtype(own)), None, ACTIONS)
     assert spaces.observations.stored_dtype(asked) == np.dtype(stored)
+    assert spaces.observations.stored_dtype(asked).isnative
+
+
+@pytest.mark.parametrize(
+    ("own", "stored"), [("int64", "int32"), ("uint64", "int32"), ("uint32", "int32"), ("uint16", "int32"), ("int8", "int8")]
+)
+def test_no_stored_integer_has_more_bits_than_the_backend(own: str, stored: str) -> None:
+    space = Box(0, 100, (2,), np.dtype(own))
+    field = check_spaces(space, space, ACTIONS, longest_integer=np.dtype(np.int32)).observations
+    assert field.stored_dtype("float32") == np.dtype(stored)
+
+
+def test_numbers_that_nobody_stores_are_refused() -> None:
+    space = Box(-1, 1, (2,), np.longdouble)
+    message = r"is Box\(.*\) of dtype \w+, expected one of bool, int8, .*, float64: wrap each environment in gymnasium.wrappers.Transform"
+    with pytest.raises(TypeError, match=f"observation_space {message}Observation"):
+        check_spaces(space, None, ACTIONS)
+    with pytest.raises(TypeError, match=rf"state_space\['a'\] {message}Observation"):
+        check_spaces(OBSERVATIONS, Dict(a=space), ACTIONS)
+    with pytest.raises(TypeError, match=f"action_space {message}Action"):
+        check_spaces(OBSERVATIONS, None, space)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +159,9 @@ def test_values_are_checked_against_the_fields() -> None:
         (Box(0, 255, (1,), np.uint8), [[256]], ValueError, "observations hold numbers beyond uint8"),
         (Box(0, 255, (1,), np.uint8), [[-1]], ValueError, "observations hold numbers beyond uint8"),
         (Box(-128, 127, (1,), np.int8), [[128]], ValueError, "observations hold numbers beyond int8"),
+        (Box(0, 9, (1,), np.uint16), [[2**16]], ValueError, "observations hold numbers beyond uint16, which the space says"),
+        (Box(0, 9, (1,), np.uint64), [[2**63]], ValueError, "beyond int64, in which uint64 is stored here: make them smaller"),
+        (Box(0, 9, (1,), np.float16), [[1e5]], ValueError, "observations hold numbers beyond float16, which the space says"),
     ],
 )
 def test_values_that_could_not_be_stored_as_they_are_are_refused(space: Any, values: Any, error: type[Exception], message: str) -> None:
@@ -140,11 +170,41 @@ def test_values_that_could_not_be_stored_as_they_are_are_refused(space: Any, val
         check_values(values, fields, "observations", lambda value: False)
 
 
-@pytest.mark.parametrize("own, given", [(np.uint8, np.int64), (np.float32, np.int64), (np.float16, np.float64), (np.int64, np.bool_)])
-def test_values_of_another_dtype_that_are_stored_as_they_are_are_taken(own: Any, given: Any) -> None:
-    fields = check_spaces(Box(0, 1, (2,), own), None, ACTIONS).observations
+@pytest.mark.parametrize(
+    ("own", "given", "taken"),
+    [
+        (np.uint8, np.int64, np.uint8),
+        (np.float32, np.int64, np.float64),
+        (np.float16, np.float64, np.float16),
+        (np.int64, np.bool_, np.int64),
+        (np.float64, np.float32, np.float32),
+        (np.float64, ">f8", np.float64),
+        (np.float32, np.longdouble, np.float64),
+        (">i2", ">i2", np.int16),
+        (np.uint16, np.uint16, np.int32),
+        (np.uint64, np.int8, np.int64),
+    ],
+)
+def test_values_of_another_dtype_that_are_stored_as_they_are_are_taken(own: Any, given: Any, taken: Any) -> None:
+    fields = check_spaces(Box(0, 1, (2,), np.dtype(own)), None, ACTIONS).observations
     values = np.array([[0, 1]], given)
-    assert check_values(values, fields, "observations", lambda value: False) is values
+    found = check_values(values, fields, "observations", lambda value: False)
+    assert found.dtype == taken and found.dtype.isnative
+    assert found.tolist() == [[0, 1]]
+
+
+def test_values_of_the_space_s_own_dtype_are_not_copied() -> None:
+    fields = check_spaces(OBSERVATIONS, None, ACTIONS).observations
+    for dtype in (np.float32, np.float64):
+        values = np.zeros((1, 3), dtype)
+        assert check_values(values, fields, "observations", lambda value: False) is values
+
+
+def test_a_number_beyond_the_backend_s_longest_integer_is_refused_by_name() -> None:
+    fields = check_spaces(Box(0, 2**40, (1,), np.int64), None, ACTIONS, longest_integer=np.dtype(np.int32)).observations
+    with pytest.raises(ValueError, match=r"observations hold numbers beyond int32, in which int64 is stored here: .*jax_enable_x64"):
+        check_values(np.array([[2**31]]), fields, "observations", lambda value: False)
+    assert check_values(np.array([[2**31 - 1]]), fields, "observations", lambda value: False).tolist() == [[2**31 - 1]]
 
 
 def test_the_widest_box_whose_width_is_a_float32_is_accepted() -> None:

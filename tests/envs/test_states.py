@@ -354,3 +354,11 @@ def test_a_state_that_does_not_fit_its_space_is_refused(form: str, space: Any, e
     vector = made(form=form, space=space)
     with pytest.raises(error, match=message):
         states_of(vector, vector.reset()[1], space)
+
+
+def test_states_that_their_space_cannot_hold_are_refused_by_name() -> None:
+    space, environments = Box(0, 9, (2,), np.int16), envs.make(CountingEnv, 1)
+    with pytest.raises(ValueError, match=r"info\['state'\] hold numbers beyond int16, which the space says"):
+        states_of(environments, {"state": np.full((1, 2), 2**15)}, space)
+    taken = states_of(environments, {"state": np.full((1, 2), 2**15 - 1)}, space)
+    assert isinstance(taken, np.ndarray) and taken.dtype == np.int16 and taken.tolist() == [[2**15 - 1] * 2]

@@ -6,6 +6,7 @@ import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from sacref.envs.spaces import check_spaces
 from sacref.jax import ReplayMemory
@@ -48,6 +49,24 @@ def test_trap_25_a_memory_of_sequences_is_written_and_restored_without_a_copy() 
     drawn = memory.sample(4, jax.random.key(0))
     assert not any(ring.is_deleted() for ring in jax.tree.leaves((memory.state, drawn)))
     assert len(memory) == 4
+
+
+def test_without_64_bits_integers_beyond_32_are_refused_by_name_and_others_stored_exactly() -> None:
+    with jax.enable_x64(False):
+        agent = Backend("jax").agent(Spaces(observation=gymnasium.spaces.Box(0, 2**62, (2,), np.int64)), capacity=4)
+        for name, value in (("observations", 2**40), ("next_observations", -(2**31) - 1)):
+            with pytest.raises(ValueError, match=f"{name} hold numbers beyond int32, in which int64 is stored here: .*jax_enable_x64"):
+                agent.record_transition(**draw_row(agent, np.random.default_rng(0), **{name: np.full((1, 2), value)}))
+        with pytest.raises(ValueError, match="observations hold numbers beyond int32"):
+            agent.act(np.full((1, 2), 2**40), None, timestep=0, timesteps=1)
+        assert len(agent.memory) == 0
+        row = draw_row(
+            agent, np.random.default_rng(0), observations=np.full((1, 2), 2**31 - 1), next_observations=np.full((1, 2), -(2**31))
+        )
+        agent.record_transition(**row)
+        arrays = agent.memory.arrays()
+    assert arrays["observations"].tolist() == [[2**31 - 1] * 2]
+    assert arrays["next_observations"].tolist() == [[-(2**31)] * 2]
 
 
 def test_an_update_donates_its_state_and_nobody_elses() -> None:
