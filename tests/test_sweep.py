@@ -483,6 +483,32 @@ def test_names_of_directories_stay_short_and_apart() -> None:
 
 
 @pytest.mark.parametrize(
+    ("flag", "values", "names"),
+    [
+        ("target-entropy", [-1, 1, -0.5], ["-1", "1", "-0.5"]),
+        ("env", ["lab/Reach-v0", "lab-Reach-v0"], ["lab-Reach-v0@", "lab-Reach-v0"]),
+        ("env", ["lab/Reach-v0", "lab:Reach-v0"], ["lab-Reach-v0@", "lab-Reach-v0@"]),
+        ("env-kwargs", [{"g": -9}, {"g": 9}, {"g": "9"}], ["g-9@", "g-9@", "g-9@"]),
+        ("hidden", [[8, 8], [8]], ["8-8", "8"]),
+    ],
+    ids=str,
+)
+def test_each_run_has_a_directory_of_its_own_that_shows_its_value(flag: str, values: list[Any], names: list[str]) -> None:
+    found = [run.name.removeprefix(f"{flag}=") for run in plan(written(Path("s.json"), grid={flag: values})).runs]
+    assert [re.sub("@[0-9a-f]{8}$", "@", name) for name in found] == names
+    assert len(set(found)) == len(values)
+
+
+def test_runs_that_were_named_otherwise_stay_where_they_are() -> None:
+    runs = [{"directory": name, "values": {"env": env}} for env, name in (("lab/Reach-v0", "env=lab-Reach-v0"), ("A", "../A"))]
+    written(Path("sweep.json"), runs=runs)
+    file = written(Path("s.json"), grid={"env": ["lab-Reach-v0", "lab/Reach-v0", "A"]})
+    names = [run.name for run in grid.read(file, Path.cwd()).runs]
+    assert re.fullmatch("env=lab-Reach-v0@[0-9a-f]{8}", names[0])
+    assert names[1:] == ["env=lab-Reach-v0", "env=A"]
+
+
+@pytest.mark.parametrize(
     ("tables", "message"),
     [
         ({"train": {"sed": 3}, "grid": {"env": ["A"]}}, "s.json: [train] sed = 3 is refused: Unrecognized options: --sed, 3"),

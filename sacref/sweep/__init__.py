@@ -18,10 +18,10 @@ from rich.console import Console
 from sacref.ranks import launched
 from sacref.sweep import grid, slurm
 from sacref.sweep.display import Display, plot_command, returns_table
-from sacref.sweep.grid import Plan, Run, SweepError
+from sacref.sweep.grid import FILE, Plan, Run, SweepError
 from sacref.sweep.local import Local
 from sacref.sweep.process import last_evaluation, reason
-from sacref.sweep.record import FILE, Record, finished
+from sacref.sweep.record import Record, finished
 from sacref.sweep.slurm import OnSlurm
 
 FLAGS = ("--sweep", "--sweep-on", "--sweep-jobs", "--run-dir", "--progress", "--no-progress")

@@ -8,6 +8,7 @@ import json
 import math
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ RESERVED: Mapping[str, str] = {
 }
 """Flag of `sacref train` -> why a file may not set it."""
 
+FILE = "sweep.json"
+"""In the directory of a sweep: its record."""
 LARGEST_FILE = 2**20
 """Bytes."""
 MOST_RUNS = 10_000
@@ -98,9 +101,11 @@ def read(file: Path, directory: Path) -> Plan:
         raise SweepError(f"{file}: {', '.join(twice)} stands in [train] and in [grid]: leave one of them out")
     if (count := math.prod(map(len, alternatives.values()))) > MOST_RUNS:
         raise SweepError(f"{file}: [grid] makes {count} runs, expected at most {MOST_RUNS}: name fewer values, or make several sweeps")
+    labels = {name: _labels(name, _texts(file, name, values)) for name, values in alternatives.items()}
+    before = _directories(directory / FILE)
     runs: dict[str, Run] = {}
     for combination in itertools.product(*alternatives.values()):
-        run = _run(file, directory, fixed, dict(zip(alternatives, combination, strict=True)))
+        run = _run(file, directory, fixed, dict(zip(alternatives, combination, strict=True)), labels, before)
         if run.name in runs:
             raise SweepError(f"{file}: two runs of [grid] would both be written to {run.directory}: name each value once")
         runs[run.name] = run
@@ -157,7 +162,14 @@ def _alternatives(file: Path, name: str, values: Any) -> list[Any]:
     return found
 
 
-def _run(file: Path, directory: Path, fixed: Mapping[str, Any], values: Mapping[str, Any]) -> Run:
+def _run(
+    file: Path,
+    directory: Path,
+    fixed: Mapping[str, Any],
+    values: Mapping[str, Any],
+    labels: Mapping[str, Mapping[str, str]],
+    before: Mapping[str, str],
+) -> Run:
     places = {name: ("train", value) for name, value in fixed.items()} | {name: ("grid", value) for name, value in values.items()}
     flags = {name: _words(f"{file}: [{table}] {name}", name, value) for name, (table, value) in places.items()}
     try:
@@ -170,7 +182,7 @@ def _run(file: Path, directory: Path, fixed: Mapping[str, Any], values: Mapping[
     # Always given: a resumed run would take its old number, where the file leaves it to the default.
     steps = {"steps": ("--steps", str(train.steps))}
     return Run(
-        directory=directory / _name(values, flags),
+        directory=directory / _name(values, [labels[name][_text(values[name], flags[name])] for name in values], before),
         values=values,
         flags=flags | steps,
         backend=train.backend,
@@ -246,13 +258,50 @@ def _said(value: Any) -> str:
     return one_line(json.dumps(value, default=str))
 
 
-def _name(values: Mapping[str, Any], flags: Mapping[str, tuple[str, ...]]) -> str:
-    """The directory of a run: its grid values, as far as a directory's name can hold them."""
-    parts = []
-    for name, value in values.items():
-        text = json.dumps(value) if isinstance(value, bool) else " ".join(flags[name][1:])
-        parts.append(f"{name}={re.sub(r'[^A-Za-z0-9._+]+', '-', text).strip('-')}")
-    joined = ",".join(parts)
-    if len(joined) <= LONGEST_NAME:
-        return joined
-    return f"{joined[:LONGEST_NAME]}-{hashlib.sha256(json.dumps(dict(values)).encode()).hexdigest()[:8]}"
+def _text(value: Any, words: tuple[str, ...]) -> str:
+    """A grid value as the command line has it."""
+    return json.dumps(value) if isinstance(value, bool) else " ".join(words[1:])
+
+
+def _texts(file: Path, name: str, values: list[Any]) -> list[str]:
+    return [_text(value, _words(f"{file}: [grid] {name}", name, value)) for value in values]
+
+
+def _labels(name: str, texts: list[str]) -> dict[str, str]:
+    """Text of each value of a flag -> its part of a directory's name, which no other value of the flag shares."""
+    slugs = {text: _slug(text) for text in texts}
+    shared = Counter(slugs.values())
+    # A checksum only where letters that a name cannot hold would tell values apart, so that most names can be read, and old ones stay.
+    return {text: f"{name}={slug if shared[slug] == 1 or text == slug else f'{slug}@{_digest(text)}'}" for text, slug in slugs.items()}
+
+
+def _slug(text: str) -> str:
+    """The text with a dash for what a directory's name should not hold; the sign of a number stays."""
+    return "-" * text.startswith("-") + re.sub(r"[^A-Za-z0-9._+]+", "-", text).strip("-")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _directories(record: Path) -> dict[str, str]:
+    """Grid values of the runs that the directory's record names -> their directories' names; a damaged record is refused by `Record`."""
+    try:
+        found = {_key(entry["values"]): str(entry["directory"]) for entry in read_json(record)["runs"]}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+    return {key: name for key, name in found.items() if name == Path(name).name}
+
+
+def _key(values: Mapping[str, Any]) -> str:
+    return json.dumps(dict(values), sort_keys=True)
+
+
+def _name(values: Mapping[str, Any], labels: list[str], before: Mapping[str, str]) -> str:
+    """The directory of a run: the one that it has, or its grid values, as far as a directory's name can hold them."""
+    if _key(values) in before:
+        return before[_key(values)]
+    joined, digest = ",".join(labels), _digest(json.dumps(dict(values)))
+    if len(joined) > LONGEST_NAME:
+        return f"{joined[:LONGEST_NAME]}-{digest}"
+    return f"{joined}@{digest}" if joined in before.values() else joined

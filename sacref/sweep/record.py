@@ -9,10 +9,9 @@ import numpy as np
 
 import sacref
 from sacref import checkpoint
-from sacref.sweep.grid import Run, SweepError
+from sacref.sweep.grid import FILE, Run, SweepError
 from sacref.sweep.process import last_evaluation
 
-FILE = "sweep.json"
 FREE = ("steps", "device", "vectorization")
 """Flags that may change between two calls of a sweep: those that a run can be resumed with, and that leave a finished one as it is."""
 
