@@ -14,7 +14,7 @@ import shutil
 import stat
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -207,6 +207,27 @@ def drop_group(path: str | os.PathLike[str], group: str) -> None:
         (path / f"{group}.safetensors").unlink(missing_ok=True)
 
 
+def foreign(path: str | os.PathLike[str]) -> str | None:
+    """Name of something in a checkpoint's directory that `write` does not write, or its own if it is no directory; None for nothing."""
+    path = Path(path)
+    if path.is_symlink() or not path.is_dir():
+        return path.name
+    return next((entry.name for entry in sorted(path.iterdir()) if not _is_own(entry.name) or entry.is_dir()), None)
+
+
+def remove(path: str | os.PathLike[str]) -> None:
+    """Delete a checkpoint: its own files, and then the directory, if nothing else is in it. What cannot be deleted stays."""
+    path = Path(path)
+    if path.is_symlink() or not path.is_dir():
+        return
+    for entry in list(path.iterdir()):
+        if _is_own(entry.name):
+            with suppress(OSError):
+                entry.unlink()
+    with suppress(OSError):
+        path.rmdir()
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write a value as JSON in one step: whoever reads `path` finds the old text or the new one.
 
@@ -345,10 +366,14 @@ def _refuse_other_content(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise CheckpointError(f"{path} is a file, and a checkpoint is a directory: choose another path")
     names = [entry.name for entry in path.iterdir()] if path.exists() else []
-    other = [name for name in names if not (name == MANIFEST or name.endswith(".safetensors") or _is_temporary_of(MANIFEST, name))]
+    other = [name for name in names if not _is_own(name)]
     if other or (names and MANIFEST not in names):
         example = (other or names)[0]
         raise CheckpointError(f"{path} holds {example!r}, which would be lost with the checkpoint replaced: choose a path of its own")
+
+
+def _is_own(name: str) -> bool:
+    return name == MANIFEST or name.endswith(".safetensors") or _is_temporary_of(MANIFEST, name)
 
 
 def _is_temporary_of(name: str, candidate: str) -> bool:

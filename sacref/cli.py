@@ -94,6 +94,8 @@ class Train:
     """Environment steps between evaluations; None is a twentieth of the steps. The end is always evaluated."""
     evaluation_episodes: int = 10
     """Deterministic episodes of an evaluation."""
+    evaluation_max_steps: int | None = None
+    """Steps after which an episode of an evaluation is cut; None is the task's time limit, and 10,000 where it has none."""
     keep_checkpoints: int = 3
     """Last checkpoints that stay; beside them best, of the best evaluation."""
     device: str | None = None
@@ -141,6 +143,7 @@ class Train:
             "memory_capacity": self.memory_capacity,
             "evaluation_interval": self.evaluation_interval,
             "evaluation_episodes": self.evaluation_episodes,
+            "evaluation_max_steps": self.evaluation_max_steps,
             "keep_checkpoints": self.keep_checkpoints,
             "device": self.device,
             "vectorization": self.vectorization,
@@ -274,6 +277,7 @@ class Train:
                 wrappers=tuple(stored["wrappers"]),
                 **models,
                 **{name: stored[name] for name in names},
+                evaluation_max_steps=stored.get("evaluation_max_steps"),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(
@@ -291,26 +295,31 @@ class Evaluate:
     """Number of episodes."""
     seed: int = 0
     """Seed of the episodes' starts."""
+    evaluation_max_steps: int | None = None
+    """Steps after which an episode is cut; None is what the run was trained with."""
     checkpoint: str | None = None
     """Name of one of the run's checkpoints; None is the newest."""
     device: str | None = None
     """Device by the backend's name for it (cpu, cuda:0); None lets the backend choose."""
 
     def run(self) -> int:
-        from sacref import envs, experiment, run_directory
+        from sacref import experiment, run_directory
+        from sacref.envs.vector import closing, make
         from sacref.evaluation import evaluate
 
         config = run_directory.read_config(self.run_dir)
         agent = experiment.load(self.run_dir, checkpoint=self.checkpoint, device=self.device)
         copies = max(1, min(self.episodes, experiment.EVALUATION_COPIES))
         task = _task(config)
-        environments = envs.make(task.pop("env"), copies, **task)
-        try:
+        with closing(make(task.pop("env"), copies, **task)) as environments:
             evaluation = evaluate(
-                agent, environments, episodes=self.episodes, seed=self.seed, state_space=run_directory.states_space(config)
+                agent,
+                environments,
+                episodes=self.episodes,
+                seed=self.seed,
+                max_episode_steps=self.evaluation_max_steps or config.get("evaluation_max_steps"),
+                state_space=run_directory.states_space(config),
             )
-        finally:
-            environments.close()
         print(f"{config['env']} on {config['backend']}: {_summary(evaluation)}")
         print("returns: " + ", ".join(f"{value:,.1f}" for value in evaluation.returns))
         return 0
@@ -331,6 +340,8 @@ class Video:
     """Number of episodes, one after the other."""
     seed: int = 0
     """Seed of the first episode's start; the next ones have the next seeds."""
+    evaluation_max_steps: int | None = None
+    """Steps after which an episode is cut; None is what the run was trained with."""
     checkpoint: str | None = None
     """Name of one of the run's checkpoints, such as best; None is the newest."""
     fps: float | None = None
@@ -366,14 +377,16 @@ class Video:
                 state_space=run_directory.states_space(config),
                 episodes=self.episodes,
                 seed=self.seed,
+                max_episode_steps=self.evaluation_max_steps or config.get("evaluation_max_steps"),
                 fps=self.fps,
                 seconds=self.seconds,
                 width=self.width,
                 height=self.height,
                 on_step=lambda: bar.advance(steps),
             )
-        for number, (value, length) in enumerate(zip(video.evaluation.returns, video.evaluation.lengths, strict=True)):
-            print(f"{config['env']} on {config['backend']}, seed {self.seed + number}: return {value:,.1f} in {length:,} steps")
+        seeds = [seed for seed in range(self.seed, self.seed + self.episodes) if seed not in video.evaluation.diverged]
+        for seed, value, length in zip(seeds, video.evaluation.returns, video.evaluation.lengths, strict=True):
+            print(f"{config['env']} on {config['backend']}, seed {seed}: return {value:,.1f} in {length:,} steps")
         print(f"written to {output}: {video.frames:,} frames of {video.width} x {video.height}, {video.fps:g} a second")
         return 0
 
@@ -652,9 +665,11 @@ def _interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def _summary(evaluation: Any) -> str:
-    if len(evaluation.returns) == 1:
-        return f"return {evaluation.mean:,.1f}, 1 episode"
-    return f"mean return {evaluation.mean:,.1f}, standard deviation {evaluation.std:,.1f}, {len(evaluation.returns)} episodes"
+    several = f"mean return {evaluation.mean:,.1f}, standard deviation {evaluation.std:,.1f}, {len(evaluation.returns)} episodes"
+    said = f"return {evaluation.mean:,.1f}, 1 episode" if len(evaluation.returns) == 1 else several
+    if evaluation.truncated:
+        said += f", {evaluation.truncated} of them cut after {max(evaluation.lengths):,} steps"
+    return f"{said}; {len(evaluation.diverged)} diverged and left out" if evaluation.diverged else said
 
 
 def _speed(steps_per_second: float, together: str = "") -> str:

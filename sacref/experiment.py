@@ -7,7 +7,6 @@ import itertools
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -22,14 +21,13 @@ from sacref import resumption as resuming
 from sacref.config import SACConfig, paper_config
 from sacref.envs.spaces import boxes, check_spaces
 from sacref.envs.states import have, state_space_of
-from sacref.envs.vector import EnvironmentFactory, Vectorization, Wrapper
+from sacref.envs.vector import EnvironmentFactory, Vectorization, Wrapper, closing, require_separate
 from sacref.evaluation import Evaluation, evaluate, with_plain_rewards
 from sacref.progress import TrainingProgress
 from sacref.ranks import Ranks
 from sacref.replay_log import Entry
 from sacref.run_directory import (
     Resumed,
-    drop_after,
     find_checkpoints,
     fresh_directory,
     read_config,
@@ -118,6 +116,7 @@ def train(
     memory_capacity: int = 1_000_000,
     evaluation_interval: int | None = None,
     evaluation_episodes: int = 10,
+    evaluation_max_steps: int | None = None,
     keep_checkpoints: int = 3,
     device: str | None = None,
     vectorization: Vectorization = "sync",
@@ -152,7 +151,9 @@ def train(
         recurrent_size, feed_previous: of those; see `default_models`.
         memory_capacity: transitions in the replay memory of a rank, of its environments together; no more than its steps are allocated.
         evaluation_interval: environment steps between evaluations; None is a twentieth of `steps`. The end is always evaluated.
-        evaluation_episodes: episodes of an evaluation, deterministic, on environments of its own.
+        evaluation_episodes: episodes of an evaluation, deterministic, on environments of its own. One that diverges is left out.
+        evaluation_max_steps: steps after which an episode of an evaluation is cut; None is the task's time limit, and 10,000 where it has
+            none.
         keep_checkpoints: how many of the last checkpoints stay, each with its replay memory; beside them `best`, of the best evaluation.
         device: the backend's name of a device; None lets the backend choose.
         vectorization, env_kwargs, wrappers: see `sacref.envs.make`. Evaluations have the same wrappers, but for the rewards of Gymnasium's
@@ -196,6 +197,7 @@ class Arguments:
     memory_capacity: int
     evaluation_interval: int | None
     evaluation_episodes: int
+    evaluation_max_steps: int | None
     keep_checkpoints: int
     device: str | None
     vectorization: Vectorization
@@ -291,6 +293,7 @@ class _Plan:
             "memory_capacity": asked.memory_capacity,
             "evaluation_interval": self.evaluation_interval,
             "evaluation_episodes": asked.evaluation_episodes,
+            "evaluation_max_steps": asked.evaluation_max_steps,
             "keep_checkpoints": asked.keep_checkpoints,
             "device": asked.device,
             "vectorization": asked.vectorization,
@@ -335,14 +338,14 @@ def sound(asked: Arguments) -> Arguments:
         ConfigError, TypeError, ValueError: if no run could have them, before anything is made or deleted: naming the argument or the field,
             what it holds, and what was expected.
     """
-    interval = asked.evaluation_interval
+    optional = {"evaluation_interval": asked.evaluation_interval, "evaluation_max_steps": asked.evaluation_max_steps}
     counts = _positive(
         steps=asked.steps,
         num_envs=asked.num_envs,
         memory_capacity=asked.memory_capacity,
         evaluation_episodes=asked.evaluation_episodes,
         keep_checkpoints=asked.keep_checkpoints,
-        **({} if interval is None else {"evaluation_interval": interval}),
+        **{name: value for name, value in optional.items() if value is not None},
     )
     if np.ndim(asked.hidden) != 1:
         raise ValueError(f"hidden is {asked.hidden!r}, expected the widths of the hidden layers, as (256, 256)")
@@ -378,6 +381,7 @@ def run_training(member: Membership | None, asked: Arguments) -> TrainingResult:
     """`train`, alone or as a member of a population."""
     plan = _plan(asked)
     asked, ranks, directory, resumed = plan.asked, plan.ranks, plan.directory, plan.resumed
+    copies = _copies(min(asked.evaluation_episodes, EVALUATION_COPIES), ranks)
     with closing(plan.make_envs(asked.num_envs)) as training_envs:
         spaces = plan.spaces_of(training_envs)
         if have(training_envs, "obs_rms") and ranks.rank == 0:
@@ -393,20 +397,13 @@ def run_training(member: Membership | None, asked: Arguments) -> TrainingResult:
             with reading_config_of(directory):
                 _refuse_large([resumed.checkpoint], spaces["observation_space"], asked.hidden, plan.model_options)
             entry = resuming.entry_of(rank_part(resumed.checkpoint, ranks.rank % resumed.ranks))
-        agent = plan.make_agent(spaces, entry)
-        evaluations: list[tuple[int, Evaluation]] = []
-        resumption = resuming.Resumption(None, None)
-        if resumed is not None:
-            agent.load(resumed.checkpoint)
-            resumption = resuming.resume(resumed.checkpoint, agent, ranks, training_envs, plan.start)
-        ranks.wait()  # what all of them read, rank 0 changes
-        if ranks.rank == 0:
+        with closing(plan.make_envs(copies, with_plain_rewards) if copies else None) as evaluation_envs:
+            require_separate(training_envs, evaluation_envs)
+            agent = plan.make_agent(spaces, entry)
+            resumption = resuming.Resumption(None, None)
             if resumed is not None:
-                evaluations = drop_after(directory, resumed)
-            directory.mkdir(parents=True, exist_ok=True)
-            checkpoint.write_json(directory / "config.json", config)
-        copies = _copies(min(asked.evaluation_episodes, EVALUATION_COPIES), ranks)
-        with closing(plan.make_envs(copies, with_plain_rewards)) if copies else nullcontext() as evaluation_envs:
+                agent.load(resumed.checkpoint)
+                resumption = resuming.resume(resumed.checkpoint, agent, ranks, training_envs, plan.start)
             run = _Run(
                 agent,
                 ranks,
@@ -416,9 +413,10 @@ def run_training(member: Membership | None, asked: Arguments) -> TrainingResult:
                 math.ceil(plan.evaluation_interval / plan.together),
                 evaluation_envs,
                 asked.evaluation_episodes,
+                asked.evaluation_max_steps,
                 _derive(asked.seed, 1),
                 spaces["state_space"],
-                evaluations,
+                [],
             )
             bar = TrainingProgress(
                 agent,
@@ -431,6 +429,12 @@ def run_training(member: Membership | None, asked: Arguments) -> TrainingResult:
             if member is not None:
                 member.join(agent)
             with bar:
+
+                def on_begin() -> None:
+                    """Take the directory: only now, as all that the first step needs is there, is anything in it changed."""
+                    if resumption.on_begin is not None:
+                        resumption.on_begin()
+                    run.evaluations += run_directory.begin(ranks, directory, config, resumed, overwrite=asked.overwrite)
 
                 def after_timestep(finished: int) -> None:
                     bar.update(finished)
@@ -446,7 +450,7 @@ def run_training(member: Membership | None, asked: Arguments) -> TrainingResult:
                     after_timestep=after_timestep,
                     after_all=run.after_all,
                     begin=resumption.begin,
-                    on_begin=resumption.on_begin,
+                    on_begin=on_begin,
                     ranks=ranks,
                     interrupted=None if member is None else member.interrupted,
                 )
@@ -569,6 +573,7 @@ class _Run:
     every: int
     envs: VectorEnv | None
     episodes: int
+    max_steps: int | None
     seed: int
     state_space: gymnasium.Space[Any] | None
     evaluations: list[tuple[int, Evaluation]]
@@ -585,7 +590,23 @@ class _Run:
         self.keeper.after_timestep(standing, self.timesteps)
 
     def evaluate(self, finished: int) -> None:
-        evaluation = evaluate(self.agent, self.envs, episodes=self.episodes, seed=self.seed, state_space=self.state_space, ranks=self.ranks)
+        evaluation = evaluate(
+            self.agent,
+            self.envs,
+            episodes=self.episodes,
+            seed=self.seed,
+            max_episode_steps=self.max_steps,
+            state_space=self.state_space,
+            ranks=self.ranks,
+        )
+        if evaluation.truncated and self.ranks.rank == 0 and not any(before.truncated for _, before in self.evaluations):
+            logger.warning(
+                "%d of %d episodes of the evaluation did not end within %d steps and were cut: their returns are those until then. "
+                "evaluation_max_steps sets another limit",
+                evaluation.truncated,
+                len(evaluation.returns),
+                max(evaluation.lengths),
+            )
         best = max((before.mean for _, before in self.evaluations), default=-math.inf)
         self.evaluations.append((self.agent.environment_steps(finished), evaluation))
         better = self.ranks.gather(evaluation.mean > best)[0]

@@ -4,7 +4,10 @@ Each environment has a ring of its own, of `slots` rows, so that what follows a 
 `slot` of environment `env`. `head` and `size` have an entry for each environment.
 """
 
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -40,6 +43,38 @@ def check_size(capacity: Any, num_envs: Any) -> None:
         raise ValueError(f"ReplayMemory: capacity is {capacity}, expected at least num_envs = {num_envs}: one step must fit")
     if capacity > MOST_ROWS:
         raise ValueError(f"ReplayMemory: capacity is {capacity}, expected at most {MOST_ROWS}: positions have 32 bits")
+
+
+def check_room(capacity: int, row_bytes: int, device_bytes: int | None = None) -> None:
+    """Refuse a memory that cannot be allocated, before it is tried: the system may end a process that asks for too much.
+
+    Args:
+        capacity: transitions. row_bytes: of a transition. device_bytes: that are free on a device of its own; None for the host's memory.
+
+    Raises:
+        ValueError: naming what would fit.
+    """
+    free = host_bytes() if device_bytes is None else device_bytes
+    if free is not None and capacity * row_bytes > free:
+        raise ValueError(
+            f"ReplayMemory: capacity (memory_capacity) is {capacity:,}, which takes {capacity * row_bytes / 1e9:,.1f} GB at {row_bytes:,} "
+            f"bytes for each transition, and {free / 1e9:,.1f} GB are free: expected at most {free // row_bytes:,}"
+        )
+
+
+def host_bytes() -> int | None:
+    """Bytes of memory that this machine, or its container, can still give, those that are swapped included; None where none is known."""
+    known = []
+    with suppress(OSError, ValueError, LookupError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        table = {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines)}
+        known.append(1024 * (table["MemAvailable"] + table["SwapFree"]))
+    with suppress(OSError, ValueError):  # "max" is no number
+        known.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    with suppress(OSError, ValueError, AttributeError):
+        if not known:
+            known.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(known, default=None)
 
 
 def check_arrays(

@@ -7,7 +7,6 @@ first.
 
 import itertools
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -108,7 +107,7 @@ class ReplayLog:
         needed = {segment["number"] for entry in kept for segment in entry["segments"]}
         for number in self._numbers():
             if number not in needed:
-                shutil.rmtree(_segment(self.directory, number), ignore_errors=True)
+                checkpoint.remove(_segment(self.directory, number))
 
 
 def read(directory: Path, entry: Entry, memory: Rows) -> dict[str, NDArray[Any]]:

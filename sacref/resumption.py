@@ -7,7 +7,7 @@ files were that a run appends to. The replay memory of all of them is in `checkp
 
 import logging
 import os
-import shutil
+import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -146,7 +146,7 @@ class Keeper:
         """Delete this rank's parts of the checkpoints that are too many, and the segments that none needs."""
         own = [(timestep, path) for timestep, rank, path in sorted(_written(self.directory)) if rank == self.ranks.rank]
         for _, path in own[: -self.keep]:
-            shutil.rmtree(path, ignore_errors=True)
+            checkpoint.remove(path)
         kept = [entry_of(path) for _, path in own[-self.keep :]]
         self._replay.prune([entry for entry in kept if entry is not None])
         if self.ranks.rank == 0:
@@ -154,7 +154,7 @@ class Keeper:
             whole = {timestep for timestep, _ in own[-self.keep :]}
             for timestep, path in parts_of(self.directory):
                 if timestep not in whole and timestep < max(whole, default=0) and int(path.name.rpartition("_")[2]) >= self.ranks.size:
-                    shutil.rmtree(path, ignore_errors=True)
+                    checkpoint.remove(path)
 
 
 def entry_of(path: Path) -> Entry | None:
@@ -297,7 +297,7 @@ def drop_after(directory: Path, timestep: int, files: Mapping[str, Any]) -> None
     """Take back what a run wrote after a checkpoint, in which its files had the lengths `files`; later event files go."""
     for later, _, path in _written(directory):
         if later > timestep:
-            shutil.rmtree(path)
+            checkpoint.remove(path)
     for file in (directory / METRICS_FILE, *directory.glob(EVENTS)):
         length = files.get(file.name)
         if not file.is_file():
@@ -308,14 +308,25 @@ def drop_after(directory: Path, timestep: int, files: Mapping[str, Any]) -> None
             os.truncate(file, length)
 
 
+def writings(directory: Path) -> list[Path]:
+    """All checkpoints and segments of a run, those that a killed process left half written too."""
+    where = checkpoints_of(directory)
+    found = [*where.glob("*"), *(segment for log in where.glob(f"{REPLAY}*") if _REPLAY.fullmatch(log.name) for segment in log.glob("*"))]
+    return sorted(path for path in found if _WRITING.fullmatch(path.name))
+
+
 def clear(directory: Path) -> None:
     """Delete a run's checkpoints, and what a killed process left of those that it was writing. Files that are no run's stay."""
     where = checkpoints_of(directory)
-    found = {path for _, _, path in _written(directory)}
-    found |= {path for name in (REPLAY, BEST) for pattern in (name, f"{name}.rank_*") for path in where.glob(pattern)}
-    found |= {path for name in ("agent_*", f"{BEST}*") for path in where.glob(f".{name}")}
-    for path in found:
-        if path.is_dir():
-            shutil.rmtree(path)
-    if where.is_dir() and not any(where.iterdir()):
-        where.rmdir()
+    for path in writings(directory):
+        checkpoint.remove(path)
+    for path in (*(path for path in where.glob(f"{REPLAY}*") if _REPLAY.fullmatch(path.name)), where):
+        if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
+            path.rmdir()
+
+
+_RANK = r"(\.rank_[0-9]+)?"
+_REPLAY = re.compile(REPLAY + _RANK)
+_NAME = rf"(agent_[0-9]+{_RANK}|{BEST}{_RANK}|segment_[0-9]+)"
+_WRITING = re.compile(rf"{_NAME}|\.{_NAME}\.([0-9a-f]{{16}}\.tmp|old)")
+"""Name of a checkpoint or segment, or of one that was being written or replaced."""

@@ -2,28 +2,30 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
 from sacref import checkpoint, resumption
-from sacref.evaluation import Evaluation
+from sacref.evaluation import LARGEST_RETURN, Evaluation
 from sacref.ranks import Ranks
 
-RUN_FILES = ("config.json", "evaluation.json", "metrics.jsonl", "curve.png")
+CONFIG = "config.json"
+RUN_FILES = (CONFIG, "evaluation.json", "metrics.jsonl", "curve.png")
 """What a run writes into its directory, beside `checkpoints/agent_*` and TensorBoard's `events.out.tfevents.*`."""
 
 MOST_STEPS = 2**53
-LARGEST_RETURN = 1e100
 LARGEST_SPACE = 10_000_000
 """Numbers of one Box that a run's configuration may ask for."""
+
+T = TypeVar("T")
 
 
 class RunError(ValueError):
@@ -50,11 +52,43 @@ def fresh_directory(env_name: str, backend: str, seed: int) -> Path:
 
 
 def prepare(ranks: Ranks, directory: Path, *, overwrite: bool, resume: bool) -> Resumed | None:
-    """Rank 0 prepares the directory, and what it refuses all refuse; the others then read what is to be resumed."""
-    config, refusal = None, None
+    """Rank 0 judges the directory, and what it refuses all refuse; all then read what is to be resumed. Nothing is changed: see `begin`."""
+    _on_rank_0(ranks, lambda: _refuse_or_read(directory, overwrite=overwrite, resume=resume))
+    config = _refuse_or_read(directory, overwrite=overwrite, resume=resume) if resume else None
+    return None if config is None else _sound(ranks, directory, config)
+
+
+def begin(
+    ranks: Ranks, directory: Path, config: Mapping[str, Any], resumed: Resumed | None, *, overwrite: bool
+) -> list[tuple[int, Evaluation]]:
+    """Take the directory for a run that has all that its first step needs: clear it, or drop what comes again, and write `config.json`.
+
+    Returns:
+        The evaluations of the resumed run that stay; rank 0 alone has them.
+
+    Raises:
+        RunError: if another run has begun there since `prepare`; then nothing was changed.
+    """
+
+    def take() -> list[tuple[int, Evaluation]]:
+        if resumed is None:
+            _refuse_or_read(directory, overwrite=overwrite, resume=False)
+            _clear(directory)
+        evaluations = [] if resumed is None else drop_after(directory, resumed)
+        directory.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_json(directory / CONFIG, config)
+        return evaluations
+
+    ranks.wait()  # what all of them read, rank 0 changes
+    return _on_rank_0(ranks, take) or []
+
+
+def _on_rank_0(ranks: Ranks, work: Callable[[], T]) -> T | None:
+    """What the work of rank 0 gives it; what it refuses, all refuse. The others wait for it."""
+    result, refusal = None, None
     if ranks.rank == 0:
         try:
-            config = _clear_or_read(directory, overwrite=overwrite, resume=resume)
+            result = work()
         except (ValueError, OSError) as error:
             refusal = error
     message = ranks.gather(None if refusal is None else str(refusal))[0]
@@ -62,18 +96,15 @@ def prepare(ranks: Ranks, directory: Path, *, overwrite: bool, resume: bool) -> 
         raise refusal
     if message is not None:
         raise RunError(message)
-    config = _clear_or_read(directory, overwrite=False, resume=True) if ranks.rank > 0 and resume else config
-    return None if config is None else _sound(ranks, directory, config)
+    return result
 
 
-def _clear_or_read(directory: Path, *, overwrite: bool, resume: bool) -> dict[str, Any] | None:
-    """Clear the run directory, or read the configuration of the run in it that is to be resumed; None for a fresh run."""
+def _refuse_or_read(directory: Path, *, overwrite: bool, resume: bool) -> dict[str, Any] | None:
+    """Refuse a directory that cannot be used as asked; the configuration of the run in it that is to be resumed, None for a fresh run."""
     if overwrite and resume:
         raise RunError("overwrite and resume are both set: leave one of them out")
     if directory.exists() and not directory.is_dir():
         raise RunError(f"run_dir {directory} is a file, expected a directory: choose another")
-    files = [directory / name for name in RUN_FILES if (directory / name).exists()]
-    files += sorted(directory.glob(resumption.EVENTS))
     holds_checkpoints = bool(resumption.finished_checkpoints(directory))
     if resume:
         config = read_config(directory)
@@ -84,12 +115,46 @@ def _clear_or_read(directory: Path, *, overwrite: bool, resume: bool) -> dict[st
         if not holds_checkpoints:
             raise RunError(f"{directory} holds a run without a checkpoint, so there is nothing to resume: start anew with overwrite")
         return config
+    files = _files(directory)
     if (files or holds_checkpoints) and not overwrite:
         raise RunError(f"run_dir {directory} already holds a run: choose another, or pass overwrite (deletes it) or resume (goes on)")
-    for path in files:
-        path.unlink()
-    resumption.clear(directory)
+    if (foreign := _foreign(directory, files)) is not None:
+        raise RunError(
+            f"{foreign}, which no run of sacref wrote, and overwrite deletes nothing else: move it away, or choose another run_dir"
+        )
     return None
+
+
+def _files(directory: Path) -> list[Path]:
+    """What a run has written into its directory, beside the checkpoints."""
+    return [*(directory / name for name in RUN_FILES if (directory / name).exists()), *sorted(directory.glob(resumption.EVENTS))]
+
+
+def _foreign(directory: Path, files: list[Path]) -> str | None:
+    """What has the name of a run's file or checkpoint, and is none; None where there is nothing of the kind."""
+    written = resumption.writings(directory)
+    for path in written:
+        if (name := checkpoint.foreign(path)) is not None:
+            return f"{path} holds {name!r}"
+    try:
+        config = checkpoint.read_json(directory / CONFIG) if directory / CONFIG in files else None
+        is_a_runs = isinstance(config, dict) and {"sacref", "backend", "cfg"} <= config.keys()
+    except checkpoint.CheckpointError:
+        config, is_a_runs = "damaged", False
+    if config is not None and not isinstance(config, str) and not is_a_runs:
+        return f"{directory} holds {CONFIG!r}"
+    # Without a configuration, a checkpoint says whose the other files are.
+    if files and not is_a_runs and not any((path / checkpoint.MANIFEST).is_file() for path in written):
+        return f"{directory} holds {files[0].name!r}"
+    return None
+
+
+def _clear(directory: Path) -> None:
+    """Delete the run in the directory, but for `config.json`: while there is anything left of it, that says whose it is."""
+    for path in _files(directory):
+        if path.name != CONFIG:
+            path.unlink()
+    resumption.clear(directory)
 
 
 def _sound(ranks: Ranks, directory: Path, config: dict[str, Any]) -> Resumed:
@@ -143,7 +208,7 @@ def read_config(run_dir: str | Path) -> dict[str, Any]:
 def require_same(directory: Path, resumed: Resumed, config: Mapping[str, Any]) -> None:
     """Refuse to resume a run with other settings than its own."""
     free = {"sacref", "steps", "ranks", "steps_offset", "backend", "device", "vectorization"}
-    free |= {"evaluation_interval", "evaluation_episodes", "keep_checkpoints"}
+    free |= {"evaluation_interval", "evaluation_episodes", "evaluation_max_steps", "keep_checkpoints"}
     # Through JSON, as the stored one went: a tuple is a list there.
     wanted, stored = _flat(json.loads(json.dumps(config))), _flat(resumed.config)
     changed = [
@@ -206,10 +271,18 @@ def drop_after(directory: Path, resumed: Resumed) -> list[tuple[int, Evaluation]
 def _read_evaluations(path: Path) -> list[tuple[int, Evaluation]]:
     try:
         entries = checkpoint.read_json(path) if path.is_file() else []
-        found = [(entry["step"], Evaluation(tuple(map(float, entry["returns"])), ())) for entry in entries]
+        found = [
+            (
+                entry["step"],
+                Evaluation(tuple(map(float, entry["returns"])), (), tuple(entry.get("diverged_seeds", ())), entry.get("truncated", 0)),
+            )
+            for entry in entries
+        ]
         for step, evaluation in found:
             if type(step) is not int or not evaluation.returns or max(map(abs, evaluation.returns)) > LARGEST_RETURN:
                 raise TypeError(f"step is {step} and returns are {evaluation.returns}, expected an integer, and numbers that can be drawn")
+            if any(type(number) is not int for number in (*evaluation.diverged, evaluation.truncated)):
+                raise TypeError(f"diverged_seeds are {evaluation.diverged} and truncated is {evaluation.truncated}, expected integers")
         return found
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         said = f"{type(error).__name__}: {checkpoint.one_line(error)}"

@@ -17,6 +17,7 @@ from sacref.envs.divergence import DivergenceGuard
 from sacref.envs.episodes import DROPPED
 from sacref.envs.scaling import as_box
 from sacref.envs.states import states_of
+from sacref.envs.vector import require_separate
 from sacref.numerics import require_finite_actions
 from sacref.ranks import Ranks
 from sacref.tree import Tree, map_leaves
@@ -96,9 +97,10 @@ def run(
         interrupted: whether the loop is to end, asked in the place of Ctrl-C.
 
     Raises:
-        ValueError: if `start` is not within [0, timesteps]. NumericalError: if training becomes NaN or infinite. DivergenceError: if an
-            environment does nothing but diverge.
+        EnvError: if two copies are one environment. ValueError: if `start` is not within [0, timesteps]. NumericalError: if training
+            becomes NaN or infinite. DivergenceError: if an environment does nothing but diverge.
     """
+    require_separate(envs)
     start = start if begin is None else begin.timesteps
     if not 0 <= start <= timesteps:
         raise ValueError(f"start is {start}, expected it within [0, timesteps], and timesteps is {timesteps}")

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sacref import envs
-from sacref.envs.vector import EnvironmentFactory, Wrapper
-from sacref.evaluation import Evaluation, evaluate
+from sacref.envs.vector import EnvironmentFactory, Wrapper, closing
+from sacref.evaluation import AllDivergedError, Evaluation, evaluate
 from sacref.types import Agent
 
 MOST_FPS = 30.0
@@ -76,6 +76,7 @@ def render_episodes(
     state_space: gymnasium.Space[Any] | None = None,
     episodes: int = 1,
     seed: int = 0,
+    max_episode_steps: int | None = None,
     fps: float | None = None,
     seconds: float | None = None,
     width: int | None = None,
@@ -94,7 +95,8 @@ def render_episodes(
         env, env_kwargs, wrappers: of the environment that is made to be drawn; see `sacref.envs.make`. `render_mode` is "rgb_array".
         state_space: of the privileged states that the environment hands over; None for none.
         episodes: how many, one after the other, at least 1.
-        seed: of the episodes' starts: seed, seed + 1, ...
+        seed: of the episodes' starts: seed, seed + 1, ... One that diverges is left out of the returns.
+        max_episode_steps: steps after which an episode is cut, as `sacref.evaluate` takes it.
         fps: frames per second; None is real time, with at most 30. A GIF has at most 50.
         seconds: how much of each episode is shown, in seconds of the file, from its start on; None for all.
         width, height: pixels of a frame; None leaves it to the environment.
@@ -102,9 +104,9 @@ def render_episodes(
 
     Raises:
         VideoError: if the environment cannot be drawn, or the file not be written. EnvError: if the environment cannot be made.
-        EvaluationError: if an episode does not end. ValueError: if an argument is out of range.
+        EvaluationError: if all episodes diverge. ValueError: if an argument is out of range.
     """
-    path = Path(output)
+    path = Path(output).expanduser()
     _require_positive(episodes=episodes, fps=fps, seconds=seconds, width=width, height=height)
     if path.suffix not in _WRITERS:
         raise ValueError(f"output is {path}, expected a name that ends in {' or '.join(_WRITERS)}")
@@ -123,14 +125,24 @@ def render_episodes(
             arguments["camera_name"] = "track"
     show = _Show(path, fps, seconds, (width, height), on_step)
     made = envs.make(env, 1, env_kwargs=arguments, wrappers=[*wrappers, partial(_Drawn, show=show, gl_problem=problem)])
-    found = []
-    try:
-        for episode in range(episodes):
-            found.append(evaluate(agent, made, episodes=1, seed=seed + episode, state_space=state_space))
-    finally:
-        made.close()
+    found: list[Evaluation] = []
+    diverged: list[int] = []
+    with closing(made):
+        for start in range(seed, seed + episodes):
+            try:
+                one = evaluate(agent, made, episodes=1, seed=start, max_episode_steps=max_episode_steps, state_space=state_space)
+                found.append(one)
+            except AllDivergedError:
+                diverged.append(start)
+                if len(diverged) == episodes:
+                    raise
     show.write()
-    evaluation = Evaluation(tuple(one.returns[0] for one in found), tuple(one.lengths[0] for one in found))
+    evaluation = Evaluation(
+        tuple(one.returns[0] for one in found),
+        tuple(one.lengths[0] for one in found),
+        tuple(diverged),
+        sum(one.truncated for one in found),
+    )
     return Video(evaluation, len(show), show.fps, show.width, show.height)
 
 

@@ -164,7 +164,7 @@ def test_train_has_the_parameters_and_the_defaults_of_the_function(trained: dict
 def test_train_passes_on_what_its_flags_say(trained: dict[str, Any], tmp_path: Path) -> None:
     arguments = "--backend jax --env Pendulum-v1 --steps 70 --seed 5 --num-envs 2 --hidden 8 9 --memory-capacity 60 --device cpu".split()
     arguments += ["--evaluation-interval", "35", "--evaluation-episodes", "3", "--vectorization", "async", "--overwrite", "--no-progress"]
-    arguments += ["--keep-checkpoints", "4"]
+    arguments += ["--keep-checkpoints", "4", "--evaluation-max-steps", "50"]
     arguments += "--num-critics 3 --layer-norm --dropout 0.01 --recurrent lstm --recurrent-size 7 --feed-previous rewards".split()
     arguments += ["--run-dir", str(tmp_path), "--env-kwargs", '{"g": 9.0}', "--wrappers", "gymnasium.wrappers:ClipAction"]
     assert cli.main(["train", *arguments]) == 0
@@ -187,6 +187,7 @@ def test_train_passes_on_what_its_flags_say(trained: dict[str, Any], tmp_path: P
         "memory_capacity": 60,
         "evaluation_interval": 35,
         "evaluation_episodes": 3,
+        "evaluation_max_steps": 50,
         "keep_checkpoints": 4,
         "device": "cpu",
         "vectorization": "async",
@@ -229,6 +230,17 @@ def test_eval_gives_the_tasks_own_rewards(tmp_path: Path, capsys: pytest.Capture
     plain = envs.make("Pendulum-v1", 1, env_kwargs=task["env_kwargs"])
     wanted = evaluate(sacref.load(tmp_path), plain, episodes=1).mean
     assert f"returns: {wanted:,.1f}\n" in capsys.readouterr().out
+    # A limit of its own, and those of a run whose configuration names one, and none.
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert cli.main(["eval", str(tmp_path), "--episodes", "2", "--evaluation-max-steps", "5"]) == 0
+    assert "2 episodes, 2 of them cut after 5 steps\n" in capsys.readouterr().out
+    (tmp_path / "config.json").write_text(json.dumps({**config, "evaluation_max_steps": 7}))
+    assert cli.main(["eval", str(tmp_path), "--episodes", "2"]) == 0
+    assert "2 of them cut after 7 steps\n" in capsys.readouterr().out
+    del config["evaluation_max_steps"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert cli.main(["eval", str(tmp_path), "--episodes", "2"]) == 0
+    assert "2 episodes\n" in capsys.readouterr().out
 
 
 def test_random_steps_follow_the_number_of_environments() -> None:
@@ -331,6 +343,7 @@ def test_resume_takes_the_settings_of_the_run(tmp_path: Path) -> None:
         "memory_capacity": 60,
         "evaluation_interval": 35,
         "evaluation_episodes": 3,
+        "evaluation_max_steps": 50,
         "keep_checkpoints": 4,
         "device": "cpu",
         "vectorization": "sync",

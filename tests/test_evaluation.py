@@ -9,7 +9,7 @@ import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from sacref import envs
-from sacref.evaluation import Evaluation, EvaluationError, evaluate, with_plain_rewards
+from sacref.evaluation import MAX_EPISODE_STEPS, Evaluation, EvaluationError, evaluate, with_plain_rewards
 from tests.backends import without_shape_checks
 from tests.envs.counting import CountingEnv
 from tests.fake_agent import FakeAgent
@@ -87,10 +87,26 @@ def test_the_mode_is_restored_after_an_error() -> None:
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
-def test_an_episode_that_does_not_end_is_refused(mode: AutoresetMode) -> None:
-    with pytest.raises(EvaluationError, match=r"environment 1 has not ended after 20 steps: wrap .*TimeLimit"):
-        evaluate(FakeAgent(), counting(mode, (2,), (21,)), episodes=2, seed=0, max_episode_steps=20)
-    assert evaluate(FakeAgent(), counting(mode, (2,), (20,)), episodes=2, seed=0, max_episode_steps=20).lengths == (2, 20)
+def test_an_episode_that_does_not_end_is_cut_and_counts_as_truncated(mode: AutoresetMode) -> None:
+    agent = FakeAgent()
+    evaluation = evaluate(agent, counting(mode, (2,), (21,)), episodes=4, seed=0, max_episode_steps=20)
+    assert evaluation.lengths == (2, 2, 20, 20)
+    assert evaluation.returns == (3.0, 203.0, 210.0, 2210.0)  # 1 + ... + 20, and 20 times 100 more in the second episode
+    assert (evaluation.truncated, evaluation.to_entry(7)["truncated"], evaluation.diverged) == (2, 2, ())
+    assert [step for step, row in enumerate(agent.rows) if row["truncated"][1]] == [19, 39]
+    whole = evaluate(FakeAgent(), counting(mode, (2,), (20,)), episodes=2, seed=0, max_episode_steps=20)
+    assert (whole.lengths, whole.truncated) == ((2, 20), 0)
+
+
+def test_without_a_limit_episodes_are_cut_where_their_task_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MAX_EPISODE_STEPS == 10_000
+    monkeypatch.setattr("sacref.evaluation.MAX_EPISODE_STEPS", 30)
+    endless: Any = {"env_kwargs": {"lengths": (10**9,)}}
+    limited = [partial(gymnasium.wrappers.TimeLimit, max_episode_steps=40)]
+    for asked, wrappers, lengths, truncated in ((None, [], (30, 30), 2), (None, limited, (40, 40), 0), (35, limited, (35, 35), 2)):
+        made = envs.make(CountingEnv, 2, wrappers=wrappers, **endless)
+        found = evaluate(FakeAgent(), made, episodes=2, max_episode_steps=asked)
+        assert (found.lengths, found.truncated) == (lengths, truncated)
 
 
 def test_a_copy_that_has_run_its_share_may_go_on_for_ever() -> None:
@@ -102,16 +118,61 @@ def test_a_copy_that_has_run_its_share_may_go_on_for_ever() -> None:
     )
 
 
-class Broken(gymnasium.RewardWrapper[Any, Any]):
-    """Gives no number from the second step on."""
+class Faulty(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Diverges in every second episode, the first one included where the environment's seed is odd: in one part of what it gives."""
 
-    def reward(self, reward: Any) -> float:
-        return np.nan if reward > 1 else float(reward)
+    def __init__(self, env: gymnasium.Env[Any, Any], part: str) -> None:
+        super().__init__(env)
+        self.part, self.episode = part, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        observation, info = super().reset(seed=seed, options=options)
+        self.episode = seed % 2 if seed is not None else self.episode + 1
+        return np.full_like(observation, np.nan) if self.part == "start" and self.episode % 2 else observation, info
+
+    def step(self, action: Any) -> Any:
+        observation, reward, terminated, truncated, info = super().step(action)
+        if self.episode % 2 and self.part == "observation":
+            observation = observation + np.inf
+        if self.episode % 2 and self.part in ("reward", "return"):
+            reward = np.nan if self.part == "reward" else 1e308
+        return observation, reward, terminated, truncated, info
 
 
-def test_a_reward_that_is_not_finite_is_refused() -> None:
-    with pytest.raises(EvaluationError, match="environment 0 gave a reward that is not finite"):
-        evaluate(FakeAgent(), envs.make(CountingEnv, 2, wrappers=[Broken]), episodes=2, seed=0)
+@pytest.mark.parametrize("part", ["observation", "reward", "start", "return"])
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+def test_an_episode_that_diverges_is_left_out_and_counted_with_its_seed(
+    mode: AutoresetMode, part: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent = FakeAgent()
+    made = envs.make(CountingEnv, 2, autoreset_mode=mode, wrappers=[partial(Faulty, part=part)], env_kwargs={"lengths": (2,)})
+    found = evaluate(agent, made, episodes=5, seed=10)
+    # Copy 0 (seed 10) loses the second of its three episodes, copy 1 (seed 11) the first of its two.
+    assert (found.diverged, found.lengths, found.truncated) == ((10, 11), (2, 2, 2), 0)
+    assert [value % 100 for value in found.returns] == [3.0] * 3
+    assert found.to_entry(7)["diverged"] == 2 and found.to_entry(7)["diverged_seeds"] == [10, 11]
+    assert "environment 0 (seed 10) diverged in its episode 2" in caplog.text
+    assert "environment 1 (seed 11) diverged in its episode 1" in caplog.text
+    assert all(np.isfinite(row[name]).all() for row in agent.rows for name in ("observations", "rewards"))
+
+
+def test_an_evaluation_fails_only_if_all_of_its_episodes_diverge() -> None:
+    made = envs.make(CountingEnv, 2, wrappers=[partial(Faulty, part="reward")])
+    assert evaluate(FakeAgent(), made, episodes=2, seed=0).diverged == (1,)
+    one = envs.make(CountingEnv, 1, wrappers=[partial(Faulty, part="reward")])
+    with pytest.raises(EvaluationError, match=r"all 1 episodes diverged \(its reward is not finite\)"):
+        evaluate(FakeAgent(), one, episodes=1, seed=1)
+
+
+def test_environments_that_are_not_reset_one_by_one_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sacref.evaluation.can_reset_one", lambda envs: False)
+    faulty = envs.make(CountingEnv, 2, wrappers=[partial(Faulty, part="observation")])
+    with pytest.raises(EvaluationError, match="environment 1 diverged, and cannot be reset by itself"):
+        evaluate(FakeAgent(), faulty, episodes=2)
+    long = counting(AutoresetMode.NEXT_STEP, (2,), (50,))
+    with pytest.raises(EvaluationError, match="environment 1 has an episode that did not end within 10 steps, and cannot be reset"):
+        evaluate(FakeAgent(), long, episodes=4, max_episode_steps=10)
+    assert evaluate(FakeAgent(), long, episodes=2, max_episode_steps=10).lengths == (2, 10)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +182,7 @@ def test_a_reward_that_is_not_finite_is_refused() -> None:
         ({"episodes": 2.5}, TypeError, "episodes is 2.5, expected an integer of at least 1"),
         ({"episodes": True}, TypeError, "episodes is True, expected an integer"),
         ({"seed": -1}, ValueError, "seed is -1, expected at least 0"),
+        ({"max_episode_steps": 0}, ValueError, "max_episode_steps is 0, expected at least 1"),
         ({"seed": None}, TypeError, "seed is None, expected an integer of at least 0"),
         ({"envs": CountingEnv()}, TypeError, "envs is .*CountingEnv.*, expected a vector environment: make it with sacref.envs.make"),
     ],
@@ -131,7 +193,7 @@ def test_arguments_that_cannot_be_used_are_refused(given: dict[str, Any], error:
         evaluate(FakeAgent(), **{**usual, **given})
 
 
-def test_rewards_are_evaluated_as_they_are_where_training_normalises_them() -> None:
+def test_rewards_are_evaluation_as_they_are_where_training_normalises_them() -> None:
     """Else the returns of one agent would grow from one evaluation to the next, as the deviation is learned."""
     wrappers: Any = [gymnasium.wrappers.NormalizeReward, gymnasium.wrappers.RecordEpisodeStatistics, with_plain_rewards]
     made = envs.make(CountingEnv, 1, env_kwargs={"lengths": (4,)}, wrappers=wrappers)

@@ -20,10 +20,12 @@ from sacref import checkpoint, envs, experiment, resumption, run_directory
 from sacref.config import ConfigError, SACConfig, paper_config
 from sacref.evaluation import evaluate
 from sacref.experiment import BackendError, TrainingResult
+from sacref.ranks import Ranks
 from sacref.run_directory import RunError
 from tests.backends import assert_same_arrays, without_shape_checks
 from tests.envs.counting import CountingEnv
 
+BACKEND = "torch" if find_spec("torch") else "jax"
 INTERVALS = {"write_interval": 25, "checkpoint_interval": 50}
 SMALL: dict[str, Any] = {
     "env": "Pendulum-v1",
@@ -328,19 +330,140 @@ def test_a_configuration_that_cannot_be_used_deletes_no_run(finished_run: Path) 
     assert {path: path.stat().st_mtime_ns for path in finished_run.rglob("*")} == before
 
 
+def state_of(directory: Path) -> dict[Path, tuple[int, int]]:
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in directory.rglob("*")}
+
+
+def broken(env: Any) -> Any:
+    raise RuntimeError("the wrapper fails")
+
+
+class Once:
+    """A wrapper that works for the first environment, and fails for that of the evaluations."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, env: Any) -> Any:
+        self.calls += 1
+        return env if self.calls == 1 else broken(env)
+
+
+class NeverReset(CountingEnv):
+    def reset(self, **arguments: Any) -> Any:
+        raise RuntimeError("the reset fails")
+
+
+THE_ONE = CountingEnv()
+IMPOSSIBLE: dict[str, dict[str, Any]] = {
+    "a typo in the task": {"env": "Pendulm-v1"},
+    "discrete actions": {"env": "CartPole-v1", "env_kwargs": {}},
+    "discrete observations": {"env": "FrozenLake-v1", "env_kwargs": {}},
+    "an argument of the task": {"env_kwargs": {"gravity": 1}},
+    "no such module": {"env": "nowhere:Task-v1"},
+    "no environment": {"env": dict, "env_kwargs": {}},
+    "no reset": {"env": NeverReset, "env_kwargs": {}},
+    "one environment for all": {"env": lambda: THE_ONE, "env_kwargs": {}},
+    "a wrapper": {"wrappers": [broken]},
+    "a wrapper of the evaluations": {"wrappers": [Once()]},
+    "the device": {"device": "nowhere:7"},
+    "no hidden units": {"hidden": (0,)},
+    "negative hidden units": {"hidden": (8, -1)},
+    "no critics": {"num_critics": 0},
+    "the dropout": {"dropout": 2.0},
+    "the cell": {"recurrent": "transformer"},
+    "the memory": {"num_envs": 4, "memory_capacity": 3},
+    "more steps than the memory": {"memory_capacity": 2, "cfg": {**SMALL["cfg"], "n_step": 3}},
+    "a memory that is too large": {"memory_capacity": 2**31 - 1, "steps": 2**40, "env": CountingEnv, "env_kwargs": {}},
+    "the vectorization": {"vectorization": "batched"},
+    "the execution": {"cfg": {**SMALL["cfg"], "execution": "cuda_graph"}},
+    "the preprocessor": {
+        "cfg": {**SMALL["cfg"], "observation_preprocessor": "sacref.preprocessing:RunningStandardScaler"}
+        | {"observation_preprocessor_kwargs": {"epsilon": "small"}}
+    },
+    "the evaluations": {"evaluation_max_steps": 0},
+}
+
+
+@pytest.mark.parametrize("changed", IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_a_run_stays_until_the_new_one_can_take_its_first_step(changed: dict[str, Any], finished_run: Path) -> None:
+    before = state_of(finished_run)
+    with without_shape_checks(), pytest.raises(Exception) as refused:  # whatever it is: a user's wrapper raises what it likes
+        train(finished_run, overwrite=True, **changed)
+    assert state_of(finished_run) == before, refused.value
+
+
+@pytest.mark.parametrize("kind", ["no hidden units", "the device", "a memory that is too large", "one environment for all"])
+def test_it_stays_on_both_backends(kind: str, backend: str, finished_run: Path) -> None:
+    before = state_of(finished_run)
+    with pytest.raises((ValueError, RuntimeError, TypeError, ZeroDivisionError)):
+        train(finished_run, overwrite=True, backend=backend, **IMPOSSIBLE[kind])
+    assert state_of(finished_run) == before
+
+
+def test_a_run_that_begins_meanwhile_is_not_written_over(finished_run: Path, tmp_path: Path) -> None:
+    class Late(CountingEnv):
+        def __init__(self) -> None:
+            super().__init__()
+            if not (tmp_path / "run").exists():
+                shutil.copytree(finished_run, tmp_path / "run")
+
+    with pytest.raises(RunError, match="already holds a run"):
+        train(tmp_path / "run", env=Late, env_kwargs={})
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {path.name for path in finished_run.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "message"),
+    [
+        ("config.json", '{"name": "mine"}', "holds 'config.json', which no run of sacref wrote"),
+        ("config.json", "[1, 2]", "holds 'config.json', which no run of sacref wrote"),
+        ("checkpoints/agent_100/notes.txt", "mine", r"agent_100 holds 'notes.txt', which no run of sacref wrote.*: move it away"),
+        ("checkpoints/best/plots/a.png", "mine", r"best holds 'plots'"),
+        ("checkpoints/replay/segment_0/mine", "mine", r"segment_0 holds 'mine'"),
+        ("checkpoints/agent_7/weights.bin", "mine", r"agent_7 holds 'weights.bin'"),
+    ],
+)
+def test_overwriting_deletes_nothing_that_no_run_wrote(path: str, content: str, message: str, finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    (tmp_path / "run" / path).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "run" / path).write_text(content)
+    before = state_of(tmp_path / "run")
+    with pytest.raises(RunError, match=message):
+        train(tmp_path / "run", overwrite=True)
+    assert state_of(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("name", ["config.json", "curve.png", "metrics.jsonl"])
+def test_files_of_another_program_are_not_taken_for_a_run(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(RunError, match=f"holds '{name}', which no run of sacref wrote"):
+        train(tmp_path, overwrite=True)
+    assert (tmp_path / name).read_text() == "{}"
+
+
+def test_a_damaged_configuration_beside_checkpoints_is_a_runs(finished_run: Path, tmp_path: Path) -> None:
+    for content in ("", '{"sacref": '):
+        shutil.copytree(finished_run, tmp_path / "run")
+        (tmp_path / "run" / "config.json").write_text(content)
+        run_directory.begin(Ranks(), tmp_path / "run", {"seed": 3}, None, overwrite=True)
+        assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+        shutil.rmtree(tmp_path / "run")
+
+
 def test_a_directory_that_holds_a_run_is_refused_and_overwritten_when_asked(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     train(run_dir, steps=60)
-    foreign = [run_dir / "notes.txt", run_dir / "checkpoints" / "mine" / "weights.bin"]
+    foreign = [run_dir / "notes.txt", run_dir / "checkpoints" / "mine" / "weights.bin", run_dir / "checkpoints" / "agent_60.zip"]
     for path in foreign:
         path.parent.mkdir(exist_ok=True)
         path.write_text("mine")
     with pytest.raises(RunError, match=r"already holds a run: choose another, or pass overwrite .* or resume"):
         train(run_dir)
     train(run_dir, steps=40, seed=1, overwrite=True)
-    assert [path.read_text() for path in foreign] == ["mine", "mine"]
+    assert [path.read_text() for path in foreign] == ["mine"] * 3
     assert [entry["step"] for entry in entries(run_dir)] == [40]
-    assert checkpoints(run_dir) == ["agent_40", "best", "mine", "replay"]
+    assert checkpoints(run_dir) == ["agent_40", "agent_60.zip", "best", "mine", "replay"]
     assert [line["timestep"] for line in metrics(run_dir)] == [25, 40]
     assert len(list(run_dir.glob("events.out.tfevents.*"))) == 1
 
@@ -514,3 +637,56 @@ def test_gradient_steps_follow_the_environment_steps_unless_told_otherwise(cfg: 
     settings = {"learning_starts": 0, "random_timesteps": 0, "batch_size": 4, **(cfg or {})}
     result = train(tmp_path / "run", backend="torch", num_envs=2, steps=40, cfg=settings)
     assert cast(Any, result.agent).gradient_step_count == steps
+
+
+# Evaluations of a run.
+
+
+class Shaky(CountingEnv):
+    """Ends after 4 steps, or never; with a seed of the evaluations' first copy its first episode diverges, where asked."""
+
+    def __init__(self, ends: bool = True, diverging: int | None = None) -> None:
+        super().__init__((4,) if ends else (10**9,))
+        self.diverging, self.diverges = diverging, False
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.diverges = seed is not None and seed == self.diverging
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> Any:
+        observation, _, *rest = super().step(action)
+        return observation, np.nan if self.diverges else 1.0, *rest
+
+
+def test_an_episode_that_diverges_ends_neither_training_nor_its_resumption(backend: str, tmp_path: Path) -> None:
+    seed = experiment._derive(0, 1)
+    shaky: Any = {"backend": backend, "env": Shaky, "env_kwargs": {"diverging": seed}, "evaluation_episodes": 3}
+    train(tmp_path / "run", **shaky)
+    wanted = {"returns": [4.0, 4.0], "mean": 4.0, "std": 0.0, "diverged": 1, "diverged_seeds": [seed]}
+    assert entries(tmp_path / "run") == [{"step": step, **wanted} for step in (40, 80, 100)]
+    result = train(tmp_path / "run", resume=True, steps=120, **shaky)
+    assert entries(tmp_path / "run") == [{"step": step, **wanted} for step in (40, 80, 100, 120)]
+    assert [evaluation.diverged for _, evaluation in result.evaluations] == [(seed,)] * 4
+
+
+def test_a_task_without_a_time_limit_is_evaluated(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    endless: Any = {"env": Shaky, "env_kwargs": {"ends": False}, "evaluation_max_steps": 30, "backend": BACKEND}
+    train(tmp_path / "run", **endless)
+    wanted = {"returns": [30.0, 30.0], "mean": 30.0, "std": 0.0, "truncated": 2}
+    assert entries(tmp_path / "run") == [{"step": step, **wanted} for step in (40, 80, 100)]
+    assert caplog.text.count("2 of 2 episodes of the evaluation did not end within 30 steps and were cut") == 1
+    train(tmp_path / "run", resume=True, steps=120, **endless | {"evaluation_max_steps": 20})
+    assert [entry["mean"] for entry in entries(tmp_path / "run")] == [30.0, 30.0, 30.0, 20.0]
+
+
+class Unclosable(CountingEnv):
+    def close(self) -> None:
+        raise OSError("the simulator does not answer")
+
+
+def test_a_result_is_not_lost_where_environments_cannot_be_closed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    result = train(tmp_path / "run", env=Unclosable, env_kwargs={}, backend=BACKEND, num_envs=2)
+    assert [step for step, _ in result.evaluations] == [40, 80, 100]
+    assert caplog.text.count("an environment could not be closed (OSError: the simulator does not answer): its results are kept") == 2
+    with pytest.raises(RuntimeError, match="the wrapper fails"):  # and not the error of closing
+        train(tmp_path / "other", env=Unclosable, env_kwargs={}, backend=BACKEND, wrappers=[Once()])

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
@@ -92,15 +93,26 @@ def test_the_copies_of_an_evaluation_begin_where_one_process_has_them_begin() ->
     assert together(2, lambda ranks: pendulums(0, (2, 1)[ranks.rank], ranks)) == [alone, alone]
 
 
-def test_an_evaluation_that_fails_on_one_rank_fails_on_all() -> None:
+def test_an_evaluation_that_fails_on_one_rank_fails_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sacref.evaluation.can_reset_one", lambda envs: False)
+
     def share(ranks: Ranks) -> str:
         with pytest.raises(EvaluationError) as failed:
-            evaluate(FakeAgent(), counting((2,) if ranks.rank == 0 else (50,)), episodes=2, max_episode_steps=10, ranks=ranks)
+            evaluate(FakeAgent(), counting((2,) if ranks.rank == 0 else (50,)), episodes=4, max_episode_steps=10, ranks=ranks)
         return str(failed.value)
 
     first, second = together(2, share)
     assert first == second
-    assert first.startswith("evaluation: an episode of environment 1 has not ended after 10 steps"), "counted over all ranks"
+    assert first.startswith("evaluation: environment 1 has an episode that did not end within 10 steps"), "counted over all ranks"
+
+
+def test_ranks_agree_on_what_diverged_and_was_cut() -> None:
+    def share(ranks: Ranks) -> Evaluation:
+        broken = [partial(gymnasium.wrappers.TransformReward, func=lambda reward: np.nan)] if ranks.rank == 0 else []
+        made = envs.make(CountingEnv, 1, env_kwargs={"lengths": (50,)}, wrappers=broken)
+        return evaluate(FakeAgent(), made, episodes=2, seed=3, max_episode_steps=10, ranks=ranks)
+
+    assert together(2, share) == [Evaluation((55.0,), (10,), diverged=(3,), truncated=1)] * 2
 
 
 def test_all_ranks_stop_at_one_timestep_when_one_was_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,8 +169,13 @@ def test_what_rank_0_refuses_all_refuse(tmp_path: Path) -> None:
     assert first == second
     assert "already holds a run" in first
     (tmp_path / "checkpoints" / "agent_5.rank_1").mkdir(parents=True)
+    written = {"sacref": "1.0", "backend": "torch", "cfg": {}}
+    (tmp_path / "config.json").write_text(json.dumps(written))
     assert together(2, lambda ranks: run_directory.prepare(ranks, tmp_path, overwrite=True, resume=False)) == [None, None]
-    assert list(tmp_path.iterdir()) == []
+    assert len(list(tmp_path.iterdir())) == 2, "nothing is cleared before the run can begin"
+    new = {**written, "seed": 1}
+    assert together(2, lambda ranks: run_directory.begin(ranks, tmp_path, new, None, overwrite=True)) == [[], []]
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"] and run_directory.read_config(tmp_path) == new
 
 
 # Agents.

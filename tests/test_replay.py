@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from sacref.envs.spaces import check_spaces
-from sacref.replay import Follow
+from sacref.replay import Follow, host_bytes
 from sacref.types import Transition
 from tests.backends import BACKENDS, Backend, Spaces, assert_same_arrays, box, load_backend
 
@@ -25,6 +25,23 @@ def memory_of(backend: Backend, capacity: int, num_envs: int = 1, **options: Any
     dtype, device = backend.array(np.zeros(0, np.float32)).dtype, backend.module("device").device_of("cpu")
     memory.allocate(check_spaces(SPACES.observation, None, SPACES.action), dtype, device, **options)
     return memory
+
+
+def test_a_memory_that_cannot_be_allocated_says_what_would_fit(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """float32: twice 2 observations, an action and a reward, and a bool."""
+    monkeypatch.setattr("sacref.replay.host_bytes", lambda: 2_900)
+    assert len(memory_of(backend, 98, 2)) == 0
+    with pytest.raises(
+        ValueError, match=r"\(memory_capacity\) is .* at 25 bytes for each transition, and .* are free: expected at most 116"
+    ):
+        memory_of(backend, 200_000, 2)
+    monkeypatch.setattr("sacref.replay.host_bytes", lambda: None)
+    assert len(memory_of(backend, 200_000, 2)) == 0
+
+
+def test_the_hosts_memory_is_known() -> None:
+    free = host_bytes()
+    assert free is not None and 10**7 < free < 10**15
 
 
 def add(backend: Backend, memory: Any, numbers: list[int], keep: list[bool] | None = None) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sacref.envs.mujoco_simulations import default_threads, make_simulations
 from sacref.envs.mujoco_tasks import NAMES, Fields, task_of
 from sacref.envs.snapshots import generator_of, generator_state, set_generator
-from sacref.envs.vector import EnvError
+from sacref.envs.vector import TIME_LIMIT, EnvError
 
 _TRANSPARENT = ("OrderEnforcing", "PassiveEnvChecker", "TimeLimit")
 """Wrappers that `gymnasium.make` puts around a task. Their part is done here."""
@@ -65,7 +65,7 @@ class BatchedVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[Any]
         self._mujoco = str(importlib.import_module("mujoco").__version__)
         self._limit = _time_limit(env)
         self.num_envs, self.autoreset_mode = num_envs, AutoresetMode(autoreset_mode)
-        self.metadata = {**env.metadata, "autoreset_mode": self.autoreset_mode}
+        self.metadata = {**env.metadata, "autoreset_mode": self.autoreset_mode, TIME_LIMIT: self._limit}
         self.render_mode = None
         self.single_observation_space, self.single_action_space = env.observation_space, env.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -80,6 +80,12 @@ class BatchedVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[Any]
         self._has_reset = False
         self._ahead: ThreadPoolExecutor | None = None
         self._pending: tuple[Future[None], Any] | None = None
+
+    @property
+    def prototype(self) -> gymnasium.Env[Any, Any]:
+        """What the copies are made of."""
+        env: gymnasium.Env[Any, Any] = self._prototype
+        return env
 
     @property
     def np_random_seed(self) -> Any:

@@ -69,17 +69,23 @@ class Divergences:
         final = infos.get("final_obs")
         final = final if isinstance(final, np.ndarray) and final.dtype == object else ()
         bad = {
-            "its reward is not finite": _bad_rows(np.asarray(rewards, np.float64)),
+            "its reward is not finite": bad_rows(np.asarray(rewards, np.float64)),
             "its observation is not finite": {
-                *_bad_rows(observations),
+                *bad_rows(observations),
                 *(index for index, row in enumerate(final) if row is not None and not _is_finite(row)),
             },
-            "its state is not finite": {*_bad_rows(states), *(_bad_rows(final_states(infos, states)) if "final_info" in infos else ())},
+            "its state is not finite": {*bad_rows(states), *(bad_rows(final_states(infos, states)) if "final_info" in infos else ())},
         }
         for reason, indices in bad.items():
             for index in indices:
                 found.setdefault(index, reason)
         return found
+
+
+def can_reset_one(envs: VectorEnv[Any, Any, Any]) -> bool:
+    """Whether a copy can be reset by itself, with `options["reset_mask"]`; others are reset all together, or not at all."""
+    disabled = envs.metadata.get("autoreset_mode") == AutoresetMode.DISABLED
+    return disabled or isinstance(envs.unwrapped, SyncVectorEnv | AsyncVectorEnv | Complaining)
 
 
 class DivergenceGuard:
@@ -92,9 +98,8 @@ class DivergenceGuard:
     def __init__(self, envs: VectorEnv[Any, Any, Any], rank: int | None = None) -> None:
         self._divergences = Divergences(envs)
         self._where = "" if rank is None else f" of rank {rank}"
-        # Others are reset all together, or not at all: what they give is left to the agent, which refuses what is not finite.
-        disabled = envs.metadata.get("autoreset_mode") == AutoresetMode.DISABLED
-        self._can_reset_one = disabled or isinstance(envs.unwrapped, SyncVectorEnv | AsyncVectorEnv | Complaining)
+        # What others give is left to the agent, which refuses what is not finite.
+        self._can_reset_one = can_reset_one(envs)
         self._in_a_row = np.zeros(envs.num_envs, np.int64)
         self._diverged, self._finished, self._said_at = 0, 0, FEW
 
@@ -183,7 +188,7 @@ def _is_finite(row: Tree) -> bool:
     return all(bool(np.isfinite(leaf).all()) for leaf in leaves(row))
 
 
-def _bad_rows(tree: Tree | None) -> list[int]:
+def bad_rows(tree: Tree | None) -> list[int]:
     """Environments with NaN or infinity in any array of a tree, `(envs, ...)` each."""
     found: set[int] = set()
     for leaf in leaves(tree):

@@ -1,8 +1,11 @@
 """Vector environments of any Gymnasium id, or of the user's own environments."""
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import gymnasium
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
@@ -16,8 +19,24 @@ Wrapper: TypeAlias = Callable[[Environment], Environment]
 Vectorization: TypeAlias = Literal["sync", "async", "batched"]
 
 
+VectorT = TypeVar("VectorT", bound="VectorEnv[Any, Any, Any] | None")
+
+TIME_LIMIT = "sacref.time_limit"
+"""Key of a vector environment's metadata: steps after which its copies' episodes are truncated, where they run in other processes."""
+
+logger = logging.getLogger(__name__)
+
+
 class EnvError(ValueError):
     """An environment that cannot be made; the message says why, and the fix."""
+
+
+@runtime_checkable
+class Batched(Protocol):
+    """A vector environment whose copies are made of one environment."""
+
+    @property
+    def prototype(self) -> Environment: ...
 
 
 def make(
@@ -48,8 +67,8 @@ def make(
         The vector environment, to be closed by the caller.
 
     Raises:
-        EnvError: if the environment is unknown, cannot be made, or needs a package that is not installed. TypeError, ValueError: if
-            an argument is of another type or out of range.
+        EnvError: if the environment is unknown, cannot be made, or needs a package that is not installed; if two copies are one.
+            TypeError, ValueError: if an argument is of another type or out of range.
     """
     if not isinstance(env, str) and not callable(env):
         raise TypeError(
@@ -60,7 +79,7 @@ def make(
         raise ValueError(f"num_envs is {num_envs!r}, expected an integer of at least 1")
     if vectorization not in ("sync", "async", "batched"):
         raise ValueError(f'vectorization is {vectorization!r}, expected "sync", "async" or "batched"')
-    around = (*wrappers, ReportDivergence) if vectorization == "async" else tuple(wrappers)
+    around = (*wrappers, ReportDivergence, _InProcess) if vectorization == "async" else tuple(wrappers)
     factory = _Factory(env, dict(env_kwargs or {}), around)
     envs: VectorEnv[Any, Any, Any]
     if vectorization == "batched":
@@ -69,12 +88,108 @@ def make(
         envs = batched.BatchedVectorEnv(factory(), num_envs, autoreset_mode=autoreset_mode)
     elif vectorization == "sync":
         envs = SyncVectorEnv([factory] * num_envs, autoreset_mode=autoreset_mode)
+        require_separate(envs)
     else:
         # Spawned, not forked: a fork copies the locks of torch's and JAX's threads, and the copy may wait for them for ever.
         envs = AsyncVectorEnv([factory] * num_envs, context="spawn", autoreset_mode=autoreset_mode)
+        envs.metadata[TIME_LIMIT] = envs.get_attr("time_limit")[0]
     if seed is not None:
         envs.reset(seed=seed)
     return envs
+
+
+@contextmanager
+def closing(envs: VectorT) -> Iterator[VectorT]:
+    """Close environments at the end. Those that cannot be closed are warned of, so that what was done in them is not lost."""
+    try:
+        yield envs
+    finally:
+        if envs is not None:
+            _close(envs)
+
+
+def _close(envs: VectorEnv[Any, Any, Any]) -> None:
+    inner = envs.unwrapped
+    try:
+        envs.close()
+    except Exception as error:  # of an environment, which may raise anything
+        logger.warning(_NOT_CLOSED, type(error).__name__, error)
+        inner.closed = True  # or it would be tried again, and fail, when it is collected
+        for env in getattr(inner, "envs", ()):  # those behind the one that raised
+            with suppress(Exception):
+                env.close()
+
+
+_NOT_CLOSED = "an environment could not be closed (%s: %s): its results are kept; mend its close()"
+
+
+def require_separate(*vectors: VectorEnv[Any, Any, Any] | None) -> None:
+    """Refuse copies of an environment that are one and the same, or share an environment or a simulation inside.
+
+    Raises:
+        EnvError: naming what is shared.
+    """
+    owners: dict[int, object] = {}
+    for vector in vectors:
+        inner = None if vector is None else vector.unwrapped
+        copies = [inner.prototype] if isinstance(inner, Batched) else getattr(inner, "envs", ())
+        for number, env in enumerate(copies):
+            for part in _parts(env):
+                if owners.setdefault(id(part), owner := (id(inner), number)) != owner:
+                    factory = getattr(inner, "env_fns", [None])[0]
+                    made_by = f"env {factory.env!r}" if isinstance(factory, _Factory) else "the environments' factory"
+                    kind = f"{type(part).__module__}.{type(part).__qualname__}"
+                    raise EnvError(
+                        f"{made_by} gave one and the same {kind} to two copies, which would reset and step it in each other's episodes: "
+                        f"expected an environment of its own for each copy, in training and in evaluation; make a new one in each call"
+                    )
+
+
+def _parts(env: Any) -> Iterator[Any]:
+    """An environment, the environments and MuJoCo's simulations inside it, each once."""
+    mujoco = sys.modules.get("mujoco")
+    kinds = (gymnasium.Env, VectorEnv) if mujoco is None else (gymnasium.Env, VectorEnv, mujoco.MjData)
+    seen, found = {id(env)}, [env]
+    for part in found:
+        yield part
+        inside = [value for value in getattr(part, "__dict__", {}).values() if isinstance(value, kinds) and id(value) not in seen]
+        seen |= {id(value) for value in inside}
+        found += inside
+
+
+def time_limit(envs: VectorEnv[Any, Any, Any]) -> int | None:
+    """Steps after which all copies' episodes are truncated by a `TimeLimit`; None where there is none, or none is known."""
+    inner = envs.unwrapped
+    if TIME_LIMIT in envs.metadata:
+        known: int | None = envs.metadata[TIME_LIMIT]
+        return known
+    copies = [inner.prototype] if isinstance(inner, Batched) else getattr(inner, "envs", ())
+    limits = [_time_limit(env) for env in copies]
+    return max((limit for limit in limits if limit is not None), default=None) if None not in limits else None
+
+
+def _time_limit(env: Environment) -> int | None:
+    limits = []
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, gymnasium.wrappers.TimeLimit):
+            limits.append(env._max_episode_steps)
+        env = env.env
+    return min(limits, default=None)
+
+
+class _InProcess(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """An environment in a process of its own, which says its time limit, and whose failing to close is said there."""
+
+    @property
+    def time_limit(self) -> int | None:
+        """Steps after which a `TimeLimit` truncates an episode; None without one."""
+        return _time_limit(self)
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except Exception as error:  # of an environment, which may raise anything
+            logger.warning(_NOT_CLOSED, type(error).__name__, error)
 
 
 class _Factory:

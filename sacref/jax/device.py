@@ -37,3 +37,10 @@ def _named(name: str) -> Sequence[jax.Device]:
     except (RuntimeError, IndexError, ValueError) as error:
         names = sorted(f"{d.platform}:{d.id}" for d in jax.local_devices())
         raise ValueError(f"device is {name!r}, which JAX does not find here: expected one of {names}, or cpu ({error})") from error
+
+
+def free_bytes(device: jax.Device) -> int | None:
+    """Bytes that can still be allocated on a device of its own memory; None where JAX does not say."""
+    said = device.memory_stats() or {}
+    limit, used = said.get("bytes_limit"), said.get("bytes_in_use")
+    return None if limit is None or used is None else int(limit) - int(used)

@@ -1,5 +1,6 @@
 """The replay memory: a ring of transitions on the device. Positions are chosen on the device too, so nothing waits for it."""
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from jax.typing import DTypeLike
 from numpy.typing import NDArray
 
 from sacref.envs.spaces import Spaces
-from sacref.jax.device import device_of
+from sacref.jax.device import device_of, free_bytes
 from sacref.replay import (
     Follow,
     Staging,
@@ -20,6 +21,7 @@ from sacref.replay import (
     check_arrays,
     check_block,
     check_follow,
+    check_room,
     check_size,
     filled_rows,
     gather,
@@ -27,7 +29,7 @@ from sacref.replay import (
     gather_steps,
     index_of,
 )
-from sacref.tree import Tree, map_leaves, named_leaves
+from sacref.tree import Tree, leaves, map_leaves, named_leaves
 from sacref.types import Batch, Sequences, Transition
 
 
@@ -157,34 +159,37 @@ class ReplayMemory:
         self.device, self.settings = device, settings
         rows = slots * self.num_envs
 
-        def zeros(shape: tuple[int, ...], kind: DTypeLike) -> Array:
-            return jnp.zeros((rows, *shape), dtype=kind, device=self.device)
+        def none(shape: tuple[int, ...], kind: DTypeLike) -> NDArray[Any]:
+            return np.empty((0, *shape), kind)
 
         def of_space(fields: Tree) -> Tree:
-            return map_leaves(lambda field: zeros(field.shape, field.stored_dtype(dtype)), fields)
+            return map_leaves(lambda field: none(field.shape, field.stored_dtype(dtype)), fields)
 
         recurrent = settings.sequence_length > 0
+        like: Transition[NDArray[Any]] = Transition(
+            observations=of_space(spaces.observations),
+            states=of_space(spaces.states),
+            actions=none((spaces.action_size,), dtype),
+            rewards=none((), dtype),
+            next_observations=of_space(spaces.observations),
+            next_states=of_space(spaces.states),
+            terminated=none((), np.bool_),
+            first=none((), np.bool_) if settings.needs_first else None,
+            previous_actions=none((spaces.action_size,), dtype) if recurrent else None,
+            previous_rewards=none((), dtype) if recurrent else None,
+            carry=map_leaves(lambda leaf: none(tuple(leaf.shape[1:]), leaf.dtype), carry) if recurrent else None,
+        )
+        check_room(
+            rows,
+            sum(row.dtype.itemsize * math.prod(row.shape[1:]) for row in leaves(like)),
+            None if device.platform == "cpu" else free_bytes(device),
+        )
         self._state = MemoryState(
-            rows=Transition(
-                observations=of_space(spaces.observations),
-                states=of_space(spaces.states),
-                actions=zeros((spaces.action_size,), dtype),
-                rewards=zeros((), dtype),
-                next_observations=of_space(spaces.observations),
-                next_states=of_space(spaces.states),
-                terminated=zeros((), jnp.bool_),
-                first=zeros((), jnp.bool_) if settings.needs_first else None,
-                previous_actions=zeros((spaces.action_size,), dtype) if recurrent else None,
-                previous_rewards=zeros((), dtype) if recurrent else None,
-                carry=map_leaves(lambda leaf: zeros(tuple(leaf.shape[1:]), leaf.dtype), carry) if recurrent else None,
-            ),
+            rows=like.map(lambda row: jnp.zeros((rows, *row.shape[1:]), dtype=row.dtype, device=device)),
             head=jnp.zeros(self.num_envs, dtype=jnp.int32, device=self.device),
             size=jnp.zeros(self.num_envs, dtype=jnp.int32, device=self.device),
         )
-        self._staging = Staging(
-            self._state.rows.map(lambda ring: np.empty((0, *ring.shape[1:]), ring.dtype)),
-            staged_timesteps * self.num_envs,
-        )
+        self._staging = Staging(like, staged_timesteps * self.num_envs)
 
     @property
     def state(self) -> MemoryState:

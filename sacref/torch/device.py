@@ -18,3 +18,11 @@ def device_of(device: str | torch.device | None) -> torch.device:
         cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         raise ValueError(f"device is {device!r}, which PyTorch does not find here: expected one of {['cpu', *cuda]} ({error})") from error
     return found
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Bytes that can still be allocated on a device of its own memory; None where PyTorch does not say."""
+    if device.type != "cuda":
+        return None
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept

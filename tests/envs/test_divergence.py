@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sacref import envs, training
 from sacref.envs.divergence import MOST_IN_A_ROW, REPORT, DivergenceError, DivergenceGuard, Divergences, ReportDivergence, complaint
 from sacref.envs.episodes import DROPPED, EpisodeBoundaries
-from sacref.evaluation import EvaluationError, evaluate
+from sacref.evaluation import evaluate
 from tests.backends import BACKENDS, Backend, Spaces, draw_row, load_backend
 from tests.envs.counting import CountingEnv
 from tests.fake_agent import FakeAgent
@@ -400,18 +400,16 @@ def test_the_wrapper_is_silent_about_other_environments() -> None:
     assert wrapped.step(np.zeros(1, np.float32))[4] == {}
 
 
-# Evaluation: an episode that diverges has no return.
+# Evaluation: an episode that diverges is left out.
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
-def test_an_evaluation_names_the_environment_that_diverged(mode: AutoresetMode) -> None:
+def test_an_evaluation_leaves_out_the_episode_that_diverged(mode: AutoresetMode, caplog: pytest.LogCaptureFixture) -> None:
     made = half_cheetahs(mode)
-    with pytest.raises(EvaluationError, match=r"environment 1 diverged, MuJoCo: Nan, Inf or huge value in QVEL at DOF 3.*has no return"):
-        evaluate(Disturbed(made, 4, 1e11), made, episodes=2)
+    evaluation = evaluate(Disturbed(made, 4, 1e11), made, episodes=2)
     made.close()
-    counted = SyncVectorEnv([CountingEnv, partial(Diverging, (4,), 2, "observation")], autoreset_mode=mode)
-    with pytest.raises(EvaluationError, match="environment 1 diverged, its observation is not finite"):
-        evaluate(FakeAgent(), counted, episodes=2)
+    assert "environment 1 (seed 1) diverged in its episode 1, at step 5: MuJoCo: Nan, Inf or huge value in QVEL at DOF 3" in caplog.text
+    assert (evaluation.diverged, len(evaluation.returns)) == ((1,), 1)
 
 
 # Whole runs.

@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -10,8 +11,11 @@ import numpy as np
 import pytest
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from sacref import envs
+from sacref import envs, training
+from sacref.envs.vector import EnvError, _InProcess, closing, require_separate, time_limit
+from sacref.evaluation import evaluate
 from tests.envs.counting import CountingEnv
+from tests.fake_agent import FakeAgent
 
 
 def test_an_id_gives_that_many_copies_with_the_asked_autoreset_mode() -> None:
@@ -107,3 +111,91 @@ def test_other_arguments_are_refused_with_what_is_expected() -> None:
         unchecked_make(CountingEnv(), 1)
     with pytest.raises(envs.EnvError, match="made a int"):
         unchecked_make(lambda: 3, 1)
+
+
+# One environment for several copies.
+
+ONE = CountingEnv()
+
+
+class Adapter(CountingEnv):
+    """An environment of its own, with somebody's simulator inside."""
+
+    def __init__(self, simulator: Any = ONE) -> None:
+        super().__init__()
+        self.simulator = simulator
+
+
+@pytest.mark.parametrize(
+    ("factory", "shared"),
+    [
+        (lambda: ONE, "CountingEnv"),
+        (lambda: gymnasium.wrappers.TimeLimit(ONE, 5), "CountingEnv"),
+        (Adapter, "CountingEnv"),
+    ],
+    ids=["the same", "wrapped twice", "the same simulator"],
+)
+def test_copies_that_are_one_environment_are_refused(factory: Any, shared: str) -> None:
+    refused = rf"one and the same tests.envs.counting.{shared} to two copies.*make a new one in each call"
+    with pytest.raises(EnvError, match=r"env <.* gave " + refused):
+        envs.make(factory, 2)
+    own = SyncVectorEnv([factory] * 2)
+    with pytest.raises(EnvError, match=refused):
+        evaluate(FakeAgent(), own, episodes=1)
+    with pytest.raises(EnvError, match=refused):
+        training.run(FakeAgent(), own, timesteps=1)
+    first, second = envs.make(factory, 1), envs.make(factory, 1)
+    with pytest.raises(EnvError, match=refused):
+        require_separate(first, second)
+    require_separate(first, envs.make(CountingEnv, 2), None)
+
+
+def test_a_simulation_of_mujoco_that_is_shared_is_refused() -> None:
+    pytest.importorskip("mujoco")
+    one = gymnasium.make("InvertedPendulum-v5")
+
+    def sharing() -> gymnasium.Env[Any, Any]:
+        env: Any = gymnasium.make("InvertedPendulum-v5")
+        env.unwrapped.data = one.unwrapped.data  # type: ignore[attr-defined]  # of MuJoCo's tasks
+        return env  # type: ignore[no-any-return]
+
+    with pytest.raises(EnvError, match=r"one and the same mujoco\S*.MjData"):
+        envs.make(sharing, 2)
+    batched = [envs.make(lambda: one, 2, vectorization="batched") for _ in range(2)]
+    with pytest.raises(EnvError, match="InvertedPendulumEnv"):
+        require_separate(*batched)
+
+
+# Limits, and the end.
+
+
+def test_the_time_limit_is_that_of_the_wrappers() -> None:
+    limit = partial(gymnasium.wrappers.TimeLimit, max_episode_steps=7)
+    assert time_limit(envs.make("Pendulum-v1", 2)) == 200
+    assert time_limit(envs.make("Pendulum-v1", 2, wrappers=[limit])) == 7
+    assert time_limit(envs.make(CountingEnv, 1)) is None
+    assert time_limit(SyncVectorEnv([CountingEnv, lambda: limit(CountingEnv())])) is None
+    assert _InProcess(limit(CountingEnv())).time_limit == 7
+    pytest.importorskip("mujoco")
+    assert time_limit(envs.make("Hopper-v5", 2, vectorization="batched", env_kwargs={"max_episode_steps": 9})) == 9
+
+
+class Unclosable(CountingEnv):
+    closed = 0
+
+    def close(self) -> None:
+        Unclosable.closed += 1
+        raise OSError("no answer")
+
+
+def test_environments_that_cannot_be_closed_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    with closing(envs.make(Unclosable, 3)) as made:
+        result = 5
+    assert (result, made.closed, Unclosable.closed) == (5, True, 4), "those behind the first one are closed too"
+    assert caplog.text.count("an environment could not be closed (OSError: no answer)") == 1
+    with pytest.raises(KeyError, match="the first"), closing(envs.make(Unclosable, 1)):
+        raise KeyError("the first")
+    _InProcess(Unclosable()).close()
+    assert caplog.text.count("an environment could not be closed (OSError: no answer)") == 3
+    with closing(None) as none:
+        assert none is None
