@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -245,30 +246,31 @@ def _run_episodes(agent: Agent, envs: VectorEnv[Any, Any, Any], episodes: _Episo
             restarted, infos = envs.reset(options={"reset_mask": which.copy()})
             observations = map_leaves(np.array, restarted)
             states = map_leaves(np.array, states_of(envs, infos, state_space, previous=states, reset_mask=which))
-            which = refuse_starts(observations, states) & which
+            which = refuse_starts(which, observations, states)
             if not which.any():
                 return observations, states
 
-    def refuse_starts(observations: Tree, states: Tree | None) -> NDArray[np.bool_]:
-        """Which copies begin with numbers that are not finite, and are to begin once more."""
+    def refuse_starts(which: NDArray[np.bool_], observations: Tree, states: Tree | None) -> NDArray[np.bool_]:
+        """Which of these copies begin with numbers that are not finite, and are to begin once more."""
         bad = np.zeros(envs.num_envs, np.bool_)
         bad[[*bad_rows(observations), *bad_rows(states)]] = True
-        for copy in np.flatnonzero(bad).tolist():
+        for copy in np.flatnonzero(bad & which).tolist():
             episodes.diverge(copy, "its first observation or state is not finite")
-        return bad & episodes.wanted
+        return bad & which & episodes.wanted
 
     first, infos = envs.reset(seed=episodes.seed)
     # Copied, here and below: a vector environment may write every step into the same buffer.
     observations: Tree = map_leaves(np.array, first)
     states: Tree | None = map_leaves(np.array, states_of(envs, infos, state_space))
-    if (again := refuse_starts(observations, states)).any():
+    if (again := refuse_starts(np.ones(envs.num_envs, np.bool_), observations, states)).any():
         observations, states = restart(again, "diverged at its start", states)
     divergences = Divergences(envs)
     timestep = 0
     while episodes.wanted.any():
         clock = {"timestep": timestep, "timesteps": episodes.limit}
         # Of copies that have run their share, whatever they give.
-        observations, states = map_leaves(_finite, observations), map_leaves(_finite, states)
+        idle = ~episodes.wanted
+        observations, states = map_leaves(partial(_finite, idle), observations), map_leaves(partial(_finite, idle), states)
         chosen, _ = agent.act(observations, states, **clock)
         actions = as_box(require_finite_actions(agent, agent.to_numpy(chosen)), envs.single_action_space)
         returned, rewards, terminated, truncated, infos = envs.step(actions)
@@ -278,7 +280,10 @@ def _run_episodes(agent: Agent, envs: VectorEnv[Any, Any, Any], episodes: _Episo
         stepped = ~resetting
         episodes.current_length[stepped] += 1
         diverged = np.zeros(envs.num_envs, np.bool_)
-        found = divergences.find(observations=next_observations, states=next_states, rewards=rewards, infos=infos)
+        # Under SAME_STEP what an episode's last step shows is the start of the next one.
+        started = (terminated | truncated) & (autoreset_mode == AutoresetMode.SAME_STEP)
+        shown = map_leaves(partial(_finite, started), next_observations), map_leaves(partial(_finite, started), next_states)
+        found = divergences.find(observations=shown[0], states=shown[1], rewards=rewards, infos=infos)
         for copy, reason in found.items():
             # One that cannot be reset, and has run its share, goes on as it likes.
             diverged[copy] = episodes.wanted[copy] or can_reset_one(envs)
@@ -303,7 +308,7 @@ def _run_episodes(agent: Agent, envs: VectorEnv[Any, Any, Any], episodes: _Episo
         observations, states = next_observations, next_states
         timestep += 1
         episodes.end(ended, cut)
-        again = diverged | (cut & episodes.wanted)
+        again = diverged | (cut & episodes.wanted) | refuse_starts(started & ~diverged, next_observations, next_states)
         if autoreset_mode == AutoresetMode.DISABLED:
             again |= ended
         # Under NEXT_STEP the step after an episode's end only resets: its reward is none of an episode.
@@ -313,5 +318,8 @@ def _run_episodes(agent: Agent, envs: VectorEnv[Any, Any, Any], episodes: _Episo
             observations, states = restart(again, reason, states)
 
 
-def _finite(values: NDArray[Any]) -> NDArray[Any]:
-    return values if np.isfinite(values).all() else np.nan_to_num(values)
+def _finite(rows: NDArray[np.bool_], values: NDArray[Any]) -> NDArray[Any]:
+    """The values, `(envs, ...)`, with numbers in those rows that have others."""
+    if not rows.any() or np.isfinite(values).all():
+        return values
+    return np.where(rows.reshape(-1, *(1,) * (values.ndim - 1)), np.nan_to_num(values), values)
