@@ -57,7 +57,7 @@ class Agent(Saved[ArrayT]):
         }
         experiment = self.cfg.experiment
         name = experiment.experiment_name or f"{datetime.now().strftime('%y-%m-%d_%H-%M-%S-%f')}_{type(self).__name__}"
-        self.experiment_dir = Path(experiment.directory or "runs").absolute() / name
+        self.experiment_dir = Path(experiment.directory or "runs").expanduser().absolute() / name
         self.write_interval: int | None = None if experiment.write_interval == "auto" else int(experiment.write_interval)
         self.checkpoint_interval: int | None = None if experiment.checkpoint_interval == "auto" else int(experiment.checkpoint_interval)
         self._num_envs = 1 if memory is None else int(memory.num_envs)

@@ -24,7 +24,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 import sacref
 from sacref import launch
-from sacref.config import SACConfig, paper_config
+from sacref.config import SACConfig, as_json, from_json, paper_config
 from sacref.ranks import LostRankError, launched, speaks_of_a_lost_rank
 
 TRACEBACK = "SACREF_TRACEBACK"
@@ -276,7 +276,7 @@ class Train:
                 hidden=tuple(stored["hidden"]),
                 wrappers=tuple(stored["wrappers"]),
                 **models,
-                **{name: stored[name] for name in names},
+                **{name: from_json(stored[name]) for name in names},
                 evaluation_max_steps=stored.get("evaluation_max_steps"),
             )
         except (KeyError, TypeError) as error:
@@ -580,7 +580,7 @@ def _types() -> ConstructorRegistry:
         parts = get_args(info.type) if get_origin(info.type) in (Union, UnionType) else (info.type,)
         kinds = {get_origin(part) for part in parts}
         if dict in kinds:
-            return _spec("JSON", _json_for_each if tuple in kinds else _json, json.dumps)
+            return _spec("JSON", _json_for_each if tuple in kinds else _json, lambda value: json.dumps(as_json("flag", value)))
         if Callable in kinds and tuple in kinds:
             return _spec("NAME", _scheduler, _schedulers_name)
         if Callable in kinds:
@@ -601,7 +601,7 @@ def _spec(metavar: str, read: Callable[[str], Any], write: Callable[[Any], str])
 
 
 def _json(text: str) -> dict[str, Any]:
-    value = json.loads(text)
+    value = from_json(json.loads(text))
     if not isinstance(value, dict):
         raise ValueError(f'expected a JSON object, such as {{"name": 1}}, got {text}')
     return value
@@ -643,7 +643,7 @@ def _task(config: dict[str, Any]) -> dict[str, Any]:
     from sacref.evaluation import with_plain_rewards
 
     wrappers = [_named(name, "wrappers of the run: ") for name in config["wrappers"]]
-    return {"env": _environment(config["env"]), "env_kwargs": config["env_kwargs"], "wrappers": [*wrappers, with_plain_rewards]}
+    return {"env": _environment(config["env"]), "env_kwargs": from_json(config["env_kwargs"]), "wrappers": [*wrappers, with_plain_rewards]}
 
 
 def _environment(name: str) -> Any:

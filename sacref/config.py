@@ -13,6 +13,7 @@ import os
 import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path, PurePath
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
 import numpy as np
@@ -228,10 +229,65 @@ def _arguments(*, three: bool = False) -> Metadata:
     return _checked((lambda value: _three(value, one, wanted)) if three else one)
 
 
+def as_json(name: str, value: Any) -> Any:
+    """What strict JSON can hold in the place of an argument: NumPy's scalars are Python's there, and tuples lists.
+
+    Args:
+        name: of the argument, for the message.
+
+    Raises:
+        TypeError: for what is, or holds, something else than numbers, text, paths, arrays, lists and dicts with keys of text.
+    """
+    value = _plain(value)
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        written = {key: as_json(f"{name}[{key!r}]", entry) for key, entry in value.items()}
+        return {"is": "dict", "of": written} if written.keys() == {"is", "of"} else written
+    if isinstance(value, list | tuple):
+        return [as_json(f"{name}[{number}]", entry) for number, entry in enumerate(value)]
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return {"is": "array", "of": [value.dtype.name, as_json(name, value.tolist())]}
+    if isinstance(value, PurePath):
+        return {"is": "path", "of": str(value)}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"is": "float", "of": str(value)}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(
+        f"{name} is {_short.repr(value)}, which cannot be written to a file: expected numbers, text, paths, NumPy arrays, or lists and "
+        f"dicts of those"
+    )
+
+
+def from_json(value: Any) -> Any:
+    """The inverse of `as_json`.
+
+    Raises:
+        ValueError, TypeError: if it is nothing that `as_json` writes.
+    """
+    if isinstance(value, list):
+        return [from_json(entry) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() != {"is", "of"}:
+        return {key: from_json(entry) for key, entry in value.items()}
+    kind, of = value["is"], value["of"]
+    if kind == "dict" and isinstance(of, dict):
+        return {key: from_json(entry) for key, entry in of.items()}
+    if kind == "path" and isinstance(of, str):
+        return Path(of)
+    if kind == "float" and of in ("inf", "-inf", "nan"):
+        return float(of)
+    if kind == "array" and isinstance(of, list) and len(of) == 2 and np.dtype(of[0]).kind in "biuf":
+        return np.array(from_json(of[1]), of[0])
+    raise ValueError(f"{_short.repr(value)} stands for no value")
+
+
 def _as_json_has_it(value: Any) -> Any:
-    """With lists in the place of tuples and arrays, so that what is written and read again is equal."""
+    """With lists in the place of tuples and arrays, and text in that of paths, so that what is written and read again is equal."""
     if isinstance(value, Mapping):
         return {name: _as_json_has_it(entry) for name, entry in value.items()}
+    if isinstance(value, PurePath):
+        return str(value)
     if isinstance(value, list | tuple):
         return [_as_json_has_it(entry) for entry in value]
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
@@ -384,7 +440,12 @@ def _filled(cls: type[ConfigT], values: Any, import_callables: bool) -> ConfigT:
                         f"{cls.__name__}.{name} is {text!r}, which names code to import, and importing is off here: "
                         f"set {name} to None, or load with import_callables=True if you trust the source"
                     )
-        setattr(cfg, name, value)
+        try:
+            setattr(cfg, name, from_json(value) if name.endswith("_kwargs") else value)
+        except ConfigError:
+            raise
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{cls.__name__}.{name} cannot be read ({error}): expected what to_json wrote, or plain values") from error
     return cfg
 
 
@@ -411,7 +472,7 @@ def _written(path: str, value: Any) -> Any:
 
 def _written_arguments(path: str, kwargs: dict[str, Any]) -> Any:
     try:
-        return json.loads(json.dumps(kwargs, allow_nan=False))
+        return json.loads(json.dumps(as_json(path, kwargs), allow_nan=False))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{path} is {kwargs}, which cannot be written ({error}): expected numbers, strings, lists and dicts") from error
 

@@ -18,7 +18,7 @@ import numpy as np
 import sacref
 from sacref import checkpoint, envs, run_directory, training
 from sacref import resumption as resuming
-from sacref.config import SACConfig, paper_config
+from sacref.config import SACConfig, as_json, paper_config
 from sacref.envs.spaces import boxes, check_spaces
 from sacref.envs.states import have, state_space_of
 from sacref.envs.vector import EnvironmentFactory, Vectorization, Wrapper, closing, require_separate
@@ -40,6 +40,7 @@ from sacref.run_directory import (
 from sacref.saving import LIVE, rank_part
 from sacref.tree import leaves
 from sacref.types import Agent
+from sacref.types import BackendError as BackendError
 
 VectorEnv: TypeAlias = gymnasium.vector.VectorEnv[Any, Any, Any]
 Backend: TypeAlias = Literal["torch", "jax"]
@@ -55,10 +56,6 @@ OTHER_GROUPS = {"streams", "memory", *LIVE}
 """Of a checkpoint, that hold nothing of what was learned."""
 
 logger = logging.getLogger(__name__)
-
-
-class BackendError(ImportError):
-    """A backend that is not installed, or that there is none of; the message names the fix."""
 
 
 class Membership(Protocol):
@@ -156,7 +153,8 @@ def train(
             none.
         keep_checkpoints: how many of the last checkpoints stay, each with its replay memory; beside them `best`, of the best evaluation.
         device: the backend's name of a device; None lets the backend choose.
-        vectorization, env_kwargs, wrappers: see `sacref.envs.make`. Evaluations have the same wrappers, but for the rewards of Gymnasium's
+        vectorization, env_kwargs, wrappers: see `sacref.envs.make`. The arguments are written to `config.json`: numbers (infinity, and
+            NumPy's, too), text, paths, NumPy arrays, lists and dicts. Evaluations have the same wrappers, but for the rewards of Gymnasium's
             `NormalizeReward`, which are evaluated as they are.
         overwrite: delete the run that is in the directory. Files that are no run's stay.
         resume: go on from the last sound checkpoint of the run in the directory, on the same machine to the bit as if it had never stopped:
@@ -281,7 +279,7 @@ class _Plan:
             "sacref": sacref.__version__,
             "backend": asked.backend,
             "env": name_of(asked.env),
-            "env_kwargs": dict(asked.env_kwargs or {}),
+            "env_kwargs": as_json("env_kwargs", asked.env_kwargs or {}),
             "wrappers": [_name(wrapper) for wrapper in asked.wrappers],
             "steps": asked.steps,
             "seed": asked.seed,
@@ -332,12 +330,13 @@ class _Plan:
 
 
 def sound(asked: Arguments) -> Arguments:
-    """The arguments, NumPy's integers as Python's own, for they are written to a file; a resumed run's own configuration is not looked at.
+    """The arguments, NumPy's scalars as Python's own, for they are written to a file; a resumed run's own configuration is not looked at.
 
     Raises:
         ConfigError, TypeError, ValueError: if no run could have them, before anything is made or deleted: naming the argument or the field,
             what it holds, and what was expected.
     """
+    asked = replace(asked, **{name: value.item() for name, value in vars(asked).items() if isinstance(value, np.generic)})
     optional = {"evaluation_interval": asked.evaluation_interval, "evaluation_max_steps": asked.evaluation_max_steps}
     counts = _positive(
         steps=asked.steps,
@@ -351,6 +350,7 @@ def sound(asked: Arguments) -> Arguments:
         raise ValueError(f"hidden is {asked.hidden!r}, expected the widths of the hidden layers, as (256, 256)")
     if not isinstance(asked.wrappers, list | tuple):
         raise TypeError(f"wrappers is {asked.wrappers!r}, expected a list of callables, each of which wraps an environment")
+    as_json("env_kwargs", asked.env_kwargs or {})
     if asked.cfg is not None or not asked.resume:
         settings = _configuration(asked.cfg, None, asked.num_envs)
         settings.seed = asked.seed
@@ -368,7 +368,7 @@ def _plan(asked: Arguments) -> _Plan:
     module = import_backend(asked.backend)
     ranks: Ranks = importlib.import_module(f"{module.__name__}.ranks").ranks()
     chosen = asked.run_dir if asked.run_dir is not None else fresh_directory(name_of(asked.env), asked.backend, asked.seed)
-    directory = Path(ranks.gather(str(Path(chosen).absolute()))[0])
+    directory = Path(ranks.gather(str(Path(chosen).expanduser().absolute()))[0])
     resumed = run_directory.prepare(ranks, directory, overwrite=asked.overwrite, resume=asked.resume)
     settings = _configuration(asked.cfg, resumed, asked.num_envs * ranks.size)
     settings.seed = asked.seed
@@ -501,7 +501,7 @@ def load(run_dir: str | Path, *, checkpoint: str | Path | None = None, device: s
         RunError: if the directory holds no run, or no such checkpoint. BackendError: if its backend is not installed.
         CheckpointError: if the checkpoint is damaged.
     """
-    directory = Path(run_dir).absolute()
+    directory = Path(run_dir).expanduser().absolute()
     config = read_config(directory)
     paths = find_checkpoints(directory, checkpoint)
     with reading_config_of(directory):

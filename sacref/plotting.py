@@ -64,13 +64,13 @@ def plot_runs(run_dirs: Sequence[str | Path], *, output: str | Path) -> Figure:
     Raises:
         PlotError: if there is no run, a run has no evaluation yet, two runs are of one seed, or the suffix is no picture's.
     """
-    output = Path(output)
+    output = Path(output).expanduser()
     if not run_dirs:
         raise PlotError("plot_runs got no run directory: name at least one")
     formats = Figure().canvas.get_supported_filetypes()
     if output.suffix.removeprefix(".") not in formats:
         raise PlotError(f"output {output} has suffix {output.suffix!r}, expected one of {', '.join('.' + f for f in sorted(formats))}")
-    groups = _grouped([_read(Path(run_dir)) for run_dir in run_dirs])
+    groups = _grouped([_read(Path(run_dir).expanduser()) for run_dir in run_dirs])
 
     environments = sorted({environment for environment, _ in groups})
     figure = Figure(figsize=(7.0 * len(environments), 5.0), layout="constrained")

@@ -64,7 +64,7 @@ def train_population(
     given = {**defaults, **arguments}
     if run_dir is None:
         run_dir = run_directory.fresh_directory(experiment.name_of(given["env"]), given["backend"], seeds[0])
-    directory = Path(run_dir).absolute()
+    directory = Path(run_dir).expanduser().absolute()
     asked = _judged(names, given, directory)
     experiment.import_backend(given["backend"])  # here, once
     meeting = _Meeting(len(names))

@@ -184,7 +184,7 @@ def reading_config_of(directory: Path) -> Iterator[None]:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, AssertionError, ArithmeticError, RuntimeError) as error:
         said = f"{type(error).__name__}: {checkpoint.one_line(error)}"
-        raise RunError(f"{directory / 'config.json'} is damaged ({said}): restore it, or train again") from error
+        raise RunError(f"{directory / CONFIG} is damaged ({said}): restore it, or train again") from error
 
 
 def read_config(run_dir: str | Path) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def read_config(run_dir: str | Path) -> dict[str, Any]:
     Raises:
         RunError: if there is none, or it is no JSON object.
     """
-    path = Path(run_dir) / "config.json"
+    path = Path(run_dir).expanduser() / CONFIG
     if not path.is_file():
         raise RunError(f"{path.parent} holds no run: expected {path.name} in it, as `sacref train --run-dir` writes it")
     try:
@@ -251,7 +251,7 @@ def find_checkpoints(directory: Path, name: str | Path | None) -> list[Path]:
         if not found:
             raise RunError(f"{directory} holds no checkpoint yet: train longer, or with a shorter checkpoint_interval")
         return list(found.values())[::-1]
-    for path in (resumption.checkpoints_of(directory) / name, Path(name)):
+    for path in (resumption.checkpoints_of(directory) / name, Path(name).expanduser()):
         if path.is_dir():
             return [path.absolute()]
     names = ", ".join(path.name for path in found.values()) or "none"

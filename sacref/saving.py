@@ -90,6 +90,7 @@ class Saved(Live[ArrayT]):
         Raises:
             NumericalError: if anything that was learned is NaN or infinite. Nothing is written then.
         """
+        path = Path(path).expanduser()
         groups: dict[str, dict[str, NDArray[Any]]] = defaultdict(dict)
         arrays = self.arrays()
         self._require_finite(arrays)  # equal on all ranks, and so is what they decide
@@ -117,7 +118,7 @@ class Saved(Live[ArrayT]):
         if replay is not None and entry is not None:
             replay.commit(entry, added)
         if keep_memory or self._good_checkpoint is None:
-            self._good_checkpoint = Path(path)
+            self._good_checkpoint = path
 
     def _write_parts(self, path: str | Path, groups: Mapping[str, Any], metadata: dict[str, Any]) -> None:
         if self.ranks.size == 1:
@@ -145,7 +146,7 @@ class Saved(Live[ArrayT]):
             checkpoint.CheckpointError: if the directory is not a whole and sound checkpoint of an agent of this shape. The agent
                 is then as it was before.
         """
-        path = Path(path)
+        path = Path(path).expanduser()
         before, streams_before = self.arrays(), self._streams()
         read, written_by = self._read_parts(path, partial(self._refuse_others, path, before))
         metadata = read.metadata

@@ -25,6 +25,10 @@ class Inputs(TypedDict, Generic[ArrayT]):
     """`(time, batch)`, of recurrent agents, as they are stored; zeros at the start of an episode."""
 
 
+class BackendError(ImportError):
+    """A backend that is not installed, that finds no device, or that there is none of; the message names the fix."""
+
+
 class Transition(NamedTuple, Generic[ArrayT]):
     """One step of all environments, as the replay memory stores it: row i is environment i."""
 

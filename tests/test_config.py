@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sacref.config import HARMLESS, ConfigError, ExperimentConfig, SACConfig, Schedule, paper_config
+from sacref.config import HARMLESS, ConfigError, ExperimentConfig, SACConfig, Schedule, as_json, from_json, paper_config
 from sacref.spec.schedules import SCHEDULES, KLAdaptive, linear
 
 DEFAULTS = {
@@ -129,6 +129,7 @@ def test_names_and_defaults_are_the_contract() -> None:
         ("learning_rate_scheduler", ["linear", None, STEP_SCHEDULE], (linear, None, step_schedule)),
         ("learning_rate_scheduler_kwargs", {"steps": np.int64(3)}, {"steps": 3}),
         ("learning_rate_scheduler_kwargs", {"boundaries": (1, 2), "factors": np.ones(2)}, {"boundaries": [1, 2], "factors": [1.0, 1.0]}),
+        ("learning_rate_scheduler_kwargs", {"max_lr": np.float32(np.inf), "table": Path("a/b")}, {"max_lr": math.inf, "table": "a/b"}),
         ("learning_rate_scheduler_kwargs", [{"steps": 3}, {}, {}], ({"steps": 3}, {}, {})),
         ("observation_preprocessor", Scaler, Scaler),
         ("observation_preprocessor", SCALER, Scaler),
@@ -163,6 +164,19 @@ def test_accepted_values_are_stored_as_plain_python(name: str, value: Any, store
     assert type(getattr(owner, field)) is type(stored)
     if name == "learning_rate" and isinstance(stored, tuple):
         assert [type(element) for element in getattr(owner, field)] == [float, float, float]
+
+
+def test_arguments_that_json_has_no_numbers_for_survive_it() -> None:
+    values: Any = {"clip": math.inf, "file": Path("/a"), "nested": {"is": [-math.inf], "of": {"is": "float", "of": "inf"}}}
+    cfg = SACConfig(observation_preprocessor_kwargs=values)
+    read = SACConfig.from_json(cfg.to_json())
+    assert read.observation_preprocessor_kwargs == cfg.observation_preprocessor_kwargs
+    assert read.observation_preprocessor_kwargs == {**values, "file": "/a"}
+    assert from_json(json.loads(json.dumps(as_json("values", values), allow_nan=False))) == values
+    with pytest.raises(ConfigError, match=r"observation_preprocessor_kwargs cannot be read .*stands for no value"):
+        SACConfig.from_dict({"observation_preprocessor_kwargs": {"clip": {"is": "number", "of": "inf"}}})
+    with pytest.raises(TypeError, match=r"values\['a'\]\[1\] is 1j, which cannot be written to a file"):
+        as_json("values", {"a": [1, 1j]})
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import shutil
 import signal
@@ -9,17 +10,18 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import gymnasium
 import numpy as np
 import pytest
 
 import sacref
-from sacref import checkpoint, envs, experiment, resumption, run_directory
+from sacref import checkpoint, cli, envs, experiment, resumption, run_directory
 from sacref.config import ConfigError, SACConfig, paper_config
 from sacref.evaluation import evaluate
 from sacref.experiment import BackendError, TrainingResult
+from sacref.population import train_population
 from sacref.ranks import Ranks
 from sacref.run_directory import RunError
 from tests.backends import assert_same_arrays, without_shape_checks
@@ -37,7 +39,7 @@ SMALL: dict[str, Any] = {
 }
 
 
-def train(run_dir: Path, **changed: Any) -> TrainingResult:
+def train(run_dir: str | Path, **changed: Any) -> TrainingResult:
     return experiment.train(**{**SMALL, "run_dir": run_dir, "steps": 100, "evaluation_interval": 40, **changed})
 
 
@@ -637,6 +639,100 @@ def test_gradient_steps_follow_the_environment_steps_unless_told_otherwise(cfg: 
     settings = {"learning_starts": 0, "random_timesteps": 0, "batch_size": 4, **(cfg or {})}
     result = train(tmp_path / "run", backend="torch", num_envs=2, steps=40, cfg=settings)
     assert cast(Any, result.agent).gradient_step_count == steps
+
+
+# What is written down, and read again.
+
+
+class Kept(CountingEnv):
+    """Takes arguments of kinds that JSON has none of."""
+
+    made: ClassVar[list[dict[str, Any]]] = []
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__((4,))
+        Kept.made.append(given)
+
+
+def test_numpys_numbers_paths_and_infinity_are_written_and_read_again(tmp_path: Path) -> None:
+    given: Any = {
+        "scale": np.float32(0.5),
+        "count": np.int64(3),
+        "flag": np.bool_(True),
+        "file": Path("/data/model.xml"),
+        "limits": (-math.inf, np.float64(math.inf), math.nan),
+        "gains": np.arange(4, dtype=np.float32).reshape(2, 2),
+        "nested": {"is": 1, "of": [Path("a")]},
+    }
+    asked: dict[str, Any] = {"env": Kept, "env_kwargs": given, "backend": BACKEND, "dropout": np.float32(0.25), "seed": np.int64(1)}
+    with without_shape_checks():
+        train(tmp_path / "run", steps=20, **asked)
+        assert train(tmp_path / "run", steps=24, resume=True, **asked).steps == 24
+        for name, value in (
+            ("file", Path("/data/other.xml")),
+            ("limits", (-math.inf, 5.0, math.nan)),
+            ("gains", np.zeros((2, 2), np.float32)),
+        ):
+            with pytest.raises(RunError, match=f"env_kwargs.{name}.*: the run has "):
+                train(tmp_path / "run", steps=24, resume=True, **{**asked, "env_kwargs": {**given, name: value}})
+    Kept.made.clear()
+    assert cli.main(["eval", str(tmp_path / "run"), "--episodes", "1"]) == 0
+    (read,) = Kept.made
+    assert [type(value) for value in read.values()] == [float, int, bool, type(Path()), list, np.ndarray, dict]
+    assert (read["scale"], read["count"], read["flag"], read["file"]) == (0.5, 3, True, Path("/data/model.xml"))
+    assert read["limits"][:2] == [-math.inf, math.inf] and math.isnan(read["limits"][2])
+    np.testing.assert_array_equal(read["gains"], given["gains"])
+    assert read["gains"].dtype == np.float32 and read["nested"] == given["nested"]
+
+
+def test_an_argument_that_cannot_be_written_is_named_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"env_kwargs\['hook'\]\[0\] is <function .*, which cannot be written to a file: expected numbers"):
+        train(tmp_path / "run", env=Kept, env_kwargs={"hook": [broken]})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tilde_is_the_home_directory_wherever_a_path_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    train("~/run", backend=BACKEND, steps=20)
+    assert (tmp_path / "run" / "config.json").is_file()
+    agent: Any = experiment.load("~/run", checkpoint="~/run/checkpoints/best")
+    agent.save("~/saved")
+    agent.load("~/saved")
+    assert cli.main(["eval", "~/run", "--episodes", "1"]) == 0
+    assert cli.main(["plot", "~/run", "--output", "~/drawn/curve.png"]) == 0
+    train_population(seeds=[0], run_dir="~/many", **{**SMALL, "backend": BACKEND, "steps": 20})
+    agent = agent_in("~/tracked")
+    assert agent.experiment_dir == tmp_path / "tracked" / "name"
+    (tmp_path / "sweep.json").write_text('{"grid": {"seed": ["two"]}}')
+    assert cli.main(["train", "--sweep", "~/sweep.json", "--run-dir", "~/swept"]) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["drawn", "many", "run", "saved", "sweep.json"]
+
+
+def agent_in(directory: str) -> Any:
+    spaces: Any = {"observation_space": CountingEnv().observation_space, "action_space": CountingEnv().action_space}
+    module = experiment.import_backend(BACKEND)
+    cfg = SACConfig.from_dict({"experiment": {"directory": directory, "experiment_name": "name"}})
+    return module.SAC(models=module.default_models(**spaces, hidden=(4,)), **spaces, state_space=None, cfg=cfg)
+
+
+def test_a_platform_that_is_not_there_is_one_line() -> None:
+    pytest.importorskip("jax")
+    program = "import sys, sacref; from sacref import cli; sys.exit(cli.main(['train', '--backend', 'jax', '--env', 'Pendulum-v1']))"
+    caught = """import sacref
+try:
+    sacref.train(backend="jax", env="Pendulum-v1")
+except sacref.experiment.BackendError as error:
+    raise SystemExit(7) from error
+"""
+    environment = {**os.environ, "JAX_PLATFORMS": "cuda" if not shutil.which("nvidia-smi") else "nowhere"}
+    for script, status in ((program, 2), (caught, 7)):
+        done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == status, done.stderr
+        if status == 2:
+            (line,) = [line for line in done.stderr.splitlines() if line.startswith("sacref: ")]
+            assert line.startswith(f"sacref: JAX finds no device here with JAX_PLATFORMS='{environment['JAX_PLATFORMS']}'")
+            assert "Traceback" not in done.stderr
 
 
 # Evaluations of a run.

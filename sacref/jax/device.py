@@ -1,8 +1,12 @@
 """Devices by name."""
 
+import os
 from collections.abc import Sequence
 
 import jax
+
+from sacref.checkpoint import one_line
+from sacref.types import BackendError
 
 
 def device_of(device: str | jax.Device | None) -> jax.Device:
@@ -17,10 +21,10 @@ def devices_of(device: str | jax.Device | None) -> Sequence[jax.Device]:
         device: None for JAX's default device.
 
     Raises:
-        ValueError: if this machine has no such device, or one is named twice.
+        ValueError: if this machine has no such device, or one is named twice. BackendError: if JAX finds no device at all.
     """
     if device is None:
-        return [jax.local_devices()[0]]
+        return [local_devices()[0]]
     if isinstance(device, jax.Device):
         return [device]
     devices = [found for name in device.split(",") for found in _named(name.strip())]
@@ -29,13 +33,30 @@ def devices_of(device: str | jax.Device | None) -> Sequence[jax.Device]:
     return devices
 
 
+def local_devices() -> Sequence[jax.Device]:
+    """This process's devices of JAX's default platform.
+
+    Raises:
+        BackendError: if there is none.
+    """
+    try:
+        found: Sequence[jax.Device] = jax.local_devices()
+    except (RuntimeError, AssertionError) as error:  # an assertion of JAX's, where the platform's plugin is not installed
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        said = one_line(error) or "its platforms cannot be used"
+        raise BackendError(
+            f"JAX finds no device here with JAX_PLATFORMS={platforms!r} ({said}): unset JAX_PLATFORMS, or install JAX for what it names"
+        ) from error
+    return found
+
+
 def _named(name: str) -> Sequence[jax.Device]:
     platform, _, index = name.partition(":")
     try:
         found = jax.local_devices(backend=platform)
         return found if index == "all" else [found[int(index or 0)]]
-    except (RuntimeError, IndexError, ValueError) as error:
-        names = sorted(f"{d.platform}:{d.id}" for d in jax.local_devices())
+    except (RuntimeError, AssertionError, IndexError, ValueError) as error:
+        names = sorted(f"{d.platform}:{d.id}" for d in local_devices())
         raise ValueError(f"device is {name!r}, which JAX does not find here: expected one of {names}, or cpu ({error})") from error
 
 

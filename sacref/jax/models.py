@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from sacref.envs.spaces import check_spaces
 from sacref.initialisation import default_networks
+from sacref.jax.device import local_devices
 from sacref.jax.layers import Dropout, Perceptron
 from sacref.jax.recurrent import RecurrentPolicy, RecurrentQFunction
 from sacref.jax.weights import from_common, parameters_of, with_parameters
@@ -97,8 +98,8 @@ def default_models(
     policy, critic = (GaussianPolicy, QFunction) if recurrent is None else (RecurrentPolicy, RecurrentQFunction)
     try:
         place = jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
-        place = jax.local_devices()[0]
+    except (RuntimeError, AssertionError):  # JAX_PLATFORMS leaves the CPU out
+        place = local_devices()[0]
     models: dict[str, nnx.Module] = {}
     for name, network in networks.items():
         model = (policy if name == "policy" else critic)(network, dtype)

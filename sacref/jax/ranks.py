@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
+from sacref.jax.device import local_devices
 from sacref.ranks import TIMEOUT, Launch, Ranks, launched
 
 # JAX types none of these.
@@ -51,7 +52,12 @@ class JaxRanks(Ranks):
 
 
 def ranks() -> Ranks:
-    """The ranks of `jax.distributed`; where it is not initialised, this process alone."""
+    """The ranks of `jax.distributed`; where it is not initialised, this process alone.
+
+    Raises:
+        BackendError: if JAX finds no device.
+    """
+    local_devices()
     return JaxRanks() if jax.process_count() > 1 else Ranks()
 
 

@@ -58,5 +58,5 @@ def run(
     traces = side_by_side(found, itertools.islice(problem.draws(), updates), on_update=lambda outcomes: on_update())
     report = Report(problem, updates, traces)
     if json is not None:
-        report.write(Path(json))
+        report.write(Path(json).expanduser())
     return report

@@ -58,7 +58,8 @@ def run(
     """
     if jobs is not None and jobs < 1:
         raise SweepError(f"--sweep-jobs is {jobs}, expected at least 1")
-    directory = (directory if directory is not None else Path("runs") / file.stem).absolute()
+    file = file.expanduser()
+    directory = (directory if directory is not None else Path("runs") / file.stem).expanduser().absolute()
     plan = grid.read(file, directory)
     settings = slurm.settings(file, plan.slurm)
     if on == "slurm":
