@@ -154,9 +154,10 @@ def train(
         keep_checkpoints: how many of the last checkpoints stay, each with its replay memory; beside them `best`, of the best evaluation.
         device: the backend's name of a device; None lets the backend choose.
         vectorization, env_kwargs, wrappers: see `sacref.envs.make`. The arguments are written to `config.json`: numbers (infinity, and
-            NumPy's, too), text, paths, NumPy arrays, lists and dicts. Evaluations have the same wrappers, but for the rewards of Gymnasium's
-            `NormalizeReward`, which are evaluated as they are.
-        overwrite: delete the run that is in the directory. Files that are no run's stay.
+            NumPy's, too), text, paths, NumPy arrays, lists and dicts. Evaluations have the same wrappers, but for the rewards of
+            Gymnasium's `NormalizeReward`, which are evaluated as they are.
+        overwrite: delete the run that is in the directory, once this one has all that its first step needs. What no run wrote stays; it is
+            refused where a run's file would take its place.
         resume: go on from the last sound checkpoint of the run in the directory, on the same machine to the bit as if it had never stopped:
             in the middle of its episodes, where all of its environments can be captured (`sacref.envs.snapshots`; the log says where
             not). All arguments must be what they were, but for `steps`, the evaluations', `keep_checkpoints`, `backend`, `device`,
