@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sacref.envs.divergence import Divergences, bad_rows, can_reset_one
 from sacref.envs.episodes import DROPPED
 from sacref.envs.scaling import as_box
+from sacref.envs.space_records import refuse_other_environments
 from sacref.envs.states import states_of
 from sacref.envs.vector import require_separate, time_limit
 from sacref.numerics import require_finite_actions
@@ -117,8 +118,8 @@ def evaluate(
     Raises:
         EvaluationError: if all episodes diverge; or if one diverges, or is cut before others of its copy, where copies cannot be reset one
             by one. NumericalError: if the policy's actions are not finite. EnvError: if two copies are one environment. ValueError: if
-            `episodes` or `max_episode_steps` is below 1, or `seed` below 0. TypeError: if one is no integer, or `envs` no vector
-            environment.
+            `episodes` or `max_episode_steps` is below 1, or `seed` below 0, or the environments have other spaces than the agent.
+            TypeError: if one is no integer, or `envs` no vector environment.
     """
     bounds = [("episodes", episodes, 1), ("seed", seed, 0)]
     if max_episode_steps is not None:
@@ -130,6 +131,8 @@ def evaluate(
             raise ValueError(f"{name} is {value}, expected at least {least}")
     if envs is not None and not hasattr(envs, "num_envs"):
         raise TypeError(f"envs is {envs!r}, expected a vector environment: make it with sacref.envs.make")
+    if envs is not None:
+        refuse_other_environments(agent, envs, state_space)
     ranks = ranks or Ranks()
     copies = ranks.gather(0 if envs is None else envs.num_envs)
     if not sum(copies):

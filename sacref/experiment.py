@@ -19,6 +19,7 @@ import sacref
 from sacref import checkpoint, envs, run_directory, training
 from sacref import resumption as resuming
 from sacref.config import SACConfig, as_json, paper_config
+from sacref.envs.space_records import read_space, write_space
 from sacref.envs.spaces import boxes, check_spaces
 from sacref.envs.states import have, state_space_of
 from sacref.envs.vector import EnvironmentFactory, Vectorization, Wrapper, closing, require_separate
@@ -31,11 +32,9 @@ from sacref.run_directory import (
     find_checkpoints,
     fresh_directory,
     read_config,
-    read_space,
     reading_config_of,
     require_same,
     states_space,
-    write_space,
 )
 from sacref.saving import LIVE, rank_part
 from sacref.tree import leaves

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import gymnasium
-import numpy as np
-from numpy.typing import NDArray
 
 from sacref import checkpoint, resumption
+from sacref.envs.space_records import read_space
 from sacref.evaluation import LARGEST_RETURN, Evaluation
 from sacref.ranks import Ranks
 
@@ -22,8 +21,6 @@ RUN_FILES = (CONFIG, "evaluation.json", "metrics.jsonl", "curve.png")
 """What a run writes into its directory, beside `checkpoints/agent_*` and TensorBoard's `events.out.tfevents.*`."""
 
 MOST_STEPS = 2**53
-LARGEST_SPACE = 10_000_000
-"""Numbers of one Box that a run's configuration may ask for."""
 
 T = TypeVar("T")
 
@@ -293,35 +290,3 @@ def states_space(config: Mapping[str, Any]) -> gymnasium.Space[Any] | None:
     """The space of the privileged states that a run's environments hand over, from what `read_config` gives; None for none."""
     stored = config["state_space"]
     return None if stored is None else read_space(stored)
-
-
-def write_space(space: Any) -> dict[str, Any]:
-    """A Box, or a Dict of such, as JSON can hold it; infinity is a string there."""
-    if isinstance(space, gymnasium.spaces.Dict):
-        return {"spaces": {key: write_space(inner) for key, inner in space.spaces.items()}}
-    return {
-        "low": _write_bound(space.low),
-        "high": _write_bound(space.high),
-        "shape": list(space.shape),
-        "dtype": np.dtype(space.dtype).name,
-    }
-
-
-def _write_bound(bound: NDArray[Any]) -> Any:
-    numbers = [number if math.isfinite(number) else str(number) for number in bound.reshape(-1).tolist()]
-    return numbers[0] if len(set(numbers)) == 1 else numbers
-
-
-def read_space(stored: Mapping[str, Any]) -> gymnasium.Space[Any]:
-    if "spaces" in stored:
-        return gymnasium.spaces.Dict([(key, read_space(inner)) for key, inner in stored["spaces"].items()])
-    shape = tuple(int(size) for size in stored["shape"])
-    if stored["dtype"] not in list(checkpoint.DTYPES) or not 0 <= math.prod(shape) <= LARGEST_SPACE or min(shape, default=0) < 0:
-        raise ValueError(f"a space has shape {shape} and dtype {stored['dtype']}, expected at most {LARGEST_SPACE} numbers")
-    dtype = np.dtype(stored["dtype"])
-    bounds = []
-    for name in ("low", "high"):
-        numbers = stored[name] if isinstance(stored[name], list) else [stored[name]] * math.prod(shape)
-        with np.errstate(over="raise"):
-            bounds.append(np.array([float(number) if isinstance(number, str) else number for number in numbers], dtype).reshape(shape))
-    return gymnasium.spaces.Box(bounds[0], bounds[1], shape, dtype.type)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 import sacref
 from sacref import checkpoint, replay_log
+from sacref.envs.space_records import SPACES, differences, records_of
 from sacref.live import Live
 from sacref.naming import require_same_arrays
 from sacref.pace import Pace, read_pace
@@ -106,6 +107,7 @@ class Saved(Live[ArrayT]):
             "backend": self.backend,
             "sacref": sacref.__version__,
             "layouts": self._layouts,
+            "spaces": records_of(self),
             "memory_capacity": None if self.memory is None else self.memory.capacity,
             **self._pace.metadata(),
         }
@@ -200,12 +202,30 @@ class Saved(Live[ArrayT]):
                 f"{path} holds models of layouts {checkpoint.short.repr(metadata.get('layouts'))}, this agent's are {self._layouts}: "
                 f"models of your own move only within a backend"
             )
+        if "spaces" in metadata:  # else another version of sacref wrote it
+            self._refuse_other_spaces(path, metadata["spaces"])
         learned = {name: array for key, group in found.groups.items() if key not in ("streams", "memory") for name, array in group.items()}
         try:
             require_same_arrays(learned, own)
             self._refuse_large(found.groups)
         except ValueError as error:
             raise checkpoint.CheckpointError(f"{path} does not fit this agent: {checkpoint.one_line(error)}") from error
+
+    def _refuse_other_spaces(self, path: Path, stored: Any) -> None:
+        """Refuse a checkpoint of an agent with other spaces: its weights would read other inputs, and its actions mean others."""
+        own = records_of(self)
+        try:
+            found = [text for name in SPACES for text in differences(stored[name], own[name], name, ordered=True)]
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            said = f"{type(error).__name__}: {checkpoint.one_line(error)}"
+            raise checkpoint.CheckpointError(
+                f"{path} is damaged or foreign, its spaces are none ({said}): use another checkpoint"
+            ) from error
+        if found:
+            raise checkpoint.CheckpointError(
+                f"{path} is of an agent for other spaces: {checkpoint.one_line('; '.join(found))}: construct the agent with the spaces "
+                f"that it was saved with"
+            )
 
     def _refuse_large(self, groups: Mapping[str, Mapping[str, NDArray[Any]]]) -> None:
         """Refuse streams and a memory that need more room than this agent's."""

@@ -16,6 +16,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from sacref.envs.divergence import DivergenceGuard
 from sacref.envs.episodes import DROPPED
 from sacref.envs.scaling import as_box
+from sacref.envs.space_records import refuse_other_environments
 from sacref.envs.states import states_of
 from sacref.envs.vector import require_separate
 from sacref.numerics import require_finite_actions
@@ -97,13 +98,15 @@ def run(
         interrupted: whether the loop is to end, asked in the place of Ctrl-C.
 
     Raises:
-        EnvError: if two copies are one environment. ValueError: if `start` is not within [0, timesteps]. NumericalError: if training
-            becomes NaN or infinite. DivergenceError: if an environment does nothing but diverge.
+        EnvError: if two copies are one environment. ValueError: if `start` is not within [0, timesteps], or the environments have
+            other spaces than the agent. NumericalError: if training becomes NaN or infinite. DivergenceError: if an environment does
+            nothing but diverge.
     """
     require_separate(envs)
     start = start if begin is None else begin.timesteps
     if not 0 <= start <= timesteps:
         raise ValueError(f"start is {start}, expected it within [0, timesteps], and timesteps is {timesteps}")
+    refuse_other_environments(agent, envs, state_space)
     agent.init(trainer_cfg={"timesteps": timesteps})
     agent.enable_training_mode(True, apply_to_models=True)
     disabled_autoreset = envs.metadata.get("autoreset_mode") == AutoresetMode.DISABLED

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from sacref import envs
+from sacref import envs, training
 from sacref.evaluation import MAX_EPISODE_STEPS, Evaluation, EvaluationError, evaluate, with_plain_rewards
-from tests.backends import without_shape_checks
+from tests.backends import box, without_shape_checks
 from tests.envs.counting import CountingEnv
 from tests.fake_agent import FakeAgent
 
@@ -205,3 +205,55 @@ def test_numpys_integers_are_integers() -> None:
     asked: Any = {"episodes": np.int64(3), "seed": np.int32(0)}
     with without_shape_checks():
         assert len(evaluate(FakeAgent(), counting(AutoresetMode.NEXT_STEP, (2,)), **asked).returns) == 3
+
+
+class Fastidious(FakeAgent):
+    """Says which spaces it was made for."""
+
+    observation_space: Any = box(-np.inf, np.inf, (2,), np.float64)
+    action_space: Any = box(-1, 1, (1,))
+    state_space: Any = None
+
+
+class Other(CountingEnv):
+    """Has other spaces than `CountingEnv`, and no state to hand over."""
+
+    def __init__(self, **spaces: Any) -> None:
+        super().__init__()
+        for name, space in spaces.items():
+            setattr(self, name, space)
+
+
+@pytest.mark.parametrize(
+    ("spaces", "message"),
+    [
+        (
+            {"action_space": box(-100, 100, (1,))},
+            "action_space.low is -100.0 at 0, expected -1.0; action_space.high is 100.0 at 0, expected 1.0",
+        ),
+        ({"action_space": box(-1, 1, (1, 1))}, r"action_space has shape \[1, 1\], expected \[1\]"),
+        (
+            {"action_space": gymnasium.spaces.Discrete(2)},
+            r"action_space is Discrete\(2\), expected a Box of shape \[1\] and dtype 'float32'",
+        ),
+        ({"observation_space": box(0, 255, (2,), np.uint8)}, "observation_space has dtype 'uint8', expected float64"),
+    ],
+)
+def test_environments_of_other_spaces_than_the_agents_are_refused_by_name(spaces: dict[str, Any], message: str) -> None:
+    agent, made = Fastidious(), SyncVectorEnv([partial(Other, **spaces)])
+    message = f"the environments are not those that the agent was made for: {message}: make them as it was trained"
+    with pytest.raises(ValueError, match=message):
+        evaluate(agent, made, episodes=1)
+    with pytest.raises(ValueError, match=message):
+        training.run(agent, made, timesteps=1)
+    assert not agent.calls and not agent.modes
+
+
+def test_a_state_space_that_the_agent_has_not_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"state_space is a Box of shape \[3\] and dtype 'float32', expected None"):
+        evaluate(Fastidious(), counting(AutoresetMode.NEXT_STEP, (2,)), episodes=1, state_space=box(-1, 1, (3,)))
+
+
+def test_bounds_that_say_nothing_of_the_units_may_differ() -> None:
+    made = SyncVectorEnv([partial(Other, observation_space=box(-9, 9, (2,), np.float32), action_space=box(-1, 1, (1,), np.float64))])
+    assert evaluate(Fastidious(), made, episodes=1).lengths == (3,)

@@ -535,24 +535,6 @@ def test_loading_runs_no_code_that_the_run_names(tmp_path: Path) -> None:
         experiment.load(tmp_path / "run")
 
 
-@pytest.mark.parametrize(
-    "space",
-    [
-        gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float64),
-        gymnasium.spaces.Box(np.array([-1.1, -np.inf], np.float32), np.array([0.3, 7], np.float32)),
-        gymnasium.spaces.Box(0, 255, (2, 3), np.uint8),
-        gymnasium.spaces.Box(-(2**63), 2**63 - 1, (1,), np.int64),
-        gymnasium.spaces.Box(-0.4, 0.4, (), np.float32),
-        gymnasium.spaces.Dict(
-            {"b": gymnasium.spaces.Box(0, 255, (2,), np.uint8), "a": gymnasium.spaces.Dict({"x": gymnasium.spaces.Box(-1, 1, (1,))})}
-        ),
-    ],
-    ids=str,
-)
-def test_a_space_survives_its_way_through_json(space: gymnasium.Space[Any]) -> None:
-    assert run_directory.read_space(json.loads(json.dumps(run_directory.write_space(space), allow_nan=False))) == space
-
-
 def test_what_cannot_be_written_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     cfg = paper_config()
     cfg.rewards_shaper = lambda rewards, timestep, timesteps: rewards

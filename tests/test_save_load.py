@@ -3,9 +3,11 @@
 import itertools
 import logging
 import shutil
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -16,7 +18,7 @@ from sacref.parity.compare import difference
 from sacref.preprocessing import RunningStandardScaler
 from sacref.replay_log import ReplayLog
 from sacref.saving import REPLAY
-from tests.backends import BACKENDS, Backend, assert_same_arrays, draw_batch, draw_row, fill, installed_backends, load_backend
+from tests.backends import BACKENDS, Backend, Spaces, assert_same_arrays, box, draw_batch, draw_row, fill, installed_backends, load_backend
 from tests.test_models import user
 
 backend = pytest.fixture(params=BACKENDS)(load_backend)
@@ -62,6 +64,70 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "networks": {"dropout": 0.25, "layer_norm": True},
     },
 }
+
+
+def two_boxes(first: str, second: str) -> gymnasium.spaces.Dict:
+    return gymnasium.spaces.Dict(OrderedDict([(first, box(-1, 1, (2,))), (second, box(-1, 1, (2,)))]))
+
+
+OTHER_SPACES: dict[str, tuple[Spaces, Spaces, str]] = {
+    "action bounds": (
+        Spaces(action=box(-1, 1, (2,))),
+        Spaces(action=box(-100, 100, (2,))),
+        r"action_space.low is -1.0 at 0, expected -100.0; action_space.high is 1.0 at 0, expected 100.0",
+    ),
+    "shape of actions": (
+        Spaces(action=box(-1, 1, (2, 1))),
+        Spaces(action=box(-1, 1, (2,))),
+        r"action_space has shape \[2, 1\], expected \[2\]",
+    ),
+    "units of observations": (
+        Spaces(observation=box(0, 255, (3,), np.uint8)),
+        Spaces(observation=box(0, 1, (3,))),
+        "observation_space has dtype 'uint8', expected float32",
+    ),
+    "order of keys": (
+        Spaces(observation=two_boxes("a", "b")),
+        Spaces(observation=two_boxes("b", "a")),
+        r"observation_space has the keys \['a', 'b'\], expected \['b', 'a'\]",
+    ),
+    "bounds of states": (
+        Spaces(state=box(-1, 1, (2,))),
+        Spaces(state=box(-1, 2, (2,))),
+        "state_space.high is 1.0 at 0, expected 2.0",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_SPACES.values(), ids=OTHER_SPACES)
+def test_a_checkpoint_of_other_spaces_is_refused_by_name(backend: Backend, tmp_path: Path, case: tuple[Spaces, Spaces, str]) -> None:
+    saved, own, message = case
+    backend.agent(saved, seed=1).save(tmp_path / "saved")
+    agent = backend.agent(own, seed=2)
+    before = agent.arrays()
+    with pytest.raises(CheckpointError, match=f"is of an agent for other spaces: {message}: construct the agent with the spaces that"):
+        agent.load(tmp_path / "saved")
+    assert_same_arrays(agent.arrays(), before)
+
+
+def test_a_checkpoint_that_does_not_say_its_spaces_loads_and_one_that_says_nonsense_does_not(backend: Backend, tmp_path: Path) -> None:
+    agent, other = backend.agent(seed=1), backend.agent(seed=2)
+    agent.save(tmp_path / "saved")
+    groups, metadata = checkpoint.read(tmp_path / "saved")
+    nonsense: list[Any] = [
+        {},
+        [],
+        None,
+        {**metadata["spaces"], "action_space": {"shape": [2], "dtype": "float32", "low": "x", "high": 1.0}},
+    ]
+    for spaces in nonsense:
+        checkpoint.write(tmp_path / "changed", groups, {**metadata, "spaces": spaces})
+        with pytest.raises(CheckpointError, match="is damaged or foreign, its spaces are none"):
+            other.load(tmp_path / "changed")
+    del metadata["spaces"]
+    checkpoint.write(tmp_path / "changed", groups, metadata)
+    other.load(tmp_path / "changed")
+    assert_same_arrays(other.arrays(), agent.arrays())
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
