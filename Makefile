@@ -18,7 +18,7 @@ PYTEST_FLAGS ?=
 PEERS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-bench bench-peers bench-micro train test parity bench types lint clean
+.PHONY: help setup setup-bench bench-peers bench-micro train test test-full parity bench types lint clean
 
 ifeq ($(NO_VENV),1)
 PY := $(PYTHON)
@@ -36,7 +36,7 @@ ifeq ($(NO_VENV),1)
 # What each target imports beyond the backends; a target may train on whichever backend is there.
 NEEDS_RUN := array_api_compat gymnasium imageio jaxtyping matplotlib mujoco numpy PIL rich safetensors scipy tensorboard tyro
 NEEDS_DEV := array_api_strict beartype hypothesis mpmath mypy nox pytest ruff xdist
-setup test parity types lint bench-micro: NEEDS := $(NEEDS_RUN) $(NEEDS_DEV) torch jax flax optax
+setup test test-full parity types lint bench-micro: NEEDS := $(NEEDS_RUN) $(NEEDS_DEV) torch jax flax optax
 bench-micro: NEEDS += pytest_benchmark
 train bench setup-bench bench-peers: NEEDS := $(NEEDS_RUN)
 train: NEEDS += $(if $(filter jax,$(BACKEND)),jax flax optax,torch)
@@ -50,6 +50,10 @@ setup setup-bench:
 	    $(PYTHON) -m pip install --quiet --quiet --editable '.[all,dev]'; \
 	fi
 else
+# Bytecode, on all cores, where pip would take one: many a container tells Python to write none, and each process would compile torch and
+# JAX again. Files named for a newer Python (torch's py312_intrinsics.py) are left out; what else does not compile is said and no hindrance.
+COMPILE = $(PY) -m compileall -q -j 0 -x '/py3[0-9]+_[^/]*$$' .venv/lib || echo "setup: the files above have no bytecode"
+
 setup: .venv/.setup ## create .venv and install sacref with both backends, the tests and the tools
 
 .venv/.setup: pyproject.toml constraints.txt
@@ -57,6 +61,7 @@ setup: .venv/.setup ## create .venv and install sacref with both backends, the t
 	@$(PYTHON) -m venv .venv
 	@echo "setup: installing sacref[all,dev] into .venv with the versions of constraints.txt (a few minutes)"
 	@$(PY) -m pip install --quiet --quiet --no-compile --editable '.[all,dev]' --constraint constraints.txt
+	@$(COMPILE)
 	@touch $@
 	@echo "setup: done"
 
@@ -65,6 +70,7 @@ setup-bench: .venv/.setup-bench
 .venv/.setup-bench: .venv/.setup
 	@echo "setup: installing the peers that are measured beside sacref"
 	@$(PY) -m pip install --quiet --quiet --no-compile --editable '.[bench]' --constraint constraints.txt
+	@$(COMPILE)
 	@touch $@
 endif
 
@@ -72,8 +78,14 @@ train: setup ## train and draw the curve (BACKEND, ENV, STEPS, SEED, RUN_DIR, TR
 	$(PY) -m sacref train --backend $(BACKEND) --env $(ENV) --steps $(STEPS) --seed $(SEED) --run-dir $(RUN_DIR) $(TRAIN_FLAGS)
 	@echo "The curve: $(RUN_DIR)/curve.png"
 
-test: setup ## run the tests (WORKERS, PYTEST_FLAGS)
-	$(PY) -m pytest --numprocesses $(WORKERS) $(PYTEST_FLAGS)
+# The tests start many processes, so that bytecode of sacref itself is kept, too.
+PYTEST = env -u PYTHONDONTWRITEBYTECODE $(PY) -m pytest --numprocesses $(WORKERS)
+
+test: setup ## run the tests but for the long ones (WORKERS, PYTEST_FLAGS)
+	$(PYTEST) $(PYTEST_FLAGS)
+
+test-full: setup ## run all tests, the long ones too (WORKERS, PYTEST_FLAGS)
+	$(PYTEST) -m "" $(PYTEST_FLAGS)
 
 parity: setup-bench ## torch against JAX against the float64 oracle, and one update against Stable-Baselines3
 	NO_VENV=1 $(PY) -m nox -s parity

@@ -16,26 +16,34 @@ nox.options.sessions = ["lint", "types", "tests", "parity"]
 def install(session: nox.Session, *requirements: str) -> None:
     """Install with the versions of constraints.txt; with NO_VENV=1 the interpreter is used as it is."""
     if not NO_VENV:
-        session.install("--no-compile", *requirements, "--constraint", "constraints.txt")
+        session.install(*requirements, "--constraint", "constraints.txt")
 
 
 def python_module(session: nox.Session, *command: str) -> None:
     """Run `python -m command` in the session's environment; with NO_VENV=1 in the interpreter that runs nox."""
-    session.run(sys.executable if NO_VENV else "python", "-m", *command, external=NO_VENV)
+    # The tests start many processes: bytecode of sacref itself is kept, too.
+    session.run(sys.executable if NO_VENV else "python", "-m", *command, external=NO_VENV, env={"PYTHONDONTWRITEBYTECODE": None})
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests; arguments after `--` go to pytest."""
+    """All tests but the long ones; arguments after `--` go to pytest."""
     install(session, "--editable", ".[all,dev]")
     python_module(session, "pytest", "--numprocesses", "2", *session.posargs)
 
 
 @nox.session
+def full(session: nox.Session) -> None:
+    """All tests, those marked `full` too; arguments after `--` go to pytest."""
+    install(session, "--editable", ".[all,dev]")
+    python_module(session, "pytest", "--numprocesses", "2", "-m", "", *session.posargs)
+
+
+@nox.session
 def parity(session: nox.Session) -> None:
-    """The parity tests, with Stable-Baselines3 beside the oracle; arguments after `--` go to pytest."""
+    """The parity tests, the long ones too, with Stable-Baselines3 beside the oracle; arguments after `--` go to pytest."""
     install(session, "--editable", ".[bench,dev]")
-    python_module(session, "pytest", "tests/parity", *session.posargs)
+    python_module(session, "pytest", "tests/parity", "-m", "", *session.posargs)
 
 
 @nox.session

@@ -129,11 +129,11 @@ def main(
     return int(bool(differences))
 
 
-def measure(task: Task, kills: int, seed: str) -> FaultsSamples:
+def measure(task: Task, kills: int, seed: str, *, least_resumed: int = LEAST_RESUMED) -> FaultsSamples:
     """Kill so many times; runs that come to their end are compared with one that was not killed, and another is begun.
 
     Args:
-        seed: of the moments.
+        seed: of the moments. least_resumed: starts from the midst of a run before it ends.
     """
     missing = sweep.missing_backends().get(task.backend)
     cell = partial(FaultsCell, backend=task.backend, env=task.env, what=task.what, steps=task.steps)
@@ -152,7 +152,7 @@ def measure(task: Task, kills: int, seed: str) -> FaultsSamples:
         _run(task, whole)
         seconds = time.monotonic() - began
         training, end = _training_seconds(whole), _newest(whole)
-        while killed < kills or resumed < LEAST_RESUMED:
+        while killed < kills or resumed < least_resumed:
             directory = Path(folder) / f"killed-{number}"
             number += 1
             ended = False

@@ -252,7 +252,18 @@ def _child(job: Job, tests: str, first: Sequence[str], folder: Path, output: int
     if job.source is not None:
         put_in_place(job.path, job.source)
     plugin = Plugin(job.without, first)
-    own = ["-x", "-q", "--tb=short" if job.source is None else "--tb=no", "-p", "no:cacheprovider", "--basetemp", str(folder / "tmp")]
+    # -m "": by all tests, those that `make test` leaves out as well.
+    own = [
+        "-x",
+        "-q",
+        "-m",
+        "",
+        "--tb=short" if job.source is None else "--tb=no",
+        "-p",
+        "no:cacheprovider",
+        "--basetemp",
+        str(folder / "tmp"),
+    ]
     status = int(pytest.main([*own, tests], plugins=[plugin]))
     failed = None if status == 0 else plugin.failed or f"pytest's exit status {status}"
     if failed is not None and job.source is None:

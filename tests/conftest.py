@@ -34,7 +34,7 @@ os.environ |= {"COLUMNS": "80", "TERM": "xterm"}
 
 # The hook only sees modules that are imported after it. It breaks torch.compile(fullgraph=True): those tests start a process of their own.
 if os.environ.get("SACREF_SHAPE_CHECKS") != "0":
-    install_import_hook("sacref", f"{shapes.__name__}.check")
+    install_import_hook(shapes.modules(), f"{shapes.__name__}.check")
 
 # On a new machine its first import reads all fonts. It logs that if it takes long, amid what a test looks for, and keeps what it read.
 if find_spec("matplotlib") is not None:
@@ -56,6 +56,7 @@ if find_spec("torch") is not None:
 
 # The same examples on every run, so that a red test is a change of the code; SACREF_EXPLORE=1 looks for new ones.
 hypothesis.settings.register_profile("same", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile("short", hypothesis.settings.get_profile("same"), max_examples=25)
 hypothesis.settings.register_profile("explore", deadline=None)
 hypothesis.settings.load_profile("explore" if os.environ.get("SACREF_EXPLORE") == "1" else "same")
 
@@ -66,6 +67,12 @@ if all(hasattr(providers, name) for name in ("_get_local_constants", "_local_con
 # Background jobs of a shell start with Ctrl-C ignored; the tests that press it must find Python's own handler.
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Try fewer examples where the tests marked `full` are left out."""
+    if config.option.markexpr == "not full" and os.environ.get("SACREF_EXPLORE") != "1":
+        hypothesis.settings.load_profile("short")
 
 
 @pytest.fixture(autouse=True)

@@ -103,7 +103,7 @@ class Killed:
     """From the death to the end of all."""
 
 
-@pytest.fixture(scope="module", params=["torch", "jax"])
+@pytest.fixture(scope="module", params=["torch", pytest.param("jax", marks=pytest.mark.full)])
 def killed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Killed:
     if find_spec(request.param) is None:
         pytest.skip(f"{request.param} is not installed")

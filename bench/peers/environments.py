@@ -48,7 +48,7 @@ def make(name: str, folder: Path) -> bool:
         (here / mark).unlink(missing_ok=True)
     for command in (
         [sys.executable, "-m", "venv", str(here)],
-        [str(python(here)), "-m", "pip", "install", "--quiet", "--no-compile", "--requirement", str(requirements)],
+        [str(python(here)), "-m", "pip", "install", "--quiet", "--requirement", str(requirements)],
     ):
         outcome = subprocess.run(command, check=False, capture_output=True, text=True)
         if outcome.returncode:

@@ -20,13 +20,14 @@ BACKENDS = installed_backends()
 Patch = pytest.MonkeyPatch
 
 
+@pytest.mark.parametrize("updates", [10, pytest.param(100, marks=pytest.mark.full)])
 @pytest.mark.parametrize("feature", FEATURES)
-def test_float64_agrees_over_a_hundred_updates(feature: str) -> None:
+def test_float64_agrees_over_many_updates(feature: str, updates: int) -> None:
     """Losses, gradients before clipping, parameters, targets, moments with all counters and rates, and log alpha."""
     problem = FEATURES[feature]
     state = problem.initial_state()
     found: dict[str, Implementation] = {name: BackendAgent(name, problem, state) for name in BACKENDS}
-    traces = side_by_side({**found, "numpy": Oracle(problem, state)}, itertools.islice(problem.draws(), 100))
+    traces = side_by_side({**found, "numpy": Oracle(problem, state)}, itertools.islice(problem.draws(), updates))
     for pair, kinds in traces.pairs.items():
         for kind, trace in kinds.items():
             assert trace.largest_relative.value < 1e-10, (pair, kind, trace.largest_relative)

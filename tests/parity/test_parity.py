@@ -34,9 +34,10 @@ def relative(a: Array, b: Array) -> float:
     return float(np.abs(a - b).max() / np.abs(b).max())
 
 
-def test_float64_agrees_over_a_thousand_updates() -> None:
+@pytest.mark.parametrize("updates", [20, pytest.param(1000, marks=pytest.mark.full)])
+def test_float64_agrees_over_many_updates(updates: int) -> None:
     """Networks of 256-256 on a task of HalfCheetah's size; `sacref parity` does the same with its batch of 256."""
-    report = parity.run(updates=1000, dtype="float64", problem=Problem(batch_size=32))
+    report = parity.run(updates=updates, dtype="float64", problem=Problem(batch_size=32))
     for kinds in report.traces.pairs.values():
         assert set(kinds) == set(KINDS)
         for kind in ("parameters", "targets", "moments", "alpha"):
@@ -115,12 +116,18 @@ def test_float64_agrees_at_the_extremes(extreme: str, agents: dict[str, BackendA
     require_agreement({**agents, "numpy": Oracle(SMALL, state)}, batches)
 
 
-@settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow])
-@given(configuration=configurations(), extreme=st.sampled_from(EXTREMES))
-def test_float64_agrees_for_any_configuration(configuration: dict[str, Any], extreme: str) -> None:
-    problem = Problem(**configuration)
-    state, batches = disturb(problem, extreme)
-    require_agreement({name: make(name, problem, state) for name in (*BACKENDS, "numpy")}, batches)
+@pytest.mark.parametrize("examples", [3, pytest.param(8, marks=pytest.mark.full)])
+def test_float64_agrees_for_any_configuration(examples: int) -> None:
+    """JAX compiles each example."""
+
+    @settings(max_examples=examples, suppress_health_check=[HealthCheck.too_slow])
+    @given(configuration=configurations(), extreme=st.sampled_from(EXTREMES))
+    def agree(configuration: dict[str, Any], extreme: str) -> None:
+        problem = Problem(**configuration)
+        state, batches = disturb(problem, extreme)
+        require_agreement({name: make(name, problem, state) for name in (*BACKENDS, "numpy")}, batches)
+
+    agree()
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -153,11 +160,12 @@ def test_trap_01_each_critic_steps_by_its_own_gradient(name: str) -> None:
             np.testing.assert_allclose(step, -3e-4 * gradient / (np.abs(gradient) + 1e-8), rtol=1e-9, atol=1e-15)
 
 
+@pytest.mark.parametrize("updates", [50, pytest.param(1000, marks=pytest.mark.full)])
 @pytest.mark.parametrize("name", [*BACKENDS, "numpy"])
-def test_trap_02_critics_differ_at_first_and_after_a_thousand_updates(name: str) -> None:
+def test_trap_02_critics_differ_at_first_and_after_many_updates(name: str, updates: int) -> None:
     problem = Problem(observation=3, action=2, hidden=(8,), batch_size=8, replay_size=64)
     implementation = make(name, problem, problem.initial_state())
-    draws = list(itertools.islice(problem.draws(), 1000))
+    draws = list(itertools.islice(problem.draws(), updates))
     if isinstance(implementation, BackendAgent):
         first = implementation.agent.arrays()
         for batch, noise in draws[:-1]:
@@ -167,7 +175,7 @@ def test_trap_02_critics_differ_at_first_and_after_a_thousand_updates(name: str)
         for batch, noise in draws[:-1]:
             implementation.update(batch, noise)
     outcome = implementation.update(*draws[-1])
-    assert outcome.state["gradient_steps"] == 1000
+    assert outcome.state["gradient_steps"] == updates
     for state in (first, outcome.state):
         for prefix in ("", "target_"):
             one, two = (state[f"{prefix}critic_{i}.hidden.0.kernel"] for i in (1, 2))
