@@ -1,7 +1,7 @@
 """One handle on either backend, so that a test of the agents is written once. `backend = pytest.fixture(params=BACKENDS)(load_backend)`."""
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -62,22 +62,7 @@ class Backend:
 def load_backend(request: pytest.FixtureRequest) -> Backend:
     """The body of the `backend` fixture: skips where the backend is not installed."""
     pytest.importorskip(request.param, reason=f"{request.param} is not installed")
-    if request.param == "jax":
-        _share_compilations(request.config)
     return Backend(request.param)
-
-
-def _share_compilations(config: pytest.Config) -> None:
-    """Keep what XLA compiles in pytest's cache: many tests make the same small agent, whose update takes seconds to compile."""
-    import jax
-
-    settings: Any = jax.config
-    cache = getattr(config, "cache", None)
-    if cache is not None and settings.jax_compilation_cache_dir is None:
-        set_jax: Callable[[str, object], None] = settings.update
-        set_jax("jax_compilation_cache_dir", str(cache.mkdir("jax")))
-        set_jax("jax_persistent_cache_min_compile_time_secs", 0.0)
-        set_jax("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @contextmanager

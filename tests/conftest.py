@@ -70,9 +70,28 @@ if threading.current_thread() is threading.main_thread():
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Try fewer examples where the tests marked `full` are left out."""
+    """Try fewer examples where the tests marked `full` are left out, and keep what XLA compiles."""
     if config.option.markexpr == "not full" and os.environ.get("SACREF_EXPLORE") != "1":
         hypothesis.settings.load_profile("short")
+    cache = getattr(config, "cache", None)
+    if cache is not None and find_spec("jax") is not None:
+        _share_compilations(str(cache.mkdir("jax")))
+
+
+def _share_compilations(folder: str) -> None:
+    """Keep what XLA compiles, here and in processes that tests start: many make the same small agent, whose update compiles for seconds."""
+    settings: dict[str, Any] = {
+        "jax_compilation_cache_dir": folder,
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        for name, value in settings.items():
+            set_jax(name, value)
+        os.environ |= {name.upper(): str(value) for name, value in settings.items()}
+        # One process may find a file that another still writes; pyproject.toml says the same of the tests' own.
+        warnings = [f"ignore:Error {doing} persistent compilation cache entry:UserWarning" for doing in ("reading", "writing")]
+        os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), *warnings]))
 
 
 @pytest.fixture(autouse=True)

@@ -42,7 +42,10 @@ def test_the_example_runs(path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
         pytest.importorskip("mujoco")
     monkeypatch.setenv("STEPS", str(STEPS))
     if path.stem in PROCESSES:
-        process = subprocess.run([sys.executable, "-W", "error", str(path)], capture_output=True, text=True, timeout=300, env=os.environ)
+        warnings = ",".join(filter(None, ["error", os.environ.get("PYTHONWARNINGS")]))
+        process = subprocess.run(
+            [sys.executable, str(path)], capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONWARNINGS": warnings}
+        )
         assert process.returncode == 0, process.stderr
         printed = process.stdout
     else:

@@ -54,7 +54,7 @@ def alone(backend: str, case: str) -> dict[str, NDArray[Any]]:
 
 every = pytest.mark.parametrize(
     "found",
-    [(backend, ranks) for backend in BACKENDS for ranks in CASES],
+    [pytest.param((backend, ranks), marks=[pytest.mark.full] if ranks > 2 else []) for backend in BACKENDS for ranks in CASES],
     indirect=True,
     ids=lambda each: f"{each[0]}-{each[1]}",
     scope="module",
