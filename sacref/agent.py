@@ -128,9 +128,12 @@ class Agent(Saved[ArrayT]):
     def enable_training_mode(self, enabled: bool = True, *, apply_to_models: bool = False) -> None:
         """Train (explore, store, learn) or evaluate (act deterministically, store nothing, learn nothing).
 
-        An evaluation begins with freshly reset environments; training goes on where it was.
+        An evaluation begins with freshly reset environments; training goes on where it was. The statistics of an evaluation are written
+        with the next ones of training; those that no training has followed are forgotten where another one begins.
         """
         if not enabled:
+            if not self.training:
+                self._watches[False].statistics.forget_rows()
             self._begin(False)
         self.training = enabled
         if apply_to_models:
@@ -198,7 +201,10 @@ class Agent(Saved[ArrayT]):
             ValueError: if a shape is wrong, or a host array holds NaN or infinity: nothing of the row is stored then. In device
                 arrays such an environment's row is left out, and the error is raised at the next write interval.
         """
-        self._resolve_intervals(timesteps)
+        if self.training:
+            if self.memory is None:
+                raise ValueError("record_transition: this agent has no memory to store in: construct it with memory=ReplayMemory(...)")
+            self._resolve_intervals(timesteps)
         watch = self._watches[self.training]
         rows = self._check_rows(
             watch.boundaries,
@@ -218,12 +224,12 @@ class Agent(Saved[ArrayT]):
             self._num_envs = rows.keep.shape[0]
         device = self._is_device_array(rows.rewards)
         if watch.statistics.latest is not None and self._is_device_array(watch.statistics.latest) != device:
-            watch.statistics.convert(self._upload if device else self.to_numpy)
-        watch.statistics.add(rewards=rows.rewards, ended=rows.ended, keep=rows.keep, dropped=rows.dropped, for_summary=self._tracking)
+            watch.statistics.convert(self._upload if device else self.to_numpy, self.to_numpy)
+        # Without a memory there is no run that writes curves, and what waited to be written would grow for ever.
+        for_summary = self._tracking and self.memory is not None
+        watch.statistics.add(rewards=rows.rewards, ended=rows.ended, keep=rows.keep, dropped=rows.dropped, for_summary=for_summary)
         stored = self._stored(rows)
         if self.training:
-            if self.memory is None:
-                raise ValueError("record_transition: this agent has no memory to store in: construct it with memory=ReplayMemory(...)")
             self._feed_preprocessors(rows)
             self.memory.add(stored, rows.keep)
             if self.cfg.overlap and not any(map(self._is_device_array, leaves(next_observations))):

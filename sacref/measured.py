@@ -88,7 +88,7 @@ class Measured(Learned[ArrayT]):
     @property
     def recent_returns(self) -> tuple[float, ...]:
         """Returns (undiscounted sums of rewards) of the last finished training episodes, oldest first, at most 100."""
-        return tuple(self._watches[True].statistics.recent_returns)
+        return self._watches[True].statistics.read_returns(self.to_numpy)
 
     def track_data(self, tag: str, value: float) -> None:
         """Add a scalar to what is written next, also before `init`. A tag that ends in (max) or (min) shows that, others the mean."""

@@ -20,6 +20,12 @@ class Summary(NamedTuple):
     """The rewards of the rows kept."""
 
 
+RECENT = 100
+"""Returns of the last finished episodes that are remembered."""
+UNREAD = 128
+"""Rows of device arrays whose returns wait to be read before they are packed into the last `RECENT`."""
+
+
 class EpisodeStatistics:
     """Accumulates rewards per environment; works on NumPy arrays at once and on device arrays without waiting for them.
 
@@ -27,7 +33,10 @@ class EpisodeStatistics:
     """
 
     def __init__(self) -> None:
-        self.recent_returns: deque[float] = deque(maxlen=100)
+        self.recent_returns: deque[float] = deque(maxlen=RECENT)
+        """Those that are on the host; see `read_returns`."""
+        self._unread: list[tuple[Any, Any]] = []
+        """Returns and which of them are of finished episodes, `(envs,)` each, on the device; packed ones are `(at most RECENT,)`."""
         self._running: tuple[Any, Any] | None = None
         self._rows: list[tuple[Any, Any, Any, Any, Any]] = []
 
@@ -36,8 +45,9 @@ class EpisodeStatistics:
         """An array of the episodes still running, `(envs,)`; None where there is none."""
         return None if self._running is None else self._running[0]
 
-    def convert(self, convert: Callable[[Any], Any]) -> None:
+    def convert(self, convert: Callable[[Any], Any], to_numpy: Callable[[Any], NDArray[Any]]) -> None:
         """Bring the episodes still running along, where rows come in arrays of another kind from here on."""
+        self.read_returns(to_numpy)  # those of before come first
         if self._running is not None:
             self._running = (convert(self._running[0]), convert(self._running[1]))
 
@@ -45,7 +55,7 @@ class EpisodeStatistics:
         """Count one row per environment: `rewards`, `ended` (terminated or truncated) and `keep`, each `(envs,)`.
 
         Where `dropped`, `(envs,)`, the episode at hand is forgotten: it is neither finished nor goes on.
-        `recent_returns` follows at once for NumPy arrays, and at the next summary for device arrays.
+        `recent_returns` follows at once for NumPy arrays, and at the next `read_returns` or `summary` for device arrays.
         """
         xp: Any = np if all(type(array) is np.ndarray for array in (rewards, ended, keep)) else array_namespace(rewards, ended, keep)
         # A copy: environments on a device write every step into the same buffer.
@@ -59,29 +69,38 @@ class EpisodeStatistics:
             self._rows.append((rewards, keep, finished, returns, lengths))
         over = finished if dropped is None else xp.logical_or(finished, dropped)
         self._running = (xp.where(over, zeros, returns), xp.where(over, zeros, lengths))
-        if is_numpy_array(rewards):
-            self.recent_returns.extend(float(value) for value in returns[finished])
+        if not is_numpy_array(rewards):
+            self._unread.append((returns, finished))
+            if len(self._unread) == UNREAD:
+                self._unread = [_last_finished(xp, self._unread)]
+        elif finished.any():
+            self.recent_returns.extend(returns[finished].tolist())
+
+    def read_returns(self, to_numpy: Callable[[Any], NDArray[Any]]) -> tuple[float, ...]:
+        """Fetch the returns that are on the device; give those of the last finished episodes, oldest first, at most `RECENT`."""
+        unread, self._unread = self._unread, []
+        for returns, finished in unread:
+            self.recent_returns.extend(to_numpy(returns)[to_numpy(finished)].tolist())
+        return tuple(self.recent_returns)
 
     def summary(self, to_numpy: Callable[[Any], NDArray[Any]]) -> Summary:
         """Fetch and forget the rows since the last call; the episodes still running go on."""
+        self.read_returns(to_numpy)
         rows, self._rows = self._rows, []
         if not rows:
             return Summary(np.empty(0), np.empty(0, np.int64), np.empty(0))
         rewards, keep, finished, returns, lengths = (np.stack([to_numpy(row[i]) for row in rows]) for i in range(5))
-        for i, row in enumerate(rows):
-            if not is_numpy_array(row[0]):
-                self.recent_returns.extend(float(value) for value in returns[i][finished[i]])
         return Summary(returns[finished].astype(np.float64), lengths[finished].astype(np.int64), rewards[keep].astype(np.float64))
 
     def state(self, to_numpy: Callable[[Any], NDArray[Any]]) -> dict[str, Any]:
         """All that it knows, on the host."""
         rows = [np.stack([to_numpy(row[i]) for row in self._rows]) for i in range(5)] if self._rows else None
         running = None if self._running is None else [to_numpy(array) for array in self._running]
-        return {"recent_returns": list(self.recent_returns), "running": running, "rows": rows}
+        return {"recent_returns": list(self.read_returns(to_numpy)), "running": running, "rows": rows}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` gave."""
-        self.recent_returns = deque(state["recent_returns"], maxlen=self.recent_returns.maxlen)
+        self.recent_returns, self._unread = deque(state["recent_returns"], maxlen=RECENT), []
         running, rows = state["running"], state["rows"]
         self._running = None if running is None else (running[0], running[1])
         self._rows = [] if rows is None else [(a, b, c, d, e) for a, b, c, d, e in zip(*rows, strict=True)]
@@ -89,3 +108,16 @@ class EpisodeStatistics:
     def forget_running(self) -> None:
         """Drop the episodes that have not finished, as after a reset of all environments."""
         self._running = None
+
+    def forget_rows(self) -> None:
+        """Drop the rows that no summary has fetched; the episodes still running go on."""
+        self._rows = []
+
+
+def _last_finished(xp: Any, blocks: list[tuple[Any, Any]]) -> tuple[Any, Any]:
+    """The last `RECENT` returns of finished episodes, in order, and which of them are some; nothing waits for the device."""
+    returns, finished = (xp.concat([block[part] for block in blocks]) for part in (0, 1))
+    # Of 0, 1, ... where an episode has finished: in order, behind all else.
+    places = xp.cumulative_sum(xp.astype(finished, xp.int32)) * xp.astype(finished, xp.int32)
+    last = xp.argsort(places)[-RECENT:]
+    return returns[last], finished[last]

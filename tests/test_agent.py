@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sacref import types
 from sacref.config import ConfigError, ExperimentConfig, SACConfig
 from sacref.measured import TAGS
+from sacref.statistics import UNREAD
 from sacref.types import METRICS
 from tests.backends import (
     BACKENDS,
@@ -650,6 +651,63 @@ def test_returns_are_known_where_tracking_is_off(backend: Backend) -> None:
     live(agent, 3, rewards=np.array([[2.0], [3.0]]), terminated=np.zeros((2, 1), bool))
     live(agent, 1, start=3, rewards=np.array([[1.0], [1.0]]), terminated=np.array([[True], [False]]))
     assert agent.recent_returns == (7.0,)
+
+
+@pytest.mark.parametrize("on_device", [False, True], ids=["host", "device"])
+def test_returns_of_rows_of_either_kind_are_known_in_order_where_tracking_is_off(backend: Backend, on_device: bool) -> None:
+    returns = []
+    for mixed in (False, True):
+        agent, generator = backend.agent(num_envs=2, learning_starts=10**6), np.random.default_rng(0)
+        for number in range(150):
+            rewards, ended = np.array([[1.0], [number / 2]]), np.array([[number % 2 == 0], [number % 3 == 0]])
+            row = draw_row(agent, generator, rewards=rewards, terminated=ended)
+            if mixed and on_device != (number == 140):
+                row = {name: backend.array(value) if isinstance(value, np.ndarray) else value for name, value in row.items()}
+            agent.record_transition(**row)
+            assert len(agent._watches[True].statistics._unread) <= UNREAD
+        returns.append(agent.recent_returns)
+    assert len(returns[0]) == 100
+    assert returns[0] == returns[1]
+
+
+@pytest.mark.parametrize("on_device", [False, True], ids=["host", "device"])
+@pytest.mark.parametrize("capacity", [None, 32], ids=["acts only", "has learned"])
+def test_nothing_grows_with_evaluations_that_nobody_writes(backend: Backend, tmp_path: Path, capacity: int | None, on_device: bool) -> None:
+    agent = backend.agent(capacity=capacity, training=False, experiment=tracking(tmp_path, write=100))
+    generator, sizes = np.random.default_rng(0), []
+    for _ in range(3):
+        agent.enable_training_mode(False)
+        for timestep in range(5):
+            row = draw_row(agent, generator, timestep=timestep, truncated=np.full((1, 1), timestep == 4))
+            if on_device:
+                row = {name: backend.array(value) if isinstance(value, np.ndarray) else value for name, value in row.items()}
+            agent.act(row["observations"], None, timestep=timestep, timesteps=5)
+            agent.record_transition(**row)
+        agent.enable_training_mode(False)
+        state = agent.live_state()
+        rows = [0 if statistics["rows"] is None else len(statistics["rows"][0]) for statistics in state["statistics"]]
+        sizes.append([len(state["tracked"]), state["metrics"], *rows])
+    assert sizes == [[0, None, 0, 0]] * 3
+
+
+def test_an_evaluation_within_training_is_written_with_it(backend: Backend, tmp_path: Path) -> None:
+    agent = backend.agent(experiment=tracking(tmp_path, write=100))
+    for reward in (1.0, 5.0):
+        agent.enable_training_mode(False)
+        ended = np.ones((1, 1), bool)
+        agent.record_transition(**draw_row(agent, np.random.default_rng(0), rewards=np.array([[reward]]), terminated=ended))
+        agent.enable_training_mode(True)
+    agent.write_tracking_data(timestep=1, timesteps=9)
+    (line,) = metrics_lines(agent)
+    assert [line[f"Evaluation / Reward / Total reward ({kind})"] for kind in ("min", "max")] == [1.0, 5.0]
+    agent.close()
+
+
+def test_an_evaluation_before_training_does_not_settle_its_intervals(backend: Backend) -> None:
+    agent = backend.agent(training=False, experiment=ExperimentConfig())
+    agent.record_transition(**draw_row(agent, np.random.default_rng(0), timesteps=100_000))
+    agent.init(trainer_cfg={"timesteps": 600})
+    assert (agent.write_interval, agent.checkpoint_interval) == (6, 60)
 
 
 # What is refused.
