@@ -2,17 +2,18 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Generic, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from sacref.config import SACConfig
-from sacref.envs.episodes import EpisodeBoundaries, dropped_rows
+from sacref.envs.episodes import EpisodeBoundaries, dropped_rows, has_entries
 from sacref.envs.scaling import action_bounds, from_box
 from sacref.envs.spaces import Spaces, check_values
 from sacref.envs.states import final_states
-from sacref.spec.arrays import ArrayT, namespace
+from sacref.spec.arrays import ArrayT, as_numpy, largest_finite, namespace
 from sacref.tree import Tree, leaves, map_leaves, named_leaves
 from sacref.types import Transition
 
@@ -44,6 +45,8 @@ class Border(ABC, Generic[ArrayT]):
     cfg: SACConfig
     memory: Any
     training: bool
+    _largest: float | None = None
+    """The largest number that is finite in the agent's dtype; None before it was asked for."""
     _host_bounds: tuple[NDArray[Any], NDArray[Any]]
     """Low and high of the actions, `(action,)` each, in the agent's dtype."""
     _bad_rows: Any = None
@@ -68,9 +71,15 @@ class Border(ABC, Generic[ArrayT]):
     @abstractmethod
     def _is_device_array(self, value: Any) -> bool: ...
 
+    dtype: Any
+    """Of the parameters: float32 or float64, as the backend names it."""
+
     @abstractmethod
-    def _upload(self, array: Any) -> Any:
-        """Put an array on the device; floats in the agent's dtype, except float16, all else in its own."""
+    def _upload(self, array: Any, *, copy: bool = False) -> Any:
+        """Put an array of the backend's, or NumPy's, on the device; floats in the agent's dtype, except float16, all else in its own.
+
+        The result has no gradients. With `copy` it shares nothing with the array.
+        """
 
     @abstractmethod
     def _as_floats(self, array: Any) -> Any:
@@ -116,7 +125,8 @@ class Border(ABC, Generic[ArrayT]):
         timesteps: int,
     ) -> Rows[Any]:
         arrays = (observations, states, actions, rewards, next_observations, next_states, terminated, truncated)
-        device = any(self._is_device_array(leaf) for value in arrays for leaf in leaves(value))
+        # Asked of NumPy's first: of JAX's it takes longer.
+        device = any(type(leaf) is not np.ndarray and self._is_device_array(leaf) for value in arrays for leaf in leaves(value))
         observations, states = self._check_observations(observations), self._check_states(states)
         next_observations = self._check_observations(next_observations, "next_observations")
         next_states = self._check_states(next_states, "next_states")
@@ -147,6 +157,9 @@ class Border(ABC, Generic[ArrayT]):
         first = boundaries.starts
         if first is None or first.shape != terminated.shape:
             first = terminated | ~terminated
+        if isinstance(infos, Mapping) and (final := infos.get("final_obs")) is not None and not has_entries(final):
+            convert = self._upload if device else partial(as_numpy, name="infos['final_obs']")
+            infos = {**infos, "final_obs": map_leaves(convert, final)}
         next_observations, keep = boundaries.resolve(
             observations=observations, next_observations=next_observations, terminated=terminated, truncated=truncated, infos=infos
         )
@@ -178,12 +191,17 @@ class Border(ABC, Generic[ArrayT]):
 
     def _shaped(self, rewards: Any, reward: Any, device: bool, *, timestep: int, timesteps: int) -> Any:
         """Rewards as they are stored, `(envs,)`: scaled, then shaped."""
-        scaled = reward if self.cfg.reward_scale == 1.0 else reward * self.cfg.reward_scale
+        scaled = reward
+        if self.cfg.reward_scale != 1.0:
+            with np.errstate(over="ignore"):  # what is infinite then is refused below
+                scaled = reward * self.cfg.reward_scale
         if self.cfg.rewards_shaper is None:
             return scaled
-        # A shaper sees what the environment gave, integers too, where nothing is scaled.
-        seen = (self._upload(rewards) if device else np.asarray(rewards)) if scaled is reward else scaled
-        shaped = self.cfg.rewards_shaper(seen.reshape(-1, 1), timestep, timesteps)
+        if scaled is reward:
+            # A shaper sees what the environment gave, integers too, where nothing is scaled; as a copy, for it may write into it.
+            given = self._array(rewards, "rewards", device)
+            scaled = self._upload(given, copy=True) if device else np.array(given)
+        shaped = self.cfg.rewards_shaper(scaled.reshape(-1, 1), timestep, timesteps)
         return self._column(shaped, "the rewards_shaper's result", reward.shape[0], device)
 
     def _upload_tree(self, tree: Any) -> Any:
@@ -208,8 +226,10 @@ class Border(ABC, Generic[ArrayT]):
         return xp.astype(actions, getattr(xp, self._acts_in))
 
     def _column(self, values: Any, name: str, envs: int, device: bool, dtype: type | None = None) -> Any:
-        """A `(envs, 1)` or `(envs,)` input as `(envs,)`."""
-        array = self._upload(values) if device else np.asarray(values)
+        """A `(envs, 1)` or `(envs,)` input as `(envs,)`, as a copy: the caller may write into its own."""
+        array = self._array(values, name, device)
+        if device:
+            array = self._upload(array, copy=dtype is None)
         if tuple(array.shape) not in ((envs, 1), (envs,)):
             raise ValueError(f"{name} have shape {tuple(array.shape)}, expected ({envs}, 1): one row per environment")
         array = array.reshape(envs)
@@ -217,7 +237,11 @@ class Border(ABC, Generic[ArrayT]):
             if not device and array.dtype.kind != "b" and not (array.dtype.kind in "fiu" and np.isin(array, (0, 1)).all()):
                 raise ValueError(f"{name} are {array.tolist()}, expected True or False for each environment")
             return array != 0 if device else array.astype(np.bool_)
-        return self._floats(array, name, device)
+        return self._floats(array if device else array.copy(), name, device)
+
+    def _array(self, values: Any, name: str, device: bool) -> Any:
+        """NumPy's arrays; of rows on the device the backend's own as they are."""
+        return values if device and self._is_device_array(values) else as_numpy(values, name)
 
     def _floats(self, values: Any, name: str, device: bool) -> Any:
         """Actions or rewards, which may be integers, as floating-point numbers.
@@ -225,9 +249,9 @@ class Border(ABC, Generic[ArrayT]):
         Raises:
             TypeError: if they are no numbers.
         """
+        array = self._array(values, name, device)
         if device:
-            return self._as_floats(self._upload(values))
-        array = np.asarray(values)
+            return self._as_floats(self._upload(array))
         if array.dtype.kind not in "fiub":
             raise TypeError(f"{name} have dtype {array.dtype}, expected numbers: convert them, np.asarray({name}, np.float32)")
         return array if array.dtype.kind == "f" else array.astype(np.float64)
@@ -242,21 +266,46 @@ class Border(ABC, Generic[ArrayT]):
             self._bad_rows = bad if self._bad_rows is None or self._bad_rows.shape != bad.shape else self._bad_rows | bad
             return finite
         for name, array in parts.items():
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                finite = np.isfinite(array).reshape(array.shape[0], -1).all(axis=1)
-                bad_rows = np.flatnonzero(~finite & keep)
+            if array.dtype.kind == "f" and not (finite := self._finite(array)).all():
+                bad_rows = np.flatnonzero(~finite.reshape(array.shape[0], -1).all(axis=1) & keep)
                 if bad_rows.size:
-                    raise ValueError(
-                        f"{name} of environment {', '.join(map(str, bad_rows))} are not finite (NaN or infinity): nothing of this step was "
-                        f"stored. Reset the environment, or find out what made the simulation diverge"
-                    )
+                    raise ValueError(self._describe_not_finite(name, array, bad_rows))
         return keep
+
+    @property
+    def float_limit(self) -> float:
+        """The largest number that is finite in the dtype of the parameters; larger ones are refused wherever they are handed over."""
+        if self._largest is None:
+            self._largest = largest_finite(str(self.dtype).removeprefix("torch."))
+        return self._largest
+
+    def _finite(self, array: NDArray[Any]) -> NDArray[np.bool_]:
+        """Which numbers of a host array are finite in the agent's dtype."""
+        narrowed: bool = array.dtype.itemsize > self.dtype.itemsize
+        finite: NDArray[np.bool_] = np.abs(array) <= self.float_limit if narrowed else np.isfinite(array)
+        return finite
+
+    def _describe_not_finite(self, name: str, array: NDArray[Any], bad_rows: NDArray[Any]) -> str:
+        where = f"{name} of environment {', '.join(map(str, bad_rows))} are"
+        rows = array[bad_rows]
+        if not np.isfinite(rows).all():
+            return (
+                f"{where} not finite (NaN or infinity): nothing of this step was stored. Reset the environment, or find out what made the "
+                f"simulation diverge"
+            )
+        fix = "lower reward_scale or mend the rewards_shaper" if name == "shaped rewards" else "scale them down in a wrapper"
+        return (
+            f"{where} as large as {np.abs(rows).max():g}, expected at most {self.float_limit:.4g}, as this agent computes in "
+            f"{str(self.dtype).removeprefix('torch.')}: nothing of this step was stored. Find out what made the simulation diverge, {fix}, "
+            f'or take models of float64 (default_models(dtype="float64"))'
+        )
 
     def _raise_for_bad_rows(self) -> None:
         if self._bad_rows is not None:
             bad, self._bad_rows = self.to_numpy(self._bad_rows), None
             if bad.any():
                 raise ValueError(
-                    f"transitions of environment {', '.join(map(str, np.flatnonzero(bad)))} were not finite (NaN or infinity) since "
-                    f"the last write interval: they were not stored. Find out what made the simulation diverge"
+                    f"transitions of environment {', '.join(map(str, np.flatnonzero(bad)))} were not finite (NaN or infinity) in "
+                    f"{str(self.dtype).removeprefix('torch.')} since the last write interval: they were not stored. Find out what made the "
+                    f"simulation diverge"
                 )

@@ -89,7 +89,8 @@ class Learned(Prepared[ArrayT]):
                     scalar = self.to_numpy(moment)
                     arrays[f"{slot}.{name}"] = scalar if name in FLOATS else scalar.astype(np.int64)
         for name, preprocessor in self._preprocessors.items():
-            arrays |= prefixed(f"preprocessor.{name}", preprocessor.arrays())
+            # Copies, here and where they are set: one of a user's own may give the arrays that it goes on to write into.
+            arrays |= {path: np.array(array) for path, array in prefixed(f"preprocessor.{name}", preprocessor.arrays()).items()}
         return arrays
 
     def set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -124,7 +125,7 @@ class Learned(Prepared[ArrayT]):
             else:
                 state = state._replace(**{slot: optimizer.init(tree)})
         for name, preprocessor in self._preprocessors.items():
-            preprocessor.set_arrays(under(arrays, f"preprocessor.{name}"))
+            preprocessor.set_arrays({key: np.array(array) for key, array in under(arrays, f"preprocessor.{name}").items()})
         self._take_moments()
         self._state, self.gradient_step_count = state, int(arrays["gradient_steps"])
 

@@ -332,7 +332,8 @@ class Staging:
         """
         if self._count + keep.shape[0] > self.rows:
             raise ValueError(f"ReplayMemory: {keep.shape[0]} rows came, room is for {self.rows - self._count}: add num_envs rows at a time")
-        stored: Transition[NDArray[Any]] = map_leaves(lambda dtype, values: np.array(values, dtype), self._dtypes, transition)
+        with np.errstate(over="ignore"):  # rows that are not kept may hold anything
+            stored: Transition[NDArray[Any]] = map_leaves(lambda dtype, values: np.array(values, dtype), self._dtypes, transition)
         self._waiting.append((stored, np.array(keep, np.bool_)))
         self._count += keep.shape[0]
 

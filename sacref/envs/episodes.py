@@ -6,7 +6,7 @@ from typing import Any, Generic, Protocol, cast, runtime_checkable
 import numpy as np
 from jaxtyping import Bool
 
-from sacref.spec.arrays import ArrayT, namespace
+from sacref.spec.arrays import ArrayT, as_numpy, namespace
 from sacref.tree import Tree, leaves, map_leaves
 
 _NAME = "infos['final_obs']"
@@ -138,7 +138,8 @@ def dropped_rows(infos: Any, like: Bool[ArrayT, "envs"]) -> Bool[ArrayT, "envs"]
 def _equal_rows(xp: _Namespace, a: Tree, b: Tree) -> Any:
     """`(envs,)`: whether all numbers of a row are equal, in the dtype of `b`: what was on the device may have been rounded there."""
     pairs = zip(leaves(a), leaves(b), strict=True)
-    alike = [(left if left.dtype == right.dtype else xp.asarray(left, dtype=right.dtype), right) for left, right in pairs]
+    with np.errstate(over="ignore"):  # a number that the device does not have equals none of its
+        alike = [(left if left.dtype == right.dtype else xp.asarray(left, dtype=right.dtype), right) for left, right in pairs]
     equal = [xp.all(xp.reshape(left == right, (left.shape[0], -1)), axis=1) for left, right in alike]
     together = equal[0]
     for more in equal[1:]:
@@ -152,7 +153,7 @@ def _apply_final_observations(xp: _Namespace, next_observations: Tree, ended: An
     if final is None:
         return xp.zeros_like(ended), next_observations
     mask, device = infos.get("_final_obs"), getattr(ended, "device", None)
-    if isinstance(final, list | tuple) or (isinstance(final, np.ndarray) and final.dtype == object):
+    if has_entries(final):
         # Host values: nothing is read from a device.
         if len(final) != ended.shape[0]:
             raise ValueError(f"{_NAME} has {len(final)} entries, expected {ended.shape[0]}: one per environment, None where none ended")
@@ -164,6 +165,11 @@ def _apply_final_observations(xp: _Namespace, next_observations: Tree, ended: An
     else:
         replaced = ended if mask is None else xp.logical_and(ended, xp.asarray(mask, device=device))
     return replaced, _replace(xp, replaced, final, next_observations, _NAME)
+
+
+def has_entries(final: Any) -> bool:
+    """Tell whether final observations are an entry for each environment, None where none ended, and not arrays `(envs, ...)`."""
+    return isinstance(final, list | tuple) or (isinstance(final, np.ndarray) and final.dtype == object)
 
 
 def _replace(xp: _Namespace, mask: Any, final: Tree, next_observations: Tree, name: str) -> Tree:
@@ -206,7 +212,7 @@ def _dense(rows: Mapping[int, Any], like: Tree, name: str) -> Tree:
             for key, branch in like.items()
         }
     shape = tuple(like.shape)
-    arrays = {index: np.asarray(row) for index, row in rows.items()}
+    arrays = {index: as_numpy(row, f"{name} of environment {index}") for index, row in rows.items()}
     dense = np.zeros(shape, np.result_type(*arrays.values()) if arrays else np.float32)
     for index, array in arrays.items():
         if array.shape != shape[1:]:

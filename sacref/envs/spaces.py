@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from sacref.checkpoint import DTYPES
 from sacref.envs.values import Like
-from sacref.spec.arrays import namespace
+from sacref.spec.arrays import as_numpy, namespace
 from sacref.tree import Tree, leaves, map_leaves
 
 AGENT_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
@@ -159,7 +159,7 @@ def check_values(values: Any, fields: Tree, name: str, is_device_array: Callable
         return checked
     if isinstance(values, Mapping):
         raise TypeError(f"{name} is a dict with the keys {sorted(values, key=str)}, expected one array: the space is a Box")
-    array = values if is_device_array(values) else np.asarray(values)
+    array = values if is_device_array(values) else as_numpy(values, name)
     expected = fields.shape
     if array.ndim != len(expected) + 1 or tuple(array.shape[1:]) != expected:
         raise ValueError(

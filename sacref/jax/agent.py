@@ -49,6 +49,7 @@ from sacref.recurrence import (
     RecurrentAgent,
     refuse_carries,
 )
+from sacref.spec.arrays import as_numpy
 from sacref.tree import Tree, map_leaves
 from sacref.types import Batch, Noise, Sequences
 
@@ -357,11 +358,24 @@ class SAC(Agent[Array]):
         return np.dtype(jax.dtypes.canonicalize_dtype(np.int64))
 
     def _is_device_array(self, value: Any) -> bool:
-        return isinstance(value, Array)
+        if not isinstance(value, Array):
+            return False
+        if isinstance(value, jax.core.Tracer):
+            raise TypeError(
+                f"an array is traced ({value.aval}), expected one that holds numbers, since they are stored: call the agent outside of "
+                f"functions under jax.jit, jax.grad or jax.vmap"
+            )
+        return True
 
-    def _upload(self, array: Any) -> Array:
-        dtype = self.dtype if array.dtype in (np.float32, np.float64) else array.dtype
-        uploaded: Array = jax.device_put(jnp.asarray(array, dtype) if isinstance(array, Array) else self._in_own_dtype(array), self.device)
+    def _upload(self, array: Any, *, copy: bool = False) -> Array:
+        # JAX's own arrays cannot be written into: they need no copy.
+        if isinstance(array, Array):
+            dtype = self.dtype if array.dtype in (np.float32, np.float64) else array.dtype
+            uploaded: Array = jax.device_put(jnp.asarray(array, dtype), self.device)
+            return uploaded
+        with np.errstate(over="ignore"):  # what is infinite then is looked for on the device
+            host = self._in_own_dtype(as_numpy(array, "the array"))
+        uploaded = jax.device_put(host, self.device)
         return uploaded
 
     def _in_own_dtype(self, array: Any) -> NDArray[Any]:

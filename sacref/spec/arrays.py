@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
-from array_api_compat import array_namespace
+import numpy as np
+from array_api_compat import array_namespace, is_torch_array
+from numpy.typing import DTypeLike, NDArray
 
 
 @runtime_checkable
@@ -67,6 +69,38 @@ def namespace(*arrays: Array) -> Namespace:
         TypeError: if the arrays come from different libraries, or one of them is not an array.
     """
     return cast(Namespace, array_namespace(*arrays))
+
+
+def as_numpy(values: Any, name: str) -> NDArray[Any]:
+    """Return numbers of any kind as a NumPy array on the host, to the bit; a NumPy array as it is.
+
+    Args:
+        values: an array of any library, on any device, or a (nested) list of numbers. A torch tensor leaves its gradients behind.
+        name: of the values, for the message.
+
+    Raises:
+        ValueError: if the lists are of unequal lengths.
+    """
+    if type(values) is np.ndarray:
+        return values
+    if is_torch_array(values):
+        tensor: Any = values.detach().cpu()
+        # NumPy has no bfloat16; each of its numbers is one of float32.
+        return cast(NDArray[Any], (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy())
+    if isinstance(values, list | tuple) and any(map(is_torch_array, values)):
+        values = [as_numpy(value, name) for value in values]
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"{name} are lists of unequal lengths, expected one shape for all rows: mend what makes them") from error
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+
+
+def largest_finite(dtype: DTypeLike) -> float:
+    """Return the largest number that is finite where it is rounded to a dtype: half a step beyond the dtype's own largest, in float32."""
+    info = np.finfo(dtype)
+    beyond = float(info.max) + 2.0 ** (int(info.maxexp) - info.nmant - 2) if info.bits < 64 else np.inf
+    return float(np.nextafter(beyond, 0.0))
 
 
 def require_one_dtype(function: str, **arrays: Array) -> Namespace:

@@ -30,6 +30,7 @@ from sacref.recurrence import (
     RecurrentAgent,
     refuse_carries,
 )
+from sacref.spec.arrays import as_numpy
 from sacref.torch.device import device_of
 from sacref.torch.fuse import Acting, Actor, Alone, Bounds, Drawing, Streams, actors, advance_schedules, choose, learner, stepper
 from sacref.torch.memory import ReplayMemory, sampler
@@ -340,10 +341,12 @@ class SAC(Agent[Tensor]):
     def _is_device_array(self, value: Any) -> bool:
         return isinstance(value, Tensor)
 
-    def _upload(self, array: Any) -> Tensor:
-        tensor = array if isinstance(array, Tensor) else torch.from_numpy(np.array(array, copy=True))
+    def _upload(self, array: Any, *, copy: bool = False) -> Tensor:
+        own = isinstance(array, Tensor)
+        # Detached: what is handed over is data, whatever it was computed from.
+        tensor = array.detach() if own else torch.from_numpy(np.array(as_numpy(array, "the array"), copy=True))
         dtype = self.dtype if tensor.dtype in (torch.float32, torch.float64) else tensor.dtype
-        return tensor.to(device=self.device, dtype=dtype)
+        return tensor.to(device=self.device, dtype=dtype, copy=copy and own)
 
     def _as_floats(self, array: Tensor) -> Tensor:
         return array.to(self.dtype)
