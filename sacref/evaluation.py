@@ -11,8 +11,9 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
-from sacref.envs.divergence import Divergences, bad_rows, can_reset_one
+from sacref.envs.divergence import Divergences, bad_rows, can_reset_one, finite
 from sacref.envs.episodes import DROPPED
+from sacref.envs.interface import step
 from sacref.envs.scaling import as_box
 from sacref.envs.space_records import refuse_other_environments
 from sacref.envs.states import states_of
@@ -237,6 +238,7 @@ def _run_episodes(agent: Agent, envs: VectorEnv[Any, Any, Any], episodes: _Episo
     """Run the episodes of this rank's copies, and enter them into `episodes`."""
     autoreset_mode = envs.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
     resetting = np.zeros(envs.num_envs, np.bool_)
+    largest = getattr(agent, "float_limit", np.inf)
 
     def restart(which: NDArray[np.bool_], reason: str, states: Tree | None) -> tuple[Tree, Tree | None]:
         """Begin episodes of some copies, and the next ones of those that diverge at once."""
@@ -256,7 +258,7 @@ def _run_episodes(agent: Agent, envs: VectorEnv[Any, Any, Any], episodes: _Episo
     def refuse_starts(which: NDArray[np.bool_], observations: Tree, states: Tree | None) -> NDArray[np.bool_]:
         """Which of these copies begin with numbers that are not finite, and are to begin once more."""
         bad = np.zeros(envs.num_envs, np.bool_)
-        bad[[*bad_rows(observations), *bad_rows(states)]] = True
+        bad[[*bad_rows(observations, largest), *bad_rows(states, largest)]] = True
         for copy in np.flatnonzero(bad & which).tolist():
             episodes.diverge(copy, "its first observation or state is not finite")
         return bad & which & episodes.wanted
@@ -267,16 +269,16 @@ def _run_episodes(agent: Agent, envs: VectorEnv[Any, Any, Any], episodes: _Episo
     states: Tree | None = map_leaves(np.array, states_of(envs, infos, state_space))
     if (again := refuse_starts(np.ones(envs.num_envs, np.bool_), observations, states)).any():
         observations, states = restart(again, "diverged at its start", states)
-    divergences = Divergences(envs)
+    divergences = Divergences(envs, largest)
     timestep = 0
     while episodes.wanted.any():
         clock = {"timestep": timestep, "timesteps": episodes.limit}
         # Of copies that have run their share, whatever they give.
         idle = ~episodes.wanted
-        observations, states = map_leaves(partial(_finite, idle), observations), map_leaves(partial(_finite, idle), states)
+        observations, states = (map_leaves(partial(_finite, idle, largest), tree) for tree in (observations, states))
         chosen, _ = agent.act(observations, states, **clock)
         actions = as_box(require_finite_actions(agent, agent.to_numpy(chosen)), envs.single_action_space)
-        returned, rewards, terminated, truncated, infos = envs.step(actions)
+        returned, rewards, terminated, truncated, infos = step(envs, actions)
         next_observations = map_leaves(np.array, returned)
         next_states = map_leaves(np.array, states_of(envs, infos, state_space))
         rewards, terminated, truncated = np.asarray(rewards, np.float64), np.asarray(terminated), np.asarray(truncated)
@@ -321,8 +323,8 @@ def _run_episodes(agent: Agent, envs: VectorEnv[Any, Any, Any], episodes: _Episo
             observations, states = restart(again, reason, states)
 
 
-def _finite(rows: NDArray[np.bool_], values: NDArray[Any]) -> NDArray[Any]:
-    """The values, `(envs, ...)`, with numbers in those rows that have others."""
-    if not rows.any() or np.isfinite(values).all():
+def _finite(rows: NDArray[np.bool_], largest: float, values: NDArray[Any]) -> NDArray[Any]:
+    """The values, `(envs, ...)`, with numbers in those rows that have others, or larger ones."""
+    if not rows.any() or finite(values, largest).all():
         return values
-    return np.where(rows.reshape(-1, *(1,) * (values.ndim - 1)), np.nan_to_num(values), values)
+    return np.where(rows.reshape(-1, *(1,) * (values.ndim - 1)), np.clip(np.nan_to_num(values), -largest, largest), values)

@@ -263,8 +263,8 @@ class _Plan:
     def spaces_of(self, training_envs: VectorEnv) -> dict[str, Any]:
         """The spaces of one environment, by the names that an agent takes. The environments are reset, and will be once more."""
         observation_space, action_space = training_envs.single_observation_space, training_envs.single_action_space
-        infos = training_envs.reset(seed=self.seed_of_envs)[1]
-        state_space = state_space_of(training_envs, infos)
+        training_envs.reset(seed=self.seed_of_envs)
+        state_space = state_space_of(training_envs)
         check_spaces(observation_space, state_space, action_space)
         return {"observation_space": observation_space, "state_space": state_space, "action_space": action_space}
 

@@ -15,6 +15,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from sacref.envs.divergence import DivergenceGuard
 from sacref.envs.episodes import DROPPED
+from sacref.envs.interface import step
 from sacref.envs.scaling import as_box
 from sacref.envs.space_records import refuse_other_environments
 from sacref.envs.states import states_of
@@ -117,7 +118,8 @@ def run(
         states = map_leaves(np.array, states_of(envs, infos, state_space))
     else:
         observations, states = begin.observations, begin.states
-    guard = DivergenceGuard(envs, None if ranks is None or ranks.size == 1 else ranks.rank)
+    largest = getattr(agent, "float_limit", np.inf)
+    guard = DivergenceGuard(envs, None if ranks is None or ranks.size == 1 else ranks.rank, largest)
     if on_begin is not None:
         on_begin()
     finished, seconds = start, 0.0
@@ -130,7 +132,7 @@ def run(
             action, _ = agent.act(observations, states, **clock)
             actions = as_box(require_finite_actions(agent, agent.to_numpy(action)), envs.single_action_space)
             acted = time.perf_counter()
-            returned, rewards, terminated, truncated, infos = envs.step(actions)
+            returned, rewards, terminated, truncated, infos = step(envs, actions)
             stepped = time.perf_counter()
             next_observations = map_leaves(np.array, returned)
             next_states = map_leaves(np.array, states_of(envs, infos, state_space))
@@ -158,7 +160,7 @@ def run(
             observations, states = next_observations, next_states
             again = diverged | ended if disabled_autoreset else diverged
             if again.any():
-                restarted, infos = envs.reset(options={"reset_mask": again})
+                restarted, infos = envs.reset(options={"reset_mask": again.copy()})
                 observations = map_leaves(np.array, restarted)
                 states = map_leaves(np.array, states_of(envs, infos, state_space, previous=states, reset_mask=again))
             finished += 1

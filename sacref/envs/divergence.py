@@ -39,16 +39,17 @@ class Complaining(Protocol):
 class Divergences:
     """Tells which environments have diverged in a step.
 
-    An environment has where its observation, its state or its reward is not finite, and where MuJoCo has counted a bad position, velocity
-    or acceleration: it then resets the simulation by itself in the midst of the step, which looks like a leap. Where an environment was
-    reset within the step (SAME_STEP), in this process, MuJoCo's count is gone with it, and the numbers alone tell.
+    An environment has where its observation, its state or its reward is not finite for the agent, and where MuJoCo has counted a bad
+    position, velocity or acceleration: it then resets the simulation by itself in the midst of the step, which looks like a leap. Where an
+    environment was reset within the step (SAME_STEP), in this process, MuJoCo's count is gone with it, and the numbers alone tell.
 
     Args:
-        envs: which have been reset.
+        envs: which have been reset. largest: the largest number that is finite in the agent's dtype.
     """
 
-    def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
+    def __init__(self, envs: VectorEnv[Any, Any, Any], largest: float = np.inf) -> None:
         inner = envs.unwrapped
+        self._largest = largest
         self._many = inner if isinstance(inner, Complaining) else None
         tasks = [env.unwrapped for env in inner.envs] if isinstance(inner, SyncVectorEnv) else []
         self._simulations = [(index, task) for index, task in enumerate(tasks) if _is_simulation(task)]
@@ -69,12 +70,15 @@ class Divergences:
         final = infos.get("final_obs")
         final = final if isinstance(final, np.ndarray) and final.dtype == object else ()
         bad = {
-            "its reward is not finite": bad_rows(np.asarray(rewards, np.float64)),
+            "its reward is not finite": bad_rows(np.asarray(rewards, np.float64), self._largest),
             "its observation is not finite": {
-                *bad_rows(observations),
-                *(index for index, row in enumerate(final) if row is not None and not _is_finite(row)),
+                *bad_rows(observations, self._largest),
+                *(index for index, row in enumerate(final) if row is not None and not _is_finite(row, self._largest)),
             },
-            "its state is not finite": {*bad_rows(states), *(bad_rows(final_states(infos, states)) if "final_info" in infos else ())},
+            "its state is not finite": {
+                *bad_rows(states, self._largest),
+                *(bad_rows(final_states(infos, states), self._largest) if "final_info" in infos else ()),
+            },
         }
         for reason, indices in bad.items():
             for index in indices:
@@ -93,10 +97,11 @@ class DivergenceGuard:
 
     Args:
         envs: which have been reset. rank: of this process, named in reports where there are several.
+        largest: the largest number that is finite in the agent's dtype.
     """
 
-    def __init__(self, envs: VectorEnv[Any, Any, Any], rank: int | None = None) -> None:
-        self._divergences = Divergences(envs)
+    def __init__(self, envs: VectorEnv[Any, Any, Any], rank: int | None = None, largest: float = np.inf) -> None:
+        self._divergences = Divergences(envs, largest)
         self._where = "" if rank is None else f" of rank {rank}"
         # What others give is left to the agent, which refuses what is not finite.
         self._can_reset_one = can_reset_one(envs)
@@ -184,15 +189,21 @@ def _is_simulation(task: Any) -> bool:
     return mujoco is not None and isinstance(getattr(task, "data", None), mujoco.MjData)
 
 
-def _is_finite(row: Tree) -> bool:
-    return all(bool(np.isfinite(leaf).all()) for leaf in leaves(row))
+def _is_finite(row: Tree, largest: float) -> bool:
+    return all(bool(finite(np.asarray(leaf), largest).all()) for leaf in leaves(row))
 
 
-def bad_rows(tree: Tree | None) -> list[int]:
-    """Environments with NaN or infinity in any array of a tree, `(envs, ...)` each."""
+def bad_rows(tree: Tree | None, largest: float = np.inf) -> list[int]:
+    """Environments with NaN, infinity or a number beyond `largest` in any array of a tree, `(envs, ...)` each."""
     found: set[int] = set()
     for leaf in leaves(tree):
-        finite = np.isfinite(leaf)
-        if not finite.all():
-            found |= set(np.flatnonzero(~finite.reshape(len(finite), -1).all(axis=1)).tolist())
+        sound = finite(leaf, largest)
+        if not sound.all():
+            found |= set(np.flatnonzero(~sound.reshape(len(sound), -1).all(axis=1)).tolist())
     return sorted(found)
+
+
+def finite(array: NDArray[Any], largest: float) -> NDArray[np.bool_]:
+    """Which numbers are finite and, in float64, no larger than `largest`."""
+    sound: NDArray[np.bool_] = np.abs(array) <= largest if largest < np.inf and array.dtype == np.float64 else np.isfinite(array)
+    return sound

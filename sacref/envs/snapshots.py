@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import gymnasium
 import numpy as np
@@ -27,6 +27,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from numpy.typing import NDArray
 
 from sacref.checkpoint import one_line
+from sacref.envs.interface import SyncEnvs
 from sacref.envs.partial import DictObservation, HideVelocities, PrivilegedState
 from sacref.envs.values import UnsupportedError, decode, encode
 from sacref.tree import leaves, named_leaves
@@ -189,7 +190,7 @@ def of_other_kind(envs: VectorEnv[Any, Any, Any], metadata: Mapping[str, Any]) -
     Args:
         metadata: of the snapshot.
     """
-    here = _name(envs)
+    here = _name_of(SyncVectorEnv) if type(envs) is SyncEnvs else _name(envs)
     there = metadata.get("kind", _name_of(SyncVectorEnv)) if isinstance(metadata, Mapping) else here  # a damaged one is for `restore`
     return None if here == there else f"the environments were stepped by {one_line(there)}, and are by {here}"
 
@@ -304,12 +305,12 @@ def _sync(envs: VectorEnv[Any, Any, Any]) -> SyncVectorEnv[Any, Any]:
         raise UnsupportedError(
             "the environments run in processes of their own, which keep a part of their state: take vectorization='sync'"
         )
-    if type(envs) is not SyncVectorEnv:
+    if type(envs) not in (SyncEnvs, SyncVectorEnv):
         raise UnsupportedError(
             f"the vector environment is a {type(envs).__module__}.{type(envs).__qualname__}, expected a gymnasium.vector.SyncVectorEnv: "
             f"take wrappers of single environments"
         )
-    return envs
+    return cast(SyncVectorEnv[Any, Any], envs)
 
 
 def _layers(env: Environment) -> Iterator[Environment]:

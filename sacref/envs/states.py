@@ -9,7 +9,7 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from sacref.envs.spaces import exactly
-from sacref.spec.arrays import namespace
+from sacref.spec.arrays import as_numpy, namespace
 from sacref.tree import Tree, map_leaves
 
 Envs: TypeAlias = VectorEnv[Any, Any, Any]
@@ -26,13 +26,13 @@ class _Namespace(Protocol):
     def where(self, condition: Any, x1: Any, x2: Any, /) -> Any: ...
 
 
-def state_space_of(envs: Envs, infos: Any = None) -> gymnasium.Space[Any] | None:
-    """The space of one environment's state; None where the environments hand over none.
+def state_space_of(envs: Envs) -> gymnasium.Space[Any] | None:
+    """Return the space of one environment's state, its attribute `state_space`; None where it says none.
+
+    What an environment without one puts into `info["state"]` is its own, and is not read.
 
     Args:
-        envs: looked through for an attribute `state_space` of the environments or of a wrapper around them.
-        infos: what a reset gave. Where no environment has the attribute, an array in `infos["state"]`, or a dict of arrays, is a state too:
-            without bounds, of its shape and dtype.
+        envs: looked through for the attribute in the environments and in the wrappers around them.
 
     Raises:
         TypeError: if `state_space` is no space. ValueError: if it differs between the environments.
@@ -47,7 +47,7 @@ def state_space_of(envs: Envs, infos: Any = None) -> gymnasium.Space[Any] | None
                     f"state_space is a {type(spaces[0]).__name__}, expected a gymnasium.Space: give the environment one, or None"
                 )
             return spaces[0]
-    return _space_of_rows(infos.get("state")) if isinstance(infos, Mapping) else None
+    return None
 
 
 def states_of(
@@ -143,23 +143,6 @@ def _call(envs: Envs, name: str) -> tuple[Any, ...]:
     return tuple(cast(Any, envs.unwrapped).call(name))
 
 
-def _space_of_rows(value: Any) -> gymnasium.Space[Any] | None:
-    """The unbounded space of what Gymnasium has gathered under a key; None if that is no array of numbers, or dict of those."""
-    if isinstance(value, Mapping):
-        # A key with an underscore is the mask of the key without.
-        spaces = [(key, _space_of_rows(branch)) for key, branch in value.items() if not (key[:1] == "_" and key[1:] in value)]
-        return None if any(space is None for _, space in spaces) else gymnasium.spaces.Dict(cast(Any, spaces))
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
-        return None
-    low: Any = -np.inf
-    high: Any = np.inf
-    if value.dtype.kind == "b":
-        low, high = 0, 1
-    elif value.dtype.kind in "iu":
-        low, high = np.iinfo(value.dtype).min, np.iinfo(value.dtype).max
-    return gymnasium.spaces.Box(low, high, value.shape[1:], value.dtype.type)
-
-
 def _gather(name: str, value: Any, mask: NDArray[np.bool_], like: Any) -> tuple[Tree, NDArray[np.bool_]]:
     """What Gymnasium has gathered from the environments' infos, as a tree of arrays, and the environments that handed over all of it.
 
@@ -184,10 +167,10 @@ def _gather(name: str, value: Any, mask: NDArray[np.bool_], like: Any) -> tuple[
     shape = tuple(like.shape) if isinstance(like, gymnasium.spaces.Box) else tuple(like.shape)[1:]
     if isinstance(value, Mapping):
         raise TypeError(f"{name} is a dict, expected an array of shape {shape}, as state_space says: make state_space a Dict")
-    rows = np.asarray(value)
+    rows = as_numpy(value, name)
     if rows.dtype == object:
         # Lists and tensors: Gymnasium gathers NumPy arrays alone.
-        given = {index: np.asarray(rows[index]) for index in np.flatnonzero(mask)}
+        given = {index: as_numpy(rows[index], name) for index in np.flatnonzero(mask)}
         dense = np.zeros((len(rows), *shape), next(iter(given.values())).dtype if given else np.float32)
         for index, row in given.items():
             _require_shape(name, row.shape, shape)
@@ -212,7 +195,7 @@ def _stack(rows: tuple[Any, ...]) -> Any:
     """The states of all environments, each a tree, as one tree of arrays."""
     if isinstance(rows[0], Mapping):
         return {key: _stack(tuple(row[key] for row in rows)) for key in rows[0]}
-    return np.stack([np.asarray(row) for row in rows])
+    return np.stack([as_numpy(row, "state()") for row in rows])
 
 
 def _rows(tree: Tree) -> int:

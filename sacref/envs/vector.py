@@ -8,9 +8,10 @@ from contextlib import contextmanager, suppress
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import gymnasium
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 
 from sacref.envs.divergence import ReportDivergence
+from sacref.envs.interface import AsyncEnvs, SyncEnvs, check_interface
 from sacref.envs.mujoco_log import redirect_mujoco_warnings
 
 Environment: TypeAlias = gymnasium.Env[Any, Any]
@@ -87,11 +88,11 @@ def make(
         batched = importlib.import_module("sacref.envs.batched")
         envs = batched.BatchedVectorEnv(factory(), num_envs, autoreset_mode=autoreset_mode)
     elif vectorization == "sync":
-        envs = SyncVectorEnv([factory] * num_envs, autoreset_mode=autoreset_mode)
+        envs = SyncEnvs([factory] * num_envs, autoreset_mode=autoreset_mode)
         require_separate(envs)
     else:
         # Spawned, not forked: a fork copies the locks of torch's and JAX's threads, and the copy may wait for them for ever.
-        envs = AsyncVectorEnv([factory] * num_envs, context="spawn", autoreset_mode=autoreset_mode)
+        envs = AsyncEnvs([factory] * num_envs, context="spawn", autoreset_mode=autoreset_mode)
         envs.metadata[TIME_LIMIT] = envs.get_attr("time_limit")[0]
     if seed is not None:
         envs.reset(seed=seed)
@@ -206,8 +207,11 @@ class _Factory:
         redirect_mujoco_warnings(import_mujoco=self.spec is not None and "mujoco" in str(self.spec.entry_point))
         env = self._make()
         redirect_mujoco_warnings()
+        check_interface(env.unwrapped)
         for wrapper in self.wrappers:
             env = wrapper(env)
+            if not isinstance(env, ReportDivergence | _InProcess):
+                check_interface(env)
         return env
 
     def _make(self) -> Environment:

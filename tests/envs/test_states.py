@@ -99,35 +99,13 @@ def test_the_space_is_found_through_wrappers() -> None:
 
 
 @pytest.mark.parametrize("space", [None, "attribute that is None"])
-def test_without_a_space_and_a_state_there_is_none(space: Any) -> None:
-    vector = made(form="nothing", space=None)
+@pytest.mark.parametrize("form", ["nothing", "array", "list", "dict", "method"])
+def test_without_a_space_there_is_no_state_whatever_the_infos_hold(space: Any, form: str) -> None:
+    vector = made(form=form, space=None)
     if space is not None:
         vector.set_attr("state_space", [None, None])
     assert state_space_of(vector) is None
-    assert state_space_of(vector, vector.reset()[1]) is None
     assert states_of(vector, vector.reset()[1], None) is None
-
-
-def test_a_state_without_a_space_gets_an_unbounded_one() -> None:
-    vector = made(space=None)
-    assert state_space_of(vector) is None
-    assert state_space_of(vector, vector.reset()[1]) == STATE
-    vector = made(space=None, form="dict")
-    space = state_space_of(vector, vector.reset()[1])
-    assert space == NESTED
-    assert isinstance(space, Dict) and list(space.spaces) == ["body", "lamp"]
-
-
-@pytest.mark.parametrize(
-    ("dtype", "low", "high"), [(np.float32, -np.inf, np.inf), (np.int16, -32768, 32767), (np.uint8, 0, 255), (np.bool_, 0, 1)]
-)
-def test_the_inferred_space_has_the_dtype_of_the_state(dtype: Any, low: float, high: float) -> None:
-    assert state_space_of(made(space=None), {"state": np.zeros((2, 4), dtype)}) == Box(low, high, (4,), dtype)
-
-
-@pytest.mark.parametrize("value", [np.array(["idle", "busy"], object), np.array(["idle", "busy"]), {"name": np.array(["a", "b"], object)}])
-def test_what_is_no_number_is_no_state(value: Any) -> None:
-    assert state_space_of(made(space=None), {"state": value, "_state": np.ones(2, bool)}) is None
 
 
 def test_spaces_that_differ_or_are_none_are_refused() -> None:

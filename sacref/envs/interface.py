@@ -1,0 +1,177 @@
+"""The calls between a training loop and environments: what they return is checked, and what either side may write into is copied."""
+
+import copy
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
+from numpy.typing import NDArray
+
+from sacref.spec.arrays import as_numpy
+
+_NUMBERS = (float, int, np.float64, np.float32)
+_STEP = "return observation, reward, terminated, truncated, info from step()"
+_RESET = "return observation, info from reset()"
+
+
+def step(envs: VectorEnv[Any, Any, Any], actions: NDArray[Any]) -> tuple[Any, Any, Any, Any, Any]:
+    """Step a vector environment with a copy of the actions: environments that scale or clip in place do not change the chosen ones.
+
+    Args:
+        envs: of any kind. actions: `(envs, *action)`.
+
+    Returns:
+        Observations, rewards, terminated, truncated and infos, as the environments returned them.
+
+    Raises:
+        TypeError, ValueError: if they returned something else than five values, the last one a dict.
+    """
+    returned = envs.step(actions.copy())
+    _require_parts(type(envs).__name__, "step", returned, 5, _STEP)
+    observations, rewards, terminated, truncated, infos = returned
+    return observations, rewards, terminated, truncated, infos
+
+
+def check_interface(env: gymnasium.Env[Any, Any]) -> None:
+    """Let an environment refuse what it returns against Gymnasium's interface, and return copies of its observations.
+
+    A vector environment would end in an error of its own there, which does not say what the environment did. The environment stays the
+    object that it is: its methods `reset` and `step` are replaced.
+
+    Args:
+        env: an environment or a wrapper. Observations are checked where its space is a Box, or a Dict of such.
+
+    Raises:
+        TypeError: if its `reset` does not take `seed` and `options`.
+    """
+    checked = _Checked(env)
+    vars(env).update(reset=checked.reset, step=checked.step)
+
+
+class _Checked:
+    """The methods of an environment, which check what it returns."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        self._reset, self._step = env.reset, env.step
+        self._name = type(env).__name__
+        self._space = env.observation_space
+        self._has_states = env.has_wrapper_attr("state_space")
+        taken = inspect.signature(env.reset).parameters
+        missing = [name for name in ("seed", "options") if name not in taken]
+        if missing and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
+            raise TypeError(
+                f"{self._name}.reset takes ({', '.join(taken)}), expected the keywords seed and options: define it as "
+                f"reset(self, *, seed=None, options=None), and call super().reset(seed=seed) in it"
+            )
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        returned: Any = self._reset(seed=seed, options=options)
+        _require_parts(self._name, "reset", returned, 2, _RESET)
+        observation, info = returned
+        return self._observation("reset", self._space, observation), self._info(info)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        returned: Any = self._step(action)
+        _require_parts(self._name, "step", returned, 5, _STEP)
+        observation, reward, terminated, truncated, info = returned
+        if type(reward) not in _NUMBERS:
+            self._require_scalar("reward", reward, "fiub", "a number: float(reward)")
+        if type(terminated) is not bool:
+            self._require_scalar("terminated", terminated, "bfiu", "True or False: bool(terminated)")
+        if type(truncated) is not bool:
+            self._require_scalar("truncated", truncated, "bfiu", "True or False: bool(truncated)")
+        return self._observation("step", self._space, observation), reward, terminated, truncated, self._info(info)
+
+    def _info(self, info: dict[str, Any]) -> dict[str, Any]:
+        # The last state of an episode is read after the reset, which may write into it.
+        return {**info, "state": copy.deepcopy(info["state"])} if self._has_states and "state" in info else info
+
+    def _require_scalar(self, name: str, value: Any, kinds: str, expected: str) -> None:
+        array = as_numpy(value, name)
+        if array.shape != () or array.dtype.kind not in kinds:
+            got = f"an array of shape {array.shape}" if array.shape else repr(value)
+            raise ValueError(f"{self._name}.step returned a {name} that is {got}, expected {expected}")
+
+    def _observation(self, call: str, space: Any, observation: Any, path: str = "an observation") -> Any:
+        """A copy: the environment may write every step into the same array."""
+        if isinstance(space, gymnasium.spaces.Box):
+            array = np.array(as_numpy(observation, path))
+            if array.shape != space.shape:
+                raise ValueError(
+                    f"{self._name}.{call} returned {path} of shape {array.shape}, expected {space.shape} as its observation_space says: "
+                    f"reshape it, or give the space this shape"
+                )
+            if not np.can_cast(array.dtype, space.dtype, "same_kind"):
+                raise TypeError(
+                    f"{self._name}.{call} returned {path} of dtype {array.dtype}, expected {space.dtype} as its observation_space says: "
+                    f"convert it, or give the space this dtype"
+                )
+            return array
+        if isinstance(space, gymnasium.spaces.Dict):
+            if not isinstance(observation, Mapping) or space.spaces.keys() - observation.keys():
+                got = f"the keys {sorted(observation, key=str)}" if isinstance(observation, Mapping) else f"a {type(observation).__name__}"
+                raise ValueError(
+                    f"{self._name}.{call} returned {path} with {got}, expected the keys {sorted(space.spaces)} as its observation_space "
+                    f"says: give all of them"
+                )
+            return {key: self._observation(call, inner, observation[key], f"{path}, {key!r},") for key, inner in space.spaces.items()}
+        return observation
+
+
+def _require_parts(name: str, call: str, returned: Any, expected: int, fix: str) -> None:
+    """Refuse what a reset or step returned, unless it is so many values, the last one a dict."""
+    if not isinstance(returned, tuple) or len(returned) != expected:
+        got = f"{len(returned)} values" if isinstance(returned, tuple) else f"a {type(returned).__name__}"
+        older = ", as Gymnasium 0.26 and later do" if isinstance(returned, tuple) and len(returned) == expected - 1 else ""
+        raise ValueError(f"{name}.{call} returned {got}, expected {expected}: {fix}{older}")
+    if not isinstance(returned[-1], Mapping):
+        raise TypeError(f"{name}.{call} returned an info that is {returned[-1]!r:.80}, expected a dict: {fix}, with {{}} for no info")
+
+
+class _UnequalInfos(VectorEnv[Any, Any, Any]):
+    """Gathers infos whose values do not fit into one array, as arrays of several lengths, as arrays of objects: an entry for each copy."""
+
+    def _add_info(self, vector_infos: dict[str, Any], env_info: dict[str, Any], env_num: int) -> dict[str, Any]:
+        for key, value in env_info.items():
+            gathered = vector_infos.get(key)
+            if gathered is None or _is_like(gathered, value):
+                try:
+                    super()._add_info(vector_infos, {key: value}, env_num)
+                    continue
+                except (OverflowError, TypeError, ValueError):
+                    pass
+            mask = vector_infos.get(f"_{key}", np.zeros(self.num_envs, np.bool_))
+            entries = _entries(gathered, mask)
+            entries[env_num] = value
+            mask[env_num] = True
+            vector_infos[key], vector_infos[f"_{key}"] = entries, mask
+        return vector_infos
+
+
+def _is_like(gathered: Any, value: Any) -> bool:
+    """Tell whether a value may join those of other copies. NumPy would broadcast an array of another shape."""
+    if isinstance(gathered, Mapping) or isinstance(value, dict):
+        return isinstance(gathered, Mapping) and isinstance(value, dict)
+    return not isinstance(value, np.ndarray) or gathered.dtype == object or bool(gathered.shape[1:] == value.shape)
+
+
+def _entries(gathered: Any, mask: NDArray[np.bool_]) -> NDArray[np.object_]:
+    """What was gathered of the copies in `mask`, `(envs,)`, as an array of objects; None for the others."""
+    entries = np.full(mask.shape, None, object)
+    for index in np.flatnonzero(mask):
+        if isinstance(gathered, Mapping):
+            entries[index] = {key: values[index] for key, values in gathered.items() if not (key[:1] == "_" and key[1:] in gathered)}
+        else:
+            entries[index] = gathered[index]
+    return entries
+
+
+class SyncEnvs(_UnequalInfos, SyncVectorEnv[Any, Any]):
+    """Gymnasium's `SyncVectorEnv`, for infos of any kind."""
+
+
+class AsyncEnvs(_UnequalInfos, AsyncVectorEnv[Any, Any]):
+    """Gymnasium's `AsyncVectorEnv`, for infos of any kind."""
