@@ -287,7 +287,10 @@ def _run_episodes(agent: Agent, envs: VectorEnv[Any, Any, Any], episodes: _Episo
         diverged = np.zeros(envs.num_envs, np.bool_)
         # Under SAME_STEP what an episode's last step shows is the start of the next one.
         started = (terminated | truncated) & (autoreset_mode == AutoresetMode.SAME_STEP)
-        shown = map_leaves(partial(_finite, started), next_observations), map_leaves(partial(_finite, started), next_states)
+        shown = (
+            map_leaves(partial(_finite, started, largest), next_observations),
+            map_leaves(partial(_finite, started, largest), next_states),
+        )
         found = divergences.find(observations=shown[0], states=shown[1], rewards=rewards, infos=infos)
         for copy, reason in found.items():
             # One that cannot be reset, and has run its share, goes on as it likes.

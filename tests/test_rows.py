@@ -99,7 +99,8 @@ def test_traced_arrays_are_refused_by_jax() -> None:
     def act(observations: Any) -> Any:
         return agent.act(observations, None, timestep=0, timesteps=9)[0]
 
-    for call in (lambda: jax.grad(loss)(1.0), lambda: jax.jit(act)(np.ones((1, 3)))):
+    calls: list[Callable[[], Any]] = [lambda: jax.grad(loss)(1.0), lambda: jax.jit(act)(np.ones((1, 3)))]
+    for call in calls:
         with pytest.raises(TypeError, match=r"an array is traced .*expected one that holds numbers.*outside of functions under jax\.jit"):
             call()
     assert len(agent.memory) == 0
