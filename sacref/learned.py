@@ -36,6 +36,13 @@ class Learned(Prepared[ArrayT]):
     _random: Any
     """The backend's `fuse.Streams`."""
 
+    _constants: Mapping[str, Mapping[str, Any]]
+    """Model, but for targets -> what it computes with and does not learn: buffers and frozen parameters, by name."""
+
+    @abstractmethod
+    def _set_constants(self, constants: Mapping[str, Mapping[str, Any]]) -> None:
+        """Let the models, and what runs them, compute with other constants; the arguments are those of `_constants`."""
+
     @abstractmethod
     def _export(self, model: str, parameters: Any) -> dict[str, NDArray[Any]]:
         """Parameters, gradients or moments of a model under common names."""
@@ -71,11 +78,20 @@ class Learned(Prepared[ArrayT]):
         self._runner.state = state
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """All that learning has changed, under common names: parameters, log alpha, optimizer moments, counters.
+        """All that the agent knows, under common names: parameters, log alpha, optimizer moments, counters; and the models' constants.
 
         `policy.<name>`, `critic_1.<name>`, `target_critic_1.<name>`, `log_alpha`, `gradient_steps`, and per optimizer `<optimizer>.count`,
-        `<optimizer>.first_moment...` and `<optimizer>.second_moment...`; of preprocessors `preprocessor.observations...`.
+        `<optimizer>.first_moment...` and `<optimizer>.second_moment...`; of preprocessors `preprocessor.observations...`. Buffers and
+        frozen parameters are `policy.<name>` and `critic_1.<name>`; target critics have those of their critics.
         """
+        return {**self._learned_arrays(), **self._constant_arrays()}
+
+    def _constant_arrays(self) -> dict[str, NDArray[Any]]:
+        """The models' constants under common names. They may be infinite, as masks are."""
+        return self._flatten("", self._constants, "critics")
+
+    def _learned_arrays(self) -> dict[str, NDArray[Any]]:
+        """`arrays` without the models' constants."""
         state = self._state
         arrays = self._flatten("policy", state.policy, "policy") | self._flatten("", state.critics, "critics")
         arrays |= {f"target_{name}": array for name, array in self._flatten("", state.target_critics, "critics").items()}
@@ -107,11 +123,14 @@ class Learned(Prepared[ArrayT]):
         """`set_arrays`, with all that is known of the former ones still there."""
         require_same_arrays(arrays, self.arrays())
         old = self._state
-        critics = self._unflatten("", arrays, old.critics, "critics")
+        held = {"policy": old.policy, **old.critics}
+        models = {name: self._import(name, under(arrays, name), {**own, **self._constants[name]}) for name, own in held.items()}
+        learned = {name: {key: models[name][key] for key in own} for name, own in held.items()}
+        constants = {name: {key: models[name][key] for key in own} for name, own in self._constants.items()}
         targets = {name: self._import(name, under(arrays, f"target_{name}"), like) for name, like in old.target_critics.items()}
         state = old._replace(
-            policy=self._unflatten("policy", arrays, old.policy, "policy"),
-            critics=critics,
+            policy=learned.pop("policy"),
+            critics=learned,
             target_critics=targets,
             log_alpha=self._like(arrays["log_alpha"], old.log_alpha),
         )
@@ -127,6 +146,7 @@ class Learned(Prepared[ArrayT]):
         for name, preprocessor in self._preprocessors.items():
             preprocessor.set_arrays({key: np.array(array) for key, array in under(arrays, f"preprocessor.{name}").items()})
         self._take_moments()
+        self._set_constants(constants)
         self._state, self.gradient_step_count = state, int(arrays["gradient_steps"])
 
     def _forget_former(self) -> None:

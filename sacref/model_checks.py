@@ -1,13 +1,18 @@
 """Whether the models that an agent is given can be used: their names, and what they return."""
 
 import difflib
+import random
+import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sacref.checkpoint import DTYPES, one_line
 from sacref.envs.spaces import Field, Spaces
 from sacref.tree import Tree, leaves, map_leaves
 
@@ -43,8 +48,51 @@ def split_models(models: Mapping[str, Any], *, learns: bool) -> tuple[list[str],
     return critics, given
 
 
-def check_targets(parameters: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse target critics that are not built like their critics: they take the critics' place in the same function."""
+class HiddenStateError(ValueError):
+    """A model's call changes the model; the message is what `call_on_trial` puts behind the model's name."""
+
+
+def refuse_shared(models: Mapping[str, Any], parameters: Mapping[str, Mapping[str, Hashable]]) -> None:
+    """Refuse models that are one module, or that share parameters which learn.
+
+    Args:
+        models: name -> module.
+        parameters: model -> name of each parameter that learns -> what identifies it, equal for one that is shared.
+
+    Raises:
+        ValueError: naming both models.
+    """
+    apart = (
+        "the agent copies each model, so that they would part with the first gradient step: build one for each (and leave target critics "
+        "out to have them copied)"
+    )
+    owners: dict[Hashable, str] = {}
+    for name, model in models.items():
+        if (other := owners.setdefault(id(model), name)) != name:
+            raise ValueError(f"models {other!r} and {name!r} are one module, expected one for each: {apart}")
+    places: dict[Hashable, tuple[str, str]] = {}
+    for name, identities in parameters.items():
+        for parameter, identity in identities.items():
+            other, place = places.setdefault(identity, (name, parameter))
+            if other != name:
+                raise ValueError(
+                    f"models {other!r} and {name!r} share a parameter that learns, {place!r} in the first and {parameter!r} in the second, "
+                    f"expected each to have its own: {apart}; a part that is frozen may be shared"
+                )
+            if place != parameter:
+                raise ValueError(
+                    f"model {name!r} has {place!r} and {parameter!r}, two parameters in the same memory, which would part with the first "
+                    f"gradient step: tie them by assigning one parameter to both layers, or copy one"
+                )
+
+
+def check_targets(parameters: Mapping[str, Mapping[str, Any]], constants: Mapping[str, Mapping[str, NDArray[Any]]]) -> None:
+    """Refuse target critics that are not built like their critics: they take the critics' place in the same function.
+
+    Args:
+        parameters: model -> its parameters, of a target those that learn in its critic.
+        constants: model -> all else that it computes with, which a target shares with its critic.
+    """
     for name in parameters:
         if name.startswith("target_"):
             critic = name.removeprefix("target_")
@@ -53,6 +101,129 @@ def check_targets(parameters: Mapping[str, Mapping[str, Any]]) -> None:
                 raise ValueError(
                     f"model {name!r} has parameters {got}, expected {expected} as {critic!r}: build it like {critic!r}, or leave it out"
                 )
+            own, shared = constants[name], constants[critic]
+            for key in sorted({*own, *shared}):
+                if key not in own or key not in shared or not np.array_equal(own[key], shared[key]):
+                    raise ValueError(
+                        f"model {name!r} has another {key!r} than {critic!r}, expected the same, as it does not learn (a buffer, or "
+                        f"frozen): copy the target from {critic!r}, or leave it out"
+                    )
+
+
+def require_learning(parameters: Mapping[str, Collection[str]], critics: Sequence[str]) -> None:
+    """Refuse critics beside a policy, or a policy beside critics, that have no parameter to learn."""
+    if critics and not (parameters["policy"] and any(parameters[name] for name in critics)):
+        name = "policy" if not parameters["policy"] else critics[0]
+        raise ValueError(
+            f"model {name!r} has no parameter that learns, expected some of the policy's and of the critics' not to be frozen: unfreeze "
+            f"some, or give the policy alone to an agent that only acts"
+        )
+
+
+def check_constants(name: str, dtypes: Mapping[str, str]) -> None:
+    """Refuse buffers and frozen parameters that no checkpoint can hold.
+
+    Args:
+        dtypes: name of each -> its dtype's name in NumPy.
+    """
+    for key, dtype in dtypes.items():
+        if dtype not in DTYPES:
+            raise ValueError(
+                f"model {name!r} has {key!r} of dtype {dtype}, expected one that a checkpoint holds, {', '.join(DTYPES)}: keep it in "
+                f"one of them and cast it in the call"
+            )
+
+
+def call_on_trial(name: str, function: Callable[..., Any], parameters: Any, inputs: Any, *others: Any) -> Any:
+    """Call a model on example inputs.
+
+    Raises:
+        ValueError: saying what it was called with, if the call fails or changes the model.
+    """
+    try:
+        return function(parameters, inputs, *others)
+    except HiddenStateError as error:
+        raise ValueError(f"model {name!r} {error}") from None
+    except Exception as error:
+        given = ", ".join(_described(each) for each in (inputs, *others))
+        call = "policy(inputs)" if name == "policy" else "critic(inputs, actions)"
+        raise ValueError(
+            f"model {name!r} fails on inputs of its spaces: it was called with ({given}) and raised {type(error).__name__}: "
+            f"{one_line(str(error).partition(_JAX_NOTE)[0])}; expected a model for {call}: "
+            f"read inputs['observations'] (a dict where the space is a Dict), and cast "
+            f"what a layer does not take, such as integers to floats, or to int32 for an embedding"
+        ) from error
+
+
+_JAX_NOTE = "\n--------------------\n"
+"""Behind it JAX says in an error that its own frames are left out."""
+
+
+def _described(tree: Tree) -> str:
+    if isinstance(tree, Mapping):
+        return "{" + ", ".join(f"{key!r}: {_described(branch)}" for key, branch in tree.items()) + "}"
+    if isinstance(tree, tuple):
+        return "(" + ", ".join(map(_described, tree)) + ")"
+    return "None" if tree is None else f"{str(tree.dtype).removeprefix('torch.')} {tuple(tree.shape)}"
+
+
+def held_values(model: Any, fingerprint: Callable[[Any], Hashable]) -> dict[str, Hashable]:
+    """Everything in a model that its call could change, by path: arrays, numbers, text and generators, in nested objects too.
+
+    Args:
+        fingerprint: of an array of the backend's, whose value decides; None of everything else.
+    """
+    return {".".join(path): value for path, value in _walk(model, (), set(), fingerprint)}
+
+
+def _walk(
+    value: Any, path: tuple[str, ...], seen: set[int], fingerprint: Callable[[Any], Hashable]
+) -> Iterator[tuple[tuple[str, ...], Hashable]]:
+    if (found := fingerprint(value)) is not None:
+        yield path, found
+    elif isinstance(value, np.ndarray):
+        yield path, (value.shape, value.tobytes())
+    elif value is None or isinstance(value, bool | int | float | complex | str | bytes | np.generic):
+        yield path, repr(value)
+    elif isinstance(value, np.random.Generator):
+        yield path, repr(value.bit_generator.state)
+    elif isinstance(value, random.Random):
+        yield path, value.getstate()
+    elif id(value) not in seen and not isinstance(value, type | FunctionType | ModuleType):
+        seen.add(id(value))
+        for key, branch in _branches(value):
+            yield from _walk(branch, path if key in _CONTAINERS else (*path, key), seen, fingerprint)
+
+
+_CONTAINERS = ("_modules", "_buffers")
+"""Where a torch.nn.Module keeps what its user knows by the name alone."""
+_OPAQUE = {*sys.stdlib_module_names, "torch", "jax", "jaxlib", "flax", "numpy", "gymnasium"}
+"""Packages into whose objects nobody looks, but for modules."""
+
+
+def _branches(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        yield from ((str(key), branch) for key, branch in value.items())
+    elif isinstance(value, list | tuple | set | frozenset | deque):
+        yield from ((str(i), branch) for i, branch in enumerate(value))
+    elif hasattr(value, "__dict__") and (hasattr(value, "train") or type(value).__module__.partition(".")[0] not in _OPAQUE):
+        yield from ((key, branch) for key, branch in vars(value).items() if key != "_parameters")
+
+
+def refuse_changed(name: str, before: Mapping[str, Hashable], after: Mapping[str, Hashable]) -> None:
+    """Refuse a model in which a call has changed something, other than its parameters and generators of its own."""
+    changed = sorted(path for path in {*before, *after} if before.get(path) != after.get(path))
+    if changed:
+        raise ValueError(f"model {name!r} {changes(changed[0])}")
+
+
+def changes(path: str) -> str:
+    """Say of a model that its call changes what is at `path`."""
+    return (
+        f"has {path!r}, which changes when it is called, expected a model whose outputs depend on inputs and parameters alone: an update "
+        f"calls models more often than an environment steps. Make it a constant, normalise with LayerNorm or RMSNorm, and let a running "
+        f"mean of observations be the agent's, observation_preprocessor"
+    )
 
 
 def draw_widths(model: Any) -> tuple[int, ...]:

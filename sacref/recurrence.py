@@ -182,14 +182,14 @@ class RecurrentAgent(Agent[ArrayT]):
         inputs = self._example_sequences(time, rows)
         actions, carry = inputs["previous_actions"], self._initial_carry("policy", rows)
         policy = policy_with_carry(self._functions["policy"], recurrent=self._is_recurrent("policy"))
-        mean, raw_log_std, after = check_parts("policy", policy(parameters["policy"], inputs, carry), 3)
+        mean, raw_log_std, after = check_parts("policy", self._try("policy", policy, parameters["policy"], inputs, carry), 3)
         check_policy_output((mean, raw_log_std), rows=(time, rows), action_size=self.spaces.action_size, dtype=self.dtype)
         check_carry_output("policy", carry, after)
         values, others = {}, {}
         for name in (name for name in self._functions if name != "policy"):
             draws, carry = self._example_draws(name, (time, rows)), self._initial_carry(name, rows)
             critic = critic_with_carry(self._functions[name], recurrent=self._is_recurrent(name))
-            output, after = check_parts(name, critic(parameters[name], inputs, actions, carry, *draws), 2)
+            output, after = check_parts(name, self._try(name, critic, parameters[name], inputs, actions, carry, *draws), 2)
             check_critic_output(name, output, rows=(time, rows), dtype=self.dtype)
             check_carry_output(name, carry, after)
             if self.spaces.states is not None:
@@ -213,6 +213,7 @@ class RecurrentAgent(Agent[ArrayT]):
     # Of the backend's SAC, which comes after this class: annotations alone, so that they do not hide it.
     _example_inputs: Callable[..., Any]
     _example_draws: Callable[..., Any]
+    _try: Callable[..., Any]
 
     @abstractmethod
     def _act_with_carry(

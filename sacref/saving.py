@@ -93,9 +93,9 @@ class Saved(Live[ArrayT]):
         """
         path = Path(path).expanduser()
         groups: dict[str, dict[str, NDArray[Any]]] = defaultdict(dict)
-        arrays = self.arrays()
-        self._require_finite(arrays)  # equal on all ranks, and so is what they decide
-        for name, array in arrays.items() if self.ranks.rank == 0 else ():
+        learned = self._learned_arrays()
+        self._require_finite(learned)  # equal on all ranks, and so is what they decide
+        for name, array in {**learned, **self._constant_arrays()}.items() if self.ranks.rank == 0 else ():
             groups[name.split(".")[0] if self.cfg.experiment.store_separately else "agent"][name] = array
         groups["streams"] = self._streams()
         remembers = self.memory is not None and keep_memory

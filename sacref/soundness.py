@@ -35,7 +35,7 @@ class Sound(Measured[ArrayT]):
         Raises:
             NumericalError: if any of it is NaN or infinite. What was tracked up to then is written first, of this rank alone.
         """
-        self._require_finite(self.arrays())
+        self._require_finite(self._learned_arrays())
 
     def write_tracking_data(self, *, timestep: int, timesteps: int) -> None:
         """Fetch what was measured since the last call from the device, and write it to TensorBoard and metrics.jsonl.
@@ -72,8 +72,8 @@ class Sound(Measured[ArrayT]):
 
         Args:
             rows: metrics of the last gradient steps, `(gradient step, metric)`; None for none.
-            arrays: as of `arrays`. None to fetch them only where the metrics leave something to ask: where they are not finite, and where
-                losses are scaled, as a step that overflows in float16 is skipped and its losses tell nothing.
+            arrays: as of `_learned_arrays`. None to fetch them only where the metrics leave something to ask: where they are not finite,
+                and where losses are scaled, as a step that overflows in float16 is skipped and its losses tell nothing.
         """
         scaled = self.cfg.scales_losses
         if rows is not None and scaled:
@@ -82,7 +82,7 @@ class Sound(Measured[ArrayT]):
         first = None if rows is None else numerics.first_fault(self._metric_names(), rows)
         if arrays is None and first is None and not scaled:
             return None
-        arrays = self.arrays() if arrays is None else arrays
+        arrays = self._learned_arrays() if arrays is None else arrays
         bad, stuck = numerics.not_finite(arrays), self._stuck(arrays)
         if bad or (first is not None and not scaled):
             since = self._since(first, rows, [name for name in bad if "_moment" not in name])

@@ -25,21 +25,31 @@ from sacref.jax.ranks import ranks
 from sacref.jax.update import Critic, Policy, State, Update
 from sacref.jax.weights import (
     CommonLayout,
+    constants_of,
+    fingerprint,
     from_common,
     functional,
+    identities_of,
+    own_copies,
     parameters_of,
     random_state,
     refuse_hidden_state,
+    set_constants,
     to_common,
     with_parameters,
 )
 from sacref.model_checks import (
+    call_on_trial,
     check_critic_output,
     check_policy_output,
     check_reads_states,
     check_targets,
     draw_widths,
     example_inputs,
+    held_values,
+    refuse_changed,
+    refuse_shared,
+    require_learning,
     split_models,
     warn_of_quantisation,
 )
@@ -60,6 +70,7 @@ class SAC(Agent[Array]):
     Args:
         models: `policy`, and for training `critic_1` ... `critic_N`; `target_critic_1` ... are copied from the critics when left
             out. Every array is copied: the caller's objects stay as they are.
+            Variables that are no nnx.Param, and plain arrays, stay as they are, and are saved; target critics have those of their critics.
         memory: a `ReplayMemory` of its own, or None for an agent that only acts.
         observation_space: a Box, or a Dict of such, of one environment. action_space: a Box.
         state_space: what the critics see in the place of the observations, a Box or a Dict, or None.
@@ -98,10 +109,16 @@ class SAC(Agent[Array]):
                 "model 'policy' has random layers (nnx.RngState), expected them in critics alone: an update's own noise makes the policy "
                 "stochastic. Leave them out of it"
             )
-        self._models = {name: nnx.clone(models[name]) for name in ("policy", *critics)}
-        parameters = {name: parameters_of(models[name], self.device) for name in ("policy", *critics, *targets)}
-        self.dtype = self._check_dtypes(parameters)
-        check_targets(parameters)
+        refuse_shared(models, {name: identities_of(models[name]) for name in ("policy", *critics, *targets)})
+        self._models = own_copies({name: models[name] for name in ("policy", *critics)})
+        parameters = {name: parameters_of(models[name], self.device) for name in ("policy", *critics)}
+        for target in targets:
+            parameters[target] = parameters_of(models[target], self.device, parameters[target.removeprefix("target_")])
+        constants = {name: constants_of(models[name], own) for name, own in parameters.items()}
+        self._constants = {name: constants_of(model, parameters[name]) for name, model in self._models.items()}
+        self.dtype = self._check_dtypes({name: parameters[name] or constants[name] for name in parameters})
+        require_learning(parameters, critics)
+        check_targets(parameters, {name: {key: self.to_numpy(a) for key, a in held.items()} for name, held in constants.items()})
         self._action_bounds = Bounds(*(self._upload(bound) for bound in self._take_bounds(self.dtype)))
         self._functions = {name: self._functional(name) for name in self._models}
         if self.cfg.mixed_precision:
@@ -180,7 +197,7 @@ class SAC(Agent[Array]):
             critics=online,
             target_critics=given or tree_map(lambda array: jnp.array(array, copy=True), online),
             log_alpha=log_alpha,
-            policy_optimizer=self._update.policy_optimizer.init(parameters["policy"]),
+            policy_optimizer=self._update.policy_optimizer.init(parameters["policy"]) if online else None,
             critic_optimizer=self._update.critic_optimizer.init(online) if online else None,
             temperature_optimizer=self._update.temperature_optimizer.init(log_alpha),
         )
@@ -223,7 +240,10 @@ class SAC(Agent[Array]):
         return key
 
     def _check_dtypes(self, parameters: Mapping[str, Mapping[str, Array]]) -> np.dtype[Any]:
-        found = {name: {np.dtype(p.dtype) for p in tensors.values()} for name, tensors in parameters.items()}
+        found = {
+            name: {np.dtype(p.dtype) for p in tensors.values() if jnp.issubdtype(p.dtype, jnp.floating)}
+            for name, tensors in parameters.items()
+        }
         dtypes = set.union(*found.values())
         if len(dtypes) != 1 or not dtypes <= {np.dtype(np.float32), np.dtype(np.float64)}:
             raise TypeError(f"models have parameters of dtypes {found}, expected all float32 or all float64: build them with one dtype")
@@ -231,18 +251,25 @@ class SAC(Agent[Array]):
             raise ConfigError("mixed_precision is True and the models are float64, expected float32 parameters: build the models with them")
         return dtypes.pop()
 
+    def _try(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a model on example inputs; it stays as it is."""
+        before = held_values(self._models[name], fingerprint)
+        outputs = call_on_trial(name, function, *arguments)
+        refuse_changed(name, before, held_values(self._models[name], fingerprint))
+        return outputs
+
     def _check_outputs(self, parameters: Mapping[str, Any]) -> None:
         """Try the models on a few rows."""
         refuse_carries(self._models)
         rows = 3
         inputs = self._example_inputs(rows)
         actions = jnp.zeros((rows, self.spaces.action_size), self.dtype)
-        outputs = jax.eval_shape(self._functions["policy"], parameters["policy"], inputs)
+        outputs = self._try("policy", partial(jax.eval_shape, self._functions["policy"]), parameters["policy"], inputs)
         check_policy_output(outputs, rows=(rows,), action_size=self.spaces.action_size, dtype=self.dtype)
         values, others = {}, {}
         for name in (name for name in self._functions if name != "policy"):
             draws = self._example_draws(name, (rows,))
-            output = jax.eval_shape(self._functions[name], parameters[name], inputs, actions, *draws)
+            output = self._try(name, partial(jax.eval_shape, self._functions[name]), parameters[name], inputs, actions, *draws)
             check_critic_output(name, output, rows=(rows,), dtype=self.dtype)
             if self.spaces.states is not None:
                 other = {**inputs, "states": self._example_inputs(rows, other=1)["states"]}
@@ -277,6 +304,10 @@ class SAC(Agent[Array]):
             switch()
         if [nnx.graphdef(model) for model in self._models.values()] == before:
             return  # nothing that the compiled functions have read has changed
+        self._take_models()
+
+    def _take_models(self) -> None:
+        """Learn and act with the models as they are now: their mode and their constants are in what is compiled."""
         self._functions = {name: self._functional(name) for name in self._models}
         critics = {name: self._critic(name) for name in self._update.critics}
         self._update = replace(self._update, policy=self._policy(), critics=critics)
@@ -387,6 +418,14 @@ class SAC(Agent[Array]):
 
     def _export(self, model: str, parameters: Any) -> dict[str, NDArray[Any]]:
         return to_common(self._models[model], parameters)
+
+    def _set_constants(self, constants: Mapping[str, Any]) -> None:
+        same = all(np.array_equal(own[key], array) for name, own in self._constants.items() for key, array in constants[name].items())
+        if same:
+            return  # nothing is compiled anew
+        self._models = {name: set_constants(model, constants[name]) for name, model in self._models.items()}
+        self._constants = {name: dict(own) for name, own in constants.items()}
+        self._take_models()
 
     def _import(self, model: str, arrays: Mapping[str, NDArray[Any]], like: Any) -> Any:
         return from_common(self._models[model], arrays, like=like)

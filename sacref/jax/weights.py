@@ -3,7 +3,7 @@
 Common: `<layer>.kernel` of shape (in, out) and `<layer>.bias`. Flax has the same, so that here only paths become names.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,8 @@ from flax import nnx
 from jax import Array
 from numpy.typing import NDArray
 
+from sacref.model_checks import HiddenStateError, changes, check_constants
+
 Parameters = dict[str, Array]
 """Parameter name, the path in the module joined by dots -> array."""
 
@@ -21,10 +23,50 @@ class CommonLayout(nnx.Module):
     """A model of dense and recurrent layers and norms whose parameters have common names. Models without this base keep their own."""
 
 
-def parameters_of(model: nnx.Module, device: jax.Device) -> Parameters:
-    """A copy of the model's parameters on `device`."""
-    variables = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    return {name_of(path): jax.device_put(np.array(variable[...]), device) for path, variable in variables}
+def parameters_of(model: nnx.Module, device: jax.Device, names: Collection[str] | None = None) -> Parameters:
+    """A copy on `device` of the model's parameters, which are its nnx.Param, or of the variables that are named."""
+    variables = _named(model, nnx.Param) if names is None else {name: v for name, v in _named(model).items() if name in names}
+    return {name: jax.device_put(np.array(variable[...]), device) for name, variable in variables.items()}
+
+
+def constants_of(model: nnx.Module, names: Collection[str]) -> Parameters:
+    """All that the model computes with but the parameters that are named: its other variables and arrays.
+
+    Those are nnx's way of saying that something does not learn. Random state, and values that were only looked at (`sow`), are none.
+    """
+    held = _named(model, nnx.Not(nnx.Any(nnx.RngState, nnx.Intermediate)))
+    return {name: jnp.asarray(variable[...]) for name, variable in held.items() if name not in names}
+
+
+def identities_of(model: nnx.Module) -> dict[str, Hashable]:
+    """Name of each parameter -> what identifies it, equal for one that is shared."""
+    return {name: id(variable) for name, variable in _named(model, nnx.Param).items()}
+
+
+def own_copies(models: Mapping[str, nnx.Module]) -> dict[str, nnx.Module]:
+    """Copies of the models, whose constants are on no device in particular: a compiled call takes them to its own."""
+    return {name: set_constants(model, constants_of(model, identities_of(model))) for name, model in models.items()}
+
+
+def set_constants(model: nnx.Module, constants: Mapping[str, Any]) -> nnx.Module:
+    """A copy of the model with these values in the place of its own."""
+    graph, variables, rest = _split(model)
+    held = [(path, _replaced(variable, constants.get(name_of(path)))) for path, variable in nnx.to_flat_state(rest)]
+    merged: nnx.Module = nnx.merge(graph, variables, nnx.from_flat_state(held), copy=True)
+    return merged
+
+
+def _replaced(variable: Any, value: Any) -> Any:
+    """A variable, or a plain array, with another value; where that is None, as it is."""
+    if value is None:
+        return variable
+    array = jnp.asarray(np.asarray(value))
+    return variable.replace(array) if isinstance(variable, nnx.Variable) else array
+
+
+def _named(model: nnx.Module, kept: Any = ...) -> dict[str, Any]:
+    """Name -> variable or plain array of the model, of those that the filter `kept` lets through."""
+    return {name_of(path): variable for path, variable in nnx.to_flat_state(nnx.state(model, kept))}
 
 
 def with_parameters(model: nnx.Module, parameters: Mapping[str, Array]) -> nnx.Module:
@@ -40,17 +82,40 @@ def functional(model: nnx.Module) -> Callable[..., Any]:
 
     A model with random state (`random_state`) takes one input more, at the end: the key that all its streams start from in this call,
     uint32 `(2,)`, as `jax.random.key_data` of a threefry key.
+
+    Raises:
+        HiddenStateError: by the function, if a call changes other variables than parameters and random state.
     """
     graph, variables, rest = _split(model)
 
+    def call(parameters: Parameters, rest: Any, inputs: Sequence[Any]) -> Any:
+        called = nnx.merge(graph, _fill(variables, parameters), rest, copy=True)
+        before = _held(called)
+        outputs = called(*inputs)
+        for path, value in _held(called).items():
+            if path in before and value is not before[path]:
+                raise HiddenStateError(changes(path))
+        return outputs
+
     def apply(parameters: Parameters, *inputs: Any) -> Any:
-        return nnx.merge(graph, _fill(variables, parameters), rest)(*inputs)
+        return call(parameters, rest, inputs)
 
     def apply_random(parameters: Parameters, *inputs_and_key: Any) -> Any:
         *inputs, key = inputs_and_key
-        return nnx.merge(graph, _fill(variables, parameters), _reseed(rest, key))(*inputs)
+        return call(parameters, _reseed(rest, key), inputs)
 
     return apply_random if random_state(model) else apply
+
+
+def _held(model: nnx.Module) -> dict[str, Any]:
+    """Name -> array of each variable that no call may change. A parameter may be: the next call starts from the agent's again."""
+    held = _named(model, nnx.Not(nnx.Any(nnx.Param, nnx.RngState, nnx.Intermediate)))
+    return {name: each.get_value() if isinstance(each, nnx.Variable) else each for name, each in held.items()}
+
+
+def fingerprint(value: Any) -> Hashable:
+    """Variables and arrays of JAX change in no call but in a copy, where `functional` looks; None of everything else."""
+    return "" if isinstance(value, nnx.Variable | Array) else None
 
 
 def random_state(model: nnx.Module) -> bool:
@@ -96,6 +161,7 @@ def refuse_hidden_state(name: str, model: nnx.Module) -> None:
     """
     if not isinstance(model, nnx.Module):
         raise TypeError(f"model {name!r} is a {type(model).__name__}, expected a flax.nnx.Module: sacref.jax.default_models makes such")
+    check_constants(name, {key: str(array.dtype) for key, array in constants_of(model, identities_of(model)).items()})
     for path, variable in nnx.to_flat_state(nnx.state(model)):
         if isinstance(variable, nnx.BatchStat):
             raise ValueError(

@@ -1,6 +1,5 @@
 """Soft Actor-Critic on PyTorch: the life cycle around one update."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,12 +14,17 @@ from torch import Tensor, nn
 from sacref.agent import Agent
 from sacref.config import ConfigError, SACConfig
 from sacref.model_checks import (
+    call_on_trial,
     check_critic_output,
     check_policy_output,
     check_reads_states,
     check_targets,
     draw_widths,
     example_inputs,
+    held_values,
+    refuse_changed,
+    refuse_shared,
+    require_learning,
     split_models,
     warn_of_quantisation,
 )
@@ -41,11 +45,17 @@ from sacref.torch.ranks import ranks
 from sacref.torch.update import Critic, Policy, State, Update
 from sacref.torch.weights import (
     CommonLayout,
+    constants_of,
+    fingerprint,
     from_common,
     functional,
     generators,
+    identities_of,
+    own_copies,
     parameters_of,
+    refuse_draws,
     refuse_hidden_state,
+    set_constants,
     to_common,
     with_parameters,
 )
@@ -60,6 +70,8 @@ class SAC(Agent[Tensor]):
     Args:
         models: `policy`, and for training `critic_1` ... `critic_N`; `target_critic_1` ... are copied from the critics when left
             out. Every array is copied: the caller's objects stay as they are.
+            Parameters that do not require gradients, and buffers, stay as they are, and are saved; target critics have those of their
+            critics.
         memory: a `ReplayMemory` of its own, or None for an agent that only acts.
         observation_space: a Box, or a Dict of such, of one environment. action_space: a Box.
         state_space: what the critics see in the place of the observations, a Box or a Dict, or None.
@@ -92,10 +104,16 @@ class SAC(Agent[Tensor]):
         self._check_subset_fits(len(critics))
         for name in ("policy", *critics, *targets):
             refuse_hidden_state(name, models[name])
-        self._models = {name: copy.deepcopy(models[name]).to(self.device) for name in ("policy", *critics)}
-        parameters = {name: parameters_of(models[name], self.device) for name in ("policy", *critics, *targets)}
-        self.dtype = self._check_dtypes(parameters)
-        check_targets(parameters)
+        refuse_shared(models, {name: identities_of(models[name]) for name in ("policy", *critics, *targets)})
+        self._models = own_copies({name: models[name] for name in ("policy", *critics)}, self.device)
+        parameters = {name: parameters_of(models[name], self.device) for name in ("policy", *critics)}
+        for target in targets:
+            parameters[target] = parameters_of(models[target], self.device, parameters[target.removeprefix("target_")])
+        constants = {name: constants_of(models[name], own) for name, own in parameters.items()}
+        self._constants = {name: constants_of(model, parameters[name]) for name, model in self._models.items()}
+        self.dtype = self._check_dtypes({name: parameters[name] or constants[name] for name in parameters})
+        require_learning(parameters, critics)
+        check_targets(parameters, {name: {key: self.to_numpy(a) for key, a in held.items()} for name, held in constants.items()})
         bounds = self._take_bounds(np.float64 if self.dtype == torch.float64 else np.float32)
         self._action_bounds = Bounds(*(torch.as_tensor(bound, device=self.device) for bound in bounds))
         self._functions = {name: self._functional(name) for name in self._models}
@@ -172,7 +190,7 @@ class SAC(Agent[Tensor]):
             critics=online,
             target_critics=given or tree_map(torch.clone, online),
             log_alpha=log_alpha,
-            policy_optimizer=self._update.policy_optimizer.init(parameters["policy"]),
+            policy_optimizer=self._update.policy_optimizer.init(parameters["policy"]) if online else None,
             critic_optimizer=self._update.critic_optimizer.init(online) if online else None,
             temperature_optimizer=self._update.temperature_optimizer.init(log_alpha),
         )
@@ -190,7 +208,7 @@ class SAC(Agent[Tensor]):
             critics=len(self._update.critics),
             target_subset=self.cfg.target_subset,
             draws={name: widths for name in self._update.critics if (widths := draw_widths(self._models[name]))},
-            generators=tuple(self._model_generators().values()),
+            generators=tuple(dict.fromkeys(self._model_generators().values())),
         )
 
     def _take_moments(self) -> None:
@@ -212,13 +230,21 @@ class SAC(Agent[Tensor]):
         return torch.Generator(self.device).manual_seed(int(seed >> 1))
 
     def _check_dtypes(self, parameters: Mapping[str, Mapping[str, Tensor]]) -> torch.dtype:
-        found = {name: {p.dtype for p in tensors.values()} for name, tensors in parameters.items()}
+        found = {name: {p.dtype for p in tensors.values() if p.is_floating_point()} for name, tensors in parameters.items()}
         dtypes = set.union(*found.values())
         if len(dtypes) != 1 or not dtypes <= {torch.float32, torch.float64}:
             raise TypeError(f"models have parameters of dtypes {found}, expected all float32 or all float64: convert them, model.float()")
         if self.cfg.mixed_precision and dtypes != {torch.float32}:
             raise ConfigError("mixed_precision is True and the models are float64, expected float32 parameters: build the models with them")
         return dtypes.pop()
+
+    def _try(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a model on example inputs; it stays as it is, and draws from generators of its own alone."""
+        before = held_values(self._models[name], fingerprint)
+        with refuse_draws():
+            outputs = call_on_trial(name, function, *arguments)
+        refuse_changed(name, before, held_values(self._models[name], fingerprint))
+        return outputs
 
     @torch.no_grad()
     def _check_outputs(self, parameters: Mapping[str, Any]) -> None:
@@ -227,12 +253,12 @@ class SAC(Agent[Tensor]):
         rows = 3
         inputs = self._example_inputs(rows)
         actions = torch.zeros((rows, self.spaces.action_size), dtype=self.dtype, device=self.device)
-        outputs = self._functions["policy"](parameters["policy"], inputs)
+        outputs = self._try("policy", self._functions["policy"], parameters["policy"], inputs)
         check_policy_output(outputs, rows=(rows,), action_size=self.spaces.action_size, dtype=self.dtype)
         values, others = {}, {}
         for name in (name for name in self._functions if name != "policy"):
             draws = self._example_draws(name, (rows,))
-            output = self._functions[name](parameters[name], inputs, actions, *draws)
+            output = self._try(name, self._functions[name], parameters[name], inputs, actions, *draws)
             check_critic_output(name, output, rows=(rows,), dtype=self.dtype)
             if self.spaces.states is not None:
                 other = {**inputs, "states": self._example_inputs(rows, other=1)["states"]}
@@ -264,7 +290,15 @@ class SAC(Agent[Tensor]):
         for model in self._models.values():
             model.train(enabled)
         if changed and not self._own_models:
+            self._try_in_this_mode()
             self._fuse()  # what was recorded may have read the mode
+
+    def _try_in_this_mode(self) -> None:
+        """Try the models once more; their generators stay where they are."""
+        states = {generator: generator.get_state() for generator in self._model_generators().values()}
+        self._check_outputs({"policy": self._state.policy, **self._state.critics})
+        for generator, state in states.items():
+            generator.set_state(state)
 
     def synchronise(self) -> None:
         """Wait until the device has done all that it was asked for."""
@@ -353,6 +387,10 @@ class SAC(Agent[Tensor]):
 
     def _export(self, model: str, parameters: Any) -> dict[str, NDArray[Any]]:
         return to_common(self._models[model], parameters)
+
+    def _set_constants(self, constants: Mapping[str, Any]) -> None:
+        for name, own in constants.items():
+            set_constants(self._models[name], own)
 
     def _import(self, model: str, arrays: Mapping[str, NDArray[Any]], like: Any) -> Any:
         return from_common(self._models[model], arrays, like=like)

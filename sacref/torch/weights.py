@@ -5,17 +5,21 @@ scale, and a recurrent layer holds what are two dense layers in common: of the i
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sacref.model_checks import HiddenStateError, check_constants
 
 Parameters = dict[str, Tensor]
-"""Parameter name, as in `named_parameters()` -> tensor."""
+"""Name of a parameter that learns, as in `named_parameters()` -> tensor."""
 
 
 RECURRENT = {"weight_ih_l0": "input.kernel", "weight_hh_l0": "hidden.kernel", "bias_ih_l0": "input.bias", "bias_hh_l0": "hidden.bias"}
@@ -26,22 +30,68 @@ class CommonLayout(nn.Module):
     """A model of dense and recurrent layers and norms whose parameters have common names. Models without this base keep their own."""
 
 
-def parameters_of(model: nn.Module, device: torch.device) -> Parameters:
-    """A copy of the model's parameters on `device`, contiguous: the optimizer walks through parameters and gradients side by side."""
-    return {name: p.detach().to(device=device, copy=True).contiguous() for name, p in model.named_parameters()}
+def parameters_of(model: nn.Module, device: torch.device, names: Collection[str] | None = None) -> Parameters:
+    """A copy on `device` of the model's parameters that learn, or of those that are named.
+
+    Contiguous: the optimizer walks through parameters and gradients side by side.
+    """
+    learning = {name for name, p in model.named_parameters() if p.requires_grad} if names is None else names
+    return {name: p.detach().to(device=device, copy=True).contiguous() for name, p in model.named_parameters() if name in learning}
+
+
+def constants_of(model: nn.Module, names: Collection[str]) -> Parameters:
+    """All that the model computes with but the parameters that are named: its frozen parameters and its buffers, themselves."""
+    held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: tensor.detach() for name, tensor in held.items() if name not in names}
+
+
+def identities_of(model: nn.Module) -> dict[str, Hashable]:
+    """Name of each parameter that learns -> its place in memory, equal for what is shared."""
+    return {name: (str(p.device), p.data_ptr()) for name, p in model.named_parameters() if p.requires_grad and p.numel() > 0}
+
+
+def own_copies(models: Mapping[str, nn.Module], device: torch.device) -> dict[str, nn.Module]:
+    """Copies on `device`. Frozen parts and generators that the models share stay shared.
+
+    Raises:
+        ValueError: if one cannot be copied.
+    """
+    try:
+        copied = copy.deepcopy(dict(models))
+    except Exception as error:
+        raise ValueError(
+            f"models {sorted(models)} cannot be copied ({type(error).__name__}: {error}), expected ones that copy.deepcopy takes: keep "
+            f"locks, files, environments and tensors with a history out of their attributes"
+        ) from error
+    for model in copied.values():
+        model.to(device)
+        for layer in model.modules():
+            # Contiguous, so that each can be written in place: a captured graph reads it there.
+            vars(layer)["_buffers"].update({name: b.contiguous() for name, b in vars(layer)["_buffers"].items() if b is not None})
+    return copied
+
+
+def set_constants(model: nn.Module, constants: Mapping[str, Tensor]) -> nn.Module:
+    """The model, with these values written where its frozen parameters and buffers are."""
+    held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with torch.no_grad():
+        for name, tensor in constants.items():
+            held[name].copy_(tensor)
+    return model
 
 
 def with_parameters(model: nn.Module, parameters: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of `model` that owns a copy of `parameters`."""
+    """A copy of `model` that owns a copy of `parameters`, and of what does not learn as the model has it."""
     copied = copy.deepcopy(model)
     with torch.no_grad():
         for name, parameter in copied.named_parameters():
-            parameter.data = parameters[name].detach().clone()
+            if name in parameters:
+                parameter.data = parameters[name].detach().clone()
     return copied
 
 
 def functional(model: nn.Module) -> Callable[..., Any]:
-    """`model` as a function of its parameters: `(parameters, *inputs) -> outputs`."""
+    """`model` as a function of its parameters that learn: `(parameters, *inputs) -> outputs`. The others, and buffers, it has itself."""
 
     cells = [layer for layer in model.modules() if isinstance(layer, nn.RNNBase)]
 
@@ -83,13 +133,26 @@ def generators(model: nn.Module) -> dict[str, torch.Generator]:
 
 
 def refuse_hidden_state(name: str, model: nn.Module) -> None:
-    """Refuse layers that draw from the global generator or change buffers when they are called.
+    """Refuse layers that draw from the global generator or change buffers when they are called, and arrays that PyTorch does not know of.
 
     Raises:
-        ValueError: naming the layer. TypeError: if the model is none of PyTorch's.
+        ValueError: naming the layer, or the array. TypeError: if the model is none of PyTorch's.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model {name!r} is a {type(model).__name__}, expected a torch.nn.Module: sacref.torch.default_models makes such")
+    check_constants(name, {key: str(tensor.dtype).removeprefix("torch.") for key, tensor in constants_of(model, ()).items()})
+    parameters = {id(parameter) for parameter in model.parameters()}
+    for path, layer in model.named_modules():
+        for key, value in vars(layer).items():
+            if key not in ("_parameters", "_buffers", "_modules"):
+                for leaf in pytree.tree_leaves(value):
+                    if isinstance(leaf, Tensor | np.ndarray) and id(leaf) not in parameters:
+                        kind = "plain tensor" if isinstance(leaf, Tensor) else "NumPy array"
+                        place = f"{path}.{key}" if path else key
+                        raise ValueError(
+                            f"model {name!r} has a {kind} at {place!r}, expected arrays to be buffers or parameters: others are neither "
+                            f"saved nor moved to the agent's device. Register it, self.register_buffer({key!r}, torch.as_tensor(...))"
+                        )
     for path, layer in model.named_modules():
         if isinstance(layer, nn.modules.batchnorm._NormBase):
             raise ValueError(
@@ -103,6 +166,39 @@ def refuse_hidden_state(name: str, model: nn.Module) -> None:
                 f"model {name!r} has a {type(layer).__name__} at {path!r}, which draws from torch's global generator: "
                 f"use sacref.torch.models.Dropout, or a layer that draws from a torch.Generator of its own"
             )
+
+
+def refuse_draws() -> AbstractContextManager[Any]:
+    """Meanwhile, operations of this thread that draw from torch's global generators raise a HiddenStateError that names them."""
+    mode = type("RefusedDraws", (TorchDispatchMode,), {"__torch_dispatch__": _run_without_draws})
+    context: AbstractContextManager[Any] = mode()
+    return context
+
+
+def _run_without_draws(_: Any, operation: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+    """Run an operation of PyTorch's, unless it draws."""
+    if torch.Tag.nondeterministic_seeded in operation.tags:
+        names = [argument.name for argument in operation._schema.arguments]
+        given = {**dict(zip(names, arguments, strict=False)), **(keywords or {})}
+        # Attention and recurrent layers draw only where they drop something.
+        if given.get("generator") is None and all(given.get(name, 0.0) for name in ("dropout", "dropout_p") if name in names):
+            raise HiddenStateError(
+                f"calls {operation}, which draws from torch's global generator, expected draws from generators of its own alone: use "
+                f"sacref.torch.models.Dropout, or a layer that draws from a torch.Generator of its own"
+            )
+    return operation(*arguments, **(keywords or {}))
+
+
+def fingerprint(value: Any) -> Hashable:
+    """What a tensor holds, and how often it was written; None of everything else."""
+    if not isinstance(value, Tensor):
+        return None
+    return (
+        value._version,
+        tuple(value.shape),
+        str(value.dtype),
+        value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(),
+    )
 
 
 def to_common(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:

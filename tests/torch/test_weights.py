@@ -1,5 +1,6 @@
 """Random state of models on PyTorch: which is refused, and which travels with the agent."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ pytest.importorskip("torch")
 import torch
 from torch import Tensor, nn
 
-from sacref.torch.weights import functional, generators, refuse_hidden_state
+from sacref.model_checks import HiddenStateError
+from sacref.torch.weights import functional, generators, refuse_draws, refuse_hidden_state
 
 
 class Noisy(nn.Module):
@@ -42,6 +44,24 @@ def test_layers_that_draw_from_the_global_generator_are_refused(layer: Any) -> N
 
 def test_layers_that_draw_nothing_are_allowed() -> None:
     refuse_hidden_state("policy", nn.Sequential(nn.GRU(3, 4, num_layers=2), nn.MultiheadAttention(4, 2), nn.LayerNorm(4), Noisy(0)))
+
+
+def test_operations_that_draw_from_the_global_generator_are_refused_while_they_run() -> None:
+    x, cell, noisy = torch.zeros(1, 2, 4), nn.GRU(4, 4, num_layers=2), Noisy(0)
+    attention = nn.MultiheadAttention(4, 2, batch_first=True)
+    draws: tuple[Callable[[], Tensor], ...] = (
+        lambda: torch.nn.functional.dropout(x, 0.1),
+        lambda: torch.randn_like(x),
+        lambda: x.bernoulli_(0.5),
+    )
+    with refuse_draws(), torch.no_grad():
+        cell(x)
+        attention(x, x, x, need_weights=False)
+        noisy(x)
+        for draw in draws:
+            with pytest.raises(HiddenStateError, match=r"calls aten\.\S+, which draws from torch's global generator, expected draws from"):
+                draw()
+    torch.randn_like(x)
 
 
 def test_the_generators_of_a_model_are_found_by_their_paths() -> None:
