@@ -32,6 +32,9 @@ actions = st.sampled_from([-2.0, -0.5, 0.0, 1.0, 2.0, 3.0])
 modes = st.sampled_from(["next step", "same step", "by the trainer"])
 """When environments are reset after an episode's end."""
 arrays = st.sampled_from(["host", "host", "device", "mixed", "lists"])
+Timestep = tuple[tuple[str, str], tuple[float, float], bool, bool, bool]
+timestep = st.tuples(st.tuples(ends, ends), st.tuples(actions, actions), st.booleans(), st.booleans(), st.booleans())
+"""How it ends, and what is done, in each environment; whether final observations are whole arrays, and whether it acts and may learn."""
 
 
 @dataclass
@@ -80,7 +83,7 @@ class LifeCycle(RuleBasedStateMachine):
         self.agent.enable_training_mode(True)
         self.agent.init()
         self.model = Saved()
-        self.saved: list[Saved] = []
+        self.saved, self.number_of_saves = [(self.directory / "first", Saved())], 0
         # Returns are no part of a checkpoint: those of the example before are still there.
         self.returns = {training: deque(self.known_returns(training), maxlen=100) for training in (True, False)}
         self.counters = {training: [Counter() for _ in range(ENVS)] for training in (True, False)}
@@ -114,8 +117,16 @@ class LifeCycle(RuleBasedStateMachine):
         assert np.all(np.abs(chosen) <= 2.0)
         assert self.training or np.array_equal(chosen, mean)
 
-    @rule(how=st.tuples(ends, ends), taken=st.tuples(actions, actions), kind=arrays, dense=st.booleans())
-    def step(self, how: tuple[str, ...], taken: tuple[float, ...], kind: str, dense: bool) -> None:
+    @rule(timesteps=st.lists(timestep, min_size=1, max_size=4), kind=arrays)
+    def train(self, timesteps: list[Timestep], kind: str) -> None:
+        for how, taken, dense, acts, interacts in timesteps:
+            if acts:
+                self.act()
+            self.step(how, taken, dense, kind)
+            if interacts:
+                self.interact()
+
+    def step(self, how: tuple[str, str], taken: tuple[float, float], dense: bool, kind: str) -> None:
         """A step of all environments, recorded; then the trainer resets those that are its own to reset."""
         before, rewards, returned, final = self.observations, [], [], []
         finished: list[float] = []
@@ -229,20 +240,27 @@ class LifeCycle(RuleBasedStateMachine):
 
     @rule()
     def save(self) -> None:
-        self.agent.save(self.directory / f"saved_{len(self.saved) % 3}")
-        self.saved.append(copy.deepcopy(self.model))
+        self.number_of_saves += 1
+        path = self.directory / f"saved_{self.number_of_saves % 3}"
+        self.agent.save(path)
+        self.saved = [*self.saved[-2:], (path, copy.deepcopy(self.model))]
 
     @rule(which=st.integers(0, 2))
     def load(self, which: int) -> None:
-        """An older checkpoint, or the newest; the environments begin anew."""
-        recent = list(range(len(self.saved)))[-3:]
-        if not recent:
-            return
-        number = recent[which % len(recent)]
-        self.agent.load(self.directory / f"saved_{number % 3}")
-        self.model = copy.deepcopy(self.saved[number])
+        """One of the last checkpoints; the environments begin anew."""
+        path, saved = self.saved[which % len(self.saved)]
+        self.agent.load(path)
+        self.model = copy.deepcopy(saved)
         self.reset_environments(True)
         self.reset_environments(False)
+
+    @rule(before=st.lists(timestep, max_size=3), after=st.lists(timestep, min_size=1, max_size=3))
+    def go_back(self, before: list[Timestep], after: list[Timestep]) -> None:
+        """To the checkpoint that was just written, and on from there."""
+        self.save()
+        self.train(before, "host")
+        self.load(len(self.saved) - 1)
+        self.train(after, "host")
 
     def reset_environments(self, training: bool) -> None:
         for env in self.counters[training]:
@@ -291,4 +309,4 @@ def run(backend: Backend, directory: Path, *, examples: int, steps: int) -> None
 
 
 def test_any_order_of_calls_stores_counts_and_returns_what_it_must(backend: Backend, tmp_path: Path) -> None:
-    run(backend, tmp_path, examples=25, steps=30)
+    run(backend, tmp_path, examples=60, steps=30)
