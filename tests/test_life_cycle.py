@@ -262,6 +262,21 @@ class LifeCycle(RuleBasedStateMachine):
         self.load(len(self.saved) - 1)
         self.train(after, "host")
 
+    @rule(timesteps=st.lists(timestep, min_size=1, max_size=3))
+    def copy(self, timesteps: list[Timestep]) -> None:
+        """A deep copy goes on by itself, and the agent knows nothing of it; unless copying is refused."""
+        try:
+            twin = copy.deepcopy(self.agent)
+        except (TypeError, ValueError, RuntimeError):
+            return
+        known = copy.deepcopy((self.model, self.returns, self.counters))
+        vars(self)["agent"] = twin
+        for how, taken, dense, *_ in timesteps:
+            self.step(how, taken, dense, "host")
+        self.everything_is_as_it_must_be()
+        del vars(self)["agent"]
+        self.model, self.returns, self.counters = known
+
     def reset_environments(self, training: bool) -> None:
         for env in self.counters[training]:
             env.reset()
@@ -310,3 +325,8 @@ def run(backend: Backend, directory: Path, *, examples: int, steps: int) -> None
 
 def test_any_order_of_calls_stores_counts_and_returns_what_it_must(backend: Backend, tmp_path: Path) -> None:
     run(backend, tmp_path, examples=60, steps=30)
+
+
+@pytest.mark.full
+def test_any_order_of_many_calls_stores_counts_and_returns_what_it_must(backend: Backend, tmp_path: Path) -> None:
+    run(backend, tmp_path, examples=500, steps=50)
