@@ -129,8 +129,9 @@ def execute(jobs: Sequence[Job], train: Train) -> None:
 
 
 def _is_finished(job: Job) -> bool:
-    evaluations = read_evaluations(Path(job.run_dir))
-    return bool(evaluations) and (evaluations[-1].step, len(evaluations[-1].returns)) == (job.steps, job.evaluation_episodes)
+    rows = _read_json(Path(job.run_dir) / "evaluation.json", [])
+    # An episode that diverged has no return.
+    return bool(rows) and (rows[-1]["step"], len(rows[-1]["returns"]) + rows[-1].get("diverged", 0)) == (job.steps, job.evaluation_episodes)
 
 
 def _write(job: Job, *, commit: str | None, dirty: bool, compile_seconds: float | None) -> None:

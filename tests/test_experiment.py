@@ -333,7 +333,9 @@ def test_a_configuration_that_cannot_be_used_deletes_no_run(finished_run: Path) 
 
 
 def state_of(directory: Path) -> dict[Path, tuple[int, int]]:
-    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in directory.rglob("*")}
+    found = {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in directory.rglob("*")}
+    assert directory / "config.json" in found
+    return found
 
 
 def broken(env: Any) -> Any:
