@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike, NDArray
 from sacref.config import SACConfig
 from sacref.envs.episodes import EpisodeBoundaries, dropped_rows, has_entries
 from sacref.envs.scaling import action_bounds, from_box
-from sacref.envs.spaces import Spaces, check_values
+from sacref.envs.spaces import Spaces, check_values, exactly
 from sacref.envs.states import final_states
 from sacref.spec.arrays import ArrayT, as_numpy, largest_finite, namespace
 from sacref.tree import Tree, leaves, map_leaves, named_leaves
@@ -241,7 +241,12 @@ class Border(ABC, Generic[ArrayT]):
 
     def _array(self, values: Any, name: str, device: bool) -> Any:
         """NumPy's arrays; of rows on the device the backend's own as they are."""
-        return values if device and self._is_device_array(values) else as_numpy(values, name)
+        if not (device and self._is_device_array(values)):
+            return as_numpy(values, name)
+        xp: Any = namespace(values)
+        if not xp.isdtype(values.dtype, ("bool", "integral", "real floating")):
+            raise TypeError(f"{name} have dtype {values.dtype}, expected real numbers: convert them")
+        return values
 
     def _floats(self, values: Any, name: str, device: bool) -> Any:
         """Actions or rewards, which may be integers, as floating-point numbers.
@@ -254,7 +259,8 @@ class Border(ABC, Generic[ArrayT]):
             return self._as_floats(self._upload(array))
         if array.dtype.kind not in "fiub":
             raise TypeError(f"{name} have dtype {array.dtype}, expected numbers: convert them, np.asarray({name}, np.float32)")
-        return array if array.dtype.kind == "f" else array.astype(np.float64)
+        known = array.dtype.kind == "f" and array.dtype.itemsize <= 8 and array.dtype.isnative  # and no long double
+        return array if known else exactly(array, np.dtype(np.float64), name)
 
     def _refuse_not_finite(self, parts: Mapping[str, Any], keep: Any, device: bool) -> Any:
         """On the host, raise for rows with NaN or infinity. On the device, leave them out and count them."""

@@ -32,7 +32,10 @@ def action_bounds(space: gymnasium.spaces.Box, dtype: DTypeLike) -> tuple[NDArra
     outer = space.low.astype(own).reshape(-1), space.high.astype(own).reshape(-1)
     low, high = _normal_within(*_normal_within(*outer, own), kind)
     furthest = np.maximum(*np.abs(outer))
-    spacings = [np.maximum(np.spacing(furthest.astype(each)), np.finfo(each).smallest_normal) for each in (own, kind)]
+    # Before the furthest, as nothing may be behind it.
+    spacings = [
+        np.maximum(np.spacing(np.nextafter(furthest.astype(each), each.type(0))), np.finfo(each).smallest_normal) for each in (own, kind)
+    ]
     steps = np.subtract(high, low, dtype=np.float64) / np.maximum(*spacings, dtype=np.float64)
     few = np.flatnonzero(~(steps >= FEWEST_STEPS))
     if few.size:

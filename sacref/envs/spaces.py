@@ -186,9 +186,10 @@ def _array_as(array: NDArray[Any], field: Field, name: str) -> NDArray[Any]:
 def _device_array_as(array: Any, field: Field, name: str) -> Any:
     """A device array as `check_values` gives it. Its dtype alone is judged: nothing waits for its values."""
     xp: Any = namespace(array)
-    if field.dtype in AGENT_FLOATS and xp.isdtype(array.dtype, ("bool", "integral", "real floating")):
-        return array
     found = str(array.dtype).rpartition(".")[2]
+    if field.dtype in AGENT_FLOATS and xp.isdtype(array.dtype, ("bool", "integral", "real floating")):
+        # JAX has float64 where it has int64.
+        return array if found in ("float32", "float64") else xp.astype(array, xp.float64 if field.longest_integer == INT64 else xp.float32)
     if found not in DTYPES or not (np.can_cast(found, field.dtype) or np.can_cast(found, field.kept)):
         raise _unlike(name, array.dtype, field.dtype)
     return xp.astype(array, getattr(xp, field.kept.name))
