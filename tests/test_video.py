@@ -94,6 +94,30 @@ def test_the_episodes_are_those_of_evaluations_with_the_seeds(tmp_path: Path) ->
     assert len(set(alone)) == 3
 
 
+class Breaking(PaintedEnv):
+    """Diverges in the episode of seed 8, and cannot be closed."""
+
+    diverges = False
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.diverges = seed == 8
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> Any:
+        observation, reward, *rest = super().step(action)
+        return observation, np.nan if self.diverges else reward, *rest
+
+    def close(self) -> None:
+        raise OSError("no answer")
+
+
+@pytest.mark.usefixtures("no_gl")
+def test_an_episode_that_diverges_or_does_not_end_costs_no_video(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = render_episodes(FakeAgent(), tmp_path / "video.gif", env=Breaking, episodes=3, seed=7, max_episode_steps=5)
+    assert (made.evaluation.lengths, made.evaluation.diverged, made.evaluation.truncated) == ((5, 5), (8,), 2)
+    assert (tmp_path / "video.gif").is_file() and "could not be closed (OSError: no answer)" in caplog.text
+
+
 @pytest.mark.usefixtures("no_gl")
 def test_one_seed_gives_one_file(tmp_path: Path) -> None:
     first, again, other = (tmp_path / f"{name}.gif" for name in ("first", "again", "other"))
