@@ -63,6 +63,18 @@ class Agent(Saved[ArrayT]):
         self._num_envs = 1 if memory is None else int(memory.num_envs)
         self._timestep = 0
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse to be copied and pickled, which `save` and `load` do.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            f"{type(self).__name__} cannot be copied or pickled: what it learns with is compiled, recorded or captured for arrays of its "
+            f"own, and a copy would share them. Write it with agent.save(path), construct another one with the same arguments and a memory "
+            f"of its own, and load(path) there; agent.models gives copies of the models"
+        )
+
     def _check_options(self) -> None:
         """Refuse fields of the configuration that do not go together with this algorithm.
 

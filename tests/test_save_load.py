@@ -1,7 +1,9 @@
 """Saving and loading on both backends: everything that changes what the next step does is state."""
 
+import copy
 import itertools
 import logging
+import pickle
 import shutil
 from collections import OrderedDict
 from pathlib import Path
@@ -401,3 +403,16 @@ def test_a_subclass_of_the_users_saves_and_loads(backend: Backend, tmp_path: Pat
     agent.save(tmp_path / "saved")
     assert checkpoint.read(tmp_path / "saved").metadata["backend"] == backend.name
     agent.load(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_an_agent_is_not_copied_or_pickled_and_says_how_to_have_another(backend: Backend, duplicate: Any, tmp_path: Path) -> None:
+    agent = backend.agent()
+    before = agent.arrays()
+    with pytest.raises(TypeError, match=r"SAC cannot be copied or pickled: .*agent\.save\(path\), construct another one .* load\(path\)"):
+        duplicate(agent)
+    agent.save(tmp_path / "agent")
+    other = backend.agent(seed=1)
+    other.load(tmp_path / "agent")
+    agent.update_on(*draw_batch(agent, 4))  # which leaves the other one as it is
+    assert_same_arrays(other.arrays(), before)
