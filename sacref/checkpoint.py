@@ -136,6 +136,7 @@ def read(
     only: Collection[str] | None = None,
     token: str | None = None,
     check: Callable[[Checkpoint], None] | None = None,
+    wanted: Callable[[str, str], bool] | None = None,
 ) -> Checkpoint:
     """Read a checkpoint directory, and check every file of it against the table in `checkpoint.json`.
 
@@ -145,6 +146,8 @@ def read(
         token: of the checkpoint that is meant; None for any.
         check: called before any array is read, with stand-ins for those that will be, of their types and shapes, all zeros, which take no
             memory: to refuse what has no use, however large.
+        wanted: (group, array's name) -> whether the array is kept. The others take no memory: their file's checksum alone is checked.
+            None for all.
 
     Raises:
         CheckpointError: if a file is missing, truncated, damaged, foreign or hostile, or the checkpoint is another one.
@@ -158,9 +161,10 @@ def read(
         for name, entry in manifest["groups"].items()
         if name not in without and (only is None or name in only)
     }
+    kept = {name: {key: array for key, array in arrays.items() if wanted is None or wanted(name, key)} for name, arrays in expected.items()}
     if check is not None:
-        check(Checkpoint(expected, manifest["metadata"]))
-    groups = {name: _read_group(path, name, manifest["groups"][name], arrays) for name, arrays in expected.items()}
+        check(Checkpoint(kept, manifest["metadata"]))
+    groups = {name: _read_group(path, name, manifest["groups"][name], arrays, kept[name]) for name, arrays in expected.items()}
     return Checkpoint(groups, manifest["metadata"])
 
 
@@ -279,10 +283,12 @@ def _write_group(file: Path, name: str, arrays: Mapping[str, NDArray[Any]]) -> d
     }
 
 
-def _crc32(stream: BufferedReader) -> int:
-    checksum = 0
-    while block := stream.read(_READ_BLOCK):
+def _crc32(stream: BufferedReader, most: int | None = None, checksum: int = 0) -> int:
+    """Of the next `most` bytes, None for all that follow, behind those of `checksum`."""
+    left = math.inf if most is None else most
+    while block := stream.read(int(min(left, _READ_BLOCK))):
         checksum = zlib.crc32(block, checksum)
+        left -= len(block)
     return checksum
 
 
@@ -441,8 +447,10 @@ def _declared(path: Path, group: str, entry: Mapping[str, Any]) -> dict[str, NDA
     return arrays
 
 
-def _read_group(path: Path, name: str, entry: Mapping[str, Any], declared: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """The arrays of one file, which must be those declared.
+def _read_group(
+    path: Path, name: str, entry: Mapping[str, Any], declared: Mapping[str, NDArray[Any]], kept: Collection[str]
+) -> dict[str, NDArray[Any]]:
+    """The arrays of one file that are kept; all of them must be those declared.
 
     Not by the library, which maps the file into memory: where that is cut short meanwhile, or its disk fails, the process dies of SIGBUS.
     Here what is checked is what is returned, whatever happens to the file.
@@ -459,6 +467,9 @@ def _read_group(path: Path, name: str, entry: Mapping[str, Any], declared: Mappi
         checksum = zlib.crc32(header, zlib.crc32(length))
         arrays = {}
         for key in _in_order(file, _parse(header), declared, data):
+            if key not in kept:
+                checksum = _crc32(stream, declared[key].nbytes, checksum)
+                continue
             array = np.empty(declared[key].shape, declared[key].dtype.newbyteorder("<"))
             view = memoryview(array.reshape(-1).view(np.uint8).data)
             if stream.readinto(view) != array.nbytes:

@@ -1,6 +1,7 @@
 """Checkpoints of an agent: what `save` writes and `load` takes back, of one rank or of several that each have a part of their own."""
 
 import logging
+import re
 import secrets
 from abc import abstractmethod
 from collections import defaultdict
@@ -29,6 +30,8 @@ REPLAY = "replay"
 """Directory of a replay log, beside the checkpoints that it belongs to."""
 MOST_RANKS = 2**20
 """That a checkpoint may say have written it."""
+LEARNING = re.compile(r"((target_)?critic_\d+|(policy|critic|temperature)_optimizer)\.")
+"""How the names of arrays begin that learning alone reads: of the critics, and of what the optimizers hold."""
 LARGEST_STREAMS = 2**20
 """Bytes of random streams' states that are read."""
 
@@ -141,6 +144,9 @@ class Saved(Live[ArrayT]):
         A checkpoint of the other backend gives its weights, moments, temperature and memory; the random streams begin anew from (seed,
         rank, the gradient steps so far), and the log says so.
 
+        An agent without a memory only acts, and asks for what acting reads: the policy and the preprocessors. Of critics and optimizers it
+        takes what both have, and keeps its own of what the checkpoint does not have.
+
         As many ranks as wrote it go on exactly. Of another number, rank r takes the memory of the old rank r modulo their number, random
         streams begin anew from (seed, rank, the gradient steps so far), and a warning says so.
 
@@ -150,14 +156,14 @@ class Saved(Live[ArrayT]):
         """
         path = Path(path).expanduser()
         before, streams_before = self.arrays(), self._streams()
-        read, written_by = self._read_parts(path, partial(self._refuse_others, path, before))
+        read, written_by = self._read_parts(path, partial(self._refuse_others, path, before), partial(self._wants, before))
         metadata = read.metadata
         pace = read_pace(path, metadata, self.cfg, self._num_envs)
         groups = dict(read.groups)
         streams, memory = groups.pop("streams", {}), groups.pop("memory", None)
         streams_key = self._streams_key
         try:
-            self._put_arrays({name: array for group in groups.values() for name, array in group.items()})
+            self._put_arrays(self._completed(groups, before))
             if written_by != self.ranks.size:
                 self._streams_key = (written_by, self.ranks.size, self.gradient_step_count)
                 self._begin_streams()
@@ -197,16 +203,18 @@ class Saved(Live[ArrayT]):
         if metadata.get("algorithm") != type(self).__name__:
             said = checkpoint.short.repr(metadata.get("algorithm"))
             raise checkpoint.CheckpointError(f"{path} holds {said}, expected {type(self).__name__!r}")
-        if metadata.get("layouts") != self._layouts:
+        layouts = metadata.get("layouts")
+        if self.memory is None and isinstance(layouts, dict):
+            layouts = {**self._layouts, **{name: layout for name, layout in layouts.items() if name in self._layouts}}
+        if layouts != self._layouts:
             raise checkpoint.CheckpointError(
                 f"{path} holds models of layouts {checkpoint.short.repr(metadata.get('layouts'))}, this agent's are {self._layouts}: "
                 f"models of your own move only within a backend"
             )
         if "spaces" in metadata:  # else another version of sacref wrote it
             self._refuse_other_spaces(path, metadata["spaces"])
-        learned = {name: array for key, group in found.groups.items() if key not in ("streams", "memory") for name, array in group.items()}
         try:
-            require_same_arrays(learned, own)
+            require_same_arrays(self._completed({key: found.groups[key] for key in found.groups.keys() - {"streams", "memory"}}, own), own)
             self._refuse_large(found.groups)
         except ValueError as error:
             raise checkpoint.CheckpointError(f"{path} does not fit this agent: {checkpoint.one_line(error)}") from error
@@ -227,6 +235,19 @@ class Saved(Live[ArrayT]):
                 f"that it was saved with"
             )
 
+    def _wants(self, own: Mapping[str, NDArray[Any]], group: str, name: str) -> bool:
+        """Whether an array of a checkpoint is read."""
+        return self.memory is not None or group == "streams" or name in own or not LEARNING.match(name)
+
+    def _completed(self, groups: Mapping[str, Mapping[str, NDArray[Any]]], own: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The learned arrays of a checkpoint; for an agent that only acts, with its own of the critics and of what optimizers hold that
+        the checkpoint does not have. Of a critic that it has, it must have all."""
+        found = {name: array for group in groups.values() for name, array in group.items()}
+        if self.memory is not None:
+            return found
+        models = {name.partition(".")[0] for name in found if "_optimizer." not in name}
+        return {name: array for name, array in own.items() if LEARNING.match(name) and name.partition(".")[0] not in models} | found
+
     def _refuse_large(self, groups: Mapping[str, Mapping[str, NDArray[Any]]]) -> None:
         """Refuse streams and a memory that need more room than this agent's."""
         most = {"streams": max(LARGEST_STREAMS, 2 * _bytes(self._streams()))}
@@ -237,10 +258,12 @@ class Saved(Live[ArrayT]):
             if (needed := _bytes(groups.get(group, {}))) > room:
                 raise ValueError(f"{group} has {needed} bytes, expected at most {room}: use the capacity and types it was saved with")
 
-    def _read_parts(self, path: Path, check: Callable[[checkpoint.Checkpoint], None]) -> tuple[checkpoint.Checkpoint, int]:
+    def _read_parts(
+        self, path: Path, check: Callable[[checkpoint.Checkpoint], None], wanted: Callable[[str, str], bool]
+    ) -> tuple[checkpoint.Checkpoint, int]:
         """A checkpoint with the streams and the memory that are for this rank, and how many ranks wrote it."""
         others = ("streams", "memory") if self.ranks.rank > 0 else () if self.memory is not None else ("memory",)
-        read = checkpoint.read(path, without=(*LIVE, *others), check=check)
+        read = checkpoint.read(path, without=(*LIVE, *others), check=check, wanted=wanted)
         written_by = read.metadata.get("ranks", 1)
         if type(written_by) is not int or not 1 <= written_by <= MOST_RANKS:
             said = checkpoint.short.repr(written_by)

@@ -225,6 +225,22 @@ def test_read_leaves_groups_out(small: Path) -> None:
             checkpoint.read(small.parent / "memory", **keywords)
 
 
+def test_read_checks_arrays_that_are_not_wanted_and_leaves_them_out(small: Path) -> None:
+    seen: list[Any] = []
+    found = checkpoint.read(
+        small, wanted=lambda group, name: name != "policy.weight", check=lambda read: seen.append(set(read.groups["agent"]))
+    )
+    agent = {name: array for name, array in SMALL["agent"].items() if name != "policy.weight"}
+    assert_same(found.groups, {**SMALL, "agent": agent})
+    assert seen == [set(agent)]
+    file = small / "agent.safetensors"
+    content = bytearray(file.read_bytes())
+    content[content.index(SMALL["agent"]["policy.weight"].tobytes())] ^= 1
+    put(file, bytes(content))
+    with pytest.raises(CheckpointError, match="does not have the checksum"):
+        checkpoint.read(small, wanted=lambda group, name: name != "policy.weight")
+
+
 # What cannot be written.
 
 

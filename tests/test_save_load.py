@@ -292,6 +292,80 @@ def test_an_agent_without_memory_loads_one_with(backend: Backend, tmp_path: Path
     assert_same_arrays(other.arrays(), agent.arrays())
 
 
+SCHEDULED: dict[str, Any] = {
+    "learning_rate_scheduler": ("cosine", "kl_adaptive", None),
+    "learning_rate_scheduler_kwargs": ({"steps": 9}, {"kl_threshold": 1e-3}, {}),
+    "grad_norm_clip": 0.5,
+    "policy_delay": 2,
+}
+
+
+def policy_alone(backend: Backend, **options: Any) -> Any:
+    spaces = Spaces()
+    models = backend.package.default_models(observation_space=spaces.observation, action_space=spaces.action, hidden=(8,), seed=9)
+    return backend.agent(capacity=None, training=False, models={"policy": models["policy"]}, **options)
+
+
+def assert_acts_alike(agent: Any, other: Any) -> None:
+    agent.enable_training_mode(False)
+    observations = np.random.default_rng(5).normal(size=(4, 3))
+    actions = [each.to_numpy(each.act(observations, None, timestep=0, timesteps=1)[0]) for each in (agent, other)]
+    np.testing.assert_array_equal(*actions)
+
+
+def test_an_agent_that_only_acts_asks_for_what_acting_reads(backend: Backend, tmp_path: Path) -> None:
+    scaled = {"observation_preprocessor": RunningStandardScaler}
+    agent = trained(backend, num_critics=3, target_subset=2, **SCHEDULED, **scaled)
+    agent.save(tmp_path / "saved")
+    alone = policy_alone(backend, **scaled)
+    unscheduled = backend.agent(capacity=None, training=False, num_critics=3, learn_entropy=False, **scaled)
+    begun = unscheduled.arrays()
+    for each in (alone, unscheduled):
+        each.load(tmp_path / "saved")
+        assert_acts_alike(agent, each)
+        assert each.gradient_step_count == 3
+        found, saved = each.arrays(), agent.arrays()
+        assert_same_arrays(found, {name: saved[name] for name in found})
+    assert begun.keys() == unscheduled.arrays().keys()
+    # What it does not have is not made up: to learn, the moments that the schedule needs are missing.
+    unscheduled.save(tmp_path / "again")
+    with pytest.raises(CheckpointError, match="missing arrays"):
+        agent.load(tmp_path / "again")
+
+
+def test_an_agent_that_only_acts_keeps_its_own_of_what_only_learning_reads(backend: Backend, tmp_path: Path) -> None:
+    alone = policy_alone(backend)
+    alone.save(tmp_path / "saved")
+    actor = backend.agent(capacity=None, training=False, seed=4, **SCHEDULED)
+    before = actor.arrays()
+    actor.load(tmp_path / "saved")
+    assert_acts_alike(alone, actor)
+    assert_same_arrays(actor.arrays(), {**before, **alone.arrays()})
+
+
+@pytest.mark.parametrize(
+    ("breaks", "message"),
+    [
+        (lambda arrays: arrays.pop("policy.head.bias"), r"missing arrays \['policy.head.bias'\]"),
+        (lambda arrays: arrays.pop("critic_1.head.bias"), r"missing arrays \['critic_1.head.bias'\]"),
+        (lambda arrays: arrays.update(x=np.zeros(1)), r"unknown arrays \['x'\]"),
+        (lambda arrays: arrays.update({"preprocessor.observations.mean": np.zeros(3)}), "unknown arrays .*preprocessor.observations.mean"),
+        (lambda arrays: arrays.update({"critic_2.head.bias": np.zeros(2, np.float32)}), r"critic_2.head.bias has shape \(2,\)"),
+    ],
+    ids=["policy", "a part of a critic", "unknown", "a preprocessor", "another critic"],
+)
+def test_an_agent_that_only_acts_refuses_what_is_damaged_or_anothers(backend: Backend, tmp_path: Path, breaks: Any, message: str) -> None:
+    backend.agent().save(tmp_path / "saved")
+    read = checkpoint.read(tmp_path / "saved")
+    breaks(read.groups["agent"])
+    checkpoint.write(tmp_path / "broken", read.groups, read.metadata)
+    actor = backend.agent(capacity=None, training=False, seed=4)
+    before = actor.arrays()
+    with pytest.raises(CheckpointError, match=message):
+        actor.load(tmp_path / "broken")
+    assert_same_arrays(actor.arrays(), before)
+
+
 def test_streams_of_another_kind_of_device_are_left_out(backend: Backend, tmp_path: Path) -> None:
     """A GPU's generator has a state of another size."""
     agent, other = trained(backend), trained(backend, seed=4)
