@@ -7,7 +7,6 @@ import bisect
 import contextlib
 import fcntl
 import json
-import pkgutil
 import signal
 import sys
 import threading
@@ -201,7 +200,7 @@ def with_times(
 def train(jobs: Sequence[Job], resume: bool) -> None:
     """Train with sacref and the paper's settings. Imported here, as `keep_to_cores` must come first."""
     from bench import precisions
-    from sacref import experiment, population
+    from sacref import callables, experiment, population
 
     job = jobs[0]
     precisions.use(job.backend, "float32")  # which mixed precision of the settings goes beside
@@ -213,7 +212,7 @@ def train(jobs: Sequence[Job], resume: bool) -> None:
         "evaluation_episodes": job.evaluation_episodes,
         "cfg": job.settings or None,
         **job.arguments,
-        "wrappers": [pkgutil.resolve_name(name) for name in job.arguments.get("wrappers", ())],
+        "wrappers": [callables.find(name) for name in job.arguments.get("wrappers", ())],
         "resume": resume,
         # What a session left that ended before its first checkpoint.
         "overwrite": not resume,

@@ -7,7 +7,6 @@ A command is a dataclass whose fields are its flags. Backends, environments and 
 import json
 import math
 import os
-import pkgutil
 import statistics
 import sys
 import traceback
@@ -24,6 +23,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 import sacref
 from sacref import launch
+from sacref.callables import NotFoundError, description, find, has_no_name, why_lost
 from sacref.config import SACConfig, as_json, from_json, paper_config
 from sacref.ranks import LostRankError, launched, speaks_of_a_lost_rank
 
@@ -57,7 +57,8 @@ class Train:
     backend: Literal["torch", "jax"] = "torch"
     """Library that computes."""
     env: str = "HalfCheetah-v5"
-    """Gymnasium id, or module:id to import the module that registers it, or module:name of a callable that makes one."""
+    """Gymnasium id, or module:id to import the module that registers it, or module:name of a callable that makes one, with arguments as in
+    'module:name(size=3)'."""
     steps: int = 1_000_000
     """Environment steps of the whole run, of all environments of all ranks together."""
     run_dir: Path | None = None
@@ -65,7 +66,7 @@ class Train:
     overwrite: bool = False
     """Delete the run that is in the directory."""
     resume: bool = False
-    """Go on from the last checkpoint of the run in the directory."""
+    """Go on from the last checkpoint of the run in the directory. Imports all code that the run names."""
     num_envs: int = 1
     """Environments stepped together: a timestep is so many environment steps."""
     vectorization: Literal["sync", "async", "batched"] = "sync"
@@ -73,7 +74,8 @@ class Train:
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     """Arguments of the environment."""
     wrappers: tuple[str, ...] = ()
-    """Wrappers put around each environment, the first one innermost, each as module:name."""
+    """Wrappers put around each environment, the first one innermost, each as module:name, with arguments as in
+    'gymnasium.wrappers:TimeLimit(max_episode_steps=7)'."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the networks' hidden layers."""
     num_critics: int = 2
@@ -301,6 +303,8 @@ class Evaluate:
     """Name of one of the run's checkpoints; None is the newest."""
     device: str | None = None
     """Device by the backend's name for it (cpu, cuda:0); None lets the backend choose."""
+    import_callables: bool = False
+    """Import what the agent needs of the run's own code, as a preprocessor. Environment and wrappers are imported in any case."""
 
     def run(self) -> int:
         from sacref import experiment, run_directory
@@ -308,7 +312,7 @@ class Evaluate:
         from sacref.evaluation import evaluate
 
         config = run_directory.read_config(self.run_dir)
-        agent = experiment.load(self.run_dir, checkpoint=self.checkpoint, device=self.device)
+        agent = experiment.load(self.run_dir, checkpoint=self.checkpoint, device=self.device, import_callables=self.import_callables)
         copies = max(1, min(self.episodes, experiment.EVALUATION_COPIES))
         task = _task(config)
         with closing(make(task.pop("env"), copies, **task)) as environments:
@@ -354,6 +358,8 @@ class Video:
     """Pixels; None leaves it to the environment."""
     device: str | None = None
     """Device by the backend's name for it (cpu, cuda:0); None lets the backend choose."""
+    import_callables: bool = False
+    """Import what the agent needs of the run's own code, as a preprocessor. Environment and wrappers are imported in any case."""
 
     def run(self) -> int:
         from gymnasium import registry
@@ -364,7 +370,7 @@ class Video:
         from sacref.video import render_episodes
 
         config = run_directory.read_config(self.run_dir)
-        agent = experiment.load(self.run_dir, checkpoint=self.checkpoint, device=self.device)
+        agent = experiment.load(self.run_dir, checkpoint=self.checkpoint, device=self.device, import_callables=self.import_callables)
         output, task = self.output or self.run_dir / "video.gif", _task(config)
         spec = registry.get(config["env"])
         longest = None if spec is None or spec.max_episode_steps is None else self.episodes * spec.max_episode_steps
@@ -621,21 +627,22 @@ def _schedulers_name(schedule: Any) -> str:
 
 
 def _name(function: Any) -> str:
-    return f"{function.__module__}:{function.__qualname__}" if callable(function) else str(function)
+    return description(function) if callable(function) else str(function)
 
 
 def _named(name: str, where: str = "") -> Any:
-    """What "module:name" names. `where` begins the message of the error.
+    """What `sacref.callables.find` finds. `where` begins the message of the error.
 
     Raises:
         ValueError: if there is no such thing.
     """
-    if ":" not in name:
-        raise ValueError(f"{where}got {name}, expected module:name")
+    if (reason := has_no_name(name)) is not None:
+        raise ValueError(f"{where}got {name}, which {reason}")
     try:
-        return pkgutil.resolve_name(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{where}got {name}, expected module:name of something that can be imported ({error})") from error
+        return find(name)
+    except NotFoundError as error:
+        reason = why_lost(name)
+        raise ValueError(f"{where}got {name}, expected {error}" if reason is None else f"{where}got {name}, which {reason}") from error
 
 
 def _task(config: dict[str, Any]) -> dict[str, Any]:
@@ -643,14 +650,24 @@ def _task(config: dict[str, Any]) -> dict[str, Any]:
     from sacref.evaluation import with_plain_rewards
 
     wrappers = [_named(name, "wrappers of the run: ") for name in config["wrappers"]]
-    return {"env": _environment(config["env"]), "env_kwargs": from_json(config["env_kwargs"]), "wrappers": [*wrappers, with_plain_rewards]}
+    return {
+        "env": _environment(config["env"], "env of the run: "),
+        "env_kwargs": from_json(config["env_kwargs"]),
+        "wrappers": [*wrappers, with_plain_rewards],
+    }
 
 
-def _environment(name: str) -> Any:
-    """A Gymnasium id as it is; the callable that makes an environment where "module:name" names one."""
+def _environment(name: str, where: str = "--env: ") -> Any:
+    """A Gymnasium id as it is; the callable that makes an environment where "module:name" names one.
+
+    Raises:
+        ValueError: if the name is that of a callable, which is not there.
+    """
+    if "(" in name or why_lost(name) is not None:
+        return _named(name, where)
     try:
-        found = pkgutil.resolve_name(name) if ":" in name else None
-    except (ImportError, AttributeError, ValueError):
+        found = find(name)
+    except NotFoundError:
         return name
     return found if callable(found) else name
 

@@ -4,11 +4,9 @@ A field is written once: its metadata holds the check that runs whenever the fie
 """
 
 import difflib
-import importlib
 import inspect
 import json
 import math
-import operator
 import os
 import reprlib
 from collections.abc import Callable, Mapping
@@ -18,6 +16,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, TypeVar, get_a
 
 import numpy as np
 
+from sacref.callables import MODULE, NotFoundError, UnnamedError, find, text_of
 from sacref.spec.schedules import FACTORS, SCHEDULES, KLAdaptive
 
 RewardsShaper: TypeAlias = Callable[[Any, int, int], Any]
@@ -56,6 +55,10 @@ class Schedule(NamedTuple):
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message says what came, what was expected, and the fix."""
+
+
+class CallableError(ConfigError):
+    """A name of code in a configuration that was not imported: it may not be, or there is no such thing."""
 
 
 class _ExpectedError(ValueError):
@@ -312,17 +315,12 @@ def _require_arguments(path: str, function: Callable[..., Any], positional: int,
 
 
 def _resolve(name: str) -> Any:
-    module, _, attribute = name.partition(":")
-    if not module or not attribute or module.startswith("."):
+    if ":" not in name:
         raise _ExpectedError('a callable, or its name as "module:name"')
     try:
-        found = importlib.import_module(module)
-    except ImportError as error:
-        raise _ExpectedError(f'"module:name" of something that can be imported ({error}): is its folder on PYTHONPATH?') from error
-    try:
-        return operator.attrgetter(attribute)(found)
-    except AttributeError as error:
-        raise _ExpectedError(f'"module:name" of something that exists ({error})') from error
+        return find(name)
+    except NotFoundError as error:
+        raise _ExpectedError(str(error)) from error
 
 
 def _rewards_shaper() -> Metadata:
@@ -336,22 +334,17 @@ def _rewards_shaper() -> Metadata:
 
 
 def _name_of(path: str, function: Any) -> str:
-    """The inverse of `_resolve`.
+    """The text by which a callable is found again.
 
     Raises:
         ConfigError: if the callable has no name that would find it again.
     """
-    name = f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', '')}"
     try:
-        found = None if "<" in name else _resolve(name)
-    except _ExpectedError:
-        found = None
-    if found is not function:
+        return text_of(function)
+    except UnnamedError as error:
         raise ConfigError(
-            f"{path} is {function!r}, which has no importable name, so it cannot be written: "
-            f"define it with `def` at the top level of a module and assign that"
-        )
-    return name
+            f"{path} is {function!r}, which has no importable name ({error}), so it cannot be written: {MODULE} and assign that"
+        ) from error
 
 
 def _experiment() -> Metadata:
@@ -378,7 +371,8 @@ class _Config:
         try:
             checked = self.__dataclass_fields__[name].metadata["check"](value)
         except _ExpectedError as expected:
-            raise ConfigError(f"{cls.__name__}.{name} is {_short.repr(value)}, expected {expected}") from expected.__cause__
+            kind = CallableError if isinstance(expected.__cause__, NotFoundError) else ConfigError
+            raise kind(f"{cls.__name__}.{name} is {_short.repr(value)}, expected {expected}") from expected.__cause__
         object.__setattr__(self, name, checked)
 
     def validate(self) -> None:
@@ -433,12 +427,12 @@ def _filled(cls: type[ConfigT], values: Any, import_callables: bool) -> ConfigT:
     for name, value in values.items():
         if name not in cls.__dataclass_fields__:
             raise ConfigError(f"{cls.__name__} has no field {_unknown(cls, name)}")
-        if name in _CALLABLES and not import_callables:
+        if name in CALLABLES and not import_callables:
             for text in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(text, str) and text not in HARMLESS:
-                    raise ConfigError(
+                    raise CallableError(
                         f"{cls.__name__}.{name} is {text!r}, which names code to import, and importing is off here: "
-                        f"set {name} to None, or load with import_callables=True if you trust the source"
+                        f"set {name} to None, or load with import_callables=True (--import-callables) if you trust the source"
                     )
         try:
             setattr(cfg, name, from_json(value) if name.endswith("_kwargs") else value)
@@ -477,7 +471,8 @@ def _written_arguments(path: str, kwargs: dict[str, Any]) -> Any:
         raise ConfigError(f"{path} is {kwargs}, which cannot be written ({error}): expected numbers, strings, lists and dicts") from error
 
 
-_CALLABLES = ("learning_rate_scheduler", "observation_preprocessor", "state_preprocessor", "rewards_shaper")
+CALLABLES = ("learning_rate_scheduler", "observation_preprocessor", "state_preprocessor", "rewards_shaper")
+"""Fields that hold callables, which are written by their names."""
 
 
 def _schedule(path: str, part: str, rate: float, function: Callable[..., Any], kwargs: Mapping[str, Any]) -> Schedule:

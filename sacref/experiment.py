@@ -18,7 +18,9 @@ import numpy as np
 import sacref
 from sacref import checkpoint, envs, run_directory, training
 from sacref import resumption as resuming
+from sacref.callables import description, why_lost
 from sacref.config import SACConfig, as_json, paper_config
+from sacref.envs import snapshots
 from sacref.envs.space_records import read_space, write_space
 from sacref.envs.spaces import boxes, check_spaces
 from sacref.envs.states import have, state_space_of
@@ -31,6 +33,7 @@ from sacref.run_directory import (
     Resumed,
     find_checkpoints,
     fresh_directory,
+    named_callables,
     read_config,
     reading_config_of,
     require_same,
@@ -133,7 +136,9 @@ def train(
 
     Args:
         backend: "torch" or "jax".
-        env: a Gymnasium id, or a callable that makes one environment (to be importable by its name, if the run shall be resumed).
+        env: a Gymnasium id, or a callable that makes one environment. It and the wrappers are written by their names, a
+            `functools.partial` with its arguments (numbers, text, lists, dicts, NumPy arrays, importable callables); a run with one that
+            has no name (a lambda, a local function, an instance) cannot be resumed, nor evaluated from the command line.
         steps: environment steps, of all environments of all ranks together; rounded up to whole vector steps.
         seed: of everything: weights, agent, environments, evaluations. It replaces the configuration's.
         run_dir: where to write; None makes `runs/<env>-<backend>-<seed>-<date>`.
@@ -268,6 +273,14 @@ class _Plan:
         check_spaces(observation_space, state_space, action_space)
         return {"observation_space": observation_space, "state_space": state_space, "action_space": action_space}
 
+    def uncaptured(self, training_envs: VectorEnv) -> str | None:
+        """Why the methods by which users' environments are captured cannot be used; tried on one that nothing else uses."""
+        if not snapshots.with_methods(training_envs):
+            return None
+        with closing(self.make_envs(1)) as tried:
+            tried.reset(seed=self.seed_of_envs)
+            return snapshots.refused(tried)
+
     @property
     def seed_of_envs(self) -> int:
         return _derive(self.asked.seed, 0, self.start, self.ranks.rank)
@@ -280,7 +293,7 @@ class _Plan:
             "backend": asked.backend,
             "env": name_of(asked.env),
             "env_kwargs": as_json("env_kwargs", asked.env_kwargs or {}),
-            "wrappers": [_name(wrapper) for wrapper in asked.wrappers],
+            "wrappers": [description(wrapper) for wrapper in asked.wrappers],
             "steps": asked.steps,
             "seed": asked.seed,
             "num_envs": asked.num_envs,
@@ -316,7 +329,7 @@ class _Plan:
         agent.checkpoint_interval = 0  # the run writes them, with its environments
         return agent
 
-    def make_keeper(self, agent: Any, training_envs: VectorEnv, entry: Entry | None) -> resuming.Keeper:
+    def make_keeper(self, agent: Any, training_envs: VectorEnv, entry: Entry | None, uncaptured: str | None) -> resuming.Keeper:
         interval = self.settings.experiment.checkpoint_interval
         return resuming.Keeper(
             agent,
@@ -326,6 +339,7 @@ class _Plan:
             every=max(1, self.timesteps // 10) if interval == "auto" else int(interval),
             keep=self.asked.keep_checkpoints,
             entry=entry if self.resumed is not None and self.resumed.ranks == self.ranks.size else None,
+            uncaptured=uncaptured,
         )
 
 
@@ -391,6 +405,12 @@ def run_training(member: Membership | None, asked: Arguments) -> TrainingResult:
                 "sacref.preprocessing:RunningStandardScaler, which is a part of the agent"
             )
         config = plan.config(spaces)
+        for option, text in named_callables(config).items() if ranks.rank == 0 else ():
+            if (reason := why_lost(text)) is not None:
+                logger.warning("%s is %s, so that sacref eval, sacref video and --resume will not find it: it %s", option, text, reason)
+        uncaptured = plan.uncaptured(training_envs)
+        if uncaptured is not None and ranks.rank == 0:
+            logger.warning("a resumed run would begin its episodes anew: %s", uncaptured)
         entry = None
         if resumed is not None:
             require_same(directory, resumed, config)
@@ -403,11 +423,11 @@ def run_training(member: Membership | None, asked: Arguments) -> TrainingResult:
             resumption = resuming.Resumption(None, None)
             if resumed is not None:
                 agent.load(resumed.checkpoint)
-                resumption = resuming.resume(resumed.checkpoint, agent, ranks, training_envs, plan.start)
+                resumption = resuming.resume(resumed.checkpoint, agent, ranks, training_envs, plan.start, uncaptured)
             run = _Run(
                 agent,
                 ranks,
-                plan.make_keeper(agent, training_envs, entry),
+                plan.make_keeper(agent, training_envs, entry, uncaptured),
                 directory,
                 plan.timesteps,
                 math.ceil(plan.evaluation_interval / plan.together),
@@ -488,17 +508,20 @@ def prepare_process(backend: Backend, device: str | None = None) -> None:
         importlib.import_module("sacref.jax.compilation").keep_compilations()
 
 
-def load(run_dir: str | Path, *, checkpoint: str | Path | None = None, device: str | None = None) -> Agent:
-    """The agent of a run, ready to act: in evaluation mode, without a replay memory. It runs no code that the run names.
+def load(run_dir: str | Path, *, checkpoint: str | Path | None = None, device: str | None = None, import_callables: bool = False) -> Agent:
+    """The agent of a run, ready to act: in evaluation mode, without a replay memory. It runs no code that the run names, unless allowed.
 
     Args:
         run_dir: as `train` wrote it.
         checkpoint: the name of one of its checkpoints ("best" is that of the best evaluation), or a path to one; None is the newest that
             is sound.
         device: the backend's name of a device; None lets the backend choose.
+        import_callables: whether what acting needs of the run's own code may be imported, which runs it: its preprocessors, and the
+            rewards shaper of a recurrent policy that sees rewards.
 
     Raises:
-        RunError: if the directory holds no run, or no such checkpoint. BackendError: if its backend is not installed.
+        RunError: if the directory holds no run, or no such checkpoint, or the run names code that may not be imported.
+        BackendError: if its backend is not installed.
         CheckpointError: if the checkpoint is damaged.
     """
     directory = Path(run_dir).expanduser().absolute()
@@ -514,9 +537,11 @@ def load(run_dir: str | Path, *, checkpoint: str | Path | None = None, device: s
             "action_space": read_space(config["action_space"]),
         }
         options = dict(config["models"])
-        # What shapes the rewards and the rates is not needed to act, and its name would be imported.
-        unneeded: dict[str, Any] = {"rewards_shaper": None, "learning_rate_scheduler": None, "learning_rate_scheduler_kwargs": {}}
-        cfg = SACConfig.from_dict({**config["cfg"], **unneeded}, import_callables=False)
+        # What shapes the rates is not needed to act, nor what shapes rewards that the policy does not see, and its name would be imported.
+        unneeded: dict[str, Any] = {"learning_rate_scheduler": None, "learning_rate_scheduler_kwargs": {}}
+        if options.get("recurrent") is None or "rewards" not in options.get("feed_previous", ()):
+            unneeded["rewards_shaper"] = None
+        cfg = SACConfig.from_dict({**config["cfg"], **unneeded}, import_callables=import_callables)
         _refuse_large(paths, spaces["observation_space"], hidden, options)
     cfg.experiment.directory, cfg.experiment.experiment_name = str(directory.parent), directory.name
     module = import_backend(backend)
@@ -687,10 +712,6 @@ def _copies(copies: int, ranks: Ranks) -> int:
     return copies // ranks.size + (ranks.rank < copies % ranks.size)
 
 
-def _name(function: Any) -> str:
-    return f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', type(function).__qualname__)}"
-
-
 def _configuration(cfg: SACConfig | Mapping[str, Any] | None, resumed: Resumed | None, num_envs: int) -> SACConfig:
     """A configuration of the run's own, so that the caller's stays as it is."""
     if isinstance(cfg, SACConfig):
@@ -707,5 +728,5 @@ def _configuration(cfg: SACConfig | Mapping[str, Any] | None, resumed: Resumed |
 
 
 def name_of(env: str | EnvironmentFactory) -> str:
-    """The id of a task, or the name by which its callable is imported."""
-    return env if isinstance(env, str) else f"{env.__module__}:{getattr(env, '__qualname__', type(env).__qualname__)}"
+    """The id of a task, or the text of its callable."""
+    return env if isinstance(env, str) else description(env)

@@ -71,6 +71,7 @@ class Keeper:
         directory: of the run. envs: whose state is captured where it can be.
         every: timesteps between checkpoints; none at 0. keep: how many of the last checkpoints stay.
         entry: of the checkpoint that the agent's memory was restored from; None for another memory.
+        uncaptured: why the environments' state is not captured; None to try.
     """
 
     def __init__(
@@ -83,13 +84,15 @@ class Keeper:
         every: int,
         keep: int,
         entry: Entry | None = None,
+        uncaptured: str | None = None,
     ) -> None:
         self.agent, self.ranks, self.directory, self.envs = agent, ranks, directory, envs
         self.every, self.keep = every, keep
         self._replay = ReplayLog(rank_part(checkpoints_of(directory) / REPLAY, ranks.rank), entry)
         if entry is not None:
             self._replay.restored(agent.memory)
-        self._said_why = False
+        self._uncaptured = uncaptured
+        self._said_why = uncaptured is not None  # by who gave it
 
     def after_timestep(self, standing: Standing, timesteps: int) -> None:
         """Write a checkpoint where one is due; the end's is for `write`.
@@ -132,7 +135,7 @@ class Keeper:
         value = {"agent": self.agent.live_state(), "observations": standing.observations, "states": standing.states}
         metadata: dict[str, Any] = {"live": encode(value, "live", arrays), "files": lengths(self.directory)}
         groups = {LIVE[0]: arrays}
-        snapshot = snapshots.capture(self.envs)
+        snapshot = self._uncaptured or snapshots.capture(self.envs)
         if isinstance(snapshot, str):
             metadata["not_captured"] = snapshot
             if not self._said_why and self.ranks.rank == 0:
@@ -217,10 +220,20 @@ class Resumption:
     on_begin: Callable[[], None] | None
 
 
-def resume(path: Path, agent: Any, ranks: Ranks, envs: gymnasium.vector.VectorEnv[Any, Any, Any], timestep: int) -> Resumption:
+def resume(
+    path: Path,
+    agent: Any,
+    ranks: Ranks,
+    envs: gymnasium.vector.VectorEnv[Any, Any, Any],
+    timestep: int,
+    uncaptured: str | None = None,
+) -> Resumption:
     """Restore the environments to how they were at a checkpoint, and say how the agent's own part is restored.
 
     Where that cannot be, the log says why, and the episodes begin anew.
+
+    Args:
+        uncaptured: why the environments cannot be restored; None to try.
 
     Raises:
         CheckpointError: if the checkpoint is damaged, or of other environments.
@@ -236,7 +249,7 @@ def resume(path: Path, agent: Any, ranks: Ranks, envs: gymnasium.vector.VectorEn
     elif "environment" not in read.metadata:
         reason = one_line(read.metadata.get("not_captured"))
     else:
-        reason = snapshots.of_other_kind(envs, read.metadata["environment"])
+        reason = uncaptured or snapshots.of_other_kind(envs, read.metadata["environment"])
     if any(said is not None for said in ranks.gather(reason)):
         if ranks.rank == 0:
             logger.warning("%s: the episodes begin anew (%s)", path, reason)

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import gymnasium
 
 from sacref import checkpoint, resumption
+from sacref.callables import has_no_name
+from sacref.config import CALLABLES, CallableError
 from sacref.envs.space_records import read_space
 from sacref.evaluation import LARGEST_RETURN, Evaluation
 from sacref.ranks import Ranks
@@ -21,6 +23,8 @@ RUN_FILES = (CONFIG, "evaluation.json", "metrics.jsonl", "curve.png")
 """What a run writes into its directory, beside `checkpoints/agent_*` and TensorBoard's `events.out.tfevents.*`."""
 
 MOST_STEPS = 2**53
+LONGEST_SLUG = 100
+"""Letters of the environment's name in that of a directory."""
 
 T = TypeVar("T")
 
@@ -44,7 +48,7 @@ class Resumed:
 
 def fresh_directory(env_name: str, backend: str, seed: int) -> Path:
     """Where a run is written that was given no directory."""
-    slug = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in env_name)
+    slug = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in env_name.partition("(")[0][:LONGEST_SLUG])
     return Path("runs") / f"{slug}-{backend}-{seed}-{datetime.now():%Y%m%d-%H%M%S-%f}"
 
 
@@ -179,6 +183,8 @@ def reading_config_of(directory: Path) -> Iterator[None]:
         yield
     except RunError:
         raise
+    except CallableError as error:
+        raise RunError(f"{directory / 'config.json'}: {checkpoint.one_line(error)}") from error
     except (KeyError, TypeError, ValueError, AttributeError, AssertionError, ArithmeticError, RuntimeError) as error:
         said = f"{type(error).__name__}: {checkpoint.one_line(error)}"
         raise RunError(f"{directory / CONFIG} is damaged ({said}): restore it, or train again") from error
@@ -202,10 +208,28 @@ def read_config(run_dir: str | Path) -> dict[str, Any]:
     return config
 
 
+def named_callables(config: Mapping[str, Any]) -> dict[str, str]:
+    """Option -> the text of each callable that a run was given, of what `config.json` holds."""
+    cfg = config.get("cfg")
+    fields = {f"cfg.{name}": cfg.get(name) for name in CALLABLES} if isinstance(cfg, Mapping) else {}
+    given = {"env": config.get("env"), "wrappers": config.get("wrappers"), **fields}
+    lists = {name: value if isinstance(value, list) else [value] for name, value in given.items()}
+    return {
+        name if values is not given[name] else f"{name}.{number}": text
+        for name, values in lists.items()
+        for number, text in enumerate(values)
+        if isinstance(text, str)
+    }
+
+
 def require_same(directory: Path, resumed: Resumed, config: Mapping[str, Any]) -> None:
     """Refuse to resume a run with other settings than its own."""
     free = {"sacref", "steps", "ranks", "steps_offset", "backend", "device", "vectorization"}
     free |= {"evaluation_interval", "evaluation_episodes", "evaluation_max_steps", "keep_checkpoints"}
+    for values in (resumed.config, config):
+        for option, text in named_callables(values).items():
+            if (reason := has_no_name(text)) is not None:
+                raise RunError(f"{directory} cannot be resumed: {option} is {checkpoint.short.repr(text)[1:-1]}, which {reason}")
     # Through JSON, as the stored one went: a tuple is a list there.
     wanted, stored = _flat(json.loads(json.dumps(config))), _flat(resumed.config)
     changed = [

@@ -473,6 +473,22 @@ def test_rewards_shaper_by_name_is_resolved_and_written_back() -> None:
     assert SACConfig(rewards_shaper=np.linalg.norm).to_dict()["rewards_shaper"].endswith(":norm")
 
 
+def scaled(rewards: Any, timestep: int, timesteps: int, *, by: float) -> Any:
+    return by * rewards
+
+
+def test_a_partial_is_written_with_its_arguments_and_found_again() -> None:
+    cfg = SACConfig(rewards_shaper=functools.partial(scaled, by=0.5))
+    text = f"{__name__}:scaled(by=0.5)"
+    assert cfg.to_dict()["rewards_shaper"] == text
+    again: Any = SACConfig.from_json(cfg.to_json()).rewards_shaper
+    assert (again.func, again.args, again.keywords, again(4.0, 0, 1)) == (scaled, (), {"by": 0.5}, 2.0)
+    with pytest.raises(ConfigError, match=r"which names code to import, and importing is off here"):
+        SACConfig.from_json(cfg.to_json(), import_callables=False)
+    with pytest.raises(ConfigError, match=r"an instance of .*:Shaper\), so it cannot be written"):
+        SACConfig(rewards_shaper=functools.partial(Shaper(), 1)).to_dict()
+
+
 class Shaper:
     """A callable instance has no name of its own."""
 

@@ -15,6 +15,7 @@ import sacref
 
 FLOORS = {
     "spec": 0,
+    "callables": 1,
     "config": 1,
     "types": 1,
     "tree": 1,

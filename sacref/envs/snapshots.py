@@ -132,7 +132,7 @@ def capture(envs: VectorEnv[Any, Any, Any]) -> Snapshot | str:
     own = _own(envs)
     try:
         if own is not None:
-            layer = {"is": _name(envs), "state": encode(own.get_state(), "vector", arrays)}
+            layer = {"is": _name(envs), "state": encode(_call(own, "get_state"), "vector", arrays)}
             header = _header(None, own.metadata["autoreset_mode"])
             return Snapshot(arrays, {**header, "kind": _name(envs), "vector": None, "environments": [[layer]]})
         sync = _sync(envs)
@@ -182,6 +182,41 @@ def restore(envs: VectorEnv[Any, Any, Any], snapshot: Snapshot) -> None:
         raise SnapshotError(
             f"the snapshot cannot be restored ({type(error).__name__}: {one_line(error)}): make the environments anew"
         ) from error
+
+
+def with_methods(envs: VectorEnv[Any, Any, Any]) -> list[Environment]:
+    """The wrappers and tasks of a `SyncVectorEnv` that take part by methods of their own."""
+    return [layer for env in envs.envs for layer in _layers(env) if _has_methods(layer)] if type(envs) is SyncVectorEnv else []
+
+
+def refused(envs: VectorEnv[Any, Any, Any]) -> str | None:
+    """Why the methods `get_state` and `set_state` of a wrapper or task are of no use, and the fix.
+
+    Each `set_state` is given what `get_state` has just returned, which must leave the environment as it was. None where all of them do
+    that; what has no such methods is for `capture` to judge.
+
+    Args:
+        envs: after a reset. Where the answer is a sentence, their state may have become anything.
+    """
+    for layer in with_methods(envs):
+        generator = None if isinstance(layer, gymnasium.Wrapper) else layer._np_random
+        states: list[Any] = []
+        try:
+            for _ in range(2):
+                arrays: dict[str, NDArray[Any]] = {}
+                states.append((encode(_call(layer, "get_state"), _name(layer), arrays), arrays))
+                before = None if generator is None else dict(generator.bit_generator.state)
+                _call(layer, "set_state", decode(states[-1][0], arrays))
+                if generator is not None:
+                    generator.bit_generator.state = before
+        except UnsupportedError as error:
+            return str(error)
+        if not _same_state(*states):
+            return (
+                f"set_state of {_name(layer)} does not restore what get_state returned: get_state returns something else after it. "
+                f"Take back in set_state(self, state) all that get_state(self) returns"
+            )
+    return None
 
 
 def of_other_kind(envs: VectorEnv[Any, Any, Any], metadata: Mapping[str, Any]) -> str | None:
@@ -335,12 +370,11 @@ def _get(layer: Environment) -> State:
     Raises:
         UnsupportedError: saying why it cannot be captured.
     """
-    task: Any = layer
     state: State = {}
     if not isinstance(layer, gymnasium.Wrapper):
         state["generator"] = generator_state(layer)
     if _has_methods(layer):
-        return state | {"own": task.get_state()}
+        return state | {"own": _call(layer, "get_state")}
     if _is_mujoco_task(layer):
         return state | simulation_state(layer)
     for path in _attributes(layer):
@@ -351,6 +385,30 @@ def _get(layer: Environment) -> State:
             value = time.perf_counter() - value
         state[path] = list(value) if isinstance(value, deque) else value
     return state
+
+
+def _call(layer: Any, method: str, *arguments: Any) -> Any:
+    """Call a method of a user's wrapper, task or vector environment.
+
+    Raises:
+        UnsupportedError: for whatever it raises.
+    """
+    try:
+        return getattr(layer, method)(*arguments)
+    except UnsupportedError:
+        raise
+    except Exception as error:  # of code that is not ours
+        raise UnsupportedError(
+            f"{method} of {_name(layer)} raised {type(error).__name__} ({one_line(error)}): define get_state(self), and "
+            f"set_state(self, state), which takes what get_state returned; or give them other names, if they are for something else"
+        ) from error
+
+
+def _same_state(one: tuple[Any, Mapping[str, NDArray[Any]]], other: tuple[Any, Mapping[str, NDArray[Any]]]) -> bool:
+    """Whether two encoded states are equal, NaN included."""
+    (value, arrays), (again, others) = one, other
+    same = repr(value) == repr(again) and arrays.keys() == others.keys()  # as text: NaN differs from itself
+    return same and all(array.dtype == others[name].dtype and array.tobytes() == others[name].tobytes() for name, array in arrays.items())
 
 
 def _setters(envs: SyncVectorEnv[Any, Any], snapshot: Snapshot) -> Iterator[Callable[[], None]]:

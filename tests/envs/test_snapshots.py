@@ -334,6 +334,59 @@ def test_what_is_not_known_makes_it_not_capturable(around: Any, said: str) -> No
     assert re.match(said, found), found
 
 
+def other_signature(self: Any, agent: Any) -> Any:
+    return {"count": self.count}
+
+
+def sets_the_half(self: Any, state: Any) -> None:
+    self.count = self.place = 1.0 + next(iter(state.values()))
+
+
+def takes_a_number(self: Any, state: Any) -> None:
+    self.count = int(state)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            {"get_state": other_signature},
+            r"get_state of .*:Faulty raised TypeError .*agent.*: define get_state\(self\), and set_state\(self, s",
+        ),
+        ({"set_state": lambda self: None}, r"set_state of .*:Faulty raised TypeError"),
+        ({"set_state": takes_a_number}, r"set_state of .*:Faulty raised TypeError .*int.* argument"),
+        ({"set_state": sets_the_half}, r"set_state of .*:Faulty does not restore what get_state returned"),
+        ({"get_state": lambda self: {"thing": object()}}, r".*Faulty.thing is a builtins.object, expected numbers"),
+    ],
+    ids=["get_state's signature", "set_state's signature", "another state", "another value", "no state"],
+)
+@pytest.mark.parametrize("kind", [Known, Task])
+def test_methods_of_the_users_that_cannot_be_used_are_refused_by_name(kind: Any, changed: dict[str, Any], said: str) -> None:
+    faulty = type("Faulty", (kind,), {"count": 0, "trace": 0.0, **changed})
+    made = make("Pendulum-v1", **stack(faulty)) if kind is Known else envs.make(faulty, 2, seed=0)
+    found = snapshots.refused(made)
+    assert found is not None and re.match(said, found), found
+    if "get_state" in changed:  # at a checkpoint, too, it is a sentence, and ends no training
+        assert isinstance(capture(made), str)
+
+
+def draws(self: Any, state: Any) -> None:
+    self.place = state["place"]
+    self.np_random.normal()
+
+
+@pytest.mark.parametrize("changed", [{}, {"set_state": draws}], ids=["as it is", "drawing"])
+def test_trying_the_users_methods_changes_nothing(changed: dict[str, Any]) -> None:
+    one, other = (envs.make(type("Tried", (Task,), changed), 2, seed=3, **stack(Known)) for _ in range(2))
+    chosen = actions(one, 5, 0)
+    for each in (one, other):
+        run(each, chosen)
+    assert snapshots.refused(one) is None
+    assert equal(run(one, chosen), run(other, chosen))
+    for plain in (make("Pendulum-v1", **stack(Counter)), make("Pendulum-v1")):  # which have no such methods
+        assert snapshots.refused(plain) is None
+
+
 def test_other_tasks_vector_environments_and_processes_are_not_capturable() -> None:
     found = capture(envs.make(type("Silent", (Task,), {"get_state": None}), 1, seed=0))
     assert isinstance(found, str) and "what the task" in found
