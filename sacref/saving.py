@@ -145,7 +145,7 @@ class Saved(Live[ArrayT]):
         rank, the gradient steps so far), and the log says so.
 
         An agent without a memory only acts, and asks for what acting reads: the policy and the preprocessors. Of critics and optimizers it
-        takes what both have, and keeps its own of what the checkpoint does not have.
+        takes what both have, and keeps its own of what the checkpoint does not have. Without a state_space it leaves out what is of states.
 
         As many ranks as wrote it go on exactly. Of another number, rank r takes the memory of the old rank r modulo their number, random
         streams begin anew from (seed, rank, the gradient steps so far), and a warning says so.
@@ -223,7 +223,10 @@ class Saved(Live[ArrayT]):
         """Refuse a checkpoint of an agent with other spaces: its weights would read other inputs, and its actions mean others."""
         own = records_of(self)
         try:
-            found = [text for name in SPACES for text in differences(stored[name], own[name], name, ordered=True)]
+            names = [
+                name for name in SPACES if not (self.memory is None and own[name] is None)
+            ]  # states that it does not see are the critics'
+            found = [text for name in names for text in differences(stored[name], own[name], name, ordered=True)]
         except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             said = f"{type(error).__name__}: {checkpoint.one_line(error)}"
             raise checkpoint.CheckpointError(
@@ -237,7 +240,9 @@ class Saved(Live[ArrayT]):
 
     def _wants(self, own: Mapping[str, NDArray[Any]], group: str, name: str) -> bool:
         """Whether an array of a checkpoint is read."""
-        return self.memory is not None or group == "streams" or name in own or not LEARNING.match(name)
+        if self.memory is not None or group == "streams" or name in own:
+            return True
+        return not (LEARNING.match(name) or (self.state_space is None and name.startswith("preprocessor.states")))
 
     def _completed(self, groups: Mapping[str, Mapping[str, NDArray[Any]]], own: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The learned arrays of a checkpoint; for an agent that only acts, with its own of the critics and of what optimizers hold that

@@ -103,7 +103,12 @@ class Killed(BaseException):
     """In the place of a signal that no handler sees."""
 
 
-@pytest.mark.parametrize("row", TABLE)
+LIVES = [
+    pytest.param(name, row, marks=() if name == "torch" or row == "the update" else pytest.mark.full) for name in BACKENDS for row in TABLE
+]
+
+
+@pytest.mark.parametrize(("backend", "row"), LIVES, indirect=["backend"])
 def test_an_option_goes_through_the_life_of_a_run(
     backend: Backend, row: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

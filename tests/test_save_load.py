@@ -343,6 +343,19 @@ def test_an_agent_that_only_acts_keeps_its_own_of_what_only_learning_reads(backe
     assert_same_arrays(actor.arrays(), {**before, **alone.arrays()})
 
 
+def test_an_agent_that_only_acts_needs_no_states_of_critics(backend: Backend, tmp_path: Path) -> None:
+    scaled = {"observation_preprocessor": RunningStandardScaler}
+    spaces = Spaces(state=box(-1.0, 1.0, (5,)))
+    agent = backend.agent(spaces, state_preprocessor=RunningStandardScaler, **scaled)
+    fill(agent, 4)
+    agent.save(tmp_path / "saved")
+    alone = policy_alone(backend, **scaled)
+    alone.load(tmp_path / "saved")
+    assert_acts_alike(agent, alone)
+    with pytest.raises(CheckpointError, match="state_space"):
+        backend.agent(**scaled).load(tmp_path / "saved")
+
+
 @pytest.mark.parametrize(
     ("breaks", "message"),
     [
