@@ -223,9 +223,8 @@ class Saved(Live[ArrayT]):
         """Refuse a checkpoint of an agent with other spaces: its weights would read other inputs, and its actions mean others."""
         own = records_of(self)
         try:
-            names = [
-                name for name in SPACES if not (self.memory is None and own[name] is None)
-            ]  # states that it does not see are the critics'
+            # Without a state_space, who only acts leaves states to the critics.
+            names = [name for name in SPACES if not (self.memory is None and own[name] is None)]
             found = [text for name in names for text in differences(stored[name], own[name], name, ordered=True)]
         except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             said = f"{type(error).__name__}: {checkpoint.one_line(error)}"

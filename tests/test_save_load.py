@@ -314,7 +314,7 @@ def assert_acts_alike(agent: Any, other: Any) -> None:
 
 
 def test_an_agent_that_only_acts_asks_for_what_acting_reads(backend: Backend, tmp_path: Path) -> None:
-    scaled = {"observation_preprocessor": RunningStandardScaler}
+    scaled: dict[str, Any] = {"observation_preprocessor": RunningStandardScaler}
     agent = trained(backend, num_critics=3, target_subset=2, **SCHEDULED, **scaled)
     agent.save(tmp_path / "saved")
     alone = policy_alone(backend, **scaled)
@@ -344,7 +344,7 @@ def test_an_agent_that_only_acts_keeps_its_own_of_what_only_learning_reads(backe
 
 
 def test_an_agent_that_only_acts_needs_no_states_of_critics(backend: Backend, tmp_path: Path) -> None:
-    scaled = {"observation_preprocessor": RunningStandardScaler}
+    scaled: dict[str, Any] = {"observation_preprocessor": RunningStandardScaler}
     spaces = Spaces(state=box(-1.0, 1.0, (5,)))
     agent = backend.agent(spaces, state_preprocessor=RunningStandardScaler, **scaled)
     fill(agent, 4)

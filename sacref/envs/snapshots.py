@@ -186,7 +186,7 @@ def restore(envs: VectorEnv[Any, Any, Any], snapshot: Snapshot) -> None:
 
 def with_methods(envs: VectorEnv[Any, Any, Any]) -> list[Environment]:
     """The wrappers and tasks of a `SyncVectorEnv` that take part by methods of their own."""
-    return [layer for env in envs.envs for layer in _layers(env) if _has_methods(layer)] if type(envs) is SyncVectorEnv else []
+    return [layer for env in envs.envs for layer in _layers(env) if _has_methods(layer)] if isinstance(envs, SyncVectorEnv) else []
 
 
 def refused(envs: VectorEnv[Any, Any, Any]) -> str | None:
@@ -205,7 +205,7 @@ def refused(envs: VectorEnv[Any, Any, Any]) -> str | None:
             for _ in range(2):
                 arrays: dict[str, NDArray[Any]] = {}
                 states.append((encode(_call(layer, "get_state"), _name(layer), arrays), arrays))
-                before = None if generator is None else dict(generator.bit_generator.state)
+                before: Any = None if generator is None else dict(generator.bit_generator.state)
                 _call(layer, "set_state", decode(states[-1][0], arrays))
                 if generator is not None:
                     generator.bit_generator.state = before
