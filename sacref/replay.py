@@ -6,7 +6,7 @@ Each environment has a ring of its own, of `slots` rows, so that what follows a 
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -332,7 +332,8 @@ class Staging:
         """
         if self._count + keep.shape[0] > self.rows:
             raise ValueError(f"ReplayMemory: {keep.shape[0]} rows came, room is for {self.rows - self._count}: add num_envs rows at a time")
-        with np.errstate(over="ignore"):  # rows that are not kept may hold anything
+        # Rows that are not kept may hold anything.
+        with nullcontext() if np.count_nonzero(keep) == keep.size else np.errstate(over="ignore"):
             stored: Transition[NDArray[Any]] = map_leaves(lambda dtype, values: np.array(values, dtype), self._dtypes, transition)
         self._waiting.append((stored, np.array(keep, np.bool_)))
         self._count += keep.shape[0]

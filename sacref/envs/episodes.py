@@ -138,13 +138,17 @@ def dropped_rows(infos: Any, like: Bool[ArrayT, "envs"]) -> Bool[ArrayT, "envs"]
 def _equal_rows(xp: _Namespace, a: Tree, b: Tree) -> Any:
     """`(envs,)`: whether all numbers of a row are equal, in the dtype of `b`: what was on the device may have been rounded there."""
     pairs = zip(leaves(a), leaves(b), strict=True)
-    with np.errstate(over="ignore"):  # a number that the device does not have equals none of its
-        alike = [(left if left.dtype == right.dtype else xp.asarray(left, dtype=right.dtype), right) for left, right in pairs]
+    alike = [(left if left.dtype == right.dtype else _rounded(xp, left, right.dtype), right) for left, right in pairs]
     equal = [xp.all(xp.reshape(left == right, (left.shape[0], -1)), axis=1) for left, right in alike]
     together = equal[0]
     for more in equal[1:]:
         together = xp.logical_and(together, more)
     return together
+
+
+def _rounded(xp: _Namespace, array: Any, dtype: Any) -> Any:
+    with np.errstate(over="ignore"):  # a number that the device does not have equals none of its
+        return xp.asarray(array, dtype=dtype)
 
 
 def _apply_final_observations(xp: _Namespace, next_observations: Tree, ended: Any, infos: Any) -> tuple[Any, Tree]:
