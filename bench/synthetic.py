@@ -10,8 +10,8 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from sacref.algorithm.data import Batch
 from sacref.parity.data import synthetic_replay
-from sacref.types import Batch
 
 OBSERVATION, ACTION = 17, 6
 LEARNING_RATE = 3e-4

@@ -14,16 +14,16 @@ from typing import Any
 
 import numpy as np
 
+from sacref.algorithm.data import Transition
+from sacref.algorithm.replay import Follow
 from sacref.border import Rows
 from sacref.config import ConfigError, Execution, SACConfig
 from sacref.envs.spaces import check_spaces
 from sacref.live import NextAction
 from sacref.ranks import Ranks
-from sacref.replay import Follow
 from sacref.saving import Saved
 from sacref.spec.arrays import ArrayT
 from sacref.tree import leaves, map_leaves, named_leaves
-from sacref.types import Transition
 
 UNTRACKED_CHECK_INTERVAL = 1000
 """Timesteps between two looks at the device for rows and parameters that are not finite, where nothing is written."""

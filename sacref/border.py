@@ -8,6 +8,7 @@ from typing import Any, Generic, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from sacref.algorithm.data import Transition
 from sacref.config import SACConfig
 from sacref.envs.episodes import EpisodeBoundaries, dropped_rows, has_entries
 from sacref.envs.scaling import action_bounds, from_box
@@ -15,7 +16,6 @@ from sacref.envs.spaces import Spaces, check_values, exactly
 from sacref.envs.states import final_states
 from sacref.spec.arrays import ArrayT, as_numpy, largest_finite, namespace
 from sacref.tree import Tree, leaves, map_leaves, named_leaves
-from sacref.types import Transition
 
 
 class Rows(NamedTuple, Generic[ArrayT]):

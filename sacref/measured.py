@@ -11,6 +11,7 @@ from typing import Any, Generic
 import numpy as np
 from numpy.typing import NDArray
 
+from sacref.algorithm.data import METRICS
 from sacref.config import PARTS
 from sacref.envs.episodes import EpisodeBoundaries
 from sacref.learned import Learned
@@ -18,7 +19,6 @@ from sacref.ranks import Ranks
 from sacref.spec.arrays import ArrayT
 from sacref.statistics import EpisodeStatistics
 from sacref.tracking import Tracker
-from sacref.types import METRICS
 
 logger = logging.getLogger(__name__)
 

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from sacref.agent import Agent
+from sacref.algorithm.data import Inputs, Transition, Window
+from sacref.algorithm.replay import Follow
 from sacref.border import Rows
 from sacref.config import ConfigError
 from sacref.envs.values import Like, Maybe
 from sacref.model_checks import check_carry_output, check_critic_output, check_parts, check_policy_output, check_reads_states
-from sacref.replay import Follow
 from sacref.spec.arrays import ArrayT, namespace
 from sacref.tree import Tree, leaves, map_leaves
-from sacref.types import Inputs, Transition, Window
 
 logger = logging.getLogger(__name__)
 

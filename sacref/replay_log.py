@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sacref import checkpoint
+from sacref.algorithm.replay import filled_rows
 from sacref.checkpoint import Checkpoint, CheckpointError, short
-from sacref.replay import filled_rows
 
 Entry: TypeAlias = dict[str, Any]
 """What JSON can hold: `slots`, `envs`, `head` and `size` of each environment, and the segments: `number`, `token`, `first`, `count`."""

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike, NDArray
 
+from sacref.algorithm.data import METRICS, Batch, Noise
 from sacref.config import ExperimentConfig, SACConfig
-from sacref.types import METRICS, Batch, Noise
 
 BACKENDS = ["torch", "jax"]
 

@@ -16,10 +16,10 @@ import pytest
 from numpy.typing import NDArray
 
 from sacref import types
+from sacref.algorithm.data import METRICS
 from sacref.config import ConfigError, ExperimentConfig, SACConfig
 from sacref.measured import TAGS
 from sacref.statistics import UNREAD
-from sacref.types import METRICS
 from tests.backends import (
     BACKENDS,
     Backend,

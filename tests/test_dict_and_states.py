@@ -12,9 +12,9 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
 from sacref import training
+from sacref.algorithm.data import Batch, Noise
 from sacref.evaluation import evaluate
 from sacref.preprocessing import RunningStandardScaler
-from sacref.types import Batch, Noise
 from tests.backends import BACKENDS, Backend, Spaces, box, draw_row, load_backend, without_shape_checks
 from tests.envs.test_states import STATE, made
 from tests.fake_agent import FakeAgent

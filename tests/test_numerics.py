@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 import sacref
 from sacref import NumericalError, agent, cli, evaluation, numerics, training
+from sacref.algorithm.data import METRICS
 from sacref.config import ExperimentConfig, SACConfig
 from sacref.numerics import first_fault, listed, not_finite
 from sacref.ranks import Ranks
@@ -68,7 +69,7 @@ def test_the_cause_is_that_of_the_first_metric_that_is_computed(name: str, cause
 
 
 def test_every_metric_has_its_place_in_an_update() -> None:
-    places = [numerics._order(name) for name in sacref.types.METRICS if "scale" not in name and "skipped" not in name]  # which are finite
+    places = [numerics._order(name) for name in METRICS if "scale" not in name and "skipped" not in name]  # which are finite
     assert len(set(places)) == len(numerics._CAUSES) + 1
 
 

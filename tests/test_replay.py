@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from sacref.algorithm.data import Transition
+from sacref.algorithm.replay import Follow, host_bytes
 from sacref.envs.spaces import check_spaces
-from sacref.replay import Follow, host_bytes
-from sacref.types import Transition
 from tests.backends import BACKENDS, Backend, Spaces, assert_same_arrays, box, load_backend
 
 backend = pytest.fixture(params=BACKENDS)(load_backend)

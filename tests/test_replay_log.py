@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sacref import checkpoint, replay_log
+from sacref.algorithm.replay import check_arrays, filled_rows
 from sacref.checkpoint import CheckpointError
-from sacref.replay import check_arrays, filled_rows
 from sacref.replay_log import Entry, ReplayLog
 from tests.backends import BACKENDS, Backend, assert_same_arrays, load_backend
 from tests.test_replay import add, memory_of

@@ -13,10 +13,10 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
 from sacref import training
+from sacref.algorithm.data import Noise, Sequences
 from sacref.config import ConfigError
 from sacref.evaluation import evaluate
 from sacref.naming import under
-from sacref.types import Noise, Sequences
 from tests.backends import BACKENDS, Backend, Spaces, assert_same_arrays, box, draw_row, forward, load_backend, without_shape_checks
 from tests.envs.counting import CountingEnv
 from tests.test_fuse import FUSED, assert_close, fused_agent

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from sacref.algorithm.data import Sequences, Transition
+from sacref.algorithm.replay import Follow
 from sacref.envs.spaces import check_spaces
-from sacref.replay import Follow
 from sacref.tree import leaves, map_leaves, named_leaves
-from sacref.types import Sequences, Transition
 from tests.backends import BACKENDS, Backend, assert_same_arrays, box, fill, load_backend
 
 backend = pytest.fixture(params=BACKENDS)(load_backend)

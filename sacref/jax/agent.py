@@ -14,6 +14,7 @@ from jax import Array
 from numpy.typing import NDArray
 
 from sacref.agent import Agent
+from sacref.algorithm.data import Batch, Noise, Sequences
 from sacref.config import ConfigError, SACConfig
 from sacref.jax.device import device_of, devices_of
 from sacref.jax.fuse import Acting, Actor, Alone, Bounds, Drawing, Streams, actors, choose, learner, stepper
@@ -61,7 +62,6 @@ from sacref.recurrence import (
 )
 from sacref.spec.arrays import as_numpy
 from sacref.tree import Tree, map_leaves
-from sacref.types import Batch, Noise, Sequences
 
 
 class SAC(Agent[Array]):

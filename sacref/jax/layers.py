@@ -12,9 +12,9 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
+from sacref.algorithm.data import Inputs
 from sacref.initialisation import Network
 from sacref.jax.weights import CommonLayout
-from sacref.types import Inputs
 
 
 class Dropout(nnx.Module):

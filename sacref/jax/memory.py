@@ -12,9 +12,8 @@ from jax import Array
 from jax.typing import DTypeLike
 from numpy.typing import NDArray
 
-from sacref.envs.spaces import Spaces
-from sacref.jax.device import device_of, free_bytes
-from sacref.replay import (
+from sacref.algorithm.data import Batch, Sequences, Transition
+from sacref.algorithm.replay import (
     Follow,
     Staging,
     blocks,
@@ -29,12 +28,13 @@ from sacref.replay import (
     gather_steps,
     index_of,
 )
+from sacref.envs.spaces import Spaces
+from sacref.jax.device import device_of, free_bytes
 from sacref.tree import Tree, leaves, map_leaves, named_leaves
-from sacref.types import Batch, Sequences, Transition
 
 
 class MemoryState(NamedTuple):
-    """The rings of the environments, see `sacref.replay`, and where their next transitions go."""
+    """The rings of the environments, see `sacref.algorithm.replay`, and where their next transitions go."""
 
     rows: Transition[Array]
     """`(slots * envs, ...)` each."""

@@ -14,9 +14,9 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from sacref.algorithm.data import Batch, Metrics, Noise, Sequences
 from sacref.jax.update import State, Update
 from sacref.tree import Tree, map_leaves
-from sacref.types import Batch, Metrics, Noise, Sequences
 
 AXIS = "parts"
 """Of the mesh: the parts of a batch."""

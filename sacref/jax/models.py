@@ -11,13 +11,13 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
+from sacref.algorithm.data import Inputs
 from sacref.envs.spaces import check_spaces
 from sacref.initialisation import default_networks
 from sacref.jax.device import local_devices
 from sacref.jax.layers import Dropout, Perceptron
 from sacref.jax.recurrent import RecurrentPolicy, RecurrentQFunction
 from sacref.jax.weights import from_common, parameters_of, with_parameters
-from sacref.types import Inputs
 
 __all__ = ["Dropout", "GaussianPolicy", "QFunction", "default_models"]
 

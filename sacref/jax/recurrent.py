@@ -10,9 +10,9 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
+from sacref.algorithm.data import Inputs
 from sacref.initialisation import GATES, Network, check_carry
 from sacref.jax.layers import Perceptron, linear
-from sacref.types import Inputs
 
 
 class Recurrent(Perceptron):

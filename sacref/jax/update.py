@@ -7,12 +7,12 @@ from typing import Any, NamedTuple, Protocol
 from jax import Array
 from jaxtyping import Float
 
+from sacref.algorithm.data import Batch, Draws, Metrics, Noise, Seen, Sequences
 from sacref.jax.optim import Optimizer, tree_map
 from sacref.jax.weights import Parameters
 from sacref.spec import actor_loss, bound_log_std, critic_loss, kl_divergence, polyak, squash, td_target, temperature_loss
 from sacref.spec.arrays import namespace
 from sacref.spec.reduce import REDUCTIONS
-from sacref.types import Batch, Draws, Metrics, Noise, Seen, Sequences
 
 
 class Policy(Protocol):

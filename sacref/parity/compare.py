@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sacref.algorithm.data import Noise
 from sacref.parity.drivers import Implementation, Outcome
 from sacref.parity.oracle import Data
-from sacref.types import Noise
 
 KINDS = ("losses", "gradients", "parameters", "targets", "moments", "alpha")
 """What is compared. `losses` holds all metrics of an update, `moments` those of the optimizers with all counters, `alpha` log alpha."""

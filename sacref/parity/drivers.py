@@ -12,11 +12,11 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from sacref.algorithm.data import Batch, Noise
 from sacref.config import SACConfig
 from sacref.parity import data, oracle
 from sacref.parity.networks import Arrays
 from sacref.parity.schedules import Schedule, make
-from sacref.types import Batch, Noise
 
 BACKENDS = ("torch", "jax")
 REQUIRES = {"torch": ("torch",), "jax": ("jax", "flax", "optax")}

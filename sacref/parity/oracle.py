@@ -12,9 +12,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from sacref.algorithm.data import Batch, Noise, Sequences
 from sacref.parity.networks import Arrays, Floats, Named, Seen, Tape, backward, forward
 from sacref.parity.schedules import Adaptive, Schedule
-from sacref.types import Batch, Noise, Sequences
 
 LOG_STD_LOW, LOG_STD_HIGH = -20.0, 2.0
 DECAY_1, DECAY_2, EPSILON = 0.9, 0.999, 1e-8

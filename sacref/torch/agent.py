@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sacref.agent import Agent
+from sacref.algorithm.data import Batch, Noise, Sequences
 from sacref.config import ConfigError, SACConfig
 from sacref.model_checks import (
     call_on_trial,
@@ -60,7 +61,6 @@ from sacref.torch.weights import (
     with_parameters,
 )
 from sacref.tree import Tree
-from sacref.types import Batch, Noise, Sequences
 
 
 @in_no_mode

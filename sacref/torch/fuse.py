@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from sacref.algorithm.data import METRICS, Batch, Inputs, Metrics, Noise, Sequences
 from sacref.config import Execution
 from sacref.envs.scaling import to_box
 from sacref.lockstep import Lockstep
@@ -23,7 +24,6 @@ from sacref.torch.graph import Recorded, RecordedTogether, detects_anomalies, le
 from sacref.torch.memory import MemoryState, Sampler
 from sacref.torch.update import State, Update
 from sacref.tree import Tree
-from sacref.types import METRICS, Batch, Inputs, Metrics, Noise, Sequences
 
 logger = logging.getLogger(__name__)
 

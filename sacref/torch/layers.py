@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sacref.algorithm.data import Inputs
 from sacref.initialisation import Network
 from sacref.torch.weights import CommonLayout
-from sacref.types import Inputs
 
 
 class Dropout(nn.Module):

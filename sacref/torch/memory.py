@@ -10,8 +10,8 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
-from sacref.envs.spaces import Spaces
-from sacref.replay import (
+from sacref.algorithm.data import Batch, Sequences, Transition
+from sacref.algorithm.replay import (
     Follow,
     Staging,
     blocks,
@@ -26,13 +26,13 @@ from sacref.replay import (
     gather_steps,
     index_of,
 )
+from sacref.envs.spaces import Spaces
 from sacref.torch.device import device_of, free_bytes
 from sacref.tree import Tree, leaves, map_leaves, named_leaves
-from sacref.types import Batch, Sequences, Transition
 
 
 class MemoryState(NamedTuple):
-    """The rings of the environments, see `sacref.replay`, and where their next transitions go."""
+    """The rings of the environments, see `sacref.algorithm.replay`, and where their next transitions go."""
 
     rows: Transition[Tensor]
     """`(slots * envs + 1, ...)` each; the last row takes what is not kept."""

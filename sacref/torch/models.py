@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sacref.algorithm.data import Inputs
 from sacref.envs.spaces import check_spaces
 from sacref.initialisation import default_networks
 from sacref.torch.layers import Dropout, Perceptron
 from sacref.torch.recurrent import RecurrentPolicy, RecurrentQFunction
 from sacref.torch.weights import from_common, parameters_of, with_parameters
-from sacref.types import Inputs
 
 __all__ = ["Dropout", "GaussianPolicy", "QFunction", "default_models"]
 

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor as Array
 
+from sacref.algorithm.data import Batch, Draws, Metrics, Noise, Seen, Sequences
 from sacref.spec import actor_loss, bound_log_std, critic_loss, kl_divergence, polyak, squash, td_target, temperature_loss
 from sacref.spec.arrays import namespace
 from sacref.spec.reduce import REDUCTIONS
 from sacref.torch.optim import Optimizer, tree_map
 from sacref.torch.weights import Parameters
-from sacref.types import Batch, Draws, Metrics, Noise, Seen, Sequences
 
 
 class Policy(Protocol):

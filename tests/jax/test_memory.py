@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sacref.algorithm.replay import Follow
 from sacref.envs.spaces import check_spaces
 from sacref.jax import ReplayMemory
-from sacref.replay import Follow
 from sacref.tree import leaves, named_leaves
 from tests.backends import Backend, Spaces, box, draw_row, fill
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributions import Normal, TanhTransform, TransformedDistribution, kl_divergence
 
+from sacref.algorithm.data import Noise, Sequences
 from sacref.parity.drivers import Problem
 from sacref.parity.networks import Arrays
 from sacref.parity.oracle import Data, Settings
-from sacref.types import Noise, Sequences
 
 CELLS = {"rnn": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
 GROUPS = ("policy", "critic", "temperature")

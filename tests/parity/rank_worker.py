@@ -11,11 +11,11 @@ from typing import Any
 import jaxtyping
 import numpy as np
 
+from sacref.algorithm.data import Sequences
 from sacref.parity.data import NumpyBatch, NumpyNoise
 from sacref.parity.drivers import BackendAgent, Problem
 from sacref.preprocessing import RunningStandardScaler
 from sacref.tree import map_leaves
-from sacref.types import Sequences
 from tests.backends import Backend, draw_row, make_agent
 from tests.backends import Spaces as TaskSpaces
 from tests.parity.features import FEATURES, PLAIN

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sacref.algorithm.data import Batch, Noise, Sequences
 from sacref.parity import data, oracle, schedules
 from sacref.parity.compare import difference
 from sacref.parity.drivers import Oracle
@@ -17,7 +18,6 @@ from sacref.parity.oracle import Settings
 from sacref.spec.averaging import polyak
 from sacref.spec.losses import actor_loss, critic_loss, td_target, temperature_loss
 from sacref.spec.policy import bound_log_std, squash
-from sacref.types import Batch, Noise, Sequences
 from tests.parity.features import ALONE, FEATURES, PLAIN, RECURRENT
 
 Array = np.ndarray[Any, Any]

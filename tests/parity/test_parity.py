@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sacref import parity
+from sacref.algorithm.data import Noise
 from sacref.config import SACConfig
 from sacref.parity import oracle
 from sacref.parity.compare import KINDS, compare, side_by_side
 from sacref.parity.drivers import BackendAgent, Implementation, Oracle, Problem, implementations, installed_backends
 from sacref.parity.networks import Arrays
-from sacref.types import Noise
 
 Array = NDArray[Any]
 SMALL = Problem(observation=5, action=3, hidden=(16, 12), batch_size=24, replay_size=128, initial_entropy_value=0.5)

@@ -31,9 +31,9 @@ import stable_baselines3
 import torch
 from stable_baselines3.common import distributions, logger, policies, type_aliases
 
+from sacref.algorithm.data import Batch, Noise
 from sacref.parity.drivers import BackendAgent, Implementation, Oracle, Problem, installed_backends
 from sacref.parity.networks import Arrays
-from sacref.types import Batch, Noise
 
 PROBLEM = Problem(
     observation=17, action=6, hidden=(64, 48), batch_size=64, replay_size=512, initial_entropy_value=0.7, learning_rate=(1e-3, 1e-3, 1e-3)

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from sacref.algorithm.data import Transition
+from sacref.algorithm.replay import Follow
 from sacref.envs.spaces import check_spaces
-from sacref.replay import Follow
 from sacref.torch import SAC, ReplayMemory
 from sacref.torch.memory import MemoryState, sample, sampler, write
 from sacref.tree import leaves
-from sacref.types import Transition
 from tests.backends import Backend, box, fill
 
 BACKEND = Backend("torch")
