@@ -62,7 +62,7 @@ def soak(session: nox.Session) -> None:
 
 @nox.session
 def mutants(session: nox.Session) -> None:
-    """Mutants of the equations and of both updates, about half an hour of one core; arguments after `--` go to bench.mutants."""
+    """Mutants of the equations and of the update, about half an hour of one core; arguments after `--` go to bench.mutants."""
     install(session, "--editable", ".[all,dev]")
     python_module(session, "bench.mutants", *(session.posargs or ("--processes", "2")))
 

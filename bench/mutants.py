@@ -1,4 +1,4 @@
-"""Whether the tests see every small mistake in the equations and in the updates: `python -m bench.mutants` (`nox -s mutants`).
+"""Whether the tests see every small mistake in the equations and in the update: `python -m bench.mutants` (`nox -s mutants`).
 
 cosmic-ray's operators change one operator, number or decorator at a time. Each mutant runs the test file that mirrors its file, then the
 test of one update against the oracle, until a test fails. One that none of them sees needs a better test, or a reason why it is equivalent,
@@ -68,14 +68,11 @@ class Target:
 
 
 def targets(root: Path = machine.ROOT) -> list[Target]:
-    """The two updates, then the spec, what is most used first."""
-    updates = [
-        Target(file=f"sacref/{backend}/update.py", tests=("tests/test_update.py", ORACLE), without=(*WITHOUT, other))
-        for backend, other in (("torch", "jax"), ("jax", "torch"))
-    ]
+    """The update, then the spec, what is most used first."""
+    update = Target(file="sacref/algorithm/update.py", tests=("tests/algorithm/test_update.py", ORACLE))
     first = ["losses", "policy", "reduce"]
     names = sorted((path.stem for path in (root / "sacref" / "spec").glob("*.py")), key=lambda name: (name not in first, name))
-    return updates + [
+    return [update] + [
         Target(file=f"sacref/spec/{name}.py", tests=(f"tests/spec/test_{name.strip('_')}.py", ORACLE), without=WITHOUT) for name in names
     ]
 

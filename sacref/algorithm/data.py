@@ -158,6 +158,10 @@ class Sequences(NamedTuple, Generic[ArrayT]):
         return Window(sequence, self.carry, shift)
 
 
+Sampled: TypeAlias = Batch[ArrayT] | Sequences[ArrayT]
+"""What the memory draws for an update."""
+
+
 Draws: TypeAlias = Mapping[str, tuple[ArrayT, ...]]
 """Critic -> what its random layers take, one array for each: `(batch, width)`, uniform in [0, 1). Empty for critics without any."""
 

@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 
 from sacref.agent import Agent
 from sacref.algorithm.data import Batch, Noise, Sequences
+from sacref.algorithm.update import Critic, Policy
 from sacref.config import ConfigError, SACConfig
 from sacref.jax.device import device_of, devices_of
 from sacref.jax.fuse import Acting, Actor, Alone, Bounds, Drawing, Streams, actors, choose, learner, stepper
 from sacref.jax.memory import ReplayMemory, sampler
 from sacref.jax.mesh import DataParallel, average
-from sacref.jax.optim import Average, Frozen, KeepGradients, Optimizer, batch_mean, tree_map
+from sacref.jax.optim import Average, Frozen, KeepGradients, Optimizer, State, Update, batch_mean, tree_map
 from sacref.jax.precision import has_head, low_precision
 from sacref.jax.ranks import ranks
-from sacref.jax.update import Critic, Policy, State, Update
 from sacref.jax.weights import (
     CommonLayout,
     constants_of,
@@ -150,14 +150,14 @@ class SAC(Agent[Array]):
         arguments = 1 + (name != "policy") + hasattr(model, "initial_carry")
         return low_precision(model, self.cfg.precision, arguments=arguments) if self.cfg.mixed_precision else functional(model)
 
-    def _policy(self) -> Policy:
+    def _policy(self) -> Policy[Array]:
         """The policy as the update calls it."""
-        policy: Policy = self._functions["policy"]
+        policy: Policy[Array] = self._functions["policy"]
         return policy
 
-    def _critic(self, name: str) -> Critic:
+    def _critic(self, name: str) -> Critic[Array]:
         """A critic as the update calls it."""
-        critic: Critic = self._functions[name]
+        critic: Critic[Array] = self._functions[name]
         return critic
 
     def _actor(self) -> Actor:

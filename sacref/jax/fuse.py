@@ -20,7 +20,7 @@ from sacref.config import Execution
 from sacref.envs.scaling import to_box
 from sacref.jax.memory import MemoryState, Sampler
 from sacref.jax.mesh import DataParallel, divided
-from sacref.jax.update import State, Update
+from sacref.jax.optim import State, Update
 from sacref.lockstep import Lockstep
 from sacref.spec import bound_log_std, squash
 from sacref.tree import Tree

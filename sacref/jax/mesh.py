@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sacref.algorithm.data import Batch, Metrics, Noise, Sequences
-from sacref.jax.update import State, Update
+from sacref.jax.optim import State, Update
 from sacref.tree import Tree, map_leaves
 
 AXIS = "parts"

@@ -2,13 +2,14 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 
+from sacref.algorithm import update
 from sacref.config import ConfigError, Schedule
 from sacref.spec.reduce import masked_mean
 from sacref.spec.scaling import INITIAL_SCALE, next_scale
@@ -316,3 +317,9 @@ class KeepGradients(Optimizer):
 
     def with_moments(self, parameters: Tree, moments: Moments) -> Any:
         return self.around(parameters, self.optimizer.with_moments(parameters, moments))
+
+
+State: TypeAlias = update.State[Array]
+"""All that a gradient step reads and writes."""
+Update: TypeAlias = update.Update[Array, Optimizer]
+"""The gradient step, with this backend's arrays and optimizer."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sacref.agent import Agent
 from sacref.algorithm.data import Batch, Noise, Sequences
+from sacref.algorithm.update import Critic, Policy
 from sacref.config import ConfigError, SACConfig
 from sacref.model_checks import (
     call_on_trial,
@@ -40,10 +41,9 @@ from sacref.torch.device import device_of
 from sacref.torch.fuse import Acting, Actor, Alone, Bounds, Drawing, Streams, actors, advance_schedules, choose, learner, stepper
 from sacref.torch.memory import ReplayMemory, sampler
 from sacref.torch.modes import in_no_mode
-from sacref.torch.optim import Average, Frozen, KeepGradients, Optimizer, average_over_ranks, batch_mean, tree_map
+from sacref.torch.optim import Average, Frozen, KeepGradients, Optimizer, State, Update, average_over_ranks, batch_mean, tree_map
 from sacref.torch.precision import has_head, low_precision
 from sacref.torch.ranks import ranks
-from sacref.torch.update import Critic, Policy, State, Update
 from sacref.torch.weights import (
     CommonLayout,
     constants_of,
@@ -143,14 +143,14 @@ class SAC(Agent[Tensor]):
         model = self._models[name]
         return low_precision(model, self.cfg.precision, self.device) if self.cfg.mixed_precision else functional(model)
 
-    def _policy(self) -> Policy:
+    def _policy(self) -> Policy[Tensor]:
         """The policy as the update calls it."""
-        policy: Policy = self._functions["policy"]
+        policy: Policy[Tensor] = self._functions["policy"]
         return policy
 
-    def _critic(self, name: str) -> Critic:
+    def _critic(self, name: str) -> Critic[Tensor]:
         """A critic as the update calls it."""
-        critic: Critic = self._functions[name]
+        critic: Critic[Tensor] = self._functions[name]
         return critic
 
     def _actor(self) -> Actor:

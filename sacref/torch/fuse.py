@@ -22,7 +22,7 @@ from sacref.lockstep import Lockstep
 from sacref.spec import bound_log_std, squash
 from sacref.torch.graph import Recorded, RecordedTogether, detects_anomalies, leaves_of, onednn_available
 from sacref.torch.memory import MemoryState, Sampler
-from sacref.torch.update import State, Update
+from sacref.torch.optim import State, Update
 from sacref.tree import Tree
 
 logger = logging.getLogger(__name__)

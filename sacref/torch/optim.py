@@ -3,13 +3,15 @@
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
+from sacref.algorithm import update
+from sacref.algorithm.data import Metrics, Noise, Sampled
 from sacref.config import ConfigError, Schedule
 from sacref.spec.reduce import masked_mean
 from sacref.spec.scaling import INITIAL_SCALE, next_scale
@@ -407,3 +409,15 @@ class KeepGradients(Optimizer):
 
     def with_moments(self, parameters: Tree, moments: Moments) -> Any:
         return self.around(parameters, self.optimizer.with_moments(parameters, moments))
+
+
+State: TypeAlias = update.State[Tensor]
+"""All that a gradient step reads and writes."""
+
+
+class Update(update.Update[Tensor, Optimizer]):
+    """The gradient step, which carries no gradient but within `Optimizer.minimise`."""
+
+    @torch.no_grad()
+    def __call__(self, state: State, batch: Sampled[Tensor], noise: Noise[Tensor]) -> tuple[State, Metrics[Tensor]]:
+        return super().__call__(state, batch, noise)

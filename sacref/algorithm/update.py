@@ -2,61 +2,60 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol
 
-from jax import Array
 from jaxtyping import Float
 
-from sacref.algorithm.data import Batch, Draws, Metrics, Noise, Seen, Sequences
-from sacref.jax.optim import Optimizer, tree_map
-from sacref.jax.weights import Parameters
+from sacref.algorithm.data import Draws, Metrics, Noise, Sampled, Seen
+from sacref.algorithm.optimizer import OptimizerT, Parameters
 from sacref.spec import actor_loss, bound_log_std, critic_loss, kl_divergence, polyak, squash, td_target, temperature_loss
-from sacref.spec.arrays import namespace
+from sacref.spec.arrays import ArrayT, namespace
 from sacref.spec.reduce import REDUCTIONS
+from sacref.tree import map_leaves
 
 
-class Policy(Protocol):
+class Policy(Protocol[ArrayT]):
     """A policy network as a function of its parameters: -> mean and raw log_std, each `(*batch, action)`."""
 
-    def __call__(self, parameters: Parameters, inputs: Seen[Array], /) -> tuple[Array, Array]: ...
+    def __call__(self, parameters: Parameters[ArrayT], inputs: Seen[ArrayT], /) -> tuple[ArrayT, ArrayT]: ...
 
 
-class Critic(Protocol):
+class Critic(Protocol[ArrayT]):
     """A critic network as a function of its parameters, and of what its random layers take: -> values `(*batch,)`."""
 
-    def __call__(self, parameters: Parameters, inputs: Seen[Array], actions: Array, /, *draws: Array) -> Array: ...
+    def __call__(self, parameters: Parameters[ArrayT], inputs: Seen[ArrayT], actions: ArrayT, /, *draws: ArrayT) -> ArrayT: ...
 
 
-class State(NamedTuple):
+class State(NamedTuple, Generic[ArrayT]):
     """All that a gradient step reads and writes."""
 
-    policy: Parameters
-    critics: dict[str, Parameters]
-    target_critics: dict[str, Parameters]
-    log_alpha: Array
+    policy: Parameters[ArrayT]
+    critics: dict[str, Parameters[ArrayT]]
+    target_critics: dict[str, Parameters[ArrayT]]
+    log_alpha: ArrayT
     policy_optimizer: Any
     critic_optimizer: Any
     temperature_optimizer: Any
 
 
 @dataclass(frozen=True, eq=False)
-class Update:
+class Update(Generic[ArrayT, OptimizerT]):
     """The update as a function of (state, batch, noise); deterministic, since every random number is an argument."""
 
-    policy: Policy
-    critics: Mapping[str, Critic]
-    policy_optimizer: Optimizer
-    critic_optimizer: Optimizer
-    temperature_optimizer: Optimizer
-    discount_factor: float | Array
+    policy: Policy[ArrayT]
+    critics: Mapping[str, Critic[ArrayT]]
+    policy_optimizer: OptimizerT
+    critic_optimizer: OptimizerT
+    temperature_optimizer: OptimizerT
+    discount_factor: float | ArrayT
     polyak: float
-    target_entropy: float | Array
-    mean: Callable[[Array, Array | None], Array]
-    """Of a loss, `(*leading, *batch)`, over the rows that count (`mask`); `optim.batch_mean`."""
-    policy_value: Callable[[Array], Array]
+    target_entropy: float | ArrayT
+    mean: Callable[[ArrayT, ArrayT | None], ArrayT]
+    """Of a loss, `(*leading, *batch)`, over the rows that count (`mask`); `batch_mean`."""
+    policy_value: Callable[[ArrayT], ArrayT]
     """What the actor sees of the critics, `(critic, *batch)`, of which it takes the minimum: all of them, or their mean alone."""
 
-    def __call__(self, state: State, batch: Batch[Array] | Sequences[Array], noise: Noise[Array]) -> tuple[State, Metrics[Array]]:
+    def __call__(self, state: State[ArrayT], batch: Sampled[ArrayT], noise: Noise[ArrayT]) -> tuple[State[ArrayT], Metrics[ArrayT]]:
         """Return the state after one gradient step, on transitions with actions in (-1, 1), and what was measured on the way."""
         xp = namespace(batch.rewards)
         alpha = xp.exp(state.log_alpha)  # of this whole update: the one before its temperature step
@@ -69,14 +68,14 @@ class Update:
         next_q = next_q if noise.target_critics is None else next_q[noise.target_critics]
         target = td_target(batch.rewards, discount, next_q, next_log_prob, alpha)
 
-        def critic_objective(critics: dict[str, Parameters]) -> tuple[Array, Array]:
+        def critic_objective(critics: dict[str, Parameters[ArrayT]]) -> tuple[ArrayT, ArrayT]:
             q = self.evaluate(critics, batch.inputs, batch.actions, noise.dropout[1])
-            return self.mean(critic_loss(q, target), batch.mask).sum(), q
+            return xp.sum(self.mean(critic_loss(q, target), batch.mask), axis=0), q
 
         critic_value, q, critics, critic_optimizer = self.critic_optimizer.minimise(critic_objective, state.critics, state.critic_optimizer)
 
         # Actor: sees the new critics (Brax's sees the old ones).
-        def actor_objective(policy: Parameters) -> tuple[Array, tuple[Array, Array, Array]]:
+        def actor_objective(policy: Parameters[ArrayT]) -> tuple[ArrayT, tuple[ArrayT, ArrayT, ArrayT]]:
             mean, log_std = self.distribution(policy, batch.inputs)
             actions, log_prob = squash(mean, log_std, noise.actions)
             q = self.policy_value(self.evaluate(critics, batch.inputs, actions, noise.dropout[2]))
@@ -86,7 +85,7 @@ class Update:
         log_prob, mean, log_std = aux
 
         # Temperature: judged by the entropy of the policy before its step.
-        def temperature_objective(log_alpha: Array) -> tuple[Array, Array]:
+        def temperature_objective(log_alpha: ArrayT) -> tuple[ArrayT, ArrayT]:
             return self.mean(temperature_loss(log_alpha, log_prob, self.target_entropy), batch.mask), log_alpha
 
         temperature_value, _, log_alpha, temperature_optimizer = self.temperature_optimizer.minimise(
@@ -94,7 +93,7 @@ class Update:
         )
 
         # Target networks: follow the new critics.
-        target_critics = tree_map(lambda t, c: polyak(t, c, self.polyak), state.target_critics, critics)
+        target_critics = map_leaves(lambda t, c: polyak(t, c, self.polyak), state.target_critics, critics)
 
         metrics = {
             "critic_loss": critic_value,
@@ -110,7 +109,7 @@ class Update:
         }
 
         # Schedules: an adaptive one asks how far the policy has moved on this batch.
-        def divergence() -> Array:
+        def divergence() -> ArrayT:
             return self.mean(kl_divergence(mean, log_std, *self.distribution(policy, batch.inputs)), batch.mask)
 
         policy_optimizer = self.policy_optimizer.adapt(policy_optimizer, divergence)
@@ -118,13 +117,15 @@ class Update:
         temperature_optimizer = self.temperature_optimizer.adapt(temperature_optimizer, divergence)
         return State(policy, critics, target_critics, log_alpha, policy_optimizer, critic_optimizer, temperature_optimizer), metrics
 
-    def distribution(self, policy: Parameters, inputs: Seen[Array]) -> tuple[Float[Array, "*batch action"], Float[Array, "*batch action"]]:
+    def distribution(
+        self, policy: Parameters[ArrayT], inputs: Seen[ArrayT]
+    ) -> tuple[Float[ArrayT, "*batch action"], Float[ArrayT, "*batch action"]]:
         """Mean and log standard deviation of the policy's Gaussian, before the tanh."""
         mean, raw_log_std = self.policy(policy, inputs)
         return mean, bound_log_std(raw_log_std)
 
     def evaluate(
-        self, critics: dict[str, Parameters], inputs: Seen[Array], actions: Float[Array, "*batch action"], draws: Draws[Array]
-    ) -> Float[Array, "critic *batch"]:
+        self, critics: dict[str, Parameters[ArrayT]], inputs: Seen[ArrayT], actions: Float[ArrayT, "*batch action"], draws: Draws[ArrayT]
+    ) -> Float[ArrayT, "critic *batch"]:
         """The values of all critics."""
         return namespace(actions).stack([run(critics[name], inputs, actions, *draws.get(name, ())) for name, run in self.critics.items()])
