@@ -70,7 +70,7 @@ class Update(Generic[ArrayT, OptimizerT]):
 
         def critic_objective(critics: dict[str, Parameters[ArrayT]]) -> tuple[ArrayT, ArrayT]:
             q = self.evaluate(critics, batch.inputs, batch.actions, noise.dropout[1])
-            return xp.sum(self.mean(critic_loss(q, target), batch.mask), axis=0), q
+            return xp.sum(self.mean(critic_loss(q, target), batch.mask)), q
 
         critic_value, q, critics, critic_optimizer = self.critic_optimizer.minimise(critic_objective, state.critics, state.critic_optimizer)
 
