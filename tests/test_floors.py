@@ -39,7 +39,6 @@ FLOORS = {
     "live": 4,
     "pace": 4,
     "saving": 4,
-    "policy_value": 4,
     "model_checks": 4,
     "naming": 4,
     "recurrence": 4,

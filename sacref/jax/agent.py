@@ -54,13 +54,13 @@ from sacref.model_checks import (
     split_models,
     warn_of_quantisation,
 )
-from sacref.policy_value import POLICY_VALUES
 from sacref.ranks import Ranks
 from sacref.recurrence import (
     RecurrentAgent,
     refuse_carries,
 )
 from sacref.spec.arrays import as_numpy
+from sacref.spec.policy_value import POLICY_VALUES
 from sacref.tree import Tree, map_leaves
 
 

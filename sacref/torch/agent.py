@@ -30,13 +30,13 @@ from sacref.model_checks import (
     split_models,
     warn_of_quantisation,
 )
-from sacref.policy_value import POLICY_VALUES
 from sacref.ranks import Ranks
 from sacref.recurrence import (
     RecurrentAgent,
     refuse_carries,
 )
 from sacref.spec.arrays import as_numpy
+from sacref.spec.policy_value import POLICY_VALUES
 from sacref.torch.device import device_of
 from sacref.torch.fuse import Acting, Actor, Alone, Bounds, Drawing, Streams, actors, advance_schedules, choose, learner, stepper
 from sacref.torch.memory import ReplayMemory, sampler

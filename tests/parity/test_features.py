@@ -12,7 +12,7 @@ from sacref.algorithm.data import Batch, Window
 from sacref.initialisation import Network
 from sacref.parity.compare import side_by_side
 from sacref.parity.drivers import BackendAgent, Implementation, Oracle, Problem, installed_backends
-from sacref.policy_value import POLICY_VALUES
+from sacref.spec.policy_value import POLICY_VALUES
 from sacref.tree import map_leaves
 from tests.parity.features import FEATURES
 
