@@ -29,8 +29,8 @@ def unchecked() -> Iterator[None]:
         yield
 
 
-TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
-"""For what is computed after loading: processors add in different orders."""
+TOLERANCE = {"checkpoint": 1e-12, "gru": 1e-5, "population": 1e-5}
+"""For what is computed after loading, as processors add in different orders: the agent of the checkpoint is in float64, runs in float32."""
 
 
 def written(backend: Backend, what: str, tmp_path: Path) -> Path:
@@ -55,12 +55,12 @@ def rows_of(arrays: Mapping[str, NDArray[Any]]) -> list[bytes]:
     return [b"".join(row.tobytes() for row in rows) for rows in zip(*fields, strict=True)]
 
 
-def assert_close(found: Mapping[str, NDArray[Any]], wanted: Mapping[str, NDArray[Any]]) -> None:
+def assert_close(found: Mapping[str, NDArray[Any]], wanted: Mapping[str, NDArray[Any]], tolerance: float) -> None:
     assert found.keys() >= wanted.keys()
     for name, array in wanted.items():
         assert found[name].dtype == array.dtype, name
-        if array.dtype.name in TOLERANCE:
-            assert difference(found[name], array, name).relative <= TOLERANCE[array.dtype.name], name
+        if array.dtype.kind == "f":
+            assert difference(found[name], array, name).relative <= tolerance, name
         else:
             np.testing.assert_array_equal(found[name], array, err_msg=name)
 
@@ -85,10 +85,11 @@ def test_trap_20_what_older_code_wrote_goes_on_as_it_did(backend: Backend, what:
         groups = write.saved(agent, tmp_path / f"saved_{name}")
         for group in ("agent", "memory"):
             prefix = f"{name}/{group}/"
-            assert_close(groups[group], {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)})
+            stored = {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
+            assert_close(groups[group], stored, TOLERANCE[what])
         wanted = expected(backend)[name]
         assert write.digest(groups["streams"]) == wanted["streams, resumed"], name
-        np.testing.assert_allclose(returns, wanted["returns"], rtol=TOLERANCE["float32"], err_msg=name)
+        np.testing.assert_allclose(returns, wanted["returns"], rtol=TOLERANCE[what], err_msg=name)
 
 
 def test_trap_20_each_rank_loads_its_own_part_bit_for_bit(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
