@@ -1,4 +1,4 @@
-"""The command line: `sacref train`, `eval`, `video`, `plot`, `parity` and `doctor`.
+"""The command line: `sacref train`, `eval`, `video`, `plot`, `parity`, `examine` and `doctor`.
 
 A command is a dataclass whose fields are its flags. Backends, environments and plots are imported by the command that needs them, so that
 `sacref --help` is there at once.
@@ -462,6 +462,38 @@ class Parity:
 
 
 @dataclass(kw_only=True)
+class Examine:
+    """Say which SAC an implementation is: its choices, its mistakes, and what could not be checked.
+
+    NAME is an adapter that comes with sacref (sacref-torch, sacref-jax, stable-baselines3, sbx, skrl-torch, skrl-jax, tianshou, torchrl,
+    cleanrl), or module:Adapter of your own, as docs/examine.md describes it. Exit status 1 if a known mistake is present.
+    """
+
+    name: Positional[Annotated[str, arg(metavar="NAME")]]
+    """Adapter."""
+    json: Path | None = None
+    """File to write the record to."""
+    markdown: Path | None = None
+    """File to write the tables to."""
+
+    def run(self) -> int:
+        from rich.console import Console
+
+        from sacref import examine
+        from sacref.examine import adapters, report
+
+        progress = Console(stderr=True)
+        with progress.status("examine") as status:
+            found = examine.examine(adapters.load(self.name), on_stage=lambda stage: status.update(f"examine: {stage}"))
+        Console().print(report.table(found))
+        if self.json is not None:
+            report.write(report.record(found), self.json)
+        if self.markdown is not None:
+            self.markdown.write_text(report.markdown(found), encoding="utf-8")
+        return 1 if found.mistakes else 0
+
+
+@dataclass(kw_only=True)
 class Doctor:
     """Say which backends, devices and versions this machine has. Exit status 0 if a backend works, else 1."""
 
@@ -571,6 +603,7 @@ def _parse(arguments: Sequence[str], train: Train) -> Command:
         | Annotated[Video, subcommand("video")]
         | Annotated[Plot, subcommand("plot")]
         | Annotated[Parity, subcommand("parity")]
+        | Annotated[Examine, subcommand("examine")]
         | Annotated[Doctor, subcommand("doctor")]
     )
     command: Command = tyro.cli(commands, prog="sacref", description=DESCRIPTION, args=list(arguments), registry=_types())

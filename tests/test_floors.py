@@ -57,6 +57,7 @@ FLOORS = {
     "launch": 6,
     "population": 6,
     "parity": 6,
+    "examine": 6,
     "sweep": 6,
 }
 """Part of sacref -> its floor. A part may import those below, and its own floor's, but for the two lines underneath."""

@@ -1,0 +1,291 @@
+"""Helpers that adapters share: noise put into torch and JAX, gradients seen by torch's optimizers, weights by shape and order."""
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sacref.parity.networks import Arrays, Floats, Named
+
+Places = Mapping[str, tuple[Any, bool]]
+"""Common name -> the array or tensor that holds it, and whether it is transposed there."""
+
+
+class Noise:
+    """The standard normal arrays of one update after another, handed out in their order.
+
+    A draw that has a key (JAX) gets the same array whenever it comes with the same key, also in later updates: noise that an implementation
+    repeats by mistake is repeated here.
+    """
+
+    def __init__(self) -> None:
+        self._left: list[Floats] = []
+        self._by_key: dict[bytes, Floats] = {}
+
+    def fill(self, draws: Floats) -> None:
+        """Hold the arrays of the next update, `(draws, batch, action)`."""
+        self._left = list(draws)
+
+    def draw(self, shape: Sequence[int], key: bytes | None = None) -> Floats:
+        """The next array, or that of a key that was seen before; the other way round where `(action, batch)` is drawn.
+
+        Raises:
+            RuntimeError: if the update draws another shape than `(batch, action)`, or more arrays than there are.
+        """
+        if key is not None and key in self._by_key:
+            found = self._by_key[key]
+            return found if found.shape == tuple(shape) else found.T
+        if not self._left:
+            raise RuntimeError("noise: the update draws more normal arrays than the examiner has: draw one for each action that is sampled")
+        found = self._left.pop(0)
+        if tuple(shape) not in (found.shape, found.shape[::-1]):
+            raise RuntimeError(f"noise: a normal array of shape {tuple(shape)} is drawn, expected {found.shape}, (batch, action)")
+        if key is not None:
+            self._by_key[key] = found
+        return found if found.shape == tuple(shape) else found.T
+
+
+@contextmanager
+def torch_noise(noise: Noise) -> Iterator[None]:
+    """Let all that draws normal numbers in torch take them from `noise`: randn, randn_like, normal, and with them Normal.rsample."""
+    torch = importlib.import_module("torch")
+
+    def like(shape: Sequence[int], dtype: Any = None) -> Any:
+        return torch.as_tensor(noise.draw(shape)).to(dtype or torch.get_default_dtype())
+
+    def randn(*size: Any, dtype: Any = None, **_: Any) -> Any:
+        return like(size[0] if size and not isinstance(size[0], int) else size, dtype)
+
+    def normal(mean: Any, std: Any = 1.0, size: Any = None, **_: Any) -> Any:
+        shape = size if size is not None else torch.broadcast_tensors(torch.as_tensor(mean), torch.as_tensor(std))[0].shape
+        return like(shape, getattr(mean, "dtype", None)) * std + mean
+
+    def standard_normal(shape: Sequence[int], dtype: Any, device: Any) -> Any:
+        return like(shape, dtype)
+
+    of_distributions = importlib.import_module("torch.distributions.normal")
+    patches = [
+        (torch, "randn", randn),
+        (torch, "randn_like", lambda tensor, **_: like(tensor.shape, tensor.dtype)),
+        (torch, "normal", normal),
+        (of_distributions, "_standard_normal", standard_normal),
+    ]
+    with _patched(patches):
+        yield
+
+
+@contextmanager
+def torch_dtype(dtype: str) -> Iterator[None]:
+    """Let torch make its floats in this dtype unless it is told another: a bool times a float, for one."""
+    torch = importlib.import_module("torch")
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, dtype))
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(usual)
+
+
+@contextmanager
+def float32_is(dtype: str, *modules: str) -> Iterator[None]:
+    """Let modules of a library that cast to torch.float32 cast to another dtype."""
+    torch = importlib.import_module("torch")
+
+    class Torch:
+        float32 = getattr(torch, dtype)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(torch, name)
+
+    with _patched([(importlib.import_module(module), "torch", Torch()) for module in modules]):
+        yield
+
+
+_jax_sources: list[Noise] = []
+"""Where compiled functions get their numbers: the last one. They outlive the agent that they were traced for."""
+
+
+@contextmanager
+def jax_noise(noise: Noise) -> Iterator[None]:
+    """Let `jax.random.normal` take its numbers from `noise`, in compiled functions too, if all tracing happens within.
+
+    A compiled function asks for its numbers each time it runs, with the key that it has then.
+    """
+    jax = importlib.import_module("jax")
+    callback: Callable[..., Any] = importlib.import_module("jax.experimental").io_callback
+
+    def normal(key: Any, shape: Sequence[int] = (), dtype: Any = float, **_: Any) -> Any:
+        typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+        found = jax.ShapeDtypeStruct(tuple(shape), jax.dtypes.canonicalize_dtype(dtype))
+
+        def host(key: Any) -> NDArray[Any]:
+            if not _jax_sources:
+                drawn = np.random.default_rng(np.asarray(key)).standard_normal(found.shape)
+            else:
+                drawn = _jax_sources[-1].draw(found.shape, np.asarray(key).tobytes())
+            return np.asarray(drawn, found.dtype)
+
+        return callback(host, found, jax.random.key_data(key) if typed else key, ordered=True)
+
+    _jax_sources.append(noise)
+    try:
+        with _patched([(jax.random, "normal", normal)]):
+            yield
+            jax.effects_barrier()
+    finally:
+        _jax_sources.remove(noise)
+
+
+@contextmanager
+def torch_gradients(names: Callable[[], Places]) -> Iterator[list[Arrays]]:
+    """Keep the gradients that torch's optimizers step with: a dict by common names for each step, in their order.
+
+    Args:
+        names: gives the tensors by their common names, as `Weights` has them.
+    """
+    optimizer = importlib.import_module("torch.optim.optimizer")
+    seen: list[Arrays] = []
+
+    def before_step(stepped: Any, *_: Any) -> None:
+        parameters = {id(parameter) for part in stepped.param_groups for parameter in part["params"] if parameter.grad is not None}
+        found = {
+            name: to_numpy(tensor.grad, transposed, (tensor.ndim == 1 and tensor.numel() == 1 and name == "log_alpha"))
+            for name, (tensor, transposed) in names().items()
+            if id(tensor) in parameters
+        }
+        seen.append(merge_heads(found))
+
+    handle = optimizer.register_optimizer_step_pre_hook(before_step)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def to_numpy(array: Any, transposed: bool = False, scalar: bool = False) -> NDArray[Any]:
+    """A torch or JAX array on the host, as a copy."""
+    found: NDArray[Any] = np.array(array.detach().cpu().numpy() if hasattr(array, "detach") else array)
+    return found.reshape(()) if scalar else found.T if transposed else found
+
+
+MEAN, LOG_STD = "policy.head.mean.", "policy.head.log_std."
+"""Prefixes of a head that is two layers: `merge_heads` makes one of them, as the common names have it."""
+
+
+def merge_heads(arrays: Named) -> Arrays:
+    """Put the mean's and the log standard deviation's layers together, where there are two."""
+    found = {name: array for name, array in arrays.items() if not name.startswith((MEAN, LOG_STD))}
+    for kind in ("kernel", "bias"):
+        if MEAN + kind in arrays:
+            found[f"policy.head.{kind}"] = np.concatenate([arrays[MEAN + kind], arrays[LOG_STD + kind]], axis=-1)
+    return found
+
+
+def split_heads(weights: Named) -> Arrays:
+    """Weights with a layer for the mean and one for the log standard deviation."""
+    found = dict(weights)
+    for kind in ("kernel", "bias"):
+        found[MEAN + kind], found[LOG_STD + kind] = np.split(found.pop(f"policy.head.{kind}"), 2, axis=-1)
+    return found
+
+
+def torch_places(models: Mapping[str, Any], log_alpha: Any = None) -> Places:
+    """The tensors of torch modules by common names, told by their shapes and order: each linear layer in turn, the last one the head.
+
+    Args:
+        models: "policy", "critic_1" and so on -> a module. A policy whose last two layers read the same input has a mean and a log standard
+            deviation, in this order.
+        log_alpha: its tensor.
+    """
+    found: dict[str, tuple[Any, bool]] = {}
+    for model, module in models.items():
+        parameters = list(module.parameters())
+        layers = [tuple(pair) for pair in zip(parameters[::2], parameters[1::2], strict=True)]
+        two_heads = model == "policy" and len(layers) > 1 and layers[-1][0].shape == layers[-2][0].shape
+        heads = [MEAN, LOG_STD] if two_heads else [f"{model}.head."]
+        hidden = [f"{model}.hidden.{i}." for i in range(len(layers) - len(heads))]
+        for prefix, (weight, bias) in zip([*hidden, *heads], layers, strict=True):
+            found |= {f"{prefix}kernel": (weight, True), f"{prefix}bias": (bias, False)}
+    if log_alpha is not None:
+        found["log_alpha"] = (log_alpha, False)
+    return found
+
+
+def read(places: Places) -> Arrays:
+    """The weights that tensors hold, by common names."""
+    return merge_heads({name: to_numpy(tensor, transposed, name == "log_alpha") for name, (tensor, transposed) in places.items()})
+
+
+def write(places: Places, weights: Named) -> None:
+    """Write weights into torch tensors."""
+    torch = importlib.import_module("torch")
+    split = split_heads(weights)
+    with torch.no_grad():
+        for name, (tensor, transposed) in places.items():
+            value = torch.as_tensor(np.ascontiguousarray(split.get(name, weights.get(name))), dtype=tensor.dtype)
+            tensor.copy_(value.T if transposed else value.reshape(tensor.shape))
+
+
+def adam_moments(state: Any) -> Any:
+    """The tree of first moments in an optax state: that of its only part that has `mu`.
+
+    Raises:
+        ValueError: if there is none, or more than one.
+    """
+    found: list[Any] = []
+
+    def look(part: Any) -> None:
+        if hasattr(part, "mu"):
+            found.append(part.mu)
+        elif isinstance(part, Mapping):
+            for each in part.values():
+                look(each)
+        elif isinstance(part, tuple | list):
+            for each in part:
+                look(each)
+        elif hasattr(part, "inner_state"):
+            look(part.inner_state)
+
+    look(state)
+    if len(found) != 1:
+        raise ValueError(
+            f"adam_moments: {len(found)} parts of the optimizer's state have moments, expected one: hand over one optimizer's state"
+        )
+    return found[0]
+
+
+class GradientsOfMoments:
+    """Gradients from Adam's first moments: g = (m - decay m_before) / (1 - decay)."""
+
+    def __init__(self, decay: float = 0.9) -> None:
+        self._decay = decay
+        self._before: Arrays = {}
+
+    def reset(self) -> None:
+        """Forget the moments: those of a new optimizer are zero."""
+        self._before = {}
+
+    def __call__(self, moments: Named) -> Arrays:
+        """The gradients of the last step, of parameters whose moments changed."""
+        found = {}
+        for name, moment in moments.items():
+            before = self._before.get(name, np.zeros_like(moment))
+            if not np.array_equal(moment, before):
+                found[name] = (moment - self._decay * before) / (1 - self._decay)
+        self._before = {name: np.array(moment) for name, moment in moments.items()}
+        return found
+
+
+@contextmanager
+def _patched(patches: Sequence[tuple[Any, str, Any]]) -> Iterator[None]:
+    kept = [(module, name, getattr(module, name)) for module, name, _ in patches]
+    for module, name, value in patches:
+        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for module, name, value in kept:
+            setattr(module, name, value)

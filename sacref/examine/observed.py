@@ -1,0 +1,92 @@
+"""What an examined agent showed: its weights before and after each update, and the gradients that its optimizers took."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sacref.algorithm.data import Batch
+from sacref.examine.oracle import NETWORKS, Adam, Moments, group
+from sacref.examine.problem import Scene
+from sacref.parity.networks import Arrays, Floats, Named
+
+TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
+"""Largest relative difference that rounding explains, by dtype."""
+
+
+@dataclass
+class Update:
+    """One update as it was seen."""
+
+    number: int
+    """From 0."""
+    batch: Batch[Floats]
+    draws: Floats
+    first_draws: Floats
+    """Those of the first update, for noise that is frozen."""
+    before: Arrays
+    after: Arrays
+    steps: Mapping[str, Sequence[Arrays]] = field(default_factory=dict)
+    """Network -> the gradient of each of its optimizer's steps, as the optimizer took it."""
+
+    def noise(self) -> dict[str, Floats]:
+        """Name -> standard normal arrays that the update may have drawn: its own, and those of the first update."""
+        own = {f"fresh {i}": each for i, each in enumerate(self.draws)}
+        return own | {f"frozen {i}": each for i, each in enumerate(self.first_draws)}
+
+    def moved(self, network: str) -> bool:
+        """Whether a network's parameters are others than before."""
+        before, after = group(self.before, network), group(self.after, network)
+        return any(not np.array_equal(before[name], after[name]) for name in before)
+
+
+@dataclass
+class Trajectory:
+    """The updates of a scene."""
+
+    scene: Scene
+    updates: list[Update]
+
+    @property
+    def tolerance(self) -> float:
+        """Largest relative difference that rounding explains."""
+        return TOLERANCE[self.scene.problem.dtype]
+
+    def between(self, network: str, adam: Adam, rate: float) -> list[list[Arrays]]:
+        """The network's parameters before its first step of each update, after it, after the second and so on, with steps of `adam`."""
+        moments = {name: Moments.none(array) for name, array in group(self.updates[0].before, network).items()}
+        found = []
+        for update in self.updates:
+            states = [group(update.before, network)]
+            for gradients in update.steps.get(network, ()):
+                state = dict(states[-1])
+                for name, gradient in gradients.items():
+                    state[name], moments[name] = adam.step(state[name], gradient, moments[name], rate)
+                states.append(state)
+            found.append(states)
+        return found
+
+
+def steps_by_network(gradients: Sequence[Named]) -> dict[str, list[Arrays]]:
+    """Gradients of optimizer steps, in their order, put together by network: critics may have an optimizer each."""
+    found: dict[str, list[Arrays]] = {network: [] for network in NETWORKS}
+    for step in gradients:
+        for network, steps in found.items():
+            part = group(step, network)
+            if part and steps and not set(part) & set(steps[-1]):
+                steps[-1] |= part
+            elif part:
+                steps.append(part)
+    return found
+
+
+def difference(a: Named, b: Named) -> float:
+    """Largest relative difference of arrays of the same names, max|a - b| / max|b| of each; infinite where one is not finite."""
+    largest = 0.0
+    for name, array in b.items():
+        gap, size = float(np.abs(a[name] - array).max()), float(np.abs(array).max())
+        if not math.isfinite(gap):
+            return math.inf
+        largest = max(largest, gap / size if size > 0 else math.inf if gap > 0 else 0.0)
+    return largest

@@ -1,0 +1,227 @@
+"""Checks beyond the update: what an implementation starts from, how it acts, what it stores, and what it forgets when it is saved.
+
+Each is optional: an adapter without the method gets "not checkable", with what it would have to offer.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from sacref.examine import oracle
+from sacref.examine.adapter import Acting, Adapter, Collecting, Saving, check_acting
+from sacref.examine.choices import Choices
+from sacref.examine.observed import difference
+from sacref.examine.problem import Problem, Scene
+from sacref.parity.networks import Arrays, Floats, Named, Seen, forward
+
+Status = Literal["absent", "present", "not checkable"]
+SATURATED = (20.0, 50.0)
+RESUMED = 0.0
+"""Relative difference of a resumed agent that is none: it repeats the same operations, and keeps its own dtype."""
+NATS = 0.01
+"""Error of a log-density that is worth a mistake."""
+
+
+class Finding(NamedTuple):
+    """A known mistake, and whether it is there."""
+
+    mistake: str
+    status: Status
+    got: str = ""
+    expected: str = ""
+    why: str = ""
+    """Of a mistake that is not checkable; of one that is present, what follows."""
+
+
+def log_density(choices: Sequence[Choices]) -> Finding:
+    """The log-density where the tanh saturates, computed from the form that was identified."""
+    title = "log-density wrong where the tanh saturates"
+    if not choices:
+        return Finding(title, "not checkable", why="the form of the log-density is not identified")
+    chosen = choices[0]
+    if chosen.squash != "tanh":
+        return Finding(title, "not checkable", why="nothing is squashed")
+    u = np.array(SATURATED)
+    with np.errstate(divide="ignore"):
+        got, _ = oracle.tanh_correction(u, chosen.log_prob, 1.0)
+    expected, _ = oracle.tanh_correction(u, "exact, from u", 1.0)
+    status: Status = "present" if np.abs(got - expected).max() > NATS else "absent"
+    said = ["; ".join(f"{value:.1f} nats at u = {at:g}" for value, at in zip(values, SATURATED, strict=True)) for values in (got, expected)]
+    return Finding(title, status, said[0], said[1], "log(1 - a^2) of each dimension" if status == "present" else "")
+
+
+def start(weights: Named) -> Iterator[Finding]:
+    """The weights that an agent is made with: twins that are one, and targets that are no copies."""
+    gap = max(
+        float(np.abs(weights[name] - weights[name.replace("critic_1", "critic_2", 1)]).max())
+        for name in weights
+        if name.startswith("critic_1")
+    )
+    title = "twin critics that start equal"
+    if gap > 0:
+        yield Finding(title, "absent")
+    else:
+        yield Finding(title, "present", "critic_1 and critic_2 are equal", "other weights", "they see equal targets and stay one critic")
+    targets = {name: array for name, array in weights.items() if name.startswith("target_")}
+    far = difference(targets, {name: weights[name.removeprefix("target_")] for name in targets})
+    title = "target networks that do not start as copies"
+    if far == 0:
+        yield Finding(title, "absent")
+    else:
+        yield Finding(title, "present", f"{far:.1e} relative", "copies of the critics")
+
+
+def acting(adapter: Adapter, scene: Scene, choices: Sequence[Choices]) -> Iterator[Finding]:
+    """Deterministic actions, their units, and fresh noise in the others."""
+    titles = (
+        "deterministic actions that are not the policy's mean",
+        "actions that do not fill the Box",
+        "actions outside the Box",
+        "exploration without fresh noise",
+    )
+    if not isinstance(adapter, Acting):
+        yield from (Finding(title, "not checkable", why="the adapter has no act()") for title in titles)
+        return
+    problem = scene.problem
+    adapter.make(problem)
+    adapter.set_weights({name: array.copy() for name, array in scene.weights.items()})
+    batch, _ = next(scene.data())
+    mean, one, two = check_acting(adapter, adapter.weights, adapter.name, batch.observations)
+    output = np.split(forward(scene.weights, "policy", Seen(batch.observations))[0], 2, axis=-1)[0]
+    cut = bool(choices) and choices[0].squash != "tanh"
+    expected = np.clip(output, -problem.bound, problem.bound) if cut else problem.box(np.tanh(output))
+    outside = float(max(np.abs(each).max() for each in (mean, one, two))) / problem.bound
+    if cut:
+        mean = np.clip(mean, -problem.bound, problem.bound)
+    tolerance = 1e-5
+    # The scale that fits best tells units from another action.
+    scale = float((mean * expected).sum() / (expected**2).sum())
+    gap = np.abs(mean - scale * expected)
+    off, worst = float(gap.max()) / problem.bound, np.unravel_index(int(gap.argmax()), gap.shape)
+    shown = f"{mean[worst]:.4f}", f"{expected[worst]:.4f}"
+    yield Finding(titles[0], "present", *shown, "an evaluation explores") if off > tolerance else Finding(titles[0], "absent")
+    if off > tolerance:
+        yield Finding(titles[1], "not checkable", why="its deterministic actions are not known")
+    elif abs(scale - 1) > tolerance:
+        yield Finding(titles[1], "present", f"{scale:.3f} of the Box", "1", "the task gets other actions than the policy chose")
+    else:
+        yield Finding(titles[1], "absent")
+    if outside > 1 + tolerance:
+        yield Finding(titles[2], "present", f"{outside:.2f} of the bound", "at most 1", "the task cuts them, or does not bear them")
+    else:
+        yield Finding(titles[2], "absent")
+    if np.array_equal(one, two) or np.allclose(one, mean, rtol=0, atol=tolerance):
+        got = "twice the same actions" if np.array_equal(one, two) else "the deterministic actions"
+        yield Finding(titles[3], "present", got, "other actions each time")
+    else:
+        yield Finding(titles[3], "absent")
+
+
+def saving(adapter: Adapter, scene: Scene) -> Finding:
+    """What a saved and loaded agent has forgotten: weights at once, optimizers at the next update."""
+    title = "a loaded agent that forgets"
+    if not isinstance(adapter, Saving):
+        return Finding(title, "not checkable", why="the adapter has no save() and load()")
+    updates = list(replace(scene, updates=3).data())
+    ends: list[tuple[Arrays, Arrays]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for resumed in (False, True):
+            adapter.make(scene.problem)
+            adapter.set_weights({name: array.copy() for name, array in scene.weights.items()})
+            if not resumed:
+                for batch, draws in updates[:2]:
+                    adapter.update(batch, draws)
+                adapter.save(Path(folder) / "agent")
+            else:
+                adapter.load(Path(folder) / "agent")
+            loaded = _copy(adapter.weights())
+            adapter.update(*updates[2])
+            ends.append((loaded, _copy(adapter.weights())))
+    (kept, after), (loaded, resumed_after) = ends
+    parts: Mapping[str, Callable[[Named], Arrays]] = {
+        **{network: partial(oracle.group, network=network) for network in oracle.NETWORKS},
+        "target networks": oracle.targets,
+    }
+    lost = [name for name, part in parts.items() if difference(part(loaded), part(kept)) > RESUMED]
+    if not lost:
+        of = "the optimizer of the "
+        lost = [of + name for name in oracle.NETWORKS if difference(parts[name](resumed_after), parts[name](after)) > RESUMED]
+    if lost:
+        return Finding(
+            title, "present", f"lost: {', '.join(lost)}", "everything that the next update needs", "a resumed run is another run"
+        )
+    return Finding(title, "absent")
+
+
+class Counting(gymnasium.Env[NDArray[Any], NDArray[Any]]):
+    """An environment that shows its episode and step, ends even episodes by termination and odd ones by truncation."""
+
+    TERMINATED, TRUNCATED = 3, 5
+
+    def __init__(self, problem: Problem) -> None:
+        self.observation_space, self.action_space = problem.observation_space, problem.action_space
+        self._episode, self._step = -1, 0
+
+    def _see(self) -> NDArray[Any]:
+        shown = np.zeros(self.observation_space.shape or (), np.float32)
+        shown[:2] = self._episode, self._step
+        return shown
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[NDArray[Any], dict[str, Any]]:
+        self._episode, self._step = self._episode + 1, 0
+        return self._see(), {}
+
+    def step(self, action: NDArray[Any]) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
+        self._step += 1
+        even = self._episode % 2 == 0
+        return self._see(), 1.0, even and self._step == self.TERMINATED, not even and self._step == self.TRUNCATED, {}
+
+
+COLLECTED = (
+    "truncation stored as termination",
+    "termination not stored",
+    "resets stored as transitions",
+    "an episode's last successor that is the next one's first observation",
+)
+
+
+def collecting(adapter: Adapter, problem: Problem) -> Iterator[Finding]:
+    """What the implementation's own loop stores of episodes that end, in two environments."""
+    if not isinstance(adapter, Collecting):
+        yield from (Finding(title, "not checkable", why="the adapter has no collect()") for title in COLLECTED)
+        return
+    adapter.make(problem)
+    rows = adapter.collect(lambda: Counting(problem), 2, 20)
+    yield from stored(rows.observations, rows.next_observations, rows.terminated)
+
+
+def stored(observations: Floats, next_observations: Floats, terminated: Floats) -> Iterator[Finding]:
+    """Findings about stored rows of `Counting`."""
+    (episode, step), next_episode = observations[:, :2].T, next_observations[:, 0]
+    even, done = episode % 2 == 0, np.asarray(terminated, bool).ravel()
+    last = np.where(even, Counting.TERMINATED, Counting.TRUNCATED) - 1 == step
+    after = np.where(even, Counting.TERMINATED, Counting.TRUNCATED) == step
+    cases = (
+        (last & ~even & done, last & ~even, "a task that only truncates learns that its end is worth nothing"),
+        (last & even & ~done, last & even, "a state after the end has a value"),
+        (after, last, "the step that only resets is learned from"),
+        (last & (next_episode != episode), last, "values leak from one episode into the next"),
+    )
+    for title, (wrong, of, consequence) in zip(COLLECTED, cases, strict=True):
+        if not of.any():
+            yield Finding(title, "not checkable", why="no such row is stored")
+        elif wrong.any():
+            yield Finding(title, "present", f"{int(wrong.sum())} rows of {int(of.sum())} ends", "none", consequence)
+        else:
+            yield Finding(title, "absent")
+
+
+def _copy(arrays: Named) -> Arrays:
+    return {name: np.array(array, np.float64) for name, array in arrays.items()}

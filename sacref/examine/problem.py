@@ -1,0 +1,140 @@
+"""What every examined agent is made for and fed: sizes and settings that are nobody's defaults, starting weights, batches and noise."""
+
+import math
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from sacref.algorithm.data import Batch
+from sacref.parity import data
+from sacref.parity.compare import kind_of
+from sacref.parity.networks import Arrays, Floats
+
+DRAWS = 8
+"""Standard normal arrays that an update may draw."""
+TERMINATED_SHARE = 0.25
+REWARDS = 0.4
+"""Scale of rewards at which some errors of the critics are below 1 and some above, as a Huber loss asks for."""
+COOL = 0.02
+"""Temperature at which log-densities of many nats leave errors of that size."""
+PERTURBATION = 0.1
+"""How far target networks begin from their critics, relative: equal ones could not be told apart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Sizes and settings. An implementation that ignores one of them leaves every variant."""
+
+    observation: int = 5
+    action: int = 3
+    hidden: tuple[int, ...] = (20, 16)
+    batch_size: int = 24
+    bound: float = 0.375
+    """Actions lie in a Box from -bound to bound; a number that float32 holds exactly."""
+    discount: float = 0.97
+    tau: float = 0.02
+    learning_rate: float = 2e-3
+    """Of the policy, the critics and the temperature."""
+    alpha: float = 0.3
+    """Initial temperature, which is learned."""
+    clip: float = 0.0
+    """Norm that gradients are asked to be clipped to; 0 for none."""
+    decay: float = 1.0
+    """Learning-rate factor: the t-th update, from 0, is asked to be taken at decay^t of the rate."""
+    dtype: str = "float64"
+    seed: int = 0
+
+    @property
+    def observation_space(self) -> gymnasium.spaces.Box:
+        """The observations' Box, without bounds."""
+        return gymnasium.spaces.Box(-math.inf, math.inf, (self.observation,), np.float32)
+
+    @property
+    def action_space(self) -> gymnasium.spaces.Box:
+        """The actions' Box, in float32 as environments have it."""
+        return gymnasium.spaces.Box(-self.bound, self.bound, (self.action,), np.float32)
+
+    def box(self, actions: NDArray[Any]) -> NDArray[Any]:
+        """Actions of (-1, 1) in the Box's units."""
+        return actions * self.bound
+
+    def cast(self, array: Any) -> NDArray[Any]:
+        """An array of the problem's dtype, with another memory than `array`."""
+        return np.array(array, dtype=self.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """A situation that an agent is put into: a problem, the weights to start from, and how many updates follow."""
+
+    name: str
+    problem: Problem
+    weights: Arrays
+    """Parameters and log alpha by their common names; of shape `()` and `(inputs, outputs)`."""
+    updates: int
+    rewards_scale: float = 1.0
+
+    def data(self) -> Iterator[tuple[Batch[Floats], Floats]]:
+        """A batch and its noise, `(draws, batch, action)`, for each update."""
+        problem = self.problem
+        rows, drawn = np.random.default_rng([problem.seed, 3]).spawn(2)
+        replay = data.synthetic_replay(
+            64 * problem.batch_size, observation=problem.observation, action=problem.action, seed=problem.seed, dtype=problem.dtype
+        )
+        for _ in range(self.updates):
+            batch = replay.map(operator.itemgetter(rows.integers(len(replay.rewards), size=problem.batch_size)))
+            terminated = rows.random(problem.batch_size) < TERMINATED_SHARE
+            rewards = problem.cast(batch.rewards * self.rewards_scale)
+            noise = drawn.standard_normal((DRAWS, problem.batch_size, problem.action)).astype(problem.dtype)
+            yield batch._replace(terminated=terminated, rewards=rewards), noise
+
+
+def ordinary(problem: Problem, updates: int = 4) -> Scene:
+    """Weights as default models draw them, and target networks beside their critics."""
+    return Scene(name="ordinary", problem=problem, weights=_weights(problem), updates=updates, rewards_scale=REWARDS)
+
+
+def wide(problem: Problem, updates: int = 2) -> Scene:
+    """A policy whose standard deviations lie beyond all bounds and whose actions saturate."""
+    weights = _weights(problem)
+    spread = np.resize([0.0, -7.0, 3.0], problem.action)
+    weights["policy.head.bias"] = problem.cast(np.concatenate([np.resize([8.0, 0.5, -1.0], problem.action), spread]))
+    weights["log_alpha"] = problem.cast(math.log(COOL))
+    return Scene(name="wide", problem=problem, weights=weights, updates=updates, rewards_scale=REWARDS)
+
+
+def _weights(problem: Problem) -> Arrays:
+    """Starting weights, without the state of optimizers."""
+    state = data.initial_state(
+        observation=problem.observation,
+        action=problem.action,
+        hidden=problem.hidden,
+        alpha=problem.alpha,
+        seed=problem.seed,
+        dtype=problem.dtype,
+    )
+    generator = np.random.default_rng([problem.seed, 4])
+    found = {}
+    for name, array in state.items():
+        if kind_of(name) != "moments":
+            moved = 1 + PERTURBATION * generator.standard_normal(array.shape) if name.startswith("target_") else 1.0
+            found[name] = problem.cast(array * moved)
+    return found
+
+
+class Still(gymnasium.Env[NDArray[Any], NDArray[Any]]):
+    """An environment of a problem's spaces that nothing happens in, for libraries that read the spaces off one."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.observation_space, self.action_space = problem.observation_space, problem.action_space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[NDArray[Any], dict[str, Any]]:
+        return np.zeros(self.observation_space.shape or (), np.float32), {}
+
+    def step(self, action: NDArray[Any]) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
+        return self.reset()[0], 0.0, False, False, {}

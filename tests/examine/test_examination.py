@@ -1,0 +1,98 @@
+"""A whole examination: what is planted is in it, sacref's own agents are clean, and the command says so."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sacref import cli
+from sacref.examine import Examination, Problem, examine, markdown, record
+from sacref.examine.adapters import load
+from sacref.examine.adapters.oracle import OracleAdapter
+from sacref.examine.choices import MISTAKES, VALUES
+
+
+class Planted(OracleAdapter):
+    """What the command line below examines."""
+
+    def __init__(self) -> None:
+        super().__init__("planted", log_prob="log(1 - a^2 + 1e-6)", policy_noise="that of the first update, for ever")
+
+
+@pytest.fixture(scope="module")
+def planted() -> Examination:
+    return examine(
+        OracleAdapter(
+            "planted",
+            target_alpha="after its step",
+            clipping="element by element",
+            schedule="multiplied in again at each step",
+            temperature_schedule="accepted and ignored",
+            target_entropy="-1",
+        )
+    )
+
+
+def test_choices_and_mistakes_are_kept_apart(planted: Examination) -> None:
+    assert planted.identified
+    assert {name: values for name, values in planted.choices.items() if list(values) != [VALUES[name][0]]} == {
+        "target_alpha": ["after its step"],
+        "clipping": ["element by element"],
+        "schedule": ["multiplied in again at each step"],
+        "temperature_schedule": ["accepted and ignored"],
+        "target_entropy": ["-1"],
+    }
+    assert [finding.mistake for finding in planted.mistakes] == [
+        "target entropy of -1 for every task",
+        "clipping by norm that clips element by element",
+        "learning-rate factor compounded",
+        "the temperature's schedule accepted and ignored",
+    ]
+    assert [(finding.got, finding.expected) for finding in planted.mistakes[:2]] == [
+        ("-1", "-dim"),
+        ("element by element", "norm of all critics, norm of the policy"),
+    ]
+    assert max(planted.differences.values()) == 0.0
+
+
+def test_a_record_holds_all_of_it(planted: Examination) -> None:
+    value = json.loads(json.dumps(record(planted)))
+    assert (value["suite"], value["identified"], value["left"], value["updates"]) == ("examined", True, None, 6)
+    assert value["choices"]["target_alpha"] == ["after its step"]
+    assert len(value["findings"]) == len(MISTAKES) + 12
+    assert [finding["mistake"] for finding in value["findings"] if finding["status"] == "present"] == [
+        each.mistake for each in planted.mistakes
+    ]
+
+
+def test_the_page_says_what_differs_from_sacref(planted: Examination) -> None:
+    page = markdown(planted)
+    assert "planted (numpy" in page
+    assert "One combination of choices reproduces 6 updates in float64 to 0.0e+00 relative. 4 known mistakes." in page
+    assert "| alpha in the target | after its step | before its step |" in page
+    assert "| target entropy of -1 for every task | present | -1 | -dim | many dimensions explore too much |" in page
+
+
+def test_the_command_ends_with_1_where_a_mistake_is_present(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = f"{Planted.__module__}:Planted"
+    assert cli.main(["examine", name, "--json", str(tmp_path / "a.json"), "--markdown", str(tmp_path / "a.md")]) == 1
+    value = json.loads((tmp_path / "a.json").read_text())
+    mistakes = [(finding["mistake"], finding["got"]) for finding in value["findings"] if finding["status"] == "present"]
+    assert mistakes == [
+        ("noise of the policy's loss frozen", "that of the first update, for ever"),
+        ("log-density wrong where the tanh saturates", "-13.8 nats at u = 20; -13.8 nats at u = 50"),
+    ]
+    assert (tmp_path / "a.md").read_text().startswith("# planted\n")
+    assert "2 known mistakes" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("backend", ["torch", pytest.param("jax", marks=pytest.mark.full)])
+def test_sacrefs_own_agents_are_clean(backend: str) -> None:
+    pytest.importorskip(backend)
+    found = examine(load(f"sacref-{backend}"), problem=Problem(seed=3))
+    assert found.identified
+    assert [dict(each.differences()) for each in found.combinations] == [{}]
+    assert found.mistakes == []
+    assert max(found.differences.values()) < 1e-9
+    unchecked = {finding.mistake for finding in found.findings if finding.status == "not checkable"}
+    assert all("stored" in mistake or "successor" in mistake for mistake in unchecked)

@@ -1,0 +1,165 @@
+"""The proof of the instrument: what is put into the oracle is named, nothing else is, and what no variant explains is said to be none."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sacref.algorithm.data import Batch, Noise
+from sacref.examine.adapter import record
+from sacref.examine.adapters.oracle import OracleAdapter
+from sacref.examine.choices import VALUES, Choices, canonical
+from sacref.examine.identify import identify, replay
+from sacref.examine.oracle import Oracle
+from sacref.examine.problem import Problem, ordinary, wide
+from sacref.parity import data
+from sacref.parity import oracle as parity
+from sacref.parity.networks import Arrays, Floats, Named
+from tests.examine import planted
+
+
+def test_the_oracle_without_choices_is_that_of_parity() -> None:
+    problem = Problem()
+    scene = ordinary(problem)
+    agent = Oracle(problem, scene.weights)
+    sizes: dict[str, Any] = {"observation": problem.observation, "action": problem.action, "hidden": problem.hidden}
+    state = data.initial_state(**sizes) | scene.weights
+    numbers = parity.Settings(
+        target_entropy=-3.0, discount_factor=problem.discount, polyak=problem.tau, learning_rates=(problem.learning_rate,) * 3
+    )
+    for batch, draws in scene.data():
+        agent.update(batch, draws)
+        state, _, gradients = parity.update(state, batch, Noise(draws[0], draws[1]), numbers)
+        for name, array in agent.weights.items():
+            np.testing.assert_allclose(array, state[name], rtol=0, atol=1e-14, err_msg=name)
+        for step in agent.gradients:
+            for name, array in step.items():
+                np.testing.assert_allclose(array, gradients[name], rtol=0, atol=1e-14, err_msg=name)
+
+
+TOGETHER = list(planted.together())
+
+
+def test_every_value_is_planted_with_others() -> None:
+    seen = {(name, value) for named in TOGETHER for name, value in named.items()}
+    expected = {(name, value) for name, values in VALUES.items() if name not in planted.WITH_OPTIONS for value in values[1:]}
+    assert expected - seen == set()
+
+
+@pytest.mark.parametrize("named", TOGETHER, ids=range(len(TOGETHER)))
+def test_many_planted_values_are_named_together(named: dict[str, str]) -> None:
+    found = planted.examined(named)
+    assert found.left is None
+    assert list(found.combinations) == [canonical(Choices(**named))]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("named", list(planted.singles()), ids=lambda named: ", ".join(f"{name} {value}" for name, value in named.items()))
+def test_each_planted_value_is_named(named: dict[str, str]) -> None:
+    assert list(planted.examined(named).combinations) == [canonical(Choices(**named))]
+
+
+@pytest.mark.full
+def test_planted_pairs_are_named() -> None:
+    chosen = random.Random(0).sample(list(planted.pairs()), 300)
+    missed = [named for named in chosen if list(planted.examined(named).combinations) != [canonical(Choices(**named))]]
+    assert len(missed) <= 0.05 * len(chosen), missed
+
+
+@pytest.mark.parametrize("examples", [2, pytest.param(50, marks=pytest.mark.full)])
+def test_there_is_no_false_alarm(examples: int) -> None:
+    @settings(max_examples=examples, database=None)
+    @given(st.integers(0, 2**32))
+    def clean(seed: int) -> None:
+        found = planted.examined({}, Problem(seed=seed))
+        assert list(found.combinations) == [Choices()]
+
+    clean()
+
+
+def test_the_oracle_follows_what_was_identified() -> None:
+    named = {"target_alpha": "after its step", "temperature_noise": "its own", "critic_loss": "Huber, summed over critics"}
+    trajectory = record(OracleAdapter(**named), ordinary(Problem()))
+    ((chosen, order),) = identify([trajectory, record(OracleAdapter(**named), wide(Problem()))]).combinations.items()
+    assert order == (0, 1, 2)
+    assert max(replay(trajectory, chosen, order).values()) == 0.0
+    assert max(replay(trajectory, replace(chosen, critic_loss="(Q - y)^2, summed over critics"), order).values()) > 1e-3
+
+
+class Twisted(OracleAdapter):
+    """An oracle whose gradients or weights are changed on the way."""
+
+    def __init__(self, network: str, *, gradient: float = 1.0, rows: bool = False) -> None:
+        super().__init__()
+        self.network, self.gradient, self.rows = network, gradient, rows
+
+    def gradients(self) -> Sequence[Named]:
+        found: list[Arrays] = []
+        for step in super().gradients():
+            scale = self.gradient if next(iter(step)).startswith(self.network) else 1.0
+            found.append({name: array * scale + (self.rows and name.endswith("hidden.0.bias")) for name, array in step.items()})
+        return found
+
+
+@pytest.mark.parametrize(
+    ("adapter", "quantity"),
+    [
+        (Twisted("critic_", gradient=1.3), "target"),
+        (Twisted("", rows=True), "critic gradient: it is not one of these rows of the batch"),
+        (Twisted("policy", gradient=1.3), "policy gradient"),
+        (Twisted("log_alpha", gradient=1.3), "temperature gradient"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_first_quantity_that_leaves_every_variant_is_named(adapter: OracleAdapter, quantity: str) -> None:
+    found = identify([record(adapter, ordinary(Problem()))])
+    assert not found.combinations
+    assert found.left is not None
+    assert (found.left.quantity, found.left.update) == (quantity, 0)
+
+
+class Halved(OracleAdapter):
+    """An oracle whose steps are half as long as its learning rate says, or whose target networks move twice as fast."""
+
+    def __init__(self, network: str) -> None:
+        super().__init__()
+        self.network = network
+
+    def update(self, batch: Batch[Floats], draws: Floats) -> None:
+        before = self.weights()
+        super().update(batch, draws)
+        for name, array in self.agent.weights.items():
+            if name.startswith(self.network):
+                self.agent.weights[name] = before[name] + (array - before[name]) / 2
+
+
+@pytest.mark.parametrize(
+    ("network", "quantity"),
+    [
+        ("critic_", "new critics: no optimizer makes this step of its gradient"),
+        ("policy", "new policy: no optimizer makes this step of its gradient"),
+        ("log_alpha", "new alpha: no optimizer makes this step of its gradient"),
+        ("target_", "target networks"),
+    ],
+)
+def test_steps_that_do_not_follow_from_their_gradients_are_named(network: str, quantity: str) -> None:
+    found = identify([record(Halved(network), ordinary(Problem(), updates=1))])
+    assert found.left is not None
+    assert found.left.quantity == quantity
+
+
+def test_values_of_other_words_are_refused() -> None:
+    with pytest.raises(ValueError, match="Choices: target_value is 'median', expected one of 'min', 'mean', 'the first'"):
+        Choices(target_value="median")
+
+
+def test_choices_that_no_order_of_steps_gives_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match="Oracle: target_policy and policy_critics are both after their step, which no order of steps gives"
+    ):
+        Oracle(Problem(), ordinary(Problem()).weights, Choices(target_policy="after its step"))

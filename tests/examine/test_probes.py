@@ -1,0 +1,160 @@
+"""The checks beyond the update: each finds the mistake that was put in, and none where there is none."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sacref.examine import probes
+from sacref.examine.adapter import AdapterError
+from sacref.examine.adapters.oracle import OracleAdapter
+from sacref.examine.choices import Choices
+from sacref.examine.oracle import Moments
+from sacref.examine.probes import COLLECTED, Counting, Finding
+from sacref.examine.problem import Problem, ordinary
+from sacref.parity.networks import Floats
+
+PROBLEM = Problem()
+SCENE = ordinary(PROBLEM)
+
+
+def present(findings: Any) -> dict[str, tuple[str, str]]:
+    """Mistakes that are there: what was got, and what was expected."""
+    return {finding.mistake: (finding.got, finding.expected) for finding in findings if finding.status == "present"}
+
+
+def statuses(findings: Any) -> set[str]:
+    return {finding.status for finding in findings}
+
+
+def test_the_log_density_of_a_form_is_judged_where_the_tanh_saturates() -> None:
+    assert probes.log_density([Choices()]).status == "absent"
+    found = probes.log_density([Choices(log_prob="log(1 - a^2 + 1e-6)")])
+    assert found.status == "present"
+    assert found.got == "-13.8 nats at u = 20; -13.8 nats at u = 50"
+    assert found.expected == "-38.6 nats at u = 20; -98.6 nats at u = 50"
+    assert probes.log_density([]).status == "not checkable"
+
+
+def test_twins_that_start_equal_and_targets_that_are_no_copies_are_found() -> None:
+    agent = OracleAdapter()
+    agent.make(PROBLEM)
+    weights = agent.weights()
+    assert statuses(probes.start(weights)) == {"absent"}
+    alike = {name: weights[name.replace("critic_2", "critic_1")] for name in weights}
+    assert present(probes.start(alike)) == {"twin critics that start equal": ("critic_1 and critic_2 are equal", "other weights")}
+    found = present(probes.start(weights | {"target_critic_2.head.bias": weights["target_critic_2.head.bias"] + 1}))
+    assert list(found) == ["target networks that do not start as copies"]
+
+
+class Acts(OracleAdapter):
+    """An oracle whose actions are changed on the way."""
+
+    def __init__(self, changed: Callable[..., Floats]) -> None:
+        super().__init__()
+        self._changed = changed
+
+    def act(self, observations: Floats, *, deterministic: bool) -> Floats:
+        return self._changed(super().act, observations, deterministic)
+
+
+@pytest.mark.parametrize(
+    ("changed", "mistakes"),
+    [
+        (
+            lambda act, o, d: act(o, deterministic=not d),
+            {"deterministic actions that are not the policy's mean", "exploration without fresh noise"},
+        ),
+        (lambda act, o, d: act(o, deterministic=d) / PROBLEM.bound, {"actions that do not fill the Box", "actions outside the Box"}),
+        (lambda act, o, d: act(o, deterministic=d) / 2, {"actions that do not fill the Box"}),
+        (lambda act, o, d: act(o, deterministic=True), {"exploration without fresh noise"}),
+        (lambda act, o, d: act(o, deterministic=d), set()),
+    ],
+    ids=["flag inverted", "in (-1, 1)", "halved", "no noise", "none"],
+)
+def test_how_an_agent_acts_is_checked(changed: Callable[..., Floats], mistakes: set[str]) -> None:
+    assert set(present(probes.acting(Acts(changed), SCENE, [Choices()]))) == mistakes
+
+
+def test_an_agent_that_learns_when_it_acts_is_refused() -> None:
+    def learn(act: Callable[..., Floats], observations: Floats, deterministic: bool) -> Floats:
+        agent.agent.weights["policy.head.bias"] = agent.agent.weights["policy.head.bias"] + 1
+        return act(observations, deterministic=deterministic)
+
+    agent = Acts(learn)
+    with pytest.raises(AdapterError, match=r"NumPy oracle: act\(\) changes policy.head.bias, expected weights as they were: act without"):
+        list(probes.acting(agent, SCENE, [Choices()]))
+
+
+class Forgets(OracleAdapter):
+    """An oracle that leaves something of a checkpoint behind."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+
+    def load(self, path: Path) -> None:
+        made = self.weights()
+        super().load(path)
+        if self.what == "moments":
+            self.agent.moments = {name: Moments.none(array) for name, array in self.agent.weights.items()}
+        for name in made:
+            if name.startswith(self.what):
+                self.agent.weights[name] = made[name]
+
+
+@pytest.mark.parametrize(
+    ("what", "lost"),
+    [
+        ("log_alpha", "temperature"),
+        ("target_", "target networks"),
+        ("moments", "the optimizer of the critics, the optimizer of the policy, the optimizer of the temperature"),
+    ],
+)
+def test_what_a_loaded_agent_forgets_is_found(what: str, lost: str) -> None:
+    assert probes.saving(Forgets(what), SCENE)[:3] == ("a loaded agent that forgets", "present", f"lost: {lost}")
+
+
+def test_a_loaded_agent_that_forgets_nothing_is_fine() -> None:
+    assert probes.saving(OracleAdapter(), SCENE).status == "absent"
+
+
+def rows(**wrong: bool) -> list[Finding]:
+    """Findings about what a loop stores of two episodes, with a mistake in it."""
+    environment, stored = Counting(PROBLEM), []
+    for _ in range(2):
+        now, _ = environment.reset()
+        while True:
+            after, _, terminated, truncated, _ = environment.step(now)
+            done = (terminated and not wrong.get("unterminated", False)) or (truncated and wrong.get("truncated", False))
+            leaks = (terminated or truncated) and wrong.get("leaks", False)
+            stored.append((now, after + np.eye(1, PROBLEM.observation)[0] if leaks else after, done))
+            if terminated or truncated:
+                if wrong.get("resets", False):
+                    stored.append((after, after + np.eye(1, PROBLEM.observation)[0], False))
+                break
+            now = after
+    seen, next_seen, ends = (np.array(part) for part in zip(*stored, strict=True))
+    return list(probes.stored(seen, next_seen, ends))
+
+
+@pytest.mark.parametrize(("wrong", "title"), list(zip(("truncated", "unterminated", "resets", "leaks"), COLLECTED, strict=True)))
+def test_what_a_loop_stores_of_episodes_that_end_is_checked(wrong: str, title: str) -> None:
+    assert list(present(rows(**{wrong: True}))) == [title]
+
+
+def test_a_loop_that_stores_what_happened_is_fine() -> None:
+    assert statuses(rows()) == {"absent"}
+
+
+def test_what_an_adapter_does_not_offer_is_not_checkable() -> None:
+    bare = type("Bare", (), {"name": "bare"})()
+    findings = [*probes.acting(bare, SCENE, []), probes.saving(bare, SCENE), *probes.collecting(bare, PROBLEM)]
+    assert statuses(findings) == {"not checkable"}
+    assert {finding.why for finding in findings} == {
+        "the adapter has no act()",
+        "the adapter has no save() and load()",
+        "the adapter has no collect()",
+    }
