@@ -29,13 +29,13 @@ def memory_of(backend: Backend, capacity: int, num_envs: int = 1, **options: Any
 
 def test_a_memory_that_cannot_be_allocated_says_what_would_fit(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """float32: twice 2 observations, an action and a reward, and a bool."""
-    monkeypatch.setattr("sacref.replay.host_bytes", lambda: 2_900)
+    monkeypatch.setattr("sacref.algorithm.replay.host_bytes", lambda: 2_900)
     assert len(memory_of(backend, 98, 2)) == 0
     with pytest.raises(
         ValueError, match=r"\(memory_capacity\) is .* at 25 bytes for each transition, and .* are free: expected at most 116"
     ):
         memory_of(backend, 200_000, 2)
-    monkeypatch.setattr("sacref.replay.host_bytes", lambda: None)
+    monkeypatch.setattr("sacref.algorithm.replay.host_bytes", lambda: None)
     assert len(memory_of(backend, 200_000, 2)) == 0
 
 
