@@ -14,6 +14,7 @@ from bench.sections import (
     aggregate,
     amp,
     backends,
+    examined,
     faults,
     learning,
     mutants,
@@ -37,7 +38,23 @@ are apart. Made by `python -m bench.report` from the JSON records beside this pa
 configuration, hardware, library versions and commit of one run. `python -m bench` measures again.
 """
 
-PARTS = (learning, backends, aggregate, throughput, update, population, recurrent, rollout, amp, scaling, parity, faults, mutants, soak)
+PARTS = (
+    learning,
+    backends,
+    aggregate,
+    throughput,
+    update,
+    population,
+    recurrent,
+    rollout,
+    amp,
+    scaling,
+    parity,
+    examined,
+    faults,
+    mutants,
+    soak,
+)
 """The sections, in the order of the page."""
 
 
