@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from sacref.spec.arrays import as_numpy
 
-_NUMBERS = (float, int, np.float64, np.float32)
+_NUMBERS = (float, np.float64, np.float32)
+_OF_VECTORS = ("final_obs", "_final_obs")
+"""Infos by which a vector environment says what an episode that it has reset ended with."""
 _STEP = "return observation, reward, terminated, truncated, info from step()"
 _RESET = "return observation, info from reset()"
 
@@ -39,7 +41,7 @@ def check_interface(env: gymnasium.Env[Any, Any]) -> None:
     """Let an environment refuse what it returns against Gymnasium's interface, and return copies of its observations.
 
     A vector environment would end in an error of its own there, which does not say what the environment did. The environment stays the
-    object that it is: its methods `reset` and `step` are replaced.
+    object that it is: its methods `reset` and `step` are replaced. Infos named as those of a vector environment, `final_obs`, are left out.
 
     Args:
         env: an environment or a wrapper. Observations are checked where its space is a Box, or a Dict of such.
@@ -86,6 +88,8 @@ class _Checked:
         return self._observation("step", self._space, observation), reward, terminated, truncated, self._info(info)
 
     def _info(self, info: dict[str, Any]) -> dict[str, Any]:
+        if any(name in info for name in _OF_VECTORS):  # of one environment's own, they would be taken for the vector environment's
+            info = {name: value for name, value in info.items() if name not in _OF_VECTORS}
         # The last state of an episode is read after the reset, which may write into it.
         return {**info, "state": copy.deepcopy(info["state"])} if self._has_states and "state" in info else info
 

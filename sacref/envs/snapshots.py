@@ -30,7 +30,7 @@ from sacref.checkpoint import one_line
 from sacref.envs.interface import SyncEnvs
 from sacref.envs.partial import DictObservation, HideVelocities, PrivilegedState
 from sacref.envs.values import UnsupportedError, decode, encode
-from sacref.tree import leaves, named_leaves
+from sacref.tree import leaves, map_leaves, named_leaves
 
 Environment: TypeAlias = gymnasium.Env[Any, Any]
 State: TypeAlias = dict[str, Any]
@@ -303,7 +303,7 @@ def require_alike(what: str, found: Any, expected: Any, but: tuple[str, ...] = (
     """Refuse other names, shapes or types than those of the environments at hand, with a ValueError."""
     described = [
         {
-            path: (np.shape(leaf), str(np.asarray(leaf).dtype))
+            path: (np.shape(leaf), np.asarray(leaf).dtype.newbyteorder("=").name)
             for path, leaf in named_leaves({name: branch for name, branch in tree.items() if name not in but}).items()
         }
         for tree in (found, expected)
@@ -423,10 +423,16 @@ def _setters(envs: SyncVectorEnv[Any, Any], snapshot: Snapshot) -> Iterator[Call
     require_alike("the vector environment", vector, own, but=("_env_obs",))
     if not _fits(vector["_env_obs"], own["_env_obs"]) or len(vector["_env_obs"]) != envs.num_envs:
         raise ValueError("the vector environment has observations of other shapes or types than these environments'")
+    # Its byte order is the space's, not the file's.
+    vector["_observations"] = map_leaves(_as_here, vector["_observations"], own["_observations"])
     yield lambda: vars(envs).update(vector)
     for env, layers in zip(envs.envs, metadata["environments"], strict=True):
         for layer, written in zip(_layers(env), layers, strict=True):
             yield _setter(layer, decode(written["state"], snapshot.arrays))
+
+
+def _as_here(found: NDArray[Any], here: NDArray[Any]) -> NDArray[Any]:
+    return found.astype(here.dtype, copy=False)
 
 
 def _setter(layer: Environment, state: State) -> Callable[[], None]:
@@ -536,7 +542,7 @@ def _fits(found: Any, here: Any) -> bool:
     if isinstance(here, float | np.number):
         return isinstance(found, int | float | np.number) or (_is_array(found, ()) and found.dtype.kind in "fiu")
     if isinstance(here, np.ndarray):
-        return _is_array(found, here.shape) and found.dtype == here.dtype
+        return _is_array(found, here.shape) and found.dtype.newbyteorder("=") == here.dtype.newbyteorder("=")
     if isinstance(here, list):
         return isinstance(found, list) and all(_fits(inner, here[0] if here else None) for inner in found)
     if isinstance(here, dict):

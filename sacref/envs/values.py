@@ -26,6 +26,7 @@ def encode(value: Any, name: str, arrays: dict[str, NDArray[Any]]) -> Any:
 
     Args:
         value: None, a number, text, an array of a type that a checkpoint holds, or lists, tuples and dicts (with keys of text) of those.
+            Arrays of either byte order, of which the machine's own is written.
         name: its own; its arrays' names begin with it.
         arrays: where copies of its arrays are put.
 
@@ -40,9 +41,9 @@ def encode(value: Any, name: str, arrays: dict[str, NDArray[Any]]) -> Any:
     if kind is float:
         return {"is": "float", "of": str(value)}
     if kind is np.ndarray or isinstance(value, np.generic):
-        if value.dtype.name not in DTYPES or not value.dtype.isnative:
+        if value.dtype.name not in DTYPES:
             raise UnsupportedError(f"{name} has dtype {value.dtype}, expected one of {', '.join(DTYPES)}")
-        arrays[name] = np.array(value, order="C")
+        arrays[name] = np.array(value, value.dtype.newbyteorder("="), order="C")
         return {"is": "array" if kind is np.ndarray else "scalar", "of": name}
     if kind in (list, tuple):
         items = [encode(item, f"{name}.{number}", arrays) for number, item in enumerate(value)]

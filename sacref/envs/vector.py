@@ -210,6 +210,8 @@ class _Factory:
         check_interface(env.unwrapped)
         for wrapper in self.wrappers:
             env = wrapper(env)
+            if not isinstance(env, gymnasium.Env):
+                raise EnvError(f"wrapper {wrapper!r} made a {type(env).__name__}, expected a gymnasium.Env: return one from it")
             if not isinstance(env, ReportDivergence | _InProcess):
                 check_interface(env)
         return env

@@ -11,6 +11,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import sacref.envs
 from sacref import training
+from sacref.envs.episodes import EpisodeBoundaries
 from sacref.envs.states import state_space_of
 from sacref.evaluation import evaluate
 from tests.envs.counting import CountingEnv
@@ -57,6 +58,7 @@ STEPS = {
     "text": (replaced(0, np.array(["a", "b"])), r"returned an observation of dtype <U1, expected float64 as its observation_space says"),
     "None": (replaced(0, None), r"Odd\.step returned an observation of shape \(\), expected \(2,\)"),
     "reward of (1,)": (replaced(1, np.ones(1)), r"Odd\.step returned a reward that is an array of shape \(1,\), expected a number: float"),
+    "too large an integer": (replaced(1, 10**400), r"Odd\.step returned a reward that is 1000.*, expected a number: float"),
     "no reward": (replaced(1, None), r"Odd\.step returned a reward that is None, expected a number"),
     "terminated of (1,)": (replaced(2, np.ones(1, bool)), r"a terminated that is an array of shape \(1,\), expected True or False: bool"),
     "truncated": (replaced(3, "no"), r"Odd\.step returned a truncated that is 'no', expected True or False"),
@@ -129,6 +131,20 @@ def test_a_vector_environment_of_four_values_is_named() -> None:
 
     with pytest.raises(ValueError, match=r"Old\.step returned 4 values, expected 5"):
         training.run(FakeAgent(), Old([CountingEnv]), timesteps=1)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("final", [np.full(2, 777.0), None, "mine"], ids=["array", "None", "text"])
+def test_a_final_observation_in_the_infos_of_an_environment_is_its_own(mode: AutoresetMode, final: Any) -> None:
+    def run(step: Any) -> list[tuple[list[Any], list[Any]]]:
+        agent, boundaries = FakeAgent(), EpisodeBoundaries[Any]()
+        envs = sacref.envs.make(partial(Odd, step), 2, autoreset_mode=mode)
+        training.run(agent, envs, timesteps=7)
+        names = ("observations", "next_observations", "terminated", "truncated", "infos")
+        rows = [{name: np.ravel(row[name]) if name[0] == "t" else row[name] for name in names} for row in agent.rows]
+        return [tuple(part.tolist() for part in boundaries.resolve(**row)) for row in rows]
+
+    assert run(replaced(4, {"final_obs": final, "final_info": 3})) == run(None)
 
 
 # Whose arrays they are.

@@ -286,6 +286,22 @@ def test_wrappers_and_tasks_of_the_users_take_part_by_two_methods(tmp_path: Path
         assert continues(tmp_path, lambda seed, bits=bits: envs.make(Task, 2, seed=seed, env_kwargs={"bits": bits}))  # type: ignore[misc]  # A default.
 
 
+class OtherByteOrder(Task):
+    """Whose observations, and what it keeps, are in the byte order that is not the machine's."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.dtype(np.float64).newbyteorder())
+
+    def get_state(self) -> dict[str, Any]:
+        return {"place": np.array(self.place, np.dtype(np.float64).newbyteorder())}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.place = float(state["place"])
+
+
+def test_arrays_of_the_other_byte_order_are_captured(tmp_path: Path) -> None:
+    assert continues(tmp_path, lambda seed: envs.make(OtherByteOrder, 2, seed=seed))
+
+
 def test_a_users_task_of_mujoco_adds_what_it_keeps(tmp_path: Path) -> None:
     pytest.importorskip("mujoco")
     from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv

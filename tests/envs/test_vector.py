@@ -111,6 +111,8 @@ def test_other_arguments_are_refused_with_what_is_expected() -> None:
         unchecked_make(CountingEnv(), 1)
     with pytest.raises(envs.EnvError, match="made a int"):
         unchecked_make(lambda: 3, 1)
+    with pytest.raises(envs.EnvError, match=r"wrapper .* made a NoneType, expected a gymnasium\.Env: return one from it"):
+        unchecked_make(CountingEnv, 1, wrappers=[lambda env: None])
 
 
 # One environment for several copies.
