@@ -16,6 +16,8 @@ from sacref.examine.problem import Problem, ordinary, wide
 
 OPTIONS = {"clip": ("clipping",), "schedule": ("schedule", "temperature_schedule")}
 """Option that an adapter may support -> the choices that are seen with it alone."""
+MORE = 2
+"""Times that other data are drawn where several combinations are left."""
 SHOWN = 8
 """Combinations that are run along whole trajectories."""
 DECAY = 0.5
@@ -78,6 +80,13 @@ def examine(adapter: Adapter, *, problem: Problem | None = None, on_stage: Calla
     check_noise(adapter, trajectories[0])
     on_stage("identification")
     found = identify(trajectories)
+    for seed in range(problem.seed + 1, problem.seed + 1 + MORE):
+        if len(found.combinations) < 2:
+            break
+        on_stage("updates: more data, to tell what is left apart")
+        other = replace(problem, seed=seed)
+        trajectories += [record(adapter, scene(other)) for scene in (ordinary, wide)]
+        found = identify(trajectories)
     differences: dict[str, float] = {}
     reproduced = dict(found.combinations)
     for chosen, order in list(found.combinations.items())[:SHOWN]:

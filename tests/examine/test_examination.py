@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 
 from sacref import cli
-from sacref.examine import Examination, Problem, examine, markdown, record
+from sacref.examine import Examination, Problem, examination, examine, markdown, record
+from sacref.examine.adapter import record as observe
 from sacref.examine.adapters import load
 from sacref.examine.adapters.oracle import OracleAdapter
 from sacref.examine.choices import MISTAKES, VALUES
+from sacref.examine.identify import identify
+from sacref.examine.problem import ordinary, wide
 
 
 class Planted(OracleAdapter):
@@ -92,7 +95,13 @@ def test_sacrefs_own_agents_are_clean(backend: str) -> None:
     found = examine(load(f"sacref-{backend}"), problem=Problem(seed=3))
     assert found.identified
     assert [dict(each.differences()) for each in found.combinations] == [{}]
-    assert found.mistakes == []
     assert max(found.differences.values()) < 1e-9
-    unchecked = {finding.mistake for finding in found.findings if finding.status == "not checkable"}
-    assert all("stored" in mistake or "successor" in mistake for mistake in unchecked)
+    assert {finding.status for finding in found.findings} == {"absent"}
+
+
+def test_other_data_are_drawn_where_several_combinations_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Without saturated actions and wide deviations, nothing tells the bounds of the standard deviation apart.
+    monkeypatch.setattr(examination, "wide", lambda problem: (ordinary if problem.seed == 0 else wide)(problem))
+    assert len(identify([observe(OracleAdapter(), ordinary(Problem()))]).combinations) > 1
+    found = examine(OracleAdapter())
+    assert (len(found.combinations), found.updates) == (1, 14)

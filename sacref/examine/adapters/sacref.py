@@ -1,15 +1,19 @@
 """sacref's own agents, on either backend."""
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
+from sacref import training
 from sacref.algorithm.data import Batch, Noise
-from sacref.config import SACConfig
+from sacref.config import ExperimentConfig, SACConfig
+from sacref.envs import make
+from sacref.examine.adapter import Env
 from sacref.examine.adapters import version
 from sacref.examine.inject import GradientsOfMoments
 from sacref.examine.problem import Problem
@@ -77,6 +81,19 @@ class _Sacref:
 
     def load(self, path: Path) -> None:
         self.agent.load(path)
+
+    def collect(self, make_env: Callable[[], Env], num_envs: int, steps: int) -> Batch[Floats]:
+        package, envs = importlib.import_module(f"sacref.{self.backend}"), make(make_env, num_envs)
+        spaces = {"observation_space": envs.single_observation_space, "action_space": envs.single_action_space}
+        quiet = ExperimentConfig(write_interval=0, checkpoint_interval=0)
+        cfg = SACConfig(random_timesteps=steps, learning_starts=steps, experiment=quiet)
+        with self._precision():
+            memory = package.ReplayMemory(2 * num_envs * steps, num_envs)
+            models = package.default_models(**spaces, hidden=(4,), seed=0)
+            agent = package.SAC(models=models, memory=memory, **spaces, device="cpu", cfg=cfg)
+            training.run(agent, envs, timesteps=steps)
+            rows = memory.rows(np.arange(len(memory)))
+        return Batch(rows["observations"], None, rows["actions"], rows["rewards"], rows["next_observations"], None, rows["terminated"])
 
     def versions(self) -> Mapping[str, str]:
         return version("sacref", self.backend)

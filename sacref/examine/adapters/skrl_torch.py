@@ -2,14 +2,16 @@
 
 import importlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
 from sacref.algorithm.data import Batch
+from sacref.examine.adapter import Env
 from sacref.examine.adapters import version
 from sacref.examine.inject import Noise, Places, read, torch_dtype, torch_gradients, torch_noise, torch_places, write
 from sacref.examine.problem import Problem
@@ -91,6 +93,21 @@ class SkrlTorch:
 
     def load(self, path: Path) -> None:
         self.agent.load(str(path))
+
+    def collect(self, make_env: Callable[[], Env], num_envs: int, steps: int) -> Batch[Floats]:
+        parts = ("agents.torch.sac", "envs.wrappers.torch", "trainers.torch", "memories.torch")
+        sac, wrappers, trainers, memories = (importlib.import_module(f"skrl.{name}") for name in parts)
+        env = wrappers.wrap_env(gymnasium.vector.SyncVectorEnv([make_env] * num_envs), wrapper="gymnasium", verbose=False)
+        memory = memories.RandomMemory(memory_size=2 * steps, num_envs=num_envs, device="cpu")
+        cfg = sac.SAC_CFG(random_timesteps=steps, learning_starts=steps)
+        cfg.experiment.write_interval = cfg.experiment.checkpoint_interval = 0
+        spaces = {"observation_space": env.observation_space, "action_space": env.action_space, "device": "cpu"}
+        agent = sac.SAC(models={name: _model(name, self._problem, spaces) for name in MODELS}, memory=memory, cfg=cfg, **spaces)
+        options = trainers.SequentialTrainerCfg(timesteps=steps, headless=True, disable_progressbar=True)
+        trainers.SequentialTrainer(env=env, agents=agent, cfg=options).train()
+        names = ("observations", "actions", "rewards", "next_observations", "terminated")
+        rows = [memory.get_tensor_by_name(name)[:steps].reshape(steps * num_envs, -1).numpy() for name in names]
+        return Batch(rows[0], None, rows[1], rows[2][:, 0], rows[3], None, rows[4][:, 0])
 
     def versions(self) -> Mapping[str, str]:
         return version("skrl", "torch")

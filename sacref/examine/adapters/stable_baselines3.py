@@ -1,13 +1,14 @@
 """Stable-Baselines3's SAC."""
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from sacref.algorithm.data import Batch
+from sacref.examine.adapter import Env
 from sacref.examine.adapters import version
 from sacref.examine.inject import Noise, Places, read, torch_dtype, torch_gradients, torch_noise, torch_places, write
 from sacref.examine.problem import Problem, Still
@@ -90,6 +91,18 @@ class StableBaselines3:
     def load(self, path: Path) -> None:
         self.model = type(self.model).load(path, device="cpu")
         self._prepare()
+
+    def collect(self, make_env: Callable[[], Env], num_envs: int, steps: int) -> Batch[Floats]:
+        vector = importlib.import_module("stable_baselines3.common.vec_env").DummyVecEnv([make_env] * num_envs)
+        size = num_envs * steps
+        model = type(self.model)("MlpPolicy", vector, buffer_size=2 * size, learning_starts=2 * size, device="cpu")
+        model.learn(size)
+        buffer = model.replay_buffer
+        # A timeout is stored as an end, and taken back when a batch is sampled.
+        ends = buffer.dones * (1 - buffer.timeouts)
+        arrays = [array[: buffer.pos].reshape(size, -1) for array in (buffer.observations, buffer.actions, buffer.next_observations)]
+        rewards, terminated = (array[: buffer.pos].reshape(size) for array in (buffer.rewards, ends))
+        return Batch(arrays[0], None, arrays[1], rewards, arrays[2], None, terminated)
 
     def versions(self) -> Mapping[str, str]:
         return version("stable-baselines3", "torch")
