@@ -362,7 +362,14 @@ def sound(asked: Arguments) -> Arguments:
     )
     if np.ndim(asked.hidden) != 1:
         raise ValueError(f"hidden is {asked.hidden!r}, expected the widths of the hidden layers, as (256, 256)")
-    if not isinstance(asked.wrappers, list | tuple):
+    for name in ("layer_norm", "overwrite", "resume", "progress"):
+        if not isinstance(value := getattr(asked, name), bool):
+            raise TypeError(f"{name} is {value!r}, expected True or False")
+    if not isinstance(asked.run_dir, str | Path | None):
+        raise TypeError(f"run_dir is {asked.run_dir!r}, expected a path, or None for one of its own below runs")
+    if not isinstance(asked.env_kwargs, Mapping | None):
+        raise TypeError(f"env_kwargs is {asked.env_kwargs!r}, expected a dict of the environment's arguments by their names")
+    if not isinstance(asked.wrappers, list | tuple) or not all(map(callable, asked.wrappers)):
         raise TypeError(f"wrappers is {asked.wrappers!r}, expected a list of callables, each of which wraps an environment")
     as_json("env_kwargs", asked.env_kwargs or {})
     if asked.cfg is not None or not asked.resume:

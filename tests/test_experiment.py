@@ -551,9 +551,15 @@ def test_what_cannot_be_written_is_refused_before_anything_is_written(tmp_path: 
         ("cfg", [3], r"SACConfig cannot be made of \[3\], expected a dict of its fields"),
         ("hidden", 8, r"hidden is 8, expected the widths of the hidden layers, as \(256, 256\)"),
         ("wrappers", "module:name", "wrappers is 'module:name', expected a list of callables"),
+        ("wrappers", ["module:name"], r"wrappers is \['module:name'\], expected a list of callables"),
+        ("env_kwargs", [1], r"env_kwargs is \[1\], expected a dict of the environment's arguments by their names"),
+        ("overwrite", "no", "overwrite is 'no', expected True or False"),
     ):
         with without_shape_checks(), pytest.raises((TypeError, ValueError), match=message):
             train(tmp_path / "run", **{name: value})
+    for bad in cast(Any, [3, b"run"]):
+        with without_shape_checks(), pytest.raises(TypeError, match="expected a path, or None for one of its own"):
+            experiment.train(run_dir=bad)
     assert not (tmp_path / "run").exists()
 
 

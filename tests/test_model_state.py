@@ -201,6 +201,10 @@ def test_layers_of_pytorch_that_change_or_draw_are_refused() -> None:
     def half(models: Any) -> None:
         models["policy"].register_buffer("scale", torch.ones((), dtype=torch.bfloat16))
 
+    def lazy(models: Any) -> None:
+        models["policy"].lazy = torch.nn.LazyLinear(3)
+
+    refused(lazy, r"model 'policy' has a LazyLinear at 'lazy', whose parameters have no shapes yet: call the model once, or")
     refused(normalised, r"model 'critic_1' has 'out\.parametrizations\.weight\.0\._[uv]', which changes when it is called")
     refused(drawing, r"model 'critic_1' calls aten\.\S+, which draws from torch's global generator, .*: use sacref\.torch\.models\.Dropout")
     refused(plain, r"model 'policy' has a plain tensor at 'scales', .*: others are neither saved nor moved .*register_buffer\('scales'")

@@ -133,13 +133,20 @@ def generators(model: nn.Module) -> dict[str, torch.Generator]:
 
 
 def refuse_hidden_state(name: str, model: nn.Module) -> None:
-    """Refuse layers that draw from the global generator or change buffers when they are called, and arrays that PyTorch does not know of.
+    """Refuse layers that draw from the global generator, change buffers when they are called, or have no parameters before they are called,
+    and arrays that PyTorch does not know of.
 
     Raises:
         ValueError: naming the layer, or the array. TypeError: if the model is none of PyTorch's.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model {name!r} is a {type(model).__name__}, expected a torch.nn.Module: sacref.torch.default_models makes such")
+    for path, layer in model.named_modules():
+        if any(map(nn.parameter.is_lazy, layer.parameters(recurse=False))):
+            raise ValueError(
+                f"model {name!r} has a {type(layer).__name__} at {path!r}, whose parameters have no shapes yet: call the model once, "
+                f"or take a layer that is told its widths"
+            )
     check_constants(name, {key: str(tensor.dtype).removeprefix("torch.") for key, tensor in constants_of(model, ()).items()})
     parameters = {id(parameter) for parameter in model.parameters()}
     for path, layer in model.named_modules():
