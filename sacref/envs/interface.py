@@ -96,7 +96,7 @@ class _Checked:
     def _require_scalar(self, name: str, value: Any, kinds: str, expected: str) -> None:
         array = as_numpy(value, name)
         if array.shape != () or array.dtype.kind not in kinds:
-            got = f"an array of shape {array.shape}" if array.shape else repr(value)
+            got = f"an array of shape {array.shape}" if array.shape else f"{value!r:.80}"
             raise ValueError(f"{self._name}.step returned a {name} that is {got}, expected {expected}")
 
     def _observation(self, call: str, space: Any, observation: Any, path: str = "an observation") -> Any:

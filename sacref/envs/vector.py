@@ -92,8 +92,14 @@ def make(
         require_separate(envs)
     else:
         # Spawned, not forked: a fork copies the locks of torch's and JAX's threads, and the copy may wait for them for ever.
-        envs = AsyncEnvs([factory] * num_envs, context="spawn", autoreset_mode=autoreset_mode)
-        envs.metadata[TIME_LIMIT] = envs.get_attr("time_limit")[0]
+        try:
+            envs = AsyncEnvs([factory] * num_envs, context="spawn", autoreset_mode=autoreset_mode)
+            envs.metadata[TIME_LIMIT] = envs.get_attr("time_limit")[0]
+        except (ConnectionError, EOFError) as error:
+            raise EnvError(
+                f"a process of vectorization='async' ended before its environment was there ({type(error).__name__}): each imports the "
+                f'script, so put what the script does below `if __name__ == "__main__":`, or see what the process has said'
+            ) from error
     if seed is not None:
         envs.reset(seed=seed)
     return envs

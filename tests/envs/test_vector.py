@@ -115,6 +115,16 @@ def test_other_arguments_are_refused_with_what_is_expected() -> None:
         unchecked_make(CountingEnv, 1, wrappers=[lambda env: None])
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError(), BrokenPipeError()])
+def test_a_process_that_ends_at_its_start_names_what_a_script_needs(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(*arguments: Any, **options: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr("sacref.envs.vector.AsyncEnvs", ended)
+    with pytest.raises(envs.EnvError, match=rf"ended before its environment was there \({type(error).__name__}\).* `if __name__ =="):
+        envs.make(CountingEnv, 1, vectorization="async")
+
+
 # One environment for several copies.
 
 ONE = CountingEnv()
