@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from sacref.checkpoint import DTYPES
-
+SCALARS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64")
+"""Types of NumPy's scalars that an argument may have."""
 LONGEST = 10_000
 """Characters of a callable's text."""
 SCRIPT = re.compile(r"(?<![\w.])__main__[:.]")
@@ -152,7 +152,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "functools.partial": partial,
     "numpy.array": np.array,
     "pathlib.Path": Path,
-    **{f"numpy.{name}": np.dtype(name).type for name in DTYPES},
+    **{f"numpy.{name}": np.dtype(name).type for name in SCALARS},
 }
 """Functions that are called where an argument is read."""
 

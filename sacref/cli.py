@@ -1,4 +1,4 @@
-"""The command line: `sacref train`, `eval`, `video`, `plot`, `parity`, `examine` and `doctor`.
+"""The command line: `sacref train`, `eval`, `video`, `plot`, `parity`, `examine`, `presets` and `doctor`.
 
 A command is a dataclass whose fields are its flags. Backends, environments and plots are imported by the command that needs them, so that
 `sacref --help` is there at once.
@@ -11,7 +11,7 @@ import statistics
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from types import UnionType
@@ -22,7 +22,7 @@ from tyro.conf import Positional, arg, subcommand
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 import sacref
-from sacref import launch
+from sacref import launch, presets
 from sacref.callables import NotFoundError, description, find, has_no_name, why_lost
 from sacref.config import SACConfig, as_json, from_json, paper_config
 from sacref.ranks import LostRankError, launched, speaks_of_a_lost_rank
@@ -63,6 +63,8 @@ class Train:
     """Environment steps of the whole run, of all environments of all ranks together."""
     run_dir: Path | None = None
     """Directory to write to; None makes runs/<env>-<backend>-<seed>-<date>."""
+    preset: Literal["paper", "sb3", "cleanrl", "jaxrl", "tianshou", "spinningup", "crossq-baseline", "redq", "droq"] | None = None
+    """Published settings to start from in the place of the paper's; a flag beside it wins. `sacref presets` lists them."""
     overwrite: bool = False
     """Delete the run that is in the directory."""
     resume: bool = False
@@ -135,6 +137,7 @@ class Train:
             "run_dir": self.directory(),
             "num_envs": self.num_envs,
             "cfg": self.cfg,
+            "preset": self.preset,
             "hidden": self.hidden,
             "num_critics": self.num_critics,
             "layer_norm": self.layer_norm,
@@ -244,7 +247,7 @@ class Train:
         return Path(experiment.directory or "runs") / (experiment.experiment_name or f"{datetime.now():%Y%m%d-%H%M%S-%f}")
 
     def defaults(self) -> "Train":
-        """The defaults that follow from these flags: the random steps from the number of environments, or all from a resumed run.
+        """The defaults that follow from these flags: a preset's, the random steps from the number of environments, all from a resumed run.
 
         Where the environment says how many ranks there are, that is their number.
         """
@@ -253,7 +256,8 @@ class Train:
             raise ValueError(f"--ranks is {self.ranks}, expected an integer of at least 1")
         if not self.resume:
             ranks = self.ranks if place is None else place.size
-            return Train(cfg=paper_config(self.num_envs * ranks), ranks=ranks)
+            preset = presets.find(self.preset)
+            return Train(cfg=preset.config(self.num_envs * ranks), preset=self.preset, ranks=ranks, **preset.critics)
         from sacref.run_directory import read_config
 
         directory = self.directory()
@@ -280,6 +284,7 @@ class Train:
                 **models,
                 **{name: from_json(stored[name]) for name in names},
                 evaluation_max_steps=stored.get("evaluation_max_steps"),
+                preset=stored.get("preset"),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(
@@ -511,6 +516,29 @@ class Doctor:
         return 0 if report["healthy"] else 1
 
 
+@dataclass(kw_only=True)
+class Presets:
+    """List the settings of published SACs that `sacref train --preset` starts from: sources, what they change, what is not reproduced."""
+
+    json: bool = False
+    """Print JSON instead of a table."""
+
+    def run(self) -> int:
+        if self.json:
+            print(json.dumps([{**asdict(preset), "differences": preset.differences} for preset in presets.PRESETS.values()], indent=2))
+            return 0
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table("preset", "source", "other than the paper's", "not reproduced", show_lines=True)
+        for preset in presets.PRESETS.values():
+            source = f"{preset.title}\n{preset.source}: {', '.join(preset.files)}"
+            changed = "\n".join(f"{name} {json.dumps(value)}" for name, value in preset.differences.items())
+            table.add_row(preset.name, source, changed, "\n".join(f"- {part}" for part in preset.not_reproduced))
+        Console(soft_wrap=False).print(table)
+        return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status.
 
@@ -604,6 +632,7 @@ def _parse(arguments: Sequence[str], train: Train) -> Command:
         | Annotated[Plot, subcommand("plot")]
         | Annotated[Parity, subcommand("parity")]
         | Annotated[Examine, subcommand("examine")]
+        | Annotated[Presets, subcommand("presets")]
         | Annotated[Doctor, subcommand("doctor")]
     )
     command: Command = tyro.cli(commands, prog="sacref", description=DESCRIPTION, args=list(arguments), registry=_types())

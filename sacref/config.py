@@ -578,7 +578,9 @@ class SACConfig(_Config):
     initial_entropy_value: float = field(default=0.2, metadata=_number("a finite number > 0", lambda number: number > 0))
     """Initial entropy coefficient, alpha, above 0."""
     target_entropy: float | None = field(default=None, metadata=_number_or_none("a finite number in nats, or None for -dim(A)"))
-    """Entropy that alpha is steered to, in nats; None means minus the number of action dimensions."""
+    """Entropy that alpha is steered to, in nats; None means target_entropy_per_dimension times the number of action dimensions."""
+    target_entropy_per_dimension: float = field(default=-1.0, metadata=_number("a finite number in nats"))
+    """Entropy per action dimension that alpha is steered to where target_entropy is None: -1 is the paper's, -0.5 jaxrl's and REDQ's."""
     reward_scale: float = field(default=1.0, metadata=_number("a finite number > 0", lambda number: number > 0))
     """What rewards are multiplied by, before the rewards shaper and before storing; above 0."""
     rewards_shaper: RewardsShaper | None = field(default=None, metadata=_rewards_shaper())
@@ -613,6 +615,10 @@ class SACConfig(_Config):
     def gradient_steps_per_timestep(self, num_envs: int) -> float:
         """Gradient steps for each timestep of `num_envs` environments."""
         return self.gradient_steps if self.update_to_data is None else self.update_to_data * num_envs
+
+    def target_entropy_of(self, action_size: int) -> float:
+        """Entropy that alpha is steered to, in nats, with so many action dimensions."""
+        return self.target_entropy_per_dimension * action_size if self.target_entropy is None else self.target_entropy
 
     @property
     def schedules(self) -> dict[str, Schedule | None]:

@@ -16,10 +16,10 @@ import gymnasium
 import numpy as np
 
 import sacref
-from sacref import checkpoint, envs, run_directory, training
+from sacref import checkpoint, envs, presets, run_directory, training
 from sacref import resumption as resuming
 from sacref.callables import description, why_lost
-from sacref.config import SACConfig, as_json, paper_config
+from sacref.config import SACConfig, as_json
 from sacref.envs import snapshots
 from sacref.envs.space_records import read_space, write_space
 from sacref.envs.spaces import boxes, check_spaces
@@ -105,10 +105,11 @@ def train(
     run_dir: str | Path | None = None,
     num_envs: int = 1,
     cfg: SACConfig | Mapping[str, Any] | None = None,
+    preset: str | None = None,
     hidden: Sequence[int] = (256, 256),
-    num_critics: int = 2,
-    layer_norm: bool = False,
-    dropout: float = 0.0,
+    num_critics: int | None = None,
+    layer_norm: bool | None = None,
+    dropout: float | None = None,
     recurrent: Recurrent | None = None,
     recurrent_size: int = 128,
     feed_previous: Sequence[str] = ("actions",),
@@ -146,8 +147,10 @@ def train(
         cfg: the agent's configuration; a dict changes the paper's settings, which None stands for: of several environments, too, one
             gradient step for each environment step (`update_to_data`), unless the dict says others. Its `experiment` has the intervals;
             directory and name are replaced by the run directory's.
+        preset: name of published settings (`sacref.presets`), which take the place of the paper's in `cfg`, and of the critics' defaults;
+            what is given beside it wins. `config.json` holds its name, and what differs from it. None is the paper's.
         hidden: widths of the networks' hidden layers.
-        num_critics, layer_norm, dropout: of the critics; see `default_models`.
+        num_critics, layer_norm, dropout: of the critics; see `default_models`. None is the preset's; without one 2, False and 0.
         recurrent: the cell of recurrent networks, "rnn", "gru" or "lstm", which `SAC_RNN` trains on sequences; None for `SAC`.
         recurrent_size, feed_previous: of those; see `default_models`.
         memory_capacity: transitions in the replay memory of a rank, of its environments together; no more than its steps are allocated.
@@ -190,10 +193,11 @@ class Arguments:
     run_dir: str | Path | None
     num_envs: int
     cfg: SACConfig | Mapping[str, Any] | None
+    preset: str | None
     hidden: Sequence[int]
-    num_critics: int
-    layer_norm: bool
-    dropout: float
+    num_critics: int | None
+    layer_norm: bool | None
+    dropout: float | None
     recurrent: Recurrent | None
     recurrent_size: int
     feed_previous: Sequence[str]
@@ -309,6 +313,8 @@ class _Plan:
             "device": asked.device,
             "vectorization": asked.vectorization,
             "cfg": self.settings.to_dict(),
+            "preset": asked.preset,
+            "beside_preset": presets.changes(asked.preset, self.settings, self.model_options, self.together),
             **{name: None if space is None else write_space(space) for name, space in spaces.items()},
         }
 
@@ -351,6 +357,8 @@ def sound(asked: Arguments) -> Arguments:
             what it holds, and what was expected.
     """
     asked = replace(asked, **{name: value.item() for name, value in vars(asked).items() if isinstance(value, np.generic)})
+    critics = presets.find(asked.preset).critics
+    asked = replace(asked, **{name: value for name, value in critics.items() if getattr(asked, name) is None})
     optional = {"evaluation_interval": asked.evaluation_interval, "evaluation_max_steps": asked.evaluation_max_steps}
     counts = _positive(
         steps=asked.steps,
@@ -373,7 +381,7 @@ def sound(asked: Arguments) -> Arguments:
         raise TypeError(f"wrappers is {asked.wrappers!r}, expected a list of callables, each of which wraps an environment")
     as_json("env_kwargs", asked.env_kwargs or {})
     if asked.cfg is not None or not asked.resume:
-        settings = _configuration(asked.cfg, None, asked.num_envs)
+        settings = _configuration(asked.cfg, None, asked.num_envs, asked.preset)
         settings.seed = asked.seed
         settings.validate()
     return replace(asked, hidden=np.asarray(asked.hidden).tolist(), **counts)
@@ -391,7 +399,7 @@ def _plan(asked: Arguments) -> _Plan:
     chosen = asked.run_dir if asked.run_dir is not None else fresh_directory(name_of(asked.env), asked.backend, asked.seed)
     directory = Path(ranks.gather(str(Path(chosen).expanduser().absolute()))[0])
     resumed = run_directory.prepare(ranks, directory, overwrite=asked.overwrite, resume=asked.resume)
-    settings = _configuration(asked.cfg, resumed, asked.num_envs * ranks.size)
+    settings = _configuration(asked.cfg, resumed, asked.num_envs * ranks.size, asked.preset)
     settings.seed = asked.seed
     asked = replace(asked, seed=settings.seed)
     settings.experiment.directory, settings.experiment.experiment_name = str(directory.parent), directory.name
@@ -719,19 +727,19 @@ def _copies(copies: int, ranks: Ranks) -> int:
     return copies // ranks.size + (ranks.rank < copies % ranks.size)
 
 
-def _configuration(cfg: SACConfig | Mapping[str, Any] | None, resumed: Resumed | None, num_envs: int) -> SACConfig:
+def _configuration(cfg: SACConfig | Mapping[str, Any] | None, resumed: Resumed | None, num_envs: int, preset: str | None) -> SACConfig:
     """A configuration of the run's own, so that the caller's stays as it is."""
     if isinstance(cfg, SACConfig):
         return copy.deepcopy(cfg)
-    if cfg is None and resumed is not None:
+    if cfg is None and preset is None and resumed is not None:
         with reading_config_of(resumed.checkpoint.parent.parent):
             return SACConfig.from_dict(resumed.config["cfg"])
     asked = {} if cfg is None else cfg
     SACConfig.from_dict(asked)  # which says what is wrong with it
-    paper = paper_config(num_envs)
+    base = presets.find(preset).config(num_envs)
     if "gradient_steps" in asked:
-        paper.update_to_data = None  # what is said takes its place
-    return SACConfig.from_dict({**paper.to_dict(), **asked})
+        base.update_to_data = None  # what is said takes its place
+    return SACConfig.from_dict({**base.to_dict(), **asked})
 
 
 def name_of(env: str | EnvironmentFactory) -> str:

@@ -13,7 +13,7 @@ import gymnasium
 
 from sacref import checkpoint, resumption
 from sacref.callables import has_no_name
-from sacref.config import CALLABLES, CallableError
+from sacref.config import CALLABLES, CallableError, SACConfig
 from sacref.envs.space_records import read_space
 from sacref.evaluation import LARGEST_RETURN, Evaluation
 from sacref.ranks import Ranks
@@ -225,13 +225,15 @@ def named_callables(config: Mapping[str, Any]) -> dict[str, str]:
 def require_same(directory: Path, resumed: Resumed, config: Mapping[str, Any]) -> None:
     """Refuse to resume a run with other settings than its own."""
     free = {"sacref", "steps", "ranks", "steps_offset", "backend", "device", "vectorization"}
-    free |= {"evaluation_interval", "evaluation_episodes", "evaluation_max_steps", "keep_checkpoints"}
+    free |= {"evaluation_interval", "evaluation_episodes", "evaluation_max_steps", "keep_checkpoints", "preset", "beside_preset"}
     for values in (resumed.config, config):
         for option, text in named_callables(values).items():
             if (reason := has_no_name(text)) is not None:
                 raise RunError(f"{directory} cannot be resumed: {option} is {checkpoint.short.repr(text)[1:-1]}, which {reason}")
-    # Through JSON, as the stored one went: a tuple is a list there.
-    wanted, stored = _flat(json.loads(json.dumps(config))), _flat(resumed.config)
+    # Through JSON, as the stored one went: a tuple is a list there. Fields that are newer than the run had their defaults in it.
+    newer = {name: value for name, value in SACConfig().to_dict().items() if name not in resumed.config["cfg"]}
+    wanted = _flat(json.loads(json.dumps(config)))
+    stored = _flat({**resumed.config, "cfg": {**resumed.config["cfg"], **newer}})
     changed = [
         f"  {checkpoint.short.repr(key)[1:-1]}: the run has {_said(stored.get(key, 'none'))}, asked is {_said(wanted.get(key, 'none'))}"
         for key in sorted(wanted.keys() | stored.keys())

@@ -110,6 +110,7 @@ FLAGS: list[tuple[str, list[str], Any]] = [
     ("initial_entropy_value", ["--initial-entropy-value", "0.7"], 0.7),
     ("target_entropy", ["--target-entropy", "-3"], -3.0),
     ("target_entropy", ["--target-entropy", "None"], None),
+    ("target_entropy_per_dimension", ["--target-entropy-per-dimension", "-0.5"], -0.5),
     ("reward_scale", ["--reward-scale", "0.1"], 0.1),
     ("rewards_shaper", ["--rewards-shaper", "math:hypot"], math.hypot),
     ("rewards_shaper", ["--rewards-shaper", "None"], None),

@@ -54,6 +54,7 @@ DEFAULTS = {
     "learn_entropy": True,
     "initial_entropy_value": 0.2,
     "target_entropy": None,
+    "target_entropy_per_dimension": -1.0,
     "reward_scale": 1.0,
     "rewards_shaper": None,
     "mixed_precision": False,

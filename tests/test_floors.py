@@ -19,6 +19,7 @@ FLOORS = {
     "config": 1,
     "tree": 1,
     "ranks": 1,
+    "presets": 1,
     "algorithm": 2,
     "types": 3,
     "preprocessing": 3,

@@ -70,11 +70,11 @@ TABLE: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     ),
     "sequences": (
         {"recurrent": "gru", "recurrent_size": 5, "feed_previous": ("actions", "rewards")},
-        {"sequence_length": 2, "burn_in": 1, "stored_carry": False, "rewards_shaper": tenth},
+        {"sequence_length": 2, "burn_in": 1, "stored_carry": False, "rewards_shaper": tenth, "target_entropy_per_dimension": -0.5},
         {},
     ),
     "precision": (
-        {"env": "InvertedPendulum-v5", "vectorization": "batched"},
+        {"env": "InvertedPendulum-v5", "vectorization": "batched", "preset": "cleanrl"},
         {"mixed_precision": True, "precision": "float16"},
         {},
     ),

@@ -183,7 +183,7 @@ class SAC(Agent[Array]):
             temperature_optimizer=optimizer(entropy_rate, 0.0, schedules["entropy"], cfg.policy_delay) if cfg.learn_entropy else Frozen(),
             discount_factor=cfg.discount_factor,
             polyak=cfg.polyak,
-            target_entropy=-float(self.spaces.action_size) if cfg.target_entropy is None else cfg.target_entropy,
+            target_entropy=cfg.target_entropy_of(self.spaces.action_size),
             mean=batch_mean(self._average),
             policy_value=POLICY_VALUES[cfg.policy_value],
         )
