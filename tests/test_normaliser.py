@@ -36,6 +36,8 @@ MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLE
 READINGS = Dict(level=Box(-1000, 1000, (), np.int32), reading=Box(-np.inf, np.inf, (2,), np.float64))
 STATE = Box(-np.inf, np.inf, (3,), np.float64)
 SPACES = Spaces(READINGS, box(-1.0, 1.0, (1,)), STATE)
+IN_FLOAT64 = Spaces(action=box(-2.0, 2.0, (2,), np.float64))
+"""Actions have the dtype of their Box, and here as many digits as the agent."""
 SCALED: dict[str, Any] = {"observation_preprocessor": RunningStandardScaler}
 
 
@@ -118,6 +120,7 @@ def standardised(rows: list[NDArray[Any]], values: NDArray[Any]) -> NDArray[Any]
 def test_act_and_update_use_the_moments_of_all_rows_so_far(backend: Backend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Acting at timestep t: of the rows up to t-1, whose successor is what is acted on. The update that follows: of row t as well."""
     options: dict[str, Any] = {
+        "spaces": IN_FLOAT64,
         "dtype": "float64",
         "capacity": 1,
         "batch_size": 1,
@@ -218,7 +221,8 @@ class Offset:
 
 
 def test_a_preprocessor_of_a_users_own(backend: Backend, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"observation_preprocessor": Offset, "observation_preprocessor_kwargs": {"by": 0.5}, "dtype": "float64"}
+    options: dict[str, Any] = {"observation_preprocessor": Offset, "observation_preprocessor_kwargs": {"by": 0.5}}
+    options |= {"spaces": IN_FLOAT64, "dtype": "float64"}
     agent, other = (backend.agent(seed=seed, **options) for seed in (0, 1))
     fill(agent, 5)
     agent.update(timestep=0, timesteps=1)

@@ -5,10 +5,13 @@ import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import torch
 
 Agent = TypeVar("Agent", bound=type)
+
+_DECORATED: WeakSet[Callable[..., Any]] = WeakSet()
 
 
 def in_no_mode(agent: Agent) -> Agent:
@@ -18,8 +21,11 @@ def in_no_mode(agent: Agent) -> Agent:
     update would be computed in low precision, which `mixed_precision` alone decides.
     """
     for name, method in inspect.getmembers(agent, inspect.isfunction):
-        if name == "__init__" or not name.startswith("_"):
-            setattr(agent, name, _in_no_mode(method))
+        # What a decorated base class has stays inherited.
+        if (name == "__init__" or not name.startswith("_")) and method not in _DECORATED:
+            decorated = _in_no_mode(method)
+            _DECORATED.add(decorated)
+            setattr(agent, name, decorated)
     return agent
 
 

@@ -11,6 +11,7 @@ pytest.importorskip("torch")
 
 import torch
 
+from sacref.torch import SAC, SAC_RNN
 from tests.backends import Backend, assert_same_arrays, draw_batch, draw_row
 
 Mode = Callable[[], AbstractContextManager[Any]]
@@ -70,3 +71,8 @@ def test_the_callers_mode_is_in_force_again_afterwards() -> None:
         agent.act(np.zeros((1, 3)), None, timestep=0, timesteps=1)
         assert torch.is_inference_mode_enabled()
         assert torch.is_autocast_enabled("cpu")
+
+
+def test_a_subclass_inherits_what_its_base_class_has() -> None:
+    assert "update_on" not in vars(SAC_RNN)
+    assert SAC_RNN.update_on is SAC.update_on
