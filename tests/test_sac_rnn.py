@@ -23,7 +23,7 @@ from tests.test_fuse import FUSED, assert_close, fused_agent
 
 backend = pytest.fixture(params=BACKENDS)(load_backend)
 
-SPACES = Spaces(box(-np.inf, np.inf, (2,), np.float64), box(-1.0, 1.0, (1,)))
+SPACES = Spaces(box(-np.inf, np.inf, (2,), np.float64), box(-1.0, 1.0, (1,), np.float64))
 SIZE = 4
 MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED]
 RECURRENT: dict[str, Any] = {
