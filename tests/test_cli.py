@@ -20,7 +20,7 @@ from PIL import Image
 
 import sacref
 import sacref.__main__ as program
-from sacref import cli, envs, experiment, launch, population, video
+from sacref import cli, envs, experiment, launch, population, presets, video
 from sacref.config import ExperimentConfig, SACConfig, paper_config
 from sacref.envs.vector import Vectorization
 from sacref.evaluation import Evaluation, evaluate
@@ -158,7 +158,8 @@ def test_train_has_the_parameters_and_the_defaults_of_the_function(trained: dict
     arguments = trained["arguments"]
     assert set(arguments) == set(parameters)
     assert arguments.pop("cfg") == paper_config()
-    as_written: dict[str, Any] = {"env_kwargs": {}, "wrappers": []}
+    # The function leaves those of the critics to the preset; a flag shows what that is.
+    as_written: dict[str, Any] = {"env_kwargs": {}, "wrappers": [], **presets.find(None).critics}
     assert arguments == {name: as_written.get(name, parameters[name].default) for name in arguments}
 
 
@@ -178,6 +179,7 @@ def test_train_passes_on_what_its_flags_say(trained: dict[str, Any], tmp_path: P
         "seed": 5,
         "run_dir": tmp_path,
         "num_envs": 2,
+        "preset": None,
         "hidden": (8, 9),
         "num_critics": 3,
         "layer_norm": True,

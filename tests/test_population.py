@@ -108,7 +108,17 @@ def assert_alike(one: Any, other: Any) -> None:
         assert difference(found[name], wanted[name], name).relative < TOLERANCE, name
 
 
-@pytest.mark.parametrize(("members", "updates", "options"), FEATURES.values(), ids=FEATURES)
+ALONE = [
+    # What has all that an agent may have is compiled by JAX in every run of the tests, the others in the full one.
+    pytest.param(
+        name, *row, id=f"{name}-{feature}", marks=[] if name == "torch" or feature == "all that has a state" else [pytest.mark.full]
+    )
+    for name in BACKENDS
+    for feature, row in FEATURES.items()
+]
+
+
+@pytest.mark.parametrize(("backend", "members", "updates", "options"), ALONE, indirect=["backend"])
 def test_each_equals_the_run_of_its_seed_alone(backend: Backend, members: int, updates: int, options: dict[str, Any]) -> None:
     first, last = agents_of(backend, [{} for _ in range(members)], **options)[:: members - 1]
     wanted: list[list[Any]] = [[], []]

@@ -102,7 +102,7 @@ def test_losses_and_gradients_are_near_those_of_float32_and_not_equal(backend: B
     assert UNIT[precision] / 20 < np.median(errors) < 5 * UNIT[precision]
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("cell", ["gru", pytest.param("lstm", marks=pytest.mark.full)])
 def test_recurrent_agents_compute_and_carry_on(backend: Backend, cell: str) -> None:
     options: dict[str, Any] = {"algorithm": "SAC_RNN", "networks": {"recurrent": cell, "recurrent_size": 16}, "sequence_length": 4}
     full, mixed = backend.agent(**options), low(backend, hidden=(8,), **options)
