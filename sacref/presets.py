@@ -105,7 +105,7 @@ PRESETS: Mapping[str, Preset] = {
             name="sb3",
             title="Stable-Baselines3's defaults",
             source="DLR-RM/stable-baselines3@0311b62",
-            files=("stable_baselines3/sac/sac.py", "stable_baselines3/sac/policies.py"),
+            files=("stable_baselines3/sac/sac.py",),
             random_steps=100,
             not_reproduced=(EPSILON, INITIAL_WEIGHTS, "the temperature steps before the critics, which see it from before that step"),
         ),
@@ -128,8 +128,8 @@ PRESETS: Mapping[str, Preset] = {
         Preset(
             name="jaxrl",
             title="jaxrl's defaults",
-            source="ikostrikov/jaxrl@7745b27",
-            files=("examples/configs/sac_default.py", "examples/train.py"),
+            source="ikostrikov/jaxrl@44f1b70",
+            files=("examples/configs/sac_default.py", "jaxrl/networks/policies.py"),
             random_steps=10_000,
             settings={"target_entropy_per_dimension": -0.5},
             not_reproduced=(
@@ -141,17 +141,17 @@ PRESETS: Mapping[str, Preset] = {
         Preset(
             name="tianshou",
             title="Tianshou's MuJoCo benchmark",
-            source="thu-ml/tianshou@829d635",
+            source="thu-ml/tianshou@002ffd9",
             files=("examples/mujoco/mujoco_sac.py",),
             random_steps=10_000,
             settings={"learning_rate": 1e-3, "learn_entropy": False, "initial_entropy_value": 0.2},
-            not_reproduced=(EPSILON, INITIAL_WEIGHTS),
+            not_reproduced=("1.2e-7 inside the logarithm of the log-density, as `sacref examine` finds in 2.0.1; sacref's is exact",),
         ),
         Preset(
             name="spinningup",
             title="Spinning Up, PyTorch",
-            source="openai/spinningup@038665d",
-            files=("spinup/algos/pytorch/sac/sac.py", "spinup/algos/pytorch/sac/core.py"),
+            source="openai/spinningup@009d9af",
+            files=("spinup/algos/pytorch/sac/sac.py",),
             random_steps=10_000,
             learning_starts=1_000,
             settings={"learning_rate": 1e-3, "learn_entropy": False, "initial_entropy_value": 0.2, "batch_size": 100, "chunk": 50},
@@ -161,15 +161,15 @@ PRESETS: Mapping[str, Preset] = {
             name="crossq-baseline",
             title="SAC as CrossQ's baseline",
             source="adityab/CrossQ@2811ad1",
-            files=("train.py", "sbx/sac/sac.py"),
+            files=("train.py",),
             settings={"learning_rate": 1e-3},
-            not_reproduced=("Adam with b1 of 0.5 unless a flag says 0.9; sacref's is 0.9", EPSILON),
+            not_reproduced=("Adam with b1 of 0.5 unless a flag says 0.9; sacref's is 0.9",),
         ),
         Preset(
             name="redq",
             title="REDQ, Chen et al. 2021, arXiv:2101.05982",
             source="watchernyu/REDQ@06f64ba",
-            files=("experiments/train_redq_sac.py", "redq/algos/redq_sac.py", "redq/algos/core.py"),
+            files=("experiments/train_redq_sac.py", "redq/algos/core.py"),
             settings={
                 "update_to_data": 20.0,
                 "target_subset": 2,
@@ -193,7 +193,6 @@ PRESETS: Mapping[str, Preset] = {
             not_reproduced=(
                 "a dropout rate of its own for each task; this is the one that CrossQ's train.py takes for all: give --dropout",
                 "target entropies of its own for Hopper (-1) and Humanoid (-2), which are not -dim(A)/2: give --target-entropy",
-                EPSILON,
             ),
         ),
     )

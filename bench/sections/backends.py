@@ -11,8 +11,9 @@ from bench.sections import Finding, Section, interval, number, signed, table
 
 INTRODUCTION = (
     "Do PyTorch and JAX learn alike? The test is that of equivalence, two one-sided Welch tests at 5% each: the backends are equivalent"
-    f" where a true difference of {MARGIN:.0%} of the mean return or more, in either direction, is rejected. The margin was fixed before"
-    " the tests were computed. Returns are those of each seed's final evaluation. A task pools the seeds of all its presets, each"
+    f" where a true difference of {MARGIN:.0%} of the mean return or more, in either direction, is rejected. The margin is that of the"
+    " verdicts on published curves, and older than the test; most of these runs are older than it."
+    " Returns are those of each seed's final evaluation. A task pools the seeds of all its presets, each"
     " return divided by the mean of its preset.\n"
 )
 
