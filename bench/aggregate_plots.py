@@ -9,7 +9,7 @@ from matplotlib.ticker import StrMethodFormatter
 
 from bench.bootstrap import Estimate, Profile
 from bench.plots import NAMES, clock_of
-from sacref.plotting import STYLES
+from sacref.training.plots import STYLES
 
 
 class Score(NamedTuple):

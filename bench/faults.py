@@ -27,7 +27,8 @@ from rich.console import Console
 
 from bench import faults_worker, machine, record, sweep
 from bench.record import FaultsCell, FaultsSamples
-from sacref import checkpoint, resumption
+from sacref.storage import checkpoint
+from sacref.training import resumption
 
 TOO_LONG = 300.0
 """Seconds after which a process that should have ended is given up."""
@@ -140,7 +141,9 @@ def measure(task: Task, kills: int, seed: str, *, least_resumed: int = LEAST_RES
     if missing is not None:
         return FaultsSamples(cells=[cell(kills=0, resumed=0, runs=0, seconds=0.0, differences=[], missing=missing)])
     # Read by the first process that is started: each begins as a copy of one that has imported everything.
-    processes.set_forkserver_preload(["bench.faults_worker", "sacref.experiment", "gymnasium.envs.mujoco", "sacref.jax", "sacref.torch"])
+    processes.set_forkserver_preload(
+        ["bench.faults_worker", "sacref.training.experiment", "gymnasium.envs.mujoco", "sacref.jax", "sacref.torch"]
+    )
     moments = random.Random(seed)
     killed, resumed, number = 0, 0, 0
     differences: list[str] = []

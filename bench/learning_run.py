@@ -101,7 +101,7 @@ def execute(jobs: Sequence[Job], train: Train) -> None:
         RuntimeError: if another process works on a run. PopulationError: if members failed; the others are recorded.
     """
     # The libraries may be loaded only now: the cores that they find are those that this process is bound to.
-    from sacref.population import PopulationError
+    from sacref.training.population import PopulationError
 
     failure = None
     with contextlib.ExitStack() as locks:
@@ -200,7 +200,8 @@ def with_times(
 def train(jobs: Sequence[Job], resume: bool) -> None:
     """Train with sacref and the paper's settings. Imported here, as `keep_to_cores` must come first."""
     from bench import precisions
-    from sacref import callables, experiment, population
+    from sacref.config import callables
+    from sacref.training import experiment, population
 
     job = jobs[0]
     precisions.use(job.backend, "float32")  # which mixed precision of the settings goes beside

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from bench import pictures
 from bench.published import Published
 from bench.statistics import Interval
-from sacref.plotting import STYLES
+from sacref.training.plots import STYLES
 
 LIBRARIES = {"torch": "PyTorch", "jax": "JAX"}
 NAMES = {backend: f"sacref, {library}" for backend, library in LIBRARIES.items()}

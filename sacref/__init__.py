@@ -4,20 +4,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sacref.agent.numerics import NumericalError as NumericalError
     from sacref.config import ConfigError as ConfigError
     from sacref.config import ExperimentConfig as ExperimentConfig
     from sacref.config import SACConfig as SACConfig
     from sacref.config import paper_config as paper_config
-    from sacref.evaluation import Evaluation as Evaluation
-    from sacref.evaluation import evaluate as evaluate
-    from sacref.experiment import TrainingResult as TrainingResult
-    from sacref.experiment import load as load
-    from sacref.experiment import train as train
-    from sacref.numerics import NumericalError as NumericalError
-    from sacref.population import PopulationError as PopulationError
-    from sacref.population import PopulationResult as PopulationResult
-    from sacref.population import train_population as train_population
-    from sacref.video import render_episodes as render_episodes
+    from sacref.config import presets as presets
+    from sacref.training.evaluation import Evaluation as Evaluation
+    from sacref.training.evaluation import evaluate as evaluate
+    from sacref.training.experiment import TrainingResult as TrainingResult
+    from sacref.training.experiment import load as load
+    from sacref.training.experiment import train as train
+    from sacref.training.population import PopulationError as PopulationError
+    from sacref.training.population import PopulationResult as PopulationResult
+    from sacref.training.population import train_population as train_population
+    from sacref.training.video import render_episodes as render_episodes
 
 __version__ = "0.1.0"
 
@@ -27,16 +28,17 @@ _HOMES = {
     "ExperimentConfig": "sacref.config",
     "SACConfig": "sacref.config",
     "paper_config": "sacref.config",
-    "Evaluation": "sacref.evaluation",
-    "evaluate": "sacref.evaluation",
-    "TrainingResult": "sacref.experiment",
-    "load": "sacref.experiment",
-    "train": "sacref.experiment",
-    "NumericalError": "sacref.numerics",
-    "PopulationError": "sacref.population",
-    "PopulationResult": "sacref.population",
-    "train_population": "sacref.population",
-    "render_episodes": "sacref.video",
+    "presets": "sacref.config",
+    "Evaluation": "sacref.training.evaluation",
+    "evaluate": "sacref.training.evaluation",
+    "TrainingResult": "sacref.training.experiment",
+    "load": "sacref.training.experiment",
+    "train": "sacref.training.experiment",
+    "NumericalError": "sacref.agent.numerics",
+    "PopulationError": "sacref.training.population",
+    "PopulationResult": "sacref.training.population",
+    "train_population": "sacref.training.population",
+    "render_episodes": "sacref.training.video",
 }
 
 

@@ -4,9 +4,9 @@ import sys
 
 
 def main() -> int:
-    """`sacref.cli.main`, with one line in the place of a traceback for a Ctrl-C while the program is still being loaded."""
+    """`sacref.cli.main.main`, with one line in the place of a traceback for a Ctrl-C while the program is still being loaded."""
     try:
-        from sacref.cli import main as run
+        from sacref.cli.main import main as run
     except KeyboardInterrupt:
         print("sacref: interrupted before it began", file=sys.stderr)
         return 130

@@ -11,7 +11,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from sacref.spec.arrays import ArrayT
 from sacref.spec.moments import merge, standardise
-from sacref.types import NumpyArrays
 
 
 @runtime_checkable
@@ -30,7 +29,7 @@ class Preprocessor(Protocol):
         """All that it knows, of fixed names and shapes. They are saved with the agent."""
         ...
 
-    def set_arrays(self, arrays: NumpyArrays) -> None:
+    def set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Take back what `arrays` gave.
 
         Raises:
@@ -115,7 +114,7 @@ class RunningStandardScaler:
         """
         return {"count": np.array(self._count), "mean": np.array(self._mean), "variance": np.array(self._variance)}
 
-    def set_arrays(self, arrays: NumpyArrays) -> None:
+    def set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Take the place of the scaler whose `arrays` these are.
 
         Raises:

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sacref import types
+from sacref.agent import protocol
+from sacref.agent.episodes import UNREAD
+from sacref.agent.metrics import TAGS
 from sacref.algorithm.data import METRICS
 from sacref.config import ConfigError, ExperimentConfig, SACConfig
-from sacref.measured import TAGS
-from sacref.statistics import UNREAD
 from tests.backends import (
     BACKENDS,
     Backend,
@@ -131,7 +131,7 @@ def test_signatures_are_the_same_on_both_backends() -> None:
 
 def test_an_agent_is_what_the_trainers_of_the_package_ask_for(backend: Backend) -> None:
     agent = backend.agent()
-    assert isinstance(agent, types.Agent)
+    assert isinstance(agent, protocol.Agent)
     assert type(agent).__mro__[1].__name__ == "Agent"
     assert agent.alpha == pytest.approx(0.2)
     assert agent.recent_returns == ()

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Generic, NamedTuple, NotRequired, TypeAlias, TypedDict, TypeVar
 
+from sacref.algorithm.tree import Tree, map_leaves
 from sacref.spec.arrays import Array, ArrayT
-from sacref.tree import Tree, map_leaves
 
 OtherT = TypeVar("OtherT", bound=Array)
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, TypeVar
 
+from sacref.algorithm.tree import Tree
 from sacref.spec.arrays import ArrayT
-from sacref.tree import Tree
 
 Parameters: TypeAlias = dict[str, ArrayT]
 """Name of a parameter -> array."""

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sacref.algorithm.data import Batch, Sequences, Transition
+from sacref.algorithm.tree import Tree, map_leaves
 from sacref.spec.arrays import namespace
-from sacref.tree import Tree, map_leaves
 
 MOST_ROWS = 2**31 - 1
 """Rows that a position of 32 bits can tell apart, which JAX has unless told otherwise."""

@@ -8,10 +8,10 @@ from jaxtyping import Float
 
 from sacref.algorithm.data import Draws, Metrics, Noise, Sampled, Seen
 from sacref.algorithm.optimizer import OptimizerT, Parameters
+from sacref.algorithm.tree import map_leaves
 from sacref.spec import actor_loss, bound_log_std, critic_loss, kl_divergence, polyak, squash, td_target, temperature_loss
 from sacref.spec.arrays import ArrayT, namespace
 from sacref.spec.reduce import REDUCTIONS
-from sacref.tree import map_leaves
 
 
 class Policy(Protocol[ArrayT]):

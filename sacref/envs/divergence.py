@@ -11,8 +11,8 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
+from sacref.algorithm.tree import Tree, leaves
 from sacref.envs.states import final_states
-from sacref.tree import Tree, leaves
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from typing import Any, Generic, Protocol, cast, runtime_checkable
 import numpy as np
 from jaxtyping import Bool
 
+from sacref.algorithm.tree import Tree, leaves, map_leaves
 from sacref.spec.arrays import ArrayT, as_numpy, namespace
-from sacref.tree import Tree, leaves, map_leaves
 
 _NAME = "infos['final_obs']"
 

@@ -26,11 +26,11 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
-from sacref.checkpoint import one_line
+from sacref.algorithm.tree import leaves, map_leaves, named_leaves
 from sacref.envs.interface import SyncEnvs
 from sacref.envs.partial import DictObservation, HideVelocities, PrivilegedState
-from sacref.envs.values import UnsupportedError, decode, encode
-from sacref.tree import leaves, map_leaves, named_leaves
+from sacref.storage.checkpoint import one_line
+from sacref.storage.values import UnsupportedError, decode, encode
 
 Environment: TypeAlias = gymnasium.Env[Any, Any]
 State: TypeAlias = dict[str, Any]

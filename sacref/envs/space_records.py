@@ -8,8 +8,8 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from sacref.checkpoint import DTYPES, short
 from sacref.envs.spaces import AGENT_FLOATS
+from sacref.storage.checkpoint import DTYPES, short
 
 LARGEST_SPACE = 10_000_000
 """Numbers of one Box that a run's configuration may ask for."""

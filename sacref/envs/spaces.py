@@ -10,10 +10,10 @@ import gymnasium
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from sacref.checkpoint import DTYPES
-from sacref.envs.values import Like
+from sacref.algorithm.tree import Tree, leaves, map_leaves
 from sacref.spec.arrays import as_numpy, namespace
-from sacref.tree import Tree, leaves, map_leaves
+from sacref.storage.checkpoint import DTYPES
+from sacref.storage.values import Like
 
 AGENT_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 """Dtypes that an agent can have; arrays of either become arrays of its own."""

@@ -8,9 +8,9 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
+from sacref.algorithm.tree import Tree, map_leaves
 from sacref.envs.spaces import exactly
 from sacref.spec.arrays import as_numpy, namespace
-from sacref.tree import Tree, map_leaves
 
 Envs: TypeAlias = VectorEnv[Any, Any, Any]
 

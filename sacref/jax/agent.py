@@ -13,8 +13,28 @@ from flax import nnx
 from jax import Array
 from numpy.typing import NDArray
 
-from sacref.agent import Agent
+from sacref.agent.agent import Agent
+from sacref.agent.carry import (
+    RecurrentAgent,
+    refuse_carries,
+)
+from sacref.agent.model_checks import (
+    call_on_trial,
+    check_critic_output,
+    check_policy_output,
+    check_reads_states,
+    check_targets,
+    draw_widths,
+    example_inputs,
+    held_values,
+    refuse_changed,
+    refuse_shared,
+    require_learning,
+    split_models,
+    warn_of_quantisation,
+)
 from sacref.algorithm.data import Batch, Noise, Sequences
+from sacref.algorithm.tree import Tree, map_leaves
 from sacref.algorithm.update import Critic, Policy
 from sacref.config import ConfigError, SACConfig
 from sacref.jax.device import device_of, devices_of
@@ -39,29 +59,9 @@ from sacref.jax.weights import (
     to_common,
     with_parameters,
 )
-from sacref.model_checks import (
-    call_on_trial,
-    check_critic_output,
-    check_policy_output,
-    check_reads_states,
-    check_targets,
-    draw_widths,
-    example_inputs,
-    held_values,
-    refuse_changed,
-    refuse_shared,
-    require_learning,
-    split_models,
-    warn_of_quantisation,
-)
 from sacref.ranks import Ranks
-from sacref.recurrence import (
-    RecurrentAgent,
-    refuse_carries,
-)
 from sacref.spec.arrays import as_numpy
 from sacref.spec.policy_value import POLICY_VALUES
-from sacref.tree import Tree, map_leaves
 
 
 class SAC(Agent[Array]):

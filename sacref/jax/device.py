@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import jax
 
-from sacref.checkpoint import one_line
-from sacref.types import BackendError
+from sacref.agent.backend import BackendError
+from sacref.storage.checkpoint import one_line
 
 
 def device_of(device: str | jax.Device | None) -> jax.Device:

@@ -15,15 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from sacref.agent.lockstep import Lockstep
 from sacref.algorithm.data import METRICS, Batch, Inputs, Metrics, Noise, Sequences
+from sacref.algorithm.tree import Tree
 from sacref.config import Execution
 from sacref.envs.scaling import to_box
 from sacref.jax.memory import MemoryState, Sampler
 from sacref.jax.mesh import DataParallel, divided
 from sacref.jax.optim import State, Update
-from sacref.lockstep import Lockstep
 from sacref.spec import bound_log_std, squash
-from sacref.tree import Tree
 
 IMPLEMENTATION = "threefry2x32"
 """Of the random numbers: named, in the place of JAX's setting, and the one whose numbers do not depend on vmap."""

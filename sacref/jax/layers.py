@@ -12,8 +12,8 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
+from sacref.agent.networks import Network
 from sacref.algorithm.data import Inputs
-from sacref.initialisation import Network
 from sacref.jax.weights import CommonLayout
 
 

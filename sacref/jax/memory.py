@@ -28,9 +28,9 @@ from sacref.algorithm.replay import (
     gather_steps,
     index_of,
 )
+from sacref.algorithm.tree import Tree, leaves, map_leaves, named_leaves
 from sacref.envs.spaces import Spaces
 from sacref.jax.device import device_of, free_bytes
-from sacref.tree import Tree, leaves, map_leaves, named_leaves
 
 
 class MemoryState(NamedTuple):

@@ -15,8 +15,8 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sacref.algorithm.data import Batch, Metrics, Noise, Sequences
+from sacref.algorithm.tree import Tree, map_leaves
 from sacref.jax.optim import State, Update
-from sacref.tree import Tree, map_leaves
 
 AXIS = "parts"
 """Of the mesh: the parts of a batch."""

@@ -11,9 +11,9 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
+from sacref.agent.networks import default_networks
 from sacref.algorithm.data import Inputs
 from sacref.envs.spaces import check_spaces
-from sacref.initialisation import default_networks
 from sacref.jax.device import local_devices
 from sacref.jax.layers import Dropout, Perceptron
 from sacref.jax.recurrent import RecurrentPolicy, RecurrentQFunction
@@ -57,7 +57,7 @@ def default_models(
 ) -> dict[str, nnx.Module]:
     """Build the usual ReLU networks: `policy` and `critic_1` ... `critic_<num_critics>`.
 
-    The weights come from one NumPy draw per model (`sacref.initialisation`), so one seed gives the same networks on both backends.
+    The weights come from one NumPy draw per model (`sacref.agent.networks`), so one seed gives the same networks on both backends.
     Arrays of a Dict space are flattened and put side by side in the space's order.
 
     Args:

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from sacref.algorithm.tree import map_leaves
 from sacref.jax.weights import functional
-from sacref.tree import map_leaves
 
 DTYPES = {"bfloat16": jnp.bfloat16, "float16": jnp.float16}
 

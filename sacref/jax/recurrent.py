@@ -10,8 +10,8 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
+from sacref.agent.networks import GATES, Network, check_carry
 from sacref.algorithm.data import Inputs
-from sacref.initialisation import GATES, Network, check_carry
 from sacref.jax.layers import Perceptron, linear
 
 

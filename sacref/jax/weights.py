@@ -13,7 +13,7 @@ from flax import nnx
 from jax import Array
 from numpy.typing import NDArray
 
-from sacref.model_checks import HiddenStateError, changes, check_constants
+from sacref.agent.model_checks import HiddenStateError, changes, check_constants
 
 Parameters = dict[str, Array]
 """Parameter name, the path in the module joined by dots -> array."""

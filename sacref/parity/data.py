@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from sacref.agent.networks import Cell, dense_layers
 from sacref.algorithm.data import Batch, Noise, Sequences
-from sacref.initialisation import Cell, dense_layers
+from sacref.algorithm.tree import Tree
 from sacref.parity import oracle
 from sacref.parity.networks import Arrays
 from sacref.parity.schedules import Schedule
-from sacref.tree import Tree
 
 TERMINATED_SHARE = 0.02
 MASKED_SHARE = 0.25

@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sacref.agent import Agent
-from sacref.algorithm.data import Batch, Noise, Sequences
-from sacref.algorithm.update import Critic, Policy
-from sacref.config import ConfigError, SACConfig
-from sacref.model_checks import (
+from sacref.agent.agent import Agent
+from sacref.agent.carry import (
+    RecurrentAgent,
+    refuse_carries,
+)
+from sacref.agent.model_checks import (
     call_on_trial,
     check_critic_output,
     check_policy_output,
@@ -30,11 +31,11 @@ from sacref.model_checks import (
     split_models,
     warn_of_quantisation,
 )
+from sacref.algorithm.data import Batch, Noise, Sequences
+from sacref.algorithm.tree import Tree
+from sacref.algorithm.update import Critic, Policy
+from sacref.config import ConfigError, SACConfig
 from sacref.ranks import Ranks
-from sacref.recurrence import (
-    RecurrentAgent,
-    refuse_carries,
-)
 from sacref.spec.arrays import as_numpy
 from sacref.spec.policy_value import POLICY_VALUES
 from sacref.torch.device import device_of
@@ -60,7 +61,6 @@ from sacref.torch.weights import (
     to_common,
     with_parameters,
 )
-from sacref.tree import Tree
 
 
 @in_no_mode

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from sacref.agent.lockstep import Lockstep
 from sacref.algorithm.data import METRICS, Batch, Inputs, Metrics, Noise, Sequences
+from sacref.algorithm.tree import Tree
 from sacref.config import Execution
 from sacref.envs.scaling import to_box
-from sacref.lockstep import Lockstep
 from sacref.spec import bound_log_std, squash
 from sacref.torch.graph import Recorded, RecordedTogether, detects_anomalies, leaves_of, onednn_available
 from sacref.torch.memory import MemoryState, Sampler
 from sacref.torch.optim import State, Update
-from sacref.tree import Tree
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sacref.agent.networks import Network
 from sacref.algorithm.data import Inputs
-from sacref.initialisation import Network
 from sacref.torch.weights import CommonLayout
 
 

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sacref.agent.networks import default_networks
 from sacref.algorithm.data import Inputs
 from sacref.envs.spaces import check_spaces
-from sacref.initialisation import default_networks
 from sacref.torch.layers import Dropout, Perceptron
 from sacref.torch.recurrent import RecurrentPolicy, RecurrentQFunction
 from sacref.torch.weights import from_common, parameters_of, with_parameters
@@ -53,7 +53,7 @@ def default_models(
 ) -> dict[str, nn.Module]:
     """Build the usual ReLU networks: `policy` and `critic_1` ... `critic_<num_critics>`.
 
-    The weights come from one NumPy draw per model (`sacref.initialisation`), so one seed gives the same networks on both backends.
+    The weights come from one NumPy draw per model (`sacref.agent.networks`), so one seed gives the same networks on both backends.
     Arrays of a Dict space are flattened and put side by side in the space's order.
 
     Args:

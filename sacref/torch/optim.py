@@ -12,11 +12,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from sacref.algorithm import update
 from sacref.algorithm.data import Metrics, Noise, Sampled
+from sacref.algorithm.tree import map_leaves
 from sacref.config import ConfigError, Schedule
 from sacref.spec.reduce import masked_mean
 from sacref.spec.scaling import INITIAL_SCALE, next_scale
 from sacref.spec.schedules import FACTORS, KLAdaptive
-from sacref.tree import map_leaves
 
 Tree = Any
 """A tensor, or a dict of trees."""

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sacref.algorithm.tree import map_leaves
 from sacref.torch.weights import functional
-from sacref.tree import map_leaves
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor
 
+from sacref.agent.networks import Network, check_carry
 from sacref.algorithm.data import Inputs
-from sacref.initialisation import Network, check_carry
+from sacref.algorithm.tree import map_leaves
 from sacref.torch.layers import Perceptron
-from sacref.tree import map_leaves
 
 CELLS: dict[str, Callable[..., nn.RNNBase]] = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sacref.model_checks import HiddenStateError, check_constants
+from sacref.agent.model_checks import HiddenStateError, check_constants
 
 Parameters = dict[str, Tensor]
 """Name of a parameter that learns, as in `named_parameters()` -> tensor."""

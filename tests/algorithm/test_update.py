@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import sacref
 from sacref.algorithm import update
-from sacref.tree import map_leaves
+from sacref.algorithm.tree import map_leaves
 from tests.backends import (
     BACKENDS,
     Backend,

@@ -15,7 +15,7 @@ from bench.faults import TASKS, compare
 from bench.figures import figures
 from bench.record import FaultsCell, FaultsSamples, Hardware, Record
 from bench.sections import faults as section
-from sacref import checkpoint
+from sacref.storage import checkpoint
 from tests.backends import BACKENDS
 
 CELL = FaultsCell(

@@ -13,7 +13,7 @@ import sacref
 from bench import learning_run, machine, precisions, record
 from bench.learning_run import IncompleteError, Job, Train
 from bench.record import Evaluation, LearningSamples, Session
-from sacref.population import PopulationError
+from sacref.training.population import PopulationError
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def beside(job: Job, number: int) -> list[Job]:
 
 
 def trainer(until: int, calls: list[bool], during: Callable[[], None] = lambda: None) -> Train:
-    """Trains to step `until` at most, as `sacref.experiment.train` leaves a run directory behind."""
+    """Trains to step `until` at most, as `sacref.training.experiment.train` leaves a run directory behind."""
 
     def train(jobs: Sequence[Job], resume: bool) -> None:
         calls.append(resume)

@@ -17,14 +17,16 @@ from numpy.typing import NDArray
 
 pytest.importorskip("mujoco")
 
-from sacref import checkpoint, envs, experiment, training
+from sacref import envs, training
+from sacref.algorithm.tree import named_leaves
 from sacref.envs import mujoco_simulations, mujoco_tasks
 from sacref.envs.batched import BatchedVectorEnv
 from sacref.envs.divergence import DivergenceGuard
 from sacref.envs.episodes import DROPPED
 from sacref.envs.mujoco_simulations import BatchSimulations, PooledSimulations
 from sacref.envs.snapshots import Snapshot, SnapshotError, capture, restore
-from sacref.tree import named_leaves
+from sacref.storage import checkpoint
+from sacref.training import experiment
 from tests.backends import assert_same_arrays
 from tests.fake_agent import FakeAgent
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sacref import envs, training
 from sacref.envs.divergence import MOST_IN_A_ROW, REPORT, DivergenceError, DivergenceGuard, Divergences, ReportDivergence, complaint
 from sacref.envs.episodes import DROPPED, EpisodeBoundaries
-from sacref.evaluation import evaluate
+from sacref.training.evaluation import evaluate
 from tests.backends import BACKENDS, Backend, Spaces, draw_row, load_backend
 from tests.envs.counting import CountingEnv
 from tests.fake_agent import FakeAgent

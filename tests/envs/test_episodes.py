@@ -14,8 +14,8 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
+from sacref.algorithm.tree import leaves, map_leaves
 from sacref.envs.episodes import EpisodeBoundaries
-from sacref.tree import leaves, map_leaves
 from tests.envs.counting import CountingEnv
 
 LIBRARIES: dict[str, Callable[[Any], Any]] = {"numpy": np.asarray, "torch": torch.as_tensor, "jax": jnp.asarray}

@@ -13,7 +13,7 @@ import sacref.envs
 from sacref import training
 from sacref.envs.episodes import EpisodeBoundaries
 from sacref.envs.states import state_space_of
-from sacref.evaluation import evaluate
+from sacref.training.evaluation import evaluate
 from tests.envs.counting import CountingEnv
 from tests.fake_agent import FakeAgent
 

@@ -13,11 +13,12 @@ from gymnasium import wrappers
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
-from sacref import checkpoint, envs
+from sacref import envs
+from sacref.algorithm.tree import named_leaves
 from sacref.envs import snapshots
 from sacref.envs.partial import DictObservation, HideVelocities, PrivilegedState
 from sacref.envs.snapshots import Snapshot, SnapshotError, capture, restore
-from sacref.tree import named_leaves
+from sacref.storage import checkpoint
 
 # v4 is announced as out of date, and its models hold what MuJoCo has since renamed.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

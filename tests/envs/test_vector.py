@@ -13,7 +13,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from sacref import envs, training
 from sacref.envs.vector import EnvError, _InProcess, closing, require_separate, time_limit
-from sacref.evaluation import evaluate
+from sacref.training.evaluation import evaluate
 from tests.envs.counting import CountingEnv
 from tests.fake_agent import FakeAgent
 

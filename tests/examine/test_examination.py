@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sacref import cli
+from sacref.cli import main as cli
 from sacref.examine import Examination, Problem, examination, examine, markdown, record
 from sacref.examine.adapter import record as observe
 from sacref.examine.adapters import load

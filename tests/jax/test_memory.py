@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from sacref.algorithm.replay import Follow
+from sacref.algorithm.tree import leaves, named_leaves
 from sacref.envs.spaces import check_spaces
 from sacref.jax import ReplayMemory
-from sacref.tree import leaves, named_leaves
 from tests.backends import Backend, Spaces, box, draw_row, fill
 
 BACKEND = Backend("jax")

@@ -12,10 +12,10 @@ import jaxtyping
 import numpy as np
 
 from sacref.algorithm.data import Sequences
+from sacref.algorithm.tree import map_leaves
 from sacref.parity.data import NumpyBatch, NumpyNoise
 from sacref.parity.drivers import BackendAgent, Problem
 from sacref.preprocessing import RunningStandardScaler
-from sacref.tree import map_leaves
 from tests.backends import Backend, draw_row, make_agent
 from tests.backends import Spaces as TaskSpaces
 from tests.parity.features import FEATURES, PLAIN

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from sacref import recurrence
+from sacref.agent import carry
+from sacref.agent.networks import Network
 from sacref.algorithm.data import Batch, Window
-from sacref.initialisation import Network
+from sacref.algorithm.tree import map_leaves
 from sacref.parity.compare import side_by_side
 from sacref.parity.drivers import BackendAgent, Implementation, Oracle, Problem, installed_backends
 from sacref.spec.policy_value import POLICY_VALUES
-from sacref.tree import map_leaves
 from tests.parity.features import FEATURES
 
 BACKENDS = installed_backends()
@@ -101,16 +101,16 @@ def next_step_from_the_current_carry(patch: Patch, name: str) -> None:
 
         return run
 
-    patch.setattr(recurrence, "over_window_policy", wrong)
+    patch.setattr(carry, "over_window_policy", wrong)
 
 
 def critics_from_the_carry_of_the_policy(patch: Patch, name: str) -> None:
-    right = recurrence.over_window_critic
+    right = carry.over_window_critic
 
     def wrong(critic: Any, initial_carry: Any, *, recurrent: bool) -> Any:
         return lambda parameters, window, *given: right(critic, lambda batch: window.carry, recurrent=recurrent)(parameters, window, *given)
 
-    patch.setattr(recurrence, "over_window_critic", wrong)
+    patch.setattr(carry, "over_window_critic", wrong)
 
 
 def policy_from_zeros(patch: Patch, name: str) -> None:

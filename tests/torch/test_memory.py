@@ -6,10 +6,10 @@ import torch
 
 from sacref.algorithm.data import Transition
 from sacref.algorithm.replay import Follow
+from sacref.algorithm.tree import leaves
 from sacref.envs.spaces import check_spaces
 from sacref.torch import SAC, ReplayMemory
 from sacref.torch.memory import MemoryState, sample, sampler, write
-from sacref.tree import leaves
 from tests.backends import Backend, box, fill
 
 BACKEND = Backend("torch")

@@ -10,7 +10,7 @@ pytest.importorskip("torch")
 import torch
 from torch import Tensor, nn
 
-from sacref.model_checks import HiddenStateError
+from sacref.agent.model_checks import HiddenStateError
 from sacref.torch.weights import functional, generators, refuse_draws, refuse_hidden_state
 
 

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sacref import training
 from sacref.algorithm.data import Batch, Noise
 from sacref.config import ExperimentConfig, SACConfig
 from sacref.envs import make
@@ -18,6 +17,7 @@ from sacref.examine.adapters import version
 from sacref.examine.inject import GradientsOfMoments
 from sacref.examine.problem import Problem
 from sacref.parity.networks import Arrays, Floats, Named
+from sacref.training import loop
 
 
 class _Sacref:
@@ -91,7 +91,7 @@ class _Sacref:
             memory = package.ReplayMemory(2 * num_envs * steps, num_envs)
             models = package.default_models(**spaces, hidden=(4,), seed=0)
             agent = package.SAC(models=models, memory=memory, **spaces, device="cpu", cfg=cfg)
-            training.run(agent, envs, timesteps=steps)
+            loop.run(agent, envs, timesteps=steps)
             rows = memory.rows(np.arange(len(memory)))
         return Batch(rows["observations"], None, rows["actions"], rows["rewards"], rows["next_observations"], None, rows["terminated"])
 

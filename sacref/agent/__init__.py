@@ -1,0 +1,1 @@
+"""The agent without a backend: its life cycle and its parts."""

@@ -1,0 +1,70 @@
+"""The life cycle that a trainer drives."""
+
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@runtime_checkable
+class Agent(Protocol):
+    """The life cycle that any trainer may drive. `timestep` counts calls (vector steps), from 0; arrays have a leading environment axis."""
+
+    training: bool
+
+    def init(self, *, trainer_cfg: Any = None) -> None: ...
+
+    def act(self, observations: Any, states: Any, *, timestep: int, timesteps: int) -> tuple[Any, dict[str, Any]]:
+        """Actions in the Box's units, `(envs, action)`, as the backend's arrays; the extras hold `mean_actions`."""
+        ...
+
+    def record_transition(
+        self,
+        *,
+        observations: Any,
+        states: Any,
+        actions: Any,
+        rewards: Any,
+        next_observations: Any,
+        next_states: Any,
+        terminated: Any,
+        truncated: Any,
+        infos: Any,
+        timestep: int,
+        timesteps: int,
+    ) -> None: ...
+
+    def pre_interaction(self, *, timestep: int, timesteps: int) -> None: ...
+    def post_interaction(self, *, timestep: int, timesteps: int) -> None: ...
+    def update(self, *, timestep: int, timesteps: int) -> None: ...
+    def enable_training_mode(self, enabled: bool = True, *, apply_to_models: bool = False) -> None: ...
+    def enable_models_training_mode(self, enabled: bool = True) -> None: ...
+    def track_data(self, tag: str, value: float) -> None: ...
+    def write_tracking_data(self, *, timestep: int, timesteps: int) -> None: ...
+    def write_checkpoint(self, *, timestep: int, timesteps: int) -> None: ...
+
+    def check_numbers(self) -> None:
+        """Raise where what was learned is NaN or infinite."""
+        ...
+
+    def save(self, path: str | Path) -> None: ...
+    def load(self, path: str | Path) -> None: ...
+
+    def to_numpy(self, array: Any) -> NDArray[np.generic]:
+        """A backend array on the host."""
+        ...
+
+    @property
+    def recent_returns(self) -> tuple[float, ...]:
+        """Returns (undiscounted sums of rewards) of the last finished training episodes, oldest first, at most 100."""
+        ...
+
+    @property
+    def alpha(self) -> float:
+        """The entropy coefficient in force."""
+        ...
+
+    def close(self) -> None:
+        """Write what is tracked and close the files."""
+        ...

@@ -1,0 +1,77 @@
+"""One run of a sweep: a `sacref train` in a process of its own, the same here and on a cluster's node."""
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sacref.storage.checkpoint import read_json
+
+PROGRAM: Sequence[str] = (sys.executable, "-m", "sacref", "train")
+LOG = "train.log"
+"""In the run directory: what the process printed, all attempts."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """What a machine needs to know to start a run, or to go on with it."""
+
+    directory: Path
+    arguments: Sequence[str]
+    environment: Mapping[str, str]
+    """Variables that are set beside those that the machine has."""
+
+    def command(self) -> list[str]:
+        """Go on from the last checkpoint; without one, from the beginning. Decided when the process starts, not when it is planned."""
+        begun = any((self.directory / "checkpoints").glob("agent_*"))
+        how = ["--resume"] if begun else ["--overwrite"]
+        return [*PROGRAM, *self.arguments, *how, "--run-dir", str(self.directory)]
+
+    def start(self, **options: Any) -> "subprocess.Popen[bytes]":
+        """Start it; `options` are those of `subprocess.Popen`."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        command = self.command()
+        with open(self.directory / LOG, "ab") as log:
+            log.write(f"$ {shlex.join(command)}\n".encode())
+            log.flush()
+            environment = {**os.environ, **self.environment}
+            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, **options)
+
+
+def threads() -> dict[str, str]:
+    """One thread for each run, unless OMP_NUM_THREADS says otherwise.
+
+    Torch splits a sum among its threads, so that their number is in the numbers: with as many threads as a machine has cores, two machines
+    would give two results. And runs beside each other would fight for the cores. PJRT_NPROC is how XLA is told.
+    """
+    count = os.environ.get("OMP_NUM_THREADS", "1")
+    return {"OMP_NUM_THREADS": count, "PJRT_NPROC": os.environ.get("PJRT_NPROC", count)}
+
+
+def last_evaluation(directory: Path) -> dict[str, Any] | None:
+    """Step and mean return of a run's last evaluation; None before the first."""
+    try:
+        entries = read_json(directory / "evaluation.json")
+        return {"step": int(entries[-1]["step"]), "mean": float(entries[-1]["mean"])}
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def reason(directory: Path) -> str:
+    """Why a run failed: what it printed last since it was started last."""
+    try:
+        lines = (directory / LOG).read_text(errors="replace").splitlines()
+    except OSError:
+        return "it printed nothing"
+    attempt: list[str] = []
+    for line in reversed(lines):
+        if line.startswith("$ "):
+            break
+        if line.strip():
+            attempt.append(line.strip())
+    errors = [line for line in attempt if line.startswith("sacref: ")]
+    return (errors or attempt or ["it printed nothing"])[0]

@@ -1,0 +1,1 @@
+"""Checkpoints, replay logs, metric files, and the encoding of what they hold."""

@@ -1,0 +1,227 @@
+"""The training loop: it drives any agent through its life cycle, in any Gymnasium vector environment."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from sacref.agent.numerics import require_finite_actions
+from sacref.agent.protocol import Agent
+from sacref.algorithm.tree import Tree, map_leaves
+from sacref.envs.divergence import DivergenceGuard
+from sacref.envs.episodes import DROPPED
+from sacref.envs.interface import step
+from sacref.envs.scaling import as_box
+from sacref.envs.space_records import refuse_other_environments
+from sacref.envs.states import states_of
+from sacref.envs.vector import require_separate
+from sacref.ranks import Ranks
+
+AGREEMENT_SECONDS = 1.0
+"""About how often ranks tell each other whether Ctrl-C was pressed."""
+AGREEMENT_TIMESTEPS = 100
+"""How often at least: timesteps become slower when learning starts."""
+
+AfterTimestep = Callable[[int], None]
+"""Called with the number of timesteps that are finished."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a loop stands between two timesteps."""
+
+    timesteps: int
+    """Timesteps finished."""
+    observations: Tree
+    """`(envs, *observation)`: what the next actions are chosen on."""
+    states: Tree | None
+    """`(envs, *state)`, or None."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training loop did."""
+
+    timesteps: int
+    """Timesteps finished, those before `start` included."""
+    seconds: float
+    """Time that the timesteps of this loop took, without what `after_timestep` did."""
+    interrupted: bool
+    """Whether Ctrl-C ended it."""
+
+
+def run(
+    agent: Agent,
+    envs: VectorEnv[Any, Any, Any],
+    *,
+    timesteps: int,
+    start: int = 0,
+    seed: int | None = None,
+    state_space: gymnasium.Space[Any] | None = None,
+    after_timestep: AfterTimestep | None = None,
+    after_all: Callable[[Standing], None] | None = None,
+    begin: Standing | None = None,
+    on_begin: Callable[[], None] | None = None,
+    ranks: Ranks | None = None,
+    interrupted: Callable[[], bool] | None = None,
+) -> Outcome:
+    """Train an agent for `timesteps` steps of the vector environment.
+
+    Strict order: the action of timestep t uses the parameters after the update that follows transition t-1, and that update may
+    sample the newest transition.
+
+    Ctrl-C ends the loop after the timestep at hand (a second one raises KeyboardInterrupt at once). Of several ranks, any one's ends all
+    loops after the same timestep, about a second later.
+
+    An environment that diverges is reported and reset, its episode dropped: see `sacref.envs.divergence`.
+
+    Args:
+        agent: `init` is called, and it is put into training mode.
+        envs: reset first; of any autoreset mode.
+        timesteps: vector steps of the whole run; `timesteps * envs.num_envs` environment steps. A step under NEXT_STEP that only
+            resets an environment counts.
+        start: timesteps that were finished before, of a run that is resumed.
+        seed: passed on to `envs.reset`.
+        state_space: of the privileged states that the environments hand over (`sacref.envs.states`); None for none.
+        after_timestep: called after each timestep, with the number of finished ones: for evaluation and progress.
+        after_all: called after that: for checkpoints.
+        begin: where to go on, of environments that were restored to how they were; None to reset them. It takes the place of `start`.
+        on_begin: called when agent and environments are ready.
+        ranks: the processes that train this agent together, each of which runs this loop; None for this one alone.
+        interrupted: whether the loop is to end, asked in the place of Ctrl-C.
+
+    Raises:
+        EnvError: if two copies are one environment. ValueError: if `start` is not within [0, timesteps], or the environments have
+            other spaces than the agent. NumericalError: if training becomes NaN or infinite. DivergenceError: if an environment does
+            nothing but diverge.
+    """
+    require_separate(envs)
+    start = start if begin is None else begin.timesteps
+    if not 0 <= start <= timesteps:
+        raise ValueError(f"start is {start}, expected it within [0, timesteps], and timesteps is {timesteps}")
+    refuse_other_environments(agent, envs, state_space)
+    agent.init(trainer_cfg={"timesteps": timesteps})
+    agent.enable_training_mode(True, apply_to_models=True)
+    disabled_autoreset = envs.metadata.get("autoreset_mode") == AutoresetMode.DISABLED
+    if begin is None:
+        first, infos = envs.reset(seed=seed)
+        # Copied, here and below: a vector environment may write every step into the same buffer.
+        observations = map_leaves(np.array, first)
+        states = map_leaves(np.array, states_of(envs, infos, state_space))
+    else:
+        observations, states = begin.observations, begin.states
+    largest = getattr(agent, "float_limit", np.inf)
+    guard = DivergenceGuard(envs, None if ranks is None or ranks.size == 1 else ranks.rank, largest)
+    if on_begin is not None:
+        on_begin()
+    finished, seconds = start, 0.0
+    with interruption() as pressed:
+        stop = _Stop(interrupted or pressed, ranks or Ranks(), start)
+        while finished < timesteps and not stop.after(finished):
+            began = time.perf_counter()
+            clock = {"timestep": finished, "timesteps": timesteps}
+            agent.pre_interaction(**clock)
+            action, _ = agent.act(observations, states, **clock)
+            actions = as_box(require_finite_actions(agent, agent.to_numpy(action)), envs.single_action_space)
+            acted = time.perf_counter()
+            returned, rewards, terminated, truncated, infos = step(envs, actions)
+            stepped = time.perf_counter()
+            next_observations = map_leaves(np.array, returned)
+            next_states = map_leaves(np.array, states_of(envs, infos, state_space))
+            ended = np.asarray(terminated) | np.asarray(truncated)
+            diverged = guard.look(
+                observations=next_observations, states=next_states, rewards=rewards, ended=ended, infos=infos, timestep=finished
+            )
+            if diverged.any():
+                rewards, infos = np.where(diverged, 0.0, rewards), {**infos, DROPPED: diverged}
+            agent.track_data("Stats / Inference time (ms)", 1000 * (acted - began))
+            agent.track_data("Stats / Env stepping time (ms)", 1000 * (stepped - acted))
+            agent.record_transition(
+                observations=observations,
+                states=states,
+                actions=actions,
+                rewards=_column(rewards),
+                next_observations=next_observations,
+                next_states=next_states,
+                terminated=_column(terminated),
+                truncated=_column(truncated),
+                infos=infos,
+                **clock,
+            )
+            agent.post_interaction(**clock)
+            observations, states = next_observations, next_states
+            again = diverged | ended if disabled_autoreset else diverged
+            if again.any():
+                restarted, infos = envs.reset(options={"reset_mask": again.copy()})
+                observations = map_leaves(np.array, restarted)
+                states = map_leaves(np.array, states_of(envs, infos, state_space, previous=states, reset_mask=again))
+            finished += 1
+            seconds += time.perf_counter() - began
+            if after_timestep is not None:
+                after_timestep(finished)
+            if after_all is not None:
+                after_all(Standing(finished, observations, states))
+        return Outcome(finished, seconds, stop.agreed())
+
+
+def _column(values: Any) -> Any:
+    """`(envs,)` as `(envs, 1)`."""
+    return np.asarray(values).reshape(-1, 1)
+
+
+class _Stop:
+    """Whether Ctrl-C ends the loop. Ranks stop after the same timestep, as one that went on alone would wait for the others for ever.
+
+    They ask each other at timesteps that all of them know: asking at each would cost an exchange at each.
+    """
+
+    def __init__(self, pressed: Callable[[], bool], ranks: Ranks, start: int) -> None:
+        self._pressed, self._ranks = pressed, ranks
+        self._asked, self._ask = start, start + 1
+        self._began = time.perf_counter()
+
+    def after(self, finished: int) -> bool:
+        if self._ranks.size == 1:
+            return self._pressed()
+        if finished < self._ask:
+            return False
+        seconds = (time.perf_counter() - self._began) / (finished - self._asked)
+        told = self._ranks.gather([self._pressed(), seconds])
+        slowest = max(seconds for _, seconds in told)
+        self._asked, self._began = finished, time.perf_counter()
+        self._ask = finished + int(np.clip(AGREEMENT_SECONDS / max(slowest, 1e-9), 1, AGREEMENT_TIMESTEPS))
+        return any(pressed for pressed, _ in told)
+
+    def agreed(self) -> bool:
+        """Whether any rank was interrupted by now."""
+        return any(self._ranks.gather(self._pressed()))
+
+
+@contextmanager
+def interruption() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed. The first one is only noted, the handler before takes the second."""
+    pressed = False
+    if threading.current_thread() is not threading.main_thread():
+        # Python delivers signals to the main thread alone, which is not ours to stop from here.
+        yield lambda: pressed
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,170 @@
+"""Return curves of runs: what `curve.png` and `sacref plot` show."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
+from matplotlib.transforms import ScaledTranslation
+from numpy.typing import NDArray
+from scipy import stats
+
+from sacref.storage.checkpoint import read_json
+
+STYLES = {"torch": ("#D55E00", "-"), "jax": ("#0072B2", "--")}
+"""Colour and line of each backend: two of Okabe and Ito's colours, told apart with any colour vision, and by the line in grey."""
+
+CONFIDENCE = 0.95
+LEGEND_INCHES = 0.45
+"""Between the axes and the legend below them: room for the numbers and the name of the axis."""
+
+
+class PlotError(ValueError):
+    """Runs that cannot be drawn; the message says which, and the fix."""
+
+
+class _Run(NamedTuple):
+    directory: Path
+    environment: str
+    backend: str
+    seed: int
+    returns: dict[int, list[float]]
+    """Environment step -> the returns of that evaluation's episodes."""
+
+
+class Curve(NamedTuple):
+    """The evaluation returns of one group of runs, those of one environment and backend."""
+
+    steps: Int[np.ndarray, " evaluations"]
+    """Environment steps."""
+    mean: Float[np.ndarray, " evaluations"]
+    low: Float[np.ndarray, " evaluations"]
+    high: Float[np.ndarray, " evaluations"]
+    label: str
+    """Which runs these are, and what the band from `low` to `high` is."""
+
+
+def plot_runs(run_dirs: Sequence[str | Path], *, output: str | Path) -> Figure:
+    """Draw the evaluation returns of runs over environment steps: one panel per environment, one curve per backend.
+
+    Several seeds: their mean, and its 95% confidence interval (Student t, so that three seeds look as uncertain as they are). A single
+    run: the mean of each evaluation's episodes, and their standard deviation. The legend says which.
+
+    Args:
+        run_dirs: run directories, each with `config.json` and `evaluation.json`.
+        output: the picture; its suffix chooses the format (.png, .pdf, .svg).
+
+    Returns:
+        The figure, as written.
+
+    Raises:
+        PlotError: if there is no run, a run has no evaluation yet, two runs are of one seed, or the suffix is no picture's.
+    """
+    output = Path(output).expanduser()
+    if not run_dirs:
+        raise PlotError("plot_runs got no run directory: name at least one")
+    formats = Figure().canvas.get_supported_filetypes()
+    if output.suffix.removeprefix(".") not in formats:
+        raise PlotError(f"output {output} has suffix {output.suffix!r}, expected one of {', '.join('.' + f for f in sorted(formats))}")
+    groups = _grouped([_read(Path(run_dir).expanduser()) for run_dir in run_dirs])
+
+    environments = sorted({environment for environment, _ in groups})
+    figure = Figure(figsize=(7.0 * len(environments), 5.0), layout="constrained")
+    panels = figure.subplots(1, len(environments), squeeze=False)[0]
+    for environment, axes in zip(environments, panels, strict=True):
+        for backend in sorted(backend for name, backend in groups if name == environment):
+            _draw(axes, _curve(groups[environment, backend]), *STYLES.get(backend, ("#000000", ":")))
+        axes.set_title(environment)
+        axes.set_xlabel("Environment steps")
+        axes.set_ylabel("Evaluation return (sum of rewards per episode)")
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        # Below: "best" looks for a place that is free of lines, and lies on bands.
+        below = axes.transAxes + ScaledTranslation(0.0, -LEGEND_INCHES, figure.dpi_scale_trans)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), bbox_transform=below, frameon=False)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=150)
+    return figure
+
+
+def _draw(axes: Axes, curve: Curve, colour: str, line: str) -> None:
+    # Markers, so that a run of one evaluation is seen too.
+    marker = "o" if len(curve.steps) < 30 else None
+    axes.plot(curve.steps, curve.mean, color=colour, linestyle=line, marker=marker, markersize=4, linewidth=2, label=curve.label)
+    axes.fill_between(curve.steps, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
+
+
+def _curve(runs: list[_Run]) -> Curve:
+    """The mean and the band of the runs of one group, at the evaluations that all of them have."""
+    shared = sorted(set.intersection(*(set(run.returns) for run in runs)))
+    if not shared:
+        names = ", ".join(str(run.directory) for run in runs)
+        raise PlotError(f"{names} have no evaluation at a common step: plot them apart, or train them with one evaluation interval")
+    backend, steps = runs[0].backend, np.asarray(shared)
+    if len(runs) == 1:
+        returns = [np.asarray(runs[0].returns[step]) for step in shared]
+        mean = np.asarray([episodes.mean() for episodes in returns])
+        half = np.asarray([episodes.std() for episodes in returns])
+        spread = f"; band: std of {_range(returns)} episodes" if any(len(episodes) > 1 for episodes in returns) else ""
+        label = f"{backend}: seed {runs[0].seed}{spread}"
+    else:
+        of_seeds = np.asarray([[np.mean(run.returns[step]) for step in shared] for run in runs])
+        mean = of_seeds.mean(axis=0)
+        half = stats.t.ppf(0.5 + CONFIDENCE / 2, len(runs) - 1) * of_seeds.std(axis=0, ddof=1) / np.sqrt(len(runs))
+        label = f"{backend}: mean of {len(runs)} seeds; band: its {CONFIDENCE:.0%} interval"
+    return Curve(steps, mean, mean - half, mean + half, label)
+
+
+def _range(returns: list[NDArray[np.float64]]) -> str:
+    """How many episodes an evaluation had: one number, or the lowest and the highest."""
+    counts = {len(episodes) for episodes in returns}
+    return "-".join(str(count) for count in sorted({min(counts), max(counts)}))
+
+
+def _grouped(runs: list[_Run]) -> dict[tuple[str, str], list[_Run]]:
+    """(environment, backend) -> its runs, no two of one seed."""
+    groups: dict[tuple[str, str], list[_Run]] = {}
+    for run in runs:
+        group = groups.setdefault((run.environment, run.backend), [])
+        for other in group:
+            if other.seed == run.seed:
+                raise PlotError(
+                    f"{other.directory} and {run.directory} are both {run.environment} on {run.backend} with seed {run.seed}, "
+                    f"and would be counted as two seeds: plot one of them"
+                )
+        group.append(run)
+    return groups
+
+
+def _read(directory: Path) -> _Run:
+    """The parts of a run directory that a curve is made of."""
+    if not directory.is_dir():
+        raise PlotError(f"{directory} is no directory, expected a run directory as `sacref train --run-dir` writes it")
+    config, evaluations = (_read_json(directory, name) for name in ("config.json", "evaluation.json"))
+    try:
+        environment, backend, seed = str(config["env"]), str(config["backend"]), int(config["seed"])
+        returns = {int(entry["step"]): [float(value) for value in entry["returns"]] for entry in evaluations}
+    except (KeyError, TypeError, ValueError) as error:
+        raise PlotError(
+            f"{directory}: {type(error).__name__} {error} while reading config.json (env, backend, seed) and evaluation.json "
+            f"(a list of step, returns, mean, std): is it a run directory of sacref?"
+        ) from error
+    if not returns:
+        raise PlotError(f"{directory}/evaluation.json holds no evaluation yet: train longer, or evaluate more often")
+    for step, values in returns.items():
+        if not values or not np.isfinite(values).all():
+            raise PlotError(f"{directory}/evaluation.json has returns {values} at step {step}, expected at least one finite number")
+    return _Run(directory, environment, backend, seed, returns)
+
+
+def _read_json(directory: Path, name: str) -> Any:
+    path = directory / name
+    if not path.is_file():
+        raise PlotError(f"{path} is missing: {directory} holds no run, or one that has not been evaluated yet")
+    return read_json(path)

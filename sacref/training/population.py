@@ -1,0 +1,265 @@
+"""Many agents in one process, each a whole run of its own, that learn and act in one call: `train_population`."""
+
+import importlib
+import inspect
+import itertools
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sacref.agent.lockstep import Lockstep
+from sacref.config import ConfigError, SACConfig
+from sacref.training import experiment, resumption, run_directory
+from sacref.training.experiment import Arguments, TrainingResult
+from sacref.training.loop import interruption
+from sacref.training.run_directory import RunError
+
+VARYING = ("initial_entropy_value", "target_entropy", "discount_factor", "learning_rate")
+"""Fields of the configuration in which members may differ beside the seed; on PyTorch without the last one."""
+
+
+class PopulationError(RuntimeError):
+    """Members that failed; the message says which, and why. The others were trained to their end, and written."""
+
+
+@dataclass(frozen=True)
+class PopulationResult:
+    """What the training of a population gave."""
+
+    run_dir: Path
+    """Where it is written: a run directory for each member, and `curve.png`, or a curve for each combination."""
+    members: Mapping[str, TrainingResult]
+    """Name of a member -> what its training gave, as `sacref.train` says it."""
+
+
+def train_population(
+    *, seeds: Sequence[int], vary: Mapping[str, Sequence[Any]] | None = None, run_dir: str | Path | None = None, **arguments: Any
+) -> PopulationResult:
+    """Train an agent for each seed, all of them together in this process, on one device.
+
+    Each member is the run that `sacref.train` makes of its seed: its own networks, memory, environments and random streams, its own
+    evaluations, checkpoints and directory, `<run_dir>/seed=<seed>`. What they share is the calls: the gradient steps of all are one
+    call that is mapped over a leading axis of members, and so are their actions.
+
+    Args:
+        seeds: of the members.
+        vary: field of the configuration (`VARYING`) -> values. There is a member for each combination of values and seeds.
+        run_dir: where to write; None makes `runs/<env>-<backend>-<first seed>-<date>`.
+        arguments: of `sacref.train`, but for `seed`. With `resume`, members that have a checkpoint go on from it.
+
+    Raises:
+        PopulationError: if members failed, once all have ended. BackendError: if the backend is not installed. ConfigError, ValueError,
+            RunError: if an argument cannot be used. All members' configurations are judged first: where one cannot be trained, none is.
+    """
+    names = _members(seeds, vary or {})
+    parameters = inspect.signature(experiment.train).parameters
+    unknown = [name for name in arguments if name not in parameters or name == "seed"]
+    if unknown:
+        raise TypeError(f"train_population got {', '.join(unknown)}: expected seeds, vary, and the arguments of sacref.train but for seed")
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
+    given = {**defaults, **arguments}
+    if run_dir is None:
+        run_dir = run_directory.fresh_directory(experiment.name_of(given["env"]), given["backend"], seeds[0])
+    directory = Path(run_dir).expanduser().absolute()
+    asked = _judged(names, given, directory)
+    experiment.import_backend(given["backend"])  # here, once
+    meeting = _Meeting(len(names))
+    results: dict[str, TrainingResult] = {}
+    failures: dict[str, BaseException] = {}
+    ended = threading.Semaphore(0)
+
+    def train(number: int, name: str, own: Arguments) -> None:
+        try:  # all of it: for a member that ended unheard of, the others would wait
+            results[name] = experiment.run_training(_Membership(meeting, number, pressed), own)
+        except BaseException as error:
+            failures[name] = error
+        finally:
+            ended.release()
+            meeting.leave(number)
+
+    with interruption() as pressed:
+        threads = [threading.Thread(target=train, args=(number, name, own), name=name) for number, (name, own) in enumerate(asked.items())]
+        started = []
+        try:
+            for thread in threads:
+                thread.start()
+                started.append(thread)
+            # Not in `join`, which takes a thread for ended where Ctrl-C interrupts it (Python 3.11 and 3.12).
+            for _ in threads:
+                while not ended.acquire(timeout=0.2):  # so that this thread hears of Ctrl-C
+                    pass
+            for thread in threads:
+                thread.join()
+        except BaseException as error:  # a second Ctrl-C; or no more threads are to be had
+            meeting.end(error)
+            for thread in started:
+                thread.join()
+            raise
+    for combination, seeds_of in itertools.groupby(names, lambda name: name.rpartition("seed=")[0].rstrip(",")):
+        drawn = [directory / name for name in seeds_of if name in results and results[name].evaluations]
+        if drawn:
+            from sacref.training.plots import plot_runs
+
+            plot_runs(drawn, output=directory / f"{combination or 'curve'}.png")
+    if failures:
+        failures = {name: failures[name] for name in names if name in failures}  # they came as their threads ended
+        if len(failures) == len(names) and len({str(error) for error in failures.values()}) == 1:
+            raise next(iter(failures.values()))  # an argument that suits none
+        said = "\n".join(f"  {name}: {type(error).__name__}: {error}" for name, error in failures.items())
+        others = "the others were trained" if len(failures) < len(names) else "none was trained"
+        raise PopulationError(f"{len(failures)} of {len(names)} members failed, {others}:\n{said}")
+    return PopulationResult(directory, {name: results[name] for name in names})
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds as `0:10` (without the last) or `0,3,5` say them.
+
+    Raises:
+        ValueError: if it says none.
+    """
+    first, colon, last = text.partition(":")
+    try:
+        seeds = list(range(int(first), int(last))) if colon else [int(word) for word in text.split(",")]
+    except ValueError:
+        seeds = []
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds are {text!r}, expected non-negative integers as 0:10 or 0,3,5, none of them twice: change them")
+    return seeds
+
+
+def _members(seeds: Sequence[int], vary: Mapping[str, Sequence[Any]]) -> dict[str, tuple[int, dict[str, Any]]]:
+    """Name of each member -> its seed, and its fields of the configuration."""
+    unknown = [name for name in vary if name not in VARYING]
+    if unknown:
+        raise ValueError(f"vary has {', '.join(unknown)}: members may differ in {', '.join(VARYING)}; for others start a sweep")
+    for name, several in {"seeds": seeds, **vary}.items():
+        if isinstance(several, str) or not np.ndim(several):
+            raise TypeError(f"{name} is {several!r}, expected several values: a list, or a range")
+    members = {}
+    for *values, seed in itertools.product(*vary.values(), seeds):
+        fields = dict(zip(vary, values, strict=True))
+        members[",".join(f"{name}={value}" for name, value in {**fields, "seed": seed}.items())] = (seed, fields)
+    count = len(seeds)
+    for values_of in vary.values():
+        count *= len(values_of)
+    if count == 0 or len(members) < count:
+        raise ValueError(f"seeds are {list(seeds)} and vary is {dict(vary)}: expected at least one of each, and none twice")
+    return members
+
+
+def _judged(names: Mapping[str, tuple[int, Mapping[str, Any]]], given: Mapping[str, Any], directory: Path) -> dict[str, Arguments]:
+    """Name of each member -> the arguments of its run, all of which can be trained as far as they alone say.
+
+    Raises:
+        ConfigError: naming the members that cannot, and why. ValueError: if what suits none is said by an argument of all.
+    """
+    if given["backend"] == "torch" and len(rates := {str(fields.get("learning_rate")) for _, fields in names.values()}) > 1:
+        raise ValueError(f"vary has learning_rate {', '.join(sorted(rates))}: on PyTorch members share it, on JAX it may differ")
+    asked, refusals = {}, {}
+    for number, (name, (seed, fields)) in enumerate(names.items()):
+        own = {**given, "seed": seed, "run_dir": directory / name, "progress": given["progress"] and number == 0}
+        if given["resume"] and not resumption.finished_checkpoints(directory / name):
+            own |= {"resume": False, "overwrite": True}
+        try:
+            asked[name] = experiment.sound(Arguments(**{**own, "cfg": _with_fields(given["cfg"], fields)}))
+        except (TypeError, ValueError) as error:
+            refusals[name] = error
+    if len(refusals) == len(names) and len({str(error) for error in refusals.values()}) == 1:
+        raise next(iter(refusals.values()))  # an argument that suits none
+    if refusals:
+        said = "\n".join(f"  {name}: {error}" for name, error in refusals.items())
+        raise ConfigError(f"{len(refusals)} of {len(names)} members cannot be trained, and none was:\n{said}")
+    return asked
+
+
+def _with_fields(cfg: SACConfig | Mapping[str, Any] | None, fields: Mapping[str, Any]) -> SACConfig | Mapping[str, Any] | None:
+    if not fields:
+        return cfg
+    return SACConfig.from_dict({**cfg.to_dict(), **fields}) if isinstance(cfg, SACConfig) else {**(cfg or {}), **fields}
+
+
+class _Meeting:
+    """Where members meet: once to begin together, and then at each call."""
+
+    def __init__(self, members: int) -> None:
+        self._coming = set(range(members))
+        self._agents: dict[int, Any] = {}
+        self._lockstep: Lockstep[Any, Any] | None = None
+        self._failure: BaseException | None = None
+        self._condition = threading.Condition()
+
+    def join(self, number: int, agent: Any) -> None:
+        """Wait for the agents of all members that have not failed by now, and learn and act with them from here on."""
+        with self._condition:
+            self._coming.discard(number)
+            self._agents[number] = agent
+            if self._failure is None:
+                self._begin_if_all_came()
+            while self._lockstep is None and self._failure is None:
+                self._condition.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    def leave(self, number: int) -> None:
+        """The others no longer wait for a member."""
+        with self._condition:
+            self._coming.discard(number)
+            if number not in self._agents:
+                self._begin_if_all_came()
+            elif self._lockstep is not None:
+                self._lockstep.leave(sorted(self._agents).index(number))
+
+    def end(self, error: BaseException) -> None:
+        """Raise `error` where any member waits, or comes to."""
+        with self._condition:
+            self._failure = error
+            if self._lockstep is not None:
+                self._lockstep.end(error)
+            self._condition.notify_all()
+
+    def _begin_if_all_came(self) -> None:
+        if self._coming or not self._agents:
+            return
+        agents = [self._agents[number] for number in sorted(self._agents)]
+        try:
+            _require_alike(agents)
+            self._lockstep = _fuse_of(agents[0]).populate(agents)
+        except BaseException as error:
+            self._failure = error
+        self._condition.notify_all()
+
+
+class _Membership:
+    """What a member's run asks for."""
+
+    def __init__(self, meeting: _Meeting, number: int, interrupted: Callable[[], bool]) -> None:
+        self._meeting, self._number, self.interrupted = meeting, number, interrupted
+
+    def join(self, agent: Any) -> None:
+        if agent.ranks.size > 1:
+            raise RunError("a population trains in one process: leave out ranks, or seeds")
+        agent.enable_training_mode(True, apply_to_models=True)  # while its functions can still be compiled anew
+        self._meeting.join(self._number, agent)
+
+    def leave(self, agent: Any) -> None:
+        _fuse_of(agent).part(agent)
+        self._meeting.leave(self._number)
+
+
+def _require_alike(agents: Sequence[Any]) -> None:
+    """Refuse agents that one call cannot stand for: runs that are resumed each have a configuration of their own."""
+    settings = [agent.cfg.to_dict() for agent in agents]
+    own = {*VARYING, "seed", "experiment"}
+    for name, value in settings[0].items():
+        values = [each[name] for each in settings]
+        if name not in own and any(other != value for other in values):
+            raise RunError(f"the members' {name} are {values}: they may differ in {', '.join(VARYING)}, train the others one by one")
+
+
+def _fuse_of(agent: Any) -> Any:
+    """The module `fuse` of an agent's backend."""
+    return importlib.import_module(f"sacref.{agent.backend}.fuse")

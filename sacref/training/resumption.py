@@ -1,0 +1,345 @@
+"""What a run keeps on disk to go on from, and the way back to it.
+
+A checkpoint `checkpoints/agent_<timestep>` holds the agent, what it was in the middle of, the state of its environments, and how long the
+files were that a run appends to. The replay memory of all of them is in `checkpoints/replay`, in segments. The last few are kept, and
+`checkpoints/best`, of the best evaluation, without a memory. Of rank r, beyond the first one, names end in `.rank_<r>`.
+"""
+
+import logging
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from sacref.agent.checkpoints import LIVE, REPLAY, rank_part
+from sacref.algorithm.tree import leaves
+from sacref.envs import snapshots
+from sacref.envs.spaces import rows_like
+from sacref.ranks import Ranks
+from sacref.storage import checkpoint, replay_log
+from sacref.storage.checkpoint import CheckpointError, one_line
+from sacref.storage.metric_files import METRICS_FILE
+from sacref.storage.replay_log import Entry, ReplayLog
+from sacref.storage.values import decode, encode, refuse_unlike
+from sacref.training.loop import Standing
+
+BEST = "best"
+"""Name of the checkpoint of the best evaluation."""
+EVENTS = "events.out.tfevents.*"
+
+logger = logging.getLogger(__name__)
+
+
+def checkpoints_of(directory: Path) -> Path:
+    """Where a run keeps its checkpoints."""
+    return directory / "checkpoints"
+
+
+def finished_checkpoints(directory: Path) -> dict[int, Path]:
+    """Timestep -> checkpoint, oldest first."""
+    return {timestep: path for timestep, rank, path in sorted(_written(directory)) if rank == 0}
+
+
+def parts_of(directory: Path) -> list[tuple[int, Path]]:
+    """Timestep and directory of each part of a checkpoint that a rank beside the first one wrote."""
+    return [(timestep, path) for timestep, rank, path in sorted(_written(directory)) if rank > 0]
+
+
+def _written(directory: Path) -> list[tuple[int, int, Path]]:
+    """Timestep, rank and directory of each checkpoint, or part of one."""
+    found = []
+    for path in checkpoints_of(directory).glob("agent_*"):
+        timestep, _, rank = path.name.removeprefix("agent_").partition(".rank_")
+        numbers = [timestep, rank or "0"]
+        if path.is_dir() and all(number.isascii() and number.isdecimal() for number in numbers):
+            found.append((int(timestep), int(rank or 0), path))
+    return found
+
+
+class Keeper:
+    """Writes a run's checkpoints.
+
+    Args:
+        agent: what is written. ranks: all of them call the same methods, at the same timesteps.
+        directory: of the run. envs: whose state is captured where it can be.
+        every: timesteps between checkpoints; none at 0. keep: how many of the last checkpoints stay.
+        entry: of the checkpoint that the agent's memory was restored from; None for another memory.
+        uncaptured: why the environments' state is not captured; None to try.
+    """
+
+    def __init__(
+        self,
+        agent: Any,
+        ranks: Ranks,
+        directory: Path,
+        envs: gymnasium.vector.VectorEnv[Any, Any, Any],
+        *,
+        every: int,
+        keep: int,
+        entry: Entry | None = None,
+        uncaptured: str | None = None,
+    ) -> None:
+        self.agent, self.ranks, self.directory, self.envs = agent, ranks, directory, envs
+        self.every, self.keep = every, keep
+        self._replay = ReplayLog(rank_part(checkpoints_of(directory) / REPLAY, ranks.rank), entry)
+        if entry is not None:
+            self._replay.restored(agent.memory)
+        self._uncaptured = uncaptured
+        self._said_why = uncaptured is not None  # by who gave it
+
+    def after_timestep(self, standing: Standing, timesteps: int) -> None:
+        """Write a checkpoint where one is due; the end's is for `write`.
+
+        A checkpoint that cannot be written is reported and left out: training goes on, and the one before stays.
+        """
+        if self.every > 0 and standing.timesteps % self.every == 0 and standing.timesteps < timesteps:
+            failure: Exception | None = None
+            try:
+                self.write(standing)
+            except (OSError, CheckpointError) as error:
+                failure = error
+                if self.ranks.size > 1:
+                    raise  # the others wait for this rank
+            if failure is not None:
+                newest = max(finished_checkpoints(self.directory), default=None)
+                logger.warning(
+                    "no checkpoint at timestep %d: %s. Training goes on; %s",
+                    standing.timesteps,
+                    failure,
+                    "there is none yet" if newest is None else f"agent_{newest} is the last one",
+                )
+
+    def write(self, standing: Standing) -> None:
+        """Write a checkpoint, and delete those that are too many.
+
+        Raises:
+            OSError, CheckpointError: if it cannot be written. Those that were there are as they were.
+        """
+        path = checkpoints_of(self.directory) / f"agent_{standing.timesteps}"
+        self.agent.save(path, replay=self._replay, live=self._live(standing))
+        self.tidy()
+
+    def write_best(self) -> None:
+        """Write the agent, without its memory, as the best one so far."""
+        self.agent.save(checkpoints_of(self.directory) / BEST, keep_memory=False)
+
+    def _live(self, standing: Standing) -> tuple[dict[str, Any], dict[str, Any]]:
+        arrays: dict[str, Any] = {}
+        value = {"agent": self.agent.live_state(), "observations": standing.observations, "states": standing.states}
+        metadata: dict[str, Any] = {"live": encode(value, "live", arrays), "files": lengths(self.directory)}
+        groups = {LIVE[0]: arrays}
+        snapshot = self._uncaptured or snapshots.capture(self.envs)
+        if isinstance(snapshot, str):
+            metadata["not_captured"] = snapshot
+            if not self._said_why and self.ranks.rank == 0:
+                logger.info("a resumed run would begin its episodes anew: %s", snapshot)
+            self._said_why = True
+        else:
+            groups[LIVE[1]], metadata["environment"] = snapshot.arrays, snapshot.metadata
+        return groups, metadata
+
+    def tidy(self) -> None:
+        """Delete this rank's parts of the checkpoints that are too many, and the segments that none needs."""
+        own = [(timestep, path) for timestep, rank, path in sorted(_written(self.directory)) if rank == self.ranks.rank]
+        for _, path in own[: -self.keep]:
+            checkpoint.remove(path)
+        kept = [entry_of(path) for _, path in own[-self.keep :]]
+        self._replay.prune([entry for entry in kept if entry is not None])
+        if self.ranks.rank == 0:
+            # Of ranks that there were once, and are no more.
+            whole = {timestep for timestep, _ in own[-self.keep :]}
+            for timestep, path in parts_of(self.directory):
+                if timestep not in whole and timestep < max(whole, default=0) and int(path.name.rpartition("_")[2]) >= self.ranks.size:
+                    checkpoint.remove(path)
+
+
+def entry_of(path: Path) -> Entry | None:
+    """What a checkpoint says of the replay memory in segments; None for nothing, or a damaged checkpoint."""
+    try:
+        entry: Entry = checkpoint.read(path, only=()).metadata.get("replay", {})
+        replay_log.segments_of(path, entry)
+    except CheckpointError:
+        return None
+    return entry
+
+
+def slots_of(entry: Entry | None) -> int:
+    """Rows that the replay memory of an entry had room for, of each environment; 0 where it does not say."""
+    slots = (entry or {}).get("slots")
+    return slots if type(slots) is int and slots > 0 else 0
+
+
+def holds_memory(path: Path) -> bool:
+    """Whether a checkpoint has a replay memory, in it or in segments beside it."""
+    return (path / "memory.safetensors").is_file() or entry_of(path) is not None
+
+
+def choose(ranks: Ranks, directory: Path) -> int:
+    """The timestep of the newest checkpoint that is sound, on all ranks.
+
+    Damage is found by checksums, of the segments of its replay memory too. A warning says which checkpoint is left out, and why.
+
+    Raises:
+        CheckpointError: if none is sound, with what is wrong with the newest.
+    """
+    first: str | None = None
+    for timestep, path in sorted(finished_checkpoints(directory).items(), reverse=True):
+        own = rank_part(path, ranks.rank)
+        reason = None
+        try:
+            for part in dict.fromkeys((path, own if own.is_dir() else path)):
+                checkpoint.verify(part)
+                said = checkpoint.read(part, only=()).metadata.get("replay")
+                log = part.parent / rank_part(REPLAY, ranks.rank if part == own else 0).name
+                for segment in [] if said is None else replay_log.segments_of(log, said):
+                    replay_log.verify(log, segment)
+        except CheckpointError as error:
+            reason = str(error)
+        reasons = [said for said in ranks.gather(reason) if said is not None]
+        if not reasons:
+            return timestep
+        first = first or reasons[0]
+        if ranks.rank == 0:
+            logger.warning("checkpoint agent_%d is left out, and the one before it taken: %s", timestep, reasons[0])
+    raise CheckpointError(f"{checkpoints_of(directory)} holds no sound checkpoint: {first}")
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """What a run was in the middle of, when a checkpoint was written."""
+
+    begin: Standing | None
+    """Where to go on; None where episodes begin anew."""
+    on_begin: Callable[[], None] | None
+
+
+def resume(
+    path: Path,
+    agent: Any,
+    ranks: Ranks,
+    envs: gymnasium.vector.VectorEnv[Any, Any, Any],
+    timestep: int,
+    uncaptured: str | None = None,
+) -> Resumption:
+    """Restore the environments to how they were at a checkpoint, and say how the agent's own part is restored.
+
+    Where that cannot be, the log says why, and the episodes begin anew.
+
+    Args:
+        uncaptured: why the environments cannot be restored; None to try.
+
+    Raises:
+        CheckpointError: if the checkpoint is damaged, or of other environments.
+    """
+    part = rank_part(path, ranks.rank)
+    read = checkpoint.read(part if part.is_dir() else path, only=LIVE)
+    written_by = checkpoint.read(path, only=()).metadata.get("ranks", 1)
+    reason = None
+    if written_by != ranks.size:
+        reason = f"{written_by} ranks wrote it"
+    elif "live" not in read.metadata:
+        reason = "it says nothing of what it was in the middle of"
+    elif "environment" not in read.metadata:
+        reason = one_line(read.metadata.get("not_captured"))
+    else:
+        reason = uncaptured or snapshots.of_other_kind(envs, read.metadata["environment"])
+    if any(said is not None for said in ranks.gather(reason)):
+        if ranks.rank == 0:
+            logger.warning("%s: the episodes begin anew (%s)", path, reason)
+        return Resumption(None, None)
+    with _fitting(part):
+        value = decode(read.metadata["live"], read.groups.get(LIVE[0], {}))
+        like = {"observations": rows_like(agent.observation_space, envs.num_envs), "states": rows_like(agent.state_space, envs.num_envs)}
+        refuse_unlike("what the run was in the middle of", value, {**like, "agent": agent.live_like()})
+        if not all(np.isfinite(array).all() for array in leaves((value["observations"], value["states"]))):
+            raise ValueError("observations or states are NaN or infinite")
+        begin = Standing(timestep, value["observations"], value["states"])
+        snapshots.restore(envs, snapshots.Snapshot(read.groups.get(LIVE[1], {}), read.metadata["environment"]))
+
+    def on_begin() -> None:
+        with _fitting(part):
+            agent.set_live_state(value["agent"])
+
+    return Resumption(begin, on_begin)
+
+
+@contextmanager
+def _fitting(path: Path) -> Iterator[None]:
+    """Say of which checkpoint it is that something does not fit."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"{path} does not fit this run ({type(error).__name__}: {one_line(error)}): resume it with its own arguments"
+        ) from error
+
+
+def require_own(directory: Path) -> None:
+    """Refuse a run directory in which something that a resumed run changes is not its own: a link leads to another's files.
+
+    Raises:
+        CheckpointError: naming what is a link, a pipe or a device.
+    """
+    where = checkpoints_of(directory)
+    files = [directory / METRICS_FILE, directory / "curve.png", *directory.glob(EVENTS)]
+    folders = [where, *where.glob("agent_*"), *where.glob(f"{BEST}*"), *where.glob(f"{REPLAY}*")]
+    for path in [*files, *folders]:
+        mode = path.lstat().st_mode if os.path.lexists(path) else None
+        if mode is not None and not (stat.S_ISREG(mode) if path in files else stat.S_ISDIR(mode)):
+            kind = "a link" if stat.S_ISLNK(mode) else "something else"
+            raise CheckpointError(
+                f"{path} is {kind}, expected {'a file' if path in files else 'a directory'} of the run's own, as a resumed run "
+                f"writes there: put there what it should be, or move it away"
+            )
+
+
+def lengths(directory: Path) -> dict[str, int]:
+    """How many bytes the files have that a run appends to."""
+    files = [directory / METRICS_FILE, *directory.glob(EVENTS)]
+    return {file.name: file.stat().st_size for file in files if file.is_file()}
+
+
+def drop_after(directory: Path, timestep: int, files: Mapping[str, Any]) -> None:
+    """Take back what a run wrote after a checkpoint, in which its files had the lengths `files`; later event files go."""
+    for later, _, path in _written(directory):
+        if later > timestep:
+            checkpoint.remove(path)
+    for file in (directory / METRICS_FILE, *directory.glob(EVENTS)):
+        length = files.get(file.name)
+        if not file.is_file():
+            continue
+        if type(length) is not int or length < 0:
+            file.unlink()
+        elif file.stat().st_size > length:
+            os.truncate(file, length)
+
+
+def writings(directory: Path) -> list[Path]:
+    """All checkpoints and segments of a run, those that a killed process left half written too."""
+    where = checkpoints_of(directory)
+    found = [*where.glob("*"), *(segment for log in where.glob(f"{REPLAY}*") if _REPLAY.fullmatch(log.name) for segment in log.glob("*"))]
+    return sorted(path for path in found if _WRITING.fullmatch(path.name))
+
+
+def clear(directory: Path) -> None:
+    """Delete a run's checkpoints, and what a killed process left of those that it was writing. Files that are no run's stay."""
+    where = checkpoints_of(directory)
+    for path in writings(directory):
+        checkpoint.remove(path)
+    for path in (*(path for path in where.glob(f"{REPLAY}*") if _REPLAY.fullmatch(path.name)), where):
+        if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
+            path.rmdir()
+
+
+_RANK = r"(\.rank_[0-9]+)?"
+_REPLAY = re.compile(REPLAY + _RANK)
+_NAME = rf"(agent_[0-9]+{_RANK}|{BEST}{_RANK}|segment_[0-9]+)"
+_WRITING = re.compile(rf"{_NAME}|\.{_NAME}\.([0-9a-f]{{16}}\.tmp|old)")
+"""Name of a checkpoint or segment, or of one that was being written or replaced."""

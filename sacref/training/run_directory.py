@@ -1,0 +1,319 @@
+"""The directory of a run: what it was asked to do, its evaluations, and the checkpoint from which it goes on."""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import gymnasium
+
+from sacref.config import CALLABLES, CallableError, SACConfig
+from sacref.config.callables import has_no_name
+from sacref.envs.space_records import read_space
+from sacref.ranks import Ranks
+from sacref.storage import checkpoint
+from sacref.training import resumption
+from sacref.training.evaluation import LARGEST_RETURN, Evaluation
+
+CONFIG = "config.json"
+RUN_FILES = (CONFIG, "evaluation.json", "metrics.jsonl", "curve.png")
+"""What a run writes into its directory, beside `checkpoints/agent_*` and TensorBoard's `events.out.tfevents.*`."""
+
+MOST_STEPS = 2**53
+LONGEST_SLUG = 100
+"""Letters of the environment's name in that of a directory."""
+
+T = TypeVar("T")
+
+
+class RunError(ValueError):
+    """A run directory that cannot be used as asked; the message says why, and the fix."""
+
+
+@dataclass
+class Resumed:
+    """Where a run is taken up."""
+
+    config: dict[str, Any]
+    checkpoint: Path
+    timestep: int
+    steps: int
+    """Environment steps, of all ranks together."""
+    ranks: int
+    """How many wrote the checkpoint."""
+
+
+def fresh_directory(env_name: str, backend: str, seed: int) -> Path:
+    """Where a run is written that was given no directory."""
+    slug = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in env_name.partition("(")[0][:LONGEST_SLUG])
+    return Path("runs") / f"{slug}-{backend}-{seed}-{datetime.now():%Y%m%d-%H%M%S-%f}"
+
+
+def prepare(ranks: Ranks, directory: Path, *, overwrite: bool, resume: bool) -> Resumed | None:
+    """Rank 0 judges the directory, and what it refuses all refuse; all then read what is to be resumed. Nothing is changed: see `begin`."""
+    _on_rank_0(ranks, lambda: _refuse_or_read(directory, overwrite=overwrite, resume=resume))
+    config = _refuse_or_read(directory, overwrite=overwrite, resume=resume) if resume else None
+    return None if config is None else _sound(ranks, directory, config)
+
+
+def begin(
+    ranks: Ranks, directory: Path, config: Mapping[str, Any], resumed: Resumed | None, *, overwrite: bool
+) -> list[tuple[int, Evaluation]]:
+    """Take the directory for a run that has all that its first step needs: clear it, or drop what comes again, and write `config.json`.
+
+    Returns:
+        The evaluations of the resumed run that stay; rank 0 alone has them.
+
+    Raises:
+        RunError: if another run has begun there since `prepare`; then nothing was changed.
+    """
+
+    def take() -> list[tuple[int, Evaluation]]:
+        if resumed is None:
+            _refuse_or_read(directory, overwrite=overwrite, resume=False)
+            _clear(directory)
+        evaluations = [] if resumed is None else drop_after(directory, resumed)
+        directory.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_json(directory / CONFIG, config)
+        return evaluations
+
+    ranks.wait()  # what all of them read, rank 0 changes
+    return _on_rank_0(ranks, take) or []
+
+
+def _on_rank_0(ranks: Ranks, work: Callable[[], T]) -> T | None:
+    """What the work of rank 0 gives it; what it refuses, all refuse. The others wait for it."""
+    result, refusal = None, None
+    if ranks.rank == 0:
+        try:
+            result = work()
+        except (ValueError, OSError) as error:
+            refusal = error
+    message = ranks.gather(None if refusal is None else str(refusal))[0]
+    if refusal is not None:
+        raise refusal
+    if message is not None:
+        raise RunError(message)
+    return result
+
+
+def _refuse_or_read(directory: Path, *, overwrite: bool, resume: bool) -> dict[str, Any] | None:
+    """Refuse a directory that cannot be used as asked; the configuration of the run in it that is to be resumed, None for a fresh run."""
+    if overwrite and resume:
+        raise RunError("overwrite and resume are both set: leave one of them out")
+    if directory.exists() and not directory.is_dir():
+        raise RunError(f"run_dir {directory} is a file, expected a directory: choose another")
+    holds_checkpoints = bool(resumption.finished_checkpoints(directory))
+    if resume:
+        config = read_config(directory)
+        try:
+            resumption.require_own(directory)
+        except checkpoint.CheckpointError as error:
+            raise RunError(str(error)) from error
+        if not holds_checkpoints:
+            raise RunError(f"{directory} holds a run without a checkpoint, so there is nothing to resume: start anew with overwrite")
+        return config
+    files = _files(directory)
+    if (files or holds_checkpoints) and not overwrite:
+        raise RunError(f"run_dir {directory} already holds a run: choose another, or pass overwrite (deletes it) or resume (goes on)")
+    if (foreign := _foreign(directory, files)) is not None:
+        raise RunError(
+            f"{foreign}, which no run of sacref wrote, and overwrite deletes nothing else: move it away, or choose another run_dir"
+        )
+    return None
+
+
+def _files(directory: Path) -> list[Path]:
+    """What a run has written into its directory, beside the checkpoints."""
+    return [*(directory / name for name in RUN_FILES if (directory / name).exists()), *sorted(directory.glob(resumption.EVENTS))]
+
+
+def _foreign(directory: Path, files: list[Path]) -> str | None:
+    """What has the name of a run's file or checkpoint, and is none; None where there is nothing of the kind."""
+    written = resumption.writings(directory)
+    for path in written:
+        if (name := checkpoint.foreign(path)) is not None:
+            return f"{path} holds {name!r}"
+    try:
+        config = checkpoint.read_json(directory / CONFIG) if directory / CONFIG in files else None
+        is_a_runs = isinstance(config, dict) and {"sacref", "backend", "cfg"} <= config.keys()
+    except checkpoint.CheckpointError:
+        config, is_a_runs = "damaged", False
+    if config is not None and not isinstance(config, str) and not is_a_runs:
+        return f"{directory} holds {CONFIG!r}"
+    # Without a configuration, a checkpoint says whose the other files are.
+    if files and not is_a_runs and not any((path / checkpoint.MANIFEST).is_file() for path in written):
+        return f"{directory} holds {files[0].name!r}"
+    return None
+
+
+def _clear(directory: Path) -> None:
+    """Delete the run in the directory, but for `config.json`: while there is anything left of it, that says whose it is."""
+    for path in _files(directory):
+        if path.name != CONFIG:
+            path.unlink()
+    resumption.clear(directory)
+
+
+def _sound(ranks: Ranks, directory: Path, config: dict[str, Any]) -> Resumed:
+    """The newest checkpoint that is sound on all ranks."""
+    try:
+        timestep = resumption.choose(ranks, directory)
+    except checkpoint.CheckpointError as error:
+        raise RunError(f"{error}: start anew with overwrite") from error
+    path = resumption.finished_checkpoints(directory)[timestep]
+    if not resumption.holds_memory(path):
+        raise RunError(f"{path} holds no replay memory, so it cannot be resumed: start anew with overwrite")
+    with reading_config_of(directory):
+        numbers = [config["num_envs"], config.get("ranks", 1), config.get("steps_offset", 0)]
+        if any(type(number) is not int or abs(number) > MOST_STEPS for number in [*numbers, timestep]):
+            raise TypeError(f"num_envs, ranks and steps_offset are {numbers}, expected integers")
+        steps = timestep * numbers[0] * numbers[1] + numbers[2]
+    written_by = checkpoint.read(path, only=()).metadata.get("ranks", 1)
+    return Resumed(config, path, timestep, steps, written_by)
+
+
+@contextmanager
+def reading_config_of(directory: Path) -> Iterator[None]:
+    """Say of a run's configuration that it is damaged, in the place of what using it raises."""
+    try:
+        yield
+    except RunError:
+        raise
+    except CallableError as error:
+        raise RunError(f"{directory / 'config.json'}: {checkpoint.one_line(error)}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError, ArithmeticError, RuntimeError) as error:
+        said = f"{type(error).__name__}: {checkpoint.one_line(error)}"
+        raise RunError(f"{directory / CONFIG} is damaged ({said}): restore it, or train again") from error
+
+
+def read_config(run_dir: str | Path) -> dict[str, Any]:
+    """What a run's `config.json` holds.
+
+    Raises:
+        RunError: if there is none, or it is no JSON object.
+    """
+    path = Path(run_dir).expanduser() / CONFIG
+    if not path.is_file():
+        raise RunError(f"{path.parent} holds no run: expected {path.name} in it, as `sacref train --run-dir` writes it")
+    try:
+        config = checkpoint.read_json(path)
+    except ValueError as error:
+        raise RunError(f"{path} is damaged ({error}): restore it, or train again") from error
+    if not isinstance(config, dict):
+        raise RunError(f"{path} holds a {type(config).__name__}, expected an object: restore it, or train again")
+    return config
+
+
+def named_callables(config: Mapping[str, Any]) -> dict[str, str]:
+    """Option -> the text of each callable that a run was given, of what `config.json` holds."""
+    cfg = config.get("cfg")
+    fields = {f"cfg.{name}": cfg.get(name) for name in CALLABLES} if isinstance(cfg, Mapping) else {}
+    given = {"env": config.get("env"), "wrappers": config.get("wrappers"), **fields}
+    lists = {name: value if isinstance(value, list) else [value] for name, value in given.items()}
+    return {
+        name if values is not given[name] else f"{name}.{number}": text
+        for name, values in lists.items()
+        for number, text in enumerate(values)
+        if isinstance(text, str)
+    }
+
+
+def require_same(directory: Path, resumed: Resumed, config: Mapping[str, Any]) -> None:
+    """Refuse to resume a run with other settings than its own."""
+    free = {"sacref", "steps", "ranks", "steps_offset", "backend", "device", "vectorization"}
+    free |= {"evaluation_interval", "evaluation_episodes", "evaluation_max_steps", "keep_checkpoints", "preset", "beside_preset"}
+    for values in (resumed.config, config):
+        for option, text in named_callables(values).items():
+            if (reason := has_no_name(text)) is not None:
+                raise RunError(f"{directory} cannot be resumed: {option} is {checkpoint.short.repr(text)[1:-1]}, which {reason}")
+    # Through JSON, as the stored one went: a tuple is a list there. Fields that are newer than the run had their defaults in it.
+    newer = {name: value for name, value in SACConfig().to_dict().items() if name not in resumed.config["cfg"]}
+    wanted = _flat(json.loads(json.dumps(config)))
+    stored = _flat({**resumed.config, "cfg": {**resumed.config["cfg"], **newer}})
+    changed = [
+        f"  {checkpoint.short.repr(key)[1:-1]}: the run has {_said(stored.get(key, 'none'))}, asked is {_said(wanted.get(key, 'none'))}"
+        for key in sorted(wanted.keys() | stored.keys())
+        if key.split(".")[0] not in free and not key.startswith("cfg.experiment.") and wanted.get(key) != stored.get(key)
+    ]
+    if changed:
+        raise RunError(
+            f"{directory} cannot be resumed with other settings than its own:\n" + "\n".join(changed[:20]) + "\n"
+            "pass the run's own (cfg=None takes its configuration), or choose another run_dir"
+        )
+    together = config["num_envs"] * config["ranks"]
+    if math.ceil((config["steps"] - resumed.steps) / together) < 0:
+        raise RunError(
+            f"{directory} has {resumed.steps} steps already, asked are {config['steps']}: ask for at least as many, or load the run instead"
+        )
+
+
+def _said(value: Any) -> str:
+    """The value as Python writes it, of a stranger's length no more than a line."""
+    text = repr(value)
+    return text if len(text) < 500 else f"{text[:500]}..."
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def find_checkpoints(directory: Path, name: str | Path | None) -> list[Path]:
+    """The checkpoint of that name; all, the newest first, for None."""
+    found = resumption.finished_checkpoints(directory)
+    if name is None:
+        if not found:
+            raise RunError(f"{directory} holds no checkpoint yet: train longer, or with a shorter checkpoint_interval")
+        return list(found.values())[::-1]
+    for path in (resumption.checkpoints_of(directory) / name, Path(name).expanduser()):
+        if path.is_dir():
+            return [path.absolute()]
+    names = ", ".join(path.name for path in found.values()) or "none"
+    raise RunError(
+        f"checkpoint {str(name)!r} is neither in {resumption.checkpoints_of(directory)} (there: {names}) nor a directory: name one of those"
+    )
+
+
+def drop_after(directory: Path, resumed: Resumed) -> list[tuple[int, Evaluation]]:
+    """Take back what the run wrote after the checkpoint: those steps come again. Returns the evaluations that stay."""
+    evaluations = _read_evaluations(directory / "evaluation.json")
+    files = checkpoint.read(resumed.checkpoint, only=()).metadata.get("files")
+    resumption.drop_after(directory, resumed.timestep, files if isinstance(files, dict) else {})
+    return [(step, evaluation) for step, evaluation in evaluations if step <= resumed.steps]
+
+
+def _read_evaluations(path: Path) -> list[tuple[int, Evaluation]]:
+    try:
+        entries = checkpoint.read_json(path) if path.is_file() else []
+        found = [
+            (
+                entry["step"],
+                Evaluation(tuple(map(float, entry["returns"])), (), tuple(entry.get("diverged_seeds", ())), entry.get("truncated", 0)),
+            )
+            for entry in entries
+        ]
+        for step, evaluation in found:
+            if type(step) is not int or not evaluation.returns or max(map(abs, evaluation.returns)) > LARGEST_RETURN:
+                raise TypeError(f"step is {step} and returns are {evaluation.returns}, expected an integer, and numbers that can be drawn")
+            if any(type(number) is not int for number in (*evaluation.diverged, evaluation.truncated)):
+                raise TypeError(f"diverged_seeds are {evaluation.diverged} and truncated is {evaluation.truncated}, expected integers")
+        return found
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        said = f"{type(error).__name__}: {checkpoint.one_line(error)}"
+        raise RunError(f"{path} is damaged ({said}): restore it, or move it away") from error
+
+
+def states_space(config: Mapping[str, Any]) -> gymnasium.Space[Any] | None:
+    """The space of the privileged states that a run's environments hand over, from what `read_config` gives; None for none."""
+    stored = config["state_space"]
+    return None if stored is None else read_space(stored)

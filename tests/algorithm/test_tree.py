@@ -1,0 +1,47 @@
+"""Trees: what is a branch, what a leaf, and in which order."""
+
+from collections import OrderedDict
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from sacref.algorithm.tree import leaves, map_leaves, named_leaves
+
+
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
+
+class Array(np.ndarray[Any, Any]):
+    """A leaf of another type."""
+
+
+TREE = Pair({"b": 1, "a": MappingProxyType({"x": (2, None, [3])})}, OrderedDict(c=Pair(None, 4)))
+"""A list is a leaf, as in what Gymnasium gives."""
+
+
+def test_leaves_come_in_the_order_of_the_tree_and_none_is_not_one() -> None:
+    assert leaves(TREE) == [1, 2, [3], 4]
+    assert list(named_leaves(TREE).items()) == [("first.b", 1), ("first.a.x.0", 2), ("first.a.x.2", [3]), ("second.c.second", 4)]
+    assert leaves(None) == [] and leaves(7) == [7]
+    assert named_leaves(7, "all") == {"all": 7}
+
+
+def test_a_mapped_tree_has_the_same_branches() -> None:
+    found = map_leaves(lambda *parts: parts, TREE, TREE)
+    assert found == Pair({"b": (1, 1), "a": {"x": ((2, 2), None, ([3], [3]))}}, {"c": Pair(None, (4, 4))})
+    assert type(found) is type(found.second["c"]) is Pair
+    with pytest.raises(KeyError, match="a"):
+        map_leaves(lambda *parts: parts, {"a": 1}, {"b": 1})
+    with pytest.raises(ValueError, match="shorter"):
+        map_leaves(lambda *parts: parts, (1, 2), (1,))
+
+
+def test_an_array_is_a_leaf_whatever_its_type() -> None:
+    array = np.zeros(2).view(Array)
+    for _ in range(2):  # asked for the first time, and remembered
+        assert leaves({"a": array})[0] is array
+        assert map_leaves(lambda leaf: leaf, array) is array

@@ -1,0 +1,480 @@
+"""Populations: each member is the run of its seed alone, whatever the others do."""
+
+import contextlib
+import importlib
+import json
+import shutil
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+import sacref
+from sacref import envs as vectors
+from sacref.config import ConfigError, SACConfig
+from sacref.parity.compare import difference
+from sacref.preprocessing import RunningStandardScaler
+from sacref.training import resumption
+from sacref.training.population import PopulationError, _Meeting, parse_seeds, train_population
+from sacref.training.run_directory import RunError
+from tests.backends import BACKENDS, Backend, draw_row, fill, load_backend, without_shape_checks
+from tests.threads import in_threads
+
+backend = pytest.fixture(params=BACKENDS)(load_backend)
+
+TOLERANCE = 1e-9
+UPDATES = 100
+
+SCHEDULES: dict[str, Any] = {
+    "grad_norm_clip": 0.5,
+    "learning_rate_scheduler": ("cosine", "kl_adaptive", "linear"),
+    "learning_rate_scheduler_kwargs": ({"steps": 150}, {"kl_threshold": 1e-3}, {"steps": 150}),
+}
+FEATURES: dict[str, tuple[int, int, dict[str, Any]]] = {
+    "clipping, schedules": (10, UPDATES, SCHEDULES),
+    "all that has a state": (
+        3,
+        20,
+        {
+            "observation_preprocessor": RunningStandardScaler,
+            "policy_delay": 2,
+            "n_step": 2,
+            "num_critics": 3,
+            "target_subset": 2,
+            "networks": {"dropout": 0.25},
+        },
+    ),
+    "fixed temperature": (2, 20, {"learn_entropy": False}),
+    "recurrent": (2, 20, {"algorithm": "SAC_RNN", "sequence_length": 3, "networks": {"recurrent": "gru", "recurrent_size": 4}}),
+    "step by step": (2, 20, {"execution": "plain"}),
+}
+"""What is there -> members, updates, and options of the agents."""
+
+
+@pytest.fixture(autouse=True)
+def unchecked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Most of the time of hundreds of small calls goes into checking their shapes; the same functions are checked alone."""
+    with contextlib.nullcontext() if "combinations" in request.node.name else without_shape_checks():
+        yield
+
+
+def go(agent: Any, seen: list[Any], updates: int = UPDATES) -> None:
+    """Act, store and learn, on rows that do not depend on the actions."""
+    generator = np.random.default_rng(8)
+    agent.enable_training_mode(True, apply_to_models=True)
+    for _ in range(updates):
+        row = draw_row(agent, generator)
+        actions, extras = agent.act(row["observations"], None, timestep=50, timesteps=1_000)
+        seen += [agent.to_numpy(actions), agent.to_numpy(extras["mean_actions"])]
+        agent.record_transition(**row)
+        agent.update(timestep=0, timesteps=1)
+
+
+def agents_of(backend: Backend, members: list[dict[str, Any]], **options: Any) -> list[Any]:
+    made = []
+    for number, own in enumerate(members):
+        made.append(backend.agent(seed=number, num_envs=2, **{"dtype": "float64", "learning_rate": 1e-2, **options, **own}))
+        fill(made[-1], 20, number)
+        made[-1].enable_training_mode(True, apply_to_models=True)
+    return made
+
+
+def populate(backend: Backend, agents: list[Any], program: Any = go) -> list[list[Any]]:
+    """Run the program of each agent in a thread, as one population; what they have seen."""
+    lockstep = importlib.import_module(f"sacref.{backend.name}.fuse").populate(agents)
+    seen: list[list[Any]] = [[] for _ in agents]
+
+    def member(number: int) -> None:
+        try:
+            program(agents[number], seen[number])
+        finally:
+            lockstep.leave(number)
+
+    in_threads(len(agents), member, 600)
+    return seen
+
+
+def assert_alike(one: Any, other: Any) -> None:
+    found, wanted = one.arrays(), other.arrays()
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        assert difference(found[name], wanted[name], name).relative < TOLERANCE, name
+
+
+ALONE = [
+    # What has all that an agent may have is compiled by JAX in every run of the tests, the others in the full one.
+    pytest.param(
+        name, *row, id=f"{name}-{feature}", marks=[] if name == "torch" or feature == "all that has a state" else [pytest.mark.full]
+    )
+    for name in BACKENDS
+    for feature, row in FEATURES.items()
+]
+
+
+@pytest.mark.parametrize(("backend", "members", "updates", "options"), ALONE, indirect=["backend"])
+def test_each_equals_the_run_of_its_seed_alone(backend: Backend, members: int, updates: int, options: dict[str, Any]) -> None:
+    first, last = agents_of(backend, [{} for _ in range(members)], **options)[:: members - 1]
+    wanted: list[list[Any]] = [[], []]
+    go(first, wanted[0], updates)
+    go(last, wanted[1], updates)
+    agents = agents_of(backend, [{} for _ in range(members)], **options)
+    seen = populate(backend, agents, partial(go, updates=updates))
+    for number, alone, its in ((0, first, wanted[0]), (-1, last, wanted[1])):
+        assert agents[number].gradient_step_count == updates
+        assert_alike(agents[number], alone)
+        np.testing.assert_allclose(seen[number], its, rtol=0, atol=TOLERANCE)
+    assert not np.allclose(seen[0], seen[-1]), "members have random streams of their own"
+
+
+def test_members_may_differ_in_what_an_update_reads_as_numbers(backend: Backend) -> None:
+    members: list[dict[str, Any]] = [
+        {"discount_factor": 0.9, "target_entropy": -1.0, "initial_entropy_value": 0.1},
+        {"discount_factor": 0.99, "target_entropy": -3.0, "initial_entropy_value": 1.0},
+    ]
+    if backend.name == "jax":
+        members[0]["learning_rate"], members[1]["learning_rate"] = 1e-3, (3e-3, 1e-2, 1e-4)
+    alone = agents_of(backend, members, n_step=2, **SCHEDULES)
+    for agent in alone:
+        go(agent, [])
+    agents = agents_of(backend, members, n_step=2, **SCHEDULES)
+    populate(backend, agents)
+    for one, other in zip(agents, alone, strict=True):
+        assert_alike(one, other)
+
+
+def test_in_float16_members_scale_and_skip_on_their_own(backend: Backend) -> None:
+    """One update: after several, roundings to float16 that differ between the two have come apart."""
+
+    def made() -> list[Any]:
+        agents = agents_of(backend, [{}, {}], dtype="float32", mixed_precision=True, precision="float16", hidden=(16, 16))
+        generator = np.random.default_rng(5)
+        for _ in range(32):  # all that its memory holds
+            agents[1].record_transition(**draw_row(agents[1], generator, rewards=np.full((2, 1), 1e6)))
+        return agents
+
+    alone = made()
+    for agent in alone:
+        go(agent, [], 1)
+    agents = made()
+    populate(backend, agents, partial(go, updates=1))
+    scales = [float(agent.arrays()["critic_optimizer.loss_scale"]) for agent in agents]
+    assert [int(agent.arrays()["critic_optimizer.skipped_steps"]) for agent in agents] == [0, 1]
+    assert scales[1] == scales[0] / 2
+    for one, other in zip(agents, alone, strict=True):
+        found, wanted = one.arrays(), other.arrays()
+        for name in wanted:
+            assert difference(found[name], wanted[name], name).relative < 1e-5, name
+
+
+def test_learning_rates_that_differ_are_refused_where_they_are_constants(backend: Backend) -> None:
+    if backend.name == "jax":
+        pytest.skip("there they may differ")
+    agents = agents_of(backend, [{"learning_rate": 1e-3}, {"learning_rate": 1e-4}])
+    with pytest.raises(ValueError, match=r"learning rates are \[0\.001, 0\.0001\]: on PyTorch they have to be the same"):
+        populate(backend, agents)
+
+
+def test_members_that_learn_apart_leave_the_others_as_they_are(backend: Backend) -> None:
+    """One member takes twice as many steps as another, one stops early."""
+
+    def program(agent: Any, seen: list[Any]) -> None:
+        go(agent, seen, {0: 10, 1: 20, 2: 5}[agent.cfg.seed])
+
+    alone = agents_of(backend, [{}, {}, {}])
+    for agent in alone:
+        program(agent, [])
+    agents = agents_of(backend, [{}, {}, {}])
+    populate(backend, agents, program)
+    for one, other in zip(agents, alone, strict=True):
+        assert_alike(one, other)
+
+
+def test_what_is_written_into_a_member_is_its_own(backend: Backend, tmp_path: Path) -> None:
+    agents = agents_of(backend, [{}, {}])
+    before = agents[1].arrays()
+
+    def program(agent: Any, seen: list[Any]) -> None:
+        go(agent, seen, 3)
+        if agent is agents[0]:
+            agent.save(tmp_path / "saved")
+            go(agent, seen, 2)
+            agent.load(tmp_path / "saved")
+        else:
+            agent.set_arrays(before)
+
+    populate(backend, agents, program)
+    assert agents[0].gradient_step_count == 3
+    assert_alike(agents[0], _loaded(backend, tmp_path / "saved"))
+    for name, array in agents[1].arrays().items():
+        np.testing.assert_array_equal(array, before[name], err_msg=name)
+    importlib.import_module(f"sacref.{backend.name}.fuse").part(agents[0])
+    kept = agents[1].arrays()
+    go(agents[0], [], 2)
+    assert agents[0].gradient_step_count == 5
+    for name, array in agents[1].arrays().items():
+        np.testing.assert_array_equal(array, kept[name], err_msg=name)
+
+
+def _loaded(backend: Backend, path: Path) -> Any:
+    (agent,) = agents_of(backend, [{}])
+    agent.load(path)
+    return agent
+
+
+# Whole runs.
+
+SETTINGS: dict[str, Any] = {
+    "env": "Pendulum-v1",
+    "steps": 36,
+    "num_envs": 2,
+    "hidden": (8,),
+    "evaluation_interval": 12,
+    "evaluation_episodes": 2,
+    "env_kwargs": {"max_episode_steps": 5},
+    "device": "cpu",
+    "progress": False,
+    "cfg": {
+        "batch_size": 8,
+        "random_timesteps": 4,
+        "learning_starts": 4,
+        "experiment": {"write_interval": 5, "checkpoint_interval": 6},
+    },
+}
+
+
+@pytest.fixture
+def float64(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks of the runs in float64, so that rounding stays small."""
+    dtype = importlib.import_module("torch").float64 if backend.name == "torch" else np.float64
+    module = importlib.import_module(f"sacref.{backend.name}")
+    monkeypatch.setattr(module, "default_models", partial(module.default_models, dtype=dtype))
+
+
+def evaluations(run: Path) -> list[Any]:
+    return [entry["returns"] for entry in json.loads((run / "evaluation.json").read_text())]
+
+
+@pytest.mark.usefixtures("float64")
+def test_runs_are_those_of_their_seeds_and_go_on_as_if_they_had_never_stopped(backend: Backend, tmp_path: Path) -> None:
+    alone = [sacref.train(backend=cast(Any, backend.name), seed=seed, run_dir=tmp_path / str(seed), **SETTINGS) for seed in range(3)]
+    run_dir = tmp_path / "population"
+    population = train_population(backend=backend.name, seeds=[0, 1], run_dir=run_dir, **{**SETTINGS, "steps": 24})
+    assert list(population.members) == ["seed=0", "seed=1"]
+    assert (run_dir / "curve.png").is_file()
+    for seed in (0, 1):
+        run = run_dir / f"seed={seed}"
+        names = {path.name for path in run.iterdir() if not path.name.startswith("events")}
+        assert names == {"config.json", "evaluation.json", "metrics.jsonl", "checkpoints"}
+        assert sorted(resumption.finished_checkpoints(run)) == [6, 12]
+        assert json.loads((run / "config.json").read_text())["seed"] == seed
+        np.testing.assert_allclose(evaluations(run), evaluations(tmp_path / str(seed))[:2], rtol=TOLERANCE)
+    # One is taken up at an earlier step than the other, and one is new.
+    shutil.rmtree(run_dir / "seed=1" / "checkpoints" / "agent_12")
+    population = train_population(backend=backend.name, seeds=[0, 1, 2], run_dir=run_dir, resume=True, **SETTINGS)
+    for seed in range(3):
+        member = population.members[f"seed={seed}"]
+        agent: Any = member.agent
+        assert (member.steps, agent.gradient_step_count, agent.training) == (36, 28, False)
+        assert_alike(agent, alone[seed].agent)
+        np.testing.assert_allclose(evaluations(member.run_dir), evaluations(tmp_path / str(seed)), rtol=TOLERANCE)
+        observation = np.zeros((2, 3), np.float32)
+        acted, wanted = (each.act(observation, None, timestep=0, timesteps=1)[0] for each in (agent, alone[seed].agent))
+        np.testing.assert_allclose(agent.to_numpy(acted), agent.to_numpy(wanted), rtol=TOLERANCE)
+
+
+def made_anew(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any, str], None]) -> None:
+    """Let `change` see each vector environment that is made, and the name of the thread."""
+    right = vectors.make
+
+    def make(*arguments: Any, **options: Any) -> Any:
+        envs = right(*arguments, **options)
+        change(envs, threading.current_thread().name)
+        return envs
+
+    monkeypatch.setattr(vectors, "make", make)
+
+
+@pytest.mark.parametrize(
+    ("backend", "after", "left"),
+    [("torch", 0, []), ("torch", 2, []), ("torch", 10, [6]), ("jax", 10, [6]), ("torch", 19, [6, 12, 14])],
+    indirect=["backend"],
+)
+def test_a_member_that_fails_ends_alone(
+    backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, left: list[int]
+) -> None:
+    """At its first environment, and at a step of those: in random steps, in training, in the evaluation at the end."""
+    counts: Counter[str] = Counter()
+
+    def change(envs: Any, name: str) -> None:
+        step = envs.step
+
+        def counted(actions: Any) -> Any:
+            counts[name] += 1
+            if name == "seed=1" and counts[name] == after:
+                raise OSError("the simulator is gone")
+            return step(actions)
+
+        envs.step = counted
+        if name == "seed=1" and after == 0:
+            raise OSError("the simulator is gone")
+
+    made_anew(monkeypatch, change)
+    with pytest.raises(PopulationError, match=r"1 of 2 members failed, the others were trained:\n  seed=1: OSError: the simulator is gone"):
+        train_population(backend=backend.name, seeds=[0, 1], run_dir=tmp_path, **{**SETTINGS, "steps": 28, "evaluation_interval": 28})
+    for seed, written in ((0, [6, 12, 14]), (1, left)):
+        assert sorted(resumption.finished_checkpoints(tmp_path / f"seed={seed}")) == written
+    assert counts["seed=0"] == 14 + 5
+
+
+def test_an_argument_that_suits_no_member_is_one_error(backend: Backend, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="batch_size is -1"):
+        train_population(backend=backend.name, seeds=[0, 1], run_dir=tmp_path / "both", **{**SETTINGS, "cfg": {"batch_size": -1}})
+    with pytest.raises(TypeError, match=r"train_population got sed: expected"):
+        train_population(backend=backend.name, seeds=[0], sed=1)
+    with pytest.raises(ValueError, match=r"vary has batch_size: members may differ in initial_entropy_value"):
+        train_population(backend=backend.name, seeds=[0], vary={"batch_size": [1]})
+    with pytest.raises(ValueError, match=r"seeds are \[0, 0\]"):
+        train_population(backend=backend.name, seeds=[0, 0])
+
+
+@pytest.mark.parametrize(
+    ("seeds", "vary", "said"),
+    [
+        ([3], {"discount_factor": [0.9, 2]}, r"1 of 2 .*none was:\n  discount_factor=2,seed=3: SACConfig\.discount_factor is 2, expected"),
+        (
+            [0],
+            {"initial_entropy_value": [-1, 1, 0]},
+            r"2 of 3 .*\n  initial_entropy_value=-1,seed=0: .*\n  initial_entropy_value=0,seed=0: ",
+        ),
+        ([0, 2**32], {}, r"1 of 2 .*\n  seed=4294967296: SACConfig\.seed is 4294967296, expected an integer from 0"),
+    ],
+)
+@pytest.mark.parametrize("whole", [False, True])
+def test_members_are_judged_before_any_is_made(tmp_path: Path, seeds: list[int], vary: dict[str, Any], said: str, whole: bool) -> None:
+    """On a directory whose runs would be deleted, and trained again."""
+    kept = tmp_path / "discount_factor=0.9,seed=3" / "config.json"
+    kept.parent.mkdir()
+    kept.write_text("{}")
+    cfg = SACConfig.from_dict(SETTINGS["cfg"]) if whole else SETTINGS["cfg"]
+    with pytest.raises(ConfigError, match=said):
+        train_population(backend="torch", seeds=seeds, vary=vary, run_dir=tmp_path, overwrite=True, **{**SETTINGS, "cfg": cfg})
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [kept]
+
+
+def test_fields_that_exclude_each_other_are_judged_before_any_member_is_made(tmp_path: Path) -> None:
+    schedule = {"learning_rate_scheduler": "kl_adaptive", "learning_rate_scheduler_kwargs": {"kl_threshold": 1e-3, "max_lr": 1e-3}}
+    with pytest.raises(ConfigError, match=r"1 of 2 members.*\n  learning_rate=0\.1,seed=0: SACConfig\.learning_rate is 0\.1 for policy"):
+        train_population(backend="jax", seeds=[0], vary={"learning_rate": [1e-3, 0.1]}, run_dir=tmp_path, **SETTINGS | {"cfg": schedule})
+    with pytest.raises(ValueError, match=r"vary has learning_rate 0\.001, 0\.1: on PyTorch members share it, on JAX it may differ"):
+        train_population(backend="torch", seeds=[0], vary={"learning_rate": [1e-3, 0.1]}, run_dir=tmp_path, **SETTINGS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_combinations_are_members(backend: Backend, tmp_path: Path) -> None:
+    population = train_population(
+        backend=backend.name, seeds=[0, 1], vary={"discount_factor": [0.9, 0.99]}, run_dir=tmp_path / "four", **{**SETTINGS, "steps": 20}
+    )
+    names = [f"discount_factor={discount},seed={seed}" for discount in (0.9, 0.99) for seed in (0, 1)]  # with the shapes checked
+    assert list(population.members) == names
+    found = {name: json.loads((tmp_path / "four" / name / "config.json").read_text())["cfg"]["discount_factor"] for name in names}
+    assert list(found.values()) == [0.9, 0.9, 0.99, 0.99]
+    assert sorted(path.name for path in (tmp_path / "four").glob("*.png")) == ["discount_factor=0.9.png", "discount_factor=0.99.png"]
+
+
+def press_and_wait() -> None:
+    """Press Ctrl-C, and wait until the main thread has taken it up."""
+    ours = signal.getsignal(signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
+    while signal.getsignal(signal.SIGINT) is ours:
+        time.sleep(0.01)
+
+
+def test_ctrl_c_ends_all_members_with_everything_written(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+
+    def change(envs: Any, name: str) -> None:
+        step = envs.step
+
+        def counted(actions: Any) -> Any:
+            steps.append(1)
+            if len(steps) == 30:
+                press_and_wait()
+            return step(actions)
+
+        envs.step = counted
+
+    made_anew(monkeypatch, change)
+    population = train_population(backend=backend.name, seeds=[0, 1], run_dir=tmp_path, **{**SETTINGS, "steps": 100_000})
+    for name, member in population.members.items():
+        assert member.interrupted and 10 < member.steps < 1_000
+        assert max(resumption.finished_checkpoints(tmp_path / name)) * 2 == member.steps
+
+
+@pytest.mark.parametrize("backend", ["torch"], indirect=True)
+def test_a_second_ctrl_c_ends_them_at_once(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+    told, end = threading.Event(), _Meeting.end
+
+    def tell(meeting: _Meeting, error: BaseException) -> None:
+        end(meeting, error)
+        told.set()
+
+    monkeypatch.setattr(_Meeting, "end", tell)
+
+    def change(envs: Any, name: str) -> None:
+        step = envs.step
+
+        def counted(actions: Any) -> Any:
+            steps.append(name)
+            if steps.count("seed=1") == 8 and name == "seed=1":
+                press_and_wait()
+                signal.raise_signal(signal.SIGINT)
+                assert told.wait(60)
+            return step(actions)
+
+        envs.step = counted
+
+    made_anew(monkeypatch, change)
+    with pytest.raises(KeyboardInterrupt):
+        train_population(backend=backend.name, seeds=[0, 1], run_dir=tmp_path, **SETTINGS)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("seed=")]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("backend", ["torch"], indirect=True)
+def test_runs_that_are_resumed_with_settings_that_differ_are_refused(backend: Backend, tmp_path: Path) -> None:
+    for seed, polyak in ((0, 0.005), (1, 0.01)):
+        cfg = {**SETTINGS["cfg"], "polyak": polyak}
+        sacref.train(backend=cast(Any, backend.name), seed=seed, run_dir=tmp_path / f"seed={seed}", **{**SETTINGS, "steps": 4, "cfg": cfg})
+    with pytest.raises(RunError, match=r"the members' polyak are \[0\.005, 0\.01\]: they may differ in initial_entropy_value"):
+        train_population(backend=backend.name, seeds=[0, 1], run_dir=tmp_path, resume=True, **{**SETTINGS, "cfg": None})
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"seeds": 3}, "seeds is 3, expected several values"),
+        ({"seeds": [0], "vary": {"discount_factor": 0.9}}, "discount_factor is 0.9, exp"),
+    ],
+)
+def test_one_value_in_the_place_of_several_is_refused(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        train_population(**asked)
+
+
+@pytest.mark.parametrize(("text", "seeds"), [("0:3", [0, 1, 2]), ("4", [4]), ("7,3", [7, 3]), ("2:4", [2, 3])])
+def test_seeds_are_read(text: str, seeds: list[int]) -> None:
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "3:3", "1,1", "-1,2", "a", "1:b", "0:2:1"])
+def test_what_says_no_seeds_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"expected non-negative integers as 0:10 or 0,3,5, none of them twice"):
+        parse_seeds(text)
