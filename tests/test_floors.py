@@ -1,5 +1,6 @@
 """The house: a floor imports only floors below it, and each backend works where the other is not installed."""
 
+import ast
 import json
 import os
 import subprocess
@@ -15,57 +16,22 @@ import sacref
 
 FLOORS = {
     "spec": 0,
-    "callables": 1,
+    "ranks": 0,
     "config": 1,
-    "tree": 1,
-    "ranks": 1,
-    "presets": 1,
+    "preprocessing": 1,
     "algorithm": 2,
-    "types": 3,
-    "preprocessing": 3,
-    "checkpoint": 3,
-    "tracking": 3,
-    "envs": 3,
-    "statistics": 3,
-    "replay_log": 3,
-    "lockstep": 3,
-    "numerics": 3,
-    "initialisation": 3,
-    "agent": 4,
-    "border": 4,
-    "prepared": 4,
-    "learned": 4,
-    "measured": 4,
-    "soundness": 4,
-    "live": 4,
-    "pace": 4,
-    "saving": 4,
-    "model_checks": 4,
-    "naming": 4,
-    "recurrence": 4,
-    "torch": 4,
-    "jax": 4,
-    "training": 5,
-    "evaluation": 5,
-    "progress": 5,
-    "plotting": 5,
-    "video": 5,
-    "experiment": 6,
-    "resumption": 6,
-    "run_directory": 6,
-    "cli": 6,
-    "doctor": 6,
-    "launch": 6,
-    "population": 6,
-    "parity": 6,
-    "examine": 6,
-    "sweep": 6,
+    "storage": 3,
+    "envs": 4,
+    "agent": 5,
+    "torch": 6,
+    "jax": 6,
+    "training": 7,
+    "parity": 8,
+    "examine": 9,
+    "cli": 10,
 }
-"""Part of sacref -> its floor. A part may import those below, and its own floor's, but for the two lines underneath."""
+"""Folder, or module, of sacref -> its floor. It may import those of lower floors alone."""
 
-FORBIDDEN = {"torch": {"jax"}, "jax": {"torch"}} | {
-    name: {"torch", "jax"} for name, floor in FLOORS.items() if floor == FLOORS["agent"] and name not in ("torch", "jax")
-}
 BACKEND_PACKAGES = {"torch", "jax", "jaxlib", "flax", "optax"}
 
 PACKAGE = Path(sacref.__file__).parent
@@ -78,6 +44,23 @@ MODULES = sorted(
 
 def part(module: str) -> str:
     return module.split(".")[1]
+
+
+@cache
+def imports() -> dict[str, set[str]]:
+    """Return the modules of sacref that each module names in its import statements, those inside of functions included."""
+    found = {}
+    for module in MODULES:
+        path = PACKAGE.parent / Path(*module.split("."))
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        names: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module is not None:
+                names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+            elif isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+        found[module] = names & set(MODULES) - {module}
+    return found
 
 
 def run(program: str, *arguments: str) -> Any:
@@ -113,15 +96,23 @@ def loads() -> dict[str, list[str]]:
     return loaded
 
 
-def test_every_module_stands_on_a_floor() -> None:
-    assert {part(module) for module in MODULES} <= set(FLOORS), "put the new part on a floor in FLOORS"
-
-
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_only_its_floor_and_those_below(module: str) -> None:
-    imported = {part(other) for other in loads()[module]}
-    assert {other for other in imported if FLOORS[other] > FLOORS[part(module)]} == set()
-    assert imported & FORBIDDEN.get(part(module), set()) == set()
+def test_a_module_imports_only_its_own_folder_and_lower_floors(module: str) -> None:
+    for others in (loads()[module], imports()[module]):
+        assert {other for other in others if part(other) != part(module) and FLOORS[part(other)] >= FLOORS[part(module)]} == set()
+
+
+@pytest.mark.xfail(reason="the command line and its sweeps still know each other")
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    below = imports()
+    while free := {module for module, others in below.items() if not others & below.keys()}:
+        below = {module: others for module, others in below.items() if module not in free}
+    assert sorted(below) == []
+
+
+def test_few_entries_stand_at_the_top() -> None:
+    assert {part(module) for module in MODULES} == set(FLOORS)
+    assert len(FLOORS) <= 14
 
 
 def test_nothing_but_the_backends_and_what_compares_them_loads_a_backend() -> None:
