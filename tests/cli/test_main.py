@@ -21,7 +21,7 @@ from PIL import Image
 import sacref
 import sacref.__main__ as program
 from sacref import envs
-from sacref.cli import launch
+from sacref.cli import commands, flags, launch
 from sacref.cli import main as cli
 from sacref.config import ExperimentConfig, SACConfig, paper_config, presets
 from sacref.envs.vector import Vectorization
@@ -32,9 +32,9 @@ from sacref.training.experiment import train as sacref_train
 from tests.envs.painted import PaintedEnv
 
 
-def parse_train(*arguments: str) -> cli.Train:
-    command = cli.parse(["train", *arguments])
-    assert isinstance(command, cli.Train)
+def parse_train(*arguments: str) -> flags.Train:
+    command = flags.parse(["train", *arguments])
+    assert isinstance(command, flags.Train)
     return command
 
 
@@ -471,7 +471,7 @@ def test_ranks_and_seeds_are_one_or_the_other(monkeypatch: pytest.MonkeyPatch) -
     for name, value in {"RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=r"--seeds is 0:2, and there are 4 ranks: a population has one process, leave out the ranks"):
-        parse_train("--seeds", "0:2").run()
+        commands.run(parse_train("--seeds", "0:2"))
 
 
 def test_ctrl_c_is_status_130_and_says_what_was_written(
@@ -698,8 +698,8 @@ def test_a_video_shows_the_episodes_that_an_evaluation_runs(
 
 
 def test_the_flags_of_video() -> None:
-    flags = "--output a.mp4 --episodes 3 --seed 9 --checkpoint best --fps 12.5 --seconds 4 --width 320 --height 240 --device cpu"
-    assert cli.parse(["video", "run", *flags.split()]) == cli.Video(
+    given = "--output a.mp4 --episodes 3 --seed 9 --checkpoint best --fps 12.5 --seconds 4 --width 320 --height 240 --device cpu"
+    assert flags.parse(["video", "run", *given.split()]) == flags.Video(
         run_dir=Path("run"),
         output=Path("a.mp4"),
         episodes=3,
@@ -711,4 +711,4 @@ def test_the_flags_of_video() -> None:
         height=240,
         device="cpu",
     )
-    assert cli.parse(["video", "run"]) == cli.Video(run_dir=Path("run"))
+    assert flags.parse(["video", "run"]) == flags.Video(run_dir=Path("run"))

@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 
 import sacref
+from sacref.cli import flags, sweep
 from sacref.cli import main as cli
-from sacref.cli import sweep
+from sacref.cli.flags import SweepError
 from sacref.cli.sweep import grid, local, process, slurm
-from sacref.cli.sweep.grid import SweepError
 
 BACKEND = "torch" if find_spec("torch") else "jax"
 SMALL = {
@@ -588,7 +588,7 @@ def test_a_sweep_starts_its_ranks_itself(monkeypatch: pytest.MonkeyPatch) -> Non
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(SweepError, match="under torchrun"):
-        cli.parse(["train", "--sweep", "s.json"])
+        flags.parse(["train", "--sweep", "s.json"])
 
 
 def test_what_a_cluster_needs_is_named(cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:

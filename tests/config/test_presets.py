@@ -7,7 +7,8 @@ from typing import Any, Literal
 import pytest
 
 import sacref
-from sacref.cli.main import Train, parse
+from sacref.cli import commands
+from sacref.cli.flags import Train, parse
 from sacref.config import presets
 from sacref.training.run_directory import RunError, read_config
 
@@ -92,7 +93,7 @@ def test_what_is_given_beside_a_preset_wins_and_a_resumed_run_keeps_it(tmp_path:
     command = parse(["train", "--resume", "--run-dir", str(tmp_path / "run"), "--steps", "14"])
     assert isinstance(command, Train)
     assert (command.preset, command.num_critics, command.cfg.policy_delay, command.cfg.target_subset) == ("redq", 3, 2, 2)
-    assert command.run() == 0
+    assert commands.run(command) == 0
     assert read_config(tmp_path / "run")["beside_preset"] == stored["beside_preset"]
     with pytest.raises(RunError, match=r"cfg.policy_delay: the run has 2, asked is 20"):
         run(tmp_path / "run", "redq", num_critics=3, resume=True)
@@ -112,7 +113,7 @@ def test_an_unknown_preset_is_refused_with_the_nearest(tmp_path: Path) -> None:
 
 
 def test_the_table_names_every_source(capsys: pytest.CaptureFixture[str]) -> None:
-    assert parse(["presets", "--json"]).run() == 0
+    assert commands.run(parse(["presets", "--json"])) == 0
     listed = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
     assert listed.keys() == presets.PRESETS.keys()
     assert listed["redq"]["differences"] == {
@@ -123,5 +124,5 @@ def test_the_table_names_every_source(capsys: pytest.CaptureFixture[str]) -> Non
         "target_entropy_per_dimension": -0.5,
         "num_critics": 10,
     }
-    assert parse(["presets"]).run() == 0
+    assert commands.run(parse(["presets"])) == 0
     assert "watchernyu/REDQ" in capsys.readouterr().out

@@ -26,6 +26,7 @@ from safetensors.numpy import load as library_load
 
 from sacref import envs, training
 from sacref.agent.numerics import NumericalError
+from sacref.cli.flags import SweepError
 from sacref.cli.sweep import grid
 from sacref.envs import snapshots
 from sacref.envs.snapshots import Snapshot, SnapshotError
@@ -831,7 +832,7 @@ def test_a_run_writes_through_no_link(finished: Path, tmp_path: Path) -> None:
 
 
 def test_the_file_of_a_sweep(tmp_path: Path) -> None:
-    tally, source = Tally([grid.SweepError, CheckpointError]), source_of("sweep")
+    tally, source = Tally([SweepError, CheckpointError]), source_of("sweep")
     plan = {
         "train": {"steps": 100, "env": "Pendulum-v1", "experiment": {"write_interval": 5}},
         "grid": {"seed": "0:2", "hidden": [[8], [8, 8]]},

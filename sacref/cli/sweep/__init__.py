@@ -15,17 +15,14 @@ from typing import Literal
 
 from rich.console import Console
 
+from sacref.cli.flags import SweepError
 from sacref.cli.sweep import grid, slurm
 from sacref.cli.sweep.display import Display, plot_command, returns_table
-from sacref.cli.sweep.grid import FILE, Plan, Run, SweepError
+from sacref.cli.sweep.grid import FILE, Plan, Run
 from sacref.cli.sweep.local import Local
 from sacref.cli.sweep.process import last_evaluation, reason
 from sacref.cli.sweep.record import Record, finished
 from sacref.cli.sweep.slurm import OnSlurm
-from sacref.ranks import launched
-
-FLAGS = ("--sweep", "--sweep-on", "--sweep-jobs", "--run-dir", "--progress", "--no-progress")
-"""Flags that may stand beside `--sweep`; those of the runs stand in the file, so that it says all that was run."""
 
 LOCK = ".lock"
 SLURM = ".slurm"
@@ -84,22 +81,6 @@ def run(
         _say_how_to_go_on(place, directory)
         return 130
     return 1 if record.named("failed") else 0
-
-
-def refuse_others(arguments: Sequence[str]) -> None:
-    """Refuse flags beside --sweep that are not the sweep's own, and sweeps beside this one.
-
-    Raises:
-        SweepError: with the flags' names, or if a launcher of ranks started this process.
-    """
-    if launched() is not None:
-        raise SweepError("--sweep under torchrun (WORLD_SIZE is set): call it without, as it starts its runs by itself")
-    given = [word.partition("=")[0].replace("_", "-") for word in arguments if word.startswith("--")]
-    if others := [word for word in given if word not in FLAGS]:
-        raise SweepError(
-            f"{', '.join(others)} beside --sweep: write flags of the runs into the file, under [train] or [grid]; "
-            f"beside it stand {', '.join(FLAGS[1:])}"
-        )
 
 
 def _watch(place: Local | OnSlurm, todo: Sequence[Run], record: Record, display: Display, pressed: Callable[[], int]) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sacref.cli import main as cli
+from sacref.cli.flags import SweepError, Train, parse
 from sacref.storage.checkpoint import CheckpointError, one_line, read_json, short
 
 TABLES = ("train", "grid", "slurm")
@@ -36,10 +36,6 @@ LONGEST_NAME = 200
 """Letters of a run directory's name; file systems take 255 bytes."""
 
 Slurm = Mapping[str, Any]
-
-
-class SweepError(ValueError):
-    """A sweep that cannot be started as asked; the message says why, and the fix."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +206,7 @@ class _Refused(Exception):
     """What the parser said."""
 
 
-def _parse(arguments: list[str]) -> cli.Train:
+def _parse(arguments: list[str]) -> Train:
     """The command of a run.
 
     Raises:
@@ -219,15 +215,15 @@ def _parse(arguments: list[str]) -> cli.Train:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            command = cli.parse(["train", *arguments])
-            if isinstance(command, cli.Train):
+            command = parse(["train", *arguments])
+            if isinstance(command, Train):
                 # What one field asks of another; the agent would say it only when it is built.
                 command.cfg.validate()
     except SystemExit as stopped:
         raise _Refused(_unboxed(said.getvalue())) from stopped
     except (ValueError, TypeError, ImportError) as error:
         raise _Refused(str(error)) from error
-    if not isinstance(command, cli.Train):
+    if not isinstance(command, Train):
         raise _Refused(f"{arguments} is another command than train")
     return command
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 import sacref
-from sacref.cli.sweep.grid import FILE, Run, SweepError
+from sacref.cli.flags import SweepError
+from sacref.cli.sweep.grid import FILE, Run
 from sacref.cli.sweep.process import last_evaluation
 from sacref.storage import checkpoint
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sacref.cli.sweep.grid import Run, Slurm, SweepError
+from sacref.cli.flags import SweepError
+from sacref.cli.sweep.grid import Run, Slurm
 from sacref.cli.sweep.process import Process, threads
 
 SETTINGS: Mapping[str, type] = {

@@ -1,0 +1,338 @@
+"""What each command does. Libraries are imported by the command that needs them, so that `sacref --help` is there at once."""
+
+import json
+import math
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from sacref.cli.flags import Command, Doctor, Evaluate, Examine, Parity, Plot, Presets, Train, Video, named
+from sacref.config import from_json, presets
+from sacref.config.callables import NotFoundError, find, why_lost
+from sacref.ranks import launched
+
+PARITY_TOLERANCE = 1e-9
+"""Largest relative difference that rounding explains in float64, after 1,000 updates."""
+
+
+def run(flags: Command) -> int:
+    """Run the command of these flags and return its exit status."""
+    match flags:
+        case Train():
+            return train(flags)
+        case Evaluate():
+            return evaluate(flags)
+        case Video():
+            return video(flags)
+        case Plot():
+            return plot(flags)
+        case Parity():
+            return parity(flags)
+        case Examine():
+            return examine(flags)
+        case Presets():
+            return list_presets(flags)
+        case Doctor():
+            return doctor(flags)
+
+
+def train(flags: Train) -> int:
+    if flags.sweep is not None:
+        from sacref.cli import sweep
+
+        return sweep.run(flags.sweep, directory=flags.run_dir, on=flags.sweep_on, jobs=flags.sweep_jobs, progress=flags.progress)
+    if flags.sweep_on != "local" or flags.sweep_jobs is not None:
+        raise ValueError("--sweep-on or --sweep-jobs is given without --sweep: name the file of the sweep, or leave them out")
+    seeds = _seeds(flags)
+    from sacref.training import experiment
+
+    experiment.prepare_process(flags.backend, flags.device)
+    arguments: dict[str, Any] = {
+        "backend": flags.backend,
+        "env": _environment(flags.env),
+        "steps": flags.steps,
+        "run_dir": flags.directory(),
+        "num_envs": flags.num_envs,
+        "cfg": flags.cfg,
+        "preset": flags.preset,
+        "hidden": flags.hidden,
+        "num_critics": flags.num_critics,
+        "layer_norm": flags.layer_norm,
+        "dropout": flags.dropout,
+        "recurrent": flags.recurrent,
+        "recurrent_size": flags.recurrent_size,
+        "feed_previous": flags.feed_previous,
+        "memory_capacity": flags.memory_capacity,
+        "evaluation_interval": flags.evaluation_interval,
+        "evaluation_episodes": flags.evaluation_episodes,
+        "evaluation_max_steps": flags.evaluation_max_steps,
+        "keep_checkpoints": flags.keep_checkpoints,
+        "device": flags.device,
+        "vectorization": flags.vectorization,
+        "env_kwargs": flags.env_kwargs,
+        "wrappers": [named(name, "--wrappers: ") for name in flags.wrappers],
+        "overwrite": flags.overwrite,
+        "resume": flags.resume,
+        "progress": flags.progress,
+    }
+    if seeds is not None:
+        return _train_population(flags, seeds, arguments)
+    result = experiment.train(seed=flags.cfg.seed, **arguments)
+    place = launched()
+    if place is not None and place.rank > 0:
+        return 130 if result.interrupted else 0
+    state = "interrupted" if result.interrupted else "finished"
+    print(f"{state} after {result.steps:,} steps of {flags.env} on {flags.backend}{_speed(result.steps_per_second)}")
+    _explain(flags, result.steps, trained=not math.isnan(result.steps_per_second), interrupted=result.interrupted)
+    if result.evaluations:
+        step, evaluation = result.evaluations[-1]
+        print(f"evaluation at step {step:,}: {_summary(evaluation)}")
+    print(f"written to {result.run_dir}: {', '.join(sorted(path.name for path in result.run_dir.iterdir()))}")
+    if result.interrupted:
+        print(f"to go on: sacref train --resume --run-dir {result.run_dir}")
+        return 130
+    return 0
+
+
+def _explain(flags: Train, steps: int, *, trained: bool, interrupted: bool) -> None:
+    """Say why a run of so many environment steps has learned nothing, where that may surprise."""
+    if interrupted:
+        return
+    place = launched()
+    timesteps = steps // (flags.num_envs * (flags.ranks if place is None else place.size))
+    if not trained:
+        print("nothing was left to train: to go on, give more --steps")
+    elif not flags.resume and flags.cfg.gradient_steps and timesteps <= flags.cfg.learning_starts:
+        print(
+            f"nothing was learned: gradient steps begin after timestep {flags.cfg.learning_starts:,}, and the run has {timesteps:,};"
+            f" give more --steps, or lower --learning-starts and --random-timesteps"
+        )
+
+
+def _seeds(flags: Train) -> list[int] | None:
+    """Return the seeds of --seeds; None where it is left out."""
+    if flags.seeds is None:
+        return None
+    place = launched()
+    if flags.cfg.seed != 0:
+        raise ValueError(f"--seeds is {flags.seeds}, and --seed is {flags.cfg.seed} too: leave out one or the other")
+    if flags.ranks > 1 or place is not None:
+        ranks = flags.ranks if place is None else place.size
+        raise ValueError(f"--seeds is {flags.seeds}, and there are {ranks} ranks: a population has one process, leave out the ranks")
+    from sacref.training.population import parse_seeds
+
+    return parse_seeds(flags.seeds)
+
+
+def _train_population(flags: Train, seeds: Sequence[int], arguments: dict[str, Any]) -> int:
+    """An agent for each of `seeds`."""
+    from sacref.training.population import train_population
+
+    population = train_population(seeds=seeds, **arguments)
+    results = population.members.values()
+    interrupted = any(result.interrupted for result in results)
+    speeds = [result.steps_per_second for result in results if not math.isnan(result.steps_per_second)]
+    steps, speed = min(result.steps for result in results), sum(speeds) if speeds else math.nan
+    state = "interrupted" if interrupted else "finished"
+    print(f"{state} after {steps:,} steps each of {len(results)} x {flags.env} on {flags.backend}{_speed(speed, ' together')}")
+    _explain(flags, steps, trained=not math.isnan(speed), interrupted=interrupted)
+    for name, result in population.members.items():
+        if result.evaluations:
+            step, evaluation = result.evaluations[-1]
+            print(f"{name}: evaluation at step {step:,}: {_summary(evaluation)}")
+    final = [result.evaluations[-1][1].mean for result in results if result.evaluations]
+    if len(final) > 1:
+        mean, low, high = _interval(final)
+        print(f"over {len(final)} seeds: mean {mean:,.1f}, 95% interval of the mean [{low:,.1f}, {high:,.1f}]")
+    print(f"written to {population.run_dir}")
+    if interrupted:
+        print(f"to go on: sacref train --resume --seeds {flags.seeds} --run-dir {population.run_dir}")
+        return 130
+    return 0
+
+
+def evaluate(flags: Evaluate) -> int:
+    from sacref.envs.vector import closing, make
+    from sacref.training import experiment, run_directory
+    from sacref.training.evaluation import evaluate
+
+    config = run_directory.read_config(flags.run_dir)
+    agent = experiment.load(flags.run_dir, checkpoint=flags.checkpoint, device=flags.device, import_callables=flags.import_callables)
+    copies = max(1, min(flags.episodes, experiment.EVALUATION_COPIES))
+    task = _task(config)
+    with closing(make(task.pop("env"), copies, **task)) as environments:
+        evaluation = evaluate(
+            agent,
+            environments,
+            episodes=flags.episodes,
+            seed=flags.seed,
+            max_episode_steps=flags.evaluation_max_steps or config.get("evaluation_max_steps"),
+            state_space=run_directory.states_space(config),
+        )
+    print(f"{config['env']} on {config['backend']}: {_summary(evaluation)}")
+    print("returns: " + ", ".join(f"{value:,.1f}" for value in evaluation.returns))
+    return 0
+
+
+def video(flags: Video) -> int:
+    from gymnasium import registry
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from sacref.training import experiment, run_directory
+    from sacref.training.video import render_episodes
+
+    config = run_directory.read_config(flags.run_dir)
+    agent = experiment.load(flags.run_dir, checkpoint=flags.checkpoint, device=flags.device, import_callables=flags.import_callables)
+    output, task = flags.output or flags.run_dir / "video.gif", _task(config)
+    spec = registry.get(config["env"])
+    longest = None if spec is None or spec.max_episode_steps is None else flags.episodes * spec.max_episode_steps
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        steps = bar.add_task("steps", total=longest)
+        video = render_episodes(
+            agent,
+            output,
+            **task,
+            state_space=run_directory.states_space(config),
+            episodes=flags.episodes,
+            seed=flags.seed,
+            max_episode_steps=flags.evaluation_max_steps or config.get("evaluation_max_steps"),
+            fps=flags.fps,
+            seconds=flags.seconds,
+            width=flags.width,
+            height=flags.height,
+            on_step=lambda: bar.advance(steps),
+        )
+    seeds = [seed for seed in range(flags.seed, flags.seed + flags.episodes) if seed not in video.evaluation.diverged]
+    for seed, value, length in zip(seeds, video.evaluation.returns, video.evaluation.lengths, strict=True):
+        print(f"{config['env']} on {config['backend']}, seed {seed}: return {value:,.1f} in {length:,} steps")
+    print(f"written to {output}: {video.frames:,} frames of {video.width} x {video.height}, {video.fps:g} a second")
+    return 0
+
+
+def plot(flags: Plot) -> int:
+    from sacref.training.plots import plot_runs
+
+    plot_runs(flags.run_dirs, output=flags.output)
+    print(f"written to {flags.output}")
+    return 0
+
+
+def parity(flags: Parity) -> int:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from sacref import parity
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("updates", total=flags.updates)
+        report = parity.run(
+            updates=flags.updates,
+            dtype=flags.dtype,
+            seed=flags.seed,
+            json=flags.json,
+            backends=flags.backends or None,
+            on_update=lambda: bar.advance(task),
+        )
+    Console().print(report.table())
+    if flags.json is not None:
+        print(f"written to {flags.json} and {flags.json.with_suffix('.png')}")
+    if flags.dtype == "float64" and not report.within(PARITY_TOLERANCE):
+        print(f"sacref: the implementations do not agree to {PARITY_TOLERANCE:g} relative", file=sys.stderr)
+        return 1
+    return 0
+
+
+def examine(flags: Examine) -> int:
+    from rich.console import Console
+
+    from sacref import examine
+    from sacref.examine import adapters, report
+
+    progress = Console(stderr=True)
+    with progress.status("examine") as status:
+        found = examine.examine(adapters.load(flags.name), on_stage=lambda stage: status.update(f"examine: {stage}"))
+    Console().print(report.table(found))
+    if flags.json is not None:
+        report.write(report.record(found), flags.json)
+    if flags.markdown is not None:
+        flags.markdown.write_text(report.markdown(found), encoding="utf-8")
+    return 1 if found.mistakes else 0
+
+
+def doctor(flags: Doctor) -> int:
+    from sacref.cli import doctor
+
+    report = doctor.examine()
+    if flags.json:
+        print(json.dumps(report, indent=2))
+    else:
+        doctor.show(report)
+    return 0 if report["healthy"] else 1
+
+
+def list_presets(flags: Presets) -> int:
+    if flags.json:
+        print(json.dumps([{**asdict(preset), "differences": preset.differences} for preset in presets.PRESETS.values()], indent=2))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("preset", "source", "other than the paper's", "not reproduced", show_lines=True)
+    for preset in presets.PRESETS.values():
+        source = f"{preset.title}\n{preset.source}: {', '.join(preset.files)}"
+        changed = "\n".join(f"{name} {json.dumps(value)}" for name, value in preset.differences.items())
+        table.add_row(preset.name, source, changed, "\n".join(f"- {part}" for part in preset.not_reproduced))
+    Console(soft_wrap=False).print(table)
+    return 0
+
+
+def _task(config: dict[str, Any]) -> dict[str, Any]:
+    """The environment that a run names, with its arguments and wrappers: what `sacref.envs.make` takes."""
+    from sacref.training.evaluation import with_plain_rewards
+
+    wrappers = [named(name, "wrappers of the run: ") for name in config["wrappers"]]
+    return {
+        "env": _environment(config["env"], "env of the run: "),
+        "env_kwargs": from_json(config["env_kwargs"]),
+        "wrappers": [*wrappers, with_plain_rewards],
+    }
+
+
+def _environment(name: str, where: str = "--env: ") -> Any:
+    """A Gymnasium id as it is; the callable that makes an environment where "module:name" names one.
+
+    Raises:
+        ValueError: if the name is that of a callable, which is not there.
+    """
+    if "(" in name or why_lost(name) is not None:
+        return named(name, where)
+    try:
+        found = find(name)
+    except NotFoundError:
+        return name
+    return found if callable(found) else name
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of several values, and the 95% confidence interval of the mean (Student's t)."""
+    from scipy import stats
+
+    found = stats.ttest_1samp(values, 0.0)
+    low, high = found.confidence_interval(0.95)
+    return statistics.fmean(values), float(low), float(high)
+
+
+def _summary(evaluation: Any) -> str:
+    several = f"mean return {evaluation.mean:,.1f}, standard deviation {evaluation.std:,.1f}, {len(evaluation.returns)} episodes"
+    said = f"return {evaluation.mean:,.1f}, 1 episode" if len(evaluation.returns) == 1 else several
+    if evaluation.truncated:
+        said += f", {evaluation.truncated} of them cut after {max(evaluation.lengths):,} steps"
+    return f"{said}; {len(evaluation.diverged)} diverged and left out" if evaluation.diverged else said
+
+
+def _speed(steps_per_second: float, together: str = "") -> str:
+    """Of the training alone: the progress bar's is that of everything. Nothing where nothing was trained."""
+    return "" if math.isnan(steps_per_second) else f" ({steps_per_second:,.0f} steps/s{together}, evaluations left out)"

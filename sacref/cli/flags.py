@@ -1,0 +1,400 @@
+"""The flags of each command: dataclasses that tyro reads, and how their values are read from text and written as defaults."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
+
+import tyro
+from tyro.conf import Positional, arg, subcommand
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+import sacref
+from sacref.config import SACConfig, as_json, from_json, paper_config, presets
+from sacref.config.callables import NotFoundError, description, find, has_no_name, why_lost
+from sacref.ranks import launched
+
+TRACEBACK = "SACREF_TRACEBACK"
+"""Environment variable; at 1, an error shows its traceback."""
+
+DESCRIPTION = f"""Soft Actor-Critic as a trusted baseline, on PyTorch and on JAX (sacref {sacref.__version__}).
+
+`sacref COMMAND --help` lists a command's flags, `sacref --version` prints the version.
+With {TRACEBACK}=1 in the environment, an error shows its traceback."""
+
+BESIDE_SWEEP = ("--sweep", "--sweep-on", "--sweep-jobs", "--run-dir", "--progress", "--no-progress")
+"""Flags that may stand beside `--sweep`; those of the runs stand in the file, so that it says all that was run."""
+
+
+class SweepError(ValueError):
+    """A sweep that cannot be started as asked; the message says why, and the fix."""
+
+
+@dataclass(kw_only=True)
+class Train:
+    """Train an agent, evaluate it, and draw its curve.
+
+    Defaults are the paper's settings: the first 5,000 environment steps are random, and learning starts after them. A timestep is a
+    step of all environments together. --resume takes all settings from the run. Ctrl-C stops cleanly, with everything written.
+    """
+
+    backend: Literal["torch", "jax"] = "torch"
+    """Library that computes."""
+    env: str = "HalfCheetah-v5"
+    """Gymnasium id, or module:id to import the module that registers it, or module:name of a callable that makes one, with arguments as in
+    'module:name(size=3)'."""
+    steps: int = 1_000_000
+    """Environment steps of the whole run, of all environments of all ranks together."""
+    run_dir: Path | None = None
+    """Directory to write to; None makes runs/<env>-<backend>-<seed>-<date>."""
+    preset: Literal["paper", "sb3", "cleanrl", "jaxrl", "tianshou", "spinningup", "crossq-baseline", "redq", "droq"] | None = None
+    """Published settings to start from in the place of the paper's; a flag beside it wins. `sacref presets` lists them."""
+    overwrite: bool = False
+    """Delete the run that is in the directory."""
+    resume: bool = False
+    """Go on from the last checkpoint of the run in the directory. Imports all code that the run names."""
+    num_envs: int = 1
+    """Environments stepped together: a timestep is so many environment steps."""
+    vectorization: Literal["sync", "async", "batched"] = "sync"
+    """Step the environments in turn, in a process each, or (Gymnasium's MuJoCo tasks) together in threads, with the numbers of sync."""
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the environment."""
+    wrappers: tuple[str, ...] = ()
+    """Wrappers put around each environment, the first one innermost, each as module:name, with arguments as in
+    'gymnasium.wrappers:TimeLimit(max_episode_steps=7)'."""
+    hidden: tuple[int, ...] = (256, 256)
+    """Widths of the networks' hidden layers."""
+    num_critics: int = 2
+    """Critics; the target takes the minimum of all, or of --target-subset of them."""
+    layer_norm: bool = False
+    """Normalise the critics' hidden layers."""
+    dropout: float = 0.0
+    """Fraction of the critics' hidden units that is dropped; 0.01 with --layer-norm is DroQ's."""
+    recurrent: Literal["rnn", "gru", "lstm"] | None = None
+    """Cell of recurrent networks, which SAC_RNN trains on sequences of --sequence-length; None for feed-forward ones."""
+    recurrent_size: int = 128
+    """Width of the cell's hidden state."""
+    feed_previous: tuple[Literal["actions", "rewards"], ...] = ("actions",)
+    """What of the step before enters the cell beside the observations."""
+    memory_capacity: int = 1_000_000
+    """Transitions in the replay memory; no more than the steps are allocated."""
+    evaluation_interval: int | None = None
+    """Environment steps between evaluations; None is a twentieth of the steps. The end is always evaluated."""
+    evaluation_episodes: int = 10
+    """Deterministic episodes of an evaluation."""
+    evaluation_max_steps: int | None = None
+    """Steps after which an episode of an evaluation is cut; None is the task's time limit, and 10,000 where it has none."""
+    keep_checkpoints: int = 3
+    """Last checkpoints that stay; beside them best, of the best evaluation."""
+    device: str | None = None
+    """Device by the backend's name for it (cpu, cuda:0); None lets the backend choose."""
+    ranks: int = 1
+    """Processes of this machine that train the agent together, each with --num-envs environments and a batch of its own."""
+    progress: bool = True
+    """Show a bar, or lines where there is no terminal."""
+    seeds: str | None = None
+    """Seeds of agents that learn together in this process, as 0:10 (ten) or 0,3,5: each is the run of --seed, in RUN_DIR/seed=<seed>."""
+    sweep: Path | None = None
+    """TOML or JSON file of many runs, each trained in a process of its own; its flags stand in the file, as the README says."""
+    sweep_on: Literal["local", "slurm"] = "local"
+    """Where the runs of --sweep run: processes of this machine, or jobs of a Slurm cluster."""
+    sweep_jobs: int | None = None
+    """Runs of --sweep at a time; None is one on this machine, and as many as Slurm lets run."""
+    # Without a name of its own: --batch-size, not --cfg.batch-size.
+    cfg: Annotated[SACConfig, arg(name="")] = field(default_factory=paper_config)
+
+    def directory(self) -> Path | None:
+        """Where the run is written: --run-dir, or what the experiment's two fields say.
+
+        Raises:
+            ValueError: if both are given.
+        """
+        experiment = self.cfg.experiment
+        if not experiment.directory and not experiment.experiment_name:
+            return self.run_dir
+        if self.run_dir is not None:
+            raise ValueError(
+                f"--run-dir is {self.run_dir}, and --experiment.directory or --experiment.experiment-name is set too: "
+                f"leave out one or the other, as each says where to write"
+            )
+        return Path(experiment.directory or "runs") / (experiment.experiment_name or f"{datetime.now():%Y%m%d-%H%M%S-%f}")
+
+    def defaults(self) -> "Train":
+        """The defaults that follow from these flags: a preset's, the random steps from the number of environments, all from a resumed run.
+
+        Where the environment says how many ranks there are, that is their number.
+        """
+        place = launched()
+        if self.ranks < 1:
+            raise ValueError(f"--ranks is {self.ranks}, expected an integer of at least 1")
+        if not self.resume:
+            ranks = self.ranks if place is None else place.size
+            preset = presets.find(self.preset)
+            return Train(cfg=preset.config(self.num_envs * ranks), preset=self.preset, ranks=ranks, **preset.critics)
+        from sacref.training.run_directory import read_config
+
+        directory = self.directory()
+        if directory is None:
+            raise ValueError("--resume is given without --run-dir: name the directory of the run")
+        if self.seeds is not None:
+            from sacref.training.population import parse_seeds
+
+            # Of the first member, which the others were trained with.
+            directory = directory / f"seed={parse_seeds(self.seeds)[0]}"
+        stored = read_config(directory)
+        names = ["backend", "env", "steps", "num_envs", "vectorization", "env_kwargs", "memory_capacity"]
+        names += ["evaluation_interval", "evaluation_episodes", "keep_checkpoints", "device"]
+        try:
+            cfg = SACConfig.from_dict(stored["cfg"])
+            cfg.experiment.directory = cfg.experiment.experiment_name = ""
+            cfg.seed = cfg.seed if self.seeds is None else 0
+            models = {**stored["models"], "feed_previous": tuple(stored["models"]["feed_previous"])}
+            return Train(
+                cfg=cfg,
+                ranks=stored.get("ranks", 1) if place is None else place.size,
+                hidden=tuple(stored["hidden"]),
+                wrappers=tuple(stored["wrappers"]),
+                **models,
+                **{name: from_json(stored[name]) for name in names},
+                evaluation_max_steps=stored.get("evaluation_max_steps"),
+                preset=stored.get("preset"),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{directory / 'config.json'} is damaged ({type(error).__name__}: {error}): restore it, or train again"
+            ) from error
+
+
+@dataclass(kw_only=True)
+class Evaluate:
+    """Run deterministic episodes with the agent of a run, and print their returns."""
+
+    run_dir: Positional[Annotated[Path, arg(metavar="RUN_DIR")]]
+    """Run directory, as `sacref train` wrote it."""
+    episodes: int = 10
+    """Number of episodes."""
+    seed: int = 0
+    """Seed of the episodes' starts."""
+    evaluation_max_steps: int | None = None
+    """Steps after which an episode is cut; None is what the run was trained with."""
+    checkpoint: str | None = None
+    """Name of one of the run's checkpoints; None is the newest."""
+    device: str | None = None
+    """Device by the backend's name for it (cpu, cuda:0); None lets the backend choose."""
+    import_callables: bool = False
+    """Import what the agent needs of the run's own code, as a preprocessor. Environment and wrappers are imported in any case."""
+
+
+@dataclass(kw_only=True)
+class Video:
+    """Draw deterministic episodes of the agent of a run into a GIF or an MP4 file, and print their returns.
+
+    MuJoCo's tasks draw by OpenGL. Where MUJOCO_GL is not set, the first of glfw (with a display), egl and osmesa that draws is taken.
+    """
+
+    run_dir: Positional[Annotated[Path, arg(metavar="RUN_DIR")]]
+    """Run directory, as `sacref train` wrote it."""
+    output: Path | None = None
+    """The file; its suffix chooses the format, .gif or .mp4. None is RUN_DIR/video.gif."""
+    episodes: int = 1
+    """Number of episodes, one after the other."""
+    seed: int = 0
+    """Seed of the first episode's start; the next ones have the next seeds."""
+    evaluation_max_steps: int | None = None
+    """Steps after which an episode is cut; None is what the run was trained with."""
+    checkpoint: str | None = None
+    """Name of one of the run's checkpoints, such as best; None is the newest."""
+    fps: float | None = None
+    """Frames per second; None is real time, with at most 30."""
+    seconds: float | None = None
+    """How much of each episode is shown, from its start on; None for all. The return is that of the whole."""
+    width: int | None = None
+    """Pixels; None leaves it to the environment."""
+    height: int | None = None
+    """Pixels; None leaves it to the environment."""
+    device: str | None = None
+    """Device by the backend's name for it (cpu, cuda:0); None lets the backend choose."""
+    import_callables: bool = False
+    """Import what the agent needs of the run's own code, as a preprocessor. Environment and wrappers are imported in any case."""
+
+
+@dataclass(kw_only=True)
+class Plot:
+    """Draw the evaluation returns of runs: a panel per environment, a curve per backend.
+
+    Runs of one environment and backend are its seeds: their mean and its 95% interval are drawn.
+    """
+
+    run_dirs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN_DIR [RUN_DIR ...]")]]
+    """Run directories, as `sacref train` wrote them."""
+    output: Path
+    """The picture; its suffix chooses the format (.png, .pdf, .svg)."""
+
+
+@dataclass(kw_only=True)
+class Parity:
+    """Compare torch, JAX and a NumPy oracle over updates of the same weights, batches and noise.
+
+    Prints the largest differences in losses, gradients, parameters and optimizer moments. In float64 they must agree to rounding: exit
+    status 1 where they do not. In float32 the drift is shown.
+    """
+
+    updates: int = 1000
+    """Number of updates."""
+    dtype: Literal["float64", "float32"] = "float64"
+    """What is computed in."""
+    seed: int = 0
+    """Seed of weights, batches and noise."""
+    backends: tuple[Literal["torch", "jax"], ...] = ()
+    """Backends beside NumPy; without any, those that are installed."""
+    json: Path | None = None
+    """File to write the record to, every update's differences included; the plot of the drift goes beside it."""
+
+
+@dataclass(kw_only=True)
+class Examine:
+    """Say which SAC an implementation is: its choices, its mistakes, and what could not be checked.
+
+    NAME is an adapter that comes with sacref (sacref-torch, sacref-jax, stable-baselines3, sbx, skrl-torch, skrl-jax, tianshou, torchrl,
+    cleanrl), or module:Adapter of your own, as docs/examine.md describes it. Exit status 1 if a known mistake is present.
+    """
+
+    name: Positional[Annotated[str, arg(metavar="NAME")]]
+    """Adapter."""
+    json: Path | None = None
+    """File to write the record to."""
+    markdown: Path | None = None
+    """File to write the tables to."""
+
+
+@dataclass(kw_only=True)
+class Doctor:
+    """Say which backends, devices and versions this machine has. Exit status 0 if a backend works, else 1."""
+
+    json: bool = False
+    """Print JSON instead of tables."""
+
+
+@dataclass(kw_only=True)
+class Presets:
+    """List the settings of published SACs that `sacref train --preset` starts from: sources, what they change, what is not reproduced."""
+
+    json: bool = False
+    """Print JSON instead of a table."""
+
+
+Command: TypeAlias = Train | Evaluate | Video | Plot | Parity | Examine | Presets | Doctor
+
+
+def parse(arguments: Sequence[str]) -> Command:
+    """Read the flags of a command.
+
+    Raises:
+        SystemExit: after --help, and for flags that do not exist or hold no value of their type. ConfigError: for a value out of range.
+        SweepError: for flags beside --sweep that are not the sweep's own.
+    """
+    command = _parse(arguments, Train())
+    if not isinstance(command, Train):
+        return command
+    if command.sweep is not None:
+        _refuse_beside_sweep(arguments)
+        return command
+    # Some defaults follow from other flags: read once for those, and once more with the defaults that follow.
+    return _parse(arguments, command.defaults())
+
+
+def _parse(arguments: Sequence[str], train: Train) -> Command:
+    commands: Any = (
+        Annotated[Train, subcommand("train", default=train)]
+        | Annotated[Evaluate, subcommand("eval")]
+        | Annotated[Video, subcommand("video")]
+        | Annotated[Plot, subcommand("plot")]
+        | Annotated[Parity, subcommand("parity")]
+        | Annotated[Examine, subcommand("examine")]
+        | Annotated[Presets, subcommand("presets")]
+        | Annotated[Doctor, subcommand("doctor")]
+    )
+    command: Command = tyro.cli(commands, prog="sacref", description=DESCRIPTION, args=list(arguments), registry=_types())
+    return command
+
+
+def _refuse_beside_sweep(arguments: Sequence[str]) -> None:
+    if launched() is not None:
+        raise SweepError("--sweep under torchrun (WORLD_SIZE is set): call it without, as it starts its runs by itself")
+    given = [word.partition("=")[0].replace("_", "-") for word in arguments if word.startswith("--")]
+    if others := [word for word in given if word not in BESIDE_SWEEP]:
+        raise SweepError(
+            f"{', '.join(others)} beside --sweep: write flags of the runs into the file, under [train] or [grid]; "
+            f"beside it stand {', '.join(BESIDE_SWEEP[1:])}"
+        )
+
+
+def _types() -> ConstructorRegistry:
+    """How flags are read whose types tyro does not know, or reads otherwise than we wish."""
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        parts = get_args(info.type) if get_origin(info.type) in (Union, UnionType) else (info.type,)
+        kinds = {get_origin(part) for part in parts}
+        if dict in kinds:
+            return _spec("JSON", _json_for_each if tuple in kinds else _json, lambda value: json.dumps(as_json("flag", value)))
+        if Callable in kinds and tuple in kinds:
+            return _spec("NAME", _scheduler, _schedulers_name)
+        if Callable in kinds:
+            return _spec("MODULE:NAME", lambda text: None if text == "None" else named(text), _name)
+        return None
+
+    return registry
+
+
+def _spec(metavar: str, read: Callable[[str], Any], write: Callable[[Any], str]) -> PrimitiveConstructorSpec[Any]:
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda texts: read(texts[0]),
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: [write(value)],
+    )
+
+
+def _json(text: str) -> dict[str, Any]:
+    value = from_json(json.loads(text))
+    if not isinstance(value, dict):
+        raise ValueError(f'expected a JSON object, such as {{"name": 1}}, got {text}')
+    return value
+
+
+def _json_for_each(text: str) -> dict[str, Any] | tuple[dict[str, Any], ...]:
+    return tuple(_json(json.dumps(element)) for element in json.loads(text)) if text.lstrip().startswith("[") else _json(text)
+
+
+def _scheduler(text: str) -> Any:
+    """A schedule's name, module:name, None, or a JSON list of three of those; the configuration finds what they name."""
+    return tuple(json.loads(text)) if text.lstrip().startswith("[") else None if text == "None" else text
+
+
+def _schedulers_name(schedule: Any) -> str:
+    return json.dumps([None if one is None else _name(one) for one in schedule]) if isinstance(schedule, tuple) else _name(schedule)
+
+
+def _name(function: Any) -> str:
+    return description(function) if callable(function) else str(function)
+
+
+def named(name: str, where: str = "") -> Any:
+    """What `sacref.config.callables.find` finds. `where` begins the message of the error.
+
+    Raises:
+        ValueError: if there is no such thing.
+    """
+    if (reason := has_no_name(name)) is not None:
+        raise ValueError(f"{where}got {name}, which {reason}")
+    try:
+        return find(name)
+    except NotFoundError as error:
+        reason = why_lost(name)
+        raise ValueError(f"{where}got {name}, expected {error}" if reason is None else f"{where}got {name}, which {reason}") from error
