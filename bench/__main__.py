@@ -14,8 +14,17 @@ import tyro
 from rich.console import Console
 
 import sacref
-from bench import amp, learning, machine, population, recurrent, report, rollout, scaling, sweep, throughput, timing, update
-from bench.presets import COMPARISONS, PRESETS, SUITES, presets_of
+from bench import report
+from bench.core import machine, runner, timing
+from bench.suites.amp import measure as amp
+from bench.suites.learning import measure as learning
+from bench.suites.learning.presets import COMPARISONS, PRESETS, SUITES, presets_of
+from bench.suites.population import measure as population
+from bench.suites.recurrent import measure as recurrent
+from bench.suites.rollout import measure as rollout
+from bench.suites.scaling import measure as scaling
+from bench.suites.throughput import measure as throughput
+from bench.suites.update import measure as update
 
 LONGEST_SECONDS = 90 * 60.0
 """A learning preset fits a machine if its runs are estimated to take no longer."""
@@ -35,7 +44,7 @@ class Stage:
 
 
 def main(
-    *, preset: sweep.Preset | None = None, learning_preset: str | None = None, results: Path | None = None, dry_run: bool = False
+    *, preset: runner.Preset | None = None, learning_preset: str | None = None, results: Path | None = None, dry_run: bool = False
 ) -> int:
     """Measure what is not recorded yet for this version on this kind of machine, and write the report.
 
@@ -49,7 +58,7 @@ def main(
         Exit status: that of the first stage that failed, else 0.
     """
     console = Console(soft_wrap=True)
-    preset = preset or sweep.default_preset()
+    preset = preset or runner.default_preset()
     results = results or (machine.ROOT / "runs" / "smoke" if preset == "smoke" else machine.ROOT / "results")
     if learning_preset is not None and learning_preset not in {*PRESETS, *SUITES}:
         raise SystemExit(f"--learning-preset is {learning_preset!r}, expected one of {', '.join([*PRESETS, *SUITES])}")
@@ -110,7 +119,7 @@ def fitting_preset(results: Path) -> str:
     return [name for name in by_length if seconds(name) <= LONGEST_SECONDS or name == by_length[0]][-1]
 
 
-def stages(preset: sweep.Preset, learning_preset: str, results: Path) -> list[Stage]:
+def stages(preset: runner.Preset, learning_preset: str, results: Path) -> list[Stage]:
     """The stages, in order."""
     cores = len(machine.available_cores())
     runs = [
@@ -135,7 +144,7 @@ def stages(preset: sweep.Preset, learning_preset: str, results: Path) -> list[St
         *(
             Stage(
                 name=f"{suite}, preset {preset}",
-                seconds=0.0 if sweep.recorded(results / suite, sweep.run_name(suite, preset, cores), places[suite]) else seconds,
+                seconds=0.0 if runner.recorded(results / suite, runner.run_name(suite, preset, cores), places[suite]) else seconds,
                 run=partial(_module, f"bench.{suite}", "--preset", preset, "--results", str(results / suite)),
             )
             for suite, seconds in sweeps.items()
@@ -156,11 +165,11 @@ def stages(preset: sweep.Preset, learning_preset: str, results: Path) -> list[St
     ]
 
 
-def _throughput(preset: sweep.Preset, results: Path) -> Stage:
+def _throughput(preset: runner.Preset, results: Path) -> Stage:
     size = "smoke" if preset == "smoke" else "medium"
     counts = throughput.default_threads(len(machine.available_cores()))
     # One record for each: what was cut off between two of them goes on with those that are missing.
-    missing = [str(count) for count in counts if not sweep.recorded(results, throughput.run_name("HalfCheetah-v5", count), _slug())]
+    missing = [str(count) for count in counts if not runner.recorded(results, throughput.run_name("HalfCheetah-v5", count), _slug())]
     return Stage(
         name=f"throughput, preset {size}",
         seconds=len(missing) * throughput.estimated_seconds(throughput.PRESETS[size]),

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from bench import record
-from bench.figures import Figure, figures
-from bench.record import Record, RecordError
-from bench.statistics import LEVEL, RESAMPLES, Interval
+from bench.core import record
+from bench.core.figures import Figure, figures
+from bench.core.record import Record, RecordError
+from bench.core.statistics import LEVEL, RESAMPLES, Interval
 
 Verdict = Literal["better", "worse", "same", "unknown"]
 

@@ -6,28 +6,25 @@ from pathlib import Path
 
 import tyro
 
-from bench import machine, pictures
-from bench.pictures import Picture
-from bench.record import RecordError
-from bench.sections import (
-    Section,
-    aggregate,
-    amp,
-    backends,
-    examined,
-    faults,
-    learning,
-    mutants,
-    parity,
-    population,
-    recurrent,
-    rollout,
-    scaling,
-    soak,
-    table,
-    throughput,
-    update,
-)
+from bench.core import machine, pictures
+from bench.core.page import Section, table
+from bench.core.pictures import Picture
+from bench.core.record import RecordError
+from bench.suites.amp import section as amp
+from bench.suites.backends import section as backends
+from bench.suites.examined import section as examined
+from bench.suites.faults import section as faults
+from bench.suites.learning import section as learning
+from bench.suites.mutants import section as mutants
+from bench.suites.parity import section as parity
+from bench.suites.population import section as population
+from bench.suites.recurrent import section as recurrent
+from bench.suites.rollout import section as rollout
+from bench.suites.scaling import section as scaling
+from bench.suites.soak import section as soak
+from bench.suites.tasks import section as aggregate
+from bench.suites.throughput import section as throughput
+from bench.suites.update import section as update
 
 RESULTS = machine.ROOT / "results"
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench import precisions, synthetic
+from bench.core import precisions, synthetic
 
 ROUNDS, WARMUP = 20, 3
 CALLS = {"act": 50, "record_transition": 50, "sample": 50, "update": 4}

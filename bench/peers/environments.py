@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import machine
+from bench.core import machine
 
 FOLDER = machine.ROOT / ".venv-peers"
 REQUIREMENTS = Path(__file__).parent / "requirements"

@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import machine
+from bench.core import machine
+from bench.core.record import Round
 from bench.peers import Peer, environments
 from bench.peers.setting import Setting
-from bench.record import Round
 
 ANSWER_SECONDS = 900.0
 """How long a contender may compile, or take for one stretch, before it counts as hung."""

@@ -12,7 +12,8 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench import machine, usage
+from bench.core import machine
+from bench.core import worker as usage
 from bench.peers.setting import Setting, Trainer
 
 LIBRARIES = (*machine.LIBRARIES, "sbx-rl", "skrl", "tensordict", "torchrl")

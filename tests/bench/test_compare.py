@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import compare, record
-from bench.figures import Figure, figures
-from bench.record import (
+from bench import compare
+from bench.core import record
+from bench.core.figures import Figure, figures
+from bench.core.record import (
     AmpCell,
     AmpSamples,
     Evaluation,

@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as whole
-from bench import amp, learning, machine, population, recurrent, report, rollout, scaling, sweep, throughput, update
+from bench import report
+from bench.core import machine, runner
+from bench.suites.amp import measure as amp
+from bench.suites.learning import measure as learning
+from bench.suites.population import measure as population
+from bench.suites.recurrent import measure as recurrent
+from bench.suites.rollout import measure as rollout
+from bench.suites.scaling import measure as scaling
+from bench.suites.throughput import measure as throughput
+from bench.suites.update import measure as update
 
 RUNS = ("1core", "2cores")
 
@@ -61,7 +70,7 @@ def test_what_is_recorded_is_not_measured_again(tmp_path: Path, monkeypatch: pyt
 
     there = {("rollout-cpu-2cores", tmp_path / "rollout"), *((f"HalfCheetah-v5-{cores}", tmp_path / "throughput") for cores in RUNS)}
 
-    monkeypatch.setattr(sweep, "recorded", recorded)
+    monkeypatch.setattr(runner, "recorded", recorded)
     after = {stage.name: stage.seconds for stage in whole.stages("cpu", "smoke", tmp_path)}
     assert [name for name, seconds in after.items() if not seconds] == [
         "throughput, preset medium",
@@ -73,7 +82,7 @@ def test_what_is_recorded_is_not_measured_again(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_throughput_that_was_cut_off_goes_on_with_the_threads_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "recorded", lambda results, name, here: results if name == "HalfCheetah-v5-1core" else None)
+    monkeypatch.setattr(runner, "recorded", lambda results, name, here: results if name == "HalfCheetah-v5-1core" else None)
     ran: list[tuple[str, ...]] = []
 
     def module(*arguments: str) -> int:

@@ -11,10 +11,9 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from bench import pictures, plots, record, report, runs
-from bench.presets import Comparison, Preset
-from bench.published import published
-from bench.record import (
+from bench import report
+from bench.core import pictures, plots, record
+from bench.core.record import (
     ActCell,
     AmpCell,
     AmpSamples,
@@ -40,7 +39,14 @@ from bench.record import (
     UpdateCell,
     UpdateSamples,
 )
-from bench.sections import amp, learning, population, recurrent, throughput
+from bench.suites.amp import section as amp
+from bench.suites.learning import runs
+from bench.suites.learning import section as learning
+from bench.suites.learning.presets import Comparison, Preset
+from bench.suites.learning.published import published
+from bench.suites.population import section as population
+from bench.suites.recurrent import section as recurrent
+from bench.suites.throughput import section as throughput
 
 HARDWARE = Hardware(cpu_model="A CPU", cores=4, threads=1, memory_bytes=2**30, accelerator=None)
 SESSIONS = [

@@ -16,7 +16,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from bench import faults
+from bench.suites.faults import measure as faults
 from sacref.ranks import Ranks
 from sacref.storage import checkpoint
 from sacref.storage.checkpoint import CheckpointError

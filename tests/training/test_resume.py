@@ -2,8 +2,8 @@
 
 import pytest
 
-from bench import faults
-from bench.faults import TASKS, Task
+from bench.suites.faults import measure as faults
+from bench.suites.faults.measure import TASKS, Task
 
 
 @pytest.mark.parametrize(("kills", "resumed"), [(1, 1), pytest.param(5, faults.LEAST_RESUMED, marks=pytest.mark.full)])

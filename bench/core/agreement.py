@@ -1,0 +1,133 @@
+"""Whether our runs agree with published ones, of which only mean, standard deviation and number of seeds are known."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import scipy.optimize
+import scipy.stats
+
+from bench.core import statistics
+from bench.core.statistics import LEVEL, Interval
+
+POWER = 0.8
+MARGIN = 0.2
+"""Share of the published mean: an interval that holds 0 and reaches further than this tells nothing."""
+
+Verdict = Literal["agrees", "below", "above", "cannot tell"]
+
+
+class Summary(NamedTuple):
+    """What is known of some runs."""
+
+    mean: float
+    std: float
+    """Of the sample: over n - 1."""
+    seeds: int
+
+
+class Agreement(NamedTuple):
+    """Our runs beside published ones."""
+
+    difference: float
+    """Our mean less the published one."""
+    interval: Interval | None
+    """95%, Welch's; None for a single seed, of ours or of theirs."""
+    smallest: float | None
+    """The smallest true difference that so many seeds of such spread would have shown with 80% power; None as `interval`."""
+    verdict: Verdict
+
+
+def agreement(ours: Sequence[float], published: Summary) -> Agreement:
+    """Our runs beside published ones.
+
+    Args:
+        ours: return of each seed.
+        published: of the same task, at the same step, in the same metric.
+
+    Returns:
+        The difference of the means; "below" or "above" if its interval is clear of 0; "agrees" if the interval holds 0 and stays within
+        20% of the published mean; else "cannot tell".
+    """
+    apart = statistics.mean(ours) - published.mean
+    std = statistics.std(ours)
+    if std is None or published.seeds < 2:
+        return Agreement(apart, None, None, "cannot tell")
+    mine = Summary(statistics.mean(ours), std, len(ours))
+    ends = welch_interval(mine, published)
+    farthest = MARGIN * abs(published.mean)
+    verdict: Verdict
+    if ends.high < 0:
+        verdict = "below"
+    elif ends.low > 0:
+        verdict = "above"
+    else:
+        verdict = "agrees" if -farthest <= ends.low and ends.high <= farthest else "cannot tell"
+    return Agreement(apart, ends, smallest_difference(mine, published), verdict)
+
+
+def welch_interval(first: Summary, second: Summary) -> Interval:
+    """95% interval of the first mean less the second: Welch's t, the variances may differ. Both have two seeds or more."""
+    error, freedom = _welch(first, second)
+    half = float(scipy.stats.t.ppf(0.5 + LEVEL / 2, freedom)) * error
+    apart = first.mean - second.mean
+    return Interval(apart - half, apart + half)
+
+
+def smallest_difference(first: Summary, second: Summary) -> float:
+    """The difference of the true means that Welch's test (two-sided, 5%) finds with 80% power, were the spreads those that were seen.
+
+    Solved with the noncentral t; both have two seeds or more.
+    """
+    error, freedom = _welch(first, second)
+    if error == 0.0:
+        return 0.0
+    critical = float(scipy.stats.t.ppf(0.5 + LEVEL / 2, freedom))
+
+    def lacks(noncentrality: float) -> float:
+        # The test's other tail adds nothing at such a power.
+        return float(scipy.stats.nct.sf(critical, freedom, noncentrality)) - POWER
+
+    return error * float(scipy.optimize.brentq(lacks, 0.0, 3 * critical))
+
+
+def _welch(first: Summary, second: Summary) -> tuple[float, float]:
+    """Standard error of the difference, and Welch and Satterthwaite's degrees of freedom."""
+    shares = [each.std**2 / each.seeds for each in (first, second)]
+    error = math.sqrt(sum(shares))
+    if error == 0.0:
+        return 0.0, 1.0
+    return error, sum(shares) ** 2 / sum(share**2 / (each.seeds - 1) for share, each in zip(shares, (first, second), strict=True))
+
+
+class Equivalence(NamedTuple):
+    """Two sets of runs, tested for being alike within a margin."""
+
+    difference: float
+    """First mean less the second."""
+    interval: Interval
+    """90%, Welch's: two one-sided tests at 5% each accept what keeps it within the margin."""
+    margin: float
+    p_value: float
+    """The larger of the two one-sided tests'."""
+
+    @property
+    def equivalent(self) -> bool:
+        """Whether both one-sided tests reject a difference of the margin or more, at 5%."""
+        return self.p_value < 1 - LEVEL
+
+
+def equivalence(first: Sequence[float], second: Sequence[float]) -> Equivalence | None:
+    """Test whether two means differ by less than `MARGIN` of the mean of all runs, by two one-sided Welch tests.
+
+    Schuirmann 1987, "A comparison of the two one-sided tests procedure and the power approach". None for fewer than two runs of one.
+    """
+    if min(len(first), len(second)) < 2:
+        return None
+    margin = MARGIN * abs(statistics.mean([*first, *second]))
+    lower = scipy.stats.ttest_ind(np.asarray(first) + margin, second, equal_var=False, alternative="greater")
+    upper = scipy.stats.ttest_ind(np.asarray(first) - margin, second, equal_var=False, alternative="less")
+    ends = scipy.stats.ttest_ind(first, second, equal_var=False).confidence_interval(2 * LEVEL - 1)
+    p_value = max(float(lower.pvalue), float(upper.pvalue))
+    return Equivalence(statistics.mean(first) - statistics.mean(second), Interval(float(ends.low), float(ends.high)), margin, p_value)

@@ -1,0 +1,124 @@
+"""Statistics over several tasks and seeds: Agarwal et al. 2021 (arXiv:2108.13264).
+
+rliable is its authors' library. Version 1.2.0, the newest, is untyped, wants arch below 8, and that fails to import beside pandas 3; so the
+few lines that the report needs are here, on NumPy. Intervals are 95% and of percentiles. A task is a stratum: its runs are resampled among
+themselves. Every function is seeded, so that the report repeats itself.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import scipy.stats
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+from bench.core.statistics import LEVEL, RESAMPLES, Interval
+
+Scores = Float[np.ndarray, "tasks runs"]
+Resampled = Float[np.ndarray, "resamples tasks runs"]
+
+
+class Estimate(NamedTuple):
+    """A number and its 95% interval."""
+
+    value: float
+    interval: Interval | None
+    """None where a task has fewer than two runs."""
+
+
+class Profile(NamedTuple):
+    """A performance profile: the share of runs whose score is above each threshold."""
+
+    thresholds: list[float]
+    shares: list[float]
+    low: list[float]
+    high: list[float]
+
+
+def scores(tasks: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    """Scores by task and run.
+
+    Args:
+        tasks: of each task, the score of each run.
+
+    Returns:
+        As an array (tasks, runs).
+
+    Raises:
+        ValueError: if there is no task, or the tasks have different numbers of runs: one of them would count for more.
+    """
+    counts = [len(task) for task in tasks]
+    if not counts or min(counts) < 1 or len(set(counts)) > 1:
+        raise ValueError(f"tasks have {counts} runs, expected one task or more, each with the same number of runs: leave out the others")
+    return np.asarray(tasks, dtype=np.float64)
+
+
+def iqm(tasks: Sequence[Sequence[float]]) -> Estimate:
+    """Interquartile mean over all runs of all tasks, with its stratified-bootstrap interval (section 4.3).
+
+    Args:
+        tasks: of each task, the normalised score of each run.
+    """
+    return _estimate(lambda drawn: scipy.stats.trim_mean(drawn.reshape(len(drawn), -1), 0.25, axis=1), scores(tasks))
+
+
+def probability_of_improvement(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> Estimate:
+    """How likely a run of the first has a higher score than one of the second on a task drawn at random; ties count half (section 4.3).
+
+    Mann and Whitney's U over the number of pairs, averaged over the tasks. The runs of both are resampled.
+
+    Args:
+        first: of each task, the score of each run.
+        second: as `first`, of the same tasks; the number of runs may differ.
+
+    Raises:
+        ValueError: if the tasks are not as many.
+    """
+    one, other = scores(first), scores(second)
+    if len(one) != len(other):
+        raise ValueError(f"the first has {len(one)} tasks, the second {len(other)}, expected the same tasks of both")
+    return _estimate(_won, one, other)
+
+
+def performance_profile(tasks: Sequence[Sequence[float]], thresholds: Sequence[float]) -> Profile:
+    """The share of runs above each threshold, averaged over the tasks, with pointwise intervals (section 4.2, score distributions).
+
+    Args:
+        tasks: of each task, the normalised score of each run.
+        thresholds: scores.
+    """
+    known, drawn = scores(tasks), _resample(scores(tasks), np.random.default_rng(0))
+    ends = [_percentiles(np.mean(drawn > threshold, axis=(1, 2))) for threshold in thresholds]
+    return Profile(
+        thresholds=[float(threshold) for threshold in thresholds],
+        shares=[float(np.mean(known > threshold)) for threshold in thresholds],
+        low=[end.low for end in ends],
+        high=[end.high for end in ends],
+    )
+
+
+def _won(first: Resampled, second: Resampled) -> Float[np.ndarray, " resamples"]:
+    """The share of the pairs that the first wins."""
+    apart = first[:, :, :, None] - second[:, :, None, :]
+    return np.asarray(((apart > 0) + 0.5 * (apart == 0)).mean(axis=(1, 2, 3)))
+
+
+def _estimate(statistic: Callable[..., NDArray[np.float64]], *known: Scores) -> Estimate:
+    """A statistic of one sample or two, each with a leading axis of resamples; and its interval."""
+    value = float(statistic(*(each[None] for each in known))[0])
+    if min(each.shape[1] for each in known) < 2:
+        return Estimate(value, None)
+    generator = np.random.default_rng(0)
+    return Estimate(value, _percentiles(statistic(*(_resample(each, generator) for each in known))))
+
+
+def _resample(known: Scores, generator: np.random.Generator) -> Resampled:
+    """Runs drawn with replacement within each task."""
+    chosen = generator.integers(known.shape[1], size=(RESAMPLES, *known.shape))
+    return np.asarray(np.take_along_axis(known[None], chosen, axis=2))
+
+
+def _percentiles(values: Float[np.ndarray, " resamples"]) -> Interval:
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(low), float(high))

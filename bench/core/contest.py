@@ -1,0 +1,64 @@
+"""Agents that take gradient steps in turn, each other's and the machine's matrix products' rounds beside their own."""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
+
+from bench.core import runner, timing
+from bench.core.record import PopulationCell, RecurrentCell, Timing, UpdateCell
+from bench.core.timing import Timed
+
+CellT = TypeVar("CellT", UpdateCell, RecurrentCell, PopulationCell)
+KeyT = TypeVar("KeyT", bound=Hashable)
+
+
+def measure(
+    cells: Sequence[CellT],
+    agent_of: Callable[[CellT], Any],
+    products: Mapping[KeyT, Callable[[], Timed]],
+    rounds: int,
+    round_seconds: float,
+) -> tuple[list[CellT], dict[KeyT, list[Timing]]]:
+    """The cells with their timings, and the products' timings. A cell that does not fit the memory is told so, and left out.
+
+    Args:
+        cells: without timings.
+        agent_of: makes the agent of a cell, ready to learn.
+        products: makes each of what is timed beside.
+        rounds: of each contender. round_seconds: a round takes at least so long, and at least one call.
+    """
+    found = list(cells)
+    missing = runner.missing_backends()
+    contenders: dict[int | KeyT, tuple[Timed, int]] = {}
+    first: dict[int, float] = {}
+    for number, cell in enumerate(found):
+        if why := missing.get(cell.backend):
+            found[number] = replace(cell, missing=why)
+            continue
+        try:
+            agent = agent_of(cell)
+            timed = Timed(call=partial(agent.update, timestep=0, timesteps=1), synchronise=agent.synchronise, count=cell.gradient_steps)
+            first[number], calls = timing.warm(timed, round_seconds)
+            contenders[number] = timed, calls
+            found[number] = replace(cell, chosen=agent.execution)
+        except Exception as error:
+            if not runner.does_not_fit(error):
+                raise
+            found[number] = replace(cell, missing="does not fit the memory")
+    for key, make in products.items():
+        timed = make()
+        contenders[key] = timed, timing.warm(timed, round_seconds)[1]
+    timings = timing.interleave(contenders, rounds)
+    for number, before in first.items():
+        compiling = timing.compile_seconds(before, found[number].gradient_steps, timings[number])
+        found[number] = replace(found[number], timings=timings[number], compile_seconds=compiling)
+    return found, {key: timings[key] for key in products}
+
+
+def product(backend: str, rows: int, inner: int, columns: int) -> Timed:
+    """Products of two float32 matrices, one after another, without what it costs to ask for each."""
+    from bench.core import precisions, products
+
+    precisions.use(backend, "float32")
+    return (products.TorchProducts if backend == "torch" else products.JaxProducts)(products.Shape(rows, inner, columns)).timed

@@ -1,0 +1,129 @@
+"""What a record says about where it was measured: the machine, the library versions, the state of the source."""
+
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from bench.core.record import Hardware
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The checkout that this benchmark belongs to."""
+
+LIBRARIES = ("numpy", "gymnasium", "mujoco", "torch", "jax", "jaxlib", "flax", "optax", "stable-baselines3")
+
+
+def hardware(accelerator: str | None) -> Hardware:
+    """This machine, and how many of its cores this process may use."""
+    return Hardware(
+        cpu_model=_cpu_model(),
+        cores=os.cpu_count() or 1,
+        threads=len(available_cores()),
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        accelerator=accelerator,
+    )
+
+
+def slug(where: Hardware) -> str:
+    """A short name of a kind of machine, for file names: the accelerator or the CPU, and the number of cores."""
+    model = re.sub(r"\((r|tm)\)|@.*|\d+-core|processor|cpu", " ", (where.accelerator or where.cpu_model).lower())
+    return "-".join([*re.findall(r"[a-z0-9]+", model), f"{where.cores}core"])
+
+
+def available_cores() -> list[int]:
+    """The cores that this process may run on."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def keep_to_cores(cores: Iterable[int]) -> None:
+    """Bind this process to these cores. To be called before NumPy, torch or JAX is imported.
+
+    It is what limits JAX: XLA sizes its thread pools by the cores that the process may use, and computes on two of two cores under
+    `--xla_cpu_multi_thread_eigen=false`. Only Linux can bind; elsewhere a record says how many cores its run was free to use.
+    """
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, set(cores))
+
+
+def threads(number: int) -> dict[str, str]:
+    """Environment of a process that shall compute on so many threads, beside `keep_to_cores`."""
+    counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(number))
+    # Two processes beside each other on one accelerator: neither may take the memory whole.
+    return {**counts, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+
+
+ONE_THREAD: Mapping[str, str] = threads(1)
+"""Environment of a run that shall compute on one thread."""
+
+
+def find_accelerators() -> list[str]:
+    """Names of this machine's NVIDIA devices, whether a backend can use them or not. Loads no backend."""
+    try:
+        answer = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return answer.stdout.strip().splitlines()
+
+
+def find_accelerator() -> str | None:
+    """Name of the first of them; None for a machine without."""
+    return next(iter(find_accelerators()), None)
+
+
+def power_watts() -> float | None:
+    """What this machine's first NVIDIA device draws now; None without one, and if it does not tell."""
+    query = ["nvidia-smi", "--id=0", "--query-gpu=power.draw", "--format=csv,noheader,nounits"]
+    try:
+        return float(subprocess.run(query, check=True, capture_output=True, text=True).stdout)
+    except (OSError, subprocess.CalledProcessError, ValueError):
+        return None
+
+
+def accelerator(backend: str) -> str | None:
+    """Name of the device that `backend` computes on unless told otherwise, None for the CPU. Imports the backend."""
+    if backend == "torch":
+        import torch
+
+        return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    import jax
+
+    device = jax.devices()[0]
+    return None if device.platform == "cpu" else str(device.device_kind)
+
+
+def libraries(names: Sequence[str] = LIBRARIES) -> dict[str, str]:
+    """Versions of Python and of those `names` that are installed."""
+    versions = {"python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def source() -> tuple[str | None, bool]:
+    """Commit of the checkout, and whether its code (what results/ holds is no code) differs from it. (None, True) outside Git."""
+    try:
+        commit = _git("rev-parse", "HEAD").strip()
+        changes = _git("status", "--porcelain", "--", ".", ":(exclude)results")
+    except (OSError, subprocess.CalledProcessError):
+        return None, True
+    return commit, bool(changes.strip())
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", "-C", str(ROOT), *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,93 @@
+"""The sections of results/README.md, and what they share: a table, a number, a picture that is due."""
+
+import hashlib
+import html
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench.core import pictures
+from bench.core.pictures import Picture
+from bench.core.record import Record
+from bench.core.statistics import Interval
+
+
+class Finding(NamedTuple):
+    """A line of the summary."""
+
+    what: str
+    found: str
+
+
+class Section(NamedTuple):
+    """A part of the page, the pictures that it shows, and what of it belongs in the summary."""
+
+    paragraphs: list[str]
+    pictures: Mapping[Path, Picture]
+    findings: Sequence[Finding] = ()
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines) + "\n"
+
+
+def image(about: str, path: Path, results: Path) -> str:
+    """A picture, in the colours of the reader's page.
+
+    Args:
+        about: what it shows, for those who do not see it.
+        path: the picture for a light page, under `results`.
+        results: where the page lies.
+    """
+    light, dark = (file.relative_to(results).as_posix() for file in (path, pictures.dark(path)))
+    return (
+        f'<picture>\n  <source media="(prefers-color-scheme: dark)" srcset="{dark}">\n'
+        f'  <img alt="{html.escape(about)}" src="{light}">\n</picture>\n'
+    )
+
+
+def folded(summary: str, body: str) -> str:
+    """What opens on a click."""
+    return f"<details><summary>{html.escape(summary)}</summary>\n\n{body}\n</details>\n"
+
+
+def digest(*data: Any) -> str:
+    """What a picture is drawn from, in one word. To six digits: the last ones of a number differ from machine to machine."""
+    return hashlib.sha256(json.dumps([pictures.STYLE_VERSION, *_rounded(data)], sort_keys=True).encode()).hexdigest()
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, Mapping):
+        return {key: _rounded(each) for key, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def number(value: float | None) -> str:
+    """Rounded to an integer, or empty."""
+    return "" if value is None else f"{value:,.0f}"
+
+
+def signed(value: float) -> str:
+    """As `number`, with its sign."""
+    return f"{value:+,.0f}"
+
+
+def interval(value: Interval | None, *, digits: int = 0) -> str:
+    """Both ends with so many decimals, or empty."""
+    return "" if value is None else f"[{value.low:,.{digits}f}, {value.high:,.{digits}f}]"
+
+
+def source(version: str, commit: str | None, dirty: bool) -> str:
+    """The source that a record was measured with."""
+    return f"sacref {version}, " + (f"commit {commit[:10]}{' with changes' if dirty else ''}" if commit else "outside a Git checkout")
+
+
+def place(found: Record) -> str:
+    """The kind of machine that a record was measured on."""
+    where = f"{found.hardware.cpu_model}, {found.hardware.cores} cores"
+    return f"{found.hardware.accelerator}, {where}" if found.hardware.accelerator else where

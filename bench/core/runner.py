@@ -1,0 +1,221 @@
+"""What the suites that measure many sizes share: a plan with its time, a progress bar, samples that survive a stop, and the record."""
+
+import dataclasses
+import gc
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+import sacref
+from bench.core import machine, record, timing
+
+SamplesT = TypeVar(
+    "SamplesT",
+    record.UpdateSamples,
+    record.RolloutSamples,
+    record.AmpSamples,
+    record.RecurrentSamples,
+    record.PopulationSamples,
+    record.ScalingSamples,
+    record.SoakSamples,
+    record.FaultsSamples,
+)
+Preset = Literal["smoke", "cpu", "gpu"]
+BACKENDS = ("torch", "jax")
+PARTIAL = machine.ROOT / "runs" / "bench"
+"""Where samples lie until their record is whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece(Generic[SamplesT]):
+    """What is measured in one go; a stop loses the piece at hand alone."""
+
+    name: str
+    seconds: float
+    """Estimated."""
+    measure: Callable[[], SamplesT]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A suite's run: its record without the samples."""
+
+    suite: Literal["update", "rollout", "amp", "recurrent", "population", "scaling", "soak", "faults"]
+    name: str
+    configuration: dict[str, Any]
+    """Everything that was chosen; JSON values."""
+    seed: int
+    results: Path
+    """Folder of the suite's records."""
+    on_cpu: bool = False
+    """Whether it computes on the CPU where there is an accelerator, too."""
+
+
+def default_preset() -> Preset:
+    """The preset that fits the machine."""
+    return "gpu" if machine.find_accelerator() else "cpu"
+
+
+def default_results(suite: str, preset: Preset) -> Path:
+    """A smoke run is no result: its record stays out of the report."""
+    return (machine.ROOT / "runs" / "smoke" if preset == "smoke" else machine.ROOT / "results") / suite
+
+
+def bind(threads: int | None) -> int:
+    """Bind the process to `threads` cores, all of them unless told otherwise. Before NumPy, torch or JAX is imported.
+
+    Returns:
+        How many.
+    """
+    cores = machine.available_cores()
+    threads = len(cores) if threads is None else threads
+    if not 1 <= threads <= len(cores):
+        raise SystemExit(f"--threads is {threads}, expected 1 to {len(cores)}")
+    os.environ.update(machine.threads(threads))
+    machine.keep_to_cores(cores[:threads])
+    return threads
+
+
+def run_name(suite: str, preset: Preset, threads: int) -> str:
+    """Name of a run and of its file."""
+    return f"{suite}-{preset}-{threads}core{'s' if threads > 1 else ''}"
+
+
+def missing_backends() -> dict[str, str]:
+    """Backend that cannot be imported -> why."""
+    missing = {}
+    for backend in BACKENDS:
+        try:
+            __import__(f"sacref.{backend}")
+        except ImportError as error:
+            missing[backend] = str(error)
+    return missing
+
+
+def first_accelerator(missing: dict[str, str]) -> str | None:
+    """The device that the first backend which is there computes on."""
+    return next((machine.accelerator(backend) for backend in BACKENDS if backend not in missing), None)
+
+
+def does_not_fit(error: Exception) -> bool:
+    """Whether an allocation failed, on the host or on the device. The libraries agree on no class of exception."""
+    said = f"{type(error).__name__}: {error}".lower()
+    return isinstance(error, MemoryError) or any(sign in said for sign in ("out of memory", "resource_exhausted", "can't allocate memory"))
+
+
+def execute(
+    run: Run, pieces: Sequence[Piece[SamplesT]], empty: SamplesT, *, console: Console, dry_run: bool, partial: Path = PARTIAL
+) -> int:
+    """Print the plan, measure what no earlier start has measured, and write the record.
+
+    Args:
+        run: what the record says beside the samples.
+        pieces: in order.
+        empty: samples that hold nothing, which the pieces' are added to.
+        console: for plan and progress.
+        dry_run: stop after the plan.
+        partial: folder for the samples of a run that is not whole yet.
+
+    Returns:
+        Exit status: 0, or 130 after Ctrl-C.
+    """
+    commit, dirty = machine.source()
+    where = machine.hardware(machine.find_accelerator())
+    kept = Kept(partial, run, [commit, dirty, dataclasses.asdict(where), machine.libraries()])
+    todo = [piece for piece in pieces if piece.name not in kept.samples]
+    for piece in pieces:
+        console.print(
+            f"  {piece.name}: " + ("measured by an earlier start" if piece.name in kept.samples else f"about {timing.said(piece.seconds)}")
+        )
+    console.print(f"{run.name}: {len(todo)} of {len(pieces)} to do, together about {timing.said(sum(piece.seconds for piece in todo))}")
+    if dry_run:
+        return 0
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    try:
+        # Drawn between two pieces alone: a thread that draws would take its share of what is measured.
+        with Progress(*columns, console=console, auto_refresh=False) as progress:
+            task = progress.add_task(run.name, total=len(pieces), completed=len(pieces) - len(todo))
+            for piece in todo:
+                progress.update(task, description=piece.name, refresh=True)
+                kept.add(piece.name, piece.measure())
+                release()
+                progress.advance(task)
+            progress.refresh()
+    except KeyboardInterrupt:
+        console.print(f"Interrupted: the samples so far are kept in {kept.path}; the same command goes on from there.")
+        return 130
+    now = datetime.now(UTC)
+    measured_on = machine.hardware(None if run.on_cpu else first_accelerator(missing_backends()))
+    path = run.results / f"{now:%Y-%m-%d}-{machine.slug(measured_on)}" / f"{run.name}.json"
+    record.write(
+        path,
+        record.Record(
+            schema_version=record.SCHEMA_VERSION,
+            suite=run.suite,
+            run=run.name,
+            date=now.isoformat(timespec="seconds"),
+            sacref_version=sacref.__version__,
+            commit=commit,
+            dirty=dirty,
+            configuration=run.configuration,
+            hardware=measured_on,
+            libraries=machine.libraries(),
+            seed=run.seed,
+            compile_seconds=None,
+            samples=merge(empty, [kept.samples[piece.name] for piece in pieces]),
+        ),
+    )
+    kept.path.unlink(missing_ok=True)
+    console.print(f"-> {path}")
+    return 0
+
+
+def release() -> None:
+    """Give back what the size before has allocated: agents hold their compiled functions in cycles, and torch keeps what JAX may need."""
+    gc.collect()
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+class Kept:
+    """The samples of a run that is not whole yet, in a file whose name says all that they depend on: another source starts anew."""
+
+    def __init__(self, folder: Path, run: Run, circumstances: Any) -> None:
+        key = json.dumps([sacref.__version__, run.suite, run.name, run.configuration, run.seed, circumstances], sort_keys=True)
+        self.path = folder / run.suite / f"{run.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+        self._suite = run.suite
+        written: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+        self.samples: dict[str, Any] = {name: record.decode_samples(run.suite, value) for name, value in written.items()}
+
+    def add(self, name: str, samples: record.Samples) -> None:
+        """Keep what a piece has measured."""
+        self.samples[name] = samples
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({name: dataclasses.asdict(samples) for name, samples in self.samples.items()}, allow_nan=False)
+        temporary = self.path.with_suffix(".part")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(self.path)
+
+
+def merge(empty: SamplesT, parts: Sequence[SamplesT]) -> SamplesT:
+    """All parts' lists behind each other."""
+    lists = {field.name: [sample for part in parts for sample in getattr(part, field.name)] for field in dataclasses.fields(empty)}
+    return dataclasses.replace(empty, **lists)
+
+
+def recorded(results: Path, name: str, here: str) -> Path | None:
+    """The newest record of a run by this version on this kind of machine."""
+    for path in sorted(results.glob(f"*-{here}/{name}.json"), reverse=True):
+        if record.read(path).sacref_version == sacref.__version__:
+            return path
+    return None

@@ -1,0 +1,93 @@
+"""Implementations of SAC that were examined: what each one does where they differ, and which known mistakes it makes."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.core.page import Finding, Section, table
+from bench.core.record import RecordError
+from sacref.examine.choices import ABOUT, VALUES
+from sacref.examine.report import SCHEMA_VERSION
+
+INTRODUCTION = (
+    "`sacref examine` holds an implementation's updates, on given weights, batches and noise, against a NumPy oracle whose choices have"
+    " names, and finds the combination that reproduces its numbers ([how](../docs/examine.md)). The networks are small, the arithmetic is"
+    " float64, and the settings are the same for all; what follows is of the update alone.\n"
+)
+READING = (
+    "Which can be compared: returns say something about the implementation where the choices agree, and something about the choices where"
+    " they do not. A factor in the critics' loss hardly matters under Adam, which divides it out again; a Huber loss does. A log-density"
+    " with an epsilon is the exact one until actions saturate. A log-density in the Box's units moves by the sum of log(bound) over the"
+    " dimensions, so that the same target entropy asks for another policy; nothing changes where the bounds are 1. A policy that is not"
+    " squashed, another standard deviation, and critics that see the policy of another moment make another algorithm, with curves of its"
+    " own.\n"
+)
+
+
+def section(results: Path) -> Section:
+    """The record of each implementation, sacref's first."""
+    records = [read(path) for path in results.glob("examined/*.json")]
+    if not records:
+        return Section([], {})
+    records.sort(key=lambda record: (not record["name"].startswith("sacref"), record["name"]))
+    choices = [name for name in VALUES if any(record["choices"][name] not in ([VALUES[name][0]], []) for record in records)]
+    rows = [[ABOUT[name], *(_choice(record, name) for record in records)] for name in choices]
+    mistakes = list(dict.fromkeys(finding["mistake"] for record in records for finding in record["findings"]))
+    found = [[_status(record, mistake) for record in records] for mistake in mistakes]
+    shown = [[mistake, *statuses] for mistake, statuses in zip(mistakes, found, strict=True) if any("**" in status for status in statuses)]
+    absent = [mistake for mistake, statuses in zip(mistakes, found, strict=True) if not any("**" in status for status in statuses)]
+    names = [record["name"] for record in records]
+    identified = sum(record["identified"] for record in records)
+    paragraphs = [
+        "## Which SAC is this\n",
+        INTRODUCTION,
+        "Choices that are not the same everywhere; empty where it is sacref's:\n",
+        table(["choice", *names], rows),
+        READING,
+        "Known mistakes that some of them make:\n",
+        table(["mistake", *names], shown),
+        f"Absent, or not checkable, in all of them: {'; '.join(absent)}.\n",
+        "\n".join(_line(record) for record in records) + "\n",
+    ]
+    said = f"{identified} of {len(records)} updates reproduced to rounding, choice by choice"
+    return Section(paragraphs, {}, [Finding("Which SAC other implementations are", said)])
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A record.
+
+    Raises:
+        RecordError: if the file holds something else.
+    """
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if (value["suite"], value["schema_version"]) != ("examined", SCHEMA_VERSION):
+            raise ValueError(f"suite {value['suite']!r} of schema {value['schema_version']}")
+        if missing := set(VALUES) - set(value["choices"]):
+            raise ValueError(f"no choice {min(missing)}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecordError(f"{path}: {type(error).__name__}: {error}; run `sacref examine {path.stem} --json {path.name}` again") from error
+    return value
+
+
+def _choice(record: Mapping[str, Any], name: str) -> str:
+    values: Sequence[str] = record["choices"][name]
+    return "not checkable" if not values else "" if VALUES[name][0] in values else " or ".join(values)
+
+
+def _status(record: Mapping[str, Any], mistake: str) -> str:
+    finding = next((each for each in record["findings"] if each["mistake"] == mistake), None)
+    if finding is None or finding["status"] == "not checkable":
+        return "not checkable"
+    return f"**{finding['got'] or 'present'}**" if finding["status"] == "present" else ""
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in record["libraries"].items())
+    if record["left"] is not None:
+        found = f"leaves every variant at the {record['left']['quantity']}"
+    else:
+        largest = max(record["differences"].values(), default=0.0)
+        found = f"{record['updates']} updates reproduced to {largest:.1e} relative in {record['dtype']}"
+    return f"- {record['name']} ({versions}): {found}."

@@ -1,0 +1,198 @@
+"""The learning records by preset, version and machine, and what a run's evaluations say: each return by the name of its metric."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.core import plots, record, statistics
+from bench.core.page import place
+from bench.core.record import LearningSamples, Record, RecordError
+from bench.suites.learning.presets import PRESETS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The runs of one preset by one version on one kind of machine."""
+
+    preset: str
+    env: str
+    steps: int
+    settings: dict[str, Any]
+    """What differs from the paper's settings."""
+    arguments: dict[str, Any]
+    """What else differs from the defaults of `sacref.train`: wrappers, networks."""
+    version: str
+    place: str
+    runs: dict[str, list[Record]]
+    """Backend -> its runs, by seed; torch first."""
+
+    @property
+    def all_runs(self) -> list[Record]:
+        """Of every backend."""
+        return [run for runs in self.runs.values() for run in runs]
+
+    @property
+    def differences(self) -> list[str]:
+        """What the introduction's settings do not say, each by its name."""
+        return [f"{name} {_said(value)}" for name, value in {**self.settings, **self.arguments}.items()]
+
+    @property
+    def title(self) -> str:
+        """The preset's, if the records ran what it says; else the task and the preset's name."""
+        preset = PRESETS.get(self.preset)
+        ran = (self.env, self.steps, self.settings, self.arguments)
+        # As JSON gives it back.
+        if preset and ran == (preset.env, preset.steps, *json.loads(json.dumps([dict(preset.settings), dict(preset.arguments)]))):
+            return preset.title
+        return f"{self.env} ({self.preset})" if self.differences else self.env
+
+    @property
+    def heading(self) -> str:
+        """Title and length."""
+        return f"{self.title}, {self.steps:,} steps"
+
+    @property
+    def date(self) -> str:
+        """Of the newest run."""
+        return max(run.date for run in self.all_runs)
+
+
+def read(results: Path) -> list[Group]:
+    """The groups of the records under results/learning, newest first.
+
+    Raises:
+        RecordError: if a JSON file is no record, or one preset's name stands for two configurations.
+    """
+    return group(record.read(path) for path in sorted(results.glob("learning/*/*.json")))
+
+
+def newest(groups: Sequence[Group]) -> list[Group]:
+    """Of each preset the newest group."""
+    found: dict[str, Group] = {}
+    for one in groups:
+        found.setdefault(one.preset, one)
+    return list(found.values())
+
+
+def group(records: Iterable[Record]) -> list[Group]:
+    """Group the records, newest group first. Of two records of one run the newer counts.
+
+    Raises:
+        RecordError: if one preset's name stands for two configurations.
+    """
+    runs: dict[tuple[str, str, str], dict[tuple[str, int], Record]] = defaultdict(dict)
+    tasks: dict[str, tuple[str, int, dict[str, Any], dict[str, Any]]] = {}
+    for found in sorted(records, key=lambda found: found.date):
+        chosen = found.configuration
+        preset, task = chosen["preset"], (chosen["env"], chosen["steps"], chosen.get("settings", {}), chosen.get("arguments", {}))
+        if tasks.setdefault(preset, task) != task:
+            raise RecordError(f"preset {preset} stands for {tasks[preset]} and, in {found.run}, for {task}: rename one")
+        runs[preset, found.sacref_version, place(found)][found.configuration["backend"], found.seed] = found
+    groups = []
+    for (preset, version, where), members in runs.items():
+        by_backend: dict[str, list[Record]] = {}
+        for backend, seed in sorted(members, key=lambda member: (member[0] != "torch", member)):
+            by_backend.setdefault(backend, []).append(members[backend, seed])
+        env, steps, settings, arguments = tasks[preset]
+        groups.append(
+            Group(
+                preset=preset,
+                env=env,
+                steps=steps,
+                settings=settings,
+                arguments=arguments,
+                version=version,
+                place=where,
+                runs=by_backend,
+            )
+        )
+    return sorted(groups, key=lambda found: (found.steps, not found.differences, found.date), reverse=True)
+
+
+def curve(runs: Sequence[Record]) -> list[plots.Point]:
+    """Mean over seeds at each evaluation that every seed has, with the interval of that mean."""
+    points = []
+    for step in steps(runs):
+        returns = [after(run, step) for run in runs]
+        took = statistics.mean([seconds(run, step) for run in runs])
+        points.append(
+            plots.Point(
+                step=step,
+                seconds=took,
+                spread=not all(map(has_times, runs)),
+                mean=statistics.mean(returns),
+                interval=statistics.t_interval(returns),
+                seeds=len(returns),
+            )
+        )
+    return points
+
+
+def final(run: Record) -> float:
+    """Mean return of a run's final evaluation."""
+    return statistics.mean(_samples(run).evaluations[-1].returns)
+
+
+def last_tenth(run: Record) -> float:
+    """Mean return of a run's evaluations in the last tenth of its steps, the final one among them."""
+    evaluations = _samples(run).evaluations
+    return statistics.mean([statistics.mean(each.returns) for each in evaluations if each.step > 0.9 * evaluations[-1].step])
+
+
+def best(runs: Sequence[Record]) -> plots.Point:
+    """The highest point of the curve of the runs' mean: a maximum, and so above what an agent that is chosen beforehand reaches."""
+    return max(curve(runs), key=lambda point: point.mean)
+
+
+def after(run: Record, step: int) -> float:
+    """Mean return of a run's evaluation after `step` environment steps."""
+    (returns,) = (evaluation.returns for evaluation in _samples(run).evaluations if evaluation.step == step)
+    return statistics.mean(returns)
+
+
+def steps(runs: Iterable[Record]) -> list[int]:
+    """The steps after which every one of the runs was evaluated."""
+    return sorted(set.intersection(*({evaluation.step for evaluation in _samples(run).evaluations} for run in runs)))
+
+
+def seconds(run: Record, step: int) -> float:
+    """Of wall-clock until an evaluation; that of the whole run, spread evenly over the steps, where the record holds no other."""
+    if not has_times(run):
+        return step / speed(run)
+    (known,) = (evaluation.seconds for evaluation in _samples(run).evaluations if evaluation.step == step)
+    return known or 0.0
+
+
+def has_times(run: Record) -> bool:
+    """Whether it is known when each evaluation was."""
+    return all(evaluation.seconds is not None for evaluation in _samples(run).evaluations)
+
+
+def last_common_step(one: Group, other: Group) -> int | None:
+    """The last step after which every run of both was evaluated, None if there is none."""
+    return max(steps([*one.all_runs, *other.all_runs]), default=None)
+
+
+def speed(run: Record) -> float:
+    """Environment steps per second of the whole run."""
+    return _samples(run).evaluations[-1].step / sum(session.wall_seconds for session in _samples(run).sessions)
+
+
+def members(run: Record) -> int:
+    """Runs that were trained together with this one, itself included: in the session with the most of them."""
+    return max(session.members for session in _samples(run).sessions)
+
+
+def _said(value: Any) -> str:
+    """A setting's value; of what lies in a module the name alone."""
+    if isinstance(value, list):
+        return ", ".join(map(_said, value))
+    return f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value).rpartition(":")[2]
+
+
+def _samples(run: Record) -> LearningSamples:
+    assert isinstance(run.samples, LearningSamples)
+    return run.samples

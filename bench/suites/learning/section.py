@@ -1,0 +1,230 @@
+"""Learning: final evaluations per backend, learning curves, published points beside them, and agents that are compared."""
+
+import statistics as standard
+import textwrap
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+
+from bench.core import bootstrap, plots, statistics
+from bench.core.page import Finding, Section, digest, image, interval, number, signed, source, table
+from bench.core.pictures import Picture
+from bench.suites.learning import runs
+from bench.suites.learning import verdicts as agreement
+from bench.suites.learning.presets import COMPARISONS, Comparison
+from bench.suites.learning.published import published
+from bench.suites.learning.runs import Group
+
+INTRODUCTION = (
+    "Returns are undiscounted, of the mean action, on environments of their own. **Final**: mean of the final evaluation of 10"
+    " deterministic episodes, after the last training step. **Last 10%**: mean of the evaluations in the last tenth of the steps."
+    " **Max**: the highest point of the mean curve, and its step; a maximum flatters. Intervals are 95%: of the mean by Student's t over"
+    " seeds, of the interquartile mean (IQM) by bootstrap over seeds. Settings, where a group names no others: batch 256, learning rate"
+    " 3e-4, two hidden layers of 256, one gradient step per environment step, 5,000 random steps first. A recurrent agent's batch_size"
+    " counts sequences. Steps per second count everything, evaluations and compiling included: for a benchmark see Throughput.\n"
+)
+TITLE_WIDTH = 80
+"""Characters of a line above a picture that compares two agents."""
+ASIDE = {"chunk", "mixed_precision"}
+"""Settings of presets that ask what they cost: the summary leaves them to their own sections."""
+
+
+def section(results: Path) -> Section:
+    """Per preset: the curve of its newest group, a table of every group, the published points. Then the comparisons."""
+    groups = runs.read(results)
+    paragraphs = ["## Learning\n", INTRODUCTION] if groups else []
+    if any(map(agreement.beside, groups)):
+        paragraphs.append(agreement.INTRODUCTION)
+    pictures = {}
+    findings: list[Finding] = []
+    for newest in runs.newest(groups):
+        path = results / "learning" / f"{newest.preset}.png"
+        # Of the task as it is, not as wrappers have made it.
+        references = [] if newest.arguments else published(newest.env, newest.steps)
+        curves = {backend: runs.curve(members) for backend, members in newest.runs.items()}
+        pictures[path] = Picture(
+            digest(newest.title, curves, references),
+            partial(plots.learning_curve, title=newest.title, curves=curves, references=references),
+        )
+        paragraphs.append(f"### {newest.heading}\n")
+        if newest.differences:
+            paragraphs.append(f"Settings that differ: {'; '.join(newest.differences)}.\n")
+        about = f"{newest.title}: return over {newest.steps:,} environment steps and over wall-clock, {_libraries(newest.runs)}"
+        paragraphs.append(image(about, path, results))
+        for found in (found for found in groups if found.preset == newest.preset):
+            paragraphs += _own_table(found)
+        paragraphs += _beside_strict(newest, groups)
+        paragraphs += agreement.paragraphs(newest, groups)
+        findings += _finding(newest)
+    for comparison in COMPARISONS:
+        compared = _compared(comparison, groups, results)
+        paragraphs += compared.paragraphs
+        pictures |= compared.pictures
+        findings += compared.findings
+    return Section(paragraphs, pictures, findings)
+
+
+def _finding(group: Group) -> list[Finding]:
+    """What the summary says of runs that published ones stand beside."""
+    found = agreement.beside(group)
+    if not found or ASIDE & group.settings.keys():
+        return []
+    last = max(one.step for one in found)
+    references = {one.reference.source: one.reference for one in found if one.step == last}
+    theirs = ", ".join(f"{one.name} {number(one.mean)} ({agreement.task(one)})" for one in references.values())
+    sentences = []
+    for backend, members in group.runs.items():
+        of_backend = [one for one in found if (one.backend, one.step) == (backend, last)]
+        if not of_backend:
+            continue
+        returns = of_backend[0].returns
+        verdicts: dict[str, list[str]] = {}
+        for one in sorted(of_backend, key=lambda one: not one.alike):
+            verdicts.setdefault(one.verdict, []).append(one.reference.name)
+        said = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in verdicts.items())
+        sentences.append(f"{backend} **{number(statistics.mean(returns))}** ({_seeds(len(members))}; {said})")
+    return [Finding(f"Return, {group.title}, evaluation after {last:,} steps", f"{'; '.join(sentences)}. Published: {theirs}")]
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' if count > 1 else ''}"
+
+
+def _libraries(backends: Iterable[str]) -> str:
+    return " and ".join(plots.LIBRARIES[backend] for backend in backends)
+
+
+def _own_table(found: Group) -> list[str]:
+    rows = []
+    intervals = []
+    for backend, members in found.runs.items():
+        finals = [runs.final(run) for run in members]
+        best = runs.best(members)
+        intervals.append(statistics.t_interval(finals))
+        rows.append(
+            [
+                backend,
+                ", ".join(str(run.seed) for run in members),
+                number(statistics.mean(finals)),
+                number(statistics.std(finals)),
+                interval(intervals[-1]),
+                f"{number(statistics.iqm(finals))} {interval(statistics.bootstrap_interval(finals))}".strip(),
+                ", ".join(number(value) for value in finals),
+                number(statistics.mean([runs.last_tenth(run) for run in members])),
+                f"{number(best.mean)} at {best.step:,}",
+                number(standard.median(runs.speed(run) for run in members)),
+            ]
+        )
+    of_final = ("final: mean", "std", "95% of the mean", "final: IQM, 95%", "final, per seed")
+    paragraphs = [table(["backend", "seeds", *of_final, "last 10%: mean", "max of the mean", "steps/s"], rows)]
+    if len(known := [ends for ends in intervals if ends is not None]) == 2:
+        better = bootstrap.probability_of_improvement(*([[runs.final(run) for run in members]] for members in found.runs.values()))
+        first, second = found.runs
+        verdict = "overlap" if statistics.overlap(*known) else "do **not** overlap"
+        paragraphs.append(
+            f"The backends' intervals of the mean {verdict}. A run of {first} ends above one of {second} with"
+            f" probability {better.value:.2f} {interval(better.interval, digits=2)}.\n"
+        )
+    threads = sorted({run.hardware.threads for run in found.all_runs})
+    cores = f"{' or '.join(map(str, threads))} core{'' if threads == [1] else 's'}"
+    together = max(runs.members(run) for run in found.all_runs)
+    process = "each run" if together == 1 else f"up to {together} runs together in a process, a population,"
+    sources = " and ".join(sorted({source(run.sacref_version, run.commit, run.dirty) for run in found.all_runs}))
+    paragraphs.append(f"{sources}, on {found.place}; {process} on {cores}; {found.date[:10]}.\n")
+    return paragraphs
+
+
+def _beside_strict(found: Group, groups: Sequence[Group]) -> list[str]:
+    """A chunked group's means beside those of the strict one."""
+    if set(found.settings) != {"chunk"} or found.arguments:
+        return []
+    sentences = []
+    for strict in groups:
+        if (strict.env, strict.steps, strict.differences, strict.place) == (found.env, found.steps, [], found.place):
+            for backend in sorted(set(found.runs) & set(strict.runs), reverse=True):
+                finals = [[runs.final(run) for run in one.runs[backend]] for one in (found, strict)]
+                both = [statistics.t_interval(values) for values in finals]
+                chunked, beside = (f"{number(statistics.mean(values))} {interval(ends)}" for values, ends in zip(finals, both, strict=True))
+                ends = [one for one in both if one is not None]
+                if len(ends) == 2:
+                    verdict = "overlap" if statistics.overlap(*ends) else "do **not** overlap"
+                    sentences.append(f"{backend}, chunked {chunked}, strict {beside}: the intervals of the mean {verdict}.")
+    if not sentences:
+        return []
+    return [f"A policy up to {found.settings['chunk']} steps old beside the strict one. " + " ".join(sentences) + "\n"]
+
+
+def _compared(comparison: Comparison, groups: Sequence[Group], results: Path) -> Section:
+    """Two presets' returns and what lies between them, after the last step that both have: of each pair by one version on one machine."""
+    pairs = [
+        (one, other, step)
+        for one in groups
+        for other in groups
+        if (one.preset, other.preset) == (comparison.preset, comparison.beside)
+        and (one.env, one.version, one.place) == (other.env, other.version, other.place)
+        and (step := runs.last_common_step(one, other)) is not None
+    ]
+    if not pairs:
+        return Section([], {})
+    (first, second, last), path = pairs[0], results / "learning" / f"{comparison.name}.png"
+    curves = [
+        plots.AgentCurve(backend, label, found is first, [point for point in runs.curve(members) if point.step <= last])
+        for found, label in ((first, comparison.label), (second, comparison.beside_label))
+        for backend, members in found.runs.items()
+    ]
+    title = f"{comparison.question} {first.env}, {last:,} steps"
+    longer = [
+        f" The runs of {label} go on to {found.steps:,} steps: they are compared after {last:,}."
+        for found, label in ((first, comparison.label), (second, comparison.beside_label))
+        if found.steps > last
+    ]
+    paragraphs = [
+        f"### {title}\n",
+        f"{comparison.label}: {first.title}; {comparison.beside_label}: {second.title}.{''.join(longer)} A difference is that of the means"
+        " over seeds; its interval is Welch's.\n",
+        image(f"Return of both agents over {last:,} environment steps, {_libraries(first.runs)}", path, results),
+    ]
+    for pair in pairs:
+        paragraphs += _difference_table(comparison, *pair)
+    differences = [
+        f"{backend} {signed(statistics.mean(returns[0]) - statistics.mean(returns[1]))} {interval(apart)}".strip()
+        for backend, returns, apart in _differences(first, second, last)
+    ]
+    finding = Finding(title, f"{comparison.label} less {comparison.beside_label}, mean return: {'; '.join(differences)}")
+    lines = textwrap.fill(title, TITLE_WIDTH)
+    drawn = Picture(digest(lines, curves), partial(plots.compared_curves, title=lines, curves=curves))
+    return Section(paragraphs, {path: drawn}, [finding] if differences else [])
+
+
+def _differences(one: Group, other: Group, step: int) -> list[tuple[str, list[list[float]], statistics.Interval | None]]:
+    """Of each backend that both have: the returns of both after a step, and the interval of the difference of their means."""
+    found = []
+    for backend in (backend for backend in one.runs if backend in other.runs):
+        returns = [[runs.after(run, step) for run in group.runs[backend]] for group in (one, other)]
+        found.append((backend, returns, statistics.difference_interval(*returns)))
+    return found
+
+
+def _difference_table(comparison: Comparison, one: Group, other: Group, step: int) -> list[str]:
+    rows, of_means, of_difference = [], [], []
+    for backend, returns, apart in _differences(one, other, step):
+        ends = [statistics.t_interval(values) for values in returns]
+        means = [f"{number(statistics.mean(values))} {interval(each)}".strip() for values, each in zip(returns, ends, strict=True)]
+        better = bootstrap.probability_of_improvement([returns[0]], [returns[1]])
+        seeds = " and ".join(str(count) for count in dict.fromkeys(map(len, returns)))
+        between = number(statistics.mean(returns[0]) - statistics.mean(returns[1]))
+        above = f"{better.value:.2f} {interval(better.interval, digits=2)}".strip()
+        rows.append([backend, *means, between, interval(apart), above, seeds])
+        if len(known := [each for each in ends if each is not None]) == 2 and apart is not None:
+            of_means.append(f"{backend}: they {'overlap' if statistics.overlap(*known) else 'do **not** overlap'}")
+            holds = apart.low <= 0.0 <= apart.high
+            of_difference.append(f"{backend}: the interval {'holds 0' if holds else 'is clear of 0'}")
+    if not rows:
+        return []
+    labels = [f"{label}: mean, 95%" for label in (comparison.label, comparison.beside_label)]
+    said = [f"Of the means' intervals, {'; '.join(of_means)}. Of the difference, {'; '.join(of_difference)}.\n"] if of_means else []
+    return [
+        table(["backend", *labels, "difference", "95% of the difference", "P(a run is above)", "seeds"], rows),
+        *said,
+        f"sacref {one.version}, on {one.place}.\n",
+    ]

@@ -1,0 +1,174 @@
+"""Our runs beside published ones of the same task after as many steps: what lies between them, and whether they agree."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from bench.core import statistics
+from bench.core.agreement import Agreement, Summary, agreement
+from bench.core.page import folded, interval, number, signed, table
+from bench.core.record import Record
+from bench.suites.learning import runs as of_runs
+from bench.suites.learning.published import Published, published, settings_of
+from bench.suites.learning.runs import Group
+
+INTRODUCTION = (
+    "Published runs of SAC beside these, after as many steps: both are means over seeds of **one evaluation at that step** (ours: 10"
+    " deterministic episodes), not of the last tenth nor the maximum. The difference is ours less theirs, its interval Welch's; beside"
+    " it stands the smallest true difference that so many seeds of such spread would have shown with 80% power (two-sided, 5%). Where a"
+    " source publishes its seeds, the mean of the curve up to that step is compared in the same way. A verdict is given between like"
+    " settings only (learning rates, target entropy, temperature, batch, random steps, networks). *Below* and *above*: the interval is"
+    " clear of 0. *Agrees*: it holds 0 and stays within 20% of the published mean. *Cannot tell*: it holds 0 and reaches further. *Other"
+    " settings*: theirs differ as said, or no file says what they are. *Not comparable*: the task's own reward is another one in their"
+    " version.\n"
+)
+OTHER_REWARD = "not comparable: the reward of this version differs"
+
+
+class Beside(NamedTuple):
+    """One backend's runs beside one published point."""
+
+    backend: str
+    step: int
+    """Of ours; theirs is within a hundredth of it."""
+    returns: list[float]
+    reference: Published
+    found: Agreement
+    curve: Agreement | None
+    """Of the mean of each seed's curve up to the step; None where the source has no seeds of its own."""
+    differences: tuple[str, ...]
+    """Settings in which the source differs, or may differ."""
+    comparable: bool
+    """Whether both tasks pay the same reward."""
+
+    @property
+    def alike(self) -> bool:
+        """Whether a verdict may be given: the same reward and the same settings."""
+        return self.comparable and not self.differences
+
+    @property
+    def verdict(self) -> str:
+        """The verdict in a word or two."""
+        if not self.comparable:
+            return "not comparable"
+        return "other settings" if self.differences else self.found.verdict
+
+
+def beside(group: Group) -> list[Beside]:
+    """Hold every backend against every published point of a step that it was evaluated at, the last step first."""
+    if group.arguments:  # Wrappers and networks make it another task, or another agent.
+        return []
+    own = settings_of(group.env, group.settings)
+    found = []
+    for reference in sorted(published(group.env, group.steps), key=lambda point: (-round(point.steps, -3), point.source)):
+        for backend, runs in group.runs.items():
+            at = [step for step in of_runs.steps(runs) if abs(step - reference.steps) <= 0.01 * step]
+            if at:
+                returns = [of_runs.after(run, at[0]) for run in runs]
+                found.append(
+                    Beside(
+                        backend,
+                        at[0],
+                        returns,
+                        reference,
+                        agreement(returns, Summary(reference.mean, reference.sample_std, reference.seeds)),
+                        _curves(runs, reference),
+                        tuple(own.differences(reference.settings)),
+                        reference.comparable(group.env),
+                    )
+                )
+    return found
+
+
+def _curves(runs: Sequence[Record], reference: Published) -> Agreement | None:
+    """Compare the mean of each seed's curve at the evaluations that both have, up to the point."""
+    common = set(of_runs.steps(runs)).intersection(*(curve.keys() for curve in reference.curves))
+    if not reference.curves or not common:
+        return None
+    ours = [statistics.mean([of_runs.after(run, step) for step in common]) for run in runs]
+    theirs = [statistics.mean([curve[step] for step in common]) for curve in reference.curves]
+    return agreement(ours, Summary(statistics.mean(theirs), statistics.std(theirs) or 0.0, len(theirs)))
+
+
+def paragraphs(group: Group, groups: Sequence[Group]) -> list[str]:
+    """The table, what runs with a source's own settings reach, and where the published numbers stand."""
+    found = beside(group)
+    if not found:
+        return []
+    citations = "\n".join(dict.fromkeys(f"- {one.reference.name}, {task(one.reference)}: `{one.reference.citation}`" for one in found))
+    return [
+        table(
+            [
+                *("published", "task", "steps", "its metric", "mean ± std (seeds)", "sacref", "mean ± std (seeds)"),
+                *("difference, 95%", "smallest that would show", "curve up to the step: difference, 95%", "verdict"),
+            ],
+            [_row(one) for one in found],
+        ),
+        *_apart(found),
+        *_with_their_settings(group, found, groups),
+        folded(
+            "Where the published numbers stand",
+            f"{citations}\n\nStandard deviations are over n in these sources, and over n - 1 in the table.\n",
+        ),
+    ]
+
+
+def task(reference: Published) -> str:
+    """Name and version."""
+    return f"{reference.env}-{reference.env_version}"
+
+
+def _row(one: Beside) -> list[str]:
+    reference, found = one.reference, one.found
+    spread = statistics.std(one.returns)
+    ours = number(statistics.mean(one.returns)) + (f" ± {number(spread)}" if spread is not None else "")
+    theirs = number(reference.mean) + (f" ± {number(reference.sample_std)}" if reference.seeds > 1 else "")
+    verdict = one.verdict
+    if not one.comparable:
+        verdict = OTHER_REWARD
+    elif one.differences:
+        verdict = f"other settings: {'; '.join(one.differences)}"
+    return [
+        reference.name,
+        task(reference),
+        f"{one.step:,}",
+        reference.metric,
+        f"{theirs} ({reference.seeds})",
+        one.backend,
+        f"{ours} ({len(one.returns)})",
+        _difference(found) if one.comparable else "",
+        number(found.smallest) if one.comparable else "",
+        f"{_difference(one.curve)} ({one.curve.verdict})" if one.curve and one.alike else "",
+        verdict,
+    ]
+
+
+def _difference(found: Agreement) -> str:
+    return f"{signed(found.difference)} {interval(found.interval)}".strip()
+
+
+def _apart(found: Sequence[Beside]) -> list[str]:
+    """Name the curves that lie below or above a source of the same settings."""
+    said = []
+    for one in found:
+        if one.alike and one.verdict in ("below", "above"):
+            said.append(f"{one.backend} is {one.verdict} {one.reference.name} ({task(one.reference)}) after {one.step:,} steps")
+    return [f"**Apart from what is published with the same settings**: {'; '.join(said)}.\n"] if said else []
+
+
+def _with_their_settings(group: Group, found: Sequence[Beside], groups: Sequence[Group]) -> list[str]:
+    """Say what recorded runs with the settings of a source reach, where this group's differ."""
+    last = max(one.step for one in found)
+    sources = {one.reference.source: one.reference for one in found if one.step == last and one.comparable and one.differences}
+    said = []
+    for reference in sources.values():
+        for other in groups:
+            if other.env != group.env or other.arguments or last not in of_runs.steps(other.all_runs):
+                continue
+            if settings_of(other.env, other.settings).differences(reference.settings):
+                continue
+            reached = ", ".join(
+                f"{backend} {number(statistics.mean([of_runs.after(run, last) for run in runs]))} ({len(runs)})"
+                for backend, runs in other.runs.items()
+            )
+            said.append(f"with the settings of {reference.name} ({number(reference.mean)}) sacref reaches {reached} ({other.title})")
+    return [f"After {last:,} steps, mean (seeds): {'; '.join(said)}.\n"] if said else []

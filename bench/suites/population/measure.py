@@ -1,0 +1,215 @@
+"""Gradient steps of populations by their size, beside one agent alone: `python -m bench.population`.
+
+No environment: the memories are filled with synthetic transitions of HalfCheetah's shapes. As in a training, each member is an agent in a
+thread of its own, and the gradient steps of all are one call. All contenders (torch and JAX, each width and size) take turns, so that a
+machine that slows down slows all of them down.
+"""
+
+import contextlib
+import importlib
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from bench.core import contest, machine, runner
+from bench.core.record import PopulationCell, PopulationSamples
+
+BATCH = 256
+STORED = 20_000
+"""Transitions in each member's memory."""
+
+STEPS_PER_SECOND = {"cpu": 100.0, "gpu": 1_000.0}
+"""For the estimate: gradient steps of all members together, of networks of 256."""
+SECONDS_PER_SETUP = {"cpu": 3.0, "gpu": 5.0}
+"""For the estimate: making and compiling a contender."""
+SECONDS_PER_MEMBER = 1.0
+"""The same, for each member more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What a preset measures."""
+
+    members: tuple[int, ...]
+    """The first is 1: an agent alone."""
+    widths: tuple[int, ...]
+    gradient_steps: int
+    """Of a call."""
+    rounds: int
+    round_seconds: float
+    """A round takes at least so long, and at least one call."""
+
+
+PRESETS: dict[runner.Preset, Sizes] = {
+    "smoke": Sizes(members=(1, 2), widths=(32,), gradient_steps=2, rounds=2, round_seconds=0.05),
+    "cpu": Sizes(members=(1, 2, 5, 10), widths=(64, 256), gradient_steps=2, rounds=7, round_seconds=0.3),
+    "gpu": Sizes(members=(1, 2, 5, 10, 20, 50), widths=(256,), gradient_steps=8, rounds=7, round_seconds=0.3),
+}
+
+
+def main(
+    *, preset: runner.Preset | None = None, threads: int | None = None, seed: int = 0, results: Path | None = None, dry_run: bool = False
+) -> int:
+    """Measure every size of a preset, and write the record.
+
+    Args:
+        preset: smoke (under a minute), cpu (up to ten members) or gpu (up to fifty); unless told otherwise, cpu or gpu, as the machine is.
+        threads: cores that the process is bound to; unless told otherwise, all.
+        seed: of the first member's weights and transitions; the others have the seeds after it.
+        results: folder for the record; unless told otherwise results/population, for smoke runs/smoke/population.
+        dry_run: print the plan, and stop.
+
+    Returns:
+        Exit status: 0, or 130 after Ctrl-C.
+    """
+    preset = preset or runner.default_preset()
+    threads = runner.bind(threads)
+    sizes = PRESETS[preset]
+    console = Console(soft_wrap=True)
+    console.print(f"Gradient steps per second of populations of {', '.join(map(str, sizes.members))}, preset {preset}, {threads} core(s)")
+    run = runner.Run(
+        suite="population",
+        name=runner.run_name("population", preset, threads),
+        configuration={
+            "preset": preset,
+            "members": list(sizes.members),
+            "widths": list(sizes.widths),
+            "batch": BATCH,
+            "stored": STORED,
+            "rounds": sizes.rounds,
+            "round_seconds": sizes.round_seconds,
+            "threads": threads,
+            "dtype": "float32",
+            "matmul_precision": "highest",
+            "observation": 17,
+            "action": 6,
+        },
+        seed=seed,
+        results=results or runner.default_results("population", preset),
+    )
+    pieces = [
+        runner.Piece(
+            name=f"networks of {width}",
+            seconds=_seconds(sizes, width),
+            measure=partial(measure, sizes, width, seed),
+        )
+        for width in sizes.widths
+    ]
+    return runner.execute(run, pieces, PopulationSamples(cells=[]), console=console, dry_run=dry_run)
+
+
+def estimated_seconds(preset: runner.Preset) -> float:
+    """How long a preset will take."""
+    return sum(_seconds(PRESETS[preset], width) for width in PRESETS[preset].widths)
+
+
+def _seconds(sizes: Sizes, width: int) -> float:
+    kind = "gpu" if machine.find_accelerator() else "cpu"
+    steps_per_second = STEPS_PER_SECOND[kind] * max(1.0, 256 / width)
+    rounds = [max(sizes.round_seconds, members * sizes.gradient_steps / steps_per_second) for members in sizes.members]
+    setup = sum(SECONDS_PER_SETUP[kind] + SECONDS_PER_MEMBER * (members - 1) for members in sizes.members)
+    return len(runner.BACKENDS) * (setup + (sizes.rounds + 2) * sum(rounds))
+
+
+def measure(sizes: Sizes, width: int, seed: int) -> PopulationSamples:
+    """All contenders of a width, in turn."""
+    with contextlib.ExitStack() as running:
+
+        def contender(cell: PopulationCell) -> Any:
+            agents = [_agent(cell, seed + number) for number in range(cell.members)]
+            return agents[0] if len(agents) == 1 else running.enter_context(Together(agents))
+
+        measured, _ = contest.measure(cells(sizes, width), contender, {}, sizes.rounds, sizes.round_seconds)
+    return PopulationSamples(cells=measured)
+
+
+def cells(sizes: Sizes, width: int) -> Sequence[PopulationCell]:
+    """What is measured, without timings."""
+    return [
+        PopulationCell(
+            backend=backend,
+            members=members,
+            width=width,
+            batch=BATCH,
+            chosen=None,
+            gradient_steps=sizes.gradient_steps,
+            timings=[],
+            compile_seconds=None,
+            missing=None,
+        )
+        for members in sizes.members
+        for backend in runner.BACKENDS
+    ]
+
+
+class Together:
+    """Agents that learn as a population, each in a thread of its own: in the place of one agent.
+
+    Args:
+        agents: alike, of one backend, ready to learn.
+    """
+
+    def __init__(self, agents: Sequence[Any]) -> None:
+        self._agents = agents
+        self.execution: str = agents[0].execution
+        self._lockstep = importlib.import_module(f"sacref.{agents[0].backend}.fuse").populate(agents)
+        self._meet = threading.Barrier(len(agents) + 1)
+        self._errors: list[Exception] = []
+        # Daemons: they must not keep a process alive that was interrupted.
+        self._threads = [threading.Thread(target=self._work, args=(agent,), daemon=True) for agent in agents]
+        for thread in self._threads:
+            thread.start()
+
+    def __enter__(self) -> "Together":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._meet.abort()  # those that wait end at once, those that learn after their step
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self, agent: Any) -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            while True:
+                self._meet.wait()
+                try:
+                    agent.update(timestep=0, timesteps=1)
+                except Exception as error:  # all members have it, and go on to meet
+                    self._errors.append(error)
+                self._meet.wait()
+
+    def update(self, *, timestep: int, timesteps: int) -> None:
+        """A call of every member's `update`.
+
+        Raises:
+            Exception: what a member's raised.
+        """
+        self._meet.wait()
+        self._meet.wait()
+        if self._errors:
+            raise self._errors[0]
+
+    def synchronise(self) -> None:
+        """Wait until the device has done all that it was asked for."""
+        self._agents[0].synchronise()
+
+
+def _agent(cell: PopulationCell, seed: int) -> Any:
+    # Imported here, as the process must be bound to its cores first.
+    from bench.core import precisions, synthetic
+
+    precisions.use(cell.backend, "float32")
+    return synthetic.agent(
+        cell.backend, batch_size=cell.batch, width=cell.width, stored=STORED, gradient_steps=cell.gradient_steps, seed=seed
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(tyro.cli(main, prog="python -m bench.population"))

@@ -1,0 +1,433 @@
+"""What the training loop is made of: environments, acting, the whole loop by number of environments, its parts: `python -m bench.rollout`.
+
+Environments are stepped in every way that there is, beside MuJoCo's own `rollout` of the same simulations, which observes and pays nothing.
+
+The contenders of a comparison take turns. The parts are measured in a pass of their own, with the device idle before and after each: what
+the loop lets run beside each other then stands behind each other, so that the parts add up to slightly more than the loop takes.
+"""
+
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias, get_args, get_type_hints
+
+import tyro
+from rich.console import Console
+
+from bench.core import runner, timing
+from bench.core.record import ActCell, EnvironmentCell, LoopCell, PartCell, RolloutSamples, Timing
+from bench.core.timing import Timed
+
+ENVS = tuple(
+    f"{name}-v5"
+    for name in (
+        "Ant",
+        "HalfCheetah",
+        "Hopper",
+        "Humanoid",
+        "HumanoidStandup",
+        "InvertedDoublePendulum",
+        "InvertedPendulum",
+        "Pusher",
+        "Reacher",
+        "Swimmer",
+        "Walker2d",
+    )
+)
+"""Gymnasium's MuJoCo tasks."""
+LOOP_ENV = "HalfCheetah-v5"
+"""The task of the loop, and the one that is stepped in every way."""
+PARTS = get_args(get_type_hints(PartCell)["part"])
+STORED = 10_000
+"""Transitions in the memory when a loop starts."""
+CAPACITY = 1_000_000
+BATCH, WIDTH = 256, 256
+Way: TypeAlias = tuple[Any, int]
+"""What steps the environments, as an `EnvironmentCell` names it, and the number of threads."""
+ACTIONS = 64
+"""Random actions that are drawn before the environments are timed, and used in turn."""
+STEPPED_BY = get_args(get_type_hints(EnvironmentCell)["stepped_by"])
+SECONDS_OF_A_PROCESS = 1.5
+"""To start one, for the estimate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What a preset measures."""
+
+    envs: tuple[str, ...]
+    num_envs: tuple[int, ...]
+    rounds: int
+    round_seconds: float
+    """Of environments and of acting."""
+    loop_steps: int
+    """Environment steps in a round of a loop."""
+
+
+PRESETS: dict[runner.Preset, Sizes] = {
+    "smoke": Sizes(envs=("HalfCheetah-v5", "Hopper-v5"), num_envs=(1, 4), rounds=2, round_seconds=0.05, loop_steps=32),
+    "cpu": Sizes(envs=ENVS, num_envs=(1, 4, 16), rounds=5, round_seconds=0.3, loop_steps=320),
+    "gpu": Sizes(envs=ENVS, num_envs=(1, 4, 16), rounds=7, round_seconds=0.3, loop_steps=3_200),
+}
+LOOP_STEPS_PER_SECOND = {"smoke": 80.0, "cpu": 80.0, "gpu": 1_000.0}
+"""For the estimate."""
+
+
+def main(
+    *, preset: runner.Preset | None = None, threads: int | None = None, seed: int = 0, results: Path | None = None, dry_run: bool = False
+) -> int:
+    """Measure every part of a preset, and write the record.
+
+    Args:
+        preset: smoke (under a minute), cpu or gpu (longer rounds of the loop); unless told otherwise, cpu or gpu, as the machine is.
+        threads: cores that the process is bound to; unless told otherwise, all.
+        seed: of environments and agents.
+        results: folder for the record; unless told otherwise results/rollout, for smoke runs/smoke/rollout.
+        dry_run: print the plan, and stop.
+
+    Returns:
+        Exit status: 0, or 130 after Ctrl-C.
+    """
+    preset = preset or runner.default_preset()
+    threads = runner.bind(threads)
+    sizes = PRESETS[preset]
+    console = Console(soft_wrap=True)
+    console.print(f"Environments, acting and the training loop, preset {preset}, {threads} core(s)")
+    run = runner.Run(
+        suite="rollout",
+        name=runner.run_name("rollout", preset, threads),
+        configuration={
+            "preset": preset,
+            "envs": list(sizes.envs),
+            "num_envs": list(sizes.num_envs),
+            "stepped_by": list(STEPPED_BY),
+            "vectorization": "sync",
+            "rounds": sizes.rounds,
+            "round_seconds": sizes.round_seconds,
+            "loop_env": LOOP_ENV,
+            "loop_steps": sizes.loop_steps,
+            "batch_size": BATCH,
+            "hidden": [WIDTH, WIDTH],
+            "memory_capacity": CAPACITY,
+            "stored": STORED,
+            "threads": threads,
+            "dtype": "float32",
+            "matmul_precision": "highest",
+        },
+        seed=seed,
+        results=results or runner.default_results("rollout", preset),
+    )
+    return runner.execute(run, list(pieces(preset, seed, threads)), _samples(), console=console, dry_run=dry_run)
+
+
+def estimated_seconds(preset: runner.Preset) -> float:
+    """How long a preset will take."""
+    return sum(piece.seconds for piece in pieces(preset, 0))
+
+
+def pieces(preset: runner.Preset, seed: int, threads: int = 1) -> Iterator[runner.Piece[RolloutSamples]]:
+    """What is measured in one go."""
+    sizes = PRESETS[preset]
+    a_round = (sizes.rounds + 2) * sizes.round_seconds
+    a_loop = 2 * (5 + (sizes.rounds + 1) * sizes.loop_steps / LOOP_STEPS_PER_SECOND[preset])
+    for env in sizes.envs:
+        ways = ways_of(env, threads)
+        seconds = 1 + len(ways) * len(sizes.num_envs) * a_round
+        if env == LOOP_ENV:
+            seconds += SECONDS_OF_A_PROCESS * sum(sizes.num_envs)
+        yield runner.Piece(name=env, seconds=seconds, measure=partial(measure_environment, env, sizes, seed, ways))
+    acts = 2 * len(sizes.num_envs) * (1 + a_round)
+    yield runner.Piece(name="acting", seconds=acts, measure=partial(measure_acts, sizes, seed))
+    for num_envs in sizes.num_envs:
+        name = f"the loop, {num_envs} environment{'s' if num_envs > 1 else ''}"
+        yield runner.Piece(name=name, seconds=a_loop, measure=partial(measure_loops, num_envs, sizes, seed))
+    yield runner.Piece(name="the loop's parts", seconds=a_loop, measure=partial(measure_parts, sizes, seed))
+
+
+def ways_of(env: str, threads: int) -> list[Way]:
+    """In which ways a task is stepped, with the number of threads."""
+    if env != LOOP_ENV:
+        return [("sync", 1), ("batched", threads)]
+    each = sorted({1, threads})
+    return [("sync", 1), ("async", 1), *((by, number) for by in STEPPED_BY[2:] for number in each)]
+
+
+def measure_environment(env: str, sizes: Sizes, seed: int, ways: Sequence[Way]) -> RolloutSamples:
+    """One task under random actions, in some ways with every number of environments in turn."""
+    from sacref.envs import EnvError
+
+    cells = [
+        EnvironmentCell(env=env, num_envs=num_envs, stepped_by=by, threads=threads, timings=[], missing=None)
+        for by, threads in ways
+        for num_envs in sizes.num_envs
+    ]
+    contenders, opened = {}, []
+    for number, cell in enumerate(cells):
+        try:
+            timed, close = _open(cell, seed)
+        except EnvError as error:
+            cells[number] = replace(cell, missing=str(error))
+            continue
+        opened.append(close)
+        contenders[number] = timed, timing.warm(timed, sizes.round_seconds)[1]
+    for number, timings in timing.interleave(contenders, sizes.rounds).items():
+        cells[number] = replace(cells[number], timings=timings)
+    for close in opened:
+        close()
+    return _samples(environments=cells)
+
+
+def _open(cell: EnvironmentCell, seed: int) -> tuple[Timed, Callable[[], object]]:
+    """What steps the environments, and what closes them."""
+    from sacref.envs import make
+
+    if cell.stepped_by.startswith("rollout"):
+        return _rollout(cell, seed)
+    if cell.stepped_by == "batched":
+        from sacref.envs.batched import BatchedVectorEnv
+
+        # Made by `make`, which tells what is missing, but for the number of threads.
+        one: Any = make(cell.env, 1)
+        envs: Any = BatchedVectorEnv(one.envs[0], cell.num_envs, threads=cell.threads)
+        envs.reset(seed=seed)
+    else:
+        envs = make(cell.env, cell.num_envs, seed=seed, vectorization="sync" if cell.stepped_by == "sync" else "async")
+    return Timed(call=_stepping(envs, seed), synchronise=lambda: None, count=cell.num_envs), envs.close
+
+
+def _rollout(cell: EnvironmentCell, seed: int) -> tuple[Timed, Callable[[], object]]:
+    """`mujoco.rollout` of the simulations: a call is a control step of all, or `ACTIONS` of them. It drops the warm start between calls."""
+    import gymnasium
+    import mujoco
+    import numpy as np
+    from mujoco import rollout
+
+    task: Any = gymnasium.make(cell.env).unwrapped
+    model, substeps, copies = task.model, task.frame_skip, cell.num_envs
+    kind = mujoco.mjtState.mjSTATE_FULLPHYSICS
+    state = np.zeros((copies, mujoco.mj_stateSize(model, kind)))
+    for copy in range(copies):
+        task.reset(seed=seed + copy)
+        mujoco.mj_getState(model, task.data, state[copy], kind)
+    low, high = model.actuator_ctrlrange.T
+    controls = np.random.default_rng(seed).uniform(low, high, (copies, ACTIONS, model.nu)).repeat(substeps, axis=1)
+    data = [mujoco.MjData(model) for _ in range(cell.threads)]
+    pool = rollout.Rollout(nthread=cell.threads if cell.threads > 1 else 0)
+    closed = cell.stepped_by == "rollout, closed loop"
+    length = substeps if closed else substeps * ACTIONS
+    parts = [np.ascontiguousarray(controls[:, first : first + length]) for first in range(0, controls.shape[1], length)]
+    states, sensors = np.empty((copies, length, state.shape[1])), np.empty((copies, length, model.nsensordata))
+    turn = 0
+
+    def call() -> None:
+        nonlocal state, turn
+        options = {"skip_checks": True, "nstep": length, "state": states, "sensordata": sensors}
+        pool.rollout([model] * copies, data, state, parts[turn % len(parts)], **options)
+        turn += 1
+        if closed:
+            state = states[:, -1].copy()
+
+    return Timed(call=call, synchronise=lambda: None, count=copies * length // substeps), pool.close
+
+
+def _stepping(envs: Any, seed: int) -> Callable[[], None]:
+    envs.action_space.seed(seed)
+    actions = [envs.action_space.sample() for _ in range(ACTIONS)]
+    count = 0
+
+    def step() -> None:
+        nonlocal count
+        envs.step(actions[count % ACTIONS])
+        count += 1
+
+    return step
+
+
+def measure_acts(sizes: Sizes, seed: int) -> RolloutSamples:
+    """An action of the policy as the training loop asks for it, on both backends, for every number of environments in turn."""
+    missing = runner.missing_backends()
+    cells = [
+        ActCell(backend=backend, num_envs=num_envs, timings=[], compile_seconds=None, missing=missing.get(backend))
+        for backend in runner.BACKENDS
+        for num_envs in sizes.num_envs
+    ]
+    contenders, first = {}, {}
+    for number, cell in enumerate(cells):
+        if cell.missing is None:
+            agent = _agent(cell.backend, cell.num_envs, seed)
+            timed = Timed(call=_acting(agent, cell.num_envs, seed), synchronise=agent.synchronise)
+            first[number], calls = timing.warm(timed, sizes.round_seconds)
+            contenders[number] = timed, calls
+    for number, timings in timing.interleave(contenders, sizes.rounds).items():
+        cells[number] = replace(cells[number], timings=timings, compile_seconds=timing.compile_seconds(first[number], 1, timings))
+    return _samples(acts=cells)
+
+
+def _acting(agent: Any, num_envs: int, seed: int) -> Callable[[], object]:
+    from bench.core.synthetic import replay
+
+    observations = replay(STORED, seed).observations[:num_envs].astype("float64")
+
+    def act() -> object:
+        actions, _ = agent.act(observations, None, timestep=0, timesteps=1)
+        return agent.to_numpy(actions)
+
+    return act
+
+
+def measure_loops(num_envs: int, sizes: Sizes, seed: int) -> RolloutSamples:
+    """Both backends' training loops with `num_envs` environments, in turn."""
+    missing = runner.missing_backends()
+    cells = [
+        LoopCell(backend=backend, num_envs=num_envs, execution=None, timings=[], compile_seconds=None, missing=missing.get(backend))
+        for backend in runner.BACKENDS
+    ]
+    loops = {number: Loop(cell.backend, num_envs, seed) for number, cell in enumerate(cells) if cell.missing is None}
+    timings: dict[int, list[Timing]] = defaultdict(list)
+    first = {number: _seconds(partial(loop.advance, sizes.loop_steps)) for number, loop in loops.items()}
+    for _ in range(sizes.rounds):
+        for number, loop in loops.items():
+            timings[number].append(loop.advance(sizes.loop_steps))
+    for number, loop in loops.items():
+        compiling = timing.compile_seconds(first[number], sizes.loop_steps + num_envs, timings[number])
+        cells[number] = replace(cells[number], execution=loop.agent.execution, timings=timings[number], compile_seconds=compiling)
+        loop.close()
+    return _samples(loops=cells)
+
+
+def measure_parts(sizes: Sizes, seed: int) -> RolloutSamples:
+    """The parts of both backends' loops with one environment, in turn."""
+    missing = runner.missing_backends()
+    loops = {backend: Loop(backend, 1, seed) for backend in runner.BACKENDS if backend not in missing}
+    clocks = {backend: PartClock(loop.agent, loop.envs) for backend, loop in loops.items()}
+    for loop in loops.values():
+        loop.advance(sizes.loop_steps)
+    timings: dict[tuple[str, str], list[Timing]] = defaultdict(list)
+    for _ in range(sizes.rounds):
+        for backend, loop in loops.items():
+            whole = loop.advance(sizes.loop_steps, clocks[backend].restart)
+            for part, seconds in clocks[backend].split(whole.seconds).items():
+                timings[backend, part].append(Timing(count=whole.count, seconds=seconds))
+    for loop in loops.values():
+        loop.close()
+    return _samples(parts=[PartCell(backend=backend, part=part, timings=timings[backend, part]) for backend in loops for part in PARTS])
+
+
+class Loop:
+    """sacref's training loop with one gradient step for each environment step, in rounds."""
+
+    def __init__(self, backend: str, num_envs: int, seed: int) -> None:
+        from sacref.envs import make
+
+        self.envs = make(LOOP_ENV, num_envs, seed=seed)
+        self.agent = _agent(backend, num_envs, seed)
+        self._finished = 0
+
+    def advance(self, steps: int, started: Callable[[], object] = lambda: None) -> Timing:
+        """Train for `steps` environment steps, from an idle device to an idle device.
+
+        The loop resets the environments when it is entered; its first timestep is not counted, so that neither is the reset.
+
+        Args:
+            steps: a multiple of the number of environments.
+            started: called when the clock starts.
+        """
+        from sacref import training
+
+        begin = self._finished + 1
+        end = begin + steps // self.envs.num_envs
+        marks: list[float] = []
+
+        def mark(finished: int) -> None:
+            if finished in (begin, end):
+                self.agent.synchronise()
+                if finished == begin:
+                    started()
+                marks.append(time.perf_counter())
+
+        outcome = training.run(self.agent, self.envs, timesteps=end, start=self._finished, after_timestep=mark)
+        if outcome.interrupted:
+            raise KeyboardInterrupt
+        self._finished = end
+        return Timing(count=(end - begin) * self.envs.num_envs, seconds=marks[1] - marks[0])
+
+    def close(self) -> None:
+        """Close the environments and the files."""
+        self.agent.close()
+        self.envs.close()
+
+
+class PartClock:
+    """Adds up the seconds of each part of the loop, by standing between the loop and the calls that it makes.
+
+    Each call ends when the device is idle. A call within a call belongs to the outer one; what lies in none of them is the rest.
+    """
+
+    def __init__(self, agent: Any, envs: Any) -> None:
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._inside = False
+        self._synchronise = agent.synchronise
+        calls = {"act": "act", "to_numpy": "act", "record_transition": "record", "update": "update", "write_tracking_data": "rest"}
+        for name, part in calls.items():
+            setattr(agent, name, self._clocked(part, getattr(agent, name)))
+        envs.step = self._clocked("environment", envs.step)
+
+    def restart(self) -> None:
+        """Forget what was added up."""
+        self._seconds.clear()
+
+    def split(self, whole: float) -> dict[str, float]:
+        """Part -> its seconds since the restart; `whole` seconds have passed in all."""
+        parts = {part: self._seconds[part] for part in PARTS if part != "rest"}
+        return {**parts, "rest": whole - sum(parts.values())}
+
+    def _clocked(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            if self._inside:
+                return function(*arguments, **keywords)
+            self._inside = True
+            try:
+                began = time.perf_counter()
+                returned = function(*arguments, **keywords)
+                self._synchronise()
+                self._seconds[part] += time.perf_counter() - began
+            finally:
+                self._inside = False
+            return returned
+
+        return call
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def _agent(backend: str, num_envs: int, seed: int) -> Any:
+    # Imported here, as the process must be bound to its cores first.
+    from bench.core import precisions, synthetic
+
+    precisions.use(backend, "float32")
+    return synthetic.agent(
+        backend,
+        batch_size=BATCH,
+        width=WIDTH,
+        stored=STORED,
+        capacity=CAPACITY,
+        gradient_steps=num_envs,
+        num_envs=num_envs,
+        seed=seed,
+    )
+
+
+def _samples(**lists: Any) -> RolloutSamples:
+    return RolloutSamples(**{"environments": [], "acts": [], "loops": [], "parts": [], **lists})
+
+
+if __name__ == "__main__":
+    sys.exit(tyro.cli(main, prog="python -m bench.rollout"))

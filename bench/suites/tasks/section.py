@@ -1,0 +1,140 @@
+"""All tasks together: normalised scores of the runs with the paper's settings, by the methods of Agarwal et al. 2021."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from bench.core import bootstrap
+from bench.core.page import Section, digest, image, interval, number, table
+from bench.core.pictures import Picture
+from bench.core.record import Record
+from bench.suites.learning import runs
+from bench.suites.learning.published import Published, published
+from bench.suites.learning.runs import Group
+from bench.suites.tasks import plots as aggregate_plots
+
+NORMALISER = "jaxrl"
+"""The published source whose mean return after as many steps is a score of 1 (a random policy's is about 0)."""
+
+INTRODUCTION = (
+    "A score is a return over the mean that jaxrl published of the task after as many steps as the runs have: 1 is as much, on its version"
+    " of the task. IQM: interquartile mean over all runs of all tasks, its interval by stratified bootstrap (runs are resampled within"
+    " their task). Settings are the paper's; a task without a published mean is left out, and a backend that lacks a task is too.\n"
+)
+
+
+class Task(NamedTuple):
+    """A task that counts, and what a score of 1 is."""
+
+    group: Group
+    reference: Published
+
+
+class Chosen(NamedTuple):
+    """What the section shows."""
+
+    steps: int
+    tasks: list[Task]
+    backends: dict[str, list[list[Record]]]
+    """Backend -> of each task, as many runs as of the others."""
+    left_out: list[str]
+    """Backends that lack a task."""
+
+
+def section(results: Path) -> Section:
+    """The most tasks of one length; of two as many, the longer."""
+    chosen = choose(runs.newest(runs.read(results)))
+    if chosen is None:
+        return Section([], {})
+    path = results / "learning" / "tasks.png"
+    curves = {backend: curve(chosen.tasks, members) for backend, members in chosen.backends.items()}
+    finals = {backend: final_scores(chosen.tasks, members) for backend, members in chosen.backends.items()}
+    # Of a single task a profile says what the table of its runs says.
+    profiles = {backend: profile(scores) for backend, scores in finals.items()} if len(chosen.tasks) > 1 else {}
+    named = ", ".join(f"{one.group.env} (score of 1: {number(one.reference.mean)}, {version(one.reference)})" for one in chosen.tasks)
+    title = f"{', '.join(one.group.env for one in chosen.tasks)}; {chosen.steps:,} steps"
+    rows = []
+    for backend, scores in finals.items():
+        score = bootstrap.iqm(scores)
+        rows.append([backend, str(len(scores[0])), f"{score.value:.2f} {interval(score.interval, digits=2)}".strip()])
+    paragraphs = [
+        "## Tasks together\n",
+        INTRODUCTION,
+        f"Tasks: {named}; {chosen.steps:,} steps each.{_not_comparable(chosen.tasks)}\n",
+        image(f"IQM of the scores over steps and over wall-clock, {title}", path, results),
+        table(["backend", "seeds of each task", "final score: IQM, 95%"], rows),
+    ]
+    if {"torch", "jax"} <= finals.keys():
+        better = bootstrap.probability_of_improvement(finals["torch"], finals["jax"])
+        paragraphs.append(
+            f"A run of torch ends above one of jax with probability {better.value:.2f} {interval(better.interval, digits=2)}"
+            " (ties count half; average over the tasks).\n"
+        )
+    if chosen.left_out:
+        paragraphs.append(f"Left out, as it was not run on all of these tasks: {', '.join(chosen.left_out)}.\n")
+    if not profiles:
+        paragraphs.append("There is no performance profile of a single task.\n")
+    draw = partial(aggregate_plots.over_tasks, title=title, curves=curves, profiles=profiles)
+    return Section(paragraphs, {path: Picture(digest(title, curves, profiles), draw)})
+
+
+def _not_comparable(tasks: Sequence[Task]) -> str:
+    """A sentence about the tasks whose reward is another one in the version of the published runs."""
+    others = [one.group.env for one in tasks if not one.reference.comparable(one.group.env)]
+    if not others:
+        return ""
+    return (
+        f" The reward of {' and '.join(others)} differs from that version's: there a score is a unit, and no comparison with {NORMALISER}."
+    )
+
+
+def choose(groups: Sequence[Group]) -> Chosen | None:
+    """The groups of the paper's settings and of one length that cover the most tasks; None if no task has a published mean."""
+    by_steps: dict[int, dict[str, Task]] = {}
+    for group in groups:
+        references = [point for point in published(group.env, group.steps) if point.name == NORMALISER and point.steps == group.steps]
+        if references and not group.differences:
+            by_steps.setdefault(group.steps, {}).setdefault(group.env, Task(group, references[0]))
+    if not by_steps:
+        return None
+    steps, tasks = max(by_steps.items(), key=lambda each: (len(each[1]), each[0]))
+    known = sorted(tasks.values(), key=lambda one: one.group.env)
+    all_backends = dict.fromkeys(backend for one in known for backend in one.group.runs)
+    shared = [backend for backend in all_backends if all(backend in one.group.runs for one in known)]
+    backends = {backend: _as_many([one.group.runs[backend] for one in known]) for backend in shared}
+    return Chosen(steps, known, backends, [backend for backend in all_backends if backend not in shared]) if shared else None
+
+
+def final_scores(tasks: Sequence[Task], members: Sequence[Sequence[Record]]) -> list[list[float]]:
+    """Of each task, the normalised final return of each run."""
+    return [[runs.final(run) / task.reference.mean for run in of_task] for task, of_task in zip(tasks, members, strict=True)]
+
+
+def curve(tasks: Sequence[Task], members: Sequence[Sequence[Record]]) -> list[aggregate_plots.Score]:
+    """IQM of the scores after each step that every run was evaluated at, normalised by the reference at the end."""
+    every = [run for of_task in members for run in of_task]
+    points = []
+    for step in runs.steps(every):
+        scores = [[runs.after(run, step) / task.reference.mean for run in of_task] for task, of_task in zip(tasks, members, strict=True)]
+        seconds, spread = float(np.mean([runs.seconds(run, step) for run in every])), not all(map(runs.has_times, every))
+        points.append(aggregate_plots.Score(step, seconds, spread, bootstrap.iqm(scores)))
+    return points
+
+
+def profile(scores: Sequence[Sequence[float]]) -> bootstrap.Profile:
+    """Of the scores, at thresholds from 0 to beyond the highest of all."""
+    return bootstrap.performance_profile(scores, np.linspace(0.0, max(1.5, *map(max, scores)), 61).tolist())
+
+
+def version(reference: Published) -> str:
+    """The source and its version of the task."""
+    return f"{reference.name} on {reference.env}-{reference.env_version}"
+
+
+def _as_many(members: Sequence[Sequence[Record]]) -> list[list[Record]]:
+    """The first seeds of each task, as many as the task with the fewest has."""
+    count = min(map(len, members))
+    return [list(of_task[:count]) for of_task in members]

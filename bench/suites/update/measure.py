@@ -1,0 +1,231 @@
+"""Gradient steps per second by batch, width, backend and way, beside the machine's own matrix products: `python -m bench.update`.
+
+No environment: the memory is filled with synthetic transitions of HalfCheetah's shapes. At each size the contenders (torch and JAX, each
+fused and plain) and the products take turns, so that a machine that slows down slows all of them down.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from bench.core import contest, machine, runner
+from bench.core.flops import matmul_flops, update_flops
+from bench.core.record import MatmulCell, Timing, UpdateCell, UpdateSamples
+
+PRODUCTS = (256, 1_024)
+"""Rows and columns of the matrices that are multiplied beside."""
+STORED = 100_000
+"""Transitions in the memory, at every size of update."""
+STORED_AT = (256, 256)
+"""Batch and width at which the number of stored transitions is varied."""
+MOST_GRADIENT_STEPS = 16
+"""Of a fused call."""
+
+GFLOPS = {"cpu_core": 40.0, "gpu": 5_000.0}
+"""For the estimate: billions of operations in a second of a core, and of an accelerator."""
+SECONDS_PER_SETUP = {"cpu": 6.0, "gpu": 20.0}
+"""For the estimate: making and compiling the contenders of a size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What a preset measures."""
+
+    batches: tuple[int, ...]
+    widths: tuple[int, ...]
+    stored: tuple[int, ...]
+    """Numbers of stored transitions; the largest is the memory's capacity."""
+    rounds: int
+    round_seconds: float
+    """A round takes at least so long, and at least one call."""
+    largest_flops: float
+    """Sizes whose gradient step needs more are left out."""
+    call_flops: float
+    """A fused call takes as many gradient steps as fit in, from 2 to `MOST_GRADIENT_STEPS`."""
+
+
+BATCHES = (64, 256, 1_024, 4_096, 16_384)
+WIDTHS = (256, 512, 1_024, 2_048)
+ALL_STORED = (1_000, 10_000, 100_000, 1_000_000)
+PRESETS: dict[runner.Preset, Sizes] = {
+    "smoke": Sizes(batches=(64,), widths=(256,), stored=(1_000, 10_000), rounds=2, round_seconds=0.05, largest_flops=1e12, call_flops=1e9),
+    "cpu": Sizes(batches=BATCHES, widths=WIDTHS, stored=ALL_STORED, rounds=5, round_seconds=0.3, largest_flops=150e9, call_flops=40e9),
+    "gpu": Sizes(batches=BATCHES, widths=WIDTHS, stored=ALL_STORED, rounds=7, round_seconds=0.15, largest_flops=1e15, call_flops=1e15),
+}
+
+
+def main(
+    *, preset: runner.Preset | None = None, threads: int | None = None, seed: int = 0, results: Path | None = None, dry_run: bool = False
+) -> int:
+    """Measure every size of a preset, and write the record.
+
+    Args:
+        preset: smoke (under a minute), cpu (what two cores do in a quarter of an hour) or gpu (every size); unless told otherwise, cpu
+            or gpu, as the machine is.
+        threads: cores that the process is bound to; unless told otherwise, all.
+        seed: of weights and transitions.
+        results: folder for the record; unless told otherwise results/update, for smoke runs/smoke/update.
+        dry_run: print the plan, and stop.
+
+    Returns:
+        Exit status: 0, or 130 after Ctrl-C.
+    """
+    preset = preset or runner.default_preset()
+    threads = runner.bind(threads)
+    sizes = PRESETS[preset]
+    console = Console(soft_wrap=True)
+    left_out = [(batch, width) for batch in sizes.batches for width in sizes.widths if flops(batch, width) > sizes.largest_flops]
+    console.print(f"Gradient steps per second, preset {preset}, {threads} core(s)")
+    for batch, width in left_out:
+        console.print(f"  left out: batch {batch}, width {width}: {flops(batch, width) / 1e9:,.0f} GFLOP a gradient step")
+    run = runner.Run(
+        suite="update",
+        name=runner.run_name("update", preset, threads),
+        configuration={
+            "preset": preset,
+            "batches": list(sizes.batches),
+            "widths": list(sizes.widths),
+            "left_out": [list(size) for size in left_out],
+            "stored": list(sizes.stored),
+            "rounds": sizes.rounds,
+            "round_seconds": sizes.round_seconds,
+            "threads": threads,
+            "dtype": "float32",
+            "matmul_precision": "highest",
+            "observation": 17,
+            "action": 6,
+        },
+        seed=seed,
+        results=results or runner.default_results("update", preset),
+    )
+    empty = UpdateSamples(cells=[], matmuls=[], stored=[])
+    return runner.execute(run, list(pieces(sizes, threads, seed)), empty, console=console, dry_run=dry_run)
+
+
+def estimated_seconds(preset: runner.Preset, threads: int) -> float:
+    """How long a preset will take."""
+    return sum(piece.seconds for piece in pieces(PRESETS[preset], threads, 0))
+
+
+def flops(batch: int, width: int) -> int:
+    """Operations of one gradient step at HalfCheetah's shapes."""
+    return update_flops(observation=17, action=6, hidden=(width, width), batch=batch)
+
+
+def gradient_steps(batch: int, width: int, sizes: Sizes) -> int:
+    """Of a fused call."""
+    return max(2, min(MOST_GRADIENT_STEPS, int(sizes.call_flops / flops(batch, width))))
+
+
+def pieces(sizes: Sizes, threads: int, seed: int) -> Iterator[runner.Piece[UpdateSamples]]:
+    """What is measured in one go: all contenders of a size; then the numbers of stored transitions."""
+    kind = "gpu" if machine.find_accelerator() else "cpu"
+    speed = 1e9 * (GFLOPS["gpu"] if kind == "gpu" else GFLOPS["cpu_core"] * threads)
+    for width in sizes.widths:
+        for batch in sizes.batches:
+            if flops(batch, width) <= sizes.largest_flops:
+                steps = gradient_steps(batch, width, sizes)
+                seconds = [max(sizes.round_seconds, count * flops(batch, width) / speed) for count in (steps, 1)]
+                yield runner.Piece(
+                    name=f"batch {batch}, width {width}",
+                    seconds=SECONDS_PER_SETUP[kind] + (sizes.rounds + 2) * (2 * sum(seconds) + 4 * sizes.round_seconds),
+                    measure=partial(measure_size, batch, width, sizes, seed),
+                )
+    yield runner.Piece(
+        name="stored transitions",
+        seconds=SECONDS_PER_SETUP[kind] + 2 * len(sizes.stored) * (1 + (sizes.rounds + 2) * sizes.round_seconds),
+        measure=partial(measure_stored, sizes, seed),
+    )
+
+
+def measure_size(batch: int, width: int, sizes: Sizes, seed: int) -> UpdateSamples:
+    """Both backends, fused and plain, and the products, in turn."""
+    steps = gradient_steps(batch, width, sizes)
+    cells = [
+        UpdateCell(
+            backend=backend,
+            execution=execution,
+            chosen=None,
+            batch=batch,
+            width=width,
+            stored=STORED,
+            gradient_steps=steps if execution == "auto" else 1,
+            flops=flops(batch, width),
+            timings=[],
+            compile_seconds=None,
+            missing=None,
+        )
+        for backend in runner.BACKENDS
+        for execution in ("auto", "plain")
+    ]
+    products = {
+        (backend, size): partial(contest.product, backend, size, size, size)
+        for backend in runner.BACKENDS
+        for size in PRODUCTS
+        if backend not in runner.missing_backends()
+    }
+    measured, timings = contest.measure(cells, partial(_agent, capacity=STORED, seed=seed), products, sizes.rounds, sizes.round_seconds)
+    matmuls = [MatmulCell(backend=key[0], size=key[1], batch=batch, width=width, timings=found) for key, found in timings.items()]
+    return UpdateSamples(cells=measured, matmuls=matmuls, stored=[])
+
+
+def measure_stored(sizes: Sizes, seed: int) -> UpdateSamples:
+    """The fused way of both backends at every number of stored transitions, in turn; the memories are of one capacity."""
+    batch, width = STORED_AT
+    cells = [
+        UpdateCell(
+            backend=backend,
+            execution="auto",
+            chosen=None,
+            batch=batch,
+            width=width,
+            stored=stored,
+            gradient_steps=gradient_steps(batch, width, sizes),
+            flops=flops(batch, width),
+            timings=[],
+            compile_seconds=None,
+            missing=None,
+        )
+        for backend in runner.BACKENDS
+        for stored in sizes.stored
+    ]
+    agent = partial(_agent, capacity=max(sizes.stored), seed=seed)
+    measured, _ = contest.measure(cells, agent, {}, sizes.rounds, sizes.round_seconds)
+    return UpdateSamples(cells=[], matmuls=[], stored=measured)
+
+
+def _agent(cell: UpdateCell, capacity: int, seed: int) -> Any:
+    # Imported here, as the process must be bound to its cores first.
+    from bench.core import precisions, synthetic
+
+    precisions.use(cell.backend, "float32")
+    return synthetic.agent(
+        cell.backend,
+        batch_size=cell.batch,
+        width=cell.width,
+        stored=cell.stored,
+        capacity=capacity,
+        gradient_steps=cell.gradient_steps,
+        execution=cell.execution,
+        seed=seed,
+    )
+
+
+def speed(timings: list[Timing]) -> list[float]:
+    """Of each round, per second."""
+    return [found.count / found.seconds for found in timings]
+
+
+def gflops(cell: MatmulCell) -> list[float]:
+    """Billions of operations per second of each round."""
+    return [matmul_flops(cell.size) * each / 1e9 for each in speed(cell.timings)]
+
+
+if __name__ == "__main__":
+    sys.exit(tyro.cli(main, prog="python -m bench.update"))

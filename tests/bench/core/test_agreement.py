@@ -1,0 +1,65 @@
+"""Agreement with published runs against numbers worked out by hand."""
+
+import pytest
+import scipy.stats
+
+from bench.core.agreement import Summary, agreement, equivalence, smallest_difference, welch_interval
+
+
+def test_the_interval_is_welchs() -> None:
+    # As of the samples themselves: 9, 10, 11 beside 1, 5, 9.
+    known = scipy.stats.ttest_ind([9.0, 10.0, 11.0], [1.0, 5.0, 9.0], equal_var=False).confidence_interval(0.95)
+    assert welch_interval(Summary(10.0, 1.0, 3), Summary(5.0, 4.0, 3)) == pytest.approx((known.low, known.high))
+    assert welch_interval(Summary(2.0, 0.0, 3), Summary(1.0, 0.0, 3)) == (1.0, 1.0)
+
+
+def test_the_smallest_difference_of_ten_seeds_beside_ten() -> None:
+    # Any table of power: two samples of ten, two-sided 5%, 80% power: an effect of 1.325 standard deviations.
+    assert smallest_difference(Summary(0.0, 930.0, 10), Summary(0.0, 930.0, 10)) == pytest.approx(1.325 * 930, rel=1e-3)
+    # Two samples of three: 3.07.
+    assert smallest_difference(Summary(0.0, 1.0, 3), Summary(5.0, 1.0, 3)) == pytest.approx(3.07, abs=0.01)
+    assert smallest_difference(Summary(0.0, 0.0, 3), Summary(5.0, 0.0, 3)) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("published", "verdict"),
+    [
+        (Summary(1_000.0, 50.0, 10), "agrees"),
+        (Summary(2_000.0, 50.0, 10), "below"),
+        (Summary(500.0, 50.0, 10), "above"),
+        # As far away as the first, with an interval of a few hundred on each side.
+        (Summary(1_000.0, 400.0, 10), "cannot tell"),
+    ],
+)
+def test_the_verdict(published: Summary, verdict: str) -> None:
+    found = agreement([980.0, 1_000.0, 1_050.0], published)
+    assert found.verdict == verdict
+    assert found.difference == pytest.approx(1_010.0 - published.mean)
+    assert found.interval is not None
+    assert (found.interval.low <= 0 <= found.interval.high) is (verdict in ("agrees", "cannot tell"))
+
+
+def test_one_seed_cannot_tell() -> None:
+    assert agreement([7.0], Summary(1_000.0, 1.0, 10)) == (-993.0, None, None, "cannot tell")
+    assert agreement([7.0, 9.0], Summary(1_000.0, 0.0, 1)) == (-992.0, None, None, "cannot tell")
+
+
+def test_backends_are_equivalent_where_both_one_sided_tests_say_so() -> None:
+    found = equivalence([95.0, 100.0, 105.0], [97.0, 102.0, 107.0])
+    assert found is not None
+    # Both deviations are 5: standard error 5 sqrt(2 / 3) = 4.082, 4 degrees of freedom, t(0.95) = 2.132. The margin is 20% of 101.
+    assert found.difference == pytest.approx(-2.0)
+    assert found.margin == pytest.approx(20.2)
+    assert found.interval == pytest.approx((-2.0 - 8.703, -2.0 + 8.703), abs=1e-3)
+    # The nearer edge is 18.2 away: t = 4.458 with 4 degrees of freedom.
+    assert found.p_value == pytest.approx(scipy.stats.t.sf(18.2 / 4.0825, 4), rel=1e-3)
+    assert found.equivalent
+    # The difference is the same, the spread is not: 90% reaches beyond the margin.
+    wide = equivalence([60.0, 100.0, 140.0], [62.0, 102.0, 142.0])
+    assert wide is not None
+    assert not wide.equivalent
+    assert wide.interval.low < -wide.margin
+    apart = equivalence([70.0, 71.0, 72.0], [100.0, 101.0, 102.0])
+    assert apart is not None
+    assert not apart.equivalent
+    assert equivalence([1.0], [1.0, 2.0]) is None

@@ -1,0 +1,52 @@
+"""Published curves and the settings that they were trained with."""
+
+import csv
+
+import pytest
+
+from bench.suites.learning.published import REFERENCE, SETTINGS, published, settings_of
+
+
+def test_every_source_says_its_settings_and_where_they_stand() -> None:
+    with (REFERENCE / "settings.csv").open(encoding="utf-8", newline="") as stream:
+        settings = {row["source"]: row for row in csv.DictReader(stream)}
+    for name in ("published_curves.csv", "per_seed_curves.csv"):
+        with (REFERENCE / name).open(encoding="utf-8", newline="") as stream:
+            assert {row["source"] for row in csv.DictReader(stream)} <= settings.keys()
+    assert all(all(row[name] for name in (*SETTINGS, "evaluation", "citation")) for row in settings.values())
+
+
+def test_seeds_that_are_published_give_the_mean_at_each_milestone() -> None:
+    found = {(one.name, one.steps): one for one in published("Ant-v5", 200_000) if one.env_version == "v5"}
+    assert [(name, steps, round(one.mean), round(one.sample_std), one.seeds) for (name, steps), one in found.items()] == [
+        ("SB3", 50_000, 345, 96, 10),
+        ("SB3", 100_000, 581, 195, 10),
+        ("SB3", 200_000, 1_343, 374, 10),
+    ]
+    assert all(one.comparable("Ant-v5") for one in found.values())
+    last = found["SB3", 200_000]
+    assert len(last.curves) == 10
+    assert sorted(last.curves[0])[:2] == [10_000, 20_000]
+    assert max(last.curves[0]) == 200_000
+
+
+@pytest.mark.parametrize(
+    ("changed", "source", "differences"),
+    [
+        ({"random_timesteps": 10_000}, "nnabla-rl", []),
+        ({"random_timesteps": 100}, "SB3", []),
+        ({}, "nnabla-rl", ["random steps 10000 (here 5000)"]),
+        ({"random_timesteps": 10_000, "target_entropy": -4.0}, "jaxrl", []),
+        ({"random_timesteps": 10_000, "target_entropy": -3.0}, "jaxrl", ["target entropy -dim(A)/2 (here -3)"]),
+        (
+            {"random_timesteps": 10_000, "learning_rate": 1e-3, "learn_entropy": False, "initial_entropy_value": 0.2},
+            "Tianshou",
+            [],
+        ),
+        ({"random_timesteps": 10_000, "n_step": 3}, "nnabla-rl", ["n step 3 here"]),
+        ({"random_timesteps": 10_000}, "SimbaV2's SAC", ["unknown"]),
+    ],
+)
+def test_differences_are_named(changed: dict[str, object], source: str, differences: list[str]) -> None:
+    reference = next(one for one in published("Ant-v5", 200_000) if one.name == source)
+    assert settings_of("Ant-v5", changed).differences(reference.settings) == differences

@@ -1,0 +1,76 @@
+"""What a run's evaluations say, by metric."""
+
+import dataclasses
+
+import pytest
+
+from bench.core import plots, record
+from bench.core.record import Evaluation, Hardware, LearningSamples, Record, Session
+from bench.suites.learning import runs
+
+
+def run(*returns: float, seed: int = 0, seconds: float = 7_200.0) -> Record:
+    """Of a training of 20 steps for each of the returns."""
+    return Record(
+        schema_version=record.SCHEMA_VERSION,
+        suite="learning",
+        run=f"a-jax-seed{seed}",
+        date="2026-01-02T03:04:05+00:00",
+        sacref_version="0.1.0",
+        commit=None,
+        dirty=False,
+        configuration={"preset": "a", "env": "Task-v0", "backend": "jax", "steps": 20 * len(returns)},
+        hardware=Hardware(cpu_model="A CPU", cores=4, threads=1, memory_bytes=2**30, accelerator=None),
+        libraries={},
+        seed=seed,
+        compile_seconds=None,
+        samples=LearningSamples(
+            evaluations=[Evaluation(step=20 * (at + 1), returns=[each - 1, each + 1]) for at, each in enumerate(returns)],
+            sessions=[Session(started="", resumed=bool(at), wall_seconds=seconds / 2, cpu_seconds=0.0) for at in range(2)],
+        ),
+    )
+
+
+def test_the_final_evaluation_the_last_tenth_and_the_maximum_are_three_numbers() -> None:
+    one = run(*[0.0] * 17, 80.0, 50.0, 30.0)
+    assert runs.final(one) == 30.0
+    # Of 400 steps: the evaluations after 380 and 400, not that after 360.
+    assert runs.last_tenth(one) == 40.0
+    # Of the mean over seeds: 40 and 45, not the mean of the maxima, 80.
+    other = run(*[0.0] * 18, 80.0, 60.0, seed=1)
+    best = runs.best([one, other])
+    assert (best.mean, best.step) == (65.0, 380)
+    assert runs.best([one]).step == 360
+
+
+def test_seconds_are_spread_over_the_steps() -> None:
+    # Two sessions of an hour each, 40 steps.
+    assert runs.seconds(run(1.0, 2.0), 20) == 3_600
+    slow = run(1.0, 2.0, seconds=14_400.0)
+    assert [point.seconds for point in runs.curve([run(1.0, 2.0), slow])] == [5_400, 10_800]
+
+
+def test_seconds_are_those_of_the_evaluations_where_they_are_known() -> None:
+    spread = run(1.0, 2.0)
+    evaluations = [Evaluation(step=20 * (at + 1), returns=[1.0], seconds=seconds) for at, seconds in enumerate((1_800.0, 7_200.0))]
+    assert isinstance(spread.samples, LearningSamples)
+    timed = dataclasses.replace(spread, samples=dataclasses.replace(spread.samples, evaluations=evaluations))
+    assert [runs.seconds(timed, step) for step in (20, 40)] == [1_800, 7_200]
+    assert [(point.seconds, point.spread) for point in runs.curve([timed])] == [(1_800, False), (7_200, False)]
+    assert [(point.seconds, point.spread) for point in runs.curve([timed, spread])] == [(2_700, True), (7_200, True)]
+    labels = [plots.learning_curve("", {"jax": runs.curve(found)}, []).axes[1].get_xlabel() for found in ([timed], [timed, spread])]
+    assert labels == ["minutes of wall-clock", "minutes, spread evenly over the steps"]
+
+
+def test_only_steps_that_every_run_has_are_shared() -> None:
+    short = dataclasses.replace(run(1.0), samples=LearningSamples(evaluations=[Evaluation(step=40, returns=[1.0])], sessions=[]))
+    assert runs.steps([run(1.0, 2.0, 3.0), short]) == [40]
+    assert runs.after(run(1.0, 2.0, 3.0), 40) == 2.0
+    with pytest.raises(ValueError, match="not enough values"):
+        runs.after(short, 20)
+
+
+def test_of_each_preset_the_newest_group_counts() -> None:
+    newer = dataclasses.replace(run(3.0), sacref_version="0.2.0", date="2027-01-01T00:00:00+00:00")
+    (found,) = runs.newest(runs.group([run(1.0), newer]))
+    assert found.version == "0.2.0"

@@ -1,0 +1,201 @@
+"""What the page says of our runs beside published ones, and of all tasks together."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.core import bootstrap, record
+from bench.core.record import Evaluation, Hardware, LearningSamples, Record, Session
+from bench.suites.learning import runs
+from bench.suites.learning import verdicts as agreement
+from bench.suites.learning.runs import Group
+from bench.suites.tasks import section as aggregate
+
+
+def trained(preset: str, env: str, backend: str, seed: int, last: float, settings: Mapping[str, Any]) -> Record:
+    """A run of 100,000 steps in 1,000 seconds; half of its last return at half of them."""
+    return Record(
+        schema_version=record.SCHEMA_VERSION,
+        suite="learning",
+        run=f"{preset}-{backend}-seed{seed}",
+        date="2026-01-02T03:04:05+00:00",
+        sacref_version="0.1.0",
+        commit=None,
+        dirty=False,
+        configuration={"preset": preset, "env": env, "backend": backend, "steps": 100_000, "settings": dict(settings)},
+        hardware=Hardware(cpu_model="A CPU", cores=4, threads=1, memory_bytes=2**30, accelerator=None),
+        libraries={},
+        seed=seed,
+        compile_seconds=None,
+        samples=LearningSamples(
+            evaluations=[Evaluation(step=50_000, returns=[last / 2]), Evaluation(step=100_000, returns=[last])],
+            sessions=[Session(started="", resumed=False, wall_seconds=1_000.0, cpu_seconds=0.0)],
+        ),
+    )
+
+
+def grouped(preset: str, env: str, finals: Mapping[str, tuple[float, ...]], **settings: Any) -> Group:
+    """The runs of a preset: backend -> return of each seed."""
+    (found,) = runs.group(
+        trained(preset, env, backend, seed, last, settings) for backend, values in finals.items() for seed, last in enumerate(values)
+    )
+    return found
+
+
+# jaxrl's settings, so that its verdict is given.
+JAXRL = {"target_entropy": -3.0, "random_timesteps": 10_000, "learning_starts": 10_000}
+LOW = grouped("few", "HalfCheetah-v5", {"torch": (4_700.0, 4_800.0, 4_900.0), "jax": (5_700.0, 5_800.0, 5_900.0)}, **JAXRL)
+
+
+def test_every_published_point_of_a_step_stands_beside_each_backend() -> None:
+    found = agreement.beside(LOW)
+    names = ["SimbaV2's SAC", "SB3's zoo", "jaxrl", "nnabla-rl", "Tianshou"]
+    assert [(one.step, one.reference.name, one.backend) for one in found[:10]] == [
+        (100_000, name, backend) for name in names for backend in ("torch", "jax")
+    ]
+    assert len(found) == 20
+    assert [one.verdict for one in found if one.reference.name == "jaxrl" and one.step == 100_000] == ["below", "agrees"]
+    # At half of the steps half of the return is compared.
+    assert {tuple(one.returns) for one in found if one.step == 50_000 and one.backend == "torch"} == {(2_350.0, 2_400.0, 2_450.0)}
+
+
+def test_a_verdict_is_given_between_like_settings_alone() -> None:
+    of_torch = {one.reference.name: one for one in agreement.beside(LOW) if (one.step, one.backend) == (100_000, "torch")}
+    assert {name: one.verdict for name, one in of_torch.items()} == {
+        "SimbaV2's SAC": "other settings",
+        "SB3's zoo": "other settings",
+        "jaxrl": "below",
+        "nnabla-rl": "other settings",
+        "Tianshou": "other settings",
+    }
+    assert of_torch["SimbaV2's SAC"].differences == ("unknown",)
+    assert of_torch["nnabla-rl"].differences == ("target entropy -dim(A) (here -dim(A)/2)",)
+    assert of_torch["Tianshou"].differences == (
+        "policy learning rate 0.001 (here 0.0003)",
+        "critic learning rate 0.001 (here 0.0003)",
+        "entropy learning rate none (here 0.0003)",
+        "target entropy none (here -dim(A)/2)",
+        "temperature fixed at 0.2 (here learned)",
+    )
+    assert all(one.found.interval is not None and one.found.interval.high < 0 for one in of_torch.values() if one.reference.seeds > 3)
+    text = "".join(agreement.paragraphs(LOW, [LOW]))
+    assert "| other settings: target entropy -dim(A) (here -dim(A)/2) |" in text
+
+
+def test_a_setting_that_no_source_names_is_another_setting_too() -> None:
+    chunked = grouped("many", "HalfCheetah-v5", {"jax": (5_700.0, 5_800.0)}, **JAXRL, chunk=64)
+    assert {one.differences for one in agreement.beside(chunked) if one.reference.name == "jaxrl"} == {("chunk 64 here",)}
+
+
+def test_a_row_holds_the_difference_and_what_would_have_shown() -> None:
+    text = "".join(agreement.paragraphs(LOW, [LOW]))
+    # Sample deviations 460.5 of ten and 100 of three: standard error sqrt(460.5^2 / 10 + 100^2 / 3) = 156.7, 10.5 degrees of freedom.
+    (row,) = re.findall(
+        r"^\| jaxrl \| HalfCheetah-v2 \| 100,000 \| 10 det[^|]* \| 5,794 ± 461 \(10\) \| torch \| (.*) \|$", text, re.MULTILINE
+    )
+    cells = row.split(" | ")
+    assert cells[0] == "4,800 ± 100 (3)"
+    assert re.fullmatch(r"-994 \[-1,3\d\d, -6\d\d\]", cells[1])
+    assert 470 < float(cells[2]) < 500  # About 3 standard errors.
+    assert cells[4] == "below"
+
+
+def test_a_curve_apart_from_one_with_the_same_settings_is_named() -> None:
+    (said,) = [each for each in agreement.paragraphs(LOW, [LOW]) if "Apart" in each]
+    # Half of each return is below jaxrl's 3,910 at half of the steps; of the others the settings differ, however far away they are.
+    assert said == (
+        "**Apart from what is published with the same settings**: torch is below jaxrl (HalfCheetah-v2) after 100,000 steps; torch is below"
+        " jaxrl (HalfCheetah-v2) after 50,000 steps; jax is below jaxrl (HalfCheetah-v2) after 50,000 steps.\n"
+    )
+    usual = grouped("usual", "HalfCheetah-v5", {"torch": (1.0, 2.0)})
+    assert not any("Apart" in each for each in agreement.paragraphs(usual, [usual]))
+
+
+def test_runs_with_the_settings_of_a_source_stand_in_the_place_of_a_guess() -> None:
+    usual = grouped("usual", "HalfCheetah-v5", {"torch": (5_000.0, 5_100.0)})
+    (said,) = [each for each in agreement.paragraphs(usual, [usual, LOW]) if "with the settings of" in each]
+    assert said == (
+        "After 100,000 steps, mean (seeds): with the settings of jaxrl (5,794) sacref reaches torch 4,800 (3), jax 5,800 (3)"
+        " (HalfCheetah-v5 (few)).\n"
+    )
+
+
+def test_seeds_that_are_published_are_compared_along_the_curve() -> None:
+    nnabla = {"random_timesteps": 10_000, "learning_starts": 10_000}
+    group = grouped("same", "HalfCheetah-v5", {"jax": (5_200.0, 5_300.0, 5_400.0)}, **nnabla)
+    (one,) = [one for one in agreement.beside(group) if (one.reference.name, one.step) == ("nnabla-rl", 100_000)]
+    assert (one.verdict, one.reference.seeds, round(one.reference.sample_std)) == ("agrees", 3, 350)
+    # Evaluated at 50,000 (half of the return) and 100,000: 0.75 x 5,300 beside the mean of 2,876.9 and 5,233.0.
+    assert one.curve is not None
+    assert one.curve.difference == pytest.approx(0.75 * 5_300 - (2_876.9 + 5_233.0) / 2, abs=0.1)
+    assert f"| {one.curve.difference:+,.0f} [" in "".join(agreement.paragraphs(group, [group]))
+
+
+def test_no_agreement_is_claimed_of_another_reward() -> None:
+    hopper = grouped("more", "Hopper-v5", {"jax": (2_000.0, 2_100.0)})
+    assert {one.verdict for one in agreement.beside(hopper)} == {"not comparable"}
+    text = "".join(agreement.paragraphs(hopper, [hopper]))
+    assert text.count("| not comparable: the reward of this version differs |") == 10
+    same = grouped("more", "Hopper-v4", {"jax": (2_000.0, 2_100.0)})
+    assert {one.reference.source.split("@")[0] for one in agreement.beside(same) if one.comparable} == {"DAVIAN-Robotics/SimbaV2"}
+
+
+HOPPER = grouped("hops", "Hopper-v5", {"jax": (1_006.95, 2_013.9)})
+CHEETAH = grouped("runs", "HalfCheetah-v5", {"torch": (5_794.1,) * 3, "jax": (5_794.1, 5_794.1, 0.0)})
+
+
+def test_the_most_tasks_count_and_a_backend_that_lacks_one_is_left_out() -> None:
+    chosen = aggregate.choose([CHEETAH, HOPPER])
+    assert chosen is not None
+    assert [task.group.env for task in chosen.tasks] == ["HalfCheetah-v5", "Hopper-v5"]
+    assert (list(chosen.backends), chosen.left_out) == (["jax"], ["torch"])
+    # As many seeds of each task: the two of Hopper. jaxrl's means are the scores of 1.
+    scores = aggregate.final_scores(chosen.tasks, chosen.backends["jax"])
+    assert scores == [[1.0, 1.0], [0.5, 1.0]]
+    half, end = aggregate.curve(chosen.tasks, chosen.backends["jax"])
+    assert (half.step, end.step) == (50_000, 100_000)
+    assert end.iqm == bootstrap.iqm(scores)
+    assert half.iqm.value == 0.5
+    assert end.seconds == pytest.approx(1_000)
+    alone = aggregate.choose([CHEETAH])
+    assert alone is not None
+    assert list(alone.backends) == ["torch", "jax"]
+
+
+def test_tasks_without_a_published_mean_or_with_other_settings_do_not_count() -> None:
+    assert aggregate.choose([grouped("a", "Pusher-v5", {"jax": (1.0,)})]) is None
+    assert aggregate.choose([grouped("a", "Hopper-v5", {"jax": (1.0,)}, chunk=64)]) is None
+
+
+def test_the_profile_goes_down_from_all_to_none() -> None:
+    profile = aggregate.profile([[1.0, 1.0], [0.5, 1.75]])
+    assert (profile.thresholds[0], profile.thresholds[-1]) == (0.0, 1.75)
+    assert (profile.shares[0], profile.shares[-1]) == (1.0, 0.0)
+    assert profile.shares == sorted(profile.shares, reverse=True)
+
+
+def test_the_page_shows_the_profile_of_several_tasks_alone(tmp_path: Path) -> None:
+    for group in (CHEETAH, HOPPER):
+        for run in group.all_runs:
+            record.write(tmp_path / "learning" / "a" / f"{group.preset}-{run.run}.json", run)
+    section = aggregate.section(tmp_path)
+    ((path, picture),) = section.pictures.items()
+    assert path == tmp_path / "learning" / "tasks.png"
+    titles = [axes.get_title() for axes in picture.draw().get_axes()]
+    assert titles == ["sample efficiency", "wall-clock", "performance profile"]
+    text = "".join(section.paragraphs)
+    assert "HalfCheetah-v5 (score of 1: 5,794, jaxrl on HalfCheetah-v2), Hopper-v5 (score of 1: 2,014, jaxrl on Hopper-v2)" in text
+    assert "The reward of Hopper-v5 differs from that version's: there a score is a unit, and no comparison with jaxrl." in text
+    # Of 0.5, 1, 1 and 1 the lowest and a highest are cut off; the two of Hopper are 0.5 twice once in four resamples.
+    assert "| jax | 2 | 1.00 [0.75, 1.00] |" in text
+    assert "Left out, as it was not run on all of these tasks: torch." in text
+    for path in (tmp_path / "learning" / "a").glob("hops-*"):
+        path.unlink()
+    section = aggregate.section(tmp_path)
+    (picture,) = section.pictures.values()
+    assert len(picture.draw().get_axes()) == 2
+    # Each of torch's three ties with two of jax's and wins over the third: 2 / 3.
+    assert "A run of torch ends above one of jax with probability 0.67 [" in "".join(section.paragraphs)
