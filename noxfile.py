@@ -48,23 +48,23 @@ def parity(session: nox.Session) -> None:
 
 @nox.session
 def faults(session: nox.Session) -> None:
-    """200 SIGKILLs of whole runs, which are resumed and held against others; arguments after `--` go to bench.faults."""
+    """200 SIGKILLs of whole runs, which are resumed and held against others; arguments after `--` go to `python -m bench faults`."""
     install(session, "--editable", ".[bench,dev]")
-    python_module(session, "bench.faults", *session.posargs)
+    python_module(session, "bench", "faults", *session.posargs)
 
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """Memory and open files over 200,000 steps of each backend; arguments after `--` go to bench.soak."""
+    """Memory and open files over 200,000 steps of each backend; arguments after `--` go to `python -m bench soak`."""
     install(session, "--editable", ".[bench,dev]")
-    python_module(session, "bench.soak", *session.posargs)
+    python_module(session, "bench", "soak", *session.posargs)
 
 
 @nox.session
 def mutants(session: nox.Session) -> None:
-    """Mutants of the equations and of the update, about half an hour of one core; arguments after `--` go to bench.mutants."""
+    """Mutants of the equations and of the update, about half an hour of one core; arguments after `--` go to `python -m bench mutants`."""
     install(session, "--editable", ".[all,dev]")
-    python_module(session, "bench.mutants", *(session.posargs or ("--processes", "2")))
+    python_module(session, "bench", "mutants", *(session.posargs or ("--processes", "2")))
 
 
 @nox.session

@@ -6,25 +6,11 @@ from pathlib import Path
 
 import tyro
 
+from bench import suites
 from bench.core import machine, pictures
 from bench.core.page import Section, table
 from bench.core.pictures import Picture
 from bench.core.record import RecordError
-from bench.suites.amp import section as amp
-from bench.suites.backends import section as backends
-from bench.suites.examined import section as examined
-from bench.suites.faults import section as faults
-from bench.suites.learning import section as learning
-from bench.suites.mutants import section as mutants
-from bench.suites.parity import section as parity
-from bench.suites.population import section as population
-from bench.suites.recurrent import section as recurrent
-from bench.suites.rollout import section as rollout
-from bench.suites.scaling import section as scaling
-from bench.suites.soak import section as soak
-from bench.suites.tasks import section as aggregate
-from bench.suites.throughput import section as throughput
-from bench.suites.update import section as update
 
 RESULTS = machine.ROOT / "results"
 
@@ -34,25 +20,6 @@ What sacref, Soft Actor-Critic on PyTorch and on JAX, was measured to do: how we
 are apart. Made by `python -m bench.report` from the JSON records beside this page; do not edit it. A record holds the raw samples, seed,
 configuration, hardware, library versions and commit of one run. `python -m bench` measures again.
 """
-
-PARTS = (
-    learning,
-    backends,
-    aggregate,
-    throughput,
-    update,
-    population,
-    recurrent,
-    rollout,
-    amp,
-    scaling,
-    parity,
-    examined,
-    faults,
-    mutants,
-    soak,
-)
-"""The sections, in the order of the page."""
 
 
 class StaleError(RuntimeError):
@@ -85,7 +52,7 @@ def build(results: Path, *, check: bool = False) -> list[Path]:
         RecordError: if a JSON file is no record.
         StaleError: if `check`, and something would be written.
     """
-    sections = [part.section(results) for part in PARTS]
+    sections = [section for suite in suites.find().values() if (section := suite.section(results)) is not None]
     shown: dict[Path, Picture] = {}
     for section in sections:
         shown |= section.pictures

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -16,7 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import sacref
-from bench.core import machine, record, timing
+from bench.core import machine, record, stage, timing
+from bench.core.stage import Choices, Preset, Stage
 
 SamplesT = TypeVar(
     "SamplesT",
@@ -29,7 +31,6 @@ SamplesT = TypeVar(
     record.SoakSamples,
     record.FaultsSamples,
 )
-Preset = Literal["smoke", "cpu", "gpu"]
 BACKENDS = ("torch", "jax")
 PARTIAL = machine.ROOT / "runs" / "bench"
 """Where samples lie until their record is whole."""
@@ -113,7 +114,7 @@ def does_not_fit(error: Exception) -> bool:
 
 
 def execute(
-    run: Run, pieces: Sequence[Piece[SamplesT]], empty: SamplesT, *, console: Console, dry_run: bool, partial: Path = PARTIAL
+    run: Run, pieces: Sequence[Piece[SamplesT]], empty: SamplesT, *, console: Console, dry_run: bool, unfinished: Path = PARTIAL
 ) -> int:
     """Print the plan, measure what no earlier start has measured, and write the record.
 
@@ -123,14 +124,14 @@ def execute(
         empty: samples that hold nothing, which the pieces' are added to.
         console: for plan and progress.
         dry_run: stop after the plan.
-        partial: folder for the samples of a run that is not whole yet.
+        unfinished: folder for the samples of a run that is not whole yet.
 
     Returns:
         Exit status: 0, or 130 after Ctrl-C.
     """
     commit, dirty = machine.source()
     where = machine.hardware(machine.find_accelerator())
-    kept = Kept(partial, run, [commit, dirty, dataclasses.asdict(where), machine.libraries()])
+    kept = Kept(unfinished, run, [commit, dirty, dataclasses.asdict(where), machine.libraries()])
     todo = [piece for piece in pieces if piece.name not in kept.samples]
     for piece in pieces:
         console.print(
@@ -211,6 +212,22 @@ def merge(empty: SamplesT, parts: Sequence[SamplesT]) -> SamplesT:
     """All parts' lists behind each other."""
     lists = {field.name: [sample for part in parts for sample in getattr(part, field.name)] for field in dataclasses.fields(empty)}
     return dataclasses.replace(empty, **lists)
+
+
+def stages(suite: str, choices: Choices, seconds: float, *, slug: str | None = None) -> list[Stage]:
+    """Return the one stage of a suite that measures many sizes.
+
+    Args:
+        suite: name of the suite.
+        choices: as given to `Suite.stages`.
+        seconds: estimated.
+        slug: name of the machine in the record's path; None for that of its accelerator, or of its CPU.
+    """
+    name = run_name(suite, choices.preset, len(machine.available_cores()))
+    results = choices.results / suite
+    found = recorded(results, name, slug or machine.slug(machine.hardware(machine.find_accelerator())))
+    run = partial(stage.module, "bench", suite, "--preset", choices.preset, "--results", str(results))
+    return [Stage(name=f"{suite}, preset {choices.preset}", seconds=0.0 if found else seconds, run=run)]
 
 
 def recorded(results: Path, name: str, here: str) -> Path | None:

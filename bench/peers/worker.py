@@ -21,7 +21,7 @@ LIBRARIES = (*machine.LIBRARIES, "sbx-rl", "skrl", "tensordict", "torchrl")
 
 def main(arguments: Sequence[str]) -> int:
     """Train until the requests end; 1 after an error, which is the last answer."""
-    todo = usage.read("python -m bench.peers.worker JOB, as JSON", "bench.throughput", arguments, _job)
+    todo = usage.read("python -m bench.peers.worker JOB, as JSON", "bench throughput", arguments, _job)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     machine.keep_to_cores(todo["cores"])

@@ -1,5 +1,5 @@
 """Gradient steps by precision, width, batch, kind of networks and backend: speed, memory, and the error against float64:
-`python -m bench.amp`.
+`python -m bench amp`.
 
 Each backend and precision has a process of its own, since the libraries keep a precision for the whole process, and anew for each size, so
 that its peak of memory is that size's; the precisions of a backend take turns, and one waits while another is timed. A further precision is
@@ -8,7 +8,6 @@ a line of `bench/precisions.py`.
 
 import multiprocessing
 import signal
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
@@ -16,13 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import tyro
 from rich.console import Console
 
 from bench.core import machine, runner, timing
 from bench.core.flops import recurrent_update_flops, update_flops
 from bench.core.precisions import PRECISIONS
 from bench.core.record import AmpCell, AmpSamples, Timing
+from bench.core.stage import Choices, Preset, Stage
 from bench.suites.amp.worker import SEQUENCE_LENGTH, DoesNotFit, Errors, Judge, Memory, Ready, Size, Worker, serve
 
 NETWORKS = (None, "gru")
@@ -72,7 +71,7 @@ class Sizes:
         return max(2, min(self.gradient_steps, int(self.call_flops / flops(size))))
 
 
-PRESETS: dict[runner.Preset, Sizes] = {
+PRESETS: dict[Preset, Sizes] = {
     "smoke": Sizes(batches=(64,), widths=(64,), gradient_steps=2, call_flops=1e9, rounds=2, round_seconds=0.05, largest_flops=1e12),
     "cpu": Sizes(
         batches=(256, 1_024),
@@ -112,7 +111,7 @@ class Contender(Protocol):
 
 
 def main(
-    *, preset: runner.Preset | None = None, threads: int | None = None, seed: int = 0, results: Path | None = None, dry_run: bool = False
+    *, preset: Preset | None = None, threads: int | None = None, seed: int = 0, results: Path | None = None, dry_run: bool = False
 ) -> int:
     """Measure every size of a preset in every precision of the device, and write the record.
 
@@ -161,7 +160,12 @@ def main(
     return runner.execute(run, list(pieces(sizes, threads, seed)), AmpSamples(cells=[]), console=console, dry_run=dry_run)
 
 
-def estimated_seconds(preset: runner.Preset, threads: int) -> float:
+def stages(choices: Choices) -> list[Stage]:
+    """Return this suite's part of `python -m bench`."""
+    return runner.stages("amp", choices, estimated_seconds(choices.preset, len(machine.available_cores())))
+
+
+def estimated_seconds(preset: Preset, threads: int) -> float:
     """How long a preset will take."""
     return sum(piece.seconds for piece in pieces(PRESETS[preset], threads, 0))
 
@@ -337,7 +341,3 @@ class Remote:
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
-
-
-if __name__ == "__main__":
-    sys.exit(tyro.cli(main, prog="python -m bench.amp"))

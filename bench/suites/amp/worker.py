@@ -1,4 +1,4 @@
-"""The processes of `bench.amp`, told by a pipe what to do: one backend in one precision, which is timed, and the judge of all errors."""
+"""The processes of the precision suite: one backend in one precision, which is timed, and the judge of all errors."""
 
 import hashlib
 import importlib
@@ -229,4 +229,4 @@ def peak_memory(backend: str) -> tuple[int, Literal["device", "process"]]:
 
 
 if __name__ == "__main__":
-    usage.refuse("bench.amp_worker", "bench.amp")
+    usage.refuse("bench.suites.amp.worker", "bench amp")

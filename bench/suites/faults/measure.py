@@ -1,4 +1,4 @@
-"""Runs that are killed at random moments and resumed, against runs that are not: `python -m bench.faults` (`nox -s faults`).
+"""Runs that are killed at random moments and resumed, against runs that are not: `python -m bench faults` (`nox -s faults`).
 
 Each is a whole run of `sacref.train`, in a process of its own that SIGKILL ends again and again; `--resume` takes it up. Most kills fall
 while it trains, after it has written a checkpoint; some at any moment since its start, where it imports, compiles or reads. At its end
@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import random
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -21,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from numpy.typing import NDArray
 from rich.console import Console
 
 from bench.core import machine, record, runner
 from bench.core.record import FaultsCell, FaultsSamples
+from bench.core.stage import Preset
 from bench.suites.faults import worker as faults_worker
 from sacref.storage import checkpoint
 from sacref.training import resumption
@@ -76,15 +75,13 @@ TASKS = (
         options={"recurrent": "gru", "recurrent_size": 8},
     ),
 )
-KILLS: dict[runner.Preset, int] = {"smoke": 4, "cpu": 200, "gpu": 200}
+KILLS: dict[Preset, int] = {"smoke": 4, "cpu": 200, "gpu": 200}
 """SIGKILLs of all tasks together."""
 
 processes: Any = multiprocessing.get_context("forkserver")
 
 
-def main(
-    *, preset: runner.Preset = "cpu", threads: int | None = 1, seed: int = 0, results: Path | None = None, dry_run: bool = False
-) -> int:
+def main(*, preset: Preset = "cpu", threads: int | None = 1, seed: int = 0, results: Path | None = None, dry_run: bool = False) -> int:
     """Kill and resume, and write the record.
 
     Args:
@@ -143,7 +140,7 @@ def measure(task: Task, kills: int, seed: str, *, least_resumed: int = LEAST_RES
         return FaultsSamples(cells=[cell(kills=0, resumed=0, runs=0, seconds=0.0, differences=[], missing=missing)])
     # Read by the first process that is started: each begins as a copy of one that has imported everything.
     processes.set_forkserver_preload(
-        ["bench.faults_worker", "sacref.training.experiment", "gymnasium.envs.mujoco", "sacref.jax", "sacref.torch"]
+        ["bench.suites.faults.worker", "sacref.training.experiment", "gymnasium.envs.mujoco", "sacref.jax", "sacref.torch"]
     )
     moments = random.Random(seed)
     killed, resumed, number = 0, 0, 0
@@ -270,7 +267,3 @@ def _arrays(directory: Path) -> Iterator[tuple[str, NDArray[Any]]]:
                     yield f"{path.name}/{group}/{name}", array
     with np.load(directory / faults_worker.MEMORY) as memory:
         yield from ((f"memory/{name}", memory[name]) for name in memory.files)
-
-
-if __name__ == "__main__":
-    sys.exit(tyro.cli(main, prog="python -m bench.faults"))

@@ -68,4 +68,4 @@ def train(
 
 
 if __name__ == "__main__":
-    usage.refuse("bench.faults_worker", "bench.faults")
+    usage.refuse("bench.suites.faults.worker", "bench faults")

@@ -1,0 +1,6 @@
+"""Return curves over seeds, beside published ones: `python -m bench learning PRESET`."""
+
+from bench.core.suite import Suite
+
+assert __doc__
+SUITE = Suite(package=__name__, about=__doc__, section_order=10, stage_order=90)

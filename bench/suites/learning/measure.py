@@ -1,7 +1,7 @@
 """The learning suite: every backend and seed of a preset. On a CPU several runs beside each other, each on one core; on an accelerator all
 seeds of a backend together in one process, as a population.
 
-`python -m bench.learning halfcheetah-100k --jobs 2`; `python -m bench.learning standard` for a suite of presets, one after the other. A run
+`python -m bench learning halfcheetah-100k --jobs 2`; `python -m bench learning standard` for a suite of presets, one after the other. A run
 whose record exists is skipped, a run that stopped half-way is resumed, with others together or alone.
 """
 
@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Literal
@@ -25,21 +26,24 @@ import tyro
 from rich.console import Console
 
 import sacref
-from bench.core import machine, record, timing
-from bench.suites.learning.presets import Preset, presets_of
+from bench.core import machine, record, stage, timing
+from bench.core.stage import Choices, Stage
+from bench.suites.learning.presets import COMPARISONS, PRESETS, Preset, presets_of
 from bench.suites.learning.runs import members
 from bench.suites.learning.worker import Job, name_of, read_evaluations, resumable
 
 Backend = Literal["torch", "jax"]
 RESULTS = machine.ROOT / "results" / "learning"
 RUNS = machine.ROOT / "runs" / "learning"
+LONGEST_SECONDS = 90 * 60.0
+"""A preset fits a machine if its runs are estimated to take no longer."""
 
 UNMEASURED_STEPS_PER_SECOND = 80.0
 """Environment steps per second of one run on one core, evaluations included, for the estimate on a machine without a record."""
 UNMEASURED_STEPS_PER_SECOND_TOGETHER = 2_000.0
 """The same of all runs of a population on an accelerator."""
 
-WORKER = (sys.executable, "-m", "bench.learning_run")
+WORKER = (sys.executable, "-m", "bench.suites.learning.worker")
 
 STOP_SECONDS = 60.0
 """How long a run may take to write its checkpoint after Ctrl-C."""
@@ -159,6 +163,53 @@ def main(
         return 0
     with _terminate_as_interrupt():
         return Pool(waiting, shared.cores, console).run()
+
+
+def stages(choices: Choices) -> list[Stage]:
+    """Return this suite's part of `python -m bench`: the training runs of one preset or suite of presets."""
+    results = choices.results / "learning"
+    name = choices.learning_preset or ("smoke" if choices.preset == "smoke" else fitting_preset(results))
+    runs = [
+        plan(chosen, ("torch", "jax"), chosen.seeds, shared.jobs, results, RUNS, together=shared.together)
+        for chosen in presets_of(name)
+        for shared in [arrange(len(chosen.seeds))]
+    ]
+    return [
+        Stage(
+            name=f"learning, preset {name}",
+            seconds=sum(run.seconds for run in runs),
+            run=partial(stage.module, "bench", "learning", name, "--results", str(results)),
+        )
+    ]
+
+
+def fitting_preset(results: Path) -> str:
+    """The longest preset, or the standard suite, whose runs this machine does in `LONGEST_SECONDS` from the start; else the shortest.
+
+    Of those that are there for a comparison none: alone it says little.
+    """
+
+    here = machine.slug(machine.hardware(machine.find_accelerator()))
+
+    def seconds(name: str) -> float:
+        total = 0.0
+        for preset in presets_of(name):
+            shared = arrange(len(preset.seeds))
+            # Both backends; each round of processes takes as long as one of them.
+            rounds = -(-2 * -(-len(preset.seeds) // shared.together) // shared.jobs)
+            runs = min(shared.together, len(preset.seeds))
+            total += preset.steps * runs * rounds / steps_per_second(results, here, together=shared.together)
+        return total
+
+    compared = {
+        name
+        for comparison in COMPARISONS
+        for name in (comparison.preset, comparison.beside)
+        # The task as it is, with the paper's settings, says something alone, too.
+        if PRESETS[name].settings or PRESETS[name].arguments
+    }
+    by_length = sorted((name for name in (*PRESETS, "standard") if name not in compared), key=seconds)
+    return [name for name in by_length if seconds(name) <= LONGEST_SECONDS or name == by_length[0]][-1]
 
 
 def arrange(seeds: int, jobs: int | None = None, together: int | None = None) -> Arrangement:
@@ -407,7 +458,3 @@ def _terminate_as_interrupt() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-if __name__ == "__main__":
-    sys.exit(tyro.cli(main, prog="python -m bench.learning"))

@@ -1,6 +1,6 @@
 """Training runs of the learning suite, in a process of their own: train (or resume), then write the records.
 
-`bench.learning` starts it as `python -m bench.learning_run '[{"preset": ...}]'`. Several runs are trained together, as a population.
+`bench.suites.learning.measure` starts it, with a list of jobs as JSON. Several runs are trained together, as a population.
 """
 
 import bisect
@@ -67,8 +67,8 @@ Train = Callable[[Sequence[Job], bool], None]
 
 def main(argv: list[str] | None = None) -> int:
     """Run the jobs that the one argument describes; 0 when their records are written, 130 when they were interrupted."""
-    takes = "python -m bench.learning_run JOBS, as JSON"
-    jobs = usage.read(takes, "bench.learning", sys.argv[1:] if argv is None else argv, _jobs)
+    takes = "python -m bench.suites.learning.worker JOBS, as JSON"
+    jobs = usage.read(takes, "bench learning", sys.argv[1:] if argv is None else argv, _jobs)
     machine.keep_to_cores(jobs[0].cores)
     # A shell starts background jobs with Ctrl-C ignored, and that is inherited: the suite's request to stop must arrive.
     signal.signal(signal.SIGINT, signal.default_int_handler)

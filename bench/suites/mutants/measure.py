@@ -1,4 +1,4 @@
-"""Whether the tests see every small mistake in the equations and in the update: `python -m bench.mutants` (`nox -s mutants`).
+"""Whether the tests see every small mistake in the equations and in the update: `python -m bench mutants` (`nox -s mutants`).
 
 cosmic-ray's operators change one operator, number or decorator at a time. Each mutant runs the test file that mirrors its file, then the
 test of one update against the oracle, until a test fails. One that none of them sees needs a better test, or a reason why it is equivalent,
@@ -20,7 +20,6 @@ from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -100,7 +99,7 @@ def main(
         Exit status: 0; 1 where a mutant survived, or one that is listed as equivalent was seen; 130 after Ctrl-C.
     """
     if find_spec("cosmic_ray") is None:
-        raise SystemExit("bench.mutants needs cosmic-ray, which is not installed: pip install 'sacref[dev]'")
+        raise SystemExit("python -m bench mutants needs cosmic-ray, which is not installed: pip install 'sacref[dev]'")
     console = Console(soft_wrap=True)
     chosen = targets()
     for name in files:
@@ -298,7 +297,7 @@ class Run:
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
         environment = {**os.environ, **machine.ONE_THREAD, **compiled, "PYTHONPATH": _search_path(self.root)}
-        command = [sys.executable, "-m", "bench.mutants_worker"]
+        command = [sys.executable, "-m", "bench.suites.mutants.worker"]
         with subprocess.Popen(command, cwd=self.root, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdin is not None and process.stdout is not None
             process.stdin.write(json.dumps(given))
@@ -307,7 +306,7 @@ class Run:
                 yield Outcome(**json.loads(line))
                 progress.update(task, advance=1, refresh=True)
         if process.returncode:
-            raise RuntimeError(f"bench.mutants_worker ended with exit status {process.returncode}: see above")
+            raise RuntimeError(f"bench.suites.mutants.worker ended with exit status {process.returncode}: see above")
 
     def _keep(self, outcome: Outcome, file: str) -> None:
         self.outcomes[outcome.key] = outcome
@@ -322,7 +321,3 @@ class Run:
 
 def _search_path(root: Path) -> str:
     return ":".join(dict.fromkeys([str(root), str(machine.ROOT), *(entry for entry in sys.path if entry)]))
-
-
-if __name__ == "__main__":
-    sys.exit(tyro.cli(main, prog="python -m bench.mutants"))

@@ -9,8 +9,8 @@ from bench.core.record import MutantFile, MutantsSamples
 INTRODUCTION = (
     "Each mutant is a file with one mistake: an operator, a number, a condition or a decorator changed by cosmic-ray. It runs the test file"
     " that mirrors its file, then the test of one update against the oracle. Equivalent ones do what the file does; each has its reason in"
-    " [mutants_equivalent.json](../bench/suites/mutants/mutants_equivalent.json). The score is the share of the others, of those that were run, for which"
-    " a test failed or ran out of its time. Mutants of annotations, and those that Python does not compile, are left out.\n"
+    " [mutants_equivalent.json](../bench/suites/mutants/mutants_equivalent.json). The score is the share of the others, of those that were"
+    " run, for which a test failed or ran out of its time. Mutants of annotations, and those that Python does not compile, are left out.\n"
 )
 
 

@@ -1,4 +1,4 @@
-"""Runs the tests of one mutant after another: `python -m bench.mutants_worker`, which reads jobs as JSON from its standard input.
+"""Runs the tests of one mutant after another: `python -m bench.suites.mutants.worker`, which reads jobs as JSON from its standard input.
 
 torch and JAX take seconds to import: this process imports them once, and forks a child for each mutant. The child puts the mutated source
 in the place of the file's as Python reads it, so that the file itself stays as it is, and runs pytest. What came of a job is a line of JSON
@@ -296,8 +296,8 @@ def preload(names: Sequence[str]) -> None:
 
 def main() -> int:
     """Read `{"at_once", "modules", "seen", "jobs"}`, and print a line for each job."""
-    takes = "python -m bench.mutants_worker, with jobs as JSON on its standard input"
-    jobs, asked = usage.read(takes, "bench.mutants", sys.argv[1:], _asked)
+    takes = "python -m bench.suites.mutants.worker, with jobs as JSON on its standard input"
+    jobs, asked = usage.read(takes, "bench mutants", sys.argv[1:], _asked)
     # Its children go with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     preload(asked["modules"])

@@ -1,4 +1,4 @@
-"""Gradient steps of populations by their size, beside one agent alone: `python -m bench.population`.
+"""Gradient steps of populations by their size, beside one agent alone: `python -m bench population`.
 
 No environment: the memories are filled with synthetic transitions of HalfCheetah's shapes. As in a training, each member is an agent in a
 thread of its own, and the gradient steps of all are one call. All contenders (torch and JAX, each width and size) take turns, so that a
@@ -7,7 +7,6 @@ machine that slows down slows all of them down.
 
 import contextlib
 import importlib
-import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import tyro
 from rich.console import Console
 
 from bench.core import contest, machine, runner
 from bench.core.record import PopulationCell, PopulationSamples
+from bench.core.stage import Choices, Preset, Stage
 
 BATCH = 256
 STORED = 20_000
@@ -47,7 +46,7 @@ class Sizes:
     """A round takes at least so long, and at least one call."""
 
 
-PRESETS: dict[runner.Preset, Sizes] = {
+PRESETS: dict[Preset, Sizes] = {
     "smoke": Sizes(members=(1, 2), widths=(32,), gradient_steps=2, rounds=2, round_seconds=0.05),
     "cpu": Sizes(members=(1, 2, 5, 10), widths=(64, 256), gradient_steps=2, rounds=7, round_seconds=0.3),
     "gpu": Sizes(members=(1, 2, 5, 10, 20, 50), widths=(256,), gradient_steps=8, rounds=7, round_seconds=0.3),
@@ -55,7 +54,7 @@ PRESETS: dict[runner.Preset, Sizes] = {
 
 
 def main(
-    *, preset: runner.Preset | None = None, threads: int | None = None, seed: int = 0, results: Path | None = None, dry_run: bool = False
+    *, preset: Preset | None = None, threads: int | None = None, seed: int = 0, results: Path | None = None, dry_run: bool = False
 ) -> int:
     """Measure every size of a preset, and write the record.
 
@@ -105,7 +104,12 @@ def main(
     return runner.execute(run, pieces, PopulationSamples(cells=[]), console=console, dry_run=dry_run)
 
 
-def estimated_seconds(preset: runner.Preset) -> float:
+def stages(choices: Choices) -> list[Stage]:
+    """Return this suite's part of `python -m bench`."""
+    return runner.stages("population", choices, estimated_seconds(choices.preset))
+
+
+def estimated_seconds(preset: Preset) -> float:
     """How long a preset will take."""
     return sum(_seconds(PRESETS[preset], width) for width in PRESETS[preset].widths)
 
@@ -209,7 +213,3 @@ def _agent(cell: PopulationCell, seed: int) -> Any:
     return synthetic.agent(
         cell.backend, batch_size=cell.batch, width=cell.width, stored=STORED, gradient_steps=cell.gradient_steps, seed=seed
     )
-
-
-if __name__ == "__main__":
-    sys.exit(tyro.cli(main, prog="python -m bench.population"))

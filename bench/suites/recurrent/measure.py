@@ -1,23 +1,22 @@
-"""Gradient steps of a recurrent agent beside a feed-forward one with as many rows, and what limits them: `python -m bench.recurrent`.
+"""Gradient steps of a recurrent agent beside a feed-forward one with as many rows, and what limits them: `python -m bench recurrent`.
 
 No environment: the memories are filled with synthetic transitions of HalfCheetah's shapes. All contenders (torch and JAX, each fused and
 plain, feed-forward and by length of the sequences) and the products of two matrices take turns, so that a machine that slows down slows
 all of them down. The products are square ones, and those of the recurrence: the hidden states of a batch times their weights.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import tyro
 from rich.console import Console
 
 from bench.core import contest, machine, runner
 from bench.core.flops import recurrent_update_flops, update_flops
 from bench.core.record import ProductCell, RecurrentCell, RecurrentSamples
+from bench.core.stage import Choices, Preset, Stage
 
 KIND, GATES, SIZE = "gru", 3, 128
 """The cell."""
@@ -49,7 +48,7 @@ class Sizes:
     """A round takes at least so long, and at least one call."""
 
 
-PRESETS: dict[runner.Preset, Sizes] = {
+PRESETS: dict[Preset, Sizes] = {
     "smoke": Sizes(lengths=(4,), gradient_steps=2, rounds=2, round_seconds=0.05),
     "cpu": Sizes(lengths=(8, 32), gradient_steps=2, rounds=7, round_seconds=0.3),
     "gpu": Sizes(lengths=(8, 32, 128), gradient_steps=16, rounds=7, round_seconds=0.3),
@@ -57,7 +56,7 @@ PRESETS: dict[runner.Preset, Sizes] = {
 
 
 def main(
-    *, preset: runner.Preset | None = None, threads: int | None = None, seed: int = 0, results: Path | None = None, dry_run: bool = False
+    *, preset: Preset | None = None, threads: int | None = None, seed: int = 0, results: Path | None = None, dry_run: bool = False
 ) -> int:
     """Measure every length of a preset, and write the record.
 
@@ -103,7 +102,12 @@ def main(
     return runner.execute(run, [todo], RecurrentSamples(cells=[], products=[]), console=console, dry_run=dry_run)
 
 
-def estimated_seconds(preset: runner.Preset) -> float:
+def stages(choices: Choices) -> list[Stage]:
+    """Return this suite's part of `python -m bench`."""
+    return runner.stages("recurrent", choices, estimated_seconds(choices.preset))
+
+
+def estimated_seconds(preset: Preset) -> float:
     """How long a preset will take."""
     sizes, kind = PRESETS[preset], "gpu" if machine.find_accelerator() else "cpu"
     contenders = len(cells(sizes))
@@ -179,7 +183,3 @@ def _agent(cell: RecurrentCell, seed: int) -> Any:
         recurrent=cell.recurrent,
         recurrent_size=SIZE,
     )
-
-
-if __name__ == "__main__":
-    sys.exit(tyro.cli(main, prog="python -m bench.recurrent"))

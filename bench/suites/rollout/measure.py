@@ -1,4 +1,4 @@
-"""What the training loop is made of: environments, acting, the whole loop by number of environments, its parts: `python -m bench.rollout`.
+"""What the training loop is made of: environments, acting, the whole loop by number of environments, its parts: `python -m bench rollout`.
 
 Environments are stepped in every way that there is, beside MuJoCo's own `rollout` of the same simulations, which observes and pays nothing.
 
@@ -6,7 +6,6 @@ The contenders of a comparison take turns. The parts are measured in a pass of t
 the loop lets run beside each other then stands behind each other, so that the parts add up to slightly more than the loop takes.
 """
 
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -15,11 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, get_args, get_type_hints
 
-import tyro
 from rich.console import Console
 
 from bench.core import runner, timing
 from bench.core.record import ActCell, EnvironmentCell, LoopCell, PartCell, RolloutSamples, Timing
+from bench.core.stage import Choices, Preset, Stage
 from bench.core.timing import Timed
 
 ENVS = tuple(
@@ -68,7 +67,7 @@ class Sizes:
     """Environment steps in a round of a loop."""
 
 
-PRESETS: dict[runner.Preset, Sizes] = {
+PRESETS: dict[Preset, Sizes] = {
     "smoke": Sizes(envs=("HalfCheetah-v5", "Hopper-v5"), num_envs=(1, 4), rounds=2, round_seconds=0.05, loop_steps=32),
     "cpu": Sizes(envs=ENVS, num_envs=(1, 4, 16), rounds=5, round_seconds=0.3, loop_steps=320),
     "gpu": Sizes(envs=ENVS, num_envs=(1, 4, 16), rounds=7, round_seconds=0.3, loop_steps=3_200),
@@ -78,7 +77,7 @@ LOOP_STEPS_PER_SECOND = {"smoke": 80.0, "cpu": 80.0, "gpu": 1_000.0}
 
 
 def main(
-    *, preset: runner.Preset | None = None, threads: int | None = None, seed: int = 0, results: Path | None = None, dry_run: bool = False
+    *, preset: Preset | None = None, threads: int | None = None, seed: int = 0, results: Path | None = None, dry_run: bool = False
 ) -> int:
     """Measure every part of a preset, and write the record.
 
@@ -124,12 +123,17 @@ def main(
     return runner.execute(run, list(pieces(preset, seed, threads)), _samples(), console=console, dry_run=dry_run)
 
 
-def estimated_seconds(preset: runner.Preset) -> float:
+def stages(choices: Choices) -> list[Stage]:
+    """Return this suite's part of `python -m bench`."""
+    return runner.stages("rollout", choices, estimated_seconds(choices.preset))
+
+
+def estimated_seconds(preset: Preset) -> float:
     """How long a preset will take."""
     return sum(piece.seconds for piece in pieces(preset, 0))
 
 
-def pieces(preset: runner.Preset, seed: int, threads: int = 1) -> Iterator[runner.Piece[RolloutSamples]]:
+def pieces(preset: Preset, seed: int, threads: int = 1) -> Iterator[runner.Piece[RolloutSamples]]:
     """What is measured in one go."""
     sizes = PRESETS[preset]
     a_round = (sizes.rounds + 2) * sizes.round_seconds
@@ -427,7 +431,3 @@ def _agent(backend: str, num_envs: int, seed: int) -> Any:
 
 def _samples(**lists: Any) -> RolloutSamples:
     return RolloutSamples(**{"environments": [], "acts": [], "loops": [], "parts": [], **lists})
-
-
-if __name__ == "__main__":
-    sys.exit(tyro.cli(main, prog="python -m bench.rollout"))

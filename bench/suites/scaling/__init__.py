@@ -1,0 +1,6 @@
+"""Gradient steps per second of several ranks that train one agent."""
+
+from bench.core.suite import Suite
+
+assert __doc__
+SUITE = Suite(package=__name__, about=__doc__, section_order=100, stage_order=70)

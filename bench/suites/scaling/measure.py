@@ -1,4 +1,4 @@
-"""Gradient steps of several ranks that train one agent together, beside one alone: `python -m bench.scaling`.
+"""Gradient steps of several ranks that train one agent together, beside one alone: `python -m bench scaling`.
 
 A rank is a process; ranks average their gradients in every gradient step. Weak scaling: each rank has the batch that one alone has.
 Strong scaling: they share it. No environment: every rank's memory is filled with synthetic transitions of HalfCheetah's shapes. The
@@ -6,19 +6,18 @@ numbers of ranks take turns, and those whose turn it is not stand still. Where t
 share the cores of this machine, so that they show what the division costs and not what a further machine gains.
 """
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 
 from bench.core import machine, runner, timing
 from bench.core.flops import update_flops
 from bench.core.record import Hardware, ScalingCell, ScalingSamples, Timing
+from bench.core.stage import Choices, Preset, Stage
 from bench.suites.scaling.worker import Group, LostGroup, Work, shares
 from bench.suites.update.measure import GFLOPS
 
@@ -44,7 +43,7 @@ class Sizes:
     """A round takes at least so long, and at least one call."""
 
 
-PRESETS: dict[runner.Preset, Sizes] = {
+PRESETS: dict[Preset, Sizes] = {
     "smoke": Sizes(ranks=(1, 2), widths=(64,), gradient_steps=2, rounds=2, round_seconds=0.05),
     "cpu": Sizes(ranks=(1, 2, 4), widths=(256, 1_024), gradient_steps=4, rounds=7, round_seconds=0.5),
     "gpu": Sizes(ranks=(1, 2, 4, 8), widths=(256, 1_024, 4_096), gradient_steps=16, rounds=7, round_seconds=0.5),
@@ -52,7 +51,7 @@ PRESETS: dict[runner.Preset, Sizes] = {
 
 
 def main(
-    *, preset: runner.Preset | None = None, threads: int | None = None, seed: int = 0, results: Path | None = None, dry_run: bool = False
+    *, preset: Preset | None = None, threads: int | None = None, seed: int = 0, results: Path | None = None, dry_run: bool = False
 ) -> int:
     """Measure every number of ranks of a preset, and write the record.
 
@@ -101,7 +100,12 @@ def main(
     return runner.execute(run, list(pieces(sizes, seed)), ScalingSamples(cells=[]), console=console, dry_run=dry_run)
 
 
-def estimated_seconds(preset: runner.Preset) -> float:
+def stages(choices: Choices) -> list[Stage]:
+    """Return this suite's part of `python -m bench`. Ranks compute on the CPU where there is a single GPU."""
+    return runner.stages("scaling", choices, estimated_seconds(choices.preset), slug=machine.slug(measured_on()))
+
+
+def estimated_seconds(preset: Preset) -> float:
     """How long a preset will take."""
     return sum(piece.seconds for piece in pieces(PRESETS[preset], 0))
 
@@ -214,7 +218,3 @@ def measure(backend: str, width: int, sizes: Sizes, seed: int, start: Start = Gr
             compiling = timing.compile_seconds(first[number], cell.gradient_steps, timings[number])
             found[number] = replace(cell, timings=timings[number], compile_seconds=compiling)
     return ScalingSamples(cells=found)
-
-
-if __name__ == "__main__":
-    sys.exit(tyro.cli(main, prog="python -m bench.scaling"))

@@ -1,4 +1,4 @@
-"""The processes of `bench.scaling`: the ranks of one agent, told by pipes what to do. All of a group do the same at the same time."""
+"""The processes of the scaling suite: the ranks of one agent, told by pipes what to do. All of a group do the same at the same time."""
 
 import hashlib
 import importlib
@@ -228,4 +228,4 @@ def _free_port() -> int:
 
 
 if __name__ == "__main__":
-    usage.refuse("bench.scaling_worker", "bench.scaling")
+    usage.refuse("bench.suites.scaling.worker", "bench scaling")

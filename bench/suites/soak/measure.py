@@ -1,4 +1,4 @@
-"""Whether memory and open files stay flat over a long run: `python -m bench.soak` (`nox -s soak`).
+"""Whether memory and open files stay flat over a long run: `python -m bench soak` (`nox -s soak`).
 
 A whole run of each backend, in a process of its own, with a small network in an environment that costs nothing. From when the replay
 memory is full until the end, resident memory may differ by 2%, the number of open files not at all, and Python may not hold an object
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 
 from bench.core import machine, record, runner
 from bench.core.record import SoakCell, SoakSample, SoakSamples
+from bench.core.stage import Preset
 
 TOLERANCE = 0.02
 """Largest relative difference of resident memory from that when the replay memory was full."""
@@ -38,16 +38,14 @@ class Sizes:
     samples: int
 
 
-PRESETS: dict[runner.Preset, Sizes] = {
+PRESETS: dict[Preset, Sizes] = {
     "smoke": Sizes(steps=2_000, capacity=500, samples=20),
     "cpu": Sizes(steps=200_000, capacity=20_000, samples=200),
     "gpu": Sizes(steps=200_000, capacity=20_000, samples=200),
 }
 
 
-def main(
-    *, preset: runner.Preset = "cpu", threads: int | None = None, seed: int = 0, results: Path | None = None, dry_run: bool = False
-) -> int:
+def main(*, preset: Preset = "cpu", threads: int | None = None, seed: int = 0, results: Path | None = None, dry_run: bool = False) -> int:
     """Run both backends, and write the record.
 
     Args:
@@ -103,7 +101,7 @@ def measure(backend: str, sizes: Sizes, seed: int) -> SoakSamples:
     if missing is not None:
         return SoakSamples(cells=[_cell(backend, sizes, missing=missing)])
     job = {"backend": backend, "steps": sizes.steps, "capacity": sizes.capacity, "samples": sizes.samples, "seed": seed}
-    command = [sys.executable, "-m", "bench.soak_worker", json.dumps(job)]
+    command = [sys.executable, "-m", "bench.suites.soak.worker", json.dumps(job)]
     finished = subprocess.run(command, cwd=machine.ROOT, stdout=subprocess.PIPE, text=True, check=True)
     found = json.loads(finished.stdout.splitlines()[-1])
     return SoakSamples(
@@ -152,7 +150,3 @@ def _cell(
     return SoakCell(
         backend=backend, execution=execution, steps=sizes.steps, capacity=sizes.capacity, samples=list(samples), missing=missing
     )
-
-
-if __name__ == "__main__":
-    sys.exit(tyro.cli(main, prog="python -m bench.soak"))

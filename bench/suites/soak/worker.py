@@ -1,4 +1,4 @@
-"""One long run of one backend in this process, which notes its memory and its open files on the way: `python -m bench.soak_worker JOB`.
+"""One long run of one backend in this process, which notes its memory and its open files on the way.
 
 It is a whole run, as `sacref train` makes it: tracking, evaluations, checkpoints. What it measured is printed as JSON, on the last line.
 """
@@ -134,7 +134,7 @@ def run(*, backend: Any, steps: int, capacity: int, samples: int, seed: int = 0)
 
 def main(arguments: Sequence[str]) -> int:
     """Print what one long run measured; the one argument holds those of `run`."""
-    todo = usage.read("python -m bench.soak_worker JOB, as JSON", "bench.soak", arguments, _job)
+    todo = usage.read("python -m bench.suites.soak.worker JOB, as JSON", "bench soak", arguments, _job)
     print(json.dumps(run(**todo)))
     return 0
 

@@ -1,4 +1,4 @@
-"""Environment steps per second of sacref's two backends beside their peers: `python -m bench.throughput`.
+"""Environment steps per second of sacref's two backends beside their peers: `python -m bench throughput`.
 
 Every contender trains in a process of its own, a peer by the interpreter of an environment of its own (`make bench-peers`), and only one
 works at a time: the rounds alternate (A B C A B C ...), so that a machine that slows down slows all of them down. A round is a number of
@@ -11,11 +11,11 @@ import hashlib
 import json
 import os
 import statistics
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -24,8 +24,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import sacref
-from bench.core import machine, record, timing
+from bench.core import machine, record, runner, stage, timing
 from bench.core.record import Round
+from bench.core.stage import Choices, Stage
 from bench.peers import CHUNK, CONTENDERS, Peer, environments
 from bench.peers.process import Description, MissingError, Process, open_process
 from bench.peers.setting import Setting
@@ -148,6 +149,21 @@ class Run:
     folder: Path
     scripts: Mapping[str, Path]
     results: Path
+
+
+def stages(choices: Choices) -> list[Stage]:
+    """Return this suite's part of `python -m bench`: the numbers of threads that have no record yet."""
+    size, results = "smoke" if choices.preset == "smoke" else "medium", choices.results / "throughput"
+    here = machine.slug(machine.hardware(machine.find_accelerator()))
+    counts = default_threads(len(machine.available_cores()))
+    missing = [str(count) for count in counts if not runner.recorded(results, run_name("HalfCheetah-v5", count), here)]
+    return [
+        Stage(
+            name=f"throughput, preset {size}",
+            seconds=len(missing) * estimated_seconds(PRESETS[size]),
+            run=partial(stage.module, "bench", "throughput", "--preset", size, "--threads", *missing, "--results", str(results)),
+        )
+    ]
 
 
 def default_threads(available: int) -> tuple[int, ...]:
@@ -378,7 +394,3 @@ class Kept:
         line = json.dumps({name: dataclasses.asdict(timed) for name, timed in measured.items()})
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
-
-
-if __name__ == "__main__":
-    sys.exit(tyro.cli(main, prog="python -m bench.throughput"))

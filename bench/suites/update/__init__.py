@@ -1,0 +1,6 @@
+"""Gradient steps per second by batch and width, beside matrix products."""
+
+from bench.core.suite import Suite
+
+assert __doc__
+SUITE = Suite(package=__name__, about=__doc__, section_order=50, stage_order=20)

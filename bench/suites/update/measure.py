@@ -1,22 +1,21 @@
-"""Gradient steps per second by batch, width, backend and way, beside the machine's own matrix products: `python -m bench.update`.
+"""Gradient steps per second by batch, width, backend and way, beside the machine's own matrix products: `python -m bench update`.
 
 No environment: the memory is filled with synthetic transitions of HalfCheetah's shapes. At each size the contenders (torch and JAX, each
 fused and plain) and the products take turns, so that a machine that slows down slows all of them down.
 """
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import tyro
 from rich.console import Console
 
 from bench.core import contest, machine, runner
 from bench.core.flops import matmul_flops, update_flops
 from bench.core.record import MatmulCell, Timing, UpdateCell, UpdateSamples
+from bench.core.stage import Choices, Preset, Stage
 
 PRODUCTS = (256, 1_024)
 """Rows and columns of the matrices that are multiplied beside."""
@@ -53,7 +52,7 @@ class Sizes:
 BATCHES = (64, 256, 1_024, 4_096, 16_384)
 WIDTHS = (256, 512, 1_024, 2_048)
 ALL_STORED = (1_000, 10_000, 100_000, 1_000_000)
-PRESETS: dict[runner.Preset, Sizes] = {
+PRESETS: dict[Preset, Sizes] = {
     "smoke": Sizes(batches=(64,), widths=(256,), stored=(1_000, 10_000), rounds=2, round_seconds=0.05, largest_flops=1e12, call_flops=1e9),
     "cpu": Sizes(batches=BATCHES, widths=WIDTHS, stored=ALL_STORED, rounds=5, round_seconds=0.3, largest_flops=150e9, call_flops=40e9),
     "gpu": Sizes(batches=BATCHES, widths=WIDTHS, stored=ALL_STORED, rounds=7, round_seconds=0.15, largest_flops=1e15, call_flops=1e15),
@@ -61,7 +60,7 @@ PRESETS: dict[runner.Preset, Sizes] = {
 
 
 def main(
-    *, preset: runner.Preset | None = None, threads: int | None = None, seed: int = 0, results: Path | None = None, dry_run: bool = False
+    *, preset: Preset | None = None, threads: int | None = None, seed: int = 0, results: Path | None = None, dry_run: bool = False
 ) -> int:
     """Measure every size of a preset, and write the record.
 
@@ -108,7 +107,12 @@ def main(
     return runner.execute(run, list(pieces(sizes, threads, seed)), empty, console=console, dry_run=dry_run)
 
 
-def estimated_seconds(preset: runner.Preset, threads: int) -> float:
+def stages(choices: Choices) -> list[Stage]:
+    """Return this suite's part of `python -m bench`."""
+    return runner.stages("update", choices, estimated_seconds(choices.preset, len(machine.available_cores())))
+
+
+def estimated_seconds(preset: Preset, threads: int) -> float:
     """How long a preset will take."""
     return sum(piece.seconds for piece in pieces(PRESETS[preset], threads, 0))
 
@@ -225,7 +229,3 @@ def speed(timings: list[Timing]) -> list[float]:
 def gflops(cell: MatmulCell) -> list[float]:
     """Billions of operations per second of each round."""
     return [matmul_flops(cell.size) * each / 1e9 for each in speed(cell.timings)]
-
-
-if __name__ == "__main__":
-    sys.exit(tyro.cli(main, prog="python -m bench.update"))

@@ -35,7 +35,7 @@ EMPTY = UpdateSamples(cells=[], matmuls=[], stored=[])
 
 def execute(run: Run, pieces: list[Piece[UpdateSamples]], tmp_path: Path, *, dry_run: bool = False) -> tuple[int, str]:
     console = Console(file=io.StringIO(), width=200)
-    status = runner.execute(run, pieces, EMPTY, console=console, dry_run=dry_run, partial=tmp_path / "partial")
+    status = runner.execute(run, pieces, EMPTY, console=console, dry_run=dry_run, unfinished=tmp_path / "partial")
     assert isinstance(console.file, io.StringIO)
     return status, console.file.getvalue()
 

@@ -8,13 +8,13 @@ import pytest
 from bench.core import machine
 
 SUITES = {
-    "bench.amp_worker": "bench.amp",
-    "bench.faults_worker": "bench.faults",
-    "bench.scaling_worker": "bench.scaling",
-    "bench.soak_worker": "bench.soak",
-    "bench.mutants_worker": "bench.mutants",
-    "bench.peers.worker": "bench.throughput",
-    "bench.learning_run": "bench.learning",
+    "bench.suites.amp.worker": "bench amp",
+    "bench.suites.faults.worker": "bench faults",
+    "bench.suites.scaling.worker": "bench scaling",
+    "bench.suites.soak.worker": "bench soak",
+    "bench.suites.mutants.worker": "bench mutants",
+    "bench.peers.worker": "bench throughput",
+    "bench.suites.learning.worker": "bench learning",
 }
 
 
@@ -46,5 +46,5 @@ def test_wrong_arguments_are_one_line_and_status_2(module: str, arguments: tuple
     "given", ["x", "[]", '{"jobs": [], "seen": {}}', '{"jobs": [{"key": ""}], "at_once": 1, "modules": [], "seen": {}}']
 )
 def test_wrong_input_is_one_line_and_status_2(given: str) -> None:
-    ended = run("bench.mutants_worker", given=given)
+    ended = run("bench.suites.mutants.worker", given=given)
     assert (ended.returncode, ended.stdout, len(ended.stderr.splitlines())) == (2, "", 1)
