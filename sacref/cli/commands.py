@@ -5,12 +5,13 @@ import math
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from sacref.cli.flags import Command, Doctor, Evaluate, Examine, Parity, Plot, Presets, Train, Video, named
 from sacref.config import from_json, presets
 from sacref.config.callables import NotFoundError, find, why_lost
+from sacref.config.train_config import RunOptions
 from sacref.ranks import launched
 
 PARITY_TOLERANCE = 1e-9
@@ -50,32 +51,11 @@ def train(flags: Train) -> int:
 
     experiment.prepare_process(flags.backend, flags.device)
     arguments: dict[str, Any] = {
-        "backend": flags.backend,
+        **{option.name: getattr(flags, option.name) for option in fields(RunOptions)},
         "env": _environment(flags.env),
-        "steps": flags.steps,
         "run_dir": flags.directory(),
-        "num_envs": flags.num_envs,
         "cfg": flags.cfg,
-        "preset": flags.preset,
-        "hidden": flags.hidden,
-        "num_critics": flags.num_critics,
-        "layer_norm": flags.layer_norm,
-        "dropout": flags.dropout,
-        "recurrent": flags.recurrent,
-        "recurrent_size": flags.recurrent_size,
-        "feed_previous": flags.feed_previous,
-        "memory_capacity": flags.memory_capacity,
-        "evaluation_interval": flags.evaluation_interval,
-        "evaluation_episodes": flags.evaluation_episodes,
-        "evaluation_max_steps": flags.evaluation_max_steps,
-        "keep_checkpoints": flags.keep_checkpoints,
-        "device": flags.device,
-        "vectorization": flags.vectorization,
-        "env_kwargs": flags.env_kwargs,
         "wrappers": [named(name, "--wrappers: ") for name in flags.wrappers],
-        "overwrite": flags.overwrite,
-        "resume": flags.resume,
-        "progress": flags.progress,
     }
     if seeds is not None:
         return _train_population(flags, seeds, arguments)

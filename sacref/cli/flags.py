@@ -15,6 +15,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 import sacref
 from sacref.config import SACConfig, as_json, from_json, paper_config, presets
 from sacref.config.callables import NotFoundError, description, find, has_no_name, why_lost
+from sacref.config.train_config import RunOptions, options_of
 from sacref.ranks import launched
 
 TRACEBACK = "SACREF_TRACEBACK"
@@ -33,68 +34,30 @@ class SweepError(ValueError):
     """A sweep that cannot be started as asked; the message says why, and the fix."""
 
 
-@dataclass(kw_only=True)
-class Train:
+@dataclass(frozen=True, kw_only=True)
+class Train(RunOptions):
     """Train an agent, evaluate it, and draw its curve.
 
     Defaults are the paper's settings: the first 5,000 environment steps are random, and learning starts after them. A timestep is a
     step of all environments together. --resume takes all settings from the run. Ctrl-C stops cleanly, with everything written.
     """
 
-    backend: Literal["torch", "jax"] = "torch"
-    """Library that computes."""
     env: str = "HalfCheetah-v5"
     """Gymnasium id, or module:id to import the module that registers it, or module:name of a callable that makes one, with arguments as in
     'module:name(size=3)'."""
-    steps: int = 1_000_000
-    """Environment steps of the whole run, of all environments of all ranks together."""
     run_dir: Path | None = None
-    """Directory to write to; None makes runs/<env>-<backend>-<seed>-<date>."""
     preset: Literal["paper", "sb3", "cleanrl", "jaxrl", "tianshou", "spinningup", "crossq-baseline", "redq", "droq"] | None = None
-    """Published settings to start from in the place of the paper's; a flag beside it wins. `sacref presets` lists them."""
-    overwrite: bool = False
-    """Delete the run that is in the directory."""
-    resume: bool = False
-    """Go on from the last checkpoint of the run in the directory. Imports all code that the run names."""
-    num_envs: int = 1
-    """Environments stepped together: a timestep is so many environment steps."""
-    vectorization: Literal["sync", "async", "batched"] = "sync"
-    """Step the environments in turn, in a process each, or (Gymnasium's MuJoCo tasks) together in threads, with the numbers of sync."""
     env_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the environment."""
     wrappers: tuple[str, ...] = ()
     """Wrappers put around each environment, the first one innermost, each as module:name, with arguments as in
     'gymnasium.wrappers:TimeLimit(max_episode_steps=7)'."""
     hidden: tuple[int, ...] = (256, 256)
-    """Widths of the networks' hidden layers."""
     num_critics: int = 2
-    """Critics; the target takes the minimum of all, or of --target-subset of them."""
     layer_norm: bool = False
-    """Normalise the critics' hidden layers."""
     dropout: float = 0.0
-    """Fraction of the critics' hidden units that is dropped; 0.01 with --layer-norm is DroQ's."""
-    recurrent: Literal["rnn", "gru", "lstm"] | None = None
-    """Cell of recurrent networks, which SAC_RNN trains on sequences of --sequence-length; None for feed-forward ones."""
-    recurrent_size: int = 128
-    """Width of the cell's hidden state."""
     feed_previous: tuple[Literal["actions", "rewards"], ...] = ("actions",)
-    """What of the step before enters the cell beside the observations."""
-    memory_capacity: int = 1_000_000
-    """Transitions in the replay memory; no more than the steps are allocated."""
-    evaluation_interval: int | None = None
-    """Environment steps between evaluations; None is a twentieth of the steps. The end is always evaluated."""
-    evaluation_episodes: int = 10
-    """Deterministic episodes of an evaluation."""
-    evaluation_max_steps: int | None = None
-    """Steps after which an episode of an evaluation is cut; None is the task's time limit, and 10,000 where it has none."""
-    keep_checkpoints: int = 3
-    """Last checkpoints that stay; beside them best, of the best evaluation."""
-    device: str | None = None
-    """Device by the backend's name for it (cpu, cuda:0); None lets the backend choose."""
     ranks: int = 1
     """Processes of this machine that train the agent together, each with --num-envs environments and a batch of its own."""
-    progress: bool = True
-    """Show a bar, or lines where there is no terminal."""
     seeds: str | None = None
     """Seeds of agents that learn together in this process, as 0:10 (ten) or 0,3,5: each is the run of --seed, in RUN_DIR/seed=<seed>."""
     sweep: Path | None = None
@@ -145,23 +108,11 @@ class Train:
             # Of the first member, which the others were trained with.
             directory = directory / f"seed={parse_seeds(self.seeds)[0]}"
         stored = read_config(directory)
-        names = ["backend", "env", "steps", "num_envs", "vectorization", "env_kwargs", "memory_capacity"]
-        names += ["evaluation_interval", "evaluation_episodes", "keep_checkpoints", "device"]
         try:
             cfg = SACConfig.from_dict(stored["cfg"])
             cfg.experiment.directory = cfg.experiment.experiment_name = ""
             cfg.seed = cfg.seed if self.seeds is None else 0
-            models = {**stored["models"], "feed_previous": tuple(stored["models"]["feed_previous"])}
-            return Train(
-                cfg=cfg,
-                ranks=stored.get("ranks", 1) if place is None else place.size,
-                hidden=tuple(stored["hidden"]),
-                wrappers=tuple(stored["wrappers"]),
-                **models,
-                **{name: from_json(stored[name]) for name in names},
-                evaluation_max_steps=stored.get("evaluation_max_steps"),
-                preset=stored.get("preset"),
-            )
+            return Train(cfg=cfg, ranks=stored.get("ranks", 1) if place is None else place.size, **options_of(stored))
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"{directory / 'config.json'} is damaged ({type(error).__name__}: {error}): restore it, or train again"

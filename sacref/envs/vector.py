@@ -3,22 +3,17 @@
 import importlib
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import gymnasium
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from sacref.config.train_config import Environment, EnvironmentFactory, Vectorization, Wrapper
 from sacref.envs.divergence import ReportDivergence
 from sacref.envs.interface import AsyncEnvs, SyncEnvs, check_interface
 from sacref.envs.mujoco_log import redirect_mujoco_warnings
-
-Environment: TypeAlias = gymnasium.Env[Any, Any]
-EnvironmentFactory: TypeAlias = Callable[..., Environment]
-Wrapper: TypeAlias = Callable[[Environment], Environment]
-Vectorization: TypeAlias = Literal["sync", "async", "batched"]
-
 
 VectorT = TypeVar("VectorT", bound="VectorEnv[Any, Any, Any] | None")
 

@@ -1,7 +1,6 @@
 """Whole runs: a backend, a task, a run directory. `sacref.train` and `sacref.load`."""
 
 import contextlib
-import copy
 import importlib
 import itertools
 import logging
@@ -10,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import gymnasium
 import numpy as np
@@ -21,13 +20,14 @@ from sacref.agent.backend import BackendError as BackendError
 from sacref.agent.checkpoints import LIVE, rank_part
 from sacref.agent.protocol import Agent
 from sacref.algorithm.tree import leaves
-from sacref.config import SACConfig, as_json, presets
+from sacref.config import SACConfig, presets
 from sacref.config.callables import description, why_lost
+from sacref.config.train_config import Backend, EnvironmentFactory, TrainConfig, Wrapper, takes_options
 from sacref.envs import snapshots
 from sacref.envs.space_records import read_space, write_space
 from sacref.envs.spaces import boxes, check_spaces
 from sacref.envs.states import have, state_space_of
-from sacref.envs.vector import EnvironmentFactory, Vectorization, Wrapper, closing, require_separate
+from sacref.envs.vector import closing, require_separate
 from sacref.ranks import Ranks
 from sacref.storage import checkpoint
 from sacref.storage.replay_log import Entry
@@ -47,8 +47,6 @@ from sacref.training.run_directory import (
 )
 
 VectorEnv: TypeAlias = gymnasium.vector.VectorEnv[Any, Any, Any]
-Backend: TypeAlias = Literal["torch", "jax"]
-Recurrent: TypeAlias = Literal["rnn", "gru", "lstm"]
 
 BACKENDS: Mapping[str, tuple[str, ...]] = {"torch": ("torch",), "jax": ("jax", "jaxlib", "flax", "optax")}
 """Backend -> the packages that its extra installs."""
@@ -98,37 +96,11 @@ class TrainingResult:
     """Whether Ctrl-C ended it early."""
 
 
-def train(
-    *,
-    backend: Backend = "torch",
-    env: str | EnvironmentFactory = "HalfCheetah-v5",
-    steps: int = 1_000_000,
-    seed: int = 0,
-    run_dir: str | Path | None = None,
-    num_envs: int = 1,
-    cfg: SACConfig | Mapping[str, Any] | None = None,
-    preset: str | None = None,
-    hidden: Sequence[int] = (256, 256),
-    num_critics: int | None = None,
-    layer_norm: bool | None = None,
-    dropout: float | None = None,
-    recurrent: Recurrent | None = None,
-    recurrent_size: int = 128,
-    feed_previous: Sequence[str] = ("actions",),
-    memory_capacity: int = 1_000_000,
-    evaluation_interval: int | None = None,
-    evaluation_episodes: int = 10,
-    evaluation_max_steps: int | None = None,
-    keep_checkpoints: int = 3,
-    device: str | None = None,
-    vectorization: Vectorization = "sync",
-    env_kwargs: Mapping[str, Any] | None = None,
-    wrappers: Sequence[Wrapper] = (),
-    overwrite: bool = False,
-    resume: bool = False,
-    progress: bool = True,
-) -> TrainingResult:
+@takes_options(TrainConfig)
+def train(config: TrainConfig) -> TrainingResult:
     """Train an agent on a task and write the run to a directory: configuration, metrics, evaluations, checkpoints and curve.
+
+    The arguments are the fields of `sacref.config.train_config.TrainConfig`, which say what each means.
 
     Ctrl-C stops cleanly, with everything written (a second one at once).
 
@@ -137,42 +109,10 @@ def train(
     mean over the ranks, each of which draws `cfg.batch_size`; a gradient step is taken as often as this rank's environments alone ask
     for, so that as many samples are drawn for each environment step as by one process. Rank 0 writes.
 
-    Args:
-        backend: "torch" or "jax".
-        env: a Gymnasium id, or a callable that makes one environment. It and the wrappers are written by their names, a
-            `functools.partial` with its arguments (numbers, text, lists, dicts, NumPy arrays, importable callables); a run with one that
-            has no name (a lambda, a local function, an instance) cannot be resumed, nor evaluated from the command line.
-        steps: environment steps, of all environments of all ranks together; rounded up to whole vector steps.
-        seed: of everything: weights, agent, environments, evaluations. It replaces the configuration's.
-        run_dir: where to write; None makes `runs/<env>-<backend>-<seed>-<date>`.
-        num_envs: environments stepped together, of each rank.
-        cfg: the agent's configuration; a dict changes the paper's settings, which None stands for: of several environments, too, one
-            gradient step for each environment step (`update_to_data`), unless the dict says others. Its `experiment` has the intervals;
-            directory and name are replaced by the run directory's.
-        preset: name of published settings (`sacref presets` lists them), which take the place of the paper's in `cfg`, and of the critics'
-            defaults; what is given beside it wins. `config.json` holds its name, and what differs from it. None is the paper's.
-        hidden: widths of the networks' hidden layers.
-        num_critics, layer_norm, dropout: of the critics; see `default_models`. None is the preset's; without one 2, False and 0.
-        recurrent: the cell of recurrent networks, "rnn", "gru" or "lstm", which `SAC_RNN` trains on sequences; None for `SAC`.
-        recurrent_size, feed_previous: of those; see `default_models`.
-        memory_capacity: transitions in the replay memory of a rank, of its environments together; no more than its steps are allocated.
-        evaluation_interval: environment steps between evaluations; None is a twentieth of `steps`. The end is always evaluated.
-        evaluation_episodes: episodes of an evaluation, deterministic, on environments of its own. One that diverges is left out.
-        evaluation_max_steps: steps after which an episode of an evaluation is cut; None is the task's time limit, and 10,000 where it has
-            none.
-        keep_checkpoints: how many of the last checkpoints stay, each with its replay memory; beside them `best`, of the best evaluation.
-        device: the backend's name of a device; None lets the backend choose.
-        vectorization, env_kwargs, wrappers: see `sacref.envs.make`. The arguments are written to `config.json`: numbers (infinity, and
-            NumPy's, too), text, paths, NumPy arrays, lists and dicts. Evaluations have the same wrappers, but for the rewards of
-            Gymnasium's `NormalizeReward`, which are evaluated as they are.
-        overwrite: delete the run that is in the directory, once this one has all that its first step needs. What no run wrote stays; it is
-            refused where a run's file would take its place.
-        resume: go on from the last sound checkpoint of the run in the directory, on the same machine to the bit as if it had never stopped:
-            in the middle of its episodes, where all of its environments can be captured (`sacref.envs.snapshots`; the log says where
-            not). All arguments must be what they were, but for `steps`, the evaluations', `keep_checkpoints`, `backend`, `device`,
-            `vectorization` and `progress`; `cfg=None` takes the run's own. On the other backend, or with another number of ranks, the
-            weights, moments and memories go on, and the random streams begin anew: see `Agent.load`.
-        progress: show a bar (on a terminal), or a line every few percent.
+    With `resume`, a run goes on from its last whole checkpoint, on the same machine to the bit as if it had never stopped: in the middle of
+    its episodes, where all of its environments can be captured (`sacref.envs.snapshots`; the log says where not). All arguments must be
+    what they were, but for `CHANGEABLE` and `progress`; `cfg=None` takes the run's own. On the other backend, or with another number of
+    ranks, the weights, moments and memories go on, and the random streams are drawn from new seeds: see `Agent.load`.
 
     Returns:
         The evaluations, the agent and the speed.
@@ -181,47 +121,14 @@ def train(
         BackendError: if the backend is not installed. RunError: if the directory holds a run and neither `overwrite` nor `resume`
             is given, or that run cannot be resumed. EnvError, ConfigError, ValueError: if an argument cannot be used.
     """
-    return run_training(None, Arguments(**locals()))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arguments:
-    """Those of `train`."""
-
-    backend: Backend
-    env: str | EnvironmentFactory
-    steps: int
-    seed: int
-    run_dir: str | Path | None
-    num_envs: int
-    cfg: SACConfig | Mapping[str, Any] | None
-    preset: str | None
-    hidden: Sequence[int]
-    num_critics: int | None
-    layer_norm: bool | None
-    dropout: float | None
-    recurrent: Recurrent | None
-    recurrent_size: int
-    feed_previous: Sequence[str]
-    memory_capacity: int
-    evaluation_interval: int | None
-    evaluation_episodes: int
-    evaluation_max_steps: int | None
-    keep_checkpoints: int
-    device: str | None
-    vectorization: Vectorization
-    env_kwargs: Mapping[str, Any] | None
-    wrappers: Sequence[Wrapper]
-    overwrite: bool
-    resume: bool
-    progress: bool
+    return run_training(None, config)
 
 
 @dataclass(frozen=True)
 class _Plan:
     """What is trained, by whom, where it is written, and from where it goes on."""
 
-    asked: Arguments
+    asked: TrainConfig
     module: ModuleType
     """The backend."""
     ranks: Ranks
@@ -255,18 +162,6 @@ class _Plan:
         """Environment steps."""
         return self.asked.evaluation_interval if self.asked.evaluation_interval is not None else math.ceil(self.asked.steps / 20)
 
-    @property
-    def model_options(self) -> dict[str, Any]:
-        """Of `default_models`, as `config.json` holds them."""
-        return {
-            "num_critics": self.asked.num_critics,
-            "layer_norm": self.asked.layer_norm,
-            "dropout": self.asked.dropout,
-            "recurrent": self.asked.recurrent,
-            "recurrent_size": self.asked.recurrent_size,
-            "feed_previous": list(self.asked.feed_previous),
-        }
-
     def make_envs(self, copies: int, *more: Wrapper) -> VectorEnv:
         asked, wrappers = self.asked, (*self.asked.wrappers, *more)
         return envs.make(asked.env, copies, vectorization=asked.vectorization, env_kwargs=asked.env_kwargs, wrappers=wrappers)
@@ -293,30 +188,13 @@ class _Plan:
 
     def config(self, spaces: Mapping[str, Any]) -> dict[str, Any]:
         """What `config.json` holds."""
-        asked = self.asked
+        asked = replace(self.asked, cfg=self.settings, evaluation_interval=self.evaluation_interval)
         return {
             "sacref": sacref.__version__,
-            "backend": asked.backend,
-            "env": name_of(asked.env),
-            "env_kwargs": as_json("env_kwargs", asked.env_kwargs or {}),
-            "wrappers": [description(wrapper) for wrapper in asked.wrappers],
-            "steps": asked.steps,
-            "seed": asked.seed,
-            "num_envs": asked.num_envs,
+            **asked.to_dict(),
             "ranks": self.ranks.size,
             "steps_offset": self.offset,
-            "hidden": list(asked.hidden),
-            "models": self.model_options,
-            "memory_capacity": asked.memory_capacity,
-            "evaluation_interval": self.evaluation_interval,
-            "evaluation_episodes": asked.evaluation_episodes,
-            "evaluation_max_steps": asked.evaluation_max_steps,
-            "keep_checkpoints": asked.keep_checkpoints,
-            "device": asked.device,
-            "vectorization": asked.vectorization,
-            "cfg": self.settings.to_dict(),
-            "preset": asked.preset,
-            "beside_preset": presets.changes(asked.preset, self.settings, self.model_options, self.together),
+            "beside_preset": presets.changes(asked.preset, self.settings, asked.model_options, self.together),
             **{name: None if space is None else write_space(space) for name, space in spaces.items()},
         }
 
@@ -326,8 +204,8 @@ class _Plan:
         # One timestep more than the run fills: a ring that was never full also fits into the larger one of a run resumed with more steps.
         # With less steps than were once asked for, it is as large as it was.
         room = max((self.timesteps + 1) * asked.num_envs, settings.batch_size, resuming.slots_of(entry) * asked.num_envs)
-        agent = _algorithm(self.module, self.model_options)(
-            models=self.module.default_models(**spaces, hidden=tuple(asked.hidden), seed=asked.seed, **self.model_options),
+        agent = _algorithm(self.module, asked.model_options)(
+            models=self.module.default_models(**spaces, hidden=tuple(asked.hidden), seed=asked.seed, **asked.model_options),
             memory=self.module.ReplayMemory(min(asked.memory_capacity, room), asked.num_envs, device=asked.device),
             **spaces,
             device=asked.device,
@@ -351,64 +229,27 @@ class _Plan:
         )
 
 
-def sound(asked: Arguments) -> Arguments:
-    """The arguments, NumPy's scalars as Python's own, for they are written to a file; a resumed run's own configuration is not looked at.
-
-    Raises:
-        ConfigError, TypeError, ValueError: if no run could have them, before anything is made or deleted: naming the argument or the field,
-            what it holds, and what was expected.
-    """
-    asked = replace(asked, **{name: value.item() for name, value in vars(asked).items() if isinstance(value, np.generic)})
-    critics = presets.find(asked.preset).critics
-    asked = replace(asked, **{name: value for name, value in critics.items() if getattr(asked, name) is None})
-    optional = {"evaluation_interval": asked.evaluation_interval, "evaluation_max_steps": asked.evaluation_max_steps}
-    counts = _positive(
-        steps=asked.steps,
-        num_envs=asked.num_envs,
-        memory_capacity=asked.memory_capacity,
-        evaluation_episodes=asked.evaluation_episodes,
-        keep_checkpoints=asked.keep_checkpoints,
-        **{name: value for name, value in optional.items() if value is not None},
-    )
-    if np.ndim(asked.hidden) != 1:
-        raise ValueError(f"hidden is {asked.hidden!r}, expected the widths of the hidden layers, as (256, 256)")
-    for name in ("layer_norm", "overwrite", "resume", "progress"):
-        if not isinstance(value := getattr(asked, name), bool):
-            raise TypeError(f"{name} is {value!r}, expected True or False")
-    if not isinstance(asked.run_dir, str | Path | None):
-        raise TypeError(f"run_dir is {asked.run_dir!r}, expected a path, or None for one of its own below runs")
-    if not isinstance(asked.env_kwargs, Mapping | None):
-        raise TypeError(f"env_kwargs is {asked.env_kwargs!r}, expected a dict of the environment's arguments by their names")
-    if not isinstance(asked.wrappers, list | tuple) or not all(map(callable, asked.wrappers)):
-        raise TypeError(f"wrappers is {asked.wrappers!r}, expected a list of callables, each of which wraps an environment")
-    as_json("env_kwargs", asked.env_kwargs or {})
-    if asked.cfg is not None or not asked.resume:
-        settings = _configuration(asked.cfg, None, asked.num_envs, asked.preset)
-        settings.seed = asked.seed
-        settings.validate()
-    return replace(asked, hidden=np.asarray(asked.hidden).tolist(), **counts)
-
-
-def _plan(asked: Arguments) -> _Plan:
+def _plan(asked: TrainConfig) -> _Plan:
     """Check what is asked for and prepare the directory.
 
     Raises:
         BackendError, RunError, ConfigError, TypeError, ValueError: if it cannot be trained, or not there.
     """
-    asked = sound(asked)
+    asked = asked.checked()
     module = import_backend(asked.backend)
     ranks: Ranks = importlib.import_module(f"{module.__name__}.ranks").ranks()
     chosen = asked.run_dir if asked.run_dir is not None else fresh_directory(name_of(asked.env), asked.backend, asked.seed)
     directory = Path(ranks.gather(str(Path(chosen).expanduser().absolute()))[0])
     resumed = run_directory.prepare(ranks, directory, overwrite=asked.overwrite, resume=asked.resume)
-    settings = _configuration(asked.cfg, resumed, asked.num_envs * ranks.size, asked.preset)
+    with reading_config_of(directory) if resumed is not None and asked.cfg is None else contextlib.nullcontext():
+        settings = asked.settings(asked.num_envs * ranks.size, None if resumed is None else resumed.config["cfg"])
     settings.seed = asked.seed
     asked = replace(asked, seed=settings.seed)
     settings.experiment.directory, settings.experiment.experiment_name = str(directory.parent), directory.name
     return _Plan(asked, module, ranks, directory, resumed, settings)
 
 
-def run_training(member: Membership | None, asked: Arguments) -> TrainingResult:
+def run_training(member: Membership | None, asked: TrainConfig) -> TrainingResult:
     """`train`, alone or as a member of a population."""
     plan = _plan(asked)
     asked, ranks, directory, resumed = plan.asked, plan.ranks, plan.directory, plan.resumed
@@ -432,7 +273,7 @@ def run_training(member: Membership | None, asked: Arguments) -> TrainingResult:
         if resumed is not None:
             require_same(directory, resumed, config)
             with reading_config_of(directory):
-                _refuse_large([resumed.checkpoint], spaces["observation_space"], asked.hidden, plan.model_options)
+                _refuse_large([resumed.checkpoint], spaces["observation_space"], asked.hidden, asked.model_options)
             entry = resuming.entry_of(rank_part(resumed.checkpoint, ranks.rank % resumed.ranks))
         with closing(plan.make_envs(copies, with_plain_rewards) if copies else None) as evaluation_envs:
             require_separate(training_envs, evaluation_envs)
@@ -689,13 +530,6 @@ class _Run:
             plot_runs([self.directory], output=self.directory / "curve.png")
 
 
-def _positive(**values: Any) -> dict[str, Any]:
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name} is {value!r}, expected an integer of at least 1")
-    return {name: int(value) for name, value in values.items()}
-
-
 def import_backend(backend: str) -> ModuleType:
     """`sacref.<backend>`.
 
@@ -727,21 +561,6 @@ def _derive(seed: int, stream: int, step: int = 0, rank: int = 0) -> int:
 def _copies(copies: int, ranks: Ranks) -> int:
     """How many of the evaluation environments are this rank's: the first ranks have one more."""
     return copies // ranks.size + (ranks.rank < copies % ranks.size)
-
-
-def _configuration(cfg: SACConfig | Mapping[str, Any] | None, resumed: Resumed | None, num_envs: int, preset: str | None) -> SACConfig:
-    """A configuration of the run's own, so that the caller's stays as it is."""
-    if isinstance(cfg, SACConfig):
-        return copy.deepcopy(cfg)
-    if cfg is None and preset is None and resumed is not None:
-        with reading_config_of(resumed.checkpoint.parent.parent):
-            return SACConfig.from_dict(resumed.config["cfg"])
-    asked = {} if cfg is None else cfg
-    SACConfig.from_dict(asked)  # which says what is wrong with it
-    base = presets.find(preset).config(num_envs)
-    if "gradient_steps" in asked:
-        base.update_to_data = None  # what is said takes its place
-    return SACConfig.from_dict({**base.to_dict(), **asked})
 
 
 def name_of(env: str | EnvironmentFactory) -> str:

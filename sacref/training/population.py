@@ -1,11 +1,10 @@
 """Many agents in one process, each a whole run of its own, that learn and act in one call: `train_population`."""
 
 import importlib
-import inspect
 import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ import numpy as np
 
 from sacref.agent.lockstep import Lockstep
 from sacref.config import ConfigError, SACConfig
+from sacref.config.train_config import TrainConfig
 from sacref.training import experiment, resumption, run_directory
-from sacref.training.experiment import Arguments, TrainingResult
+from sacref.training.experiment import TrainingResult
 from sacref.training.loop import interruption
 from sacref.training.run_directory import RunError
 
@@ -56,11 +56,9 @@ def train_population(
             RunError: if an argument cannot be used. All members' configurations are judged first: where one cannot be trained, none is.
     """
     names = _members(seeds, vary or {})
-    parameters = inspect.signature(experiment.train).parameters
-    unknown = [name for name in arguments if name not in parameters or name == "seed"]
-    if unknown:
+    defaults = {option.name: option.default for option in fields(TrainConfig)}
+    if unknown := [name for name in arguments if name not in defaults or name == "seed"]:
         raise TypeError(f"train_population got {', '.join(unknown)}: expected seeds, vary, and the arguments of sacref.train but for seed")
-    defaults = {name: parameter.default for name, parameter in parameters.items()}
     given = {**defaults, **arguments}
     if run_dir is None:
         run_dir = run_directory.fresh_directory(experiment.name_of(given["env"]), given["backend"], seeds[0])
@@ -72,7 +70,7 @@ def train_population(
     failures: dict[str, BaseException] = {}
     ended = threading.Semaphore(0)
 
-    def train(number: int, name: str, own: Arguments) -> None:
+    def train(number: int, name: str, own: TrainConfig) -> None:
         try:  # all of it: for a member that ended unheard of, the others would wait
             results[name] = experiment.run_training(_Membership(meeting, number, pressed), own)
         except BaseException as error:
@@ -151,21 +149,21 @@ def _members(seeds: Sequence[int], vary: Mapping[str, Sequence[Any]]) -> dict[st
     return members
 
 
-def _judged(names: Mapping[str, tuple[int, Mapping[str, Any]]], given: Mapping[str, Any], directory: Path) -> dict[str, Arguments]:
+def _judged(names: Mapping[str, tuple[int, Mapping[str, Any]]], given: Mapping[str, Any], directory: Path) -> dict[str, TrainConfig]:
     """Name of each member -> the arguments of its run, all of which can be trained as far as they alone say.
 
     Raises:
         ConfigError: naming the members that cannot, and why. ValueError: if what suits none is said by an argument of all.
     """
-    if given["backend"] == "torch" and len(rates := {str(fields.get("learning_rate")) for _, fields in names.values()}) > 1:
+    if given["backend"] == "torch" and len(rates := {str(varied.get("learning_rate")) for _, varied in names.values()}) > 1:
         raise ValueError(f"vary has learning_rate {', '.join(sorted(rates))}: on PyTorch members share it, on JAX it may differ")
     asked, refusals = {}, {}
-    for number, (name, (seed, fields)) in enumerate(names.items()):
+    for number, (name, (seed, varied)) in enumerate(names.items()):
         own = {**given, "seed": seed, "run_dir": directory / name, "progress": given["progress"] and number == 0}
         if given["resume"] and not resumption.finished_checkpoints(directory / name):
             own |= {"resume": False, "overwrite": True}
         try:
-            asked[name] = experiment.sound(Arguments(**{**own, "cfg": _with_fields(given["cfg"], fields)}))
+            asked[name] = TrainConfig(**{**own, "cfg": _with_fields(given["cfg"], varied)}).checked()
         except (TypeError, ValueError) as error:
             refusals[name] = error
     if len(refusals) == len(names) and len({str(error) for error in refusals.values()}) == 1:

@@ -13,6 +13,7 @@ import gymnasium
 
 from sacref.config import CALLABLES, CallableError, SACConfig
 from sacref.config.callables import has_no_name
+from sacref.config.train_config import CHANGEABLE
 from sacref.envs.space_records import read_space
 from sacref.ranks import Ranks
 from sacref.storage import checkpoint
@@ -225,8 +226,7 @@ def named_callables(config: Mapping[str, Any]) -> dict[str, str]:
 
 def require_same(directory: Path, resumed: Resumed, config: Mapping[str, Any]) -> None:
     """Refuse to resume a run with other settings than its own."""
-    free = {"sacref", "steps", "ranks", "steps_offset", "backend", "device", "vectorization"}
-    free |= {"evaluation_interval", "evaluation_episodes", "evaluation_max_steps", "keep_checkpoints", "preset", "beside_preset"}
+    free = {*CHANGEABLE, "sacref", "ranks", "steps_offset", "beside_preset"}
     for values in (resumed.config, config):
         for option, text in named_callables(values).items():
             if (reason := has_no_name(text)) is not None:

@@ -20,7 +20,8 @@ from PIL import Image
 
 from sacref import envs
 from sacref.agent.protocol import Agent
-from sacref.envs.vector import EnvironmentFactory, Wrapper, closing
+from sacref.config.train_config import EnvironmentFactory, Wrapper
+from sacref.envs.vector import closing
 from sacref.training.evaluation import AllDivergedError, Evaluation, evaluate
 
 MOST_FPS = 30.0

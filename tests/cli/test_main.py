@@ -24,7 +24,7 @@ from sacref import envs
 from sacref.cli import commands, flags, launch
 from sacref.cli import main as cli
 from sacref.config import ExperimentConfig, SACConfig, paper_config, presets
-from sacref.envs.vector import Vectorization
+from sacref.config.train_config import Vectorization
 from sacref.spec.schedules import KLAdaptive, warm_up
 from sacref.training import experiment, population, video
 from sacref.training.evaluation import Evaluation, evaluate

@@ -1,0 +1,259 @@
+"""The options of a run, each declared once: `sacref.train` takes them, `sacref train` has a flag for each, `config.json` holds them."""
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar
+
+import numpy as np
+
+from sacref.config import presets
+from sacref.config.callables import description
+from sacref.config.sac_config import SACConfig, as_json, from_json
+
+if TYPE_CHECKING:
+    from gymnasium import Env
+
+    Environment: TypeAlias = Env[Any, Any]
+else:
+    Environment = object  # the command line reads these types, and is there before Gymnasium is loaded
+
+EnvironmentFactory: TypeAlias = Callable[..., Environment]
+Wrapper: TypeAlias = Callable[[Environment], Environment]
+Backend: TypeAlias = Literal["torch", "jax"]
+Recurrent: TypeAlias = Literal["rnn", "gru", "lstm"]
+Vectorization: TypeAlias = Literal["sync", "async", "batched"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _positive(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError("an integer of at least 1")
+    return value
+
+
+def _positive_or_none(value: object) -> int | None:
+    return None if value is None else _positive(value)
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError("True or False")
+    return value
+
+
+def _widths(value: Any) -> list[int]:
+    if np.ndim(value) != 1:
+        raise ValueError("the widths of the hidden layers, as (256, 256)")
+    widths: list[int] = np.asarray(value).tolist()
+    return widths
+
+
+def _path(value: object) -> object:
+    if not isinstance(value, str | Path | None):
+        raise TypeError("a path, or None for one of its own below runs")
+    return value
+
+
+def _arguments(value: object) -> Mapping[str, object]:
+    if not isinstance(value, Mapping | None):
+        raise TypeError("a dict of the environment's arguments by their names")
+    return value or {}
+
+
+def _callables(value: object) -> object:
+    if not isinstance(value, list | tuple) or not all(map(callable, value)):
+        raise TypeError("a list of callables, each of which wraps an environment")
+    return value
+
+
+def _option(
+    check: Callable[[Any], object] = lambda value: value, *, changeable: bool = False, stored: bool = True, model: bool = False
+) -> Mapping[str, Any]:
+    """Return the metadata of an option's field.
+
+    Args:
+        check: what turns a value into the option's, or raises what was expected.
+        changeable: whether a run may be resumed with another value.
+        stored: whether `config.json` holds it.
+        model: whether it is an argument of `default_models`, which stand together in `config.json`, under "models".
+    """
+    return {"check": check, "changeable": changeable, "stored": stored, "model": model}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Options that Python and the command line say alike."""
+
+    backend: Backend = field(default="torch", metadata=_option(changeable=True))
+    """Library that computes."""
+    env: str | EnvironmentFactory = field(default="HalfCheetah-v5", metadata=_option())
+    """Gymnasium id, or a callable that makes one environment. It and the wrappers are written by their names, a `functools.partial` with
+    its arguments (numbers, text, lists, dicts, NumPy arrays, importable callables); a run with one that has no name (a lambda, a local
+    function, an instance) cannot be resumed, nor evaluated from the command line."""
+    steps: int = field(default=1_000_000, metadata=_option(_positive, changeable=True))
+    """Environment steps of the whole run, of all environments of all ranks together; rounded up to whole vector steps."""
+    run_dir: str | Path | None = field(default=None, metadata=_option(_path, stored=False))
+    """Directory to write to; None makes runs/<env>-<backend>-<seed>-<date>."""
+    preset: str | None = field(default=None, metadata=_option(changeable=True))
+    """Published settings to start from in the place of the paper's, and of the critics' defaults; what is given beside it wins.
+    `sacref presets` lists them."""
+    overwrite: bool = field(default=False, metadata=_option(_flag, stored=False))
+    """Delete the run that is in the directory, once this one has recorded its first step. What no run wrote stays; it is refused where a
+    run's file would take its place."""
+    resume: bool = field(default=False, metadata=_option(_flag, stored=False))
+    """Go on from the last whole checkpoint of the run in the directory. Imports all code that the run names."""
+    num_envs: int = field(default=1, metadata=_option(_positive))
+    """Environments stepped together, of each rank: a timestep is so many environment steps."""
+    vectorization: Vectorization = field(default="sync", metadata=_option(changeable=True))
+    """Step the environments in turn, in a process each, or (Gymnasium's MuJoCo tasks) together in threads, with the numbers of sync."""
+    env_kwargs: Mapping[str, Any] | None = field(default=None, metadata=_option(_arguments))
+    """Arguments of the environment: numbers (infinity, and NumPy's, too), text, paths, NumPy arrays, lists and dicts."""
+    hidden: Sequence[int] = field(default=(256, 256), metadata=_option(_widths))
+    """Widths of the networks' hidden layers."""
+    num_critics: int | None = field(default=None, metadata=_option(model=True))
+    """Critics; the target takes the minimum of all, or of target_subset of them. None is the preset's; without one 2."""
+    layer_norm: bool | None = field(default=None, metadata=_option(_flag, model=True))
+    """Normalise the critics' hidden layers. None is the preset's; without one False."""
+    dropout: float | None = field(default=None, metadata=_option(model=True))
+    """Fraction of the critics' hidden units that is dropped; 0.01 with layer_norm is DroQ's. None is the preset's; without one 0."""
+    recurrent: Recurrent | None = field(default=None, metadata=_option(model=True))
+    """Cell of recurrent networks, which SAC_RNN trains on sequences of sequence_length; None for feed-forward ones."""
+    recurrent_size: int = field(default=128, metadata=_option(model=True))
+    """Width of the cell's hidden state."""
+    feed_previous: Sequence[str] = field(default=("actions",), metadata=_option(model=True))
+    """What of the step before enters the cell beside the observations: "actions", "rewards"."""
+    memory_capacity: int = field(default=1_000_000, metadata=_option(_positive))
+    """Transitions in the replay memory of a rank, of its environments together; no more than its steps are allocated."""
+    evaluation_interval: int | None = field(default=None, metadata=_option(_positive_or_none, changeable=True))
+    """Environment steps between evaluations; None is a twentieth of the steps. The end is always evaluated."""
+    evaluation_episodes: int = field(default=10, metadata=_option(_positive, changeable=True))
+    """Deterministic episodes of an evaluation, on environments of its own. One that diverges is left out."""
+    evaluation_max_steps: int | None = field(default=None, metadata=_option(_positive_or_none, changeable=True))
+    """Steps after which an episode of an evaluation is cut; None is the task's time limit, and 10,000 where it has none."""
+    keep_checkpoints: int = field(default=3, metadata=_option(_positive, changeable=True))
+    """Last checkpoints that stay, each with its replay memory; beside them `best`, of the best evaluation."""
+    device: str | None = field(default=None, metadata=_option(changeable=True))
+    """Device by the backend's name for it (cpu, cuda:0); None lets the backend choose."""
+    progress: bool = field(default=True, metadata=_option(_flag, stored=False))
+    """Show a bar, or a line every few percent where there is no terminal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunOptions):
+    """All options of a run, as `sacref.train` takes them."""
+
+    seed: int = field(default=0, metadata=_option())
+    """Seed of everything: weights, agent, environments, evaluations. It replaces the configuration's."""
+    cfg: SACConfig | Mapping[str, Any] | None = field(default=None, metadata=_option())
+    """The agent's configuration. A dict changes the paper's settings, which None stands for: of several environments, too, one gradient
+    step for each environment step (`update_to_data`), unless the dict says others. Its `experiment` has the intervals; directory and name
+    are replaced by the run directory's."""
+    wrappers: Sequence[Wrapper] = field(default=(), metadata=_option(_callables))
+    """Wrappers put around each environment, the first one innermost. Evaluations have the same, but for the rewards of Gymnasium's
+    `NormalizeReward`, which are evaluated as they are."""
+
+    def checked(self) -> "TrainConfig":
+        """Return the options with Python's scalars for NumPy's, and the critics' from the preset.
+
+        The configuration of a resumed run, which is not known yet, is not looked at.
+
+        Raises:
+            ConfigError, TypeError, ValueError: if no run could have them, before anything is made or deleted: naming the argument or the
+                field, what it holds, and what was expected.
+        """
+        values = {name: value.item() if isinstance(value, np.generic) else value for name, value in vars(self).items()}
+        critics = presets.find(self.preset).critics
+        values |= {name: critic for name, critic in critics.items() if values[name] is None}
+        for option in fields(self):
+            value = values[option.name]
+            try:
+                values[option.name] = option.metadata["check"](value)
+            except (TypeError, ValueError) as expected:
+                raise type(expected)(f"{option.name} is {value!r}, expected {expected}") from None
+        config = replace(self, **values)
+        as_json("env_kwargs", config.env_kwargs)
+        if config.cfg is not None or not config.resume:
+            settings = config.settings(config.num_envs)
+            settings.seed = config.seed
+            settings.validate()
+        return config
+
+    def settings(self, num_envs: int, stored: Mapping[str, Any] | None = None) -> SACConfig:
+        """Make the agent's configuration, so that the caller's stays as it is.
+
+        Args:
+            num_envs: environments of a timestep, of all ranks together.
+            stored: configuration of the run that is resumed, which `cfg=None` takes; None for a new run.
+        """
+        if isinstance(self.cfg, SACConfig):
+            return copy.deepcopy(self.cfg)
+        if self.cfg is None and self.preset is None and stored is not None:
+            return SACConfig.from_dict(stored)
+        given = {} if self.cfg is None else self.cfg
+        SACConfig.from_dict(given)  # which says what is wrong with it
+        base = presets.find(self.preset).config(num_envs)
+        if "gradient_steps" in given:
+            base.update_to_data = None  # the given one takes its place
+        return SACConfig.from_dict({**base.to_dict(), **given})
+
+    @property
+    def model_options(self) -> dict[str, Any]:
+        """Arguments of `default_models`, as `config.json` holds them."""
+        return {option.name: _written(getattr(self, option.name)) for option in fields(self) if option.metadata["model"]}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as `config.json` holds them."""
+        names = [option.name for option in fields(self) if option.metadata["stored"] and not option.metadata["model"]]
+        return {**{name: _written(getattr(self, name)) for name in names}, "models": self.model_options}
+
+
+CHANGEABLE = frozenset(option.name for option in fields(TrainConfig) if option.metadata["changeable"])
+"""Options that a run may be resumed with other values of."""
+LATER = ("evaluation_max_steps", "preset")
+"""Options that the first versions of `config.json` do not hold: they had the defaults."""
+
+
+def options_of(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the options that flags can say from what `config.json` holds; environment and wrappers stay text.
+
+    Raises:
+        KeyError, TypeError: if one is missing, or is none.
+    """
+    found = {}
+    for option in fields(TrainConfig):
+        if option.metadata["stored"] and option.name not in ("seed", "cfg"):
+            values = stored["models"] if option.metadata["model"] else stored
+            value = values.get(option.name) if option.name in LATER else values[option.name]
+            found[option.name] = tuple(value) if isinstance(value, list) else from_json(value)
+    return found
+
+
+def takes_options(options: Callable[P, TrainConfig]) -> Callable[[Callable[[TrainConfig], R]], Callable[P, R]]:
+    """Decorate a function of the options so that it takes each as a keyword argument."""
+
+    def decorate(function: Callable[[TrainConfig], R]) -> Callable[P, R]:
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            return function(options(*args, **kwargs))
+
+        returned = inspect.signature(function).return_annotation
+        vars(call)["__signature__"] = inspect.signature(options).replace(return_annotation=returned)
+        return call
+
+    return decorate
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, SACConfig):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return as_json("env_kwargs", value)
+    if isinstance(value, list | tuple):
+        return [_written(entry) for entry in value]
+    return description(value) if callable(value) else value
