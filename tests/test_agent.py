@@ -1,6 +1,5 @@
 """The promises of the life cycle, on both backends: what any trainer that makes these calls may rely on."""
 
-import importlib
 import inspect
 import json
 import math
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from sacref.agent import protocol
 from sacref.agent.episodes import UNREAD
+from sacref.agent.execution import pack
 from sacref.agent.metrics import TAGS
 from sacref.algorithm.data import METRICS
 from sacref.config import ConfigError, ExperimentConfig, SACConfig
@@ -551,11 +551,10 @@ def test_all_curves_are_written_under_their_tags(backend: Backend, tmp_path: Pat
 
 def test_packed_metrics_stand_in_the_order_of_their_tags(backend: Backend) -> None:
     agent = backend.agent()
-    fuse = importlib.import_module(f"sacref.{backend.name}.fuse")
     metrics = agent.update_on(*draw_batch(agent, 8))
     assert set(metrics) == set(METRICS) - agent._unmeasured
     assert set(TAGS) == set(METRICS)
-    packed = agent.to_numpy(fuse.pack({name: backend.array(value) for name, value in metrics.items()}))
+    packed = agent.to_numpy(pack({name: backend.array(value) for name, value in metrics.items()}))
     columns = dict(zip(agent._metric_tags(), packed, strict=True))
     for name in metrics:
         tag, values = TAGS[name], np.atleast_1d(metrics[name])

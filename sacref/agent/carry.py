@@ -166,7 +166,7 @@ class RecurrentAgent(Agent[ArrayT]):
         return over_window_critic(critic, partial(self._initial_carry, name), recurrent=recurrent)
 
     def _actor(self) -> Any:
-        """The backend's `fuse.Actor`: one step, of a sequence of one."""
+        """Return the policy as acting calls it (`Actor`): one step, as a sequence of one."""
         policy = policy_with_carry(self._functions["policy"], recurrent=self._is_recurrent("policy"))
 
         def actor(parameters: Any, acting: Any) -> tuple[Any, Any, Tree]:

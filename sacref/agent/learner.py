@@ -30,11 +30,11 @@ class Learned(Prepared[ArrayT]):
     # What a backend provides.
 
     _runner: Any
-    """The backend's `fuse.Alone`, or `fuse.Member` of a population: what holds the state, learns and acts."""
+    """An `AgentRunner`, or a `MemberRunner` of a population: holds the state, learns and acts."""
     _update: Any
     """The backend's `update.Update`."""
     _random: Any
-    """The backend's `fuse.Streams`."""
+    """The `Streams`."""
 
     _constants: Mapping[str, Mapping[str, Any]]
     """Model, but for targets -> what it computes with and does not learn: buffers and frozen parameters, by name."""

@@ -92,13 +92,13 @@ def _try(extra: str, modules: tuple[str, ...], work: Callable[[], list[str]]) ->
 
 def _torch_devices() -> list[str]:
     torch: Any = importlib.import_module("torch")
-    fuse: Any = importlib.import_module("sacref.torch.fuse")
+    execution: Any = importlib.import_module("sacref.torch.execution")
     names = {"cpu": "cpu"}
     for index in range(torch.cuda.device_count()):
         names[f"cuda:{index}"] = f"cuda:{index} ({torch.cuda.get_device_name(index)}, CUDA {torch.version.cuda})"
     for device in names:
         _require_two(float(torch.ones(2, device=device).sum()), device)
-    return [f"{name}: updates run {fuse.describe(torch.device(device))}" for device, name in names.items()]
+    return [f"{name}: updates run {execution.describe(torch.device(device))}" for device, name in names.items()]
 
 
 def _jax_devices() -> list[str]:
@@ -106,7 +106,7 @@ def _jax_devices() -> list[str]:
     devices = jax.devices()
     for device in devices:
         _require_two(float(jax.device_put(jax.numpy.ones(2), device).sum()), str(device))
-    execution = importlib.import_module("sacref.jax.fuse").describe()
+    execution = importlib.import_module("sacref.jax.execution").describe()
     return [f"{device.platform}:{device.id} ({device.device_kind}): updates run {execution}" for device in devices]
 
 

@@ -18,6 +18,7 @@ from sacref.agent.carry import (
     RecurrentAgent,
     refuse_carries,
 )
+from sacref.agent.execution import ActInputs, Actor, AgentRunner, Bounds, Streams
 from sacref.agent.model_checks import (
     call_on_trial,
     check_critic_output,
@@ -38,7 +39,7 @@ from sacref.algorithm.tree import Tree, map_leaves
 from sacref.algorithm.update import Critic, Policy
 from sacref.config import ConfigError, SACConfig
 from sacref.jax.device import device_of, devices_of
-from sacref.jax.fuse import Acting, Actor, Alone, Bounds, Drawing, Streams, actors, choose, learner, stepper
+from sacref.jax.execution import DrawSpec, actors, choose, learner, stepper
 from sacref.jax.memory import ReplayMemory, sampler
 from sacref.jax.mesh import DataParallel, average
 from sacref.jax.optim import Average, Frozen, KeepGradients, Optimizer, State, Update, batch_mean, tree_map
@@ -130,7 +131,7 @@ class SAC(Agent[Array]):
         self._parallel = DataParallel(devices) if self.ranks.size > 1 or len(devices) > 1 else None
         self._average: Average | None = average if self._parallel is not None else None
         self._update = self._make_update(critics)
-        self._runner = Alone(self._make_state(parameters, critics, targets))
+        self._runner = AgentRunner(self._make_state(parameters, critics, targets))
         self._random = Streams(*(self._generator(stream) for stream in range(3)))
         self.execution = choose(self.cfg.execution)
         self._fuse()
@@ -160,11 +161,11 @@ class SAC(Agent[Array]):
         critic: Critic[Array] = self._functions[name]
         return critic
 
-    def _actor(self) -> Actor:
+    def _actor(self) -> Actor[Array]:
         """The policy as acting calls it."""
         policy = self._functions["policy"]
 
-        def actor(parameters: Any, acting: Acting) -> tuple[Array, Array, Tree]:
+        def actor(parameters: Any, acting: ActInputs[Array]) -> tuple[Array, Array, Tree]:
             mean, raw_log_std = policy(parameters, self._prepare_inputs(acting.moments, acting.inputs))
             return mean, raw_log_std, ()
 
@@ -213,14 +214,14 @@ class SAC(Agent[Array]):
         """Gradient steps between two actions, as a rule."""
         return max(1, int(self.cfg.chunk * self.cfg.gradient_steps_per_timestep(self._num_envs)))
 
-    def _drawing(self) -> Drawing:
-        return Drawing(
+    def _drawing(self) -> DrawSpec:
+        return DrawSpec(
             sample=sampler(self._follow),
             batch_size=self.cfg.batch_size,
             prepare=self._prepare,
-            critics=len(self._update.critics),
+            num_critics=len(self._update.critics),
             target_subset=self.cfg.target_subset,
-            draws={name: widths for name in self._update.critics if (widths := draw_widths(self._models[name]))},
+            draw_widths={name: widths for name in self._update.critics if (widths := draw_widths(self._models[name]))},
             keyed=frozenset(name for name in self._update.critics if random_state(self._models[name])),
         )
 
@@ -376,7 +377,7 @@ class SAC(Agent[Array]):
         return actions, mean_actions
 
     def _run_actor(self, way: str, inputs: Any, carry: Tree) -> tuple[Array, Array, Tree]:
-        acting = Acting(inputs, self._moments, carry)
+        acting = ActInputs(inputs, self._moments, carry)
         actions, mean_actions, carry, self._random = self._runner.act(way, self._random, acting)
         return actions, mean_actions, carry
 

@@ -16,6 +16,7 @@ from sacref.agent.carry import (
     RecurrentAgent,
     refuse_carries,
 )
+from sacref.agent.execution import ActInputs, Actor, AgentRunner, Bounds, Streams
 from sacref.agent.model_checks import (
     call_on_trial,
     check_critic_output,
@@ -39,7 +40,7 @@ from sacref.ranks import Ranks
 from sacref.spec.arrays import as_numpy
 from sacref.spec.policy_value import POLICY_VALUES
 from sacref.torch.device import device_of
-from sacref.torch.fuse import Acting, Actor, Alone, Bounds, Drawing, Streams, actors, advance_schedules, choose, learner, stepper
+from sacref.torch.execution import DrawSpec, actors, advance_schedules, choose, learner, stepper
 from sacref.torch.memory import ReplayMemory, sampler
 from sacref.torch.modes import in_no_mode
 from sacref.torch.optim import Average, Frozen, KeepGradients, Optimizer, State, Update, average_over_ranks, batch_mean, tree_map
@@ -124,7 +125,7 @@ class SAC(Agent[Tensor]):
         self._check_outputs(parameters)
         self._average: Average | None = average_over_ranks if self.ranks.size > 1 else None
         self._update = self._make_update(critics)
-        self._runner = Alone(self._make_state(parameters, critics, targets))
+        self._runner = AgentRunner(self._make_state(parameters, critics, targets))
         self._random = Streams(*(self._generator(stream) for stream in range(3)))
         self.execution = choose(self.cfg.execution, self.device, own_models=self._own_models, ranks=self.ranks.size)
         self._fuse()
@@ -153,11 +154,11 @@ class SAC(Agent[Tensor]):
         critic: Critic[Tensor] = self._functions[name]
         return critic
 
-    def _actor(self) -> Actor:
+    def _actor(self) -> Actor[Tensor]:
         """The policy as acting calls it."""
         policy = self._functions["policy"]
 
-        def actor(parameters: Any, acting: Acting) -> tuple[Tensor, Tensor, Tree]:
+        def actor(parameters: Any, acting: ActInputs[Tensor]) -> tuple[Tensor, Tensor, Tree]:
             mean, raw_log_std = policy(parameters, self._prepare_inputs(acting.moments, acting.inputs))
             return mean, raw_log_std, ()
 
@@ -200,14 +201,14 @@ class SAC(Agent[Tensor]):
         learn = learner(self._update, self._drawing(), execution=self.execution)
         self._runner.use(learn, actors(self._actor(), self._action_bounds, execution=self.execution))
 
-    def _drawing(self) -> Drawing:
-        return Drawing(
+    def _drawing(self) -> DrawSpec:
+        return DrawSpec(
             sample=sampler(self._follow),
             batch_size=self.cfg.batch_size,
             prepare=self._prepare,
-            critics=len(self._update.critics),
+            num_critics=len(self._update.critics),
             target_subset=self.cfg.target_subset,
-            draws={name: widths for name in self._update.critics if (widths := draw_widths(self._models[name]))},
+            draw_widths={name: widths for name in self._update.critics if (widths := draw_widths(self._models[name]))},
             generators=tuple(dict.fromkeys(self._model_generators().values())),
         )
 
@@ -364,7 +365,7 @@ class SAC(Agent[Tensor]):
         return actions, mean_actions
 
     def _run_actor(self, way: str, inputs: Any, carry: Tree) -> tuple[Tensor, Tensor, Tree]:
-        acting = Acting(inputs, self._moments, carry)
+        acting = ActInputs(inputs, self._moments, carry)
         actions, mean_actions, carry, self._random = self._runner.act(way, self._random, acting)
         return actions, mean_actions, carry
 

@@ -225,7 +225,7 @@ class _Meeting:
         agents = [self._agents[number] for number in sorted(self._agents)]
         try:
             _require_alike(agents)
-            self._lockstep = _fuse_of(agents[0]).populate(agents)
+            self._lockstep = _population_of(agents[0]).populate(agents)
         except BaseException as error:
             self._failure = error
         self._condition.notify_all()
@@ -244,7 +244,7 @@ class _Membership:
         self._meeting.join(self._number, agent)
 
     def leave(self, agent: Any) -> None:
-        _fuse_of(agent).part(agent)
+        _population_of(agent).depart(agent)
         self._meeting.leave(self._number)
 
 
@@ -258,6 +258,6 @@ def _require_alike(agents: Sequence[Any]) -> None:
             raise RunError(f"the members' {name} are {values}: they may differ in {', '.join(VARYING)}, train the others one by one")
 
 
-def _fuse_of(agent: Any) -> Any:
-    """The module `fuse` of an agent's backend."""
-    return importlib.import_module(f"sacref.{agent.backend}.fuse")
+def _population_of(agent: Any) -> Any:
+    """Return the module `population` of an agent's backend."""
+    return importlib.import_module(f"sacref.{agent.backend}.population")

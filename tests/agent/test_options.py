@@ -126,8 +126,8 @@ def test_rewards_are_scaled_before_they_are_shaped_and_stored(backend: Backend, 
 
 def test_dropout_is_drawn_anew_for_each_update_each_pass_and_each_critic(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
-    module, fuse = backend.module("agent"), backend.module("fuse")
-    learner = fuse.learner
+    module, execution = backend.module("agent"), backend.module("execution")
+    learner = execution.learner
 
     def spy(update: Any, drawing: Any, **rest: Any) -> Any:
         drawn.append(drawing)
@@ -138,7 +138,7 @@ def test_dropout_is_drawn_anew_for_each_update_each_pass_and_each_critic(backend
     fill(agent, 4)
     streams, arrays = agent._random, []
     for _ in range(2):
-        _, noise, streams = fuse.draw(agent.memory.state, agent._moments, streams, drawn[-1])
+        _, noise, streams = execution.draw(agent.memory.state, agent._moments, streams, drawn[-1])
         for draws in noise.dropout:
             assert set(draws) == {"critic_1", "critic_2"}
             assert [array.shape for array in draws["critic_2"]] == [(4, 8), (4, 5)]

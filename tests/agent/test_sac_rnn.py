@@ -17,7 +17,7 @@ from sacref.algorithm.data import Noise, Sequences
 from sacref.config import ConfigError
 from sacref.storage.naming import under
 from sacref.training.evaluation import evaluate
-from tests.agent.test_fuse import FUSED, assert_close, fused_agent
+from tests.agent.test_execution import FUSED, assert_close, fused_agent
 from tests.backends import BACKENDS, Backend, Spaces, assert_same_arrays, box, draw_row, forward, load_backend, without_shape_checks
 from tests.envs.counting import CountingEnv
 

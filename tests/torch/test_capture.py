@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sacref.agent.execution import Bounds
 from sacref.config import Schedule
-from sacref.torch.fuse import Bounds, draw, in_place
+from sacref.torch.execution import draw, in_place
 from sacref.torch.optim import _rate_of
 from tests.backends import Backend
 

@@ -88,7 +88,7 @@ def agents_of(backend: Backend, members: list[dict[str, Any]], **options: Any) -
 
 def populate(backend: Backend, agents: list[Any], program: Any = go) -> list[list[Any]]:
     """Run the program of each agent in a thread, as one population; what they have seen."""
-    lockstep = importlib.import_module(f"sacref.{backend.name}.fuse").populate(agents)
+    lockstep = importlib.import_module(f"sacref.{backend.name}.population").populate(agents)
     seen: list[list[Any]] = [[] for _ in agents]
 
     def member(number: int) -> None:
@@ -214,7 +214,7 @@ def test_what_is_written_into_a_member_is_its_own(backend: Backend, tmp_path: Pa
     assert_alike(agents[0], _loaded(backend, tmp_path / "saved"))
     for name, array in agents[1].arrays().items():
         np.testing.assert_array_equal(array, before[name], err_msg=name)
-    importlib.import_module(f"sacref.{backend.name}.fuse").part(agents[0])
+    importlib.import_module(f"sacref.{backend.name}.population").depart(agents[0])
     kept = agents[1].arrays()
     go(agents[0], [], 2)
     assert agents[0].gradient_step_count == 5

@@ -163,7 +163,7 @@ class Together:
     def __init__(self, agents: Sequence[Any]) -> None:
         self._agents = agents
         self.execution: str = agents[0].execution
-        self._lockstep = importlib.import_module(f"sacref.{agents[0].backend}.fuse").populate(agents)
+        self._lockstep = importlib.import_module(f"sacref.{agents[0].backend}.population").populate(agents)
         self._meet = threading.Barrier(len(agents) + 1)
         self._errors: list[Exception] = []
         # Daemons: they must not keep a process alive that was interrupted.

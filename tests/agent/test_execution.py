@@ -49,10 +49,10 @@ def fused_agent(name: str, execution: str, monkeypatch: pytest.MonkeyPatch, **op
     if execution != "cuda_graph" or cuda():
         return Backend(name).agent(execution=execution, **options)
     from sacref.torch import agent as module
-    from sacref.torch import fuse
+    from sacref.torch import capture
 
     monkeypatch.setattr(module, "choose", lambda execution, device, **_: execution)
-    monkeypatch.setattr(fuse, "capture_on_cuda", replay_by_calling)
+    monkeypatch.setattr(capture, "capture_on_cuda", replay_by_calling)
     return Backend(name).agent(execution=execution, **options)
 
 

@@ -1,0 +1,131 @@
+"""Common ground of the backends' execution: what learning and acting are given, the modes of acting, and the runner of one agent."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Generic, Literal, NamedTuple, TypeAlias, TypeVar
+
+from sacref.algorithm.data import METRICS, Inputs, Metrics, Sampled
+from sacref.algorithm.optimizer import Parameters
+from sacref.algorithm.tree import Tree, leaves
+from sacref.algorithm.update import State
+from sacref.envs.scaling import to_box
+from sacref.spec import bound_log_std, squash
+from sacref.spec.arrays import ArrayT, namespace
+
+StreamT = TypeVar("StreamT")
+"""A random stream: a generator of PyTorch, the data of a key of JAX."""
+MemoryT = TypeVar("MemoryT")
+"""The backend's `MemoryState`."""
+
+
+class Streams(NamedTuple, Generic[StreamT]):
+    """The random streams of an agent, apart from each other and from every global generator."""
+
+    noise: StreamT
+    sampling: StreamT
+    exploration: StreamT
+
+
+class Bounds(NamedTuple, Generic[ArrayT]):
+    """The Box of actions, `(action,)` each."""
+
+    low: ArrayT
+    high: ArrayT
+
+
+class ActInputs(NamedTuple, Generic[ArrayT]):
+    """What acting reads beside the policy's parameters."""
+
+    inputs: Inputs[ArrayT]
+    """`(envs, ...)`, as the environments gave them."""
+    moments: Tree
+    """The preprocessors' arrays."""
+    carry: Tree
+    """The policy's carry, `(envs, ...)` each; () of one without."""
+
+
+@dataclass(frozen=True)
+class DrawSpec(Generic[ArrayT, MemoryT, StreamT]):
+    """Where the batch of a gradient step comes from, and which random numbers it takes beside the noise of the two actions."""
+
+    sample: Callable[[MemoryT, int, StreamT], Sampled[ArrayT]]
+    batch_size: int
+    prepare: Callable[[Tree, Sampled[ArrayT]], Sampled[ArrayT]]
+    """`(moments, batch)` -> the batch as the models see it."""
+    num_critics: int = 2
+    target_subset: int | None = None
+    """How many target critics the target is the minimum of; None for all."""
+    draw_widths: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Critic -> widths of what its random layers take."""
+
+
+Learn: TypeAlias = Callable[
+    [State[ArrayT], MemoryT, Tree, Streams[StreamT], int],
+    tuple[State[ArrayT], Streams[StreamT], list[ArrayT]],
+]
+"""`(state, memory, moments, streams, steps) -> (state, streams, metrics)`; the metrics are matrices `(step, metric)`, see `pack`."""
+Actor: TypeAlias = Callable[[Parameters[ArrayT], ActInputs[ArrayT]], tuple[ArrayT, ArrayT, Tree]]
+"""A policy for acting: `(parameters, inputs) -> (mean, raw log_std, carry)`, `(envs, action)` each."""
+Act: TypeAlias = Callable[[Parameters[ArrayT], Streams[StreamT], ActInputs[ArrayT]], tuple[ArrayT, ArrayT, Tree, Streams[StreamT]]]
+"""`(policy parameters, streams, inputs) -> (actions, mean actions, carry, streams)`."""
+
+
+def pack(metrics: Metrics[ArrayT]) -> ArrayT:
+    """Concatenate the metrics of an update to one vector, in the order of `METRICS`."""
+    xp = namespace(metrics["alpha"])
+    packed: ArrayT = xp.concat([xp.reshape(metrics[name], (-1,)) for name in METRICS if name in metrics])
+    return packed
+
+
+class ActionMode(NamedTuple, Generic[ArrayT]):
+    """A mode of acting, as a function of the random numbers that it takes."""
+
+    function: Callable[..., tuple[ArrayT, ArrayT, Tree]]
+    """`(policy parameters, inputs, *numbers) -> (actions, mean actions, carry)`, actions in the Box's units."""
+    distribution: Literal["uniform", "normal"] | None
+    """Distribution of the numbers, `(envs, action)`; None where none are taken."""
+
+
+def action_modes(actor: Actor[ArrayT], bounds: Bounds[ArrayT]) -> dict[str, ActionMode[ArrayT]]:
+    """Return the modes of acting: `greedy` draws nothing, `random` is uniform over the Box, `sampled` is the policy's own."""
+
+    def greedy(parameters: Parameters[ArrayT], inputs: ActInputs[ArrayT]) -> tuple[ArrayT, ArrayT, Tree]:
+        mean, _, carry = actor(parameters, inputs)
+        mean_actions = to_box(namespace(mean).tanh(mean), *bounds)
+        return mean_actions, mean_actions, carry
+
+    def random(parameters: Parameters[ArrayT], inputs: ActInputs[ArrayT], uniform: ArrayT) -> tuple[ArrayT, ArrayT, Tree]:
+        _, mean_actions, carry = greedy(parameters, inputs)
+        return to_box(2.0 * uniform - 1.0, *bounds), mean_actions, carry
+
+    def sampled(parameters: Parameters[ArrayT], inputs: ActInputs[ArrayT], noise: ArrayT) -> tuple[ArrayT, ArrayT, Tree]:
+        mean, raw_log_std, carry = actor(parameters, inputs)
+        actions, _ = squash(mean, bound_log_std(raw_log_std), noise)
+        return to_box(actions, *bounds), to_box(namespace(mean).tanh(mean), *bounds), carry
+
+    return {"greedy": ActionMode(greedy, None), "random": ActionMode(random, "uniform"), "sampled": ActionMode(sampled, "normal")}
+
+
+def numbers_shape(inputs: ActInputs[ArrayT], bounds: Bounds[ArrayT]) -> tuple[int, ...]:
+    """Return the shape of the random numbers of an action mode, `(envs, action)`."""
+    return leaves(inputs.inputs["observations"])[0].shape[0], *bounds.low.shape
+
+
+class AgentRunner(Generic[ArrayT, MemoryT, StreamT]):
+    """The state of one agent, its gradient steps and its actions."""
+
+    def __init__(self, state: State[ArrayT]) -> None:
+        self.state = state
+
+    def use(self, learn: Learn[ArrayT, MemoryT, StreamT], acts: Mapping[str, Act[ArrayT, StreamT]]) -> None:
+        """Learn and act by these functions from now on."""
+        self._learn, self._acts = learn, acts
+
+    def learn(self, memory: MemoryT, moments: Tree, streams: Streams[StreamT], steps: int) -> tuple[Streams[StreamT], list[ArrayT]]:
+        """Take gradient steps; return the streams after them and their metrics."""
+        self.state, streams, metrics = self._learn(self.state, memory, moments, streams, steps)
+        return streams, metrics
+
+    def act(self, mode: str, streams: Streams[StreamT], inputs: ActInputs[ArrayT]) -> tuple[ArrayT, ArrayT, Tree, Streams[StreamT]]:
+        """Choose actions; return them with the mean actions, the carry and the streams after them."""
+        return self._acts[mode](self.state.policy, streams, inputs)
