@@ -100,7 +100,7 @@ bench-micro: setup ## the agent's calls one by one, with pytest-benchmark
 bench: setup-bench ## measure, beside the peers, and write the JSON and tables of results/
 	$(PY) -m bench
 
-types: setup ## mypy --strict
+types: setup ## mypy --strict, and how much of the public types of a built wheel is known
 	NO_VENV=1 $(PY) -m nox -s types
 
 lint: setup ## ruff

@@ -1,7 +1,10 @@
 """Checks, each in an environment of its own: `nox -s tests parity types lint`. With NO_VENV=1 they run in this interpreter."""
 
+import json
 import os
+import shutil
 import sys
+from pathlib import Path
 
 import nox
 
@@ -11,6 +14,9 @@ nox.needs_version = ">=2025.2"
 nox.options.default_venv_backend = "none" if NO_VENV else "venv"
 nox.options.reuse_venv = "yes"
 nox.options.sessions = ["lint", "types", "tests", "parity"]
+
+LEAST_COMPLETE = 91.0
+"""Percentage of public symbols with complete types."""
 
 
 def install(session: nox.Session, *requirements: str) -> None:
@@ -69,9 +75,42 @@ def mutants(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """mypy --strict, as pyproject.toml says."""
+    """mypy --strict, as pyproject.toml says, and the share of public symbols whose types a user's checker knows."""
     install(session, "--editable", ".[bench,dev]")
     python_module(session, "mypy", *session.posargs)
+    verify_public_types(session)
+
+
+def verify_public_types(session: nox.Session) -> None:
+    """Build and install a wheel, and require that `LEAST_COMPLETE` percent of its public symbols have complete type annotations."""
+    folder = Path(session.create_tmp()).resolve()
+    source, wheels, site = (folder / name for name in ("source", "wheels", "site"))
+    for old in (source, wheels, site):
+        shutil.rmtree(old, ignore_errors=True)
+    # A copy: setuptools would put what earlier builds left in build/ into the wheel.
+    shutil.copytree("sacref", source / "sacref", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(name, source)
+    python_module(session, "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(wheels), str(source))
+    python_module(session, "pip", "install", "--quiet", "--no-deps", "--target", str(site), *map(str, wheels.iterdir()))
+    # basedpyright looks for packages where the first `python` of the PATH does.
+    python = Path(sys.executable if NO_VENV else f"{session.bin}/python")
+    with session.chdir(folder):
+        said = session.run(
+            *(python, "-m", "basedpyright", "--verifytypes", "sacref", "--ignoreexternal", "--outputjson"),
+            env={"PATH": os.pathsep.join((str(python.parent), os.environ["PATH"])), "PYTHONPATH": str(site)},
+            external=NO_VENV or "error",
+            silent=True,
+            success_codes=[0, 1],  # 1: less than 100 percent
+        )
+    found = json.loads(str(said))["typeCompleteness"]
+    score = 100 * found["completenessScore"]
+    if score < LEAST_COMPLETE:
+        for symbol in found["symbols"]:
+            if symbol["isExported"] and (not symbol["isTypeKnown"] or symbol["isTypeAmbiguous"]):
+                session.log(f"{symbol['name']}: {'; '.join(each['message'].partition(chr(10))[0] for each in symbol['diagnostics'])}")
+        session.error(f"{score:.1f}% of the public symbols have complete types, expected {LEAST_COMPLETE}%: annotate those above")
+    session.log(f"{score:.1f}% of the public symbols have complete types")
 
 
 @nox.session

@@ -94,9 +94,10 @@ def test_a_run_with_a_preprocessor_of_the_users_is_loaded_where_imports_are_allo
     for part in (said, "load with import_callables=True (--import-callables)", str(tmp_path / "config.json")):
         assert part in str(refused.value)
     assert "damaged" not in str(refused.value)
-    loaded: Any = sacref.load(tmp_path, import_callables=True)
+    loaded = sacref.load(tmp_path, import_callables=True)
     assert_acts_alike(result, loaded)
-    assert_same_arrays(loaded._preprocessors["observations"].arrays(), result.agent._preprocessors["observations"].arrays())  # type: ignore[attr-defined]
+    agents: list[Any] = [loaded, result.agent]
+    assert_same_arrays(*(agent._preprocessors["observations"].arrays() for agent in agents))
     assert cli.main(["eval", str(tmp_path), "--episodes", "1"]) == 2
     assert "--import-callables" in capsys.readouterr().err
     assert cli.main(["eval", str(tmp_path), "--episodes", "1", "--import-callables"]) == 0
