@@ -1,11 +1,15 @@
-"""What the equations ask of an array: a handful of operators and functions that NumPy, PyTorch and JAX share."""
+"""Arrays of any library: the operators and functions that NumPy, PyTorch and JAX share, and checks of dtypes and shapes."""
 
+import builtins
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
 import numpy as np
 from array_api_compat import array_namespace, is_torch_array
 from numpy.typing import DTypeLike, NDArray
+
+NumpyArray: TypeAlias = NDArray[Any]
+"""A NumPy array of any dtype."""
 
 
 @runtime_checkable
@@ -37,7 +41,7 @@ ArrayT = TypeVar("ArrayT", bound=Array)
 
 @runtime_checkable
 class Namespace(Protocol):
-    """The functions of the array API standard that the equations and the update call."""
+    """Functions of the array API standard."""
 
     @property
     def float32(self) -> Any: ...
@@ -53,6 +57,11 @@ class Namespace(Protocol):
     def log1p(self, x: ArrayT, /) -> ArrayT: ...
     def tanh(self, x: ArrayT, /) -> ArrayT: ...
     def where(self, condition: Any, x1: Any, x2: Any, /) -> Any: ...
+    def clip(self, x: ArrayT, min: float, max: float, /) -> ArrayT: ...
+    def logical_and(self, x1: ArrayT, x2: ArrayT, /) -> ArrayT: ...
+    def logical_or(self, x1: ArrayT, x2: ArrayT, /) -> ArrayT: ...
+    def logical_not(self, x: ArrayT, /) -> ArrayT: ...
+    def all(self, x: ArrayT, /, *, axis: int) -> ArrayT: ...
     def min(self, x: ArrayT, /, *, axis: int) -> ArrayT: ...
     def max(self, x: ArrayT, /, *, axis: int) -> ArrayT: ...
     def stack(self, arrays: Sequence[ArrayT], /) -> ArrayT: ...
@@ -60,12 +69,15 @@ class Namespace(Protocol):
     def astype(self, x: ArrayT, dtype: Any, /) -> ArrayT: ...
     def sum(self, x: ArrayT, /, *, axis: int | None = None) -> ArrayT: ...
     def mean(self, x: ArrayT, /, *, axis: int) -> ArrayT: ...
+    def asarray(self, x: Any, /, *, dtype: object = None, device: object = None, copy: builtins.bool | None = None) -> Any: ...
+    def isdtype(self, dtype: object, kind: str | tuple[str, ...], /) -> builtins.bool: ...
     def reshape(self, x: Any, /, shape: tuple[int, ...]) -> Any: ...
     def ones_like(self, x: ArrayT, /) -> ArrayT: ...
+    def zeros_like(self, x: ArrayT, /) -> ArrayT: ...
 
 
 def namespace(*arrays: Array) -> Namespace:
-    """The array-API namespace that all `arrays` belong to.
+    """Return the array-API namespace that all `arrays` belong to.
 
     Raises:
         TypeError: if the arrays come from different libraries, or one of them is not an array.
@@ -73,7 +85,7 @@ def namespace(*arrays: Array) -> Namespace:
     return cast(Namespace, array_namespace(*arrays))
 
 
-def as_numpy(values: Any, name: str) -> NDArray[Any]:
+def as_numpy(values: object, name: str) -> NumpyArray:
     """Return numbers of any kind as a NumPy array on the host, to the bit; a NumPy array as it is.
 
     Args:
@@ -86,9 +98,9 @@ def as_numpy(values: Any, name: str) -> NDArray[Any]:
     if type(values) is np.ndarray:
         return values
     if is_torch_array(values):
-        tensor: Any = values.detach().cpu()
+        tensor = values.detach().cpu()
         # NumPy has no bfloat16; each of its numbers is one of float32.
-        return cast(NDArray[Any], (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy())
+        return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
     if isinstance(values, list | tuple) and any(map(is_torch_array, values)):
         values = [as_numpy(value, name) for value in values]
     try:

@@ -1,4 +1,4 @@
-"""How far an update moved the policy."""
+"""Divergence between the policies before and after an update."""
 
 from jaxtyping import Float
 
@@ -11,7 +11,7 @@ def kl_divergence(
     new_mean: Float[ArrayT, "*batch action"],
     new_log_std: Float[ArrayT, "*batch action"],
 ) -> Float[ArrayT, "*batch"]:
-    """Divergence of the new policy from the old one, KL(old || new).
+    """Return the divergence of the new policy from the old one, KL(old || new).
 
     Of the Gaussians before the tanh, which is one and the same map for both and so leaves their divergence as it is. What adaptive rates
     are steered by, as the adaptive penalty of Schulman et al. 2017 (arXiv:1707.06347), section 4, is.

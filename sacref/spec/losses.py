@@ -16,7 +16,7 @@ def td_target(
     next_log_prob: Float[ArrayT, "*batch"],
     alpha: Float[ArrayT, "..."],
 ) -> Float[ArrayT, "*batch"]:
-    """Soft Bellman target: y = r + discount * (min_critic Q' - alpha log pi').
+    """Return the soft Bellman target: y = r + discount * (min_critic Q' - alpha log pi').
 
     Haarnoja et al. 2018b (arXiv:1812.05905), equations 3 and 5, with the minimum over the target critics of Fujimoto et al. 2018
     (arXiv:1802.09477). `discount` is data: gamma (1 - terminated), so a terminated transition is worth its reward, and a
@@ -46,7 +46,7 @@ def td_target(
 
 
 def critic_loss(q: Float[ArrayT, "critic *batch"], target: Float[ArrayT, "*batch"]) -> Float[ArrayT, "critic *batch"]:
-    """Half squared Bellman error of each critic: 1/2 (Q - y)^2.
+    """Return half the squared Bellman error of each critic: 1/2 (Q - y)^2.
 
     Haarnoja et al. 2018b (arXiv:1812.05905), equation 5. The agent takes the mean over the batch and the sum over critics.
 
@@ -72,7 +72,7 @@ def actor_loss(
     log_prob: Float[ArrayT, "*batch"],
     alpha: Float[ArrayT, "..."],
 ) -> Float[ArrayT, "*batch"]:
-    """What the policy minimises: alpha log pi - min_critic Q.
+    """Return the loss of the policy: alpha log pi - min_critic Q.
 
     Haarnoja et al. 2018b (arXiv:1812.05905), equations 7 and 9.
 
@@ -100,7 +100,7 @@ def temperature_loss(
     log_prob: Float[ArrayT, "*batch"],
     target_entropy: float | Float[ArrayT, "..."],
 ) -> Float[ArrayT, "*batch"]:
-    """What the temperature minimises: -log_alpha (log pi + target_entropy).
+    """Return the loss of the temperature: -log_alpha (log pi + target_entropy).
 
     Haarnoja et al. 2018b (arXiv:1812.05905), equation 18, with log alpha in the place of alpha as in the authors' code: the same
     sign of the gradient, and alpha stays positive by itself.

@@ -1,4 +1,4 @@
-"""Running mean and variance: merging those of two sets of rows, and what is made of values with them."""
+"""Running mean and variance: merging those of two sets of rows, and standardising values by them."""
 
 from jaxtyping import Float
 
@@ -13,7 +13,7 @@ def merge(
     other_mean: Float[ArrayT, "*shape"],
     other_m2: Float[ArrayT, "*shape"],
 ) -> tuple[Float[ArrayT, ""], Float[ArrayT, "*shape"], Float[ArrayT, "*shape"]]:
-    """The moments of two sets of rows together, from the moments of each.
+    """Merge the moments of two sets of rows.
 
     Chan, Golub & LeVeque 1983 (The American Statistician 37(3), doi:10.1080/00031305.1983.10483115), their pairwise update in terms of
     means. Unlike a sum of squares it keeps the variance of values that are large beside their spread. A set may have one row, or none.
@@ -51,7 +51,7 @@ def standardise(
     epsilon: float = 1e-8,
     clip: float = 5.0,
 ) -> Float[ArrayT, "..."]:
-    """Values in units of their spread: (values - mean) / sqrt(variance + epsilon), cut at -clip and clip.
+    """Return values in units of their spread: (values - mean) / sqrt(variance + epsilon), cut at -clip and clip.
 
     The usual normaliser of observations, as in Andrychowicz et al. 2021 (arXiv:2006.05990), appendix B.9.
 

@@ -38,7 +38,7 @@ def squash(
     log_std: Float[ArrayT, "*batch action"],
     noise: Float[ArrayT, "*batch action"],
 ) -> tuple[Float[ArrayT, "*batch action"], Float[ArrayT, "*batch"]]:
-    """Reparameterised sample of the squashed Gaussian and its log-density: u = mean + e^log_std * noise, a = tanh u.
+    """Return a reparameterised sample of the squashed Gaussian and its log-density: u = mean + e^log_std * noise, a = tanh u.
 
     Haarnoja et al. 2018b (arXiv:1812.05905), equation 21 (appendix C), with log(1 - tanh^2 u) in its softplus form
     2 (log 2 - u - softplus(-2u)), which is exact where tanh saturates.
@@ -62,7 +62,7 @@ def log_prob(
     log_std: Float[ArrayT, "*batch action"],
     pre_tanh: Float[ArrayT, "*batch action"],
 ) -> Float[ArrayT, "*batch"]:
-    """Log-density of the action tanh(pre_tanh) under the squashed Gaussian; the equation of `squash`, for a given u.
+    """Return the log-density of the action tanh(pre_tanh) under the squashed Gaussian; the equation of `squash`, for a given u.
 
     Haarnoja et al. 2018b (arXiv:1812.05905), equation 21. It takes u and not the action, because a saturated tanh cannot be inverted.
 
@@ -81,7 +81,7 @@ def log_prob(
 
 
 def _log_density(xp: Namespace, standardised: ArrayT, log_std: ArrayT, pre_tanh: ArrayT) -> ArrayT:
-    """sum[log N(u) - log(1 - tanh^2 u)] over the action axis."""
+    """Return sum[log N(u) - log(1 - tanh^2 u)] over the action axis."""
     log_gaussian = -0.5 * standardised * standardised - log_std - HALF_LOG_2_PI
     # u + softplus(-2u) is the even function |u| + log1p(e^-2|u|): neither side of zero cancels, nothing overflows.
     magnitude = xp.abs(pre_tanh)

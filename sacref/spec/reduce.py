@@ -1,4 +1,4 @@
-"""Reductions over the batch that pass over the rows that do not count: padding, and steps that only warm up a carry."""
+"""Reductions over the rows of a batch that count: padding does not, nor do steps that only warm up a carry."""
 
 import math
 
@@ -12,7 +12,7 @@ def masked_mean(
     mask: Bool[ArrayT, "*batch"] | None = None,
     count: Float[ArrayT, ""] | None = None,
 ) -> Float[ArrayT, "*leading"]:
-    """Mean over the rows that count: sum(where(mask, values, 0)) / max(count, 1).
+    """Return the mean over the rows that count: sum(where(mask, values, 0)) / max(count, 1).
 
     The losses of sequences of unequal length, as in Ni et al. 2022 (arXiv:2110.05038). A row that does not count enters neither the value
     nor the gradient, be it infinite or NaN. (The gradient of what computed such a row is 0 times its own slope, so that padding should
@@ -21,8 +21,8 @@ def masked_mean(
     Args:
         values: shape `(*leading, *batch)`.
         mask: which rows count, bool, shape `(*batch,)`; None for a batch of one axis whose rows all count.
-        count: what the sum is divided by in the place of the number of rows that count, shape `()`: of a batch that is a part of a larger
-            one, the mean number over the parts, so that the mean over the parts is that of the whole. Only with a mask.
+        count: replaces the number of rows that count, by which the sum is divided, shape `()`. Where the batch is one part of a larger one,
+            it is the mean number over the parts, so that the mean over the parts is that of the whole. Only with a mask.
 
     Returns:
         Mean, shape `(*leading,)`; 0 where no row counts.
@@ -48,11 +48,11 @@ def masked_mean(
 
 
 def masked_max(values: Float[ArrayT, "*leading_and_batch"], mask: Bool[ArrayT, "*batch"] | None = None) -> Float[ArrayT, "*leading"]:
-    """Largest value of the rows that count (sequences: Ni et al. 2022, arXiv:2110.05038).
+    """Return the largest value of the rows that count (sequences: Ni et al. 2022, arXiv:2110.05038).
 
     Args:
         values: shape `(*leading, *batch)`.
-        mask: as of `masked_mean`.
+        mask: see `masked_mean`.
 
     Returns:
         Maximum, shape `(*leading,)`; -inf where no row counts.
@@ -68,11 +68,11 @@ def masked_max(values: Float[ArrayT, "*leading_and_batch"], mask: Bool[ArrayT, "
 
 
 def masked_min(values: Float[ArrayT, "*leading_and_batch"], mask: Bool[ArrayT, "*batch"] | None = None) -> Float[ArrayT, "*leading"]:
-    """Smallest value of the rows that count (sequences: Ni et al. 2022, arXiv:2110.05038).
+    """Return the smallest value of the rows that count (sequences: Ni et al. 2022, arXiv:2110.05038).
 
     Args:
         values: shape `(*leading, *batch)`.
-        mask: as of `masked_mean`.
+        mask: see `masked_mean`.
 
     Returns:
         Minimum, shape `(*leading,)`; inf where no row counts.
@@ -88,7 +88,7 @@ def masked_min(values: Float[ArrayT, "*leading_and_batch"], mask: Bool[ArrayT, "
 
 
 def _rows(function: str, xp: Namespace, values: ArrayT, mask: Array) -> tuple[ArrayT, ArrayT]:
-    """Values `(*leading, rows)` and mask `(*1, rows)`, of one rank: the batch as one axis, which is summed as a batch of one axis is."""
+    """Return values `(*leading, rows)` and mask `(*1, rows)`: one axis for the batch, over which both are summed alike."""
     if mask.dtype != xp.bool:
         raise TypeError(f"{function}: mask has dtype {mask.dtype}, expected bool: make it of a comparison, such as weights > 0")
     leading, batch = tuple(values.shape[: values.ndim - mask.ndim]), tuple(values.shape[max(values.ndim - mask.ndim, 0) :])
@@ -98,4 +98,4 @@ def _rows(function: str, xp: Namespace, values: ArrayT, mask: Array) -> tuple[Ar
 
 
 REDUCTIONS = {"max": masked_max, "min": masked_min, "mean": masked_mean}
-"""Kind -> reduction: what metrics show of a batch."""
+"""Kind -> reduction, for metrics of a batch."""

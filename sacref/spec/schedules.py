@@ -15,7 +15,7 @@ from sacref.spec.arrays import ArrayT, require_one_dtype
 
 
 def constant(step: Float[ArrayT, "*shape"]) -> Float[ArrayT, "*shape"]:
-    """Always 1.
+    """Return 1.
 
     Args:
         step: gradient steps before this one.
@@ -27,7 +27,7 @@ def constant(step: Float[ArrayT, "*shape"]) -> Float[ArrayT, "*shape"]:
 
 
 def linear(step: Float[ArrayT, "*shape"], *, steps: float, end: float = 0.0) -> Float[ArrayT, "*shape"]:
-    """From 1 to `end` along a line, then `end`: 1 + (end - 1) min(step / steps, 1).
+    """Go from 1 to `end` along a line, then `end`: 1 + (end - 1) min(step / steps, 1).
 
     Args:
         step: gradient steps before this one.
@@ -45,7 +45,7 @@ def linear(step: Float[ArrayT, "*shape"], *, steps: float, end: float = 0.0) -> 
 
 
 def cosine(step: Float[ArrayT, "*shape"], *, steps: float, end: float = 0.0) -> Float[ArrayT, "*shape"]:
-    """From 1 to `end` along half a cosine, then `end`: end + (1 - end) (1 + cos(pi min(step / steps, 1))) / 2.
+    """Go from 1 to `end` along half a cosine, then `end`: end + (1 - end) (1 + cos(pi min(step / steps, 1))) / 2.
 
     Loshchilov & Hutter 2017 (arXiv:1608.03983), equation 5, without restarts.
 
@@ -65,7 +65,7 @@ def cosine(step: Float[ArrayT, "*shape"], *, steps: float, end: float = 0.0) -> 
 
 
 def exponential(step: Float[ArrayT, "*shape"], *, decay: float) -> Float[ArrayT, "*shape"]:
-    """decay^step.
+    """Return decay^step.
 
     Args:
         step: gradient steps before this one.
@@ -81,7 +81,7 @@ def exponential(step: Float[ArrayT, "*shape"], *, decay: float) -> Float[ArrayT,
 
 
 def warm_up(step: Float[ArrayT, "*shape"], *, steps: float) -> Float[ArrayT, "*shape"]:
-    """From 1 / steps to 1 along a line, then 1: min((step + 1) / steps, 1).
+    """Go from 1 / steps to 1 along a line, then 1: min((step + 1) / steps, 1).
 
     Goyal et al. 2017 (arXiv:1706.02677), section 2.2. Not from 0, as optax's: a step at rate 0 learns nothing.
 
@@ -99,7 +99,7 @@ def warm_up(step: Float[ArrayT, "*shape"], *, steps: float) -> Float[ArrayT, "*s
 
 
 def piecewise(step: Float[ArrayT, "*shape"], *, boundaries: Sequence[float], factors: Sequence[float]) -> Float[ArrayT, "*shape"]:
-    """Constant between boundaries: factors[i] from boundaries[i - 1] on, until before boundaries[i].
+    """Return a factor that is constant between boundaries: factors[i] from boundaries[i - 1] on, until before boundaries[i].
 
     Each factor multiplies the base rate, unlike those of optax's piecewise_constant_schedule, which multiply each other.
 
@@ -124,7 +124,7 @@ def piecewise(step: Float[ArrayT, "*shape"], *, boundaries: Sequence[float], fac
 
 @dataclass(frozen=True)
 class KLAdaptive:
-    """A rate that follows the policy's divergence, step by step, in the place of a factor that is known beforehand.
+    """A rate that follows the policy's divergence step by step.
 
     The rule of rl_games (AdaptiveScheduler) and skrl (KLAdaptiveRL), which keeps the divergence near the threshold that the adaptive
     penalty of Schulman et al. 2017 (arXiv:1707.06347), section 4, aims at: lower the rate where an update moves the policy too far, raise
@@ -150,10 +150,10 @@ class KLAdaptive:
         _require("KLAdaptive", "max_lr", self.max_lr, self.max_lr >= self.min_lr, f"a number >= min_lr, {self.min_lr}")
 
     def next_rate(self, rate: Float[ArrayT, ""], kl: Float[ArrayT, ""]) -> Float[ArrayT, ""]:
-        """The rate of the next step.
+        """Return the rate of the next step.
 
         Args:
-            rate: of this step, shape `()`.
+            rate: in force at this step, shape `()`.
             kl: mean divergence of the policy after this step from the one before, in nats, shape `()`. NaN leaves the rate, and so does
                 exactly 0: a policy that took no step, a delayed one, says nothing about the rate.
 
@@ -174,9 +174,9 @@ FACTORS: dict[str, Callable[..., Any]] = {
 }
 """Name -> function from the step to the factor."""
 SCHEDULES: dict[str, Callable[..., Any]] = {**FACTORS, "kl_adaptive": KLAdaptive}
-"""Every schedule by the name that a configuration calls it by."""
+"""Name in a configuration -> schedule."""
 
 
-def _require(function: str, name: str, value: Any, fine: bool, expected: str) -> None:
+def _require(function: str, name: str, value: object, fine: bool, expected: str) -> None:
     if not fine:
         raise ValueError(f"{function}: {name} is {value}, expected {expected}")
