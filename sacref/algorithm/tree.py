@@ -39,6 +39,25 @@ def named_leaves(tree: Tree, prefix: str = "") -> dict[str, Any]:
     return dict(_walk(tree, prefix))
 
 
+def map_named(
+    function: Callable[..., Any], name: str, tree: Tree, *others: Any, require: Callable[..., None] = lambda name, *trees: None
+) -> Tree:
+    """Map `function(name, leaf, *other leaves)` over trees that branch as the first one does; names are like `observations['image']`.
+
+    Args:
+        name: of the tree itself.
+        others: further trees; a branch is what stands under its key.
+        require: called with the name and the trees at each branching, to refuse others that do not branch so.
+    """
+    if _branch_type(type(tree)) is not Mapping:
+        return function(name, tree, *others)
+    require(name, tree, *others)
+    return {
+        key: map_named(function, f"{name}[{key!r}]", branch, *(other[key] for other in others), require=require)
+        for key, branch in tree.items()
+    }
+
+
 def _walk(tree: Tree, path: str) -> Iterator[tuple[str, Any]]:
     if tree is None:
         return

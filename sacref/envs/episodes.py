@@ -1,34 +1,20 @@
 """Where episodes end: the true successor of each observation, and the rows that are no transition."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, Protocol, cast, runtime_checkable
+from functools import reduce
+from typing import Any, Generic, cast
 
 import numpy as np
 from jaxtyping import Bool
 
 from sacref.algorithm.tree import Tree, leaves, map_leaves
-from sacref.spec.arrays import ArrayT, as_numpy, namespace
+from sacref.spec.arrays import Array, ArrayT, Namespace, as_numpy, namespace
 
 _NAME = "infos['final_obs']"
 
 DROPPED = "sacref.dropped"
-"""Key of infos: `(envs,)`, bool, which environments' rows are no transition but the end of an episode that counts for nothing, as where a
-simulation has diverged. Their next rows are of freshly reset environments."""
-
-
-@runtime_checkable
-class _Namespace(Protocol):
-    """The functions of the array API standard that the bookkeeping calls."""
-
-    def all(self, x: Any, /, *, axis: int) -> Any: ...
-    def asarray(self, x: Any, /, *, dtype: Any = None, device: Any = None, copy: bool | None = None) -> Any: ...
-    def logical_and(self, x1: Any, x2: Any, /) -> Any: ...
-    def logical_not(self, x: Any, /) -> Any: ...
-    def logical_or(self, x1: Any, x2: Any, /) -> Any: ...
-    def ones_like(self, x: Any, /) -> Any: ...
-    def reshape(self, x: Any, /, shape: tuple[int, ...]) -> Any: ...
-    def where(self, condition: Any, x1: Any, x2: Any, /) -> Any: ...
-    def zeros_like(self, x: Any, /) -> Any: ...
+"""Key of infos: `(envs,)`, bool: whose rows are no transition but the end of an episode that is left out, as where a simulation has
+diverged. Their next rows come from freshly reset environments."""
 
 
 class EpisodeBoundaries(Generic[ArrayT]):
@@ -53,22 +39,17 @@ class EpisodeBoundaries(Generic[ArrayT]):
         """`(envs,)`, bool: where the next row begins an episode, or follows one that is no transition; None where all do."""
 
     def state(self, to_numpy: Callable[[Any], Any]) -> dict[str, Any]:
-        """All that it knows, on the host."""
-        return {
-            "expects_reset": map_leaves(to_numpy, self._expects_reset),
-            "last_observations": map_leaves(to_numpy, self._last_observations),
-            "starts": map_leaves(to_numpy, self.starts),
-        }
+        """Copy the state to the host."""
+        state = {"expects_reset": self._expects_reset, "last_observations": self._last_observations, "starts": self.starts}
+        return {name: map_leaves(to_numpy, tree) for name, tree in state.items()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave."""
-        self._expects_reset, self._last_observations, self.starts = (
-            state[name] for name in ("expects_reset", "last_observations", "starts")
-        )
+        """Go on from what `state` returned."""
+        self._expects_reset, self._last_observations, self.starts = state["expects_reset"], state["last_observations"], state["starts"]
 
     @property
     def latest(self) -> ArrayT | None:
-        """An array of those that the row before has left, `(envs,)`; None where there is none. All are of its kind."""
+        """An array of the library and device of the row before, `(envs,)`; None before the first one."""
         return self._expects_reset
 
     def resolve(
@@ -78,11 +59,11 @@ class EpisodeBoundaries(Generic[ArrayT]):
         next_observations: Tree,
         terminated: Bool[ArrayT, "envs"],
         truncated: Bool[ArrayT, "envs"],
-        infos: Any,
+        infos: object,
     ) -> tuple[Tree, Bool[ArrayT, "envs"]]:
-        """The true next observations of one row, and which environments' transitions are to be stored.
+        """Return the true next observations of one row, and which environments' transitions are to be stored.
 
-        To be called once for every row, in order. All arrays belong to one library and device.
+        Called once for every row, in order. All arrays belong to one library and device.
 
         Args:
             observations: what the actions were chosen on, `(envs, *observation)`; of a Dict space a dict of such.
@@ -101,7 +82,7 @@ class EpisodeBoundaries(Generic[ArrayT]):
         """
         arrays = (*leaves(observations), *leaves(next_observations), terminated, truncated)
         # NumPy is such a namespace itself; to find that out takes as long as all that follows does to one environment's row.
-        xp = cast(_Namespace, np if all(type(array) is np.ndarray for array in arrays) else namespace(*arrays))
+        xp = cast(Namespace, np if all(type(array) is np.ndarray for array in arrays) else namespace(*arrays))
         ended = xp.logical_or(terminated, truncated)
         replaced, successors = _apply_final_observations(xp, next_observations, ended, infos)
         keep = xp.ones_like(ended)
@@ -120,8 +101,8 @@ class EpisodeBoundaries(Generic[ArrayT]):
         return successors, keep
 
 
-def dropped_rows(infos: Any, like: Bool[ArrayT, "envs"]) -> Bool[ArrayT, "envs"] | None:
-    """What infos say is dropped, as an array of the library of `like`; None where they do not speak of it.
+def dropped_rows(infos: object, like: Bool[ArrayT, "envs"]) -> Bool[ArrayT, "envs"] | None:
+    """Return which rows infos say are dropped, as an array of the library of `like`; None where they say nothing about it.
 
     Raises:
         ValueError: if there is not an entry for each environment.
@@ -131,30 +112,26 @@ def dropped_rows(infos: Any, like: Bool[ArrayT, "envs"]) -> Bool[ArrayT, "envs"]
         return None
     if tuple(np.shape(mask)) != tuple(like.shape):
         raise ValueError(f"infos[{DROPPED!r}] has shape {tuple(np.shape(mask))}, expected {tuple(like.shape)}: a bool per environment")
-    dropped: ArrayT = cast(_Namespace, namespace(like)).asarray(mask, dtype=like.dtype, device=getattr(like, "device", None))
+    dropped: ArrayT = namespace(like).asarray(mask, dtype=like.dtype, device=getattr(like, "device", None))
     return dropped
 
 
-def _equal_rows(xp: _Namespace, a: Tree, b: Tree) -> Any:
-    """`(envs,)`: whether all numbers of a row are equal, in the dtype of `b`: what was on the device may have been rounded there."""
+def _equal_rows(xp: Namespace, a: Tree, b: Tree) -> Any:
+    """Tell whether all numbers of a row are equal, `(envs,)`, in the dtype of `b`: a device may have rounded what it holds."""
     pairs = zip(leaves(a), leaves(b), strict=True)
     alike = [(left if left.dtype == right.dtype else _rounded(xp, left, right.dtype), right) for left, right in pairs]
-    equal = [xp.all(xp.reshape(left == right, (left.shape[0], -1)), axis=1) for left, right in alike]
-    together = equal[0]
-    for more in equal[1:]:
-        together = xp.logical_and(together, more)
-    return together
+    return reduce(xp.logical_and, [xp.all(xp.reshape(left == right, (left.shape[0], -1)), axis=1) for left, right in alike])
 
 
-def _rounded(xp: _Namespace, array: Any, dtype: Any) -> Any:
+def _rounded(xp: Namespace, array: Array, dtype: object) -> Any:
     with np.errstate(over="ignore"):  # a number that the device does not have equals none of its
         return xp.asarray(array, dtype=dtype)
 
 
-def _apply_final_observations(xp: _Namespace, next_observations: Tree, ended: Any, infos: Any) -> tuple[Any, Tree]:
-    """Which rows hold a final observation, `(envs,)`, and the next observations with those in place."""
+def _apply_final_observations(xp: Namespace, next_observations: Tree, ended: Any, infos: object) -> tuple[Any, Tree]:
+    """Return which rows hold a final observation, `(envs,)`, and the next observations with those in place."""
     final = infos.get("final_obs") if isinstance(infos, Mapping) else None
-    if final is None:
+    if not isinstance(infos, Mapping) or final is None:
         return xp.zeros_like(ended), next_observations
     mask, device = infos.get("_final_obs"), getattr(ended, "device", None)
     if has_entries(final):
@@ -164,20 +141,27 @@ def _apply_final_observations(xp: _Namespace, next_observations: Tree, ended: An
         present = np.array([row is not None for row in final])
         if mask is not None:
             present &= np.asarray(mask, bool)
-        final = _dense({index: final[index] for index in np.flatnonzero(present).tolist()}, next_observations, _NAME)
+        rows = {index: final[index] for index in np.flatnonzero(present).tolist()}
+        final = _dense(rows, next_observations, _NAME)
         replaced = xp.asarray(present, device=device)
     else:
         replaced = ended if mask is None else xp.logical_and(ended, xp.asarray(mask, device=device))
     return replaced, _replace(xp, replaced, final, next_observations, _NAME)
 
 
-def has_entries(final: Any) -> bool:
+def has_entries(final: object) -> bool:
     """Tell whether final observations are an entry for each environment, None where none ended, and not arrays `(envs, ...)`."""
     return isinstance(final, list | tuple) or (isinstance(final, np.ndarray) and final.dtype == object)
 
 
-def _replace(xp: _Namespace, mask: Any, final: Tree, next_observations: Tree, name: str) -> Tree:
-    """`next_observations` with the rows of `final` where `mask`."""
+def select_rows(xp: Namespace, mask: Any, new: Array, old: Any) -> Any:
+    """Return `old`, `(envs, ...)`, with the rows of `new` where `mask`, `(envs,)`, in the dtype and on the device of `old`."""
+    device = getattr(old, "device", None)
+    lifted = xp.reshape(xp.asarray(mask, device=device), (old.shape[0], *(1 for _ in old.shape[1:])))
+    return xp.where(lifted, xp.asarray(new, dtype=old.dtype, device=device), old)
+
+
+def _replace(xp: Namespace, mask: Any, final: Tree, next_observations: Tree, name: str) -> Tree:
     if isinstance(next_observations, Mapping):
         return {key: _replace(xp, mask, _branch(final, key, name), old, f"{name}[{key!r}]") for key, old in next_observations.items()}
     shape = tuple(next_observations.shape)
@@ -190,7 +174,8 @@ def _replace(xp: _Namespace, mask: Any, final: Tree, next_observations: Tree, na
         )
     if isinstance(final, np.ndarray) and isinstance(next_observations, np.ndarray) and next_observations.dtype.kind in "iub":
         # Rows of running episodes are not read, and may hold anything.
-        final = np.where(mask.reshape(_lifted(mask, final)), final, np.zeros((), final.dtype))
+        final = final.copy()
+        final[~mask] = 0
         with np.errstate(invalid="ignore"):
             stored = final.astype(next_observations.dtype)
         if not np.array_equal(stored, final):
@@ -199,17 +184,11 @@ def _replace(xp: _Namespace, mask: Any, final: Tree, next_observations: Tree, na
                 f"that the environment returns"
             )
         final = stored
-    final = xp.asarray(final, dtype=next_observations.dtype, device=getattr(next_observations, "device", None))
-    return xp.where(xp.reshape(mask, _lifted(mask, final)), final, next_observations)
+    return select_rows(xp, mask, final, next_observations)
 
 
-def _lifted(mask: Any, like: Any) -> tuple[int, ...]:
-    """The shape in which a mask, `(envs,)`, chooses among rows, `(envs, ...)`."""
-    return (mask.shape[0], *(1 for _ in like.shape[1:]))
-
-
-def _dense(rows: Mapping[int, Any], like: Tree, name: str) -> Tree:
-    """The final observations of some environments, as arrays with a row for each environment."""
+def _dense(rows: Mapping[int, Tree], like: Tree, name: str) -> Tree:
+    """Return the final observations of some environments as arrays with a row for each environment."""
     if isinstance(like, Mapping):
         return {
             key: _dense({i: _branch(row, key, f"{name} of environment {i}") for i, row in rows.items()}, branch, f"{name}[{key!r}]")
@@ -228,7 +207,7 @@ def _dense(rows: Mapping[int, Any], like: Tree, name: str) -> Tree:
     return dense
 
 
-def _branch(tree: Any, key: str, name: str) -> Any:
+def _branch(tree: Tree, key: str, name: str) -> Tree:
     if not isinstance(tree, Mapping) or key not in tree:
         found = f"has the keys {sorted(tree)}" if isinstance(tree, Mapping) else f"is a {type(tree).__name__}"
         raise ValueError(f"{name} {found}, expected a dict with {key!r} as next_observations: give it every key of the Dict space")

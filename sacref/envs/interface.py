@@ -1,25 +1,34 @@
-"""The calls between a training loop and environments: what they return is checked, and what either side may write into is copied."""
+"""The calls between a training loop and environments: return values are checked, and arrays that either side may write into are copied."""
 
 import copy
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import gymnasium
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
-from sacref.spec.arrays import as_numpy
+from sacref.algorithm.tree import Tree, map_named
+from sacref.spec.arrays import NumpyArray, as_numpy
+
+Environment: TypeAlias = gymnasium.Env[Any, Any]
+Envs: TypeAlias = VectorEnv[Any, Any, Any]
+Space: TypeAlias = gymnasium.Space[Any]
+Infos: TypeAlias = dict[str, Any]
+Step: TypeAlias = tuple[Tree, Any, Any, Any, Infos]
+"""Observation, reward, terminated, truncated and info."""
 
 _NUMBERS = (float, np.float64, np.float32)
 _OF_VECTORS = ("final_obs", "_final_obs")
-"""Infos by which a vector environment says what an episode that it has reset ended with."""
+"""Infos that a vector environment gives where it has reset an episode."""
 _STEP = "return observation, reward, terminated, truncated, info from step()"
 _RESET = "return observation, info from reset()"
 
 
-def step(envs: VectorEnv[Any, Any, Any], actions: NDArray[Any]) -> tuple[Any, Any, Any, Any, Any]:
+def step(envs: Envs, actions: NumpyArray) -> Step:
     """Step a vector environment with a copy of the actions: environments that scale or clip in place do not change the chosen ones.
 
     Args:
@@ -33,12 +42,11 @@ def step(envs: VectorEnv[Any, Any, Any], actions: NDArray[Any]) -> tuple[Any, An
     """
     returned = envs.step(actions.copy())
     _require_parts(type(envs).__name__, "step", returned, 5, _STEP)
-    observations, rewards, terminated, truncated, infos = returned
-    return observations, rewards, terminated, truncated, infos
+    return returned
 
 
-def check_interface(env: gymnasium.Env[Any, Any]) -> None:
-    """Let an environment refuse what it returns against Gymnasium's interface, and return copies of its observations.
+def check_interface(env: Environment) -> None:
+    """Let an environment refuse to return what breaks Gymnasium's interface, and return copies of its observations.
 
     A vector environment would end in an error of its own there, which does not say what the environment did. The environment stays the
     object that it is: its methods `reset` and `step` are replaced. Infos named as those of a vector environment, `final_obs`, are left out.
@@ -54,12 +62,11 @@ def check_interface(env: gymnasium.Env[Any, Any]) -> None:
 
 
 class _Checked:
-    """The methods of an environment, which check what it returns."""
-
-    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+    def __init__(self, env: Environment) -> None:
         self._reset, self._step = env.reset, env.step
         self._name = type(env).__name__
         self._space = env.observation_space
+        self._checks = {call: (partial(self._check, call), partial(self._require_keys, call)) for call in ("reset", "step")}
         self._has_states = env.has_wrapper_attr("state_space")
         taken = inspect.signature(env.reset).parameters
         missing = [name for name in ("seed", "options") if name not in taken]
@@ -69,64 +76,67 @@ class _Checked:
                 f"reset(self, *, seed=None, options=None), and call super().reset(seed=seed) in it"
             )
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        returned: Any = self._reset(seed=seed, options=options)
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Tree, Infos]:
+        returned = self._reset(seed=seed, options=options)
         _require_parts(self._name, "reset", returned, 2, _RESET)
         observation, info = returned
-        return self._observation("reset", self._space, observation), self._info(info)
+        return self._observation("reset", observation), self._info(info)
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        returned: Any = self._step(action)
+    def step(self, action: object) -> Step:
+        returned: tuple[Any, ...] = self._step(action)
         _require_parts(self._name, "step", returned, 5, _STEP)
         observation, reward, terminated, truncated, info = returned
         if type(reward) not in _NUMBERS:
             self._require_scalar("reward", reward, "fiub", "a number: float(reward)")
-        if type(terminated) is not bool:
-            self._require_scalar("terminated", terminated, "bfiu", "True or False: bool(terminated)")
-        if type(truncated) is not bool:
-            self._require_scalar("truncated", truncated, "bfiu", "True or False: bool(truncated)")
-        return self._observation("step", self._space, observation), reward, terminated, truncated, self._info(info)
+        for name, ended in (("terminated", terminated), ("truncated", truncated)):
+            if type(ended) is not bool:
+                self._require_scalar(name, ended, "bfiu", f"True or False: bool({name})")
+        return self._observation("step", observation), reward, terminated, truncated, self._info(info)
 
-    def _info(self, info: dict[str, Any]) -> dict[str, Any]:
+    def _info(self, info: Infos) -> Infos:
         if any(name in info for name in _OF_VECTORS):  # of one environment's own, they would be taken for the vector environment's
             info = {name: value for name, value in info.items() if name not in _OF_VECTORS}
         # The last state of an episode is read after the reset, which may write into it.
         return {**info, "state": copy.deepcopy(info["state"])} if self._has_states and "state" in info else info
 
-    def _require_scalar(self, name: str, value: Any, kinds: str, expected: str) -> None:
+    def _require_scalar(self, name: str, value: object, kinds: str, expected: str) -> None:
         array = as_numpy(value, name)
         if array.shape != () or array.dtype.kind not in kinds:
             got = f"an array of shape {array.shape}" if array.shape else f"{value!r:.80}"
             raise ValueError(f"{self._name}.step returned a {name} that is {got}, expected {expected}")
 
-    def _observation(self, call: str, space: Any, observation: Any, path: str = "an observation") -> Any:
-        """A copy: the environment may write every step into the same array."""
-        if isinstance(space, gymnasium.spaces.Box):
-            array = np.array(as_numpy(observation, path))
-            if array.shape != space.shape:
-                raise ValueError(
-                    f"{self._name}.{call} returned {path} of shape {array.shape}, expected {space.shape} as its observation_space says: "
-                    f"reshape it, or give the space this shape"
-                )
-            if not np.can_cast(array.dtype, space.dtype, "same_kind"):
-                raise TypeError(
-                    f"{self._name}.{call} returned {path} of dtype {array.dtype}, expected {space.dtype} as its observation_space says: "
-                    f"convert it, or give the space this dtype"
-                )
-            return array
-        if isinstance(space, gymnasium.spaces.Dict):
-            if not isinstance(observation, Mapping) or space.spaces.keys() - observation.keys():
-                got = f"the keys {sorted(observation, key=str)}" if isinstance(observation, Mapping) else f"a {type(observation).__name__}"
-                raise ValueError(
-                    f"{self._name}.{call} returned {path} with {got}, expected the keys {sorted(space.spaces)} as its observation_space "
-                    f"says: give all of them"
-                )
-            return {key: self._observation(call, inner, observation[key], f"{path}, {key!r},") for key, inner in space.spaces.items()}
-        return observation
+    def _observation(self, call: str, observation: Tree) -> Tree:
+        check, require_keys = self._checks[call]
+        return map_named(check, "an observation", self._space, observation, require=require_keys)
+
+    def _check(self, call: str, name: str, space: Space, values: Tree) -> Tree:
+        """Return a copy: the environment may write every step into the same array."""
+        if not isinstance(space, gymnasium.spaces.Box):
+            return values
+        array = np.array(as_numpy(values, name))
+        if array.shape != space.shape:
+            raise ValueError(
+                f"{self._name}.{call} returned {name} of shape {array.shape}, expected {space.shape} as its observation_space says: "
+                f"reshape it, or give the space this shape"
+            )
+        if not np.can_cast(array.dtype, space.dtype, "same_kind"):
+            raise TypeError(
+                f"{self._name}.{call} returned {name} of dtype {array.dtype}, expected {space.dtype} as its observation_space says: "
+                f"convert it, or give the space this dtype"
+            )
+        return array
+
+    def _require_keys(self, call: str, name: str, space: gymnasium.spaces.Dict, values: Tree) -> None:
+        if not isinstance(values, Mapping) or space.spaces.keys() - values.keys():
+            got = f"the keys {sorted(values, key=str)}" if isinstance(values, Mapping) else f"a {type(values).__name__}"
+            raise ValueError(
+                f"{self._name}.{call} returned {name} with {got}, expected the keys {sorted(space.spaces)} as its observation_space says: "
+                f"give all of them"
+            )
 
 
-def _require_parts(name: str, call: str, returned: Any, expected: int, fix: str) -> None:
-    """Refuse what a reset or step returned, unless it is so many values, the last one a dict."""
+def _require_parts(name: str, call: str, returned: object, expected: int, fix: str) -> None:
+    """Refuse other return values than `expected` many, the last one a dict."""
     if not isinstance(returned, tuple) or len(returned) != expected:
         got = f"{len(returned)} values" if isinstance(returned, tuple) else f"a {type(returned).__name__}"
         older = ", as Gymnasium 0.26 and later do" if isinstance(returned, tuple) and len(returned) == expected - 1 else ""
@@ -135,10 +145,10 @@ def _require_parts(name: str, call: str, returned: Any, expected: int, fix: str)
         raise TypeError(f"{name}.{call} returned an info that is {returned[-1]!r:.80}, expected a dict: {fix}, with {{}} for no info")
 
 
-class _UnequalInfos(VectorEnv[Any, Any, Any]):
-    """Gathers infos whose values do not fit into one array, as arrays of several lengths, as arrays of objects: an entry for each copy."""
+class _UnequalInfos(Envs):
+    """Vector environments that gather infos which fit into no array, as those of several lengths, in arrays of objects."""
 
-    def _add_info(self, vector_infos: dict[str, Any], env_info: dict[str, Any], env_num: int) -> dict[str, Any]:
+    def _add_info(self, vector_infos: Infos, env_info: Infos, env_num: int) -> Infos:
         for key, value in env_info.items():
             gathered = vector_infos.get(key)
             if gathered is None or _is_like(gathered, value):
@@ -155,7 +165,7 @@ class _UnequalInfos(VectorEnv[Any, Any, Any]):
         return vector_infos
 
 
-def _is_like(gathered: Any, value: Any) -> bool:
+def _is_like(gathered: Any, value: object) -> bool:
     """Tell whether a value may join those of other copies. NumPy would broadcast an array of another shape."""
     if isinstance(gathered, Mapping) or isinstance(value, dict):
         return isinstance(gathered, Mapping) and isinstance(value, dict)
@@ -163,7 +173,7 @@ def _is_like(gathered: Any, value: Any) -> bool:
 
 
 def _entries(gathered: Any, mask: NDArray[np.bool_]) -> NDArray[np.object_]:
-    """What was gathered of the copies in `mask`, `(envs,)`, as an array of objects; None for the others."""
+    """Return the infos of the copies in `mask`, `(envs,)`, as an array of objects, None for the others."""
     entries = np.full(mask.shape, None, object)
     for index in np.flatnonzero(mask):
         if isinstance(gathered, Mapping):

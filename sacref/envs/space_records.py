@@ -1,20 +1,24 @@
-"""Spaces as JSON holds them, and what tells an agent's from others."""
+"""Spaces as JSON, and differences between an agent's spaces and an environment's."""
 
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import gymnasium
 import numpy as np
-from numpy.typing import NDArray
 
-from sacref.envs.spaces import AGENT_FLOATS
+from sacref.envs.interface import Envs, Space
+from sacref.envs.spaces import AGENT_FLOATS, DType
+from sacref.spec.arrays import NumpyArray
 from sacref.storage.checkpoint import DTYPES, short
+
+Record: TypeAlias = dict[str, Any]
+"""JSON: `low`, `high`, `shape` and `dtype` of a Box, or `spaces` of a Dict: key -> record."""
 
 LARGEST_SPACE = 10_000_000
 """Numbers of one Box that a run's configuration may ask for."""
 SPACES = ("observation_space", "state_space", "action_space")
-"""Of an agent, by the names of its arguments."""
+"""Attributes of an agent, and arguments of its constructor."""
 
 
 @runtime_checkable
@@ -26,25 +30,22 @@ class HasSpaces(Protocol):
     action_space: Any
 
 
-def write_space(space: Any) -> dict[str, Any]:
-    """A Box, or a Dict of such, as JSON can hold it; infinity is a string there."""
+def write_space(space: Space) -> Record:
+    """Describe a Box, or a Dict of such, in JSON; infinity is a string there."""
     if isinstance(space, gymnasium.spaces.Dict):
         return {"spaces": {key: write_space(inner) for key, inner in space.spaces.items()}}
-    return {
-        "low": _write_bound(space.low),
-        "high": _write_bound(space.high),
-        "shape": list(space.shape),
-        "dtype": np.dtype(space.dtype).name,
-    }
+    assert isinstance(space, gymnasium.spaces.Box)
+    bounds = {"low": _write_bound(space.low), "high": _write_bound(space.high)}
+    return {**bounds, "shape": list(space.shape), "dtype": np.dtype(space.dtype).name}
 
 
-def _write_bound(bound: NDArray[Any]) -> Any:
+def _write_bound(bound: NumpyArray) -> object:
     numbers = [number if math.isfinite(number) else str(number) for number in bound.reshape(-1).tolist()]
     return numbers[0] if len(set(numbers)) == 1 else numbers
 
 
-def read_space(stored: Mapping[str, Any]) -> gymnasium.Space[Any]:
-    """The space that `write_space` was given.
+def read_space(stored: Mapping[str, Any]) -> Space:
+    """Return the space that `write_space` was given.
 
     Raises:
         KeyError, TypeError, ValueError: if it is no record of one.
@@ -55,21 +56,25 @@ def read_space(stored: Mapping[str, Any]) -> gymnasium.Space[Any]:
     if stored["dtype"] not in list(DTYPES) or not 0 <= math.prod(shape) <= LARGEST_SPACE or min(shape, default=0) < 0:
         raise ValueError(f"a space has shape {shape} and dtype {stored['dtype']}, expected at most {LARGEST_SPACE} numbers")
     dtype = np.dtype(stored["dtype"])
-    bounds = []
-    for name in ("low", "high"):
-        numbers = stored[name] if isinstance(stored[name], list) else [stored[name]] * math.prod(shape)
-        with np.errstate(over="raise"):
-            bounds.append(np.array([float(number) if isinstance(number, str) else number for number in numbers], dtype).reshape(shape))
-    return gymnasium.spaces.Box(bounds[0], bounds[1], shape, dtype.type)
+    with np.errstate(over="raise"):
+        low, high = (
+            _numbers(bound if isinstance(bound, list) else [bound] * math.prod(shape), dtype).reshape(shape)
+            for bound in (stored["low"], stored["high"])
+        )
+    return gymnasium.spaces.Box(low, high, shape, dtype.type)
 
 
-def records_of(agent: HasSpaces) -> dict[str, Any]:
-    """The spaces of an agent, by name, as JSON can hold them."""
+def _numbers(numbers: list[Any], dtype: DType) -> NumpyArray:
+    return np.array([float(number) if isinstance(number, str) else number for number in numbers], dtype)
+
+
+def records_of(agent: HasSpaces) -> dict[str, Record | None]:
+    """Return the records of an agent's spaces, by name."""
     return {name: None if (space := getattr(agent, name)) is None else write_space(space) for name in SPACES}
 
 
-def refuse_other_environments(agent: object, envs: gymnasium.vector.VectorEnv[Any, Any, Any], state_space: Any) -> None:
-    """Refuse environments whose spaces mean something else than the agent's. One that does not say what its spaces are takes any.
+def refuse_other_environments(agent: object, envs: Envs, state_space: Space | None) -> None:
+    """Refuse environments whose spaces mean something else than the agent's. An agent that does not say what its spaces are takes any.
 
     Args:
         state_space: of the privileged states that the environments hand over; None for none.
@@ -98,15 +103,12 @@ def refuse_other_environments(agent: object, envs: gymnasium.vector.VectorEnv[An
         )
 
 
-def differences(got: Any, expected: Any, name: str, *, ordered: bool = False) -> list[str]:
-    """Say in which an agent that was made for one space would take another wrongly.
+def differences(got: Any, expected: Record | None, name: str, *, ordered: bool = False) -> list[str]:
+    """List differences for which an agent that was made for one space would misread another.
 
     Args:
-        got: as `write_space` gives it, or a stranger's file; None for no space. expected: the agent's own.
+        got: a record, or what a stranger's file says; None for no space. expected: the record of the agent's own space.
         name: of the space. ordered: whether the keys of a Dict must come in the same order, in which networks read its arrays.
-
-    Returns:
-        A text for each difference.
 
     Raises:
         KeyError, TypeError, ValueError: if `got` is no record of a space.
@@ -129,7 +131,11 @@ def differences(got: Any, expected: Any, name: str, *, ordered: bool = False) ->
     coarser = min(map(np.dtype, dtypes), key=lambda dtype: dtype.itemsize)
     found = []
     for bound in ("low", "high"):
-        theirs, ours = (_read_bound(record[bound], math.prod(expected["shape"]), coarser) for record in (got, expected))
+        with np.errstate(over="ignore"):
+            arrays = [
+                _numbers(record[bound] if isinstance(record[bound], list) else [record[bound]], coarser) for record in (got, expected)
+            ]
+        theirs, ours = (np.broadcast_to(array, (math.prod(expected["shape"]),)) for array in arrays)
         # An infinite bound says nothing. A finite one says the units: numbers from 0 to 255 are not those from 0 to 1.
         other = np.flatnonzero((theirs != ours) & np.isfinite(theirs) & np.isfinite(ours))
         if other.size:
@@ -137,15 +143,7 @@ def differences(got: Any, expected: Any, name: str, *, ordered: bool = False) ->
     return found
 
 
-def _read_bound(bound: Any, size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """The numbers of a bound, `(size,)`."""
-    numbers = bound if isinstance(bound, list) else [bound]
-    with np.errstate(over="ignore"):
-        array = np.array([float(number) if isinstance(number, str) else number for number in numbers], dtype)
-    return np.broadcast_to(array, (size,))
-
-
-def _described(record: Any) -> str:
+def _described(record: Record | None) -> str:
     if record is None:
         return "None"
     if "spaces" in record:

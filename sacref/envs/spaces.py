@@ -1,19 +1,21 @@
-"""Which Gymnasium spaces the agents accept, and what they need to know of them."""
+"""Gymnasium spaces that the agents accept, and checks of values against them."""
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple
+from functools import cached_property, partial
+from typing import Any, NamedTuple, TypeAlias
 
 import gymnasium
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from sacref.algorithm.tree import Tree, leaves, map_leaves
-from sacref.spec.arrays import as_numpy, namespace
+from sacref.algorithm.tree import Tree, leaves, map_leaves, map_named, named_leaves
+from sacref.spec.arrays import NumpyArray, as_numpy, namespace
 from sacref.storage.checkpoint import DTYPES
 from sacref.storage.values import Like
+
+DType: TypeAlias = np.dtype[Any]
 
 AGENT_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 """Dtypes that an agent can have; arrays of either become arrays of its own."""
@@ -27,13 +29,13 @@ class Field:
     """A Box within a space of observations or states, of one environment."""
 
     shape: tuple[int, ...]
-    dtype: np.dtype[Any]
+    dtype: DType
     """The Box's own, in the machine's byte order; see `stored_dtype` for what the memory keeps."""
-    longest_integer: np.dtype[Any] = INT64
-    """That the backend has: JAX has int32 alone where its 64-bit mode is off."""
+    longest_integer: DType = INT64
+    """The longest integer of the backend: JAX has int32 alone where its 64-bit mode is off."""
 
-    def stored_dtype(self, float_dtype: DTypeLike) -> np.dtype[Any]:
-        """The dtype in which it is stored, and models see it.
+    def stored_dtype(self, float_dtype: DTypeLike) -> DType:
+        """Return the dtype in which it is stored, and models see it.
 
         `float_dtype` for float32 and float64; of unsigned integers of more than 8 bits a signed one; no integer of more bits than the
         backend has (a row with numbers beyond it is refused); else the Box's own.
@@ -44,13 +46,13 @@ class Field:
         return self.longest_integer if signed.kind == "i" and signed.itemsize > self.longest_integer.itemsize else signed
 
     @cached_property
-    def kept(self) -> np.dtype[Any]:
+    def kept(self) -> DType:
         """The dtype in which rows are handed on: `stored_dtype`, with floats as the Box has them."""
         return self.stored_dtype(self.dtype)
 
 
 class Spaces(NamedTuple):
-    """What the agents need to know of an environment's spaces (those of one environment, without a leading axis)."""
+    """Shapes, dtypes and bounds of the spaces of one environment, without a leading axis."""
 
     observations: Tree
     """A `Field`, or a dict of trees of them."""
@@ -66,18 +68,15 @@ class Spaces(NamedTuple):
     """`(action_size,)`, in the Box's units."""
 
 
-def check_spaces(observation_space: Any, state_space: Any, action_space: Any, *, longest_integer: np.dtype[Any] = INT64) -> Spaces:
-    """Refuse the spaces that this SAC cannot learn in.
+def check_spaces(observation_space: object, state_space: object, action_space: Any, *, longest_integer: DType = INT64) -> Spaces:
+    """Refuse spaces that this SAC cannot learn in.
 
     Args:
         observation_space: of one environment: a Box of any shape, of floats, integers or booleans, or a (nested) Dict of such.
         state_space: what the critics see beyond that: of the same kinds, or None.
         action_space: of one environment: a finite Box of floating-point numbers, low < high in every dimension. Any shape: its
             `n` numbers are the `n` dimensions of the action, in C order.
-        longest_integer: that the backend has.
-
-    Returns:
-        Shapes, dtypes and bounds.
+        longest_integer: of the backend.
 
     Raises:
         TypeError: if a space is of another kind. ValueError: if a Box is empty, unbounded, or low is not below high.
@@ -93,90 +92,100 @@ def check_spaces(observation_space: Any, state_space: Any, action_space: Any, *,
     )
 
 
-def field_tree(space: Any, name: str = "observation_space", longest_integer: np.dtype[Any] = INT64) -> Tree:
-    """The Boxes of a space: a `Field`, or for a Dict space a dict of trees of them, in the space's order.
+def field_tree(space: object, name: str = "observation_space", longest_integer: DType = INT64) -> Tree:
+    """Return a `Field` for a Box, or for a Dict space a dict of trees of them, in the space's order.
 
     Raises:
         TypeError: if the space, or one in it, is no Box, or of numbers that no memory stores. ValueError: if a Box, or the Dict, is empty.
     """
-    if isinstance(space, gymnasium.spaces.Dict):
-        if not space.spaces:
-            raise ValueError(f"{name} is an empty Dict, expected at least one Box in it")
-        for key in space.spaces:
-            if not isinstance(key, str) or "." in key or not key:
-                raise ValueError(f"{name} has the key {key!r}, expected a text without a dot: dots join the keys in names of arrays")
-        return {key: field_tree(inner, f"{name}[{key!r}]", longest_integer) for key, inner in space.spaces.items()}
+    return map_named(partial(_field, longest_integer), name, space, require=_require_dict)
+
+
+def _require_dict(name: str, space: object) -> None:
+    if not isinstance(space, gymnasium.spaces.Dict):
+        raise _no_box(name, space)
+    if not space.spaces:
+        raise ValueError(f"{name} is an empty Dict, expected at least one Box in it")
+    for key in space.spaces:
+        if not isinstance(key, str) or "." in key or not key:
+            raise ValueError(f"{name} has the key {key!r}, expected a text without a dot: dots join the keys in names of arrays")
+
+
+def _field(longest_integer: DType, name: str, space: object) -> Field:
     if not isinstance(space, gymnasium.spaces.Box):
-        flatten = "wrap each environment in gymnasium.wrappers.FlattenObservation"
-        fix = {
-            gymnasium.spaces.Tuple: flatten,
-            gymnasium.spaces.Discrete: f"{flatten}, which makes it one-hot",
-            gymnasium.spaces.MultiDiscrete: f"{flatten}, which makes it one-hot",
-            gymnasium.spaces.MultiBinary: flatten,
-        }.get(type(space), "wrap each environment in gymnasium.wrappers.TransformObservation with a Box")
-        raise TypeError(f"{name} is {_describe(space)}, expected a gymnasium.spaces.Box, or a Dict of such: {fix}")
+        raise _no_box(name, space)
     if 0 in space.shape:
         raise ValueError(f"{name} is {space} of shape {space.shape}, expected at least one number: remove the empty axis")
     _refuse_dtype(space, name, "TransformObservation")
     return Field(tuple(space.shape), np.dtype(space.dtype).newbyteorder("="), longest_integer)
 
 
+def _no_box(name: str, space: object) -> TypeError:
+    flatten = "wrap each environment in gymnasium.wrappers.FlattenObservation"
+    fix = {
+        gymnasium.spaces.Tuple: flatten,
+        gymnasium.spaces.Discrete: f"{flatten}, which makes it one-hot",
+        gymnasium.spaces.MultiDiscrete: f"{flatten}, which makes it one-hot",
+        gymnasium.spaces.MultiBinary: flatten,
+    }.get(type(space), "wrap each environment in gymnasium.wrappers.TransformObservation with a Box")
+    return TypeError(f"{name} is {_describe(space)}, expected a gymnasium.spaces.Box, or a Dict of such: {fix}")
+
+
 def flat_size(fields: Tree) -> int:
-    """How many numbers there are in all Boxes of a tree."""
+    """Count the numbers in all Boxes of a tree, of `Field`s or a space."""
     return sum(math.prod(field.shape) for field in leaves(fields))
 
 
-def boxes(space: Any) -> Tree:
-    """The Boxes themselves, in the tree that `field_tree` gives."""
-    if isinstance(space, gymnasium.spaces.Dict):
-        return {key: boxes(inner) for key, inner in space.spaces.items()}
-    return space
+def boxes(space: Tree) -> Tree:
+    """Return the Boxes of a space, in the tree that `field_tree` gives."""
+    return map_leaves(lambda box: box, space)
 
 
-def rows_like(space: Any, rows: int) -> Tree:
-    """What rows of a space are like, for `refuse_unlike`; None for no space."""
-    return map_leaves(lambda box: Like((rows, *box.shape), "fiub"), boxes(space))
+def rows_like(space: Tree, rows: int) -> Tree:
+    """Describe rows of a space for `refuse_unlike`; None for no space."""
+    return map_leaves(lambda box: Like((rows, *box.shape), "fiub"), space)
 
 
-def check_values(values: Any, fields: Tree, name: str, is_device_array: Callable[[Any], bool]) -> Tree:
-    """`values` as a tree of arrays `(envs, *shape)` in the place of the fields: NumPy, unless they are the backend's own.
+def check_values(values: Tree, fields: Tree, name: str, is_device_array: Callable[[Any], bool]) -> Tree:
+    """Return `values` as a tree of arrays `(envs, *shape)` that branches as the fields do: NumPy, unless they are the backend's own.
 
     Each in its field's `kept` dtype, or as float32 or float64 where that is either of them.
 
     Raises:
         ValueError, TypeError: naming the array whose shape or kind of numbers, or the dict whose keys, are not the space's.
     """
+    checked = map_named(partial(_check_array, is_device_array), name, fields, values, require=_require_keys)
     if isinstance(fields, dict):
-        if not isinstance(values, Mapping):
-            raise TypeError(f"{name} is a {type(values).__name__}, expected a dict with the keys {sorted(fields)} as the Dict space says")
-        if set(values) != set(fields):
-            missing, unknown = sorted(set(fields) - set(values)), sorted(set(values) - set(fields), key=str)
-            raise ValueError(f"{name} lacks the keys {missing} and has the unknown keys {unknown}: give what the Dict space says")
-        checked = {key: check_values(values[key], inner, f"{name}[{key!r}]", is_device_array) for key, inner in fields.items()}
-        rows = {key: int(leaves(inner)[0].shape[0]) for key, inner in checked.items()}
+        rows = {path: int(leaf.shape[0]) for path, leaf in named_leaves(checked).items()}
         if len(set(rows.values())) != 1:
             raise ValueError(f"{name} has keys of {rows} rows, expected as many of each: one per environment")
-        return checked
+    return checked
+
+
+def _require_keys(name: str, fields: Mapping[str, Tree], values: Tree) -> None:
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{name} is a {type(values).__name__}, expected a dict with the keys {sorted(fields)} as the Dict space says")
+    if set(values) != set(fields):
+        missing, unknown = sorted(set(fields) - set(values)), sorted(set(values) - set(fields), key=str)
+        raise ValueError(f"{name} lacks the keys {missing} and has the unknown keys {unknown}: give what the Dict space says")
+
+
+def _check_array(is_device_array: Callable[[Any], bool], name: str, field: Field, values: Any) -> Any:
     if isinstance(values, Mapping):
         raise TypeError(f"{name} is a dict with the keys {sorted(values, key=str)}, expected one array: the space is a Box")
     array = values if is_device_array(values) else as_numpy(values, name)
-    expected = fields.shape
+    expected = field.shape
     if array.ndim != len(expected) + 1 or tuple(array.shape[1:]) != expected:
         raise ValueError(
             f"{name} have shape {tuple(array.shape)}, expected (envs, *{expected}) as the space says: "
             f"{'add the leading environment axis' if tuple(array.shape) == expected else 'check the environment and its wrappers'}"
         )
-    if array.dtype == fields.kept:
+    if array.dtype == field.kept:
         return array
-    return _device_array_as(array, fields, name) if is_device_array(values) else _array_as(array, fields, name)
+    return _device_array_as(array, field, name) if is_device_array(values) else _array_as(array, field, name)
 
 
-def _array_as(array: NDArray[Any], field: Field, name: str) -> NDArray[Any]:
-    """A host array as `check_values` gives it.
-
-    Raises:
-        TypeError, ValueError: naming the array, if it could not be stored as it is.
-    """
+def _array_as(array: NumpyArray, field: Field, name: str) -> NumpyArray:
     if field.dtype in AGENT_FLOATS:
         native = array.dtype.newbyteorder("=")
         return exactly(array, native if native in AGENT_FLOATS else np.dtype(np.float64), name, says=field.dtype)
@@ -184,7 +193,7 @@ def _array_as(array: NDArray[Any], field: Field, name: str) -> NDArray[Any]:
 
 
 def _device_array_as(array: Any, field: Field, name: str) -> Any:
-    """A device array as `check_values` gives it. Its dtype alone is judged: nothing waits for its values."""
+    """Convert by the dtype alone: nothing waits for the array's values."""
     xp: Any = namespace(array)
     found = str(array.dtype).rpartition(".")[2]
     if field.dtype in AGENT_FLOATS and xp.isdtype(array.dtype, ("bool", "integral", "real floating")):
@@ -195,11 +204,11 @@ def _device_array_as(array: Any, field: Field, name: str) -> Any:
     return xp.astype(array, getattr(xp, field.kept.name))
 
 
-def exactly(array: NDArray[Any], dtype: np.dtype[Any], name: str, *, says: np.dtype[Any] | None = None) -> NDArray[Any]:
-    """A host array in another dtype: integers as they are, floats to the nearest.
+def exactly(array: NumpyArray, dtype: DType, name: str, *, says: DType | None = None) -> NumpyArray:
+    """Convert a host array: integers as they are, floats to the nearest.
 
     Args:
-        name: of the array, for the message. says: the dtype that its space says, where it is another.
+        name: for the message. says: the dtype of the space, where it is another.
 
     Raises:
         TypeError: if it is of another kind of numbers: text, fractions for integers. ValueError: if it holds numbers beyond the dtype.
@@ -220,7 +229,7 @@ def exactly(array: NDArray[Any], dtype: np.dtype[Any], name: str, *, says: np.dt
     return converted
 
 
-def _unlike(name: str, got: Any, says: np.dtype[Any]) -> TypeError:
+def _unlike(name: str, got: object, says: DType) -> TypeError:
     return TypeError(
         f"{name} have dtype {got}, expected {says} as the space says, since {got} would not be stored as it is: "
         f"give the space the dtype that the environment and its wrappers return"
@@ -228,11 +237,7 @@ def _unlike(name: str, got: Any, says: np.dtype[Any]) -> TypeError:
 
 
 def _refuse_dtype(space: gymnasium.spaces.Box, name: str, wrapper: str) -> None:
-    """Refuse a Box of numbers that neither the backends nor checkpoints hold, such as NumPy's long double.
-
-    Raises:
-        TypeError: naming the space.
-    """
+    """Refuse numbers that neither the backends nor checkpoints hold, such as NumPy's long double."""
     if np.dtype(space.dtype).name not in DTYPES:
         raise TypeError(
             f"{name} is {space} of dtype {space.dtype}, expected one of {', '.join(DTYPES)}: wrap each environment in "
@@ -240,7 +245,7 @@ def _refuse_dtype(space: gymnasium.spaces.Box, name: str, wrapper: str) -> None:
         )
 
 
-def _check_actions(space: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _check_actions(space: object) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     if not isinstance(space, gymnasium.spaces.Box):
         raise TypeError(
             f"action_space is {_describe(space)}: SAC here needs a gymnasium.spaces.Box of floating-point numbers; "
@@ -273,7 +278,7 @@ def _check_actions(space: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]
     return low, high
 
 
-def _describe(space: Any) -> str:
+def _describe(space: object) -> str:
     if isinstance(space, gymnasium.Space):
         return f"{space}"
     return f"a {type(space).__name__} ({space!r})"

@@ -1,32 +1,22 @@
-"""Privileged states: what vector environments hand over for the critics alone."""
+"""Privileged states, which vector environments hand over for the critics alone."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
+from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
-from sacref.algorithm.tree import Tree, map_leaves
+from sacref.algorithm.tree import Tree, leaves, map_leaves, map_named
+from sacref.envs.episodes import select_rows
+from sacref.envs.interface import Envs, Space
 from sacref.envs.spaces import exactly
-from sacref.spec.arrays import as_numpy, namespace
-
-Envs: TypeAlias = VectorEnv[Any, Any, Any]
+from sacref.spec.arrays import NumpyArray, as_numpy, namespace
 
 _FIX = 'put it into info["state"] on every reset and step, or give the environment a method `state()`'
 
 
-@runtime_checkable
-class _Namespace(Protocol):
-    """The functions of the array API standard that the replacement calls."""
-
-    def asarray(self, x: Any, /, *, dtype: Any = None, device: Any = None) -> Any: ...
-    def reshape(self, x: Any, /, shape: tuple[int, ...]) -> Any: ...
-    def where(self, condition: Any, x1: Any, x2: Any, /) -> Any: ...
-
-
-def state_space_of(envs: Envs) -> gymnasium.Space[Any] | None:
+def state_space_of(envs: Envs) -> Space | None:
     """Return the space of one environment's state, its attribute `state_space`; None where it says none.
 
     What an environment without one puts into `info["state"]` is its own, and is not read.
@@ -52,13 +42,13 @@ def state_space_of(envs: Envs) -> gymnasium.Space[Any] | None:
 
 def states_of(
     envs: Envs,
-    infos: Any,
-    space: gymnasium.Space[Any] | None,
+    infos: object,
+    space: Space | None,
     *,
     previous: Tree | None = None,
     reset_mask: NDArray[np.bool_] | None = None,
 ) -> Tree | None:
-    """The states after a reset or step of the vector environment, in the rows' order.
+    """Return the states after a reset or step of the vector environment.
 
     They are read from `infos["state"]`, else from a method `state()` of each environment. Where the environment has been reset within the
     step (SAME_STEP), it is the state of the next episode, as the observation is; see `final_states`.
@@ -79,12 +69,11 @@ def states_of(
     if space is None:
         return None
     handed = infos.get("state") if isinstance(infos, Mapping) else None
-    if handed is not None:
+    if isinstance(infos, Mapping) and handed is not None:
         mask = infos.get("_state", np.ones(envs.num_envs, np.bool_))
         states, present = _gather("info['state']", handed, np.asarray(mask, np.bool_), space)
     elif have(envs, "state"):
-        rows = _call(envs, "state")
-        states, present = _gather("state()", _stack(rows), np.ones(envs.num_envs, np.bool_), space)
+        states, present = _gather("state()", map_named(_stack, "state()", *_call(envs, "state")), np.ones(envs.num_envs, np.bool_), space)
     else:
         states, present = None, np.zeros(envs.num_envs, np.bool_)
     expected = np.ones(envs.num_envs, np.bool_) if reset_mask is None else reset_mask
@@ -93,11 +82,11 @@ def states_of(
         raise ValueError(f"environments {missing} have a state_space, {space}, but handed over no state: {_FIX}")
     if reset_mask is None:
         return states
-    return map_leaves(lambda new, old: np.where(_lift(reset_mask, new), new, old), states, previous)
+    return map_leaves(lambda new, old: select_rows(namespace(new), reset_mask, new, old), states, previous)
 
 
-def final_states(infos: Any, next_states: Tree | None) -> Tree | None:
-    """The true successors: where an episode ended and was reset within the step (SAME_STEP), the state that it ended in.
+def final_states(infos: object, next_states: Tree | None) -> Tree | None:
+    """Return the true successors: where an episode ended and was reset within the step (SAME_STEP), the state that it ended in.
 
     Args:
         infos: what the step gave. Gymnasium puts the last info of an episode into `infos["final_info"]`, with the masks `_final_info`
@@ -115,7 +104,7 @@ def final_states(infos: Any, next_states: Tree | None) -> Tree | None:
     final = infos.get("final_info", {})
     if not isinstance(final, Mapping):
         raise TypeError(f"infos['final_info'] is a {type(final).__name__}, expected a mapping of arrays, as Gymnasium >= 1.0 gives it")
-    envs = _rows(next_states)
+    envs = int(leaves(next_states)[0].shape[0])
     # A final observation without a final info: an episode was reset, and its last state is missing.
     ended = np.asarray(infos.get("_final_info", infos.get("_final_obs", np.full(envs, bool(final)))), np.bool_)
     handed = final.get("state")
@@ -129,22 +118,23 @@ def final_states(infos: Any, next_states: Tree | None) -> Tree | None:
             f"environments {missing} were reset within the step (SAME_STEP), but their final_info holds no state: "
             f'put it into info["state"] on every step, or take autoreset_mode=NEXT_STEP'
         )
-    return map_leaves(lambda old, new: _replace(old, new, ended), next_states, states) if ended.any() else next_states
+    if not ended.any():
+        return next_states
+    return map_leaves(lambda old, new: select_rows(namespace(old), ended, new, old), next_states, states)
 
 
 def have(envs: Envs, name: str) -> bool:
-    """Whether each environment, or a wrapper around it, has the attribute. Asking for one that is not there would end its process."""
-    if not hasattr(envs.unwrapped, "call"):
-        return False
-    return all(cast(Any, envs.unwrapped).call("has_wrapper_attr", name))
+    """Tell whether each environment, or a wrapper around it, has the attribute. Asking for a missing one would end its process."""
+    return hasattr(envs.unwrapped, "call") and all(_call(envs, "has_wrapper_attr", name))
 
 
-def _call(envs: Envs, name: str) -> tuple[Any, ...]:
-    return tuple(cast(Any, envs.unwrapped).call(name))
+def _call(envs: Envs, name: str, *arguments: object) -> tuple[Any, ...]:
+    inner: Any = envs.unwrapped
+    return tuple(inner.call(name, *arguments))
 
 
-def _gather(name: str, value: Any, mask: NDArray[np.bool_], like: Any) -> tuple[Tree, NDArray[np.bool_]]:
-    """What Gymnasium has gathered from the environments' infos, as a tree of arrays, and the environments that handed over all of it.
+def _gather(name: str, value: Tree, mask: NDArray[np.bool_], like: Tree) -> tuple[Tree, NDArray[np.bool_]]:
+    """Return states that Gymnasium gathered from infos as a tree of arrays, and a mask of the environments that handed over all of it.
 
     Args:
         like: the space of one row, or a tree of such rows in arrays.
@@ -191,25 +181,5 @@ def _require_shape(name: str, got: tuple[int, ...], expected: tuple[int, ...]) -
         raise ValueError(f"{name} has shape {got}, expected {expected} as state_space says: give state_space the shape of the state")
 
 
-def _stack(rows: tuple[Any, ...]) -> Any:
-    """The states of all environments, each a tree, as one tree of arrays."""
-    if isinstance(rows[0], Mapping):
-        return {key: _stack(tuple(row[key] for row in rows)) for key in rows[0]}
-    return np.stack([as_numpy(row, "state()") for row in rows])
-
-
-def _rows(tree: Tree) -> int:
-    while isinstance(tree, Mapping):
-        tree = next(iter(tree.values()))
-    return int(tree.shape[0])
-
-
-def _lift(mask: Any, like: Any) -> Any:
-    """`(envs,)` as `(envs, 1, ...)`."""
-    return mask.reshape(len(mask), *(1,) * (like.ndim - 1))
-
-
-def _replace(old: Any, new: NDArray[Any], mask: NDArray[np.bool_]) -> Any:
-    xp = cast(_Namespace, namespace(old))
-    device = getattr(old, "device", None)
-    return xp.where(xp.asarray(_lift(mask, old), device=device), xp.asarray(new, dtype=old.dtype, device=device), old)
+def _stack(name: str, *rows: object) -> NumpyArray:
+    return np.stack([as_numpy(row, name) for row in rows])
