@@ -50,15 +50,20 @@ class Adapter(Protocol):
         """The weights now."""
         ...
 
+    def versions(self) -> Mapping[str, str]:
+        """Library -> version."""
+        ...
+
+
+@runtime_checkable
+class Showing(Protocol):
+    """An adapter that shows gradients, without which an examination needs float64."""
+
     def gradients(self) -> Sequence[Named]:
         """The gradient of each optimizer step of the last update, in their order, as the optimizer took it: after clipping.
 
         `sacref.examine.inject` has helpers: `torch_gradients` sees what torch's optimizers take, `GradientsOfMoments` reads optax's.
         """
-        ...
-
-    def versions(self) -> Mapping[str, str]:
-        """Library -> version."""
         ...
 
 
@@ -100,6 +105,11 @@ def record(adapter: Adapter, scene: Scene, *, other_noise: bool = False) -> Traj
         AdapterError: if weights have other names or shapes, do not stay as they were set, or are not finite.
     """
     problem = scene.problem
+    if problem.dtype != "float64" and not isinstance(adapter, Showing):
+        raise AdapterError(
+            f"{adapter.name}: no gradients(), and weights alone show nothing but their signs in {problem.dtype}, expected one of both: "
+            f"show gradients, or compute in float64"
+        )
     adapter.make(problem)
     check_shapes(adapter, adapter.weights(), scene.weights)
     adapter.set_weights({name: array.copy() for name, array in scene.weights.items()})
@@ -112,10 +122,11 @@ def record(adapter: Adapter, scene: Scene, *, other_noise: bool = False) -> Traj
         after = _cast(adapter.weights())
         check_shapes(adapter, after, scene.weights)
         first = updates[0].draws if updates else draws
-        steps = steps_by_network([_cast(step) for step in check_gradients(adapter, adapter.gradients(), after)])
+        gradients = check_gradients(adapter.name, adapter.gradients(), after) if isinstance(adapter, Showing) else []
+        steps = steps_by_network([_cast(step) for step in gradients])
         updates.append(Update(number, batch, draws, first, before, after, steps))
         before = after
-    return Trajectory(scene, updates)
+    return Trajectory(scene, updates, isinstance(adapter, Showing))
 
 
 def check_shapes(adapter: Adapter, weights: Named, expected: Named) -> None:
@@ -137,7 +148,7 @@ def check_shapes(adapter: Adapter, weights: Named, expected: Named) -> None:
             raise AdapterError(f"{adapter.name}: weights() has a {name} that is not finite, expected numbers: check the update")
 
 
-def check_gradients(adapter: Adapter, gradients: Sequence[Named], weights: Named) -> Sequence[Named]:
+def check_gradients(adapter: str, gradients: Sequence[Named], weights: Named) -> Sequence[Named]:
     """Refuse an update without gradients, and gradients of other names or shapes.
 
     Raises:
@@ -145,14 +156,14 @@ def check_gradients(adapter: Adapter, gradients: Sequence[Named], weights: Named
     """
     if not any(gradients):
         raise AdapterError(
-            f"{adapter.name}: gradients() is empty after an update, expected those of each optimizer step: "
+            f"{adapter}: gradients() is empty after an update, expected those of each optimizer step: "
             f"see torch_gradients and GradientsOfMoments in sacref.examine.inject"
         )
     for name, array in ((name, array) for step in gradients for name, array in step.items()):
         expected = None if name.startswith("target_") or name not in weights else np.shape(weights[name])
         if np.shape(array) != expected:
             raise AdapterError(
-                f"{adapter.name}: gradients() has {name} of shape {np.shape(array)}, expected "
+                f"{adapter}: gradients() has {name} of shape {np.shape(array)}, expected "
                 f"{'no such name' if expected is None else expected}: give gradients by the names of weights(), no target network's"
             )
     return gradients

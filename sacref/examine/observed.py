@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from sacref.parity.networks import Arrays, Floats, Named
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
 """Largest relative difference that rounding explains, by dtype."""
+LOOSE, LOOSER = 1e-5, 3e-2
+"""Relative differences up to which a variant is looked at closely: of float64 gradients, and of those that are known less well."""
 
 
 @dataclass
@@ -29,6 +31,8 @@ class Update:
     after: Arrays
     steps: Mapping[str, Sequence[Arrays]] = field(default_factory=dict)
     """Network -> the gradient of each of its optimizer's steps, as the optimizer took it."""
+    errors: Arrays = field(default_factory=dict)
+    """Parameter -> largest error of its gradient beyond rounding, of gradients that were computed from weights."""
 
     def noise(self) -> dict[str, Floats]:
         """Name -> standard normal arrays that the update may have drawn: its own, and those of the first update."""
@@ -47,14 +51,21 @@ class Trajectory:
 
     scene: Scene
     updates: list[Update]
+    shown: bool = True
+    """Whether the agent showed its gradients."""
+
+    @property
+    def loose(self) -> float:
+        """Relative difference up to which a variant is looked at closely."""
+        return LOOSE if self.shown and self.scene.problem.dtype == "float64" else LOOSER
 
     @property
     def tolerance(self) -> float:
         """Largest relative difference that rounding explains."""
         return TOLERANCE[self.scene.problem.dtype]
 
-    def between(self, network: str, adam: Adam, rate: float) -> list[list[Arrays]]:
-        """The network's parameters before its first step of each update, after it, after the second and so on, with steps of `adam`."""
+    def between(self, network: str, adam: Adam) -> list[list[Arrays]]:
+        """Compute the network's parameters before its first step of each update, after it, after the second and so on."""
         moments = {name: Moments.none(array) for name, array in group(self.updates[0].before, network).items()}
         found = []
         for update in self.updates:
@@ -62,7 +73,7 @@ class Trajectory:
             for gradients in update.steps.get(network, ()):
                 state = dict(states[-1])
                 for name, gradient in gradients.items():
-                    state[name], moments[name] = adam.step(state[name], gradient, moments[name], rate)
+                    state[name], moments[name] = adam.step(state[name], gradient, moments[name], self.scene.problem.learning_rate)
                 states.append(state)
             found.append(states)
         return found
@@ -81,11 +92,46 @@ def steps_by_network(gradients: Sequence[Named]) -> dict[str, list[Arrays]]:
     return found
 
 
-def difference(a: Named, b: Named) -> float:
-    """Largest relative difference of arrays of the same names, max|a - b| / max|b| of each; infinite where one is not finite."""
+def recovered(trajectory: Trajectory, adam: Adam) -> Trajectory:
+    """Compute the gradient of each network's first step from the weights before and after it, as if `adam` had made the step.
+
+    Adam's first step is the gradient's sign but for its epsilon: in float64, epsilon / |g| can be read off the step.
+    """
+    rate, found, waiting = trajectory.scene.problem.learning_rate, [], set(NETWORKS)
+    for update in trajectory.updates:
+        steps: dict[str, list[Arrays]] = {network: [] for network in NETWORKS}
+        errors: Arrays = {}
+        for network in [network for network in NETWORKS if network in waiting and update.moved(network)]:
+            waiting.remove(network)
+            gradients = {}
+            for name, before in group(update.before, network).items():
+                after = update.after[name]
+                rounding = np.finfo(before.dtype).eps * (4 + 2 * (np.abs(before) + np.abs(after)) / rate)
+                direction = (before - after) / rate - adam.weight_decay * before
+                if (np.abs(direction) > 1 + rounding).any():
+                    break
+                gradients[name], errors[name] = adam.first_gradient(direction, rounding)
+            else:
+                steps[network].append(gradients)
+        found.append(replace(update, steps=steps, errors=errors))
+    return replace(trajectory, updates=found)
+
+
+def difference(a: Named, b: Named, errors: Named | None = None) -> float:
+    """Largest relative difference of arrays of the same names, max|a - b| / max|b| of each; infinite where one is not finite.
+
+    Args:
+        a: by names.
+        b: by names.
+        errors: what may be between them, by names; elements where it is infinite are left out.
+    """
     largest = 0.0
     for name, array in b.items():
-        gap, size = float(np.abs(a[name] - array).max()), float(np.abs(array).max())
+        gaps = np.abs(a[name] - array)
+        if errors and name in errors:
+            known = np.isfinite(errors[name])
+            gaps, array = np.maximum(gaps - np.where(known, errors[name], np.inf), 0), np.where(known, array, 0)
+        gap, size = float(gaps.max()), float(np.abs(array).max())
         if not math.isfinite(gap):
             return math.inf
         largest = max(largest, gap / size if size > 0 else math.inf if gap > 0 else 0.0)

@@ -256,8 +256,26 @@ class Adam(NamedTuple):
         unbiased, square = first / (1 - self.decays[0] ** count), second / (1 - self.decays[1] ** count)
         if self.place == "inside the root":
             return np.asarray(unbiased / np.sqrt(square + self.epsilon))
-        shrunk = math.sqrt(1 - self.decays[1] ** count) if self.place == "before the bias correction" else 1.0
-        return np.asarray(unbiased / (np.sqrt(square) + self.epsilon / shrunk))
+        return np.asarray(unbiased / (np.sqrt(square) + self.epsilon_at(count)))
+
+    def epsilon_at(self, count: int) -> float:
+        """Compute the epsilon that acts beside the unbiased moments at a step, which count from 1."""
+        return self.epsilon / (math.sqrt(1 - self.decays[1] ** count) if self.place == "before the bias correction" else 1.0)
+
+    def first_gradient(self, direction: Floats, error: Floats) -> tuple[Floats, Floats]:
+        """Invert `direction` at the first step, where it is g / (|g| + epsilon), or g / sqrt(g^2 + epsilon).
+
+        Returns:
+            The gradient, and its error where `direction` has this `error`; an infinite one where the gradient is too large to be told.
+        """
+        size, epsilon = np.abs(direction), self.epsilon_at(1)
+        if self.place == "inside the root":
+            rest = np.maximum(1 - size**2, error)
+            gradient, slope = direction * np.sqrt(epsilon / rest), math.sqrt(epsilon) / rest**1.5
+        else:
+            rest = np.maximum(1 - size, error)
+            gradient, slope = direction * epsilon / rest, epsilon / rest**2
+        return np.asarray(gradient), np.asarray(np.where(rest < 8 * error, np.inf, error * slope))
 
 
 class Moments(NamedTuple):

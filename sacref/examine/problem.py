@@ -95,8 +95,10 @@ class Scene:
 
 
 def ordinary(problem: Problem, updates: int = 4) -> Scene:
-    """Weights as default models draw them, and target networks beside their critics."""
-    return Scene(name="ordinary", problem=problem, weights=_weights(problem), updates=updates, rewards_scale=REWARDS)
+    """Make a scene of default weights, of target networks beside their critics, and of one deviation that a bound by tanh keeps from 0."""
+    weights = _weights(problem)
+    weights["policy.head.bias"] = problem.cast(np.concatenate([np.zeros(problem.action), np.resize([0.0, 0.9, 0.0], problem.action)]))
+    return Scene(name="ordinary", problem=problem, weights=weights, updates=updates, rewards_scale=REWARDS)
 
 
 def wide(problem: Problem, updates: int = 2) -> Scene:

@@ -2,12 +2,14 @@
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
-from sacref.examine.adapter import record
+from sacref.examine.adapter import Adapter, record
 from sacref.examine.adapters.oracle import OracleAdapter
 from sacref.examine.choices import AFTER, BEFORE, NEWEST, VALUES, Choices, canonical, contradictions
 from sacref.examine.identify import Identification, identify
-from sacref.examine.problem import Problem, ordinary, wide
+from sacref.examine.observed import Trajectory
+from sacref.examine.problem import Problem, Scene, ordinary, wide
 
 WITH_OPTIONS = ("clipping", "schedule", "temperature_schedule")
 """Fields that plain updates do not show."""
@@ -56,7 +58,18 @@ def together() -> Iterator[dict[str, str]]:
         yield named
 
 
-def examined(named: dict[str, str], problem: Problem | None = None) -> Identification:
-    """What is identified of an oracle with these choices."""
+def examined(named: dict[str, str], problem: Problem | None = None, *, shown: bool = True) -> Identification:
+    """Identify an oracle with these choices, which shows its gradients or nothing but its weights."""
     problem = problem or Problem()
-    return identify([record(OracleAdapter(**named), scene) for scene in (ordinary(problem), wide(problem))])
+    return identify([observed(OracleAdapter(**named), scene, shown=shown) for scene in (ordinary(problem), wide(problem))])
+
+
+def observed(adapter: Adapter, scene: Scene, *, shown: bool) -> Trajectory:
+    """Record a trajectory, with the gradients or without."""
+    seen = record(adapter, scene)
+    return seen if shown else replace(seen, shown=False, updates=[replace(update, steps={}) for update in seen.updates])
+
+
+def agrees(found: Identification, named: dict[str, str]) -> bool:
+    """Say whether an identification names exactly these choices."""
+    return list(found.combinations) == [canonical(Choices(**named))]

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -102,7 +103,7 @@ def test_names_that_are_no_adapters_are_refused() -> None:
     with pytest.raises(ValueError, match=r"examine: 'nowhere:Adapter' cannot be imported \(No module named 'nowhere'\)"):
         load("nowhere:Adapter")
     with pytest.raises(
-        AdapterError, match=r"examine: sacref.examine.problem:Problem has no make, set_weights, update, weights, gradients, ver"
+        AdapterError, match=r"examine: sacref.examine.problem:Problem has no make, set_weights, update, weights, versions, expected"
     ):
         load("sacref.examine.problem:Problem")
 
@@ -110,6 +111,16 @@ def test_names_that_are_no_adapters_are_refused() -> None:
 def test_a_refused_adapter_ends_the_examination() -> None:
     with pytest.raises(AdapterError, match="bad: set_weights"):
         examine(Bad(takes=False))
+
+
+def test_weights_alone_need_float64() -> None:
+    adapter = OracleAdapter("narrow")
+    bare = SimpleNamespace(**{name: getattr(adapter, name) for name in ("name", "make", "set_weights", "update", "weights", "versions")})
+    with pytest.raises(
+        AdapterError, match="narrow: no gradients\\(\\), and weights alone show nothing but their signs in float32, expected one"
+    ):
+        record(bare, ordinary(Problem(dtype="float32")))
+    assert not record(bare, SCENE).shown
 
 
 class Silent(OracleAdapter):

@@ -58,17 +58,37 @@ def test_many_planted_values_are_named_together(named: dict[str, str]) -> None:
     assert list(found.combinations) == [canonical(Choices(**named))]
 
 
+def test_weights_alone_name_what_gradients_do() -> None:
+    for named in (
+        {},
+        {"target_value": "mean", "policy_noise": "that of the first update, for ever", "temperature_loss": "alpha (log pi + H)"},
+    ):
+        assert planted.agrees(planted.examined(named, shown=False), named)
+
+
 @pytest.mark.full
+@pytest.mark.parametrize("shown", [True, False], ids=["gradients", "weights alone"])
 @pytest.mark.parametrize("named", list(planted.singles()), ids=lambda named: ", ".join(f"{name} {value}" for name, value in named.items()))
-def test_each_planted_value_is_named(named: dict[str, str]) -> None:
-    assert list(planted.examined(named).combinations) == [canonical(Choices(**named))]
+def test_each_planted_value_is_named(named: dict[str, str], shown: bool) -> None:
+    assert planted.agrees(planted.examined(named, shown=shown), named)
 
 
-@pytest.mark.full
-def test_planted_pairs_are_named() -> None:
-    chosen = random.Random(0).sample(list(planted.pairs()), 300)
-    missed = [named for named in chosen if list(planted.examined(named).combinations) != [canonical(Choices(**named))]]
+@pytest.mark.parametrize("number", [3, pytest.param(300, marks=pytest.mark.full)])
+def test_planted_pairs_are_named(number: int) -> None:
+    chosen = random.Random(0).sample(list(planted.pairs()), number)
+    missed = [named for named in chosen if not planted.agrees(planted.examined(named), named)]
     assert len(missed) <= 0.05 * len(chosen), missed
+
+
+def test_noise_is_seen_where_a_tanh_bounds_the_deviation_and_the_box_cuts_actions() -> None:
+    named = {"squash": "cut at the Box's bounds, not squashed", "std": "exp, bounded to [-20, 2] by a tanh"}
+    assert planted.agrees(planted.examined(named), named)
+
+
+def test_two_steps_of_the_policy_need_gradients() -> None:
+    left = planted.examined({"policy_steps": "every second update, two"}, shown=False).left
+    assert left is not None
+    assert (left.quantity, left.update) == ("new policy: no optimizer makes this step of one gradient, as weights alone show it", 1)
 
 
 @pytest.mark.parametrize("examples", [2, pytest.param(50, marks=pytest.mark.full)])

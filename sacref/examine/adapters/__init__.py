@@ -34,7 +34,7 @@ def load(name: str) -> Adapter:
             f"examine: {name!r} cannot be imported ({error}), expected module:Adapter: put its folder on PYTHONPATH"
         ) from error
     adapter: Adapter = found() if isinstance(found, type) else found
-    missing = [each for each in ("make", "set_weights", "update", "weights", "gradients", "versions") if not hasattr(adapter, each)]
+    missing = [each for each in ("make", "set_weights", "update", "weights", "versions") if not hasattr(adapter, each)]
     if missing:
         raise AdapterError(f"examine: {name} has no {', '.join(missing)}, expected the methods of sacref.examine.Adapter: write them")
     return adapter
