@@ -18,7 +18,7 @@ PYTEST_FLAGS ?=
 PEERS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-bench bench-peers bench-micro train test test-full parity bench types lint clean
+.PHONY: help setup setup-bench setup-docs bench-peers bench-micro train test test-full parity bench docs docs-serve types lint clean
 
 ifeq ($(NO_VENV),1)
 PY := $(PYTHON)
@@ -35,19 +35,22 @@ help: ## this list
 ifeq ($(NO_VENV),1)
 # What each target imports beyond the backends; a target may train on whichever backend is there.
 NEEDS_RUN := array_api_compat gymnasium imageio jaxtyping matplotlib mujoco numpy PIL rich safetensors scipy tensorboard tyro
-NEEDS_DEV := array_api_strict beartype hypothesis mpmath mypy nox pytest ruff xdist
+NEEDS_DEV := array_api_strict beartype hypothesis mpmath mypy nox pytest ruff sybil xdist
+EXTRAS := all,dev
 setup test test-full parity types lint bench-micro: NEEDS := $(NEEDS_RUN) $(NEEDS_DEV) torch jax flax optax
 bench-micro: NEEDS += pytest_benchmark
 train bench setup-bench bench-peers: NEEDS := $(NEEDS_RUN)
 train: NEEDS += $(if $(filter jax,$(BACKEND)),jax flax optax,torch)
+docs docs-serve setup-docs: NEEDS := $(NEEDS_RUN) latex2mathml material mkdocs mkdocstrings
+docs docs-serve setup-docs: EXTRAS := docs
 
-setup setup-bench:
+setup setup-bench setup-docs:
 	@missing=$$($(PYTHON) -c "from importlib.util import find_spec; print(*[name for name in '$(NEEDS)'.split() if find_spec(name) is None])") && \
 	if [ -z "$$missing" ]; then \
 	    echo "setup: $(PYTHON) has all that is needed; nothing is installed"; \
 	else \
 	    echo "setup: $(PYTHON) lacks $$missing; installing what is missing into it"; \
-	    $(PYTHON) -m pip install --quiet --quiet --editable '.[all,dev]'; \
+	    $(PYTHON) -m pip install --quiet --quiet --editable '.[$(EXTRAS)]'; \
 	fi
 else
 # Bytecode, on all cores, where pip would take one: many a container tells Python to write none, and each process would compile torch and
@@ -71,6 +74,13 @@ setup-bench: .venv/.setup-bench
 	@echo "setup: installing the peers that are measured beside sacref"
 	@$(PY) -m pip install --quiet --quiet --no-compile --editable '.[bench]' --constraint constraints.txt
 	@$(COMPILE)
+	@touch $@
+
+setup-docs: .venv/.setup-docs
+
+.venv/.setup-docs: .venv/.setup
+	@echo "setup: installing what makes the site"
+	@$(PY) -m pip install --quiet --quiet --no-compile --editable '.[docs]' --constraint constraints.txt
 	@touch $@
 endif
 
@@ -99,6 +109,12 @@ bench-micro: setup ## the agent's calls one by one, with pytest-benchmark
 
 bench: setup-bench ## measure, beside the peers, and write the JSON and tables of results/
 	$(PY) -m bench
+
+docs: setup-docs ## the site, in build/site; a broken link or a missing docstring fails
+	$(PY) -m mkdocs build --strict --quiet
+
+docs-serve: setup-docs ## the site on localhost:8000, made again when a page changes
+	$(PY) -m mkdocs serve
 
 types: setup ## mypy --strict, and how much of the public types of a built wheel is known
 	NO_VENV=1 $(PY) -m nox -s types

@@ -74,6 +74,13 @@ def mutants(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """The site, in build/site; a broken link or a missing docstring fails. Arguments after `--` go to `mkdocs build`."""
+    install(session, "--editable", ".[docs]")
+    python_module(session, "mkdocs", "build", "--strict", "--quiet", *session.posargs)
+
+
+@nox.session
 def types(session: nox.Session) -> None:
     """mypy --strict, as pyproject.toml says, and the share of public symbols whose types a user's checker knows."""
     install(session, "--editable", ".[bench,dev]")
