@@ -17,7 +17,7 @@ from sybil.example import Example
 from sybil.parsers.markdown import CodeBlockParser, SkipParser
 
 import sacref
-from sacref.cli.main import parse
+from sacref.cli.flags import parse
 from tests.backends import without_shape_checks
 
 ROOT = Path(__file__).parents[1]
@@ -115,6 +115,12 @@ def test_the_pages_commands_are_understood(page: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(ROOT)
     for command in commands(page):
         check(command)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_pages_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)\s#:]+)[^)\s:]*\)", page.read_text())
+    assert [target for target in targets if not (page.parent / target).exists() and target != "life-cycle.svg"] == []
 
 
 def test_every_page_is_in_the_navigation() -> None:
