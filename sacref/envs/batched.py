@@ -17,7 +17,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from sacref.envs.mujoco_simulations import default_threads, make_simulations
-from sacref.envs.mujoco_tasks import NAMES, Fields, task_of
+from sacref.envs.mujoco_tasks import NAMES, Fields, Step, task_of
 from sacref.envs.snapshots import generator_of, generator_state, set_generator
 from sacref.envs.vector import TIME_LIMIT, EnvError
 
@@ -223,7 +223,7 @@ class BatchedVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[Any]
         self, actions: NDArray[Any], which: NDArray[np.bool_], before: Any
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
         observations = self._task.observe(self._fields)
-        rewards, terminated, step_infos = self._task.outcome(self._fields, before, actions, observations)
+        rewards, terminated, step_infos = self._task.outcome(Step(self._fields, before, actions, observations))
         self._elapsed += 1
         truncated = np.zeros(self.num_envs, np.bool_) if self._limit is None else self._elapsed >= self._limit
         rewards = rewards.astype(np.float64)

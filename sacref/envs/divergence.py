@@ -1,4 +1,4 @@
-"""Simulations that diverge: found out, reported, their episodes dropped. Training goes on."""
+"""Simulations that diverge: detected and reported, their episodes dropped, while training goes on."""
 
 import importlib
 import logging
@@ -8,57 +8,59 @@ from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
-from numpy.typing import NDArray
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from numpy.typing import ArrayLike, NDArray
 
 from sacref.algorithm.tree import Tree, leaves
+from sacref.envs.interface import Environment, Envs, Step
 from sacref.envs.states import final_states
+from sacref.spec.arrays import NumpyArray
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 REPORT = "sacref.diverged"
-"""Key of an info: what MuJoCo says of a simulation that diverged in this step. Environments in processes of their own report it."""
+"""Key of an info in which an environment in a process of its own reports MuJoCo's warning of a simulation that diverged in this step."""
 FEW, SHARE = 4, 0.1
-"""So many episodes have to diverge, and this share of them all, before training is said to suffer."""
+"""Number of episodes, and share of them all, that have to diverge before training is said to suffer."""
 MOST_IN_A_ROW = 100
 """Episodes of an environment that may diverge one after the other before training ends."""
 
 
 class DivergenceError(RuntimeError):
-    """An environment that does nothing but diverge; the message says what it gave, and the fix."""
+    """An environment that does nothing but diverge; the message says what happened, and the fix."""
 
 
 @runtime_checkable
 class Complaining(Protocol):
-    """A vector environment that knows itself which of its simulations have diverged, and resets some of its copies when it is asked to."""
+    """A vector environment that finds by itself which simulations have diverged, and resets single copies on demand."""
 
     def complaints(self) -> dict[int, str]:
-        """What MuJoCo says of each copy that has diverged since its last reset; it is said once."""
+        """Return MuJoCo's warning for each copy that has diverged since its last reset, once."""
 
 
 class Divergences:
-    """Tells which environments have diverged in a step.
+    """Detector of environments that diverged in a step.
 
-    An environment has where its observation, its state or its reward is not finite for the agent, and where MuJoCo has counted a bad
-    position, velocity or acceleration: it then resets the simulation by itself in the midst of the step, which looks like a leap. Where an
-    environment was reset within the step (SAME_STEP), in this process, MuJoCo's count is gone with it, and the numbers alone tell.
+    An environment has diverged where its observation, its state or its reward is not finite for the agent, and where MuJoCo has counted a
+    bad position, velocity or acceleration: MuJoCo then resets the simulation in the midst of the step, which looks like a leap. Where an
+    environment was reset within the step (SAME_STEP), in this process, MuJoCo's count is lost, and only the numbers tell.
 
     Args:
         envs: which have been reset. largest: the largest number that is finite in the agent's dtype.
     """
 
-    def __init__(self, envs: VectorEnv[Any, Any, Any], largest: float = np.inf) -> None:
+    def __init__(self, envs: Envs, largest: float = np.inf) -> None:
         inner = envs.unwrapped
         self._largest = largest
         self._many = inner if isinstance(inner, Complaining) else None
         tasks = [env.unwrapped for env in inner.envs] if isinstance(inner, SyncVectorEnv) else []
         self._simulations = [(index, task) for index, task in enumerate(tasks) if _is_simulation(task)]
 
-    def find(self, *, observations: Tree, states: Tree | None, rewards: Any, infos: Any) -> dict[int, str]:
-        """What went wrong in the last step, of each environment that has diverged in it.
+    def find(self, *, observations: Tree, states: Tree | None, rewards: ArrayLike, infos: object) -> dict[int, str]:
+        """Return what went wrong in the last step, for each environment that has diverged in it.
 
         Args:
-            observations, states: what the step gave, `(envs, ...)`. rewards: `(envs,)`. infos: `final_obs` and `final_info` are read.
+            observations, states: after the step, `(envs, ...)`. rewards: `(envs,)`. infos: `final_obs` and `final_info` are read.
         """
         found = {index: words for index, task in self._simulations if (words := complaint(task)) is not None}
         if self._many is not None:
@@ -86,35 +88,35 @@ class Divergences:
         return found
 
 
-def can_reset_one(envs: VectorEnv[Any, Any, Any]) -> bool:
-    """Whether a copy can be reset by itself, with `options["reset_mask"]`; others are reset all together, or not at all."""
+def can_reset_one(envs: Envs) -> bool:
+    """Tell whether a copy can be reset by itself, with `options["reset_mask"]`; others are reset all together, or not at all."""
     disabled = envs.metadata.get("autoreset_mode") == AutoresetMode.DISABLED
     return disabled or isinstance(envs.unwrapped, SyncVectorEnv | AsyncVectorEnv | Complaining)
 
 
 class DivergenceGuard:
-    """Finds the environments that have diverged, reports each occurrence, and counts.
+    """Detector that reports each divergence, and counts them.
 
     Args:
         envs: which have been reset. rank: of this process, named in reports where there are several.
         largest: the largest number that is finite in the agent's dtype.
     """
 
-    def __init__(self, envs: VectorEnv[Any, Any, Any], rank: int | None = None, largest: float = np.inf) -> None:
+    def __init__(self, envs: Envs, rank: int | None = None, largest: float = np.inf) -> None:
         self._divergences = Divergences(envs, largest)
         self._where = "" if rank is None else f" of rank {rank}"
-        # What others give is left to the agent, which refuses what is not finite.
+        # Where no copy can be reset by itself, the agent refuses numbers that are not finite.
         self._can_reset_one = can_reset_one(envs)
         self._in_a_row = np.zeros(envs.num_envs, np.int64)
         self._diverged, self._finished, self._said_at = 0, 0, FEW
 
     def look(
-        self, *, observations: Tree, states: Tree | None, rewards: Any, ended: NDArray[np.bool_], infos: Any, timestep: int
+        self, *, observations: Tree, states: Tree | None, rewards: ArrayLike, ended: NDArray[np.bool_], infos: object, timestep: int
     ) -> NDArray[np.bool_]:
-        """Which environments have diverged in the last step, `(envs,)`: to be left out of what is recorded, and to be reset.
+        """Return which environments diverged in the last step, `(envs,)`: they must not be recorded, and have to be reset.
 
         Args:
-            observations, states: what the step gave, `(envs, ...)`. rewards: `(envs,)`. infos: as the step gave them.
+            observations, states: after the step, `(envs, ...)`. rewards: `(envs,)`. infos: as the step returned them.
             ended: `(envs,)`: terminated or truncated. timestep: for the report.
 
         Raises:
@@ -154,25 +156,25 @@ class DivergenceGuard:
 
 
 class ReportDivergence(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Puts what MuJoCo complains of into the info: for an environment in a process of its own, where nobody else can look."""
+    """Wrapper that puts MuJoCo's warning into the info, for an environment in a process of its own."""
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> Step:
         observation, reward, terminated, truncated, info = self.env.step(action)
         words = complaint(self.unwrapped) if _is_simulation(self.unwrapped) else None
         return observation, reward, terminated, truncated, info if words is None else {**info, REPORT: words}
 
 
 def complaint(task: Any) -> str | None:
-    """What MuJoCo says of a simulation that has diverged since its last reset; None if it has not. It is said once."""
+    """Return MuJoCo's warning of a simulation that has diverged since its last reset, once; None if it has not."""
     return words_of(task.data.warning.number, task.data.warning.lastinfo)
 
 
-def words_of(number: Any, lastinfo: Any) -> str | None:
-    """The same of MuJoCo's counters of warnings, which are set back: how often each kind was given, and of what the last one was."""
+def words_of(number: NumpyArray, lastinfo: NumpyArray) -> str | None:
+    """Return the warning in MuJoCo's counters, `(kinds,)` each, and set them back; None where they count no divergence."""
     position, velocity, acceleration = _WARNINGS
     if not (number[position] or number[velocity] or number[acceleration]):
         return None
-    mujoco: Any = importlib.import_module("mujoco")
+    mujoco = importlib.import_module("mujoco")
     worst = next(kind for kind in _WARNINGS if number[kind])
     words = f"MuJoCo: {mujoco.mju_warningText(worst, lastinfo[worst])}".removesuffix(".")
     for kind in _WARNINGS:
@@ -184,7 +186,7 @@ _WARNINGS = (3, 4, 5)
 """mjWARN_BADQPOS, mjWARN_BADQVEL, mjWARN_BADQACC of mjtWarning."""
 
 
-def _is_simulation(task: Any) -> bool:
+def _is_simulation(task: Environment) -> bool:
     mujoco = sys.modules.get("mujoco")
     return mujoco is not None and isinstance(getattr(task, "data", None), mujoco.MjData)
 
@@ -194,7 +196,7 @@ def _is_finite(row: Tree, largest: float) -> bool:
 
 
 def bad_rows(tree: Tree | None, largest: float = np.inf) -> list[int]:
-    """Environments with NaN, infinity or a number beyond `largest` in any array of a tree, `(envs, ...)` each."""
+    """List the environments with NaN, infinity or a number beyond `largest` in any array of a tree, `(envs, ...)` each."""
     found: set[int] = set()
     for leaf in leaves(tree):
         sound = finite(leaf, largest)
@@ -203,7 +205,7 @@ def bad_rows(tree: Tree | None, largest: float = np.inf) -> list[int]:
     return sorted(found)
 
 
-def finite(array: NDArray[Any], largest: float) -> NDArray[np.bool_]:
-    """Which numbers are finite and, in float64, no larger than `largest`."""
+def finite(array: NumpyArray, largest: float) -> NDArray[np.bool_]:
+    """Tell which numbers are finite and, in float64, no larger than `largest`."""
     sound: NDArray[np.bool_] = np.abs(array) <= largest if largest < np.inf and array.dtype == np.float64 else np.isfinite(array)
     return sound

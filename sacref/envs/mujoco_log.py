@@ -1,4 +1,4 @@
-"""Where MuJoCo's own warnings go: to Python's `logging`, not into a file MUJOCO_LOG.TXT in the working folder.
+"""MuJoCo's own warnings go to Python's `logging`, not into a file MUJOCO_LOG.TXT in the working folder.
 
 MuJoCo writes its warnings from C, past `sys.stderr` and past the `warnings` module, and appends them to that file unless a
 handler of the program's own is installed.

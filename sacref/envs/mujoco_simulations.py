@@ -1,41 +1,48 @@
-"""Many simulations of one MuJoCo model, stepped by threads outside Python's lock, each as it would be alone, to the bit.
+"""Many simulations of one MuJoCo model, stepped by threads outside Python's lock, each equal to the bit to a single one.
 
 A simulation's warm start is its own: the constraint solver begins where it ended in the step before, and a simulation that begins elsewhere
 drifts apart within a hundred steps. Two ways to step, whose numbers are equal:
 
 - `BatchSimulations`, by `mujoco.batch` (MuJoCo >= 4): the loop over the simulations is MuJoCo's own.
-- `PooledSimulations`, by Python's threads over an MjData each. For MuJoCo < 4, and for tasks that read what is computed behind the step
-  (`mj_rnePostConstraint`), or before the next one of the arrays that the step before has left.
+- `PooledSimulations`, by Python's threads over an MjData each. For MuJoCo < 4, and for tasks that read fields which only an MjData of
+  their own keeps: those computed after the step (`mj_rnePostConstraint`), or left by it and read before the next one.
 """
 
 import importlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sacref.envs.divergence import words_of
-from sacref.envs.snapshots import require_alike, set_simulation_state, simulation_state
+from sacref.envs.mujoco_tasks import Fields
+from sacref.envs.snapshots import State, require_alike, set_simulation_state, simulation_state
+from sacref.spec.arrays import NumpyArray
+
+Model: TypeAlias = Any
+"""An MjModel."""
+Data: TypeAlias = Any
+"""An MjData."""
 
 
 class Simulations(Protocol):
     """Copies of one simulation."""
 
     @property
-    def fields(self) -> Mapping[str, NDArray[Any]]:
-        """Field of MjData -> its values, `(copies, *field)`, in arrays that every step writes anew."""
+    def fields(self) -> Fields:
+        """Field of MjData -> its values, `(copies, *field)`, in arrays that every step overwrites."""
 
-    def data(self, copy: int) -> Any:
-        """The MjData that a copy is reset in; `started` has to follow."""
+    def data(self, copy: int) -> Data:
+        """Return the MjData in which a copy is reset; `started` has to follow."""
 
     def started(self, copy: int) -> None:
-        """Go on from what stands in it."""
+        """Go on from the state in that MjData."""
 
-    def step(self, controls: NDArray[Any], which: NDArray[np.bool_], substeps: int) -> None:
+    def step(self, controls: NumpyArray, which: NDArray[np.bool_], substeps: int) -> None:
         """Step some copies. It holds no lock of Python's while MuJoCo computes.
 
         Args:
@@ -43,16 +50,16 @@ class Simulations(Protocol):
         """
 
     def complaints(self) -> dict[int, str]:
-        """What MuJoCo says of the copies that have diverged since their last reset. It is said once."""
+        """Return MuJoCo's warnings for the copies that have diverged since their last reset, once."""
 
-    def get_state(self) -> dict[str, Any]:
-        """All that the next steps follow from."""
+    def get_state(self) -> State:
+        """Copy all that the next steps depend on."""
 
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `get_state` gave.
+    def set_state(self, state: State) -> None:
+        """Go on from what `get_state` returned.
 
         Raises:
-            ValueError: if it is of others. Nothing was changed.
+            ValueError: if it is the state of other simulations. Nothing was changed.
         """
 
     def close(self) -> None:
@@ -60,14 +67,14 @@ class Simulations(Protocol):
 
 
 def default_threads(copies: int) -> int:
-    """A thread for each core that is this process's own, but no more than copies."""
+    """Count the cores of this process, but no more than copies."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # ranks on this machine, as torchrun counts them
     return max(1, min(copies, cores // processes))
 
 
-def make_simulations(model: Any, copies: int, fields: Sequence[str], *, forces: bool, threads: int) -> Simulations:
-    """The faster way to step that there is.
+def make_simulations(model: Model, copies: int, fields: Sequence[str], *, forces: bool, threads: int) -> Simulations:
+    """Make the faster kind that is possible.
 
     Args:
         model: MjModel. copies: how many simulations. fields: of MjData, that are to be read.
@@ -79,7 +86,7 @@ def make_simulations(model: Any, copies: int, fields: Sequence[str], *, forces: 
 
 
 def has_batch() -> bool:
-    """Whether MuJoCo steps many simulations by itself."""
+    """Tell whether MuJoCo steps many simulations by itself."""
     try:
         importlib.import_module("mujoco.batch")
     except ImportError:
@@ -88,28 +95,28 @@ def has_batch() -> bool:
 
 
 class BatchSimulations:
-    """Stepped by `mujoco.batch`, which keeps the integration state of each, the warm start in it, and loads it into an MjData per thread.
+    """Simulations stepped by `mujoco.batch`, which keeps the integration state of each and loads it into an MjData per thread.
 
-    Between `started` and the next step, fields that are not of the state are still the old ones.
+    Between `started` and the next step, fields outside the integration state are still the old ones.
     """
 
-    def __init__(self, model: Any, copies: int, fields: Sequence[str], *, threads: int) -> None:
-        mujoco: Any = importlib.import_module("mujoco")
+    def __init__(self, model: Model, copies: int, fields: Sequence[str], *, threads: int) -> None:
+        mujoco = importlib.import_module("mujoco")
         self._get_state, self._everything = mujoco.mj_getState, mujoco.mjtState.mjSTATE_INTEGRATION
         self._model = model
         self._data = mujoco.MjData(model)
         self._batch = importlib.import_module("mujoco.batch").Batch(model, copies, threads)
-        self.fields = {name: self._batch.bind(name) for name in fields}
+        self.fields: dict[str, NumpyArray] = {name: self._batch.bind(name) for name in fields}
         self._controls = self._batch.bind("ctrl")
 
-    def data(self, copy: int) -> Any:
+    def data(self, copy: int) -> Data:
         return self._data
 
     def started(self, copy: int) -> None:
         self._get_state(self._model, self._data, self._batch.state[copy], self._everything)
         self._batch.warning[copy] = 0
 
-    def step(self, controls: NDArray[Any], which: NDArray[np.bool_], substeps: int) -> None:
+    def step(self, controls: NumpyArray, which: NDArray[np.bool_], substeps: int) -> None:
         if which.all():
             self._controls[:] = controls
             self._batch.step(nstep=substeps)
@@ -118,12 +125,13 @@ class BatchSimulations:
             self._batch.step(which, nstep=substeps)
 
     def complaints(self) -> dict[int, str]:
-        return _complaints(self._batch.warning[:, :, 1], self._batch.warning[:, :, 0])
+        last, counts = np.moveaxis(self._batch.warning, 2, 0)
+        return _complaints(counts, last, counts)
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> State:
         return {"integration": self._batch.state.copy()}
 
-    def set_state(self, state: Mapping[str, Any]) -> None:
+    def set_state(self, state: State) -> None:
         require_alike("the simulation", state, self.get_state())
         self._batch.state[:] = state["integration"]
         self._batch.warning[:] = 0
@@ -135,10 +143,10 @@ class BatchSimulations:
 
 
 class PooledSimulations:
-    """An MjData each, stepped by threads of Python, the caller's among them. MuJoCo computes outside of Python's lock."""
+    """Simulations with an MjData each, stepped by threads of Python, the caller's among them."""
 
-    def __init__(self, model: Any, copies: int, fields: Sequence[str], *, forces: bool, threads: int) -> None:
-        mujoco: Any = importlib.import_module("mujoco")
+    def __init__(self, model: Model, copies: int, fields: Sequence[str], *, forces: bool, threads: int) -> None:
+        mujoco = importlib.import_module("mujoco")
         self._step, self._forces = mujoco.mj_step, mujoco.mj_rnePostConstraint if forces else None
         self._model = model
         self._data = [mujoco.MjData(model) for _ in range(copies)]
@@ -147,18 +155,18 @@ class PooledSimulations:
         self._numbers = [data.warning.number for data in self._data]
         self._last = [data.warning.lastinfo for data in self._data]
         self._views = {name: [getattr(data, name).reshape(-1) for data in self._data] for name in fields}
-        self.fields = {name: np.array([getattr(data, name) for data in self._data]) for name in fields}
+        self.fields: dict[str, NumpyArray] = {name: np.array([getattr(data, name) for data in self._data]) for name in fields}
         self._pool = ThreadPoolExecutor(threads - 1, "sacref-mujoco") if threads > 1 else None
         self._helpers = threads - 1
 
-    def data(self, copy: int) -> Any:
+    def data(self, copy: int) -> Data:
         return self._data[copy]
 
     def started(self, copy: int) -> None:
         for name, array in self.fields.items():
             array[copy] = getattr(self._data[copy], name)
 
-    def step(self, controls: NDArray[Any], which: NDArray[np.bool_], substeps: int) -> None:
+    def step(self, controls: NumpyArray, which: NDArray[np.bool_], substeps: int) -> None:
         copies = np.flatnonzero(which).tolist()
         for copy in copies:
             self._controls[copy][:] = controls[copy]
@@ -172,7 +180,7 @@ class PooledSimulations:
                 helper.result()
         self._gather()
 
-    def _work(self, left: Iterator[Any], substeps: int) -> None:
+    def _work(self, left: Iterator[Data], substeps: int) -> None:
         step, forces, model = self._step, self._forces, self._model
         for data in left:
             step(model, data, substeps)
@@ -186,17 +194,17 @@ class PooledSimulations:
     def complaints(self) -> dict[int, str]:
         return _complaints(np.array(self._numbers), self._last, self._numbers)
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> State:
         return {str(copy): simulation_state(env) for copy, env in enumerate(self._tasks())}
 
-    def set_state(self, state: Mapping[str, Any]) -> None:
+    def set_state(self, state: State) -> None:
         require_alike("the simulation", state, self.get_state())
         for copy, env in enumerate(self._tasks()):
             set_simulation_state(env, state[str(copy)])
             self._numbers[copy][:] = 0
         self._gather()
 
-    def _tasks(self) -> list[Any]:
+    def _tasks(self) -> list[SimpleNamespace]:
         return [SimpleNamespace(model=self._model, data=data) for data in self._data]
 
     def close(self) -> None:
@@ -204,7 +212,6 @@ class PooledSimulations:
             self._pool.shutdown()
 
 
-def _complaints(counts: Any, last: Any, to_clear: Any = None) -> dict[int, str]:
-    to_clear = counts if to_clear is None else to_clear
+def _complaints(counts: NumpyArray, last: Sequence[NumpyArray], to_clear: Sequence[NumpyArray]) -> dict[int, str]:
     found = {copy: words_of(to_clear[copy], last[copy]) for copy in np.flatnonzero(counts.any(axis=1)).tolist()}
     return {copy: words for copy, words in found.items() if words is not None}

@@ -1,29 +1,28 @@
-"""Between the actions of the agent, in (-1, 1), and those of the environment, in the Box's own units."""
-
-from typing import Any
+"""Conversion between the actions of the agent, in (-1, 1), and those of the environment, in the Box's own units."""
 
 import gymnasium
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
-from sacref.spec.arrays import ArrayT, namespace
+from sacref.envs.interface import Space
+from sacref.envs.spaces import DType
+from sacref.spec.arrays import ArrayT, NumpyArray, namespace
+
+FEWEST_STEPS = 256
+"""Steps from the lowest action to the highest: with fewer, rounding would decide for the policy."""
 
 
-def bounds_within(low: NDArray[Any], high: NDArray[Any], dtype: DTypeLike) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The bounds in a dtype, rounded inwards: the nearest float32 to a float64 Box's 0.1 is larger, and an action of it outside."""
+def bounds_within(low: NumpyArray, high: NumpyArray, dtype: DTypeLike) -> tuple[NumpyArray, NumpyArray]:
+    """Round bounds to a dtype, inwards: the nearest float32 to a float64 Box's 0.1 is larger, and an action of it outside."""
     near_low, near_high = low.astype(dtype), high.astype(dtype)
     inner_low = np.where(near_low < low, np.nextafter(near_low, near_low.dtype.type(np.inf)), near_low)
     inner_high = np.where(near_high > high, np.nextafter(near_high, near_high.dtype.type(-np.inf)), near_high)
     return inner_low, inner_high
 
 
-FEWEST_STEPS = 256
-"""From the lowest action to the highest: with fewer, rounding would decide for the policy."""
-
-
-def action_bounds(space: gymnasium.spaces.Box, dtype: DTypeLike) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Low and high of the actions, `(action,)` each, as an agent that computes in `dtype` reaches them: inside the Box, and normal numbers.
+def action_bounds(space: gymnasium.spaces.Box, dtype: DTypeLike) -> tuple[NumpyArray, NumpyArray]:
+    """Return low and high of the actions, `(action,)` each, for an agent that computes in `dtype`: inside the Box, and normal numbers.
 
     Raises:
         ValueError: if `dtype`, or the Box's own, has too few numbers between them.
@@ -48,19 +47,19 @@ def action_bounds(space: gymnasium.spaces.Box, dtype: DTypeLike) -> tuple[NDArra
     return low, high
 
 
-def _normal_within(low: NDArray[Any], high: NDArray[Any], dtype: np.dtype[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """`bounds_within`, without subnormal numbers: XLA, and a GPU that is told to, take one for zero, which may lie outside."""
+def _normal_within(low: NumpyArray, high: NumpyArray, dtype: DType) -> tuple[NumpyArray, NumpyArray]:
+    # Without subnormal numbers: XLA, and a GPU that is told to, take one for zero, which may lie outside.
     low, high = bounds_within(low, high, dtype)
     least, zero = np.finfo(dtype).smallest_normal, np.zeros((), dtype)
     low = np.where(np.abs(low) < least, np.where(low > 0, least, zero), low)
     return low, np.where(np.abs(high) < least, np.where(high < 0, -least, zero), high)
 
 
-def as_box(actions: NDArray[Any], space: gymnasium.Space[Any]) -> NDArray[Any]:
-    """Actions as an environment's Box contains them: in its dtype and, where that rounds, still inside."""
+def as_box(actions: NumpyArray, space: Space) -> NumpyArray:
+    """Convert actions to the dtype of an environment's Box; rounded ones stay inside."""
     if not isinstance(space, gymnasium.spaces.Box) or actions.dtype == space.dtype or not np.issubdtype(space.dtype, np.floating):
         return actions
-    clipped: NDArray[Any] = np.clip(actions.astype(space.dtype), space.low, space.high)
+    clipped: NumpyArray = np.clip(actions.astype(space.dtype), space.low, space.high)
     return clipped
 
 
@@ -78,7 +77,7 @@ def to_box(
 def from_box(
     actions: Float[ArrayT, "envs action"], low: Float[ArrayT, "action"], high: Float[ArrayT, "action"]
 ) -> Float[ArrayT, "envs action"]:
-    """The inverse of `to_box`. Actions outside of the Box count as the nearest inside, which is what environments make of them."""
+    """Invert `to_box`. Actions outside of the Box count as the nearest inside, as environments take them."""
     xp = namespace(actions, low, high)
     # Divided first: twice the width of a Box may overflow. Doubling changes no digit.
     scaled = 2.0 * ((actions - low[None, ...]) / (high - low)[None, ...]) - 1.0

@@ -1,8 +1,8 @@
 """The whole state of a vector environment as arrays and JSON, so that another one goes on from it bit for bit.
 
-What is captured: the vector environment's own flags; of each environment its random generator, the state of each wrapper, and the task's
-own: MuJoCo's integration state with what else of the simulation is read before it is stepped. Not captured, as no step depends on it:
-contacts and constraints (MuJoCo computes them anew), what is rendered, and the generators of the spaces' `sample`. The clock of
+A snapshot holds the vector environment's own flags and, for each environment, its random generator, the state of each wrapper, and that of
+the task: MuJoCo's integration state with what else of the simulation is read before it is stepped. It leaves out what no step depends on:
+contacts and constraints (MuJoCo computes them again), pictures, and the generators of the spaces' `sample`. The clock of
 `RecordEpisodeStatistics` goes on where it stood.
 
 Wrappers and tasks of Gymnasium and of this library are known by name. Any other takes part by two methods of its own: `get_state()`, which
@@ -19,26 +19,29 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from operator import attrgetter
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
-from numpy.typing import NDArray
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from sacref.algorithm.tree import leaves, map_leaves, named_leaves
-from sacref.envs.interface import SyncEnvs
+from sacref.algorithm.tree import Tree, leaves, map_leaves, named_leaves
+from sacref.envs.interface import Environment, Envs, SyncEnvs
 from sacref.envs.partial import DictObservation, HideVelocities, PrivilegedState
+from sacref.spec.arrays import NumpyArray
 from sacref.storage.checkpoint import one_line
 from sacref.storage.values import UnsupportedError, decode, encode
 
-Environment: TypeAlias = gymnasium.Env[Any, Any]
+Arrays: TypeAlias = dict[str, NumpyArray]
 State: TypeAlias = dict[str, Any]
+"""Name -> value that `storage.values` encodes."""
+SyncVector: TypeAlias = SyncVectorEnv[Any, Any]
 
 VERSION = 1
 
 _VECTOR = ("_env_obs", "_observations", "_rewards", "_terminations", "_truncations", "_autoreset_envs")
-"""What a `SyncVectorEnv` keeps from step to step; the last says whose next step is a reset."""
+"""Attributes of a `SyncVectorEnv` that outlive a step; the last says whose next step is a reset."""
 
 _RUNNING = ("mean", "var", "count")
 _WRAPPERS: Mapping[str, tuple[str, ...]] = {
@@ -54,7 +57,7 @@ _WRAPPERS: Mapping[str, tuple[str, ...]] = {
     "NormalizeObservation": (*(f"obs_rms.{name}" for name in _RUNNING), "_update_running_mean"),
     "NormalizeReward": (*(f"return_rms.{name}" for name in _RUNNING), "discounted_reward", "_update_running_mean"),
     "OrderEnforcing": ("_has_reset",),
-    # It compares what the first steps give, and changes nothing.
+    # It compares what the first steps return, and changes nothing.
     "PassiveEnvChecker": (),
     "RecordEpisodeStatistics": (
         "episode_count",
@@ -73,17 +76,16 @@ _WRAPPERS: Mapping[str, tuple[str, ...]] = {
     "TimeAwareObservation": ("timesteps",),
     "TimeLimit": ("_elapsed_steps",),
 }
-"""Wrapper of `gymnasium.wrappers` -> what it keeps. Those that call a function of the user's are not here: it may keep what it likes."""
-_OWN_WRAPPERS = (DictObservation, HideVelocities, PrivilegedState)
-"""They keep nothing."""
+"""Wrapper of `gymnasium.wrappers` -> attributes that outlive a step. Those that call a user's function are left out: it may keep state."""
+_STATELESS_WRAPPERS = (DictObservation, HideVelocities, PrivilegedState)
 _CHECKS = ("checked_reset", "checked_step", "checked_data_reuse")
-"""Of `PassiveEnvChecker`, whose first step asks for what its first reset gave."""
+"""Flags of `PassiveEnvChecker`, whose first step asks for what its first reset returned."""
 
 _TASKS: Mapping[str, tuple[str, ...]] = {
     "pendulum:PendulumEnv": ("state", "last_u"),
     "continuous_mountain_car:Continuous_MountainCarEnv": ("state",),
 }
-"""Module and class of `gymnasium.envs.classic_control` -> what the task keeps."""
+"""Module and class of `gymnasium.envs.classic_control` -> attributes that outlive a step."""
 
 _DERIVED = (
     *("xpos", "xquat", "xmat", "xipos", "ximat", "xanchor", "xaxis", "subtree_com", "subtree_linvel", "subtree_angmom"),
@@ -91,12 +93,11 @@ _DERIVED = (
     *("cinert", "cvel", "cacc", "cfrc_int", "cfrc_ext", "qacc", "qfrc_actuator", "qfrc_passive", "qfrc_bias", "qfrc_constraint"),
     *("act_dot", "actuator_length", "actuator_velocity", "actuator_force", "ten_length", "ten_velocity", "sensordata", "energy"),
 )
-"""What MuJoCo computes of the integration state, and tasks read before they step. `mj_forward` does not reproduce it: after a step it is of
-the substep before the last. Numbers alone, no indices: a file that lies cannot lead MuJoCo out of its memory."""
+"""Fields that MuJoCo computes from the integration state and tasks read before they step. `mj_forward` does not reproduce them: after a
+step they belong to the substep before the last. Numbers, no indices: a forged file cannot lead MuJoCo out of its memory."""
 
 _PLACES: Mapping[str, tuple[str, str | None, int, int]] = {"MT19937": ("pos", "state", 0, 624), "Philox": ("buffer_pos", None, 1, 4)}
-"""Bit generator -> number in its state, where it stands, the least and the largest there is. NumPy reads its memory there, most versions
-whatever the number is."""
+"""Bit generator -> number in its state by which NumPy indexes memory unchecked; the dict that holds it; its least and largest value."""
 _BIT_GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
 
 
@@ -105,7 +106,7 @@ class SnapshotError(ValueError):
 
 
 class SeededGenerator(NamedTuple):
-    """A generator, and the seed that it was made of."""
+    """A generator, and the seed that it was made from."""
 
     seed: int | None
     generator: np.random.Generator
@@ -114,21 +115,21 @@ class SeededGenerator(NamedTuple):
 class Snapshot(NamedTuple):
     """The state of a vector environment."""
 
-    arrays: dict[str, NDArray[Any]]
-    metadata: dict[str, Any]
-    """What JSON can hold; it names the arrays."""
+    arrays: Arrays
+    metadata: State
+    """JSON, which names the arrays."""
 
 
-def capture(envs: VectorEnv[Any, Any, Any]) -> Snapshot | str:
-    """The whole state of a vector environment, between two steps.
+def capture(envs: Envs) -> Snapshot | str:
+    """Copy the whole state of a vector environment, between two steps.
 
     Args:
         envs: a `SyncVectorEnv`, or a vector environment with methods of its own, as `sacref.envs.make` makes.
 
     Returns:
-        The state; or, where something is not capturable, a sentence that says what and why. Then an episode can only be begun anew.
+        The state; or, where something cannot be captured, a sentence that says what and why.
     """
-    arrays: dict[str, NDArray[Any]] = {}
+    arrays: Arrays = {}
     own = _own(envs)
     try:
         if own is not None:
@@ -150,7 +151,7 @@ def capture(envs: VectorEnv[Any, Any, Any]) -> Snapshot | str:
     return Snapshot(arrays, {**header, "gymnasium": gymnasium.__version__, "vector": vector, "environments": environments})
 
 
-def restore(envs: VectorEnv[Any, Any, Any], snapshot: Snapshot) -> None:
+def restore(envs: Envs, snapshot: Snapshot) -> None:
     """Bring a vector environment into a state that `capture` has returned: it then steps as the captured one would have.
 
     Args:
@@ -160,11 +161,11 @@ def restore(envs: VectorEnv[Any, Any, Any], snapshot: Snapshot) -> None:
     Raises:
         SnapshotError: if it is of other environments, another version of MuJoCo, or damaged.
     """
+    own = _own(envs)
     setters: list[Callable[[], None]] = []
     try:
         if (other := of_other_kind(envs, snapshot.metadata)) is not None:
             raise SnapshotError(f"{other}: make the environments as they were, or reset them instead")
-        own = _own(envs)
         if own is not None:
             _require_header(snapshot, _header(None, own.metadata["autoreset_mode"]), [[_name(envs)]])
             ((layer,),) = snapshot.metadata["environments"]
@@ -184,30 +185,29 @@ def restore(envs: VectorEnv[Any, Any, Any], snapshot: Snapshot) -> None:
         ) from error
 
 
-def with_methods(envs: VectorEnv[Any, Any, Any]) -> list[Environment]:
-    """The wrappers and tasks of a `SyncVectorEnv` that take part by methods of their own."""
+def with_methods(envs: Envs) -> list[Environment]:
+    """List the wrappers and tasks of a `SyncVectorEnv` that take part by methods of their own."""
     return [layer for env in envs.envs for layer in _layers(env) if _has_methods(layer)] if isinstance(envs, SyncVectorEnv) else []
 
 
-def refused(envs: VectorEnv[Any, Any, Any]) -> str | None:
-    """Why the methods `get_state` and `set_state` of a wrapper or task are of no use, and the fix.
+def refused(envs: Envs) -> str | None:
+    """Try the methods `get_state` and `set_state` of wrappers and tasks; return what is wrong with one, and the fix, or None.
 
-    Each `set_state` is given what `get_state` has just returned, which must leave the environment as it was. None where all of them do
-    that; what has no such methods is for `capture` to judge.
+    Each `set_state` is given what `get_state` has just returned, which must leave the environment as it was.
 
     Args:
         envs: after a reset. Where the answer is a sentence, their state may have become anything.
     """
     for layer in with_methods(envs):
         generator = None if isinstance(layer, gymnasium.Wrapper) else layer._np_random
-        states: list[Any] = []
+        states: list[tuple[object, Arrays]] = []
         try:
             for _ in range(2):
-                arrays: dict[str, NDArray[Any]] = {}
+                arrays: Arrays = {}
                 states.append((encode(_call(layer, "get_state"), _name(layer), arrays), arrays))
-                before: Any = None if generator is None else dict(generator.bit_generator.state)
+                before = None if generator is None else dict(generator.bit_generator.state)
                 _call(layer, "set_state", decode(states[-1][0], arrays))
-                if generator is not None:
+                if generator is not None and before is not None:
                     generator.bit_generator.state = before
         except UnsupportedError as error:
             return str(error)
@@ -219,8 +219,8 @@ def refused(envs: VectorEnv[Any, Any, Any]) -> str | None:
     return None
 
 
-def of_other_kind(envs: VectorEnv[Any, Any, Any], metadata: Mapping[str, Any]) -> str | None:
-    """Why a snapshot is of no use for a vector environment of another kind than the captured one's; None where it is of the same kind.
+def of_other_kind(envs: Envs, metadata: Mapping[str, object]) -> str | None:
+    """Return why a snapshot of another kind of vector environment is of no use; None where it is of the same kind.
 
     Args:
         metadata: of the snapshot.
@@ -230,16 +230,16 @@ def of_other_kind(envs: VectorEnv[Any, Any, Any], metadata: Mapping[str, Any]) -
     return None if here == there else f"the environments were stepped by {one_line(there)}, and are by {here}"
 
 
-def simulation_state(env: Any) -> dict[str, NDArray[Any]]:
-    """MuJoCo's state of a `MujocoEnv`: the integration state, and what it has computed of it, by name."""
-    mujoco: Any = importlib.import_module("mujoco")
+def simulation_state(env: Any) -> Arrays:
+    """Copy MuJoCo's state of a `MujocoEnv`: the integration state, and the fields computed from it, by name."""
+    mujoco = importlib.import_module("mujoco")
     state = np.empty(mujoco.mj_stateSize(env.model, mujoco.mjtState.mjSTATE_INTEGRATION))
     mujoco.mj_getState(env.model, env.data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
     derived = {name: np.array(array) for name in _DERIVED if (array := getattr(env.data, name, None)) is not None and array.size}
     return {"integration": state, **derived}
 
 
-def set_simulation_state(env: Any, state: Mapping[str, NDArray[Any]]) -> None:
+def set_simulation_state(env: Any, state: Mapping[str, NumpyArray]) -> None:
     """Bring the simulation of a `MujocoEnv` into a state that `simulation_state` has returned.
 
     Raises:
@@ -247,14 +247,14 @@ def set_simulation_state(env: Any, state: Mapping[str, NDArray[Any]]) -> None:
     """
     expected = simulation_state(env)
     require_alike("the simulation", state, expected)
-    mujoco: Any = importlib.import_module("mujoco")
+    mujoco = importlib.import_module("mujoco")
     mujoco.mj_setState(env.model, env.data, state["integration"], mujoco.mjtState.mjSTATE_INTEGRATION)
     for name in sorted(expected.keys() - {"integration"}):
         getattr(env.data, name)[...] = state[name]
 
 
 def generator_state(task: Environment) -> State | None:
-    """Of `np_random`; None before it was asked for."""
+    """Copy the state of `np_random`; None before it was asked for."""
     generator = task._np_random
     if generator is None:
         return None
@@ -266,8 +266,12 @@ def generator_state(task: Environment) -> State | None:
     return {"seed": task._np_random_seed, "state": dict(generator.bit_generator.state)}
 
 
-def generator_of(state: Any) -> SeededGenerator | None:
-    """A generator in a state; ValueError where it is none."""
+def generator_of(state: State | None) -> SeededGenerator | None:
+    """Make a generator from a state.
+
+    Raises:
+        ValueError: if it is no state of one.
+    """
     if state is None:
         return None
     kind = state["state"]["bit_generator"]
@@ -299,30 +303,26 @@ def set_generator(task: Environment, found: SeededGenerator | None) -> None:
         task._np_random = found.generator
 
 
-def require_alike(what: str, found: Any, expected: Any, but: tuple[str, ...] = ()) -> None:
-    """Refuse other names, shapes or types than those of the environments at hand, with a ValueError."""
+def require_alike(what: str, found: Tree, expected: Tree) -> None:
+    """Refuse arrays of other names, shapes or dtypes than expected, with a ValueError."""
     described = [
-        {
-            path: (np.shape(leaf), np.asarray(leaf).dtype.newbyteorder("=").name)
-            for path, leaf in named_leaves({name: branch for name, branch in tree.items() if name not in but}).items()
-        }
+        {path: (np.shape(leaf), np.asarray(leaf).dtype.newbyteorder("=").name) for path, leaf in named_leaves(tree).items()}
         for tree in (found, expected)
     ]
     if described[0] != described[1]:
         raise ValueError(f"{what} has the arrays {described[0]}, expected {described[1]}")
 
 
-def _own(envs: VectorEnv[Any, Any, Any]) -> Any:
-    """A vector environment that takes part by methods of its own; None for another."""
+def _own(envs: Any) -> Any:
+    """Return a vector environment that takes part by methods of its own; None for another."""
     return envs if hasattr(type(envs), "get_state") and hasattr(type(envs), "set_state") else None
 
 
-def _header(mujoco: str | None, mode: AutoresetMode) -> dict[str, Any]:
-    """What has to be the same where a snapshot is restored."""
+def _header(mujoco: str | None, mode: AutoresetMode) -> State:
     return {"version": VERSION, "mujoco": mujoco, "autoreset_mode": mode.value}
 
 
-def _require_header(snapshot: Snapshot, header: Mapping[str, Any], layers: list[list[str]]) -> None:
+def _require_header(snapshot: Snapshot, header: Mapping[str, object], layers: list[list[str]]) -> None:
     here = {**header, "environments": layers}
     found = {name: snapshot.metadata[name] for name in here}
     found["environments"] = [[layer["is"] for layer in layers] for layers in found["environments"]]
@@ -334,7 +334,7 @@ def _require_header(snapshot: Snapshot, header: Mapping[str, Any], layers: list[
             )
 
 
-def _sync(envs: VectorEnv[Any, Any, Any]) -> SyncVectorEnv[Any, Any]:
+def _sync(envs: Envs) -> SyncVector:
     if isinstance(envs, AsyncVectorEnv):
         # Gymnasium keeps the flag of the next reset in a variable of the environment's process, where nothing can set it.
         raise UnsupportedError(
@@ -345,11 +345,11 @@ def _sync(envs: VectorEnv[Any, Any, Any]) -> SyncVectorEnv[Any, Any]:
             f"the vector environment is a {type(envs).__module__}.{type(envs).__qualname__}, expected a gymnasium.vector.SyncVectorEnv: "
             f"take wrappers of single environments"
         )
-    return cast(SyncVectorEnv[Any, Any], envs)
+    return cast(SyncVector, envs)
 
 
 def _layers(env: Environment) -> Iterator[Environment]:
-    """The wrappers, the outermost first, and the task."""
+    """Yield the wrappers, the outermost first, and the task."""
     while isinstance(env, gymnasium.Wrapper):
         yield env
         env = env.env
@@ -365,34 +365,22 @@ def _name_of(kind: type) -> str:
 
 
 def _get(layer: Environment) -> State:
-    """What a wrapper or a task keeps.
-
-    Raises:
-        UnsupportedError: saying why it cannot be captured.
-    """
-    state: State = {}
-    if not isinstance(layer, gymnasium.Wrapper):
-        state["generator"] = generator_state(layer)
+    """Read the state of a wrapper or a task; UnsupportedError says why it cannot be captured."""
+    state: State = {} if isinstance(layer, gymnasium.Wrapper) else {"generator": generator_state(layer)}
     if _has_methods(layer):
         return state | {"own": _call(layer, "get_state")}
     if _is_mujoco_task(layer):
         return state | simulation_state(layer)
     for path in _attributes(layer):
-        value: Any = layer
-        for name in path.split("."):
-            value = getattr(value, name)
+        value = attrgetter(path)(layer)
         if path == "episode_start_time":
             value = time.perf_counter() - value
         state[path] = list(value) if isinstance(value, deque) else value
     return state
 
 
-def _call(layer: Any, method: str, *arguments: Any) -> Any:
-    """Call a method of a user's wrapper, task or vector environment.
-
-    Raises:
-        UnsupportedError: for whatever it raises.
-    """
+def _call(layer: object, method: str, *arguments: object) -> Any:
+    """Call a method of a user's wrapper, task or vector environment; UnsupportedError for whatever it raises."""
     try:
         return getattr(layer, method)(*arguments)
     except UnsupportedError:
@@ -404,15 +392,15 @@ def _call(layer: Any, method: str, *arguments: Any) -> Any:
         ) from error
 
 
-def _same_state(one: tuple[Any, Mapping[str, NDArray[Any]]], other: tuple[Any, Mapping[str, NDArray[Any]]]) -> bool:
-    """Whether two encoded states are equal, NaN included."""
+def _same_state(one: tuple[object, Arrays], other: tuple[object, Arrays]) -> bool:
+    """Tell whether two encoded states are equal, NaN included."""
     (value, arrays), (again, others) = one, other
     same = repr(value) == repr(again) and arrays.keys() == others.keys()  # as text: NaN differs from itself
     return same and all(array.dtype == others[name].dtype and array.tobytes() == others[name].tobytes() for name, array in arrays.items())
 
 
-def _setters(envs: SyncVectorEnv[Any, Any], snapshot: Snapshot) -> Iterator[Callable[[], None]]:
-    """What brings each part into its state; all that can be checked is checked before."""
+def _setters(envs: SyncVector, snapshot: Snapshot) -> Iterator[Callable[[], None]]:
+    """Yield the calls that restore each part, after checking all that can be checked before."""
     metadata = snapshot.metadata
     layers = [[_name(layer) for layer in _layers(env)] for env in envs.envs]
     _require_header(snapshot, _header(_mujoco_version(envs), envs.autoreset_mode), layers)
@@ -420,7 +408,7 @@ def _setters(envs: SyncVectorEnv[Any, Any], snapshot: Snapshot) -> Iterator[Call
     own = {name: getattr(envs, name) for name in _VECTOR}
     if vector.keys() != own.keys():
         raise ValueError(f"the vector environment has {sorted(vector)}, expected {sorted(own)}")
-    require_alike("the vector environment", vector, own, but=("_env_obs",))
+    require_alike("the vector environment", *({**values, "_env_obs": None} for values in (vector, own)))
     if not _fits(vector["_env_obs"], own["_env_obs"]) or len(vector["_env_obs"]) != envs.num_envs:
         raise ValueError("the vector environment has observations of other shapes or types than these environments'")
     # Its byte order is the space's, not the file's.
@@ -431,18 +419,15 @@ def _setters(envs: SyncVectorEnv[Any, Any], snapshot: Snapshot) -> Iterator[Call
             yield _setter(layer, decode(written["state"], snapshot.arrays))
 
 
-def _as_here(found: NDArray[Any], here: NDArray[Any]) -> NDArray[Any]:
+def _as_here(found: NumpyArray, here: NumpyArray) -> NumpyArray:
     return found.astype(here.dtype, copy=False)
 
 
 def _setter(layer: Environment, state: State) -> Callable[[], None]:
-    task: Any = layer
-    generator: SeededGenerator | None = None
-    if not isinstance(layer, gymnasium.Wrapper):
-        generator = generator_of(state.pop("generator"))
+    generator = None if isinstance(layer, gymnasium.Wrapper) else generator_of(state.pop("generator"))
     own: Callable[[], None]
     if _has_methods(layer):
-        own = partial(task.set_state, state["own"])
+        own = partial(attrgetter("set_state")(layer), state["own"])
     elif _is_mujoco_task(layer):
         require_alike(_name(layer), state, simulation_state(layer))
         own = partial(set_simulation_state, layer, state)
@@ -471,10 +456,8 @@ def _setter(layer: Environment, state: State) -> Callable[[], None]:
 
 def _set_attributes(layer: Environment, state: State) -> None:
     for path, value in state.items():
-        *parents, last = path.split(".")
-        holder: Any = layer
-        for name in parents:
-            holder = getattr(holder, name)
+        parent, _, last = path.rpartition(".")
+        holder = attrgetter(parent)(layer) if parent else layer
         if path == "episode_start_time":
             value = time.perf_counter() - value
         if isinstance(queue := getattr(holder, last, None), deque):
@@ -488,26 +471,26 @@ def _set_attributes(layer: Environment, state: State) -> None:
 
 
 def _has_methods(layer: Environment) -> bool:
-    """Whether it takes part by methods of its own; `MujocoEnv.set_state` sets positions and velocities."""
+    """Tell whether a layer has methods for its state; `MujocoEnv.set_state` sets positions and velocities."""
     get, set_ = getattr(type(layer), "get_state", None), getattr(type(layer), "set_state", None)
     mujoco_env = _mujoco_env()
     return get is not None and set_ is not None and (mujoco_env is None or set_ is not mujoco_env.set_state)
 
 
 def _is_mujoco_task(layer: Environment) -> bool:
-    """Whether it is one of Gymnasium's own tasks of MuJoCo, which keep nothing beside their simulation."""
+    """Tell whether a layer is one of Gymnasium's own MuJoCo tasks, which keep nothing beside their simulation."""
     mujoco_env = _mujoco_env()
     return mujoco_env is not None and isinstance(layer, mujoco_env) and type(layer).__module__.startswith("gymnasium.envs.mujoco.")
 
 
 def _mujoco_env() -> Any:
-    """Gymnasium's class, or None where no environment can be of it."""
+    """Return Gymnasium's class, or None where it is not imported: no environment can be of it then."""
     module = sys.modules.get("gymnasium.envs.mujoco.mujoco_env")
     return None if module is None else module.MujocoEnv
 
 
-def _mujoco_version(envs: SyncVectorEnv[Any, Any]) -> str | None:
-    """The version that the tasks' physics follow from; None where there is no such task."""
+def _mujoco_version(envs: SyncVector) -> str | None:
+    """Return MuJoCo's version; None where no task uses it."""
     mujoco_env = _mujoco_env()
     if mujoco_env is None or not any(isinstance(env.unwrapped, mujoco_env) for env in envs.envs):
         return None
@@ -519,7 +502,7 @@ def _attributes(layer: Environment) -> tuple[str, ...]:
         name = type(layer).__name__
         if name in _WRAPPERS and type(layer) is getattr(gymnasium.wrappers, name, None):
             return _WRAPPERS[name]
-        if type(layer) in _OWN_WRAPPERS:
+        if type(layer) in _STATELESS_WRAPPERS:
             return ()
     else:
         package, _, name = _name(layer).rpartition(".")
@@ -530,7 +513,7 @@ def _attributes(layer: Environment) -> tuple[str, ...]:
 
 
 def _fits(found: Any, here: Any) -> bool:
-    """Whether a wrapper or task that keeps the one value now could keep the other at another step: numbers, arrays of the same shape."""
+    """Tell whether a layer that keeps the one value now could keep the other at another step: numbers, arrays of the same shape."""
     if found is None or here is None:  # before the first step
         values = found if here is None else here
         return all(
@@ -550,6 +533,6 @@ def _fits(found: Any, here: Any) -> bool:
     return isinstance(found, tuple) and isinstance(here, tuple) and len(found) == len(here) and all(map(_fits, found, here))
 
 
-def _is_array(value: Any, shape: tuple[int, ...]) -> bool:
-    """Arithmetic makes scalars of arrays of shape (), which a wrapper may begin with."""
+def _is_array(value: object, shape: tuple[int, ...]) -> bool:
+    # Arithmetic makes scalars of arrays of shape (), which a wrapper may begin with.
     return isinstance(value, np.ndarray | np.generic) and value.shape == shape
