@@ -1,40 +1,47 @@
-"""Many copies of one of Gymnasium's MuJoCo tasks as one vector environment: native threads step them, NumPy does the rest.
+"""Many copies of one of Gymnasium's MuJoCo tasks as one vector environment: native threads step them, NumPy computes the rest.
 
 Equal to a `SyncVectorEnv` of `gymnasium.make` to the bit, step for step: the physics is the same call with the same warm start, each reset
-is Gymnasium's own on a prototype with the copy's generator, and what is observed and paid is computed by the same operations
-(`sacref.envs.mujoco_tasks`). Tasks that are not there are refused by name.
+is Gymnasium's own on a prototype with the copy's generator, and observations and rewards are computed by the same operations
+(`sacref.envs.mujoco_tasks`). Other tasks are refused by name.
 """
 
 import importlib
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
-from numpy.typing import NDArray
 
+from sacref.config.train_config import Environment
+from sacref.envs.interface import Infos, Space
 from sacref.envs.mujoco_simulations import default_threads, make_simulations
-from sacref.envs.mujoco_tasks import NAMES, Fields, Step, task_of
-from sacref.envs.snapshots import generator_of, generator_state, set_generator
-from sacref.envs.vector import TIME_LIMIT, EnvError
+from sacref.envs.mujoco_tasks import NAMES, Fields, Mask, Numbers, Step, task_of
+from sacref.envs.snapshots import State, generator_of, generator_state, set_generator
+from sacref.envs.vector import TIME_LIMIT, EnvError, kind_of, time_limits
+from sacref.spec.arrays import NumpyArray
+
+Stepped: TypeAlias = tuple[Numbers, Numbers, Mask, Mask, Infos]
+"""Observations, rewards, terminated, truncated and infos."""
+Begun: TypeAlias = tuple[NumpyArray, Mask, Numbers]
+"""Actions, the copies that are stepped, and what their task needs of the simulations before."""
 
 _TRANSPARENT = ("OrderEnforcing", "PassiveEnvChecker", "TimeLimit")
-"""Wrappers that `gymnasium.make` puts around a task. Their part is done here."""
+"""Wrappers that `gymnasium.make` puts around a task; this vector environment does their work."""
 
 _FIX = "take vectorization='sync'"
 
 
-class BatchedVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[Any]]):
+class BatchedVectorEnv(VectorEnv[Numbers, NumpyArray, NumpyArray]):
     """Copies of a MuJoCo task.
 
     Args:
         env: the task as `gymnasium.make` makes it, with its options; it is used up: no longer step it yourself.
         num_envs: how many copies.
         autoreset_mode: what happens after an episode's end.
-        threads: how many compute, the caller's included; None is one for each core of this process. The numbers are the same.
+        threads: how many compute, the caller's included; None for one per core of this process. The results are the same.
 
     Raises:
         EnvError: if it is another task, or has wrappers of its own.
@@ -42,7 +49,7 @@ class BatchedVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[Any]
 
     def __init__(
         self,
-        env: gymnasium.Env[Any, Any],
+        env: Environment,
         num_envs: int,
         *,
         autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
@@ -56,45 +63,46 @@ class BatchedVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[Any]
         prototype: Any = env.unwrapped
         task = task_of(prototype)
         if task is None:
-            what = f"{type(prototype).__module__}:{type(prototype).__qualname__}" if env.spec is None else env.spec.id
+            what = kind_of(prototype) if env.spec is None else env.spec.id
             raise EnvError(f"{what} is not stepped in batches, only {', '.join(NAMES)} are: {_FIX}")
         if prototype.render_mode is not None:
             raise EnvError(f"render_mode is {prototype.render_mode!r}, but environments stepped in batches draw no pictures: {_FIX}")
         self._prototype, self._task = prototype, task
-        self._name = f"{type(prototype).__module__}:{type(prototype).__qualname__}"
+        self._name = kind_of(prototype)
         self._mujoco = str(importlib.import_module("mujoco").__version__)
         self._limit = _time_limit(env)
-        self.num_envs, self.autoreset_mode = num_envs, AutoresetMode(autoreset_mode)
-        self.metadata = {**env.metadata, "autoreset_mode": self.autoreset_mode, TIME_LIMIT: self._limit}
-        self.render_mode = None
-        self.single_observation_space, self.single_action_space = env.observation_space, env.action_space
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.num_envs: int = num_envs
+        self.autoreset_mode: AutoresetMode = AutoresetMode(autoreset_mode)
+        self.metadata: dict[str, Any] = {**env.metadata, "autoreset_mode": self.autoreset_mode, TIME_LIMIT: self._limit}
+        self.render_mode: str | None = None
+        self.single_observation_space: Space = env.observation_space
+        self.single_action_space: Space = env.action_space
+        self.observation_space: Space = batch_space(self.single_observation_space, num_envs)
+        self.action_space: Space = batch_space(self.single_action_space, num_envs)
         threads = default_threads(num_envs) if threads is None else min(threads, num_envs)
         self._simulations = make_simulations(prototype.model, num_envs, task.fields, forces=task.forces, threads=threads)
-        # Of each copy: an environment of nothing but its generator.
-        self._streams: list[gymnasium.Env[Any, Any]] = [gymnasium.Env() for _ in range(num_envs)]
+        # An environment for each copy, of which only the generator is used.
+        self._streams: list[Environment] = [gymnasium.Env() for _ in range(num_envs)]
         self._observations = np.zeros(cast(tuple[int, ...], self.observation_space.shape))
         self._elapsed = np.zeros(num_envs, np.int64)
         self._ended = np.zeros(num_envs, np.bool_)
         self._has_reset = False
         self._ahead: ThreadPoolExecutor | None = None
-        self._pending: tuple[Future[None], Any] | None = None
+        self._pending: tuple[Future[None], Begun] | None = None
 
     @property
-    def prototype(self) -> gymnasium.Env[Any, Any]:
-        """What the copies are made of."""
-        env: gymnasium.Env[Any, Any] = self._prototype
-        return env
+    def prototype(self) -> Environment:
+        """The environment that the copies are made from."""
+        return cast(Environment, self._prototype)
 
     @property
     def np_random_seed(self) -> Any:
-        """Each copy's seed."""
+        """The copies' seeds."""
         return tuple(stream.np_random_seed for stream in self._streams)
 
     @property
     def np_random(self) -> Any:
-        """Each copy's generator; as many may be set in their place."""
+        """The copies' generators; as many may be set."""
         return tuple(stream.np_random for stream in self._streams)
 
     @np_random.setter
@@ -102,10 +110,8 @@ class BatchedVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[Any]
         for stream, generator in zip(self._streams, generators, strict=True):
             stream.np_random = generator
 
-    def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.float64], dict[str, Any]]:
-        """Begin episodes anew.
+    def reset(self, *, seed: int | list[int | None] | None = None, options: State | None = None) -> tuple[Numbers, Infos]:
+        """Begin new episodes.
 
         Args:
             seed: of the first copy; the next ones have seed + 1, ...; or one for each. None: their generators go on.
@@ -122,29 +128,27 @@ class BatchedVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[Any]
         if not self._has_reset and not which.all():
             never = np.flatnonzero(~which)[:5].tolist()
             raise gymnasium.error.ResetNeeded(f"environments {never} have not begun: reset all first, without options['reset_mask']")
-        infos: dict[str, Any] = {}
+        infos: Infos = {}
         for copy in np.flatnonzero(which).tolist():
             infos = self._restart(copy, infos, seeds[copy])
         self._ended[which] = False
         self._has_reset = True
         return self._observations.copy(), infos
 
-    def step(
-        self, actions: NDArray[Any]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+    def step(self, actions: NumpyArray) -> Stepped:
         """Step every copy."""
         begun = self._begin(actions)
         self._simulate(*begun)
         return self._finish(*begun)
 
-    def step_async(self, actions: NDArray[Any]) -> None:
-        """Begin a step; it goes on beside what the caller does until `step_wait`."""
+    def step_async(self, actions: NumpyArray) -> None:
+        """Begin a step; it goes on while the caller does something else, until `step_wait`."""
         begun = self._begin(actions)
         self._ahead = self._ahead or ThreadPoolExecutor(1, "sacref-mujoco-ahead")
         self._pending = self._ahead.submit(self._simulate, *begun), begun
 
-    def step_wait(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
-        """What the step that was begun gives."""
+    def step_wait(self) -> Stepped:
+        """Wait for the step that was begun, and return its results."""
         if self._pending is None:
             raise gymnasium.error.NoAsyncCallError("step_wait is called before step_async: begin a step first", "step")
         (future, begun), self._pending = self._pending, None
@@ -152,11 +156,11 @@ class BatchedVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[Any]
         return self._finish(*begun)
 
     def complaints(self) -> dict[int, str]:
-        """What MuJoCo says of the copies that have diverged since their last reset; it is said once. See `sacref.envs.divergence`."""
+        """Return MuJoCo's warnings for the copies that have diverged since their last reset, once. See `sacref.envs.divergence`."""
         return self._simulations.complaints()
 
-    def get_state(self) -> dict[str, Any]:
-        """All that the next steps follow from. See `sacref.envs.snapshots`."""
+    def get_state(self) -> State:
+        """Copy all that the next steps depend on. See `sacref.envs.snapshots`."""
         self._require_idle()
         return {
             "task": self._name,
@@ -170,10 +174,10 @@ class BatchedVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[Any]
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `get_state` gave.
+        """Go on from what `get_state` returned.
 
         Raises:
-            ValueError, LookupError: if it is of others. Nothing was changed.
+            ValueError, LookupError: if it is the state of other environments. Nothing was changed.
         """
         self._require_idle()
         for name, expected in {"task": self._name, "mujoco": self._mujoco}.items():
@@ -195,7 +199,7 @@ class BatchedVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[Any]
             set_generator(stream, generator)
         self._has_reset = has_reset
 
-    def close_extras(self, **kwargs: Any) -> None:
+    def close_extras(self, **kwargs: object) -> None:
         """End the threads."""
         if self._ahead is not None:
             self._ahead.shutdown()
@@ -203,8 +207,7 @@ class BatchedVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[Any]
         self._simulations.close()
         self._prototype.close()
 
-    def _begin(self, actions: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_], NDArray[np.float64] | None]:
-        """The actions, which copies are stepped, and what of them is read before."""
+    def _begin(self, actions: NumpyArray) -> Begun:
         self._require_idle()
         if not self._has_reset:
             raise gymnasium.error.ResetNeeded("Cannot call env.step() before calling env.reset()")
@@ -216,19 +219,17 @@ class BatchedVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[Any]
             raise gymnasium.error.ResetNeeded(f"the episodes of environments {ended} have ended: reset them by options['reset_mask'] first")
         return np.ascontiguousarray(actions), ~self._ended, self._task.before(self._fields)
 
-    def _simulate(self, actions: NDArray[Any], which: NDArray[np.bool_], before: Any) -> None:
+    def _simulate(self, actions: NumpyArray, which: Mask, before: Numbers) -> None:
         self._simulations.step(actions, which, self._prototype.frame_skip)
 
-    def _finish(
-        self, actions: NDArray[Any], which: NDArray[np.bool_], before: Any
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+    def _finish(self, actions: NumpyArray, which: Mask, before: Numbers) -> Stepped:
         observations = self._task.observe(self._fields)
         rewards, terminated, step_infos = self._task.outcome(Step(self._fields, before, actions, observations))
         self._elapsed += 1
         truncated = np.zeros(self.num_envs, np.bool_) if self._limit is None else self._elapsed >= self._limit
         rewards = rewards.astype(np.float64)
         self._observations = observations
-        infos: dict[str, Any] = {}
+        infos: Infos = {}
         if not which.all():
             # NEXT_STEP: these copies' steps are resets.
             rewards[~which], terminated, truncated = 0.0, terminated & which, truncated & which
@@ -251,8 +252,8 @@ class BatchedVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[Any]
     def _fields(self) -> Fields:
         return self._simulations.fields
 
-    def _restart(self, copy: int, infos: dict[str, Any], seed: int | None = None) -> dict[str, Any]:
-        """Begin an episode of a copy as Gymnasium does: the prototype is reset in its place, with its simulation and its generator."""
+    def _restart(self, copy: int, infos: Infos, seed: int | None = None) -> Infos:
+        """Begin an episode of a copy as Gymnasium does: reset the prototype, with the copy's simulation and generator."""
         env, stream = self._prototype, self._streams[copy]
         env.data = self._simulations.data(copy)
         env._np_random, env._np_random_seed = stream._np_random, stream._np_random_seed
@@ -269,24 +270,22 @@ class BatchedVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[Any]
             raise gymnasium.error.AlreadyPendingCallError("a step was begun by step_async: wait for it by step_wait first", "step")
 
 
-def _time_limit(env: gymnasium.Env[Any, Any]) -> int | None:
-    """Steps of an episode.
+def _time_limit(env: Environment) -> int | None:
+    """Return the length of an episode.
 
     Raises:
-        EnvError: if there are wrappers of another kind.
+        EnvError: if there are other wrappers than those of `gymnasium.make`.
     """
-    limit = None
+    limits = time_limits(env)
     while isinstance(env, gymnasium.Wrapper):
         name = type(env).__name__
         if name not in _TRANSPARENT or type(env) is not getattr(gymnasium.wrappers, name):
             raise EnvError(f"the environment has the wrapper {name}, which environments stepped in batches cannot have: {_FIX}")
-        if isinstance(env, gymnasium.wrappers.TimeLimit):
-            limit = env._max_episode_steps if limit is None else min(limit, env._max_episode_steps)
         env = env.env
-    return limit
+    return min(limits, default=None)
 
 
-def _reset_mask(options: Mapping[str, Any] | None, num_envs: int) -> NDArray[np.bool_]:
+def _reset_mask(options: Mapping[str, object] | None, num_envs: int) -> Mask:
     if options is None or "reset_mask" not in options:
         return np.ones(num_envs, np.bool_)
     mask = options["reset_mask"]
@@ -295,7 +294,7 @@ def _reset_mask(options: Mapping[str, Any] | None, num_envs: int) -> NDArray[np.
     return mask
 
 
-def _add(infos: dict[str, Any], values: Mapping[str, Any], mask: NDArray[np.bool_]) -> dict[str, Any]:
+def _add(infos: Infos, values: Infos, mask: Mask) -> Infos:
     """Put the infos of some copies among those of all, as Gymnasium gathers them: 0 where a copy has none, and a mask."""
     if mask.any():
         everyone = bool(mask.all())

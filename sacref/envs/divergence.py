@@ -12,7 +12,8 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from numpy.typing import ArrayLike, NDArray
 
 from sacref.algorithm.tree import Tree, leaves
-from sacref.envs.interface import Environment, Envs, Step
+from sacref.config.train_config import Environment
+from sacref.envs.interface import Envs, Step
 from sacref.envs.states import final_states
 from sacref.spec.arrays import NumpyArray
 

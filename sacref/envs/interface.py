@@ -12,9 +12,9 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
 from sacref.algorithm.tree import Tree, map_named
+from sacref.config.train_config import Environment
 from sacref.spec.arrays import NumpyArray, as_numpy
 
-Environment: TypeAlias = gymnasium.Env[Any, Any]
 Envs: TypeAlias = VectorEnv[Any, Any, Any]
 Space: TypeAlias = gymnasium.Space[Any]
 Infos: TypeAlias = dict[str, Any]

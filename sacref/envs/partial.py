@@ -1,27 +1,30 @@
-"""Wrappers that decide who sees what: positions without velocities, the whole observation for the critics alone, or one key for each.
+"""Wrappers that select what is observed: positions without velocities, the whole observation for the critics alone, or one key for each.
 
 Wrappers are put around each environment, the first one innermost: `wrappers=[PrivilegedState, HideVelocities]` is a policy that sees
 positions, and critics that see everything.
 """
 
 import copy
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import gymnasium
 import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
-Environment = gymnasium.Env[Any, Any]
+from sacref.algorithm.tree import Tree
+from sacref.config.train_config import Environment
+from sacref.envs.interface import Infos, Space, Step
+from sacref.spec.arrays import NumpyArray
 
 
 class _Layout(NamedTuple):
-    """Which entries of a flat observation are what."""
+    """Indices of a flat observation."""
 
     positions: NDArray[np.intp]
     velocities: NDArray[np.intp]
     others: NDArray[np.intp]
-    """Forces, inertias and what else follows from neither alone."""
+    """Forces, inertias and other numbers that depend on both."""
 
 
 # p: position, or its cosine or sine, or a place in the scene; v: velocity; o: neither.
@@ -49,9 +52,11 @@ _SKIPPED = {
 }
 """Tasks of MuJoCo that observe all positions, then all velocities, then others -> positions that they leave out unless told otherwise."""
 
+_ObservationWrapper: TypeAlias = gymnasium.ObservationWrapper[Any, Any, Any]
 
-class HideVelocities(gymnasium.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
-    """Only the positions are observed: no velocities, nor forces and inertias that would tell them.
+
+class HideVelocities(_ObservationWrapper, RecordConstructorArgs):
+    """Wrapper that observes only positions: no velocities, nor forces and inertias that would tell them.
 
     It knows Gymnasium's own tasks: those of MuJoCo (v4 and v5), Pendulum-v1 and MountainCarContinuous-v0.
 
@@ -68,12 +73,12 @@ class HideVelocities(gymnasium.ObservationWrapper[Any, Any, Any], RecordConstruc
         self._positions = _layout("HideVelocities", env).positions
         self.observation_space = _part(env.observation_space, self._positions)
 
-    def observation(self, observation: Any) -> Any:
+    def observation(self, observation: NumpyArray) -> NumpyArray:
         return observation[self._positions]
 
 
-class DictObservation(gymnasium.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
-    """The flat observation as a dict: "positions", "velocities", and "others" where there are any (forces, inertias).
+class DictObservation(_ObservationWrapper, RecordConstructorArgs):
+    """Wrapper that observes a dict: "positions", "velocities", and "others" where there are any (forces, inertias).
 
     Args:
         env: a task that `HideVelocities` knows.
@@ -87,19 +92,19 @@ class DictObservation(gymnasium.ObservationWrapper[Any, Any, Any], RecordConstru
         super().__init__(env)
         layout = _layout("DictObservation", env)._asdict()
         self._parts = {name: entries for name, entries in layout.items() if entries.size}
-        # Of pairs: a Dict space would sort the keys of a dict.
+        # Made from pairs: a Dict space would sort the keys of a dict.
         self.observation_space = gymnasium.spaces.Dict(
             [(name, _part(env.observation_space, entries)) for name, entries in self._parts.items()]
         )
 
-    def observation(self, observation: Any) -> Any:
+    def observation(self, observation: NumpyArray) -> Tree:
         return {name: observation[entries] for name, entries in self._parts.items()}
 
 
 class PrivilegedState(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """Hands over the observation of this place among the wrappers as the state that critics see, in `info["state"]`.
+    """Wrapper that hands over the observation at its place among the wrappers as the critics' state, in `info["state"]`.
 
-    To be put inside of what hides something from the policy: `wrappers=[PrivilegedState, HideVelocities]`.
+    It goes inside of the wrapper that hides something from the policy: `wrappers=[PrivilegedState, HideVelocities]`.
 
     Args:
         env: any environment that hands over no state of its own.
@@ -121,23 +126,23 @@ class PrivilegedState(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorAr
                     f"wrappers=[PrivilegedState, HideVelocities]"
                 )
             inner = inner.env
-        self.state_space = env.observation_space
+        self.state_space: Space = env.observation_space
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Tree, Infos]:
         observation, info = self.env.reset(seed=seed, options=options)
         return observation, _with_state(info, observation)
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> Step:
         observation, reward, terminated, truncated, info = self.env.step(action)
         return observation, reward, terminated, truncated, _with_state(info, observation)
 
 
-def _with_state(info: dict[str, Any], observation: Any) -> dict[str, Any]:
+def _with_state(info: Infos, observation: Tree) -> Infos:
     # A copy: the environment may write the next observation into the same array.
     return {**info, "state": copy.deepcopy(observation)}
 
 
-def _part(space: gymnasium.Space[Any], entries: NDArray[np.intp]) -> gymnasium.spaces.Box:
+def _part(space: Space, entries: NDArray[np.intp]) -> gymnasium.spaces.Box:
     assert isinstance(space, gymnasium.spaces.Box)
     return gymnasium.spaces.Box(space.low[entries], space.high[entries], dtype=space.dtype.type)
 
@@ -164,7 +169,7 @@ def _layout(wrapper: str, env: Environment) -> _Layout:
 
 
 def _kinds(task: Any, name: str) -> str | None:
-    """One letter for each entry of the task's own observation; None if it is not known."""
+    """Return one letter for each entry of the task's own observation; None if it is not known."""
     if not type(task).__module__.startswith("gymnasium.envs."):
         return None
     if name in _FIXED:

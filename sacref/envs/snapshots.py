@@ -27,7 +27,8 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from sacref.algorithm.tree import Tree, leaves, map_leaves, named_leaves
-from sacref.envs.interface import Environment, Envs, SyncEnvs
+from sacref.config.train_config import Environment
+from sacref.envs.interface import Envs, SyncEnvs
 from sacref.envs.partial import DictObservation, HideVelocities, PrivilegedState
 from sacref.spec.arrays import NumpyArray
 from sacref.storage.checkpoint import one_line

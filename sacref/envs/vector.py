@@ -1,4 +1,4 @@
-"""Vector environments of any Gymnasium id, or of the user's own environments."""
+"""Vector environments from a Gymnasium id or from the user's own environments."""
 
 import importlib
 import logging
@@ -12,15 +12,15 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from sacref.config.train_config import Environment, EnvironmentFactory, Vectorization, Wrapper
 from sacref.envs.divergence import ReportDivergence
-from sacref.envs.interface import AsyncEnvs, SyncEnvs, check_interface
+from sacref.envs.interface import AsyncEnvs, Envs, SyncEnvs, check_interface
 from sacref.envs.mujoco_log import redirect_mujoco_warnings
 
-VectorT = TypeVar("VectorT", bound="VectorEnv[Any, Any, Any] | None")
+VectorT = TypeVar("VectorT", bound=Envs | None)
 
 TIME_LIMIT = "sacref.time_limit"
 """Key of a vector environment's metadata: steps after which its copies' episodes are truncated, where they run in other processes."""
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class EnvError(ValueError):
@@ -29,7 +29,7 @@ class EnvError(ValueError):
 
 @runtime_checkable
 class Batched(Protocol):
-    """A vector environment whose copies are made of one environment."""
+    """A vector environment whose copies are made from one environment."""
 
     @property
     def prototype(self) -> Environment: ...
@@ -42,15 +42,15 @@ def make(
     seed: int | None = None,
     vectorization: Vectorization = "sync",
     autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
-    env_kwargs: Mapping[str, Any] | None = None,
+    env_kwargs: Mapping[str, object] | None = None,
     wrappers: Sequence[Wrapper] = (),
-) -> VectorEnv[Any, Any, Any]:
-    """`num_envs` copies of an environment, stepped together.
+) -> Envs:
+    """Make `num_envs` copies of an environment, stepped together.
 
     Args:
         env: a registered Gymnasium id, or a callable that makes one environment.
         num_envs: the number of copies, at least 1.
-        seed: resets the copies once, with seed, seed + 1, ..., so that what a later `reset()` gives follows from it.
+        seed: resets the copies once, with seed, seed + 1, ..., which also fixes what later calls of `reset()` return.
             None: unseeded until `reset(seed=...)`.
         vectorization: "sync" steps the copies in turn in this process; "async" gives each a process of its own, which is started
             afresh (a script then needs `if __name__ == "__main__":`); "batched" steps copies of Gymnasium's MuJoCo tasks in threads of
@@ -77,7 +77,7 @@ def make(
         raise ValueError(f'vectorization is {vectorization!r}, expected "sync", "async" or "batched"')
     around = (*wrappers, ReportDivergence, _InProcess) if vectorization == "async" else tuple(wrappers)
     factory = _Factory(env, dict(env_kwargs or {}), around)
-    envs: VectorEnv[Any, Any, Any]
+    envs: Envs
     if vectorization == "batched":
         # Imported here: it needs MuJoCo, which other environments do without.
         batched = importlib.import_module("sacref.envs.batched")
@@ -102,7 +102,7 @@ def make(
 
 @contextmanager
 def closing(envs: VectorT) -> Iterator[VectorT]:
-    """Close environments at the end. Those that cannot be closed are warned of, so that what was done in them is not lost."""
+    """Close environments at the end. Failing to is logged as a warning, so that what was done in them is not lost."""
     try:
         yield envs
     finally:
@@ -110,7 +110,7 @@ def closing(envs: VectorT) -> Iterator[VectorT]:
             _close(envs)
 
 
-def _close(envs: VectorEnv[Any, Any, Any]) -> None:
+def _close(envs: Envs) -> None:
     inner = envs.unwrapped
     try:
         envs.close()
@@ -125,7 +125,7 @@ def _close(envs: VectorEnv[Any, Any, Any]) -> None:
 _NOT_CLOSED = "an environment could not be closed (%s: %s): its results are kept; mend its close()"
 
 
-def require_separate(*vectors: VectorEnv[Any, Any, Any] | None) -> None:
+def require_separate(*vectors: Envs | None) -> None:
     """Refuse copies of an environment that are one and the same, or share an environment or a simulation inside.
 
     Raises:
@@ -134,24 +134,33 @@ def require_separate(*vectors: VectorEnv[Any, Any, Any] | None) -> None:
     owners: dict[int, object] = {}
     for vector in vectors:
         inner = None if vector is None else vector.unwrapped
-        copies = [inner.prototype] if isinstance(inner, Batched) else getattr(inner, "envs", ())
-        for number, env in enumerate(copies):
+        for number, env in enumerate(_copies(inner)):
             for part in _parts(env):
                 if owners.setdefault(id(part), owner := (id(inner), number)) != owner:
                     factory = getattr(inner, "env_fns", [None])[0]
                     made_by = f"env {factory.env!r}" if isinstance(factory, _Factory) else "the environments' factory"
-                    kind = f"{type(part).__module__}.{type(part).__qualname__}"
+                    kind = kind_of(part).replace(":", ".")
                     raise EnvError(
                         f"{made_by} gave one and the same {kind} to two copies, which would reset and step it in each other's episodes: "
                         f"expected an environment of its own for each copy, in training and in evaluation; make a new one in each call"
                     )
 
 
-def _parts(env: Any) -> Iterator[Any]:
-    """An environment, the environments and MuJoCo's simulations inside it, each once."""
+def kind_of(value: object) -> str:
+    """Return the module and name of a value's type."""
+    return f"{type(value).__module__}:{type(value).__qualname__}"
+
+
+def _copies(inner: Envs | None) -> Sequence[Environment]:
+    return [inner.prototype] if isinstance(inner, Batched) else getattr(inner, "envs", ())
+
+
+def _parts(env: Environment) -> Iterator[object]:
+    """Yield an environment, and the environments and MuJoCo's simulations inside it, each once."""
     mujoco = sys.modules.get("mujoco")
     kinds = (gymnasium.Env, VectorEnv) if mujoco is None else (gymnasium.Env, VectorEnv, mujoco.MjData)
-    seen, found = {id(env)}, [env]
+    seen: set[int] = {id(env)}
+    found: list[object] = [env]
     for part in found:
         yield part
         inside = [value for value in getattr(part, "__dict__", {}).values() if isinstance(value, kinds) and id(value) not in seen]
@@ -159,33 +168,31 @@ def _parts(env: Any) -> Iterator[Any]:
         found += inside
 
 
-def time_limit(envs: VectorEnv[Any, Any, Any]) -> int | None:
-    """Steps after which all copies' episodes are truncated by a `TimeLimit`; None where there is none, or none is known."""
-    inner = envs.unwrapped
+def time_limit(envs: Envs) -> int | None:
+    """Return the steps after which a `TimeLimit` truncates the episodes of all copies; None where there is none, or none is known."""
     if TIME_LIMIT in envs.metadata:
         known: int | None = envs.metadata[TIME_LIMIT]
         return known
-    copies = [inner.prototype] if isinstance(inner, Batched) else getattr(inner, "envs", ())
-    limits = [_time_limit(env) for env in copies]
-    return max((limit for limit in limits if limit is not None), default=None) if None not in limits else None
+    limits = [time_limits(env) for env in _copies(envs.unwrapped)]
+    return max(map(min, limits), default=None) if all(limits) else None
 
 
-def _time_limit(env: Environment) -> int | None:
+def time_limits(env: Environment) -> list[int]:
+    """List the steps after which each `TimeLimit` around an environment truncates its episodes."""
     limits = []
     while isinstance(env, gymnasium.Wrapper):
         if isinstance(env, gymnasium.wrappers.TimeLimit):
             limits.append(env._max_episode_steps)
         env = env.env
-    return min(limits, default=None)
+    return limits
 
 
 class _InProcess(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """An environment in a process of its own, which says its time limit, and whose failing to close is said there."""
+    """Wrapper of an environment in a process of its own, which tells its time limit and logs there that it cannot be closed."""
 
     @property
     def time_limit(self) -> int | None:
-        """Steps after which a `TimeLimit` truncates an episode; None without one."""
-        return _time_limit(self)
+        return min(time_limits(self), default=None)
 
     def close(self) -> None:
         try:
@@ -195,13 +202,13 @@ class _InProcess(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 class _Factory:
-    """Makes one environment; sent to another process under "async"."""
+    """Constructor of one environment, which is sent to another process under "async"."""
 
-    def __init__(self, env: str | EnvironmentFactory, kwargs: dict[str, Any], wrappers: tuple[Wrapper, ...]) -> None:
+    def __init__(self, env: str | EnvironmentFactory, kwargs: dict[str, object], wrappers: tuple[Wrapper, ...]) -> None:
         self.env = env
         self.kwargs = kwargs
         self.wrappers = wrappers
-        # What this process has registered by hand is unknown in another: the specification travels along.
+        # Environments that this process has registered by hand are unknown in another: the specification travels along.
         self.spec = gymnasium.registry.get(env) if isinstance(env, str) else None
 
     def __call__(self) -> Environment:
@@ -225,7 +232,8 @@ class _Factory:
             return env
         known = self.spec if self.spec is not None and self.env not in gymnasium.registry else self.env
         try:
-            return gymnasium.make(known, **self.kwargs)
+            options: Any = self.kwargs
+            return gymnasium.make(known, **options)
         except gymnasium.error.DependencyNotInstalled as error:
             fix = 'pip install "sacref[mujoco]"' if "mujoco" in str(error).lower() else "install what it names"
             raise EnvError(f"env {self.env!r} needs a package that is not installed ({error}): {fix}") from error
