@@ -35,11 +35,12 @@ help: ## this list
 ifeq ($(NO_VENV),1)
 # What each target imports beyond the backends; a target may train on whichever backend is there.
 NEEDS_RUN := array_api_compat gymnasium imageio jaxtyping matplotlib mujoco numpy PIL rich safetensors scipy tensorboard tyro
-NEEDS_DEV := array_api_strict beartype hypothesis mpmath mypy nox pytest ruff sybil xdist
+NEEDS_DEV := array_api_strict beartype hypothesis mpmath msgspec mypy nox pytest ruff sybil xdist
 EXTRAS := all,dev
 setup test test-full parity types lint bench-micro: NEEDS := $(NEEDS_RUN) $(NEEDS_DEV) torch jax flax optax
 bench-micro: NEEDS += pytest_benchmark
 train bench setup-bench bench-peers: NEEDS := $(NEEDS_RUN)
+bench setup-bench: NEEDS += msgspec
 train: NEEDS += $(if $(filter jax,$(BACKEND)),jax flax optax,torch)
 docs docs-serve setup-docs: NEEDS := $(NEEDS_RUN) latex2mathml material mkdocs mkdocstrings
 docs docs-serve setup-docs: EXTRAS := docs

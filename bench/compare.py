@@ -9,7 +9,7 @@ which are listed first; and what changes by less than the tolerance has not move
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import scipy.stats
@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from bench import suites
 from bench.core import record
-from bench.core.figures import Figure, figures
 from bench.core.record import Record, RecordError
+from bench.core.samples import Figure, Samples
 from bench.core.statistics import LEVEL, RESAMPLES, Interval
 
 Verdict = Literal["better", "worse", "same", "unknown"]
+AnyRecord: TypeAlias = Record[Samples]
 
 
 class NotComparableError(ValueError):
@@ -85,7 +87,7 @@ def main(
     return int(fail and any(change.verdict == "worse" and not change.reference for change in changes))
 
 
-def load(path: Path) -> list[Record]:
+def load(path: Path) -> list[AnyRecord]:
     """The records of a file or a folder.
 
     Raises:
@@ -94,10 +96,24 @@ def load(path: Path) -> list[Record]:
     paths = sorted(path.glob("*.json")) if path.is_dir() else [path] if path.exists() else []
     if not paths:
         raise NotComparableError(f"{path} is no record and no folder that holds records: name a JSON file or its folder under results/")
-    return [record.read(found) for found in paths]
+    kinds = {suite.name: suite.samples for suite in suites.find().values() if suite.samples is not None}
+    return [record.read_any(found, kinds) for found in paths]
 
 
-def comparable(old: Sequence[Record], new: Sequence[Record]) -> list[str]:
+def figures(records: Sequence[AnyRecord]) -> dict[str, Figure]:
+    """Return the figures of the records of one suite, by name. Runs that differ in the seed alone are samples of one figure."""
+    found: dict[str, Figure] = {}
+    for one in records:
+        run = one.run.removesuffix(f"-seed{one.seed}")
+        for name, figure in one.samples.figures():
+            if run != one.run or len(records) > 1:
+                name = f"{run}: {name}"
+            before = found[name].values if name in found else []
+            found[name] = figure._replace(values=[*before, *figure.values])
+    return found
+
+
+def comparable(old: Sequence[AnyRecord], new: Sequence[AnyRecord]) -> list[str]:
     """What keeps the two from being compared: nothing, or machines, configurations or runs that differ.
 
     Raises:
@@ -121,7 +137,7 @@ def comparable(old: Sequence[Record], new: Sequence[Record]) -> list[str]:
     return differences
 
 
-def circumstances(one: Record) -> dict[str, Any]:
+def circumstances(one: AnyRecord) -> dict[str, Any]:
     """What must agree: the machine and the configuration. Versions of libraries and of sacref may be what is compared."""
     hardware = {name: getattr(one.hardware, name) for name in ("cpu_model", "cores", "threads", "accelerator")}
     # `run` is what a training wrote of itself; it names every field that a version has.
@@ -168,7 +184,7 @@ def ratio_interval(old: Sequence[float], new: Sequence[float]) -> Interval | Non
     return Interval(float(interval.low), float(interval.high))
 
 
-def show(changes: Sequence[Change], old: Sequence[Record], new: Sequence[Record], tolerance: float, console: Console) -> None:
+def show(changes: Sequence[Change], old: Sequence[AnyRecord], new: Sequence[AnyRecord], tolerance: float, console: Console) -> None:
     """Print the table, and what it comes to."""
     table = Table(title=f"{_source(old)} -> {_source(new)}", title_justify="left")
     for heading in ("", "old", "new", "new / old", "95%", "beyond noise"):
@@ -196,7 +212,7 @@ def show(changes: Sequence[Change], old: Sequence[Record], new: Sequence[Record]
         console.print(f"The references' median ratio is {float(np.median(references)):.3f}: so much of every change is the machine's own.")
 
 
-def _source(records: Sequence[Record]) -> str:
+def _source(records: Sequence[AnyRecord]) -> str:
     return ", ".join(sorted({f"{one.sacref_version} {(one.commit or 'no commit')[:10]}{' with changes' * one.dirty}" for one in records}))
 
 

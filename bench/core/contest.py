@@ -1,15 +1,16 @@
 """Agents that take gradient steps in turn, each other's and the machine's matrix products' rounds beside their own."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
+from msgspec.structs import replace
+
 from bench.core import runner, timing
-from bench.core.record import PopulationCell, RecurrentCell, Timing, UpdateCell
+from bench.core.samples import TimedCell, Timing
 from bench.core.timing import Timed
 
-CellT = TypeVar("CellT", UpdateCell, RecurrentCell, PopulationCell)
+CellT = TypeVar("CellT", bound=TimedCell)
 KeyT = TypeVar("KeyT", bound=Hashable)
 
 

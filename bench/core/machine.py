@@ -7,8 +7,10 @@ import re
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bench.core.record import Hardware
+if TYPE_CHECKING:
+    from bench.core.record import Hardware
 
 ROOT = Path(__file__).resolve().parents[2]
 """The checkout that this benchmark belongs to."""
@@ -16,8 +18,11 @@ ROOT = Path(__file__).resolve().parents[2]
 LIBRARIES = ("numpy", "gymnasium", "mujoco", "torch", "jax", "jaxlib", "flax", "optax", "stable-baselines3")
 
 
-def hardware(accelerator: str | None) -> Hardware:
-    """This machine, and how many of its cores this process may use."""
+def hardware(accelerator: str | None) -> "Hardware":
+    """Return this machine, and how many of its cores this process may use."""
+    # Here alone: the interpreters of peers, which import this module, lack msgspec.
+    from bench.core.record import Hardware
+
     return Hardware(
         cpu_model=_cpu_model(),
         cores=os.cpu_count() or 1,
@@ -27,7 +32,7 @@ def hardware(accelerator: str | None) -> Hardware:
     )
 
 
-def slug(where: Hardware) -> str:
+def slug(where: "Hardware") -> str:
     """A short name of a kind of machine, for file names: the accelerator or the CPU, and the number of cores."""
     model = re.sub(r"\((r|tm)\)|@.*|\d+-core|processor|cpu", " ", (where.accelerator or where.cpu_model).lower())
     return "-".join([*re.findall(r"[a-z0-9]+", model), f"{where.cores}core"])

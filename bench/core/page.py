@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from bench.core import pictures
 from bench.core.pictures import Picture
-from bench.core.record import Record
+from bench.core.record import Hardware
 from bench.core.statistics import Interval
 
 
@@ -87,7 +87,7 @@ def source(version: str, commit: str | None, dirty: bool) -> str:
     return f"sacref {version}, " + (f"commit {commit[:10]}{' with changes' if dirty else ''}" if commit else "outside a Git checkout")
 
 
-def place(found: Record) -> str:
+def place(hardware: Hardware) -> str:
     """The kind of machine that a record was measured on."""
-    where = f"{found.hardware.cpu_model}, {found.hardware.cores} cores"
-    return f"{found.hardware.accelerator}, {where}" if found.hardware.accelerator else where
+    where = f"{hardware.cpu_model}, {hardware.cores} cores"
+    return f"{hardware.accelerator}, {where}" if hardware.accelerator else where

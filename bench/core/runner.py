@@ -1,6 +1,5 @@
 """What the suites that measure many sizes share: a plan with its time, a progress bar, samples that survive a stop, and the record."""
 
-import dataclasses
 import gc
 import hashlib
 import json
@@ -8,29 +7,19 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic
 
+import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import sacref
 from bench.core import machine, record, stage, timing
+from bench.core.record import SamplesT
 from bench.core.stage import Choices, Preset, Stage
 
-SamplesT = TypeVar(
-    "SamplesT",
-    record.UpdateSamples,
-    record.RolloutSamples,
-    record.AmpSamples,
-    record.RecurrentSamples,
-    record.PopulationSamples,
-    record.ScalingSamples,
-    record.SoakSamples,
-    record.FaultsSamples,
-)
 BACKENDS = ("torch", "jax")
 PARTIAL = machine.ROOT / "runs" / "bench"
 """Where samples lie until their record is whole."""
@@ -50,7 +39,6 @@ class Piece(Generic[SamplesT]):
 class Run:
     """A suite's run: its record without the samples."""
 
-    suite: Literal["update", "rollout", "amp", "recurrent", "population", "scaling", "soak", "faults"]
     name: str
     configuration: dict[str, Any]
     """Everything that was chosen; JSON values."""
@@ -114,14 +102,14 @@ def does_not_fit(error: Exception) -> bool:
 
 
 def execute(
-    run: Run, pieces: Sequence[Piece[SamplesT]], empty: SamplesT, *, console: Console, dry_run: bool, unfinished: Path = PARTIAL
+    run: Run, pieces: Sequence[Piece[SamplesT]], kind: type[SamplesT], *, console: Console, dry_run: bool, unfinished: Path = PARTIAL
 ) -> int:
     """Print the plan, measure what no earlier start has measured, and write the record.
 
     Args:
         run: what the record says beside the samples.
         pieces: in order.
-        empty: samples that hold nothing, which the pieces' are added to.
+        kind: type of the samples.
         console: for plan and progress.
         dry_run: stop after the plan.
         unfinished: folder for the samples of a run that is not whole yet.
@@ -131,7 +119,7 @@ def execute(
     """
     commit, dirty = machine.source()
     where = machine.hardware(machine.find_accelerator())
-    kept = Kept(unfinished, run, [commit, dirty, dataclasses.asdict(where), machine.libraries()])
+    kept = Kept(unfinished, run, kind, [commit, dirty, msgspec.to_builtins(where), machine.libraries()])
     todo = [piece for piece in pieces if piece.name not in kept.samples]
     for piece in pieces:
         console.print(
@@ -154,25 +142,17 @@ def execute(
     except KeyboardInterrupt:
         console.print(f"Interrupted: the samples so far are kept in {kept.path}; the same command goes on from there.")
         return 130
-    now = datetime.now(UTC)
     measured_on = machine.hardware(None if run.on_cpu else first_accelerator(missing_backends()))
-    path = run.results / f"{now:%Y-%m-%d}-{machine.slug(measured_on)}" / f"{run.name}.json"
-    record.write(
-        path,
-        record.Record(
-            schema_version=record.SCHEMA_VERSION,
-            suite=run.suite,
+    path = record.write_new(
+        run.results,
+        record.make(
+            merge([kept.samples[piece.name] for piece in pieces]),
             run=run.name,
-            date=now.isoformat(timespec="seconds"),
-            sacref_version=sacref.__version__,
-            commit=commit,
-            dirty=dirty,
+            source=(commit, dirty),
             configuration=run.configuration,
             hardware=measured_on,
             libraries=machine.libraries(),
             seed=run.seed,
-            compile_seconds=None,
-            samples=merge(empty, [kept.samples[piece.name] for piece in pieces]),
         ),
     )
     kept.path.unlink(missing_ok=True)
@@ -188,30 +168,29 @@ def release() -> None:
         torch.cuda.empty_cache()
 
 
-class Kept:
-    """The samples of a run that is not whole yet, in a file whose name says all that they depend on: another source starts anew."""
+class Kept(Generic[SamplesT]):
+    """The samples of an unfinished run, in a file whose name depends on all that they depend on: another source starts another file."""
 
-    def __init__(self, folder: Path, run: Run, circumstances: Any) -> None:
-        key = json.dumps([sacref.__version__, run.suite, run.name, run.configuration, run.seed, circumstances], sort_keys=True)
-        self.path = folder / run.suite / f"{run.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-        self._suite = run.suite
+    def __init__(self, folder: Path, run: Run, kind: type[SamplesT], circumstances: Any) -> None:
+        key = json.dumps([sacref.__version__, kind.suite, run.name, run.configuration, run.seed, circumstances], sort_keys=True)
+        self.path = folder / kind.suite / f"{run.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
         written: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
-        self.samples: dict[str, Any] = {name: record.decode_samples(run.suite, value) for name, value in written.items()}
+        self.samples: dict[str, SamplesT] = {name: msgspec.convert(value, kind) for name, value in written.items()}
 
-    def add(self, name: str, samples: record.Samples) -> None:
-        """Keep what a piece has measured."""
+    def add(self, name: str, samples: SamplesT) -> None:
+        """Keep the samples of a piece."""
         self.samples[name] = samples
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({name: dataclasses.asdict(samples) for name, samples in self.samples.items()}, allow_nan=False)
+        text = json.dumps(msgspec.to_builtins(self.samples), allow_nan=False)
         temporary = self.path.with_suffix(".part")
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(self.path)
 
 
-def merge(empty: SamplesT, parts: Sequence[SamplesT]) -> SamplesT:
-    """All parts' lists behind each other."""
-    lists = {field.name: [sample for part in parts for sample in getattr(part, field.name)] for field in dataclasses.fields(empty)}
-    return dataclasses.replace(empty, **lists)
+def merge(parts: Sequence[SamplesT]) -> SamplesT:
+    """Concatenate the lists of all parts."""
+    kind = type(parts[0])
+    return kind(**{name: [sample for part in parts for sample in getattr(part, name)] for name in kind.__struct_fields__})
 
 
 def stages(suite: str, choices: Choices, seconds: float, *, slug: str | None = None) -> list[Stage]:
@@ -231,8 +210,8 @@ def stages(suite: str, choices: Choices, seconds: float, *, slug: str | None = N
 
 
 def recorded(results: Path, name: str, here: str) -> Path | None:
-    """The newest record of a run by this version on this kind of machine."""
+    """Return the newest record of a run by this version on this kind of machine; None if there is none."""
     for path in sorted(results.glob(f"*-{here}/{name}.json"), reverse=True):
-        if record.read(path).sacref_version == sacref.__version__:
+        if record.version(path) == sacref.__version__:
             return path
     return None

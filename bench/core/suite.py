@@ -11,6 +11,7 @@ from bench.core.stage import Choices, Stage
 
 if TYPE_CHECKING:
     from bench.core.page import Section
+    from bench.core.samples import Samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,7 @@ class Suite:
     process to cores before it loads NumPy, torch or JAX.
 
     - `measure.py`: `main`, the function behind `python -m bench NAME`; `stages(choices)`, its part of `python -m bench`.
+    - `samples.py`: the type of the samples in its records, `NameSamples` of a suite `name`.
     - `section.py`: `section(results)`, its part of results/README.md.
     """
 
@@ -37,6 +39,12 @@ class Suite:
     def name(self) -> str:
         """Name of the suite, of its folder and of its folder under results/."""
         return self.package.rpartition(".")[2]
+
+    @property
+    def samples(self) -> "type[Samples] | None":
+        """The type of the samples in its records, named after the suite; None if its records are another's."""
+        samples: type[Samples] | None = self._part("samples", f"{self.name.capitalize()}Samples")
+        return samples
 
     @property
     def main(self) -> Callable[..., int] | None:

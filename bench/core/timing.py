@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from bench.core.record import Timing
+from bench.core.samples import Timing
 
 MOST_CALLS = 1_000_000
 

@@ -15,10 +15,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from bench.core import machine
-from bench.core.record import Round
 from bench.peers import Peer, environments
 from bench.peers.setting import Setting
+from bench.suites.throughput.samples import Round
 
 ANSWER_SECONDS = 900.0
 """How long a contender may compile, or take for one stretch, before it counts as hung."""
@@ -117,7 +119,7 @@ class Process:
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(f"advance {steps}\n".encode())
             self._process.stdin.flush()
-        return Round(**self._answer())
+        return msgspec.convert(self._answer(), Round)
 
     def close(self) -> None:
         """End the contender and whatever it started, and delete its files."""

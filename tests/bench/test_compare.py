@@ -1,36 +1,23 @@
 """The regression guard: what moved beyond its noise, which way is worse, and what is refused."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from bench import compare
+from bench.compare import figures
 from bench.core import record
-from bench.core.figures import Figure, figures
-from bench.core.record import (
-    AmpCell,
-    AmpSamples,
-    Evaluation,
-    Hardware,
-    LearningSamples,
-    LoopCell,
-    MatmulCell,
-    PartCell,
-    PopulationCell,
-    PopulationSamples,
-    ProductCell,
-    Record,
-    RecurrentCell,
-    RecurrentSamples,
-    RolloutSamples,
-    Session,
-    Timing,
-    UpdateCell,
-    UpdateSamples,
-)
+from bench.core.record import Hardware, Record
+from bench.core.samples import Figure, Timing
+from bench.suites.amp.samples import AmpCell, AmpSamples
+from bench.suites.learning.samples import Evaluation, LearningSamples, Session
+from bench.suites.population.samples import PopulationCell, PopulationSamples
+from bench.suites.recurrent.samples import ProductCell, RecurrentCell, RecurrentSamples
+from bench.suites.rollout.samples import LoopCell, PartCell, RolloutSamples
+from bench.suites.update.samples import MatmulCell, UpdateCell, UpdateSamples
 
 HARDWARE = Hardware(cpu_model="A CPU", cores=4, threads=2, memory_bytes=2**30, accelerator=None)
 
@@ -39,7 +26,7 @@ def timings(*speeds: float) -> list[Timing]:
     return [Timing(count=100, seconds=100 / speed) for speed in speeds]
 
 
-def update(*speeds: float, product: float = 1_000.0, **changes: Any) -> Record:
+def update(*speeds: float, product: float = 1_000.0, **changes: Any) -> Record[Any]:
     """A record of one cell with rounds of these speeds, and of one product."""
     cell = UpdateCell(
         backend="jax",
@@ -70,7 +57,7 @@ def update(*speeds: float, product: float = 1_000.0, **changes: Any) -> Record:
         compile_seconds=None,
         samples=UpdateSamples(cells=[cell], matmuls=[matmul], stored=[]),
     )
-    return dataclasses.replace(written, **changes)
+    return replace(written, **changes)
 
 
 def figure(*values: float, higher_is_better: bool = True) -> Figure:
@@ -116,7 +103,7 @@ def test_a_figure_that_is_not_positive_has_no_ratio() -> None:
     assert (found.ratio, found.interval, found.verdict) == (None, None, "unknown")
 
 
-def write(path: Path, *records: Record) -> Path:
+def write(path: Path, *records: Record[Any]) -> Path:
     for number, one in enumerate(records):
         record.write(path / f"{number}.json", one)
     return path
@@ -144,8 +131,8 @@ def test_a_reference_that_got_slower_is_the_machine_s_and_fails_nothing(tmp_path
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"hardware": dataclasses.replace(HARDWARE, cpu_model="Another")}, "cpu_model: 'A CPU' and 'Another'"),
-        ({"hardware": dataclasses.replace(HARDWARE, threads=1)}, "threads: 2 and 1"),
+        ({"hardware": replace(HARDWARE, cpu_model="Another")}, "cpu_model: 'A CPU' and 'Another'"),
+        ({"hardware": replace(HARDWARE, threads=1)}, "threads: 2 and 1"),
         ({"configuration": {"preset": "gpu"}}, "configuration.preset: 'cpu' and 'gpu'"),
     ],
 )
@@ -178,10 +165,10 @@ def test_two_suites_and_what_is_no_record_are_refused(tmp_path: Path, capsys: py
 
 
 def test_seeds_are_samples_of_one_figure_and_runs_stay_apart() -> None:
-    def trained(seed: int, last: float) -> Record:
+    def trained(seed: int, last: float) -> Record[Any]:
         samples = LearningSamples(
-            evaluations=[Evaluation(step=100, returns=[last - 1, last + 1])],
-            sessions=[Session(started="", resumed=False, wall_seconds=4.0, cpu_seconds=4.0)],
+            evaluations=[Evaluation(step=100, returns=[last - 1, last + 1], seconds=None)],
+            sessions=[Session(started="", resumed=False, wall_seconds=4.0, cpu_seconds=4.0, members=1, energy_joules=None)],
         )
         return update(suite="learning", run=f"short-jax-seed{seed}", seed=seed, samples=samples)
 
@@ -224,9 +211,9 @@ def test_recurrent_agents_are_told_apart_and_their_products_are_the_machine_s() 
         compile_seconds=1.0,
         missing=None,
     )
-    plain = dataclasses.replace(cell, recurrent=None, sequence_length=1, batch=128, timings=timings(40.0))
+    plain = replace(cell, recurrent=None, sequence_length=1, batch=128, timings=timings(40.0))
     product = ProductCell(backend="jax", rows=4, inner=8, columns=24, timings=timings(5.0))
-    found = figures([dataclasses.replace(update(), suite="recurrent", samples=RecurrentSamples(cells=[cell, plain], products=[product]))])
+    found = figures([replace(update(), suite="recurrent", samples=RecurrentSamples(cells=[cell, plain], products=[product]))])
     assert {name: (figure.values, figure.reference) for name, figure in found.items()} == {
         "jax auto, gru, sequence 32, batch 4": ([10.0, 20.0], False),
         "jax auto, feed-forward, batch 128": ([40.0], False),
@@ -246,8 +233,8 @@ def test_populations_are_told_apart_by_their_size() -> None:
         compile_seconds=1.0,
         missing=None,
     )
-    ten = dataclasses.replace(cell, members=10, timings=timings(10.0))
-    found = figures([dataclasses.replace(update(), suite="population", samples=PopulationSamples(cells=[cell, ten]))])
+    ten = replace(cell, members=10, timings=timings(10.0))
+    found = figures([replace(update(), suite="population", samples=PopulationSamples(cells=[cell, ten]))])
     assert {name: (figure.values, figure.unit) for name, figure in found.items()} == {
         "jax, 1 together, width 64": ([40.0], "updates/s of each"),
         "jax, 10 together, width 64": ([10.0], "updates/s of each"),
@@ -272,8 +259,8 @@ def test_precisions_of_recurrent_networks_are_figures_of_their_own() -> None:
         gradient_error=None,
         missing=None,
     )
-    gru = dataclasses.replace(cell, recurrent="gru", sequence_length=32, timings=timings(10.0))
-    found = figures([dataclasses.replace(update(), suite="amp", samples=AmpSamples(cells=[cell, gru]))])
+    gru = replace(cell, recurrent="gru", sequence_length=32, timings=timings(10.0))
+    found = figures([replace(update(), suite="amp", samples=AmpSamples(cells=[cell, gru]))])
     assert found["jax bfloat16, batch 64, width 256"].values == [40.0]
     assert found["jax bfloat16, gru, batch 64, width 256"].values == [10.0]
     assert found["jax bfloat16, gru, batch 64, width 256: memory"].values == [1.0]

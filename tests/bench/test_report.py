@@ -8,50 +8,34 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from bench import report
 from bench.core import pictures, plots, record
-from bench.core.record import (
-    ActCell,
-    AmpCell,
-    AmpSamples,
-    Contender,
-    EnvironmentCell,
-    Evaluation,
-    Hardware,
-    LearningSamples,
-    LoopCell,
-    MatmulCell,
-    PartCell,
-    PopulationCell,
-    PopulationSamples,
-    ProductCell,
-    Record,
-    RecurrentCell,
-    RecurrentSamples,
-    RolloutSamples,
-    Round,
-    Session,
-    ThroughputSamples,
-    Timing,
-    UpdateCell,
-    UpdateSamples,
-)
+from bench.core.record import Hardware, Record
+from bench.core.samples import Timing
 from bench.suites.amp import section as amp
+from bench.suites.amp.samples import AmpCell, AmpSamples
 from bench.suites.learning import runs
 from bench.suites.learning import section as learning
 from bench.suites.learning.presets import Comparison, Preset
 from bench.suites.learning.published import published
+from bench.suites.learning.samples import Evaluation, LearningSamples, Session
 from bench.suites.population import section as population
+from bench.suites.population.samples import PopulationCell, PopulationSamples
 from bench.suites.recurrent import section as recurrent
+from bench.suites.recurrent.samples import ProductCell, RecurrentCell, RecurrentSamples
+from bench.suites.rollout.samples import ActCell, EnvironmentCell, LoopCell, PartCell, RolloutSamples
 from bench.suites.throughput import section as throughput
+from bench.suites.throughput.samples import Contender, Round, ThroughputSamples
+from bench.suites.update.samples import MatmulCell, UpdateCell, UpdateSamples
 
 HARDWARE = Hardware(cpu_model="A CPU", cores=4, threads=1, memory_bytes=2**30, accelerator=None)
 SESSIONS = [
-    Session(started="", resumed=False, wall_seconds=600.0, cpu_seconds=600.0),
-    Session(started="", resumed=True, wall_seconds=400.0, cpu_seconds=400.0),
+    Session(started="", resumed=False, wall_seconds=600.0, cpu_seconds=600.0, members=1, energy_joules=None),
+    Session(started="", resumed=True, wall_seconds=400.0, cpu_seconds=400.0, members=1, energy_joules=None),
 ]
 
 
@@ -72,7 +56,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "write", write)
 
 
-def run(backend: str, seed: int, last: float, **changes: Any) -> Record:
+def run(backend: str, seed: int, last: float, **changes: Any) -> Record[Any]:
     """A run of 100,000 steps that ends at return `last`."""
     written = Record(
         schema_version=record.SCHEMA_VERSION,
@@ -88,15 +72,18 @@ def run(backend: str, seed: int, last: float, **changes: Any) -> Record:
         seed=seed,
         compile_seconds=None,
         samples=LearningSamples(
-            evaluations=[Evaluation(step=50_000, returns=[last / 2]), Evaluation(step=100_000, returns=[last - 100, last + 100])],
+            evaluations=[
+                Evaluation(step=50_000, returns=[last / 2], seconds=None),
+                Evaluation(step=100_000, returns=[last - 100, last + 100], seconds=None),
+            ],
             sessions=SESSIONS,
         ),
     )
-    return dataclasses.replace(written, **changes)
+    return replace(written, **changes)
 
 
 def rounds(*seconds: float) -> list[Round]:
-    return [Round(steps=100, seconds=each) for each in seconds]
+    return [Round(steps=100, seconds=each, waited_seconds=None, waited_cpu_seconds=None) for each in seconds]
 
 
 def contender(name: str, library: str, *seconds: float, **changes: Any) -> Contender:
@@ -107,6 +94,10 @@ def contender(name: str, library: str, *seconds: float, **changes: Any) -> Conte
         "strictness": "strict",
         "execution": "eager",
         "libraries": {library: "1"},
+        "env": None,
+        "accelerator": None,
+        "settings": {},
+        "note": None,
         **changes,
     }
     return Contender(name=name, library=library, rounds=rounds(*seconds), **known)
@@ -120,13 +111,13 @@ PEERS = (
 )
 
 
-def speeds(peers: Sequence[Contender] = PEERS) -> Record:
+def speeds(peers: Sequence[Contender] = PEERS) -> Record[Any]:
     contenders = [
         contender("sacref torch strict", "torch", 1.0, 0.5, 2.0, compile_seconds=0.0),
         contender("sacref jax chunked", "jax", 0.25, 0.5, 0.2, strictness="chunked (up to 64 steps old)", execution="scan"),
         *peers,
     ]
-    return dataclasses.replace(
+    return replace(
         run("torch", 0, 0.0),
         suite="throughput",
         run="speed",
@@ -135,7 +126,7 @@ def speeds(peers: Sequence[Contender] = PEERS) -> Record:
     )
 
 
-ABSENT = dataclasses.replace(PEERS[0], rounds=[], compile_seconds=None, execution=None, missing="absent")
+ABSENT = replace(PEERS[0], rounds=[], compile_seconds=None, execution=None, missing="absent")
 
 
 @pytest.fixture
@@ -310,8 +301,10 @@ def test_agents_of_two_lengths_are_compared_after_the_last_step_that_both_have(t
     short = dataclasses.replace(GRU, steps=50_000)
     write_runs(tmp_path, short, {"torch": (0.0, 0.0, 0.0)})
     for path, last in zip(sorted((tmp_path / "learning" / "2026-01-02-a").glob("some-gru-*")), (1_100.0, 1_200.0, 1_300.0), strict=True):
-        samples = LearningSamples(evaluations=[Evaluation(step=step, returns=[last]) for step in (25_000, 50_000)], sessions=SESSIONS)
-        record.write(path, dataclasses.replace(record.read(path), samples=samples))
+        samples = LearningSamples(
+            evaluations=[Evaluation(step=step, returns=[last], seconds=None) for step in (25_000, 50_000)], sessions=SESSIONS
+        )
+        record.write(path, replace(record.read(path, LearningSamples), samples=samples))
     report.build(tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert "\n### Does it matter? Task-v0, 50,000 steps\n" in text
@@ -329,10 +322,10 @@ def test_agents_of_two_versions_or_without_a_step_in_common_are_not_compared(tmp
     write_runs(tmp_path, BESIDE, {"jax": (-1_200.0,)})
     path = tmp_path / "learning" / "2026-01-02-a" / "some-jax-seed0.json"
     assert "Does it matter" in "".join(learning.section(tmp_path).paragraphs)
-    written = record.read(path)
+    written = record.read(path, LearningSamples)
     for changed in (
-        dataclasses.replace(written, sacref_version="0.2.0"),
-        dataclasses.replace(written, samples=LearningSamples(evaluations=[Evaluation(step=99_000, returns=[0.0])], sessions=SESSIONS)),
+        replace(written, sacref_version="0.2.0"),
+        replace(written, samples=LearningSamples(evaluations=[Evaluation(step=99_000, returns=[0.0], seconds=None)], sessions=SESSIONS)),
     ):
         record.write(path, changed)
         assert "Does it matter" not in "".join(learning.section(tmp_path).paragraphs)
@@ -402,7 +395,9 @@ def test_the_chart_tells_sacrefs_backends_and_stale_policies(results: Path) -> N
 
 def test_the_curve_has_the_steps_that_every_seed_has() -> None:
     short = run("torch", 1, 7000.0)
-    short = dataclasses.replace(short, samples=LearningSamples(evaluations=[Evaluation(step=100_000, returns=[7000.0])], sessions=SESSIONS))
+    short = replace(
+        short, samples=LearningSamples(evaluations=[Evaluation(step=100_000, returns=[7000.0], seconds=None)], sessions=SESSIONS)
+    )
     (point,) = runs.curve([run("torch", 0, 5000.0), short])
     assert (point.step, point.mean, point.seeds) == (100_000, 6000.0, 2)
 
@@ -470,7 +465,7 @@ def test_a_record_that_lacks_a_field_stops_the_report(results: Path, capsys: pyt
     del broken["samples"]["evaluations"][1]["returns"]
     path.write_text(json.dumps(broken))
     assert report.main(results=results) == 1
-    assert "torch0.json: samples.evaluations[1].returns is missing" in capsys.readouterr().err
+    assert "torch0.json: Object missing required field `returns` - at `$.samples.evaluations[1]`" in capsys.readouterr().err
     assert not (results / "README.md").exists()
 
 
@@ -483,7 +478,7 @@ def test_a_picture_carries_the_digest_of_its_data(results: Path) -> None:
 
 
 def test_the_newest_throughput_run_of_a_machine_counts(results: Path) -> None:
-    newer = dataclasses.replace(speeds([ABSENT]), date="2027-01-01T00:00:00+00:00")
+    newer = replace(speeds([ABSENT]), date="2027-01-01T00:00:00+00:00")
     record.write(results / "throughput" / "2027-01-01-a" / "speed.json", newer)
     assert len([part for part in throughput.section(results).paragraphs if part.startswith("###")]) == 1
     report.build(results)
@@ -524,7 +519,7 @@ def timed(*speeds: float) -> list[Timing]:
     return [Timing(count=100, seconds=100 / speed) for speed in speeds]
 
 
-def updates(**changes: Any) -> Record:
+def updates(**changes: Any) -> Record[Any]:
     """Torch in two ways, JAX missing; products of 256 at 1,000 a second, which is 33.6 GFLOP/s."""
     size: dict[str, Any] = {"batch": 256, "width": 256, "flops": 10**8}
     found: dict[str, Any] = {"stored": 10, "gradient_steps": 16, "compile_seconds": 1.5, "missing": None}
@@ -545,10 +540,8 @@ def updates(**changes: Any) -> Record:
     ]
     configuration = {"preset": "cpu", "left_out": [[16_384, 2_048]]}
     samples = UpdateSamples(cells=cells, matmuls=matmuls, stored=stored)
-    written = dataclasses.replace(
-        run("torch", 0, 0.0), suite="update", run="update-cpu-1core", configuration=configuration, samples=samples
-    )
-    return dataclasses.replace(written, **changes)
+    written = replace(run("torch", 0, 0.0), suite="update", run="update-cpu-1core", configuration=configuration, samples=samples)
+    return replace(written, **changes)
 
 
 def test_updates_stand_beside_the_products_of_their_backend(tmp_path: Path) -> None:
@@ -584,15 +577,15 @@ def recurrent_cell(backend: str, execution: str, length: int, *speeds: float, **
         compile_seconds=1.5,
         missing=None,
     )
-    return dataclasses.replace(cell, **changes)
+    return replace(cell, **changes)
 
 
-def recurrent_record() -> Record:
+def recurrent_record() -> Record[Any]:
     """Square products of torch at 33.6 GFLOP/s; the recurrence's at a tenth of that, of sequences of 8 at the same speed."""
     square = ProductCell(backend="torch", rows=256, inner=256, columns=256, timings=timed(1_000.0))
     small = ProductCell(backend="torch", rows=32, inner=128, columns=384, timings=timed(1e2 * 256**3 / (32 * 128 * 384)))
     large = ProductCell(backend="torch", rows=128, inner=128, columns=384, timings=timed(1e3 * 256**3 / (128 * 128 * 384)))
-    other = dataclasses.replace(square, backend="jax", timings=timed(9e9))
+    other = replace(square, backend="jax", timings=timed(9e9))
     cells = [
         recurrent_cell("torch", "auto", 1, 100.0, 200.0, 400.0),
         recurrent_cell("torch", "auto", 32, 10.0),
@@ -602,9 +595,7 @@ def recurrent_record() -> Record:
     ]
     configuration = {"preset": "cpu", "recurrent": "gru", "recurrent_size": 128, "hidden": [128, 128], "rows": 1_024}
     samples = RecurrentSamples(cells=cells, products=[small, square, large, other])
-    return dataclasses.replace(
-        run("torch", 0, 0.0), suite="recurrent", run="recurrent-cpu-1core", configuration=configuration, samples=samples
-    )
+    return replace(run("torch", 0, 0.0), suite="recurrent", run="recurrent-cpu-1core", configuration=configuration, samples=samples)
 
 
 def test_a_recurrent_step_stands_beside_a_feed_forward_one_and_its_time_has_parts(tmp_path: Path) -> None:
@@ -630,7 +621,7 @@ def test_a_recurrent_step_stands_beside_a_feed_forward_one_and_its_time_has_part
 def test_the_bars_of_a_recurrent_step_add_up_to_it() -> None:
     samples = recurrent_record().samples
     assert isinstance(samples, RecurrentSamples)
-    slow, fast = samples.cells[1], dataclasses.replace(samples.cells[3], timings=timed(1_000.0))
+    slow, fast = samples.cells[1], replace(samples.cells[3], timings=timed(1_000.0))
     assert sum(recurrent.parts(slow, samples.products)) == pytest.approx(100.0)
     assert recurrent.parts(fast, samples.products).rest < 0
     # Faster than the products beside it: no bar is longer than the step.
@@ -650,7 +641,7 @@ def test_populations_stand_beside_one_agent_alone(tmp_path: Path) -> None:
             compile_seconds=1.5,
             missing=None,
         )
-        return dataclasses.replace(made, **changes)
+        return replace(made, **changes)
 
     cells = [
         cell("torch", 1, 90.0, 100.0, 300.0),
@@ -660,9 +651,7 @@ def test_populations_stand_beside_one_agent_alone(tmp_path: Path) -> None:
     ]
     configuration = {"preset": "cpu", "batch": 256}
     samples = PopulationSamples(cells=cells)
-    found = dataclasses.replace(
-        run("torch", 0, 0.0), suite="population", run="population-cpu-1core", configuration=configuration, samples=samples
-    )
+    found = replace(run("torch", 0, 0.0), suite="population", run="population-cpu-1core", configuration=configuration, samples=samples)
     record.write(tmp_path / "population" / "2026-01-02-a" / "p.json", found)
     written = report.build(tmp_path)
     assert names(written) == {"population-cpu-1core-a-4core.png", "README.md"}
@@ -703,7 +692,7 @@ def test_the_parts_of_a_step_are_medians_in_milliseconds(tmp_path: Path) -> None
         parts=[PartCell(backend="jax", part=part, timings=timed(1.0, 1e3 / value, 1e9)) for part, value in parts.items()],  # type: ignore[arg-type]  # Each is a part.
     )
     configuration = {"preset": "cpu"}
-    found = dataclasses.replace(run("torch", 0, 0.0), suite="rollout", run="rollout-cpu", configuration=configuration, samples=samples)
+    found = replace(run("torch", 0, 0.0), suite="rollout", run="rollout-cpu", configuration=configuration, samples=samples)
     record.write(tmp_path / "rollout" / "2026-01-02-a" / "r.json", found)
     report.build(tmp_path)
     assert row(tmp_path, "Ant-v5") == ["Ant-v5", "sync", "100", "400"]
@@ -740,7 +729,7 @@ def test_one_task_is_shown_in_every_way_that_it_was_stepped(tmp_path: Path) -> N
 
     def write(cells: list[EnvironmentCell]) -> str:
         samples = RolloutSamples(environments=cells, acts=[], loops=[], parts=[])
-        found = dataclasses.replace(run("torch", 0, 0.0), suite="rollout", run="r", configuration={"preset": "cpu"}, samples=samples)
+        found = replace(run("torch", 0, 0.0), suite="rollout", run="r", configuration={"preset": "cpu"}, samples=samples)
         record.write(tmp_path / "rollout" / "2026-01-02-a" / "r.json", found)
         report.build(tmp_path)
         return (tmp_path / "README.md").read_text()
@@ -783,13 +772,13 @@ def amp_cell(precision: str, width: int, *speeds: float, **changes: Any) -> AmpC
         gradient_error=2e-5,
         missing=None if speeds else "does not fit the memory",
     )
-    return dataclasses.replace(cell, **changes)
+    return replace(cell, **changes)
 
 
 def write_amp(results: Path, cells: list[AmpCell], **configuration: Any) -> str:
     """The page of a record with these cells."""
     chosen = {"preset": "gpu", **configuration}
-    found = dataclasses.replace(run("torch", 0, 0.0), suite="amp", run="amp-gpu", configuration=chosen, samples=AmpSamples(cells=cells))
+    found = replace(run("torch", 0, 0.0), suite="amp", run="amp-gpu", configuration=chosen, samples=AmpSamples(cells=cells))
     record.write(results / "amp" / "2026-01-02-a" / "a.json", found)
     report.build(results)
     return (results / "README.md").read_text()

@@ -10,18 +10,20 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from msgspec.structs import replace
 from rich.console import Console
 
 from bench.core import machine, runner, timing
 from bench.core.flops import recurrent_update_flops, update_flops
 from bench.core.precisions import PRECISIONS
-from bench.core.record import AmpCell, AmpSamples, Timing
+from bench.core.samples import Timing
 from bench.core.stage import Choices, Preset, Stage
+from bench.suites.amp.samples import AmpCell, AmpSamples
 from bench.suites.amp.worker import SEQUENCE_LENGTH, DoesNotFit, Errors, Judge, Memory, Ready, Size, Worker, serve
 
 NETWORKS = (None, "gru")
@@ -138,7 +140,6 @@ def main(
     for (backend, precision), largest in sizes.slow.items():
         console.print(f"  left out: {precision} of {backend} where a gradient step needs more than {largest / 1e9:,.0f} GFLOP")
     run = runner.Run(
-        suite="amp",
         name=runner.run_name("amp", preset, threads),
         configuration={
             "preset": preset,
@@ -157,7 +158,7 @@ def main(
         seed=seed,
         results=results or runner.default_results("amp", preset),
     )
-    return runner.execute(run, list(pieces(sizes, threads, seed)), AmpSamples(cells=[]), console=console, dry_run=dry_run)
+    return runner.execute(run, list(pieces(sizes, threads, seed)), AmpSamples, console=console, dry_run=dry_run)
 
 
 def stages(choices: Choices) -> list[Stage]:

@@ -9,7 +9,7 @@ from bench.core import plots
 from bench.core.newest import newest
 from bench.core.page import Finding, Section, digest, folded, image, number, source, table
 from bench.core.pictures import Picture
-from bench.core.record import AmpCell, AmpSamples, Record
+from bench.suites.amp.samples import AmpCell, AmpSamples
 
 INTRODUCTION = (
     "Gradient steps per second by precision (synthetic transitions of HalfCheetah's shapes, two hidden layers; the way is the one that the"
@@ -28,8 +28,8 @@ def section(results: Path) -> Section:
     paragraphs: list[str] = []
     pictures = {}
     findings = []
-    for found, heading, path in newest(results, "amp"):
-        cells = _samples(found).cells
+    for found, heading, path in newest(results, AmpSamples):
+        cells = found.samples.cells
         maps = heat_maps(cells)
         pictures[path] = Picture(digest(maps), partial(plots.heat_maps, maps=maps))
         findings += _findings(heading, cells)
@@ -186,8 +186,3 @@ def _float32(cell: AmpCell, cells: Sequence[AmpCell]) -> AmpCell | None:
 def _speeds(cell: AmpCell) -> list[float]:
     """Gradient steps per second of each round."""
     return [timing.count / timing.seconds for timing in cell.timings]
-
-
-def _samples(found: Record) -> AmpSamples:
-    assert isinstance(found.samples, AmpSamples)
-    return found.samples

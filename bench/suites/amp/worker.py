@@ -15,7 +15,7 @@ import numpy as np
 
 from bench.core import runner, timing
 from bench.core import worker as usage
-from bench.core.record import Timing
+from bench.core.samples import Timing
 from bench.core.timing import Timed
 
 SEQUENCE_LENGTH = 32

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from bench.core import machine, record, runner
-from bench.core.record import FaultsCell, FaultsSamples
 from bench.core.stage import Preset
 from bench.suites.faults import worker as faults_worker
+from bench.suites.faults.samples import FaultsCell, FaultsSamples
 from sacref.storage import checkpoint
 from sacref.training import resumption
 
@@ -100,7 +100,6 @@ def main(*, preset: Preset = "cpu", threads: int | None = 1, seed: int = 0, resu
     results = results or runner.default_results("faults", preset)
     kills = KILLS[preset]
     run = runner.Run(
-        suite="faults",
         name=runner.run_name("faults", preset, threads),
         configuration={"preset": preset, "kills": kills, "threads": threads, "settings": faults_worker.SETTINGS},
         seed=seed,
@@ -117,12 +116,11 @@ def main(*, preset: Preset = "cpu", threads: int | None = 1, seed: int = 0, resu
                 runner.Piece(name=name, seconds=several * SECONDS_PER_KILL, measure=partial(measure, task, several, f"{seed} {name}"))
             )
             left, number = left - several, number + 1
-    status = runner.execute(run, pieces, FaultsSamples(cells=[]), console=console, dry_run=dry_run)
+    status = runner.execute(run, pieces, FaultsSamples, console=console, dry_run=dry_run)
     path = runner.recorded(results, run.name, machine.slug(machine.hardware(None)))
     if status or dry_run or path is None:
         return status
-    samples = record.read(path).samples
-    assert isinstance(samples, FaultsSamples)
+    samples = record.read(path, FaultsSamples).samples
     differences = [f"{cell.backend}, {cell.env}: {words}" for cell in samples.cells for words in cell.differences]
     console.print("\n".join(f"  {words}" for words in differences) or "  every run ended as the one that was not killed")
     return int(bool(differences))

@@ -5,7 +5,7 @@ from pathlib import Path
 from bench.core import plots
 from bench.core.newest import newest
 from bench.core.page import Finding, Section, source, table
-from bench.core.record import FaultsCell, FaultsSamples
+from bench.suites.faults.samples import FaultsCell, FaultsSamples
 
 INTRODUCTION = (
     "SIGKILL at random moments of whole runs, which `--resume` takes up, until they come to their end. Then metrics, events, evaluations,"
@@ -18,8 +18,7 @@ def section(results: Path) -> Section:
     """The newest run of each preset, kind of machine and number of cores."""
     paragraphs: list[str] = []
     findings = []
-    for found, heading, _ in newest(results, "faults"):
-        assert isinstance(found.samples, FaultsSamples)
+    for found, heading, _ in newest(results, FaultsSamples):
         tasks: dict[tuple[str, str, str], list[FaultsCell]] = {}
         for cell in found.samples.cells:
             tasks.setdefault((cell.backend, cell.env, cell.what), []).append(cell)

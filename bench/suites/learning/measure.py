@@ -30,6 +30,7 @@ from bench.core import machine, record, stage, timing
 from bench.core.stage import Choices, Stage
 from bench.suites.learning.presets import COMPARISONS, PRESETS, Preset, presets_of
 from bench.suites.learning.runs import members
+from bench.suites.learning.samples import LearningSamples
 from bench.suites.learning.worker import Job, name_of, read_evaluations, resumable
 
 Backend = Literal["torch", "jax"]
@@ -271,7 +272,7 @@ def existing(job: Job, results: Path, here: str) -> Path | None:
         RecordError: if a file of its name is no record. SystemExit: if it is one of another configuration.
     """
     for path in sorted(results.glob(f"*-{here}/{job.name}.json"), reverse=True):
-        found = record.read(path)
+        found = record.read(path, LearningSamples)
         if found.sacref_version != sacref.__version__:
             continue
         if (found.configuration | job.configuration()) != found.configuration:
@@ -286,15 +287,18 @@ def steps_per_second(results: Path, here: str, preset: str | None = None, *, tog
     Of those of the preset; where there are none, of those with the paper's networks and task. Those that trained several runs together
     tell nothing of one, nor the other way round.
     """
-    found = [one for path in sorted(results.glob(f"*-{here}/*.json")) if (members(one := record.read(path)) > 1) == (together > 1)]
+    found = [
+        one
+        for path in sorted(results.glob(f"*-{here}/*.json"))
+        if (members(one := record.read(path, LearningSamples)) > 1) == (together > 1)
+    ]
     alike = [one for one in found if one.configuration["preset"] == preset] or [
         one for one in found if "arguments" not in one.configuration
     ]
     speeds = []
     for one in alike[-6:]:
-        if isinstance(one.samples, record.LearningSamples):
-            seconds = sum(session.wall_seconds for session in one.samples.sessions)
-            speeds.append(members(one) * one.samples.evaluations[-1].step / seconds)
+        seconds = sum(session.wall_seconds for session in one.samples.sessions)
+        speeds.append(members(one) * one.samples.evaluations[-1].step / seconds)
     guess = UNMEASURED_STEPS_PER_SECOND if together == 1 or machine.find_accelerator() is None else UNMEASURED_STEPS_PER_SECOND_TOGETHER
     return min(speeds, default=guess)
 

@@ -5,12 +5,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from bench.core import plots, record, statistics
 from bench.core.page import place
-from bench.core.record import LearningSamples, Record, RecordError
+from bench.core.record import Record, RecordError
 from bench.suites.learning.presets import PRESETS
+from bench.suites.learning.samples import LearningSamples
+
+Run: TypeAlias = Record[LearningSamples]
+"""The record of a training run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +30,11 @@ class Group:
     """What else differs from the defaults of `sacref.train`: wrappers, networks."""
     version: str
     place: str
-    runs: dict[str, list[Record]]
+    runs: dict[str, list[Run]]
     """Backend -> its runs, by seed; torch first."""
 
     @property
-    def all_runs(self) -> list[Record]:
+    def all_runs(self) -> list[Run]:
         """Of every backend."""
         return [run for runs in self.runs.values() for run in runs]
 
@@ -66,7 +70,7 @@ def read(results: Path) -> list[Group]:
     Raises:
         RecordError: if a JSON file is no record, or one preset's name stands for two configurations.
     """
-    return group(record.read(path) for path in sorted(results.glob("learning/*/*.json")))
+    return group(record.read(path, LearningSamples) for path in sorted(results.glob("learning/*/*.json")))
 
 
 def newest(groups: Sequence[Group]) -> list[Group]:
@@ -77,23 +81,23 @@ def newest(groups: Sequence[Group]) -> list[Group]:
     return list(found.values())
 
 
-def group(records: Iterable[Record]) -> list[Group]:
+def group(records: Iterable[Run]) -> list[Group]:
     """Group the records, newest group first. Of two records of one run the newer counts.
 
     Raises:
         RecordError: if one preset's name stands for two configurations.
     """
-    runs: dict[tuple[str, str, str], dict[tuple[str, int], Record]] = defaultdict(dict)
+    runs: dict[tuple[str, str, str], dict[tuple[str, int], Run]] = defaultdict(dict)
     tasks: dict[str, tuple[str, int, dict[str, Any], dict[str, Any]]] = {}
     for found in sorted(records, key=lambda found: found.date):
         chosen = found.configuration
         preset, task = chosen["preset"], (chosen["env"], chosen["steps"], chosen.get("settings", {}), chosen.get("arguments", {}))
         if tasks.setdefault(preset, task) != task:
             raise RecordError(f"preset {preset} stands for {tasks[preset]} and, in {found.run}, for {task}: rename one")
-        runs[preset, found.sacref_version, place(found)][found.configuration["backend"], found.seed] = found
+        runs[preset, found.sacref_version, place(found.hardware)][found.configuration["backend"], found.seed] = found
     groups = []
     for (preset, version, where), members in runs.items():
-        by_backend: dict[str, list[Record]] = {}
+        by_backend: dict[str, list[Run]] = {}
         for backend, seed in sorted(members, key=lambda member: (member[0] != "torch", member)):
             by_backend.setdefault(backend, []).append(members[backend, seed])
         env, steps, settings, arguments = tasks[preset]
@@ -112,7 +116,7 @@ def group(records: Iterable[Record]) -> list[Group]:
     return sorted(groups, key=lambda found: (found.steps, not found.differences, found.date), reverse=True)
 
 
-def curve(runs: Sequence[Record]) -> list[plots.Point]:
+def curve(runs: Sequence[Run]) -> list[plots.Point]:
     """Mean over seeds at each evaluation that every seed has, with the interval of that mean."""
     points = []
     for step in steps(runs):
@@ -131,44 +135,44 @@ def curve(runs: Sequence[Record]) -> list[plots.Point]:
     return points
 
 
-def final(run: Record) -> float:
+def final(run: Run) -> float:
     """Mean return of a run's final evaluation."""
-    return statistics.mean(_samples(run).evaluations[-1].returns)
+    return statistics.mean(run.samples.evaluations[-1].returns)
 
 
-def last_tenth(run: Record) -> float:
+def last_tenth(run: Run) -> float:
     """Mean return of a run's evaluations in the last tenth of its steps, the final one among them."""
-    evaluations = _samples(run).evaluations
+    evaluations = run.samples.evaluations
     return statistics.mean([statistics.mean(each.returns) for each in evaluations if each.step > 0.9 * evaluations[-1].step])
 
 
-def best(runs: Sequence[Record]) -> plots.Point:
+def best(runs: Sequence[Run]) -> plots.Point:
     """The highest point of the curve of the runs' mean: a maximum, and so above what an agent that is chosen beforehand reaches."""
     return max(curve(runs), key=lambda point: point.mean)
 
 
-def after(run: Record, step: int) -> float:
+def after(run: Run, step: int) -> float:
     """Mean return of a run's evaluation after `step` environment steps."""
-    (returns,) = (evaluation.returns for evaluation in _samples(run).evaluations if evaluation.step == step)
+    (returns,) = (evaluation.returns for evaluation in run.samples.evaluations if evaluation.step == step)
     return statistics.mean(returns)
 
 
-def steps(runs: Iterable[Record]) -> list[int]:
+def steps(runs: Iterable[Run]) -> list[int]:
     """The steps after which every one of the runs was evaluated."""
-    return sorted(set.intersection(*({evaluation.step for evaluation in _samples(run).evaluations} for run in runs)))
+    return sorted(set.intersection(*({evaluation.step for evaluation in run.samples.evaluations} for run in runs)))
 
 
-def seconds(run: Record, step: int) -> float:
+def seconds(run: Run, step: int) -> float:
     """Of wall-clock until an evaluation; that of the whole run, spread evenly over the steps, where the record holds no other."""
     if not has_times(run):
         return step / speed(run)
-    (known,) = (evaluation.seconds for evaluation in _samples(run).evaluations if evaluation.step == step)
+    (known,) = (evaluation.seconds for evaluation in run.samples.evaluations if evaluation.step == step)
     return known or 0.0
 
 
-def has_times(run: Record) -> bool:
+def has_times(run: Run) -> bool:
     """Whether it is known when each evaluation was."""
-    return all(evaluation.seconds is not None for evaluation in _samples(run).evaluations)
+    return all(evaluation.seconds is not None for evaluation in run.samples.evaluations)
 
 
 def last_common_step(one: Group, other: Group) -> int | None:
@@ -176,14 +180,14 @@ def last_common_step(one: Group, other: Group) -> int | None:
     return max(steps([*one.all_runs, *other.all_runs]), default=None)
 
 
-def speed(run: Record) -> float:
+def speed(run: Run) -> float:
     """Environment steps per second of the whole run."""
-    return _samples(run).evaluations[-1].step / sum(session.wall_seconds for session in _samples(run).sessions)
+    return run.samples.evaluations[-1].step / sum(session.wall_seconds for session in run.samples.sessions)
 
 
-def members(run: Record) -> int:
+def members(run: Run) -> int:
     """Runs that were trained together with this one, itself included: in the session with the most of them."""
-    return max(session.members for session in _samples(run).sessions)
+    return max(session.members for session in run.samples.sessions)
 
 
 def _said(value: Any) -> str:
@@ -191,8 +195,3 @@ def _said(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_said, value))
     return f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value).rpartition(":")[2]
-
-
-def _samples(run: Record) -> LearningSamples:
-    assert isinstance(run.samples, LearningSamples)
-    return run.samples

@@ -6,10 +6,9 @@ from typing import NamedTuple
 from bench.core import statistics
 from bench.core.agreement import Agreement, Summary, agreement
 from bench.core.page import folded, interval, number, signed, table
-from bench.core.record import Record
 from bench.suites.learning import runs as of_runs
 from bench.suites.learning.published import Published, published, settings_of
-from bench.suites.learning.runs import Group
+from bench.suites.learning.runs import Group, Run
 
 INTRODUCTION = (
     "Published runs of SAC beside these, after as many steps: both are means over seeds of **one evaluation at that step** (ours: 10"
@@ -79,7 +78,7 @@ def beside(group: Group) -> list[Beside]:
     return found
 
 
-def _curves(runs: Sequence[Record], reference: Published) -> Agreement | None:
+def _curves(runs: Sequence[Run], reference: Published) -> Agreement | None:
     """Compare the mean of each seed's curve at the evaluations that both have, up to the point."""
     common = set(of_runs.steps(runs)).intersection(*(curve.keys() for curve in reference.curves))
     if not reference.curves or not common:

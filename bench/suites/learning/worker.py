@@ -12,13 +12,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
+from msgspec import structs
+
 from bench.core import machine, record
 from bench.core import worker as usage
+from bench.suites.learning.samples import Evaluation, LearningSamples, Session
 
 HEARTBEAT_SECONDS = 5.0
 
@@ -110,7 +114,7 @@ def execute(jobs: Sequence[Job], train: Train) -> None:
             run_dir = Path(job.run_dir)
             run_dir.parent.mkdir(parents=True, exist_ok=True)
             locks.enter_context(_locked(run_dir.with_suffix(".lock"), job.name))
-        commit, dirty = machine.source()
+        source = machine.source()
         resumed = {_sessions_file(job): resumable(Path(job.run_dir)) for job in jobs}
         compiling = _CompileTime(jobs[0].backend)
         with _timed(resumed):
@@ -120,7 +124,7 @@ def execute(jobs: Sequence[Job], train: Train) -> None:
                 failure = error
         finished = [job for job in jobs if _is_finished(job)]
         for job in finished:
-            _write(job, commit=commit, dirty=dirty, compile_seconds=compiling.seconds)
+            _write(job, source=source, compile_seconds=compiling.seconds)
     if failure is not None:
         raise failure
     if len(finished) < len(jobs):
@@ -134,31 +138,24 @@ def _is_finished(job: Job) -> bool:
     return bool(rows) and (rows[-1]["step"], len(rows[-1]["returns"]) + rows[-1].get("diverged", 0)) == (job.steps, job.evaluation_episodes)
 
 
-def _write(job: Job, *, commit: str | None, dirty: bool, compile_seconds: float | None) -> None:
+def _write(job: Job, *, source: tuple[str | None, bool], compile_seconds: float | None) -> None:
     """Write the record of a finished run."""
-    import sacref
-
-    sessions = [record.Session(**session) for session in _read_json(_sessions_file(job), [])]
+    sessions = [msgspec.convert(session, Session) for session in _read_json(_sessions_file(job), [])]
     times = [(int(line["environment_steps"]), float(line["wall_time"])) for line in _read_lines(Path(job.run_dir) / "metrics.jsonl")]
     device = machine.accelerator(job.backend)
     if device is None:  # what a device drew that the run did not use is not its energy
-        sessions = [replace(session, energy_joules=None) for session in sessions]
+        sessions = [structs.replace(session, energy_joules=None) for session in sessions]
     record.write(
         Path(job.out),
-        record.Record(
-            schema_version=record.SCHEMA_VERSION,
-            suite="learning",
+        record.make(
+            LearningSamples(evaluations=with_times(read_evaluations(Path(job.run_dir)), times, sessions), sessions=sessions),
             run=job.name,
-            date=_now(),
-            sacref_version=sacref.__version__,
-            commit=commit,
-            dirty=dirty,
+            source=source,
             configuration={**job.configuration(), "run": _run_configuration(Path(job.run_dir))},
             hardware=machine.hardware(device),
             libraries=machine.libraries(),
             seed=job.seed,
             compile_seconds=compile_seconds if len(sessions) == 1 else None,
-            samples=record.LearningSamples(evaluations=with_times(read_evaluations(Path(job.run_dir)), times, sessions), sessions=sessions),
         ),
     )
 
@@ -172,15 +169,13 @@ def resumable(run_dir: Path) -> bool:
     return (run_dir / "config.json").exists() and any((run_dir / "checkpoints").glob("agent_*"))
 
 
-def read_evaluations(run_dir: Path) -> list[record.Evaluation]:
+def read_evaluations(run_dir: Path) -> list[Evaluation]:
     """The evaluations that the training has written so far, oldest first."""
     rows = _read_json(run_dir / "evaluation.json", [])
-    return [record.Evaluation(step=row["step"], returns=[float(value) for value in row["returns"]]) for row in rows]
+    return [Evaluation(step=row["step"], returns=[float(value) for value in row["returns"]], seconds=None) for row in rows]
 
 
-def with_times(
-    evaluations: Sequence[record.Evaluation], times: Sequence[tuple[int, float]], sessions: Sequence[record.Session]
-) -> list[record.Evaluation]:
+def with_times(evaluations: Sequence[Evaluation], times: Sequence[tuple[int, float]], sessions: Sequence[Session]) -> list[Evaluation]:
     """The evaluations with their seconds, to a line of metrics.
 
     Args:
@@ -195,7 +190,7 @@ def with_times(
             return None
         return sum(session.wall_seconds for session in sessions[:number]) + written - started[number]
 
-    return [replace(evaluation, seconds=seconds(evaluation.step)) for evaluation in evaluations]
+    return [structs.replace(evaluation, seconds=seconds(evaluation.step)) for evaluation in evaluations]
 
 
 def train(jobs: Sequence[Job], resume: bool) -> None:
@@ -273,7 +268,7 @@ def _timed(resumed: Mapping[Path, bool]) -> Iterator[None]:
         energy = None if energy is None or watts is None else energy + watts * (wall + seconds - counted)
         counted = wall + seconds
         for path, again in resumed.items():
-            now = record.Session(
+            now = Session(
                 started=started,
                 resumed=again,
                 wall_seconds=seconds,
@@ -282,7 +277,7 @@ def _timed(resumed: Mapping[Path, bool]) -> Iterator[None]:
                 energy_joules=energy,
             )
             temporary = path.with_suffix(".part")
-            temporary.write_text(json.dumps([*earlier[path], asdict(now)]), encoding="utf-8")
+            temporary.write_text(json.dumps([*earlier[path], msgspec.to_builtins(now)]), encoding="utf-8")
             temporary.replace(path)
 
     def beat() -> None:

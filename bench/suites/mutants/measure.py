@@ -16,17 +16,15 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-import sacref
 from bench.core import machine, record, runner, timing
-from bench.core.record import MutantFile, MutantRun, MutantsSamples, Survivor
 from bench.suites.mutants.mutations import Equivalent, Mutant, digest, equivalents, match, mutants_of, text
+from bench.suites.mutants.samples import MutantFile, MutantRun, MutantsSamples, Survivor
 from bench.suites.mutants.worker import Job, Outcome
 
 EQUIVALENT = machine.ROOT / "bench" / "suites" / "mutants" / "mutants_equivalent.json"
@@ -121,27 +119,17 @@ def main(
         console.print(f"Interrupted: the outcomes so far are kept in {run.path}; the same command goes on from there.")
         return 130
     samples = run.samples()
-    where = machine.hardware(None)
-    now = datetime.now(UTC)
-    path = (results or machine.ROOT / "results" / "mutants") / f"{now:%Y-%m-%d}-{machine.slug(where)}" / "mutants.json"
-    commit, dirty = machine.source()
     asked = {"sample": sample, "files": list(files), "without": sorted({name for target in chosen for name in target.without})}
-    record.write(
-        path,
-        record.Record(
-            schema_version=record.SCHEMA_VERSION,
-            suite="mutants",
+    path = record.write_new(
+        results or machine.ROOT / "results" / "mutants",
+        record.make(
+            samples,
             run="mutants",
-            date=now.isoformat(timespec="seconds"),
-            sacref_version=sacref.__version__,
-            commit=commit,
-            dirty=dirty,
+            source=machine.source(),
             configuration=asked,
-            hardware=where,
+            hardware=machine.hardware(None),
             libraries=machine.libraries((*machine.LIBRARIES, "cosmic-ray", "pytest", "hypothesis")),
             seed=seed,
-            compile_seconds=None,
-            samples=samples,
         ),
     )
     console.print(f"-> {path}")

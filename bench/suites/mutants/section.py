@@ -4,7 +4,7 @@ from pathlib import Path
 
 from bench.core import record
 from bench.core.page import Finding, Section, place, source, table
-from bench.core.record import MutantFile, MutantsSamples
+from bench.suites.mutants.samples import MutantFile, MutantsSamples
 
 INTRODUCTION = (
     "Each mutant is a file with one mistake: an operator, a number, a condition or a decorator changed by cosmic-ray. It runs the test file"
@@ -16,11 +16,10 @@ INTRODUCTION = (
 
 def section(results: Path) -> Section:
     """The newest record."""
-    records = [record.read(path) for path in results.glob("mutants/*/*.json")]
+    records = [record.read(path, MutantsSamples) for path in results.glob("mutants/*/*.json")]
     if not records:
         return Section([], {})
     found = max(records, key=lambda one: one.date)
-    assert isinstance(found.samples, MutantsSamples)
     files = [file for file in found.samples.files if file.mutants]
     rows = [_row(f"`{file.file}`", [file]) for file in files]
     survivors = [f"- `{one.file}`, line {one.number}: `{one.line}` as `{one.mutated}`" for one in found.samples.survivors]
@@ -33,7 +32,7 @@ def section(results: Path) -> Section:
         ),
         f"Left out: {of_annotations:,} of annotations, {not_compiled:,} that Python does not compile.\n",
         *(["Survived:\n\n" + "\n".join(survivors) + "\n"] if survivors else []),
-        f"{place(found)}; {source(found.sacref_version, found.commit, found.dirty)}; {found.date[:10]}.\n",
+        f"{place(found.hardware)}; {source(found.sacref_version, found.commit, found.dirty)}; {found.date[:10]}.\n",
     ]
     all_files = _row("all", files)
     said = f"{all_files[7]} of {all_files[2]} mutants, less the {all_files[5]} equivalent ones, make a test fail"

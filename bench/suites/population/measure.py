@@ -17,8 +17,8 @@ from typing import Any
 from rich.console import Console
 
 from bench.core import contest, machine, runner
-from bench.core.record import PopulationCell, PopulationSamples
 from bench.core.stage import Choices, Preset, Stage
+from bench.suites.population.samples import PopulationCell, PopulationSamples
 
 BATCH = 256
 STORED = 20_000
@@ -74,7 +74,6 @@ def main(
     console = Console(soft_wrap=True)
     console.print(f"Gradient steps per second of populations of {', '.join(map(str, sizes.members))}, preset {preset}, {threads} core(s)")
     run = runner.Run(
-        suite="population",
         name=runner.run_name("population", preset, threads),
         configuration={
             "preset": preset,
@@ -101,7 +100,7 @@ def main(
         )
         for width in sizes.widths
     ]
-    return runner.execute(run, pieces, PopulationSamples(cells=[]), console=console, dry_run=dry_run)
+    return runner.execute(run, pieces, PopulationSamples, console=console, dry_run=dry_run)
 
 
 def stages(choices: Choices) -> list[Stage]:

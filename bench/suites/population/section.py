@@ -9,7 +9,7 @@ from bench.core import plots
 from bench.core.newest import newest
 from bench.core.page import Finding, Section, digest, image, number, source, table
 from bench.core.pictures import Picture
-from bench.core.record import PopulationCell, PopulationSamples, Record
+from bench.suites.population.samples import PopulationCell, PopulationSamples
 from bench.suites.update.section import speeds
 
 INTRODUCTION = (
@@ -25,8 +25,8 @@ def section(results: Path) -> Section:
     paragraphs: list[str] = []
     pictures = {}
     findings = []
-    for found, heading, path in newest(results, "population"):
-        cells = _samples(found).cells
+    for found, heading, path in newest(results, PopulationSamples):
+        cells = found.samples.cells
         findings += _findings(heading, cells)
         widths = curves(cells)
         if widths:
@@ -98,8 +98,3 @@ def _table(cells: Sequence[PopulationCell]) -> str:
             ]
         )
     return table(["width", "backend", "agents", "way", "updates/s, all", "of each", "all, over one alone", "compiling"], rows)
-
-
-def _samples(found: Record) -> PopulationSamples:
-    assert isinstance(found.samples, PopulationSamples)
-    return found.samples

@@ -15,8 +15,8 @@ from rich.console import Console
 
 from bench.core import contest, machine, runner
 from bench.core.flops import recurrent_update_flops, update_flops
-from bench.core.record import ProductCell, RecurrentCell, RecurrentSamples
 from bench.core.stage import Choices, Preset, Stage
+from bench.suites.recurrent.samples import ProductCell, RecurrentCell, RecurrentSamples
 
 KIND, GATES, SIZE = "gru", 3, 128
 """The cell."""
@@ -77,7 +77,6 @@ def main(
     console = Console(soft_wrap=True)
     console.print(f"Gradient steps per second of recurrent agents, preset {preset}, {threads} core(s)")
     run = runner.Run(
-        suite="recurrent",
         name=runner.run_name("recurrent", preset, threads),
         configuration={
             "preset": preset,
@@ -99,7 +98,7 @@ def main(
         results=results or runner.default_results("recurrent", preset),
     )
     todo = runner.Piece(name="all contenders in turn", seconds=estimated_seconds(preset), measure=partial(measure, sizes, seed))
-    return runner.execute(run, [todo], RecurrentSamples(cells=[], products=[]), console=console, dry_run=dry_run)
+    return runner.execute(run, [todo], RecurrentSamples, console=console, dry_run=dry_run)
 
 
 def stages(choices: Choices) -> list[Stage]:

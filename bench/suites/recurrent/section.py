@@ -11,7 +11,7 @@ from bench.core.flops import product_flops
 from bench.core.newest import newest
 from bench.core.page import Section, digest, image, number, source, table
 from bench.core.pictures import Picture
-from bench.core.record import ProductCell, Record, RecurrentCell, RecurrentSamples
+from bench.suites.recurrent.samples import ProductCell, RecurrentCell, RecurrentSamples
 from bench.suites.update.section import speeds
 
 INTRODUCTION = (
@@ -41,8 +41,8 @@ def section(results: Path) -> Section:
     """The newest run of each preset, kind of machine and number of cores."""
     paragraphs: list[str] = []
     pictures = {}
-    for found, heading, path in newest(results, "recurrent"):
-        samples = _samples(found)
+    for found, heading, path in newest(results, RecurrentSamples):
+        samples = found.samples
         bars = {_name(cell): drawn(parts(cell, samples.products)) for cell in samples.cells if cell.execution == "auto" and cell.timings}
         if bars:
             pictures[path] = Picture(digest(bars), partial(plots.limit_bars, bars=bars))
@@ -151,8 +151,3 @@ def _limits(samples: RecurrentSamples) -> list[str]:
                 f" {longer:+.1f} ms for {steps:,} cell steps more, {1e3 * longer / steps:.0f} µs each."
             )
     return ["\n".join(lines) + "\n"] if lines else []
-
-
-def _samples(found: Record) -> RecurrentSamples:
-    assert isinstance(found.samples, RecurrentSamples)
-    return found.samples

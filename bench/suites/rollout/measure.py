@@ -9,17 +9,19 @@ the loop lets run beside each other then stands behind each other, so that the p
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, get_args, get_type_hints
 
+from msgspec.structs import replace
 from rich.console import Console
 
 from bench.core import runner, timing
-from bench.core.record import ActCell, EnvironmentCell, LoopCell, PartCell, RolloutSamples, Timing
+from bench.core.samples import Timing
 from bench.core.stage import Choices, Preset, Stage
 from bench.core.timing import Timed
+from bench.suites.rollout.samples import ActCell, EnvironmentCell, LoopCell, PartCell, RolloutSamples
 
 ENVS = tuple(
     f"{name}-v5"
@@ -97,7 +99,6 @@ def main(
     console = Console(soft_wrap=True)
     console.print(f"Environments, acting and the training loop, preset {preset}, {threads} core(s)")
     run = runner.Run(
-        suite="rollout",
         name=runner.run_name("rollout", preset, threads),
         configuration={
             "preset": preset,
@@ -120,7 +121,7 @@ def main(
         seed=seed,
         results=results or runner.default_results("rollout", preset),
     )
-    return runner.execute(run, list(pieces(preset, seed, threads)), _samples(), console=console, dry_run=dry_run)
+    return runner.execute(run, list(pieces(preset, seed, threads)), RolloutSamples, console=console, dry_run=dry_run)
 
 
 def stages(choices: Choices) -> list[Stage]:

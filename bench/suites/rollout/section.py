@@ -9,7 +9,8 @@ from bench.core import plots
 from bench.core.newest import newest
 from bench.core.page import Finding, Section, digest, image, number, source, table
 from bench.core.pictures import Picture
-from bench.core.record import ActCell, EnvironmentCell, LoopCell, Record, RolloutSamples, Timing
+from bench.core.samples import Timing
+from bench.suites.rollout.samples import ActCell, EnvironmentCell, LoopCell, RolloutSamples
 
 INTRODUCTION = (
     "What the training loop is made of; medians of rounds that alternate between the contenders of a table. Environments are stepped with"
@@ -30,8 +31,8 @@ def section(results: Path) -> Section:
     paragraphs: list[str] = []
     pictures = {}
     findings = []
-    for found, heading, path in newest(results, "rollout"):
-        samples = _samples(found)
+    for found, heading, path in newest(results, RolloutSamples):
+        samples = found.samples
         paragraphs += [
             f"### {heading}\n",
             "Environment steps per second, by number of environments:\n",
@@ -126,8 +127,3 @@ def _cell(cell: EnvironmentCell | ActCell | LoopCell | None, show: Callable[[flo
     if cell is None:
         return ""
     return show(speed(cell.timings)) if cell.timings else f"missing: {cell.missing}"
-
-
-def _samples(found: Record) -> RolloutSamples:
-    assert isinstance(found.samples, RolloutSamples)
-    return found.samples

@@ -8,16 +8,19 @@ share the cores of this machine, so that they show what the division costs and n
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from msgspec.structs import replace
 from rich.console import Console
 
 from bench.core import machine, runner, timing
 from bench.core.flops import update_flops
-from bench.core.record import Hardware, ScalingCell, ScalingSamples, Timing
+from bench.core.record import Hardware
+from bench.core.samples import Timing
 from bench.core.stage import Choices, Preset, Stage
+from bench.suites.scaling.samples import ScalingCell, ScalingSamples
 from bench.suites.scaling.worker import Group, LostGroup, Work, shares
 from bench.suites.update.measure import GFLOPS
 
@@ -74,7 +77,6 @@ def main(
     console = Console(soft_wrap=True)
     console.print(f"Gradient steps per second by ranks ({', '.join(map(str, counts))}) on {device}, preset {preset}, {threads} core(s)")
     run = runner.Run(
-        suite="scaling",
         name=runner.run_name("scaling", preset, threads),
         configuration={
             "preset": preset,
@@ -97,7 +99,7 @@ def main(
         results=results or runner.default_results("scaling", preset),
         on_cpu=device == "cpu",
     )
-    return runner.execute(run, list(pieces(sizes, seed)), ScalingSamples(cells=[]), console=console, dry_run=dry_run)
+    return runner.execute(run, list(pieces(sizes, seed)), ScalingSamples, console=console, dry_run=dry_run)
 
 
 def stages(choices: Choices) -> list[Stage]:

@@ -9,7 +9,7 @@ from bench.core import plots
 from bench.core.newest import newest
 from bench.core.page import Section, digest, image, number, source, table
 from bench.core.pictures import Picture
-from bench.core.record import Record, ScalingCell, ScalingSamples
+from bench.suites.scaling.samples import ScalingCell, ScalingSamples
 from bench.suites.update.section import speeds
 
 INTRODUCTION = (
@@ -28,8 +28,8 @@ def section(results: Path) -> Section:
     """The newest run of each preset, kind of machine and number of cores."""
     paragraphs: list[str] = []
     pictures = {}
-    for found, heading, path in newest(results, "scaling"):
-        cells = _samples(found).cells
+    for found, heading, path in newest(results, ScalingSamples):
+        cells = found.samples.cells
         widths = curves(cells)
         if widths:
             pictures[path] = Picture(digest(widths), partial(plots.scaling_lines, widths=widths))
@@ -96,8 +96,3 @@ def _table(cells: Sequence[ScalingCell]) -> str:
         )
     header = ["width", "backend", "scaling", "ranks", "threads each", "batch each", "way", "updates/s", "transitions/s"]
     return table([*header, "speed-up", "efficiency", "compiling"], rows)
-
-
-def _samples(found: Record) -> ScalingSamples:
-    assert isinstance(found.samples, ScalingSamples)
-    return found.samples

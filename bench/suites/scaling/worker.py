@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from bench.core import machine, runner, timing
 from bench.core import worker as usage
-from bench.core.record import Timing
+from bench.core.samples import Timing
 from bench.core.timing import Timed
 
 LET_GO_SECONDS = 30.0

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import msgspec
 from rich.console import Console
 
 from bench.core import machine, record, runner
-from bench.core.record import SoakCell, SoakSample, SoakSamples
 from bench.core.stage import Preset
+from bench.suites.soak.samples import SoakCell, SoakSample, SoakSamples
 
 TOLERANCE = 0.02
 """Largest relative difference of resident memory from that when the replay memory was full."""
@@ -64,7 +65,6 @@ def main(*, preset: Preset = "cpu", threads: int | None = None, seed: int = 0, r
     console.print(f"Resident memory and open files over {sizes.steps:,} steps, preset {preset}, {threads} core(s)")
     results = results or runner.default_results("soak", preset)
     run = runner.Run(
-        suite="soak",
         name=runner.run_name("soak", preset, threads),
         configuration={
             "preset": preset,
@@ -83,12 +83,11 @@ def main(*, preset: Preset = "cpu", threads: int | None = None, seed: int = 0, r
         runner.Piece(name=backend, seconds=sizes.steps / STEPS_PER_SECOND, measure=partial(measure, backend, sizes, seed))
         for backend in runner.BACKENDS
     ]
-    status = runner.execute(run, pieces, SoakSamples(cells=[]), console=console, dry_run=dry_run)
+    status = runner.execute(run, pieces, SoakSamples, console=console, dry_run=dry_run)
     path = runner.recorded(results, run.name, machine.slug(machine.hardware(None)))
     if status or dry_run or path is None:
         return status
-    samples = record.read(path).samples
-    assert isinstance(samples, SoakSamples)
+    samples = record.read(path, SoakSamples).samples
     said = {cell.backend: verdict(cell) for cell in samples.cells}
     for backend, found in said.items():
         console.print(f"  {backend}: {found or 'flat'}")
@@ -105,7 +104,7 @@ def measure(backend: str, sizes: Sizes, seed: int) -> SoakSamples:
     finished = subprocess.run(command, cwd=machine.ROOT, stdout=subprocess.PIPE, text=True, check=True)
     found = json.loads(finished.stdout.splitlines()[-1])
     return SoakSamples(
-        cells=[_cell(backend, sizes, execution=found["execution"], samples=[SoakSample(**sample) for sample in found["samples"]])]
+        cells=[_cell(backend, sizes, execution=found["execution"], samples=msgspec.convert(found["samples"], list[SoakSample]))]
     )
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from bench.core import plots
 from bench.core.newest import newest
 from bench.core.page import Finding, Section, source, table
-from bench.core.record import SoakSamples
 from bench.suites.soak.measure import blocks_per_step, full, growth
+from bench.suites.soak.samples import SoakSamples
 
 INTRODUCTION = (
     "Resident memory and open files of a process over a whole run (tracking, evaluations, checkpoints) of a small network. Growth is the"
@@ -19,8 +19,7 @@ def section(results: Path) -> Section:
     """The newest run of each preset, kind of machine and number of cores."""
     paragraphs: list[str] = []
     findings = []
-    for found, heading, _ in newest(results, "soak"):
-        assert isinstance(found.samples, SoakSamples)
+    for found, heading, _ in newest(results, SoakSamples):
         rows = []
         for cell in found.samples.cells:
             start = [plots.NAMES[cell.backend], cell.execution or "", f"{cell.steps:,}"]

@@ -3,7 +3,6 @@
 It is a whole run, as `sacref train` makes it: tracking, evaluations, checkpoints. What it measured is printed as JSON, on the last line.
 """
 
-import dataclasses
 import gc
 import inspect
 import json
@@ -15,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from bench.core import worker as usage
-from bench.core.record import SoakSample
+from bench.suites.soak.samples import SoakSample
 
 EPISODE_STEPS = 200
 
@@ -129,7 +129,7 @@ def run(*, backend: Any, steps: int, capacity: int, samples: int, seed: int = 0)
         )
         agent: Any = result.agent
         execution = agent.execution
-    return {"execution": execution, "samples": [dataclasses.asdict(sample) for sample in gauge.samples]}
+    return {"execution": execution, "samples": msgspec.to_builtins(gauge.samples)}
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -10,10 +10,9 @@ import numpy as np
 from bench.core import bootstrap
 from bench.core.page import Section, digest, image, interval, number, table
 from bench.core.pictures import Picture
-from bench.core.record import Record
 from bench.suites.learning import runs
 from bench.suites.learning.published import Published, published
-from bench.suites.learning.runs import Group
+from bench.suites.learning.runs import Group, Run
 from bench.suites.tasks import plots as aggregate_plots
 
 NORMALISER = "jaxrl"
@@ -38,7 +37,7 @@ class Chosen(NamedTuple):
 
     steps: int
     tasks: list[Task]
-    backends: dict[str, list[list[Record]]]
+    backends: dict[str, list[list[Run]]]
     """Backend -> of each task, as many runs as of the others."""
     left_out: list[str]
     """Backends that lack a task."""
@@ -108,12 +107,12 @@ def choose(groups: Sequence[Group]) -> Chosen | None:
     return Chosen(steps, known, backends, [backend for backend in all_backends if backend not in shared]) if shared else None
 
 
-def final_scores(tasks: Sequence[Task], members: Sequence[Sequence[Record]]) -> list[list[float]]:
+def final_scores(tasks: Sequence[Task], members: Sequence[Sequence[Run]]) -> list[list[float]]:
     """Of each task, the normalised final return of each run."""
     return [[runs.final(run) / task.reference.mean for run in of_task] for task, of_task in zip(tasks, members, strict=True)]
 
 
-def curve(tasks: Sequence[Task], members: Sequence[Sequence[Record]]) -> list[aggregate_plots.Score]:
+def curve(tasks: Sequence[Task], members: Sequence[Sequence[Run]]) -> list[aggregate_plots.Score]:
     """IQM of the scores after each step that every run was evaluated at, normalised by the reference at the end."""
     every = [run for of_task in members for run in of_task]
     points = []
@@ -134,7 +133,7 @@ def version(reference: Published) -> str:
     return f"{reference.name} on {reference.env}-{reference.env_version}"
 
 
-def _as_many(members: Sequence[Sequence[Record]]) -> list[list[Record]]:
+def _as_many(members: Sequence[Sequence[Run]]) -> list[list[Run]]:
     """The first seeds of each task, as many as the task with the fewest has."""
     count = min(map(len, members))
     return [list(of_task[:count]) for of_task in members]

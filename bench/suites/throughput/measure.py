@@ -19,17 +19,19 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
+import msgspec
 import tyro
+from msgspec.structs import replace
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import sacref
 from bench.core import machine, record, runner, stage, timing
-from bench.core.record import Round
 from bench.core.stage import Choices, Stage
 from bench.peers import CHUNK, CONTENDERS, Peer, environments
 from bench.peers.process import Description, MissingError, Process, open_process
 from bench.peers.setting import Setting
+from bench.suites.throughput.samples import Contender, Round, ThroughputSamples
 
 PARTIAL = machine.ROOT / "runs" / "bench" / "throughput"
 """Where rounds lie until their record is whole."""
@@ -234,30 +236,22 @@ def one(run: Run, cores: Sequence[int], console: Console) -> int:
         described = {name: dataclasses.asdict(warm.description) for name, warm in running.items()}
         kept = Kept(PARTIAL, name, [circumstances, described, sorted(missing)])
         timed, stopped = rounds_of({name: warm.process for name, warm in running.items()}, run.size, kept, console)
-    samples = record.ThroughputSamples(
+    samples = ThroughputSamples(
         contenders=[contender(peer, running.get(peer.name), timed.get(peer.name), {**missing, **stopped}) for peer in run.peers]
     )
     measured = [one for one in samples.contenders if one.missing is None]
     accelerator = next((one.accelerator for one in measured if one.accelerator), None)
-    where = dataclasses.replace(machine.hardware(accelerator), threads=len(cores))
-    now = datetime.now(UTC)
-    path = run.results / f"{now:%Y-%m-%d}-{machine.slug(where)}" / f"{name}.json"
-    record.write(
-        path,
-        record.Record(
-            schema_version=record.SCHEMA_VERSION,
-            suite="throughput",
+    where = replace(machine.hardware(accelerator), threads=len(cores))
+    path = record.write_new(
+        run.results,
+        record.make(
+            samples,
             run=name,
-            date=now.isoformat(timespec="seconds"),
-            sacref_version=sacref.__version__,
-            commit=commit,
-            dirty=dirty,
+            source=(commit, dirty),
             configuration=configuration,
             hardware=where,
             libraries=machine.libraries(),
             seed=run.setting.seed,
-            compile_seconds=None,
-            samples=samples,
         ),
     )
     kept.path.unlink(missing_ok=True)
@@ -356,13 +350,14 @@ def rounds_of(running: Mapping[str, Process], size: Size, kept: "Kept", console:
     return {name: [measured[name] for measured in kept.rounds if name in measured] for name in running}, stopped
 
 
-def contender(peer: Peer, warm: Warm | None, rounds: Sequence[Round] | None, missing: Mapping[str, str]) -> record.Contender:
+def contender(peer: Peer, warm: Warm | None, rounds: Sequence[Round] | None, missing: Mapping[str, str]) -> Contender:
     """What the record says of a contender; one that stopped half-way is missing, its rounds are dropped."""
     about: dict[str, Any] = {"name": peer.name, "library": peer.library, "strictness": peer.strictness, "note": peer.note}
     if warm is None or not rounds or peer.name in missing:
-        return record.Contender(**about, rounds=[], compile_seconds=None, missing=missing[peer.name])
+        of_process: dict[str, Any] = {"execution": None, "env": None, "accelerator": None, "settings": {}, "libraries": {}}
+        return Contender(**about, **of_process, rounds=[], compile_seconds=None, missing=missing[peer.name])
     steady = statistics.median(timed.seconds / timed.steps for timed in rounds)
-    return record.Contender(
+    return Contender(
         **about,
         rounds=list(rounds),
         compile_seconds=warm.compile_seconds(steady),
@@ -385,12 +380,11 @@ class Kept:
         lines = text[: text.rfind("\n") + 1].splitlines()
         if self.path.exists():  # Without the line that a kill cut short.
             self.path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        self.rounds: list[dict[str, Round]] = [{name: Round(**timed) for name, timed in json.loads(line).items()} for line in lines]
+        self.rounds: list[dict[str, Round]] = [msgspec.json.decode(line, type=dict[str, Round]) for line in lines]
 
     def add(self, measured: Mapping[str, Round]) -> None:
         """Keep a round: what each contender did in it."""
         self.rounds.append(dict(measured))
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps({name: dataclasses.asdict(timed) for name, timed in measured.items()})
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with self.path.open("ab") as file:
+            file.write(msgspec.json.encode(measured) + b"\n")

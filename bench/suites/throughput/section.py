@@ -8,7 +8,8 @@ from pathlib import Path
 from bench.core import plots, record
 from bench.core.page import Finding, Section, digest, image, number, place, source, table
 from bench.core.pictures import Picture
-from bench.core.record import Contender, Record, ThroughputSamples
+from bench.core.record import Record
+from bench.suites.throughput.samples import Contender, ThroughputSamples
 
 INTRODUCTION = (
     "Environment steps per second of the whole loop (act, step the environment, store, one gradient step per environment step; one"
@@ -23,9 +24,11 @@ PEERS = {"SB3": "Stable-Baselines3", "SBX strict": "SBX strict", "SBX scan": "SB
 
 def section(results: Path) -> Section:
     """The newest run per kind of machine and number of cores."""
-    newest: dict[str, Record] = {}
-    for found in sorted((record.read(path) for path in results.glob("throughput/*/*.json")), key=lambda found: found.date):
-        newest[f"{place(found)}, {found.hardware.threads} of them used"] = found
+    newest: dict[str, Record[ThroughputSamples]] = {}
+    for found in sorted(
+        (record.read(path, ThroughputSamples) for path in results.glob("throughput/*/*.json")), key=lambda found: found.date
+    ):
+        newest[f"{place(found.hardware)}, {found.hardware.threads} of them used"] = found
     if not newest:
         return Section([], {})
     path = results / "throughput" / "throughput.png"
@@ -37,12 +40,12 @@ def section(results: Path) -> Section:
     return Section(paragraphs, {path: drawn}, [finding for where, found in newest.items() for finding in _findings(where, found)])
 
 
-def speeds(found: Record) -> dict[str, list[float]]:
+def speeds(found: Record[ThroughputSamples]) -> dict[str, list[float]]:
     """Contender -> steps per second of each round; contenders that could not run are left out."""
-    return {contender.name: [r.steps / r.seconds for r in contender.rounds] for contender in contenders(found) if contender.rounds}
+    return {contender.name: [r.steps / r.seconds for r in contender.rounds] for contender in found.samples.contenders if contender.rounds}
 
 
-def bars(found: Record) -> dict[str, plots.Bar]:
+def bars(found: Record[ThroughputSamples]) -> dict[str, plots.Bar]:
     """What the chart shows of a run."""
     measured = speeds(found)
     return {
@@ -51,7 +54,7 @@ def bars(found: Record) -> dict[str, plots.Bar]:
             backend=one.library if own(one) else None,
             strict=one.strictness in ("strict", None),
         )
-        for one in contenders(found)
+        for one in found.samples.contenders
         if one.name in measured
     }
 
@@ -61,26 +64,20 @@ def own(one: Contender) -> bool:
     return one.name.startswith("sacref ")
 
 
-def best_torch_peer(found: Record) -> str | None:
+def best_torch_peer(found: Record[ThroughputSamples]) -> str | None:
     """The peer with the highest median among those that compute in torch."""
     measured = speeds(found)
-    peers = [one.name for one in contenders(found) if one.library == "torch" and not own(one) and one.name in measured]
+    peers = [one.name for one in found.samples.contenders if one.library == "torch" and not own(one) and one.name in measured]
     return max(peers, key=lambda name: standard.median(measured[name]), default=None)
 
 
-def contenders(found: Record) -> list[Contender]:
-    """Of a throughput record."""
-    assert isinstance(found.samples, ThroughputSamples)
-    return found.samples.contenders
-
-
-def _findings(where: str, found: Record) -> list[Finding]:
+def _findings(where: str, found: Record[ThroughputSamples]) -> list[Finding]:
     """The fastest of ours beside the fastest peer: with the newest policy, and of all."""
     medians = {name: standard.median(rounds) for name, rounds in speeds(found).items()}
     sentences = []
     for kind, ones in (
-        ("strict", [one for one in contenders(found) if one.strictness == "strict"]),
-        ("any policy", contenders(found)),
+        ("strict", [one for one in found.samples.contenders if one.strictness == "strict"]),
+        ("any policy", found.samples.contenders),
     ):
         ours, theirs = ([one.name for one in ones if one.name in medians and own(one) is mine] for mine in (True, False))
         if ours and theirs:
@@ -94,17 +91,17 @@ def _findings(where: str, found: Record) -> list[Finding]:
     return [Finding(f"Environment steps per second, {found.configuration['env']}, {where}", "; ".join(sentences))]
 
 
-def _table(where: str, found: Record) -> list[str]:
+def _table(where: str, found: Record[ThroughputSamples]) -> list[str]:
     measured = speeds(found)
     best = best_torch_peer(found)
     references = {f"best torch peer ({best})": best} if best else {}
     references |= {heading: name for heading, name in PEERS.items() if name in measured}
-    rows = [_row(one, measured, list(references.values())) for one in contenders(found)]
+    rows = [_row(one, measured, list(references.values())) for one in found.samples.contenders]
     header = ["", "steps/s", "range of the rounds", *(f"/ {heading}" for heading in references), "policy", "execution", "compiling"]
     paragraphs = [f"### {found.configuration['env']} on {where}\n", table(header, rows)]
     if not references:
         paragraphs.append("No peer ran, so no ratio is given.\n")
-    if notes := [f"- {one.name}: {remark}" for one in contenders(found) if one.rounds and (remark := _remark(one, found))]:
+    if notes := [f"- {one.name}: {remark}" for one in found.samples.contenders if one.rounds and (remark := _remark(one, found))]:
         paragraphs.append("\n".join(notes) + "\n")
     paragraphs += _versions(found)
     paragraphs.append(f"{source(found.sacref_version, found.commit, found.dirty)}; {found.date[:10]}.\n")
@@ -121,7 +118,7 @@ def _row(one: Contender, measured: Mapping[str, Sequence[float]], references: Se
     return [one.name, number(standard.median(mine)), spread, *ratios, one.strictness or "", one.execution or "", compiling]
 
 
-def _remark(one: Contender, found: Record) -> str:
+def _remark(one: Contender, found: Record[ThroughputSamples]) -> str:
     """What sets a contender's run apart from the others'."""
     remarks = [one.note] if one.note else []
     if one.env and one.env != found.configuration["env"]:
@@ -129,10 +126,10 @@ def _remark(one: Contender, found: Record) -> str:
     return " ".join(remarks)
 
 
-def _versions(found: Record) -> list[str]:
+def _versions(found: Record[ThroughputSamples]) -> list[str]:
     """The libraries, once for all contenders that have the same."""
     named: dict[str, list[str]] = {}
-    for one in contenders(found):
+    for one in found.samples.contenders:
         if one.rounds:
             libraries = one.libraries or found.libraries
             named.setdefault(", ".join(f"{name} {version}" for name, version in sorted(libraries.items())), []).append(one.name)

@@ -14,8 +14,9 @@ from rich.console import Console
 
 from bench.core import contest, machine, runner
 from bench.core.flops import matmul_flops, update_flops
-from bench.core.record import MatmulCell, Timing, UpdateCell, UpdateSamples
+from bench.core.samples import Timing
 from bench.core.stage import Choices, Preset, Stage
+from bench.suites.update.samples import MatmulCell, UpdateCell, UpdateSamples
 
 PRODUCTS = (256, 1_024)
 """Rows and columns of the matrices that are multiplied beside."""
@@ -84,7 +85,6 @@ def main(
     for batch, width in left_out:
         console.print(f"  left out: batch {batch}, width {width}: {flops(batch, width) / 1e9:,.0f} GFLOP a gradient step")
     run = runner.Run(
-        suite="update",
         name=runner.run_name("update", preset, threads),
         configuration={
             "preset": preset,
@@ -103,8 +103,7 @@ def main(
         seed=seed,
         results=results or runner.default_results("update", preset),
     )
-    empty = UpdateSamples(cells=[], matmuls=[], stored=[])
-    return runner.execute(run, list(pieces(sizes, threads, seed)), empty, console=console, dry_run=dry_run)
+    return runner.execute(run, list(pieces(sizes, threads, seed)), UpdateSamples, console=console, dry_run=dry_run)
 
 
 def stages(choices: Choices) -> list[Stage]:

@@ -10,7 +10,9 @@ from bench.core.flops import matmul_flops
 from bench.core.newest import newest
 from bench.core.page import Section, digest, image, number, source, table
 from bench.core.pictures import Picture
-from bench.core.record import MatmulCell, Record, Timing, UpdateCell, UpdateSamples
+from bench.core.record import Record
+from bench.core.samples import Timing
+from bench.suites.update.samples import MatmulCell, UpdateCell, UpdateSamples
 
 INTRODUCTION = (
     "Gradient steps per second, no environment: synthetic transitions of HalfCheetah's shapes, two hidden layers, float32 throughout. Plain"
@@ -27,8 +29,8 @@ def section(results: Path) -> Section:
     """The newest run of each preset, kind of machine and number of cores."""
     paragraphs: list[str] = []
     pictures = {}
-    for found, heading, path in newest(results, "update"):
-        samples = _samples(found)
+    for found, heading, path in newest(results, UpdateSamples):
+        samples = found.samples
         lines = curves(samples.cells)
         pictures[path] = Picture(digest(lines), partial(plots.update_lines, widths=lines))
         paragraphs += [
@@ -95,7 +97,7 @@ def _table(samples: UpdateSamples) -> str:
     return table(["width", "batch", "backend", "way", "updates/s", "GFLOP/s", "of 256³", "of 1,024³", "compiling"], rows)
 
 
-def _left_out(found: Record) -> list[str]:
+def _left_out(found: Record[UpdateSamples]) -> list[str]:
     sizes = found.configuration.get("left_out", [])
     named = "; ".join(f"batch {batch:,}, width {width:,}" for batch, width in sizes)
     return [f"Left out, as it would take too long here: {named}.\n"] if named else []
@@ -123,8 +125,3 @@ def _stored(samples: UpdateSamples) -> list[str]:
         paragraphs.append(f"Milliseconds of a gradient step by stored transitions (auto, batch {first.batch}, width {first.width}):\n")
         paragraphs.append(table(["backend", *(f"{stored:,}" for stored in numbers), "slowest over fastest"], rows))
     return paragraphs
-
-
-def _samples(found: Record) -> UpdateSamples:
-    assert isinstance(found.samples, UpdateSamples)
-    return found.samples

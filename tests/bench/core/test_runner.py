@@ -1,17 +1,19 @@
 """A run that was stopped goes on where it was; its record holds what was measured, in the order of the plan."""
 
-import dataclasses
 import io
 import json
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 from rich.console import Console
 
 from bench.core import machine, record, runner
-from bench.core.record import AmpCell, AmpSamples, MatmulCell, Timing, UpdateSamples
 from bench.core.runner import Piece, Run
+from bench.core.samples import Timing
+from bench.suites.amp.samples import AmpCell, AmpSamples
+from bench.suites.update.samples import MatmulCell, UpdateSamples
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +24,7 @@ def one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(tmp_path: Path, **configuration: object) -> Run:
-    return Run(suite="update", name="update-test", configuration={"preset": "test", **configuration}, seed=3, results=tmp_path / "results")
+    return Run(name="update-test", configuration={"preset": "test", **configuration}, seed=3, results=tmp_path / "results")
 
 
 def samples(size: int) -> UpdateSamples:
@@ -30,12 +32,9 @@ def samples(size: int) -> UpdateSamples:
     return UpdateSamples(cells=[], matmuls=[cell], stored=[])
 
 
-EMPTY = UpdateSamples(cells=[], matmuls=[], stored=[])
-
-
 def execute(run: Run, pieces: list[Piece[UpdateSamples]], tmp_path: Path, *, dry_run: bool = False) -> tuple[int, str]:
     console = Console(file=io.StringIO(), width=200)
-    status = runner.execute(run, pieces, EMPTY, console=console, dry_run=dry_run, unfinished=tmp_path / "partial")
+    status = runner.execute(run, pieces, UpdateSamples, console=console, dry_run=dry_run, unfinished=tmp_path / "partial")
     assert isinstance(console.file, io.StringIO)
     return status, console.file.getvalue()
 
@@ -67,8 +66,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
     assert (status, measured) == (0, [1, 2, 3])
     assert "size 1: measured by an earlier start" in said
     (path,) = (tmp_path / "results").rglob("*.json")
-    found = record.read(path)
-    assert isinstance(found.samples, UpdateSamples)
+    found = record.read(path, UpdateSamples)
     assert [cell.size for cell in found.samples.matmuls] == [1, 2, 3]
     assert (found.suite, found.run, found.seed, found.commit, found.configuration) == (
         "update",
@@ -122,9 +120,9 @@ def test_samples_of_every_suite_come_back_from_json() -> None:
         missing=None,
     )
     written = AmpSamples(cells=[cell])
-    assert record.decode_samples("amp", json.loads(json.dumps(dataclasses.asdict(written)))) == written
-    with pytest.raises(record.RecordError, match=r"samples.cells\[0\].memory_of is 'disk'"):
-        record.decode_samples("amp", {"cells": [dataclasses.asdict(cell) | {"memory_of": "disk"}]})
+    assert msgspec.convert(json.loads(json.dumps(msgspec.to_builtins(written))), AmpSamples) == written
+    with pytest.raises(msgspec.ValidationError, match=r"Invalid enum value 'disk' - at `\$.cells\[0\].memory_of`"):
+        msgspec.convert({"cells": [msgspec.to_builtins(cell) | {"memory_of": "disk"}]}, AmpSamples)
 
 
 @pytest.mark.parametrize(

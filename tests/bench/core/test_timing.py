@@ -5,7 +5,7 @@ import time
 import pytest
 
 from bench.core import timing
-from bench.core.record import Timing
+from bench.core.samples import Timing
 from bench.core.timing import Timed
 from tests.clock import Clock
 

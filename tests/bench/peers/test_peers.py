@@ -3,10 +3,12 @@
 import importlib.util
 import inspect
 import re
+import subprocess
 import sys
 
 import pytest
 
+from bench.core import machine
 from bench.peers import CHUNK, CONTENDERS, OVERLAPPED, STRICT, Peer, chunked, environments
 from bench.suites.throughput.section import PEERS
 
@@ -41,10 +43,13 @@ def test_the_ratios_of_the_report_are_to_contenders_of_the_list() -> None:
 
 def test_what_a_foreign_interpreter_loads_needs_nothing_but_python() -> None:
     # The environments of peers lack what this one has: only gate and the contender's own module may import what Python lacks.
-    for name in ("", ".core", ".core.machine", ".core.record", ".core.worker", ".peers", ".peers.setting", ".peers.worker"):
+    for name in ("", ".core", ".core.machine", ".core.worker", ".peers", ".peers.setting", ".peers.worker"):
         found = importlib.util.find_spec(f"bench{name}")
         assert found is not None
         assert found.origin is not None
         with open(found.origin, encoding="utf-8") as file:
             imported = set(re.findall(r"^(?:from|import) (\w+)", file.read(), flags=re.MULTILINE))
         assert imported <= {"bench", *sys.stdlib_module_names}, name
+    check = "import sys, bench.peers.worker; print(sorted({'msgspec', 'numpy', 'sacref'} & sys.modules.keys()))"
+    loaded = subprocess.run([sys.executable, "-c", check], cwd=machine.ROOT, capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "[]"

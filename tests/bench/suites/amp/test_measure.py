@@ -12,7 +12,7 @@ import pytest
 from bench.core import machine, precisions, runner
 from bench.core.flops import recurrent_update_flops, update_flops
 from bench.core.precisions import PRECISIONS, Precision
-from bench.core.record import Timing
+from bench.core.samples import Timing
 from bench.suites.amp import measure as amp
 from bench.suites.amp import worker as amp_worker
 from bench.suites.amp.measure import PRESETS, Remote, Sizes

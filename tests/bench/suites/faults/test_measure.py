@@ -2,21 +2,22 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 import sacref
+from bench.compare import figures
 from bench.core import plots, record, runner
-from bench.core.figures import figures
-from bench.core.record import FaultsCell, FaultsSamples, Hardware, Record
+from bench.core.record import Hardware, Record
 from bench.suites.faults import measure as faults
 from bench.suites.faults import section
 from bench.suites.faults import worker as faults_worker
 from bench.suites.faults.measure import TASKS, compare
+from bench.suites.faults.samples import FaultsCell, FaultsSamples
 from sacref.storage import checkpoint
 from tests.backends import BACKENDS
 
@@ -124,7 +125,7 @@ def test_the_record_adds_up_and_the_report_tells_differences(
     assert "  jax, Ant-v5: run 1: other metrics" in capsys.readouterr().out
     (path,) = (tmp_path / "faults").glob("*/*.json")
     assert path.name == "faults-cpu-1core.json"
-    differences = figures([record.read(path)])
+    differences = figures([record.read(path, FaultsSamples)])
     assert {name: figure.values for name, figure in differences.items() if "Ant" in name} == {
         "jax, Ant-v5, float16, differences of killed runs": [1.0, 0.0, 0.0, 0.0, 0.0]
     }

@@ -15,14 +15,16 @@ from typing import Any, get_args, get_type_hints
 
 import gymnasium
 import pytest
+from msgspec.structs import replace
 from rich.console import Console
 
 import sacref
 from bench.core import machine, record
-from bench.core.record import Evaluation, Hardware, LearningSamples, Record, RecordError, Session
+from bench.core.record import Hardware, Record, RecordError
 from bench.suites.learning import measure as learning
 from bench.suites.learning.measure import Plan, Pool, plan
 from bench.suites.learning.presets import COMPARISONS, PRESETS, SUITES, TASKS, Preset, presets_of
+from bench.suites.learning.samples import Evaluation, LearningSamples, Session
 from bench.suites.learning.worker import Job
 from sacref import envs
 
@@ -36,7 +38,7 @@ def one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "find_accelerator", lambda: None)
 
 
-def recorded(job: Job, **changes: object) -> Record:
+def recorded(job: Job, **changes: object) -> Record[LearningSamples]:
     written = Record(
         schema_version=record.SCHEMA_VERSION,
         suite="learning",
@@ -51,11 +53,11 @@ def recorded(job: Job, **changes: object) -> Record:
         seed=job.seed,
         compile_seconds=None,
         samples=LearningSamples(
-            evaluations=[Evaluation(step=job.steps, returns=[1.0])],
-            sessions=[Session(started="", resumed=False, wall_seconds=100.0, cpu_seconds=100.0)],
+            evaluations=[Evaluation(step=job.steps, returns=[1.0], seconds=None)],
+            sessions=[Session(started="", resumed=False, wall_seconds=100.0, cpu_seconds=100.0, members=1, energy_joules=None)],
         ),
     )
-    return dataclasses.replace(written, **changes)  # type: ignore[arg-type]  # The tests name fields only.
+    return replace(written, **changes)
 
 
 def planned(tmp_path: Path, jobs: int = 2, *, seeds: tuple[int, ...] = PRESET.seeds, together: int = 1) -> Plan:
@@ -87,8 +89,8 @@ def test_the_speed_is_that_of_the_presets_own_records_else_of_the_papers_network
     results, first = tmp_path / "results", planned(tmp_path).jobs[0]
     small = dataclasses.replace(first, preset="small", arguments={"hidden": [8]})
     one = LearningSamples(
-        evaluations=[Evaluation(step=1_000, returns=[1.0])],
-        sessions=[Session(started="", resumed=False, wall_seconds=2.0, cpu_seconds=2.0)],
+        evaluations=[Evaluation(step=1_000, returns=[1.0], seconds=None)],
+        sessions=[Session(started="", resumed=False, wall_seconds=2.0, cpu_seconds=2.0, members=1, energy_joules=None)],
     )
     record.write(results / f"2020-01-01-{MACHINE}" / "small-torch-seed0.json", recorded(small, samples=one))
     assert learning.steps_per_second(results, MACHINE, "small") == 500.0
@@ -121,8 +123,8 @@ def test_the_speed_of_runs_together_is_that_of_such_records(tmp_path: Path, monk
     monkeypatch.setattr(machine, "find_accelerator", lambda: "A GPU")
     assert learning.steps_per_second(results, MACHINE, "tiny", together=2) == learning.UNMEASURED_STEPS_PER_SECOND_TOGETHER
     together = LearningSamples(
-        evaluations=[Evaluation(step=1_000, returns=[1.0])],
-        sessions=[Session(started="", resumed=False, wall_seconds=20.0, cpu_seconds=20.0, members=4)],
+        evaluations=[Evaluation(step=1_000, returns=[1.0], seconds=None)],
+        sessions=[Session(started="", resumed=False, wall_seconds=20.0, cpu_seconds=20.0, members=4, energy_joules=None)],
     )
     record.write(results / f"2020-01-01-{MACHINE}" / f"{first.name}.json", recorded(first, samples=together))
     assert learning.steps_per_second(results, MACHINE, "tiny", together=2) == 200.0  # Four runs of 1,000 steps in 20 seconds.

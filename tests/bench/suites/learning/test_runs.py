@@ -1,15 +1,15 @@
 """What a run's evaluations say, by metric."""
 
-import dataclasses
-
 import pytest
+from msgspec.structs import replace
 
 from bench.core import plots, record
-from bench.core.record import Evaluation, Hardware, LearningSamples, Record, Session
+from bench.core.record import Hardware, Record
 from bench.suites.learning import runs
+from bench.suites.learning.samples import Evaluation, LearningSamples, Session
 
 
-def run(*returns: float, seed: int = 0, seconds: float = 7_200.0) -> Record:
+def run(*returns: float, seed: int = 0, seconds: float = 7_200.0) -> Record[LearningSamples]:
     """Of a training of 20 steps for each of the returns."""
     return Record(
         schema_version=record.SCHEMA_VERSION,
@@ -25,8 +25,11 @@ def run(*returns: float, seed: int = 0, seconds: float = 7_200.0) -> Record:
         seed=seed,
         compile_seconds=None,
         samples=LearningSamples(
-            evaluations=[Evaluation(step=20 * (at + 1), returns=[each - 1, each + 1]) for at, each in enumerate(returns)],
-            sessions=[Session(started="", resumed=bool(at), wall_seconds=seconds / 2, cpu_seconds=0.0) for at in range(2)],
+            evaluations=[Evaluation(step=20 * (at + 1), returns=[each - 1, each + 1], seconds=None) for at, each in enumerate(returns)],
+            sessions=[
+                Session(started="", resumed=bool(at), wall_seconds=seconds / 2, cpu_seconds=0.0, members=1, energy_joules=None)
+                for at in range(2)
+            ],
         ),
     )
 
@@ -54,7 +57,7 @@ def test_seconds_are_those_of_the_evaluations_where_they_are_known() -> None:
     spread = run(1.0, 2.0)
     evaluations = [Evaluation(step=20 * (at + 1), returns=[1.0], seconds=seconds) for at, seconds in enumerate((1_800.0, 7_200.0))]
     assert isinstance(spread.samples, LearningSamples)
-    timed = dataclasses.replace(spread, samples=dataclasses.replace(spread.samples, evaluations=evaluations))
+    timed = replace(spread, samples=replace(spread.samples, evaluations=evaluations))
     assert [runs.seconds(timed, step) for step in (20, 40)] == [1_800, 7_200]
     assert [(point.seconds, point.spread) for point in runs.curve([timed])] == [(1_800, False), (7_200, False)]
     assert [(point.seconds, point.spread) for point in runs.curve([timed, spread])] == [(2_700, True), (7_200, True)]
@@ -63,7 +66,7 @@ def test_seconds_are_those_of_the_evaluations_where_they_are_known() -> None:
 
 
 def test_only_steps_that_every_run_has_are_shared() -> None:
-    short = dataclasses.replace(run(1.0), samples=LearningSamples(evaluations=[Evaluation(step=40, returns=[1.0])], sessions=[]))
+    short = replace(run(1.0), samples=LearningSamples(evaluations=[Evaluation(step=40, returns=[1.0], seconds=None)], sessions=[]))
     assert runs.steps([run(1.0, 2.0, 3.0), short]) == [40]
     assert runs.after(run(1.0, 2.0, 3.0), 40) == 2.0
     with pytest.raises(ValueError, match="not enough values"):
@@ -71,6 +74,6 @@ def test_only_steps_that_every_run_has_are_shared() -> None:
 
 
 def test_of_each_preset_the_newest_group_counts() -> None:
-    newer = dataclasses.replace(run(3.0), sacref_version="0.2.0", date="2027-01-01T00:00:00+00:00")
+    newer = replace(run(3.0), sacref_version="0.2.0", date="2027-01-01T00:00:00+00:00")
     (found,) = runs.newest(runs.group([run(1.0), newer]))
     assert found.version == "0.2.0"

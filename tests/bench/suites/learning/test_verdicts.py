@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 
 from bench.core import bootstrap, record
-from bench.core.record import Evaluation, Hardware, LearningSamples, Record, Session
+from bench.core.record import Hardware, Record
 from bench.suites.learning import runs
 from bench.suites.learning import verdicts as agreement
 from bench.suites.learning.runs import Group
+from bench.suites.learning.samples import Evaluation, LearningSamples, Session
 from bench.suites.tasks import section as aggregate
 
 
-def trained(preset: str, env: str, backend: str, seed: int, last: float, settings: Mapping[str, Any]) -> Record:
+def trained(preset: str, env: str, backend: str, seed: int, last: float, settings: Mapping[str, Any]) -> Record[LearningSamples]:
     """A run of 100,000 steps in 1,000 seconds; half of its last return at half of them."""
     return Record(
         schema_version=record.SCHEMA_VERSION,
@@ -31,8 +32,8 @@ def trained(preset: str, env: str, backend: str, seed: int, last: float, setting
         seed=seed,
         compile_seconds=None,
         samples=LearningSamples(
-            evaluations=[Evaluation(step=50_000, returns=[last / 2]), Evaluation(step=100_000, returns=[last])],
-            sessions=[Session(started="", resumed=False, wall_seconds=1_000.0, cpu_seconds=0.0)],
+            evaluations=[Evaluation(step=50_000, returns=[last / 2], seconds=None), Evaluation(step=100_000, returns=[last], seconds=None)],
+            sessions=[Session(started="", resumed=False, wall_seconds=1_000.0, cpu_seconds=0.0, members=1, energy_joules=None)],
         ),
     )
 

@@ -11,8 +11,8 @@ import pytest
 
 import sacref
 from bench.core import machine, precisions, record
-from bench.core.record import Evaluation, LearningSamples, Session
 from bench.suites.learning import worker as learning_run
+from bench.suites.learning.samples import Evaluation, LearningSamples, Session
 from bench.suites.learning.worker import IncompleteError, Job, Train
 from sacref.training.population import PopulationError
 
@@ -63,7 +63,7 @@ def trainer(until: int, calls: list[bool], during: Callable[[], None] = lambda: 
 
 
 def samples(path: str) -> LearningSamples:
-    found = record.read(Path(path)).samples
+    found = record.read(Path(path), LearningSamples).samples
     assert isinstance(found, LearningSamples)
     return found
 
@@ -71,7 +71,7 @@ def samples(path: str) -> LearningSamples:
 def test_a_finished_run_is_recorded_with_its_raw_returns(job: Job) -> None:
     calls: list[bool] = []
     learning_run.execute([job], trainer(20, calls, lambda: time.sleep(0.2)))
-    written = record.read(Path(job.out))
+    written = record.read(Path(job.out), LearningSamples)
     assert calls == [False]
     assert (written.suite, written.run, written.seed) == ("learning", "tiny-torch-seed3", 3)
     assert written.sacref_version == sacref.__version__
@@ -122,7 +122,7 @@ def test_a_run_that_stopped_half_way_is_not_recorded_and_then_resumed(job: Job) 
     learning_run.execute([job], trainer(20, calls))
     assert calls == [False, True]
     assert [session.resumed for session in samples(job.out).sessions] == [False, True]
-    assert record.read(Path(job.out)).compile_seconds is None
+    assert record.read(Path(job.out), LearningSamples).compile_seconds is None
 
 
 def test_a_run_without_a_checkpoint_starts_anew(job: Job) -> None:
@@ -166,10 +166,10 @@ def test_an_evaluation_with_too_few_episodes_is_not_final(job: Job) -> None:
 
 def test_an_evaluation_is_timed_by_the_line_of_metrics_of_its_step_over_all_sessions() -> None:
     sessions = [
-        Session(started="1970-01-01T00:01:40.500+00:00", resumed=False, wall_seconds=60.0, cpu_seconds=1.0),
-        Session(started="1970-01-01T01:00:00.000+00:00", resumed=True, wall_seconds=90.0, cpu_seconds=1.0),
+        Session(started="1970-01-01T00:01:40.500+00:00", resumed=False, wall_seconds=60.0, cpu_seconds=1.0, members=1, energy_joules=None),
+        Session(started="1970-01-01T01:00:00.000+00:00", resumed=True, wall_seconds=90.0, cpu_seconds=1.0, members=1, energy_joules=None),
     ]
-    evaluations = [Evaluation(step=step, returns=[1.0]) for step in (10, 20, 30, 40)]
+    evaluations = [Evaluation(step=step, returns=[1.0], seconds=None) for step in (10, 20, 30, 40)]
     times = [(5, 101.0), (10, 110.5), (15, 120.0), (25, 3_620.0), (30, 3_650.0)]
     found = learning_run.with_times(evaluations, times, sessions)
     # Of step 20 the first line after it: 20 s after the second session began, and 60 of the first one. Of 40 there is none.
@@ -184,7 +184,7 @@ def test_runs_together_are_recorded_each_with_the_time_of_all(job: Job, monkeypa
     monkeypatch.setattr(machine, "accelerator", lambda backend: "A GPU")
     jobs = beside(job, 3)
     learning_run.execute(jobs, trainer(20, [], lambda: time.sleep(0.3)))
-    found = [record.read(Path(each.out)) for each in jobs]
+    found = [record.read(Path(each.out), LearningSamples) for each in jobs]
     assert [(each.run, each.seed) for each in found] == [(f"tiny-torch-seed{seed}", seed) for seed in (3, 4, 5)]
     sessions = [session for each in jobs for session in samples(each.out).sessions]
     assert [session.members for session in sessions] == [3, 3, 3]

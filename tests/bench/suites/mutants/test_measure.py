@@ -13,12 +13,13 @@ import pytest
 from rich.console import Console
 
 from bench import report
+from bench.compare import figures
 from bench.core import machine, record
-from bench.core.figures import figures
-from bench.core.record import Hardware, MutantFile, MutantsSamples, Record, Survivor
+from bench.core.record import Hardware, Record
 from bench.suites.mutants import measure as mutants
 from bench.suites.mutants.measure import Run, Target
 from bench.suites.mutants.mutations import Equivalent, EquivalentError, equivalents, match, mutants_of
+from bench.suites.mutants.samples import MutantFile, MutantsSamples, Survivor
 from bench.suites.mutants.worker import Job, Outcome
 
 needs_cosmic_ray = pytest.mark.skipif(find_spec("cosmic_ray") is None, reason="cosmic-ray is not installed; the extra `dev` has it")
@@ -254,7 +255,7 @@ def test_no_entry_of_the_list_is_stale() -> None:
         assert len(match(of_file, found)) == sum(len(entry.mutants) for entry in of_file)
 
 
-def mutants_record() -> Record:
+def mutants_record() -> Record[MutantsSamples]:
     file = MutantFile(
         file="sacref/spec/losses.py",
         tests=["tests/spec/test_losses.py"],

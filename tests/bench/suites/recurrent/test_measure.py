@@ -1,10 +1,10 @@
 """The recurrent suite: who takes turns, that a gradient step has as many rows everywhere, and that the agents are those of the cells."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from bench.core import machine, precisions, runner, synthetic
 from bench.core.flops import update_flops

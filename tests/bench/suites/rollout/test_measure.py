@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from bench.core import machine, precisions, runner
-from bench.core.record import EnvironmentCell
 from bench.suites.rollout import measure as rollout
 from bench.suites.rollout.measure import PARTS, PRESETS, Loop, PartClock, Sizes
+from bench.suites.rollout.samples import EnvironmentCell
 from tests.clock import Clock
 
 SIZES = Sizes(envs=("InvertedPendulum-v5",), num_envs=(1, 2), rounds=2, round_seconds=0.0, loop_steps=4)

@@ -2,19 +2,21 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from bench import report
+from bench.compare import figures
 from bench.core import machine, record, runner
-from bench.core.figures import figures
-from bench.core.record import Hardware, Record, ScalingCell, ScalingSamples, Timing
+from bench.core.record import Hardware, Record
+from bench.core.samples import Timing
 from bench.suites.scaling import measure as scaling
 from bench.suites.scaling import section as page
 from bench.suites.scaling.measure import PRESETS, Sizes
+from bench.suites.scaling.samples import ScalingCell, ScalingSamples
 from bench.suites.scaling.worker import Group, LostGroup, Place, Work, shares
 
 SIZES = Sizes(ranks=(1, 2, 4), widths=(8,), gradient_steps=3, rounds=2, round_seconds=0.0)
@@ -163,7 +165,7 @@ def cell(scale: Any, ranks: int, *rates: float, **changes: Any) -> ScalingCell:
     return replace(made, **changes)
 
 
-def scaling_record() -> Record:
+def scaling_record() -> Record[ScalingSamples]:
     cells = [
         cell("weak", 1, 90.0, 100.0, 400.0),
         cell("weak", 2, 80.0),

@@ -2,20 +2,21 @@
 
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from bench import report
+from bench.compare import figures
 from bench.core import machine, plots, record, runner
-from bench.core.figures import figures
-from bench.core.record import Hardware, Record, SoakCell, SoakSample, SoakSamples
+from bench.core.record import Hardware, Record
 from bench.suites.soak import measure as soak
 from bench.suites.soak.measure import full, growth, verdict
+from bench.suites.soak.samples import SoakCell, SoakSample, SoakSamples
 from bench.suites.soak.worker import EPISODE_STEPS, Counting, Gauge, open_files
 from tests.backends import BACKENDS, Backend, load_backend
 
@@ -126,7 +127,7 @@ def test_growth_is_the_exit_status(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "jax: resident memory differs by 3.0%" in capsys.readouterr().out
 
 
-def soak_record() -> Record:
+def soak_record() -> Record[SoakSamples]:
     cells = [FLAT, cell(backend="jax", execution=None, missing="no jax")]
     return Record(
         schema_version=record.SCHEMA_VERSION,

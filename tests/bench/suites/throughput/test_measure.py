@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 
 from bench.core import machine, record
-from bench.core.record import Round, ThroughputSamples
 from bench.peers import CHUNK, CONTENDERS, Peer
 from bench.peers.process import Description, MissingError, Process
 from bench.suites.throughput import measure as throughput
 from bench.suites.throughput.measure import Kept, Size
+from bench.suites.throughput.samples import Contender, Round, ThroughputSamples
 
 SIZE = Size(rounds=3, steps=64, random_steps=256, first_steps=128, warm_steps=64)
 CONSOLE = Console(file=io.StringIO())
@@ -50,7 +50,7 @@ class Fake:
         self.closed = True
 
 
-def measure(fakes: Mapping[str, Fake], partial: Path, peers: Sequence[Peer] = PEERS, size: Size = SIZE) -> dict[str, record.Contender]:
+def measure(fakes: Mapping[str, Fake], partial: Path, peers: Sequence[Peer] = PEERS, size: Size = SIZE) -> dict[str, Contender]:
     """The contenders of a run, by name; a peer without a fake cannot be started."""
 
     def start(peer: Peer) -> Process:
@@ -126,8 +126,8 @@ def test_a_stopped_run_goes_on_after_its_last_whole_round(tmp_path: Path) -> Non
 
 
 def test_other_circumstances_start_anew(tmp_path: Path) -> None:
-    Kept(tmp_path, "run", ["a"]).add({"x": Round(steps=64, seconds=1.0)})
-    assert Kept(tmp_path, "run", ["a"]).rounds == [{"x": Round(steps=64, seconds=1.0)}]
+    Kept(tmp_path, "run", ["a"]).add({"x": Round(steps=64, seconds=1.0, waited_seconds=None, waited_cpu_seconds=None)})
+    assert Kept(tmp_path, "run", ["a"]).rounds == [{"x": Round(steps=64, seconds=1.0, waited_seconds=None, waited_cpu_seconds=None)}]
     assert Kept(tmp_path, "run", ["b"]).rounds == []
     assert Kept(tmp_path, "other", ["a"]).rounds == []
 
@@ -157,7 +157,7 @@ def test_each_number_of_threads_has_its_record_and_its_cores(faked: list[dict[st
     assert [(one["name"], one["cores"]) for one in faked] == [
         (name, cores) for cores in ([3], [3, 5]) for name in ("sacref jax chunked", "SBX strict", "SBX scan")
     ]
-    found = [record.read(path) for path in sorted(tmp_path.glob("2*/*.json"))]
+    found = [record.read(path, ThroughputSamples) for path in sorted(tmp_path.glob("2*/*.json"))]
     assert [(one.run, one.hardware.threads) for one in found] == [("HalfCheetah-v5-1core", 1), ("HalfCheetah-v5-2cores", 2)]
     assert isinstance(found[0].samples, ThroughputSamples)
     own, strict, scan = found[0].samples.contenders
@@ -239,6 +239,6 @@ def test_the_smoke_preset_starts_no_contender_late(faked: list[dict[str, Any]], 
     assert throughput.main(preset="smoke", threads=(1,), results=tmp_path) == 1
     assert faked == []
     (path,) = tmp_path.glob("2*/*.json")
-    samples = record.read(path).samples
+    samples = record.read(path, ThroughputSamples).samples
     assert isinstance(samples, ThroughputSamples)
     assert {one.missing for one in samples.contenders} == {"not started within the -1 s of the preset smoke"}

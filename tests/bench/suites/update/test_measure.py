@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from bench.core import machine, precisions, runner, synthetic
-from bench.core.record import UpdateCell
 from bench.suites.update import measure as update
 from bench.suites.update.measure import PRESETS, Sizes
+from bench.suites.update.samples import UpdateCell
 
 SIZES = Sizes(batches=(8,), widths=(8,), stored=(20, 50), rounds=2, round_seconds=0.0, largest_flops=1e12, call_flops=1e9)
 
