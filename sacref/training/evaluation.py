@@ -11,17 +11,13 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
-from sacref.agent.numerics import require_finite_actions
 from sacref.agent.protocol import Agent
-from sacref.algorithm.tree import Tree, map_leaves
+from sacref.algorithm.tree import map_leaves
 from sacref.envs.divergence import Divergences, bad_rows, can_reset_one, finite
-from sacref.envs.episodes import DROPPED
-from sacref.envs.interface import step
-from sacref.envs.scaling import as_box
 from sacref.envs.space_records import refuse_other_environments
-from sacref.envs.states import states_of
 from sacref.envs.vector import require_separate, time_limit
 from sacref.ranks import Ranks
+from sacref.training.rollout import Rollout
 
 MAX_EPISODE_STEPS = 10_000
 """Steps after which an episode is cut that has no time limit of its own: ten times that of Gymnasium's MuJoCo tasks, so that it seldom cuts
@@ -239,91 +235,70 @@ def _run_episodes(agent: Agent, envs: VectorEnv[Any, Any, Any], episodes: _Episo
     autoreset_mode = envs.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
     resetting = np.zeros(envs.num_envs, np.bool_)
     largest = getattr(agent, "float_limit", np.inf)
+    rollout = Rollout(agent, envs, state_space)
 
-    def restart(which: NDArray[np.bool_], reason: str, states: Tree | None) -> tuple[Tree, Tree | None]:
+    def diverged_starts(which: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return which of these copies begin with numbers that are not finite, and are to begin once more."""
+        bad = np.zeros(envs.num_envs, np.bool_)
+        bad[[*bad_rows(rollout.observations, largest), *bad_rows(rollout.states, largest)]] = True
+        for copy in np.flatnonzero(bad & which).tolist():
+            episodes.diverge(copy, "its first observation or state is not finite")
+        return bad & which & episodes.wanted
+
+    def restart(which: NDArray[np.bool_], reason: str) -> None:
         """Begin episodes of some copies, and the next ones of those that diverge at once."""
         if not can_reset_one(envs):
             raise EvaluationError(
                 f"evaluation: environment {episodes.number + int(which.argmax())} {reason}, and cannot be reset by itself: mend it, "
                 f"wrap it in gymnasium.wrappers.TimeLimit, or make it with sacref.envs.make"
             )
-        while True:
-            restarted, infos = envs.reset(options={"reset_mask": which.copy()})
-            observations = map_leaves(np.array, restarted)
-            states = map_leaves(np.array, states_of(envs, infos, state_space, previous=states, reset_mask=which))
-            which = refuse_starts(which, observations, states)
-            if not which.any():
-                return observations, states
+        while which.any():
+            rollout.reset_some(which)
+            which = diverged_starts(which)
 
-    def refuse_starts(which: NDArray[np.bool_], observations: Tree, states: Tree | None) -> NDArray[np.bool_]:
-        """Which of these copies begin with numbers that are not finite, and are to begin once more."""
-        bad = np.zeros(envs.num_envs, np.bool_)
-        bad[[*bad_rows(observations, largest), *bad_rows(states, largest)]] = True
-        for copy in np.flatnonzero(bad & which).tolist():
-            episodes.diverge(copy, "its first observation or state is not finite")
-        return bad & which & episodes.wanted
-
-    first, infos = envs.reset(seed=episodes.seed)
-    # Copied, here and below: a vector environment may write every step into the same buffer.
-    observations: Tree = map_leaves(np.array, first)
-    states: Tree | None = map_leaves(np.array, states_of(envs, infos, state_space))
-    if (again := refuse_starts(np.ones(envs.num_envs, np.bool_), observations, states)).any():
-        observations, states = restart(again, "diverged at its start", states)
+    rollout.reset(episodes.seed)
+    if (again := diverged_starts(np.ones(envs.num_envs, np.bool_))).any():
+        restart(again, "diverged at its start")
     divergences = Divergences(envs, largest)
     timestep = 0
     while episodes.wanted.any():
         clock = {"timestep": timestep, "timesteps": episodes.limit}
         # Of copies that have run their share, whatever they give.
-        idle = ~episodes.wanted
-        observations, states = (map_leaves(partial(_finite, idle, largest), tree) for tree in (observations, states))
-        chosen, _ = agent.act(observations, states, **clock)
-        actions = as_box(require_finite_actions(agent, agent.to_numpy(chosen)), envs.single_action_space)
-        returned, rewards, terminated, truncated, infos = step(envs, actions)
-        next_observations = map_leaves(np.array, returned)
-        next_states = map_leaves(np.array, states_of(envs, infos, state_space))
-        rewards, terminated, truncated = np.asarray(rewards, np.float64), np.asarray(terminated), np.asarray(truncated)
+        finite_idle = partial(_finite, ~episodes.wanted, largest)
+        rollout.observations, rollout.states = (map_leaves(finite_idle, tree) for tree in (rollout.observations, rollout.states))
+        taken = rollout.step(**clock)
         stepped = ~resetting
         episodes.current_length[stepped] += 1
         diverged = np.zeros(envs.num_envs, np.bool_)
         # Under SAME_STEP what an episode's last step shows is the start of the next one.
-        started = (terminated | truncated) & (autoreset_mode == AutoresetMode.SAME_STEP)
-        shown = (
-            map_leaves(partial(_finite, started, largest), next_observations),
-            map_leaves(partial(_finite, started, largest), next_states),
+        started = taken.ended & (autoreset_mode == AutoresetMode.SAME_STEP)
+        finite_started = partial(_finite, started, largest)
+        found = divergences.find(
+            observations=map_leaves(finite_started, taken.observations),
+            states=map_leaves(finite_started, taken.states),
+            rewards=np.asarray(taken.rewards, np.float64),
+            infos=taken.infos,
         )
-        found = divergences.find(observations=shown[0], states=shown[1], rewards=rewards, infos=infos)
         for copy, reason in found.items():
             # One that cannot be reset, and has run its share, goes on as it likes.
             diverged[copy] = episodes.wanted[copy] or can_reset_one(envs)
             episodes.diverge(copy, reason)
-        rewards = np.where(diverged, 0.0, np.nan_to_num(rewards))
+        taken.rewards = np.where(diverged, 0.0, np.nan_to_num(np.asarray(taken.rewards, np.float64)))
         with np.errstate(over="ignore"):  # an infinite return is one that diverged
-            episodes.current_return[stepped] += rewards[stepped]
-        ended = (terminated | truncated) & stepped & ~diverged
+            episodes.current_return[stepped] += taken.rewards[stepped]
+        ended = taken.ended & stepped & ~diverged
         cut = stepped & ~ended & ~diverged & episodes.wanted & (episodes.current_length >= episodes.limit)
-        agent.record_transition(
-            observations=observations,
-            states=states,
-            actions=actions,
-            rewards=rewards[:, None],
-            next_observations=next_observations,
-            next_states=next_states,
-            terminated=terminated[:, None],
-            truncated=(truncated | cut)[:, None],
-            infos={**infos, DROPPED: diverged} if diverged.any() else infos,
-            **clock,
-        )
-        observations, states = next_observations, next_states
+        taken.truncated = taken.truncated | cut
+        rollout.record(taken, diverged, **clock)
         timestep += 1
         episodes.end(ended, cut)
-        again = diverged | (cut & episodes.wanted) | refuse_starts(started & ~diverged, next_observations, next_states)
+        again = diverged | (cut & episodes.wanted) | diverged_starts(started & ~diverged)
         if autoreset_mode == AutoresetMode.DISABLED:
             again |= ended
         # Under NEXT_STEP the step after an episode's end only resets: its reward is none of an episode.
         resetting = ended & ~again if autoreset_mode == AutoresetMode.NEXT_STEP else resetting
         if again.any():
-            reason = "diverged" if diverged.any() else f"has an episode that did not end within {episodes.limit} steps"
-            observations, states = restart(again, reason, states)
+            restart(again, "diverged" if diverged.any() else f"has an episode that did not end within {episodes.limit} steps")
 
 
 def _finite(rows: NDArray[np.bool_], largest: float, values: NDArray[Any]) -> NDArray[Any]:

@@ -308,10 +308,8 @@ def run_training(member: Membership | None, asked: TrainConfig) -> TrainingResul
                 member.join(agent)
             with bar:
 
-                def on_begin() -> None:
-                    """Take the directory: only now, as all that the first step needs is there, is anything in it changed."""
-                    if resumption.on_begin is not None:
-                        resumption.on_begin()
+                def take_directory() -> None:
+                    """Take the directory: only now, as the first step is recorded, is anything in it changed."""
                     run.evaluations += run_directory.begin(ranks, directory, config, resumed, overwrite=asked.overwrite)
 
                 def after_timestep(finished: int) -> None:
@@ -328,7 +326,8 @@ def run_training(member: Membership | None, asked: TrainConfig) -> TrainingResul
                     after_timestep=after_timestep,
                     after_all=run.after_all,
                     begin=resumption.begin,
-                    on_begin=on_begin,
+                    on_begin=resumption.on_begin,
+                    on_recorded=take_directory,
                     ranks=ranks,
                     interrupted=None if member is None else member.interrupted,
                 )
@@ -460,7 +459,7 @@ class _Run:
     seed: int
     state_space: gymnasium.Space[Any] | None
     evaluations: list[tuple[int, Evaluation]]
-    standing: loop.Standing | None = None
+    state: loop.LoopState | None = None
     """After the last timestep; None before the first one of this process."""
 
     def after_timestep(self, finished: int) -> None:
@@ -468,9 +467,9 @@ class _Run:
         if finished % self.every == 0 and finished < self.timesteps:
             self.evaluate(finished)
 
-    def after_all(self, standing: loop.Standing) -> None:
-        self.standing = standing
-        self.keeper.after_timestep(standing, self.timesteps)
+    def after_all(self, state: loop.LoopState) -> None:
+        self.state = state
+        self.keeper.after_timestep(state, self.timesteps)
 
     def evaluate(self, finished: int) -> None:
         evaluation = evaluate(
@@ -512,8 +511,8 @@ class _Run:
         """Write the checkpoint first: it cannot be made again. The curve is drawn if `plot`: Matplotlib's figures are not for threads."""
         clock = {"timestep": outcome.timesteps, "timesteps": self.timesteps}
         written = outcome.timesteps in resuming.finished_checkpoints(self.directory)
-        if not self.ranks.gather(written)[0] and self.standing is not None:
-            self.keeper.write(self.standing)
+        if not self.ranks.gather(written)[0] and self.state is not None:
+            self.keeper.write(self.state)
         else:
             self.keeper.tidy()  # which a run that was killed after its last checkpoint had still to do
         # Before the last evaluation, whose statistics would be a second line of the same timestep: evaluation.json has its returns.

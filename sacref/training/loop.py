@@ -13,17 +13,13 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from sacref.agent.numerics import require_finite_actions
 from sacref.agent.protocol import Agent
-from sacref.algorithm.tree import Tree, map_leaves
+from sacref.algorithm.tree import Tree
 from sacref.envs.divergence import DivergenceGuard
-from sacref.envs.episodes import DROPPED
-from sacref.envs.interface import step
-from sacref.envs.scaling import as_box
 from sacref.envs.space_records import refuse_other_environments
-from sacref.envs.states import states_of
 from sacref.envs.vector import require_separate
 from sacref.ranks import Ranks
+from sacref.training.rollout import Rollout
 
 AGREEMENT_SECONDS = 1.0
 """About how often ranks tell each other whether Ctrl-C was pressed."""
@@ -35,8 +31,8 @@ AfterTimestep = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Where a loop stands between two timesteps."""
+class LoopState:
+    """The state of a loop between two timesteps."""
 
     timesteps: int
     """Timesteps finished."""
@@ -67,9 +63,10 @@ def run(
     seed: int | None = None,
     state_space: gymnasium.Space[Any] | None = None,
     after_timestep: AfterTimestep | None = None,
-    after_all: Callable[[Standing], None] | None = None,
-    begin: Standing | None = None,
+    after_all: Callable[[LoopState], None] | None = None,
+    begin: LoopState | None = None,
     on_begin: Callable[[], None] | None = None,
+    on_recorded: Callable[[], None] | None = None,
     ranks: Ranks | None = None,
     interrupted: Callable[[], bool] | None = None,
 ) -> Outcome:
@@ -95,6 +92,7 @@ def run(
         after_all: called after that: for checkpoints.
         begin: where to go on, of environments that were restored to how they were; None to reset them. It takes the place of `start`.
         on_begin: called when agent and environments are ready.
+        on_recorded: called once, when the first transition is recorded and before it is learned from; at the end, if there is none.
         ranks: the processes that train this agent together, each of which runs this loop; None for this one alone.
         interrupted: whether the loop is to end, asked in the place of Ctrl-C.
 
@@ -111,15 +109,12 @@ def run(
     agent.init(trainer_cfg={"timesteps": timesteps})
     agent.enable_training_mode(True, apply_to_models=True)
     disabled_autoreset = envs.metadata.get("autoreset_mode") == AutoresetMode.DISABLED
+    rollout = Rollout(agent, envs, state_space)
     if begin is None:
-        first, infos = envs.reset(seed=seed)
-        # Copied, here and below: a vector environment may write every step into the same buffer.
-        observations = map_leaves(np.array, first)
-        states = map_leaves(np.array, states_of(envs, infos, state_space))
+        rollout.reset(seed)
     else:
-        observations, states = begin.observations, begin.states
-    largest = getattr(agent, "float_limit", np.inf)
-    guard = DivergenceGuard(envs, None if ranks is None or ranks.size == 1 else ranks.rank, largest)
+        rollout.observations, rollout.states = begin.observations, begin.states
+    guard = DivergenceGuard(envs, None if ranks is None or ranks.size == 1 else ranks.rank, getattr(agent, "float_limit", np.inf))
     if on_begin is not None:
         on_begin()
     finished, seconds = start, 0.0
@@ -129,52 +124,33 @@ def run(
             began = time.perf_counter()
             clock = {"timestep": finished, "timesteps": timesteps}
             agent.pre_interaction(**clock)
-            action, _ = agent.act(observations, states, **clock)
-            actions = as_box(require_finite_actions(agent, agent.to_numpy(action)), envs.single_action_space)
-            acted = time.perf_counter()
-            returned, rewards, terminated, truncated, infos = step(envs, actions)
-            stepped = time.perf_counter()
-            next_observations = map_leaves(np.array, returned)
-            next_states = map_leaves(np.array, states_of(envs, infos, state_space))
-            ended = np.asarray(terminated) | np.asarray(truncated)
+            taken = rollout.step(**clock)
             diverged = guard.look(
-                observations=next_observations, states=next_states, rewards=rewards, ended=ended, infos=infos, timestep=finished
+                observations=taken.observations,
+                states=taken.states,
+                rewards=taken.rewards,
+                ended=taken.ended,
+                infos=taken.infos,
+                timestep=finished,
             )
-            if diverged.any():
-                rewards, infos = np.where(diverged, 0.0, rewards), {**infos, DROPPED: diverged}
-            agent.track_data("Stats / Inference time (ms)", 1000 * (acted - began))
-            agent.track_data("Stats / Env stepping time (ms)", 1000 * (stepped - acted))
-            agent.record_transition(
-                observations=observations,
-                states=states,
-                actions=actions,
-                rewards=_column(rewards),
-                next_observations=next_observations,
-                next_states=next_states,
-                terminated=_column(terminated),
-                truncated=_column(truncated),
-                infos=infos,
-                **clock,
-            )
+            agent.track_data("Stats / Inference time (ms)", 1000 * (taken.acted - began))
+            agent.track_data("Stats / Env stepping time (ms)", 1000 * (taken.stepped - taken.acted))
+            rollout.record(taken, diverged, **clock)
+            if on_recorded is not None and finished == start:
+                on_recorded()
             agent.post_interaction(**clock)
-            observations, states = next_observations, next_states
-            again = diverged | ended if disabled_autoreset else diverged
+            again = diverged | taken.ended if disabled_autoreset else diverged
             if again.any():
-                restarted, infos = envs.reset(options={"reset_mask": again.copy()})
-                observations = map_leaves(np.array, restarted)
-                states = map_leaves(np.array, states_of(envs, infos, state_space, previous=states, reset_mask=again))
+                rollout.reset_some(again)
             finished += 1
             seconds += time.perf_counter() - began
             if after_timestep is not None:
                 after_timestep(finished)
             if after_all is not None:
-                after_all(Standing(finished, observations, states))
+                after_all(LoopState(finished, rollout.observations, rollout.states))
+        if on_recorded is not None and finished == start:
+            on_recorded()
         return Outcome(finished, seconds, stop.agreed())
-
-
-def _column(values: Any) -> Any:
-    """`(envs,)` as `(envs, 1)`."""
-    return np.asarray(values).reshape(-1, 1)
 
 
 class _Stop:

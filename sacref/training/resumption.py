@@ -28,7 +28,7 @@ from sacref.storage.checkpoint import CheckpointError, one_line
 from sacref.storage.metric_files import METRICS_FILE
 from sacref.storage.replay_log import Entry, ReplayLog
 from sacref.storage.values import decode, encode, refuse_unlike
-from sacref.training.loop import Standing
+from sacref.training.loop import LoopState
 
 BEST = "best"
 """Name of the checkpoint of the best evaluation."""
@@ -94,15 +94,15 @@ class Keeper:
         self._uncaptured = uncaptured
         self._said_why = uncaptured is not None  # by who gave it
 
-    def after_timestep(self, standing: Standing, timesteps: int) -> None:
+    def after_timestep(self, state: LoopState, timesteps: int) -> None:
         """Write a checkpoint where one is due; the end's is for `write`.
 
         A checkpoint that cannot be written is reported and left out: training goes on, and the one before stays.
         """
-        if self.every > 0 and standing.timesteps % self.every == 0 and standing.timesteps < timesteps:
+        if self.every > 0 and state.timesteps % self.every == 0 and state.timesteps < timesteps:
             failure: Exception | None = None
             try:
-                self.write(standing)
+                self.write(state)
             except (OSError, CheckpointError) as error:
                 failure = error
                 if self.ranks.size > 1:
@@ -111,28 +111,28 @@ class Keeper:
                 newest = max(finished_checkpoints(self.directory), default=None)
                 logger.warning(
                     "no checkpoint at timestep %d: %s. Training goes on; %s",
-                    standing.timesteps,
+                    state.timesteps,
                     failure,
                     "there is none yet" if newest is None else f"agent_{newest} is the last one",
                 )
 
-    def write(self, standing: Standing) -> None:
+    def write(self, state: LoopState) -> None:
         """Write a checkpoint, and delete those that are too many.
 
         Raises:
             OSError, CheckpointError: if it cannot be written. Those that were there are as they were.
         """
-        path = checkpoints_of(self.directory) / f"agent_{standing.timesteps}"
-        self.agent.save(path, replay=self._replay, live=self._live(standing))
+        path = checkpoints_of(self.directory) / f"agent_{state.timesteps}"
+        self.agent.save(path, replay=self._replay, live=self._live(state))
         self.tidy()
 
     def write_best(self) -> None:
         """Write the agent, without its memory, as the best one so far."""
         self.agent.save(checkpoints_of(self.directory) / BEST, keep_memory=False)
 
-    def _live(self, standing: Standing) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _live(self, state: LoopState) -> tuple[dict[str, Any], dict[str, Any]]:
         arrays: dict[str, Any] = {}
-        value = {"agent": self.agent.live_state(), "observations": standing.observations, "states": standing.states}
+        value = {"agent": self.agent.live_state(), "observations": state.observations, "states": state.states}
         metadata: dict[str, Any] = {"live": encode(value, "live", arrays), "files": lengths(self.directory)}
         groups = {LIVE[0]: arrays}
         snapshot = self._uncaptured or snapshots.capture(self.envs)
@@ -215,7 +215,7 @@ def choose(ranks: Ranks, directory: Path) -> int:
 class Resumption:
     """What a run was in the middle of, when a checkpoint was written."""
 
-    begin: Standing | None
+    begin: LoopState | None
     """Where to go on; None where episodes begin anew."""
     on_begin: Callable[[], None] | None
 
@@ -260,7 +260,7 @@ def resume(
         refuse_unlike("what the run was in the middle of", value, {**like, "agent": agent.live_like()})
         if not all(np.isfinite(array).all() for array in leaves((value["observations"], value["states"]))):
             raise ValueError("observations or states are NaN or infinite")
-        begin = Standing(timestep, value["observations"], value["states"])
+        begin = LoopState(timestep, value["observations"], value["states"])
         snapshots.restore(envs, snapshots.Snapshot(read.groups.get(LIVE[1], {}), read.metadata["environment"]))
 
     def on_begin() -> None:

@@ -362,6 +362,15 @@ class NeverReset(CountingEnv):
 
 
 THE_ONE = CountingEnv()
+def refusing(rewards: Any, timestep: int, timesteps: int) -> Any:
+    raise ArithmeticError("no such reward")
+
+
+class NeverSteps(gymnasium.Wrapper[Any, Any, Any, Any]):
+    def step(self, action: Any) -> Any:
+        raise RuntimeError("the simulator is gone")
+
+
 IMPOSSIBLE: dict[str, dict[str, Any]] = {
     "a typo in the task": {"env": "Pendulm-v1"},
     "discrete actions": {"env": "CartPole-v1", "env_kwargs": {}},
@@ -389,11 +398,13 @@ IMPOSSIBLE: dict[str, dict[str, Any]] = {
         | {"observation_preprocessor_kwargs": {"epsilon": "small"}}
     },
     "the evaluations": {"evaluation_max_steps": 0},
+    "the first step": {"wrappers": [NeverSteps]},
+    "the first reward": {"cfg": {**SMALL["cfg"], "rewards_shaper": refusing, "experiment": {"write_interval": 1}}},
 }
 
 
 @pytest.mark.parametrize("changed", IMPOSSIBLE.values(), ids=IMPOSSIBLE)
-def test_a_run_stays_until_the_new_one_can_take_its_first_step(changed: dict[str, Any], finished_run: Path) -> None:
+def test_a_run_stays_until_the_new_one_has_taken_its_first_step(changed: dict[str, Any], finished_run: Path) -> None:
     before = state_of(finished_run)
     with without_shape_checks(), pytest.raises(Exception) as refused:  # whatever it is: a user's wrapper raises what it likes
         train(finished_run, overwrite=True, **changed)
