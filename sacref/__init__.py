@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from sacref.training.evaluation import Evaluation as Evaluation
     from sacref.training.evaluation import evaluate as evaluate
     from sacref.training.experiment import TrainingResult as TrainingResult
-    from sacref.training.experiment import load as load
     from sacref.training.experiment import train as train
+    from sacref.training.load import load as load
     from sacref.training.population import PopulationError as PopulationError
     from sacref.training.population import PopulationResult as PopulationResult
     from sacref.training.population import train_population as train_population
@@ -32,7 +32,7 @@ _HOMES = {
     "Evaluation": "sacref.training.evaluation",
     "evaluate": "sacref.training.evaluation",
     "TrainingResult": "sacref.training.experiment",
-    "load": "sacref.training.experiment",
+    "load": "sacref.training.load",
     "train": "sacref.training.experiment",
     "NumericalError": "sacref.agent.numerics",
     "PopulationError": "sacref.training.population",

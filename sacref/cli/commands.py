@@ -47,9 +47,9 @@ def train(flags: Train) -> int:
     if flags.sweep_on != "local" or flags.sweep_jobs is not None:
         raise ValueError("--sweep-on or --sweep-jobs is given without --sweep: name the file of the sweep, or leave them out")
     seeds = _seeds(flags)
-    from sacref.training import experiment
+    from sacref.training import experiment, plan
 
-    experiment.prepare_process(flags.backend, flags.device)
+    plan.prepare_process(flags.backend, flags.device)
     arguments: dict[str, Any] = {
         **{option.name: getattr(flags, option.name) for option in fields(RunOptions)},
         "env": _environment(flags.env),
@@ -135,15 +135,16 @@ def _train_population(flags: Train, seeds: Sequence[int], arguments: dict[str, A
 
 def evaluate(flags: Evaluate) -> int:
     from sacref.envs.vector import closing, make
-    from sacref.training import experiment, run_directory
-    from sacref.training.evaluation import evaluate
+    from sacref.training import load, run_directory
+    from sacref.training.evaluation import evaluate as run_episodes
+    from sacref.training.plan import EVALUATION_COPIES
 
     config = run_directory.read_config(flags.run_dir)
-    agent = experiment.load(flags.run_dir, checkpoint=flags.checkpoint, device=flags.device, import_callables=flags.import_callables)
-    copies = max(1, min(flags.episodes, experiment.EVALUATION_COPIES))
+    agent = load.load(flags.run_dir, checkpoint=flags.checkpoint, device=flags.device, import_callables=flags.import_callables)
+    copies = max(1, min(flags.episodes, EVALUATION_COPIES))
     task = _task(config)
     with closing(make(task.pop("env"), copies, **task)) as environments:
-        evaluation = evaluate(
+        evaluation = run_episodes(
             agent,
             environments,
             episodes=flags.episodes,
@@ -161,11 +162,11 @@ def video(flags: Video) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from sacref.training import experiment, run_directory
+    from sacref.training import load, run_directory
     from sacref.training.video import render_episodes
 
     config = run_directory.read_config(flags.run_dir)
-    agent = experiment.load(flags.run_dir, checkpoint=flags.checkpoint, device=flags.device, import_callables=flags.import_callables)
+    agent = load.load(flags.run_dir, checkpoint=flags.checkpoint, device=flags.device, import_callables=flags.import_callables)
     output, task = flags.output or flags.run_dir / "video.gif", _task(config)
     spec = registry.get(config["env"])
     longest = None if spec is None or spec.max_episode_steps is None else flags.episodes * spec.max_episode_steps

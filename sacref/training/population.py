@@ -13,9 +13,10 @@ import numpy as np
 from sacref.agent.lockstep import Lockstep
 from sacref.config import ConfigError, SACConfig
 from sacref.config.train_config import TrainConfig
-from sacref.training import experiment, resumption, run_directory
+from sacref.training import checkpoints, experiment
 from sacref.training.experiment import TrainingResult
 from sacref.training.loop import interruption
+from sacref.training.plan import fresh_run_directory, import_backend
 from sacref.training.run_directory import RunError
 
 VARYING = ("initial_entropy_value", "target_entropy", "discount_factor", "learning_rate")
@@ -61,10 +62,10 @@ def train_population(
         raise TypeError(f"train_population got {', '.join(unknown)}: expected seeds, vary, and the arguments of sacref.train but for seed")
     given = {**defaults, **arguments}
     if run_dir is None:
-        run_dir = run_directory.fresh_directory(experiment.name_of(given["env"]), given["backend"], seeds[0])
+        run_dir = fresh_run_directory(TrainConfig(**{**given, "seed": seeds[0]}))
     directory = Path(run_dir).expanduser().absolute()
     asked = _judged(names, given, directory)
-    experiment.import_backend(given["backend"])  # here, once
+    import_backend(given["backend"])  # here, once
     meeting = _Meeting(len(names))
     results: dict[str, TrainingResult] = {}
     failures: dict[str, BaseException] = {}
@@ -72,7 +73,7 @@ def train_population(
 
     def train(number: int, name: str, own: TrainConfig) -> None:
         try:  # all of it: for a member that ended unheard of, the others would wait
-            results[name] = experiment.run_training(_Membership(meeting, number, pressed), own)
+            results[name] = experiment.run(own, _Member(meeting, number, pressed))
         except BaseException as error:
             failures[name] = error
         finally:
@@ -160,7 +161,7 @@ def _judged(names: Mapping[str, tuple[int, Mapping[str, Any]]], given: Mapping[s
     asked, refusals = {}, {}
     for number, (name, (seed, varied)) in enumerate(names.items()):
         own = {**given, "seed": seed, "run_dir": directory / name, "progress": given["progress"] and number == 0}
-        if given["resume"] and not resumption.finished_checkpoints(directory / name):
+        if given["resume"] and not checkpoints.finished_checkpoints(directory / name):
             own |= {"resume": False, "overwrite": True}
         try:
             asked[name] = TrainConfig(**{**own, "cfg": _with_fields(given["cfg"], varied)}).checked()
@@ -231,19 +232,20 @@ class _Meeting:
         self._condition.notify_all()
 
 
-class _Membership:
-    """What a member's run asks for."""
+class _Member:
+    """The callbacks of a member's run."""
 
     def __init__(self, meeting: _Meeting, number: int, interrupted: Callable[[], bool]) -> None:
         self._meeting, self._number, self.interrupted = meeting, number, interrupted
+        self.first = number == 0
 
-    def join(self, agent: Any) -> None:
+    def on_ready(self, agent: Any) -> None:
         if agent.ranks.size > 1:
             raise RunError("a population trains in one process: leave out ranks, or seeds")
         agent.enable_training_mode(True, apply_to_models=True)  # while its functions can still be compiled anew
         self._meeting.join(self._number, agent)
 
-    def leave(self, agent: Any) -> None:
+    def on_end(self, agent: Any) -> None:
         _population_of(agent).depart(agent)
         self._meeting.leave(self._number)
 

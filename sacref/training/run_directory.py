@@ -17,7 +17,7 @@ from sacref.config.train_config import CHANGEABLE
 from sacref.envs.space_records import read_space
 from sacref.ranks import Ranks
 from sacref.storage import checkpoint
-from sacref.training import resumption
+from sacref.training import checkpoints
 from sacref.training.evaluation import LARGEST_RETURN, Evaluation
 
 CONFIG = "config.json"
@@ -56,9 +56,9 @@ def fresh_directory(env_name: str, backend: str, seed: int) -> Path:
 
 def prepare(ranks: Ranks, directory: Path, *, overwrite: bool, resume: bool) -> Resumed | None:
     """Rank 0 judges the directory, and what it refuses all refuse; all then read what is to be resumed. Nothing is changed: see `begin`."""
-    _on_rank_0(ranks, lambda: _refuse_or_read(directory, overwrite=overwrite, resume=resume))
+    on_every_rank(ranks, lambda: _refuse_or_read(directory, overwrite=overwrite, resume=resume) if ranks.rank == 0 else None)
     config = _refuse_or_read(directory, overwrite=overwrite, resume=resume) if resume else None
-    return None if config is None else _sound(ranks, directory, config)
+    return None if config is None else _newest_whole(ranks, directory, config)
 
 
 def begin(
@@ -83,22 +83,25 @@ def begin(
         return evaluations
 
     ranks.wait()  # what all of them read, rank 0 changes
-    return _on_rank_0(ranks, take) or []
+    return on_every_rank(ranks, lambda: take() if ranks.rank == 0 else [])
 
 
-def _on_rank_0(ranks: Ranks, work: Callable[[], T]) -> T | None:
-    """What the work of rank 0 gives it; what it refuses, all refuse. The others wait for it."""
-    result, refusal = None, None
-    if ranks.rank == 0:
-        try:
-            result = work()
-        except (ValueError, OSError) as error:
-            refusal = error
-    message = ranks.gather(None if refusal is None else str(refusal))[0]
+def on_every_rank(ranks: Ranks, work: Callable[[], T]) -> T:
+    """Return what the work gives on this rank; what one rank refuses, all refuse. The others wait for it.
+
+    Raises:
+        RunError: with the message of the rank that refused, on the others.
+    """
+    refusal: Exception | None = None
+    try:
+        result = work()
+    except Exception as error:  # a user's environment raises anything, and the other ranks are to hear of it
+        refusal = error
+    messages = ranks.gather(None if refusal is None else str(refusal))
     if refusal is not None:
         raise refusal
-    if message is not None:
-        raise RunError(message)
+    if said := [message for message in messages if message is not None]:
+        raise RunError(said[0])
     return result
 
 
@@ -108,11 +111,11 @@ def _refuse_or_read(directory: Path, *, overwrite: bool, resume: bool) -> dict[s
         raise RunError("overwrite and resume are both set: leave one of them out")
     if directory.exists() and not directory.is_dir():
         raise RunError(f"run_dir {directory} is a file, expected a directory: choose another")
-    holds_checkpoints = bool(resumption.finished_checkpoints(directory))
+    holds_checkpoints = bool(checkpoints.finished_checkpoints(directory))
     if resume:
         config = read_config(directory)
         try:
-            resumption.require_own(directory)
+            checkpoints.require_own(directory)
         except checkpoint.CheckpointError as error:
             raise RunError(str(error)) from error
         if not holds_checkpoints:
@@ -130,12 +133,12 @@ def _refuse_or_read(directory: Path, *, overwrite: bool, resume: bool) -> dict[s
 
 def _files(directory: Path) -> list[Path]:
     """What a run has written into its directory, beside the checkpoints."""
-    return [*(directory / name for name in RUN_FILES if (directory / name).exists()), *sorted(directory.glob(resumption.EVENTS))]
+    return [*(directory / name for name in RUN_FILES if (directory / name).exists()), *sorted(directory.glob(checkpoints.EVENTS))]
 
 
 def _foreign(directory: Path, files: list[Path]) -> str | None:
     """What has the name of a run's file or checkpoint, and is none; None where there is nothing of the kind."""
-    written = resumption.writings(directory)
+    written = checkpoints.writings(directory)
     for path in written:
         if (name := checkpoint.foreign(path)) is not None:
             return f"{path} holds {name!r}"
@@ -157,17 +160,17 @@ def _clear(directory: Path) -> None:
     for path in _files(directory):
         if path.name != CONFIG:
             path.unlink()
-    resumption.clear(directory)
+    checkpoints.clear(directory)
 
 
-def _sound(ranks: Ranks, directory: Path, config: dict[str, Any]) -> Resumed:
-    """The newest checkpoint that is sound on all ranks."""
+def _newest_whole(ranks: Ranks, directory: Path, config: dict[str, Any]) -> Resumed:
+    """Return the newest checkpoint that is whole on all ranks."""
     try:
-        timestep = resumption.choose(ranks, directory)
+        timestep = checkpoints.newest_whole(ranks, directory)
     except checkpoint.CheckpointError as error:
         raise RunError(f"{error}: start anew with overwrite") from error
-    path = resumption.finished_checkpoints(directory)[timestep]
-    if not resumption.holds_memory(path):
+    path = checkpoints.finished_checkpoints(directory)[timestep]
+    if not checkpoints.holds_memory(path):
         raise RunError(f"{path} holds no replay memory, so it cannot be resumed: start anew with overwrite")
     with reading_config_of(directory):
         numbers = [config["num_envs"], config.get("ranks", 1), config.get("steps_offset", 0)]
@@ -270,17 +273,18 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def find_checkpoints(directory: Path, name: str | Path | None) -> list[Path]:
     """The checkpoint of that name; all, the newest first, for None."""
-    found = resumption.finished_checkpoints(directory)
+    found = checkpoints.finished_checkpoints(directory)
     if name is None:
         if not found:
             raise RunError(f"{directory} holds no checkpoint yet: train longer, or with a shorter checkpoint_interval")
         return list(found.values())[::-1]
-    for path in (resumption.checkpoints_of(directory) / name, Path(name).expanduser()):
+    for path in (checkpoints.checkpoints_of(directory) / name, Path(name).expanduser()):
         if path.is_dir():
             return [path.absolute()]
     names = ", ".join(path.name for path in found.values()) or "none"
     raise RunError(
-        f"checkpoint {str(name)!r} is neither in {resumption.checkpoints_of(directory)} (there: {names}) nor a directory: name one of those"
+        f"checkpoint {str(name)!r} is neither in {checkpoints.checkpoints_of(directory)} (there: {names}) nor a directory: "
+        f"name one of those"
     )
 
 
@@ -288,7 +292,7 @@ def drop_after(directory: Path, resumed: Resumed) -> list[tuple[int, Evaluation]
     """Take back what the run wrote after the checkpoint: those steps come again. Returns the evaluations that stay."""
     evaluations = _read_evaluations(directory / "evaluation.json")
     files = checkpoint.read(resumed.checkpoint, only=()).metadata.get("files")
-    resumption.drop_after(directory, resumed.timestep, files if isinstance(files, dict) else {})
+    checkpoints.drop_after(directory, resumed.timestep, files if isinstance(files, dict) else {})
     return [(step, evaluation) for step, evaluation in evaluations if step <= resumed.steps]
 
 

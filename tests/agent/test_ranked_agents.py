@@ -17,8 +17,9 @@ from sacref.config import ExperimentConfig
 from sacref.preprocessing import RunningStandardScaler
 from sacref.ranks import Ranks
 from sacref.storage import checkpoint
-from sacref.training import experiment, loop, run_directory
+from sacref.training import loop, run_directory
 from sacref.training.evaluation import Evaluation, EvaluationError, evaluate
+from sacref.training.plan import derive_seed, evaluation_copies
 from tests.backends import BACKENDS, Backend, assert_same_arrays, draw_row, load_backend
 from tests.envs.counting import CountingEnv
 from tests.fake_agent import FakeAgent
@@ -72,7 +73,7 @@ def own(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_an_evaluation_is_that_of_one_process_however_many_ranks_share_it(size: int) -> None:
     alone = evaluate(FakeAgent(), counting(*LENGTHS), episodes=5)
     assert alone.returns == (1.0, 101.0, 6.0, 203.0, 10.0)
-    shares = [experiment._copies(len(LENGTHS), ranks) for ranks in together(size, lambda ranks: ranks)]
+    shares = [evaluation_copies(len(LENGTHS), ranks) for ranks in together(size, lambda ranks: ranks)]
     assert sum(shares) == len(LENGTHS)
 
     def share(ranks: Ranks) -> tuple[Evaluation, list[bool]]:
@@ -155,8 +156,8 @@ def test_training_tells_whether_any_rank_was_interrupted() -> None:
 
 
 def test_environments_of_each_rank_have_seeds_of_their_own() -> None:
-    assert experiment._derive(3, 0, 7) == int(np.random.SeedSequence(3, spawn_key=(0, 7)).generate_state(1)[0] >> 1)
-    assert len({experiment._derive(3, 0, 7, rank) for rank in range(4)}) == 4
+    assert derive_seed(3, 0, 7) == int(np.random.SeedSequence(3, spawn_key=(0, 7)).generate_state(1)[0] >> 1)
+    assert len({derive_seed(3, 0, 7, rank) for rank in range(4)}) == 4
 
 
 def test_what_rank_0_refuses_all_refuse(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from sacref.cli import main as cli
 from sacref.config import ExperimentConfig, SACConfig, paper_config, presets
 from sacref.config.train_config import Vectorization
 from sacref.spec.schedules import KLAdaptive, warm_up
-from sacref.training import experiment, population, video
+from sacref.training import experiment, plan, population, video
 from sacref.training.evaluation import Evaluation, evaluate
 from sacref.training.experiment import train as sacref_train
 from tests.envs.painted import PaintedEnv
@@ -284,7 +284,7 @@ def test_a_rank_that_cannot_begin_ends_its_process_at_once(
 ) -> None:
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(experiment, "prepare_process", lambda *arguments: None)
+    monkeypatch.setattr(plan, "prepare_process", lambda *arguments: None)
 
     def leave(status: int) -> None:
         raise SystemExit(status)

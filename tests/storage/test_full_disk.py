@@ -16,13 +16,15 @@ import gymnasium
 import numpy as np
 import pytest
 
+import sacref
 from bench.suites.faults import measure as faults
 from sacref.ranks import Ranks
 from sacref.storage import checkpoint
 from sacref.storage.checkpoint import CheckpointError
 from sacref.storage.metric_files import Tracker
 from sacref.storage.replay_log import ReplayLog
-from sacref.training import experiment, resumption
+from sacref.training import experiment
+from sacref.training.checkpoints import finished_checkpoints, newest_whole
 from tests.backends import BACKENDS, Backend, assert_same_arrays, fill
 from tests.storage.test_replay_log import filled, write
 
@@ -87,7 +89,7 @@ def assert_same_run(run_dir: Path, whole: Path) -> None:
     assert json.loads((run_dir / "evaluation.json").read_text()) == json.loads((whole / "evaluation.json").read_text())
     found, wanted = (checkpoint.read(path / "checkpoints" / "agent_120").groups["agent"] for path in (run_dir, whole))
     assert_same_arrays(found, wanted)
-    assert resumption.choose(Ranks(), run_dir) == 120
+    assert newest_whole(Ranks(), run_dir) == 120
 
 
 def limit(size: int = resource.RLIM_INFINITY) -> None:
@@ -123,10 +125,10 @@ def test_a_disk_that_is_full_for_a_while(size: int | str, whole: Any, tmp_path: 
     assert_same_arrays(result.agent.arrays(), whole.agent.arrays())  # type: ignore[attr-defined]  # of both backends' agents
     names = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
     assert names == ["agent_100", "agent_120", "agent_80", "best", "replay"]
-    for path in resumption.finished_checkpoints(run_dir).values():
+    for path in finished_checkpoints(run_dir).values():
         checkpoint.verify(path)
     assert not [path for path in run_dir.rglob("*") if path.name.startswith(".")]
-    assert resumption.choose(Ranks(), run_dir) == 120
+    assert newest_whole(Ranks(), run_dir) == 120
 
 
 @pytest.mark.parametrize("size", [0, 2_500])
@@ -137,7 +139,7 @@ def test_a_disk_that_stays_full(size: int, whole: Any, tmp_path: Path, caplog: p
         train(run_dir, {45: lambda: limit(size)})
     limit()
     assert any("agent_40 is the last one" in message for message in said(caplog))
-    assert resumption.choose(Ranks(), run_dir) == 40
+    assert newest_whole(Ranks(), run_dir) == 40
     assert [line["timestep"] for line in faults._lines(run_dir)] == [10, 20, 30, 40]
     assert max(step for step, _, _ in faults._events(run_dir)) == 40
     assert not [path for path in run_dir.rglob("*") if path.name.endswith(".tmp")]
@@ -177,7 +179,7 @@ def test_a_folder_that_cannot_be_written(whole: Any, caplog: pytest.LogCaptureFi
         with pytest.raises(PermissionError, match=r"Permission denied: .*run"):
             train(run_dir, {45: lambda: allow(0o555)})
         assert any("no checkpoint at timestep 60: [Errno 13] Permission denied" in message for message in said(caplog))
-        assert resumption.choose(Ranks(), run_dir) == 40
+        assert newest_whole(Ranks(), run_dir) == 40
         with pytest.raises(PermissionError, match="Permission denied"):
             train(run_dir, resume=True)
         allow(0o755)
@@ -193,8 +195,8 @@ def test_a_folder_that_is_gone(whole: Any, tmp_path: Path, caplog: pytest.LogCap
     run_dir = tmp_path / "run"
     result = train(run_dir, {45: lambda: shutil.rmtree(run_dir)})
     assert [message for message in said(caplog) if "config.json" not in message] == []
-    assert resumption.choose(Ranks(), run_dir) == 120
-    assert experiment.load(run_dir) is not None
+    assert newest_whole(Ranks(), run_dir) == 120
+    assert sacref.load(run_dir) is not None
     assert_same_arrays(result.agent.arrays(), whole.agent.arrays())  # type: ignore[attr-defined]  # of both backends' agents
     assert [line["timestep"] for line in faults._lines(run_dir)] == [50, 60, 70, 80, 90, 100, 110, 120]
     assert {step for step, _, _ in faults._events(run_dir)} == {50, 60, 70, 80, 90, 100, 110, 120}

@@ -24,7 +24,9 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load as library_load
 
+import sacref
 from sacref import envs, training
+from sacref.agent.backend import BackendError
 from sacref.agent.numerics import NumericalError
 from sacref.cli.flags import SweepError
 from sacref.cli.sweep import grid
@@ -36,8 +38,8 @@ from sacref.storage.checkpoint import DTYPES, CheckpointError
 from sacref.storage.replay_log import ReplayLog
 from sacref.storage.values import decode, encode
 from sacref.training import experiment
-from sacref.training import resumption as resuming
-from sacref.training.experiment import BackendError
+from sacref.training.checkpoints import newest_whole
+from sacref.training.resume import resume
 from sacref.training.run_directory import RunError
 from tests import hostile
 from tests.backends import BACKENDS, Backend, assert_same_arrays, fill, load_backend, without_shape_checks
@@ -661,7 +663,7 @@ def test_what_a_run_was_in_the_middle_of(finished: Path, tmp_path: Path, every: 
     """A run goes on from what it can be resumed from, and refuses all else before its first step."""
     path = copied(finished, tmp_path) / "checkpoints" / "agent_40"
     read, tally, source = checkpoint.read(path), Tally([CheckpointError]), source_of("live")
-    agent: Any = experiment.load(finished)
+    agent: Any = sacref.load(finished)
     memory = importlib.import_module("sacref.torch").ReplayMemory(40, 2)
     spaces = {"observation_space": agent.observation_space, "state_space": None, "action_space": agent.action_space}
     agent = type(agent)(
@@ -671,7 +673,7 @@ def test_what_a_run_was_in_the_middle_of(finished: Path, tmp_path: Path, every: 
     made.reset(seed=0)
 
     def go_on() -> str:
-        resumption = resuming.resume(path, agent, agent.ranks, made, 40)
+        resumption = resume(path, agent, agent.ranks, made, 40)
         began = False
 
         def on_begin() -> None:
@@ -717,14 +719,14 @@ def test_a_run_directory(finished: Path, tmp_path: Path) -> None:
                     _, lie = next(hostile.some_mutants(json.loads(content), 1, source))
                     change = sealed(lie)
                 put(path, change)
-                timestep = tally.attempt(f"{path.name}, {number}", lambda: resuming.choose(ranks, run_dir), str(run_dir))
+                timestep = tally.attempt(f"{path.name}, {number}", lambda: newest_whole(ranks, run_dir), str(run_dir))
                 chosen.append(timestep)
                 assert timestep in (32, 40, None)
                 if change != content and number >= 2 and path.parent.name == "agent_40":
                     assert timestep == 32
-                tally.attempt(f"{path.name}, {number}", lambda: experiment.load(run_dir), str(run_dir))
+                tally.attempt(f"{path.name}, {number}", lambda: sacref.load(run_dir), str(run_dir))
             put(path, content)
-        assert resuming.choose(ranks, run_dir) == 40
+        assert newest_whole(ranks, run_dir) == 40
     assert {32, 40} <= set(chosen)
 
 
@@ -734,12 +736,12 @@ def test_the_configuration_of_a_run(finished: Path, tmp_path: Path, every: int) 
     with watched(tmp_path):
         for what, changed in hostile.some_mutants(config, 300 // every + extra(0.01), source):
             put(run_dir / "config.json", hostile.text_of(changed))
-            tally.attempt(what, lambda: experiment.load(run_dir))
+            tally.attempt(what, lambda: sacref.load(run_dir))
     used = {key: config[key] for key in ("backend", "seed", "hidden", "models", "observation_space", "action_space", "state_space")}
     for what, changed in hostile.some_mutants(used, 300 // every + extra(0.01), source):
         if isinstance(changed, dict):
             put(run_dir / "config.json", hostile.text_of({**config, **changed}))
-            tally.attempt(what, lambda: experiment.load(run_dir))
+            tally.attempt(what, lambda: sacref.load(run_dir))
     assert tally.cases > 500 // every and tally.refused > tally.cases / 4
 
 
@@ -758,7 +760,7 @@ def test_models_that_no_checkpoint_could_fill_are_not_made(finished: Path, tmp_p
     for message, change in changes:
         put(run_dir / "config.json", json.dumps({**config, **change}).encode())
         with pytest.raises(RunError, match=rf"config.json is damaged \(ValueError: .*{message}"):
-            experiment.load(run_dir)
+            sacref.load(run_dir)
     # To go on with them is refused too: they are made before the checkpoint is read.
     hidden = [40, 4000, 4000]
     put(run_dir / "config.json", json.dumps({**config, "hidden": hidden}).encode())

@@ -18,13 +18,16 @@ import pytest
 
 import sacref
 from sacref import envs
+from sacref.agent.backend import BackendError
 from sacref.cli import main as cli
 from sacref.config import ConfigError, SACConfig, paper_config
 from sacref.ranks import Ranks
 from sacref.storage import checkpoint
-from sacref.training import experiment, resumption, run_directory
+from sacref.training import experiment, run_directory
+from sacref.training.checkpoints import CheckpointWriter, holds_memory
 from sacref.training.evaluation import evaluate
-from sacref.training.experiment import BackendError, TrainingResult
+from sacref.training.experiment import TrainingResult
+from sacref.training.plan import derive_seed, import_backend
 from sacref.training.population import train_population
 from sacref.training.run_directory import RunError
 from tests.backends import assert_same_arrays, without_shape_checks
@@ -96,13 +99,13 @@ def test_a_run_directory_holds_the_run_and_its_agent_can_be_loaded(backend: str,
         *(path.name for path in run_dir.glob("events*")),
     }
 
-    loaded = experiment.load(run_dir)
+    loaded = sacref.load(run_dir)
     observations = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
     trained, again = (agent.to_numpy(agent.act(observations, None, timestep=0, timesteps=1)[0]) for agent in (result.agent, loaded))
     np.testing.assert_array_equal(trained, again)
     assert not loaded.training
     made = envs.make("Pendulum-v1", 2, env_kwargs={"max_episode_steps": 20})
-    repeated = evaluate(loaded, made, episodes=2, seed=experiment._derive(3, 1))
+    repeated = evaluate(loaded, made, episodes=2, seed=derive_seed(3, 1))
     assert repeated.to_entry(100) == entries(run_dir)[-1]
 
 
@@ -147,18 +150,18 @@ def test_the_last_checkpoints_are_kept_with_their_memories_and_the_best_without(
     assert checkpoints(run_dir) == ["agent_120", "agent_150", "agent_170", "best", "replay"]
     train(run_dir, steps=200, resume=True, keep_checkpoints=1)
     assert checkpoints(run_dir) == ["agent_200", "best", "replay"]
-    assert resumption.holds_memory(run_dir / "checkpoints" / "agent_200")
-    assert not resumption.holds_memory(run_dir / "checkpoints" / "best")
+    assert holds_memory(run_dir / "checkpoints" / "agent_200")
+    assert not holds_memory(run_dir / "checkpoints" / "best")
     best = max(entries(run_dir), key=lambda entry: float(entry["mean"]))
-    found = experiment.load(run_dir, checkpoint="best")
+    found = sacref.load(run_dir, checkpoint="best")
     copies = envs.make("Pendulum-v1", 2, env_kwargs=SMALL["env_kwargs"])
-    assert list(evaluate(found, copies, episodes=2, seed=experiment._derive(0, 1)).returns) == pytest.approx(best["returns"])
+    assert list(evaluate(found, copies, episodes=2, seed=derive_seed(0, 1)).returns) == pytest.approx(best["returns"])
     copies.close()
 
 
 @pytest.mark.parametrize(
     ("owner", "method"),
-    [(resumption.Keeper, "tidy"), (resumption.Keeper, "write_best"), (experiment._Run, "write_evaluations")],
+    [(CheckpointWriter, "delete_old"), (CheckpointWriter, "write_best"), (experiment._Run, "write_evaluations")],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_run_killed_after_its_last_checkpoint_ends_as_others_once_resumed(
@@ -194,7 +197,7 @@ def test_a_damaged_checkpoint_is_left_out_and_the_one_before_taken(tmp_path: Pat
     with (run_dir / "checkpoints" / "agent_120" / "agent.safetensors").open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"\xff")
-    experiment.load(run_dir)
+    sacref.load(run_dir)
     assert "agent_120 is left out, and agent_100 taken" in caplog.text
     caplog.clear()
     train(run_dir, steps=120, resume=True)
@@ -362,6 +365,8 @@ class NeverReset(CountingEnv):
 
 
 THE_ONE = CountingEnv()
+
+
 def refusing(rewards: Any, timestep: int, timesteps: int) -> Any:
     raise ArithmeticError("no such reward")
 
@@ -494,7 +499,7 @@ def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="without a checkpoint, so there is nothing to resume: start anew with overwrite"):
         train(tmp_path / "run", resume=True)
     with pytest.raises(RunError, match="holds no checkpoint yet"):
-        experiment.load(tmp_path / "run")
+        sacref.load(tmp_path / "run")
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="is a file, expected a directory"):
         train(tmp_path / "file")
@@ -530,12 +535,12 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(tmp_path: Path) -> None:
 def test_an_environment_of_ones_own_is_trained_and_its_agent_loads_without_it(tmp_path: Path) -> None:
     result = train(tmp_path / "run", env=CountingEnv, env_kwargs={"high": 3.0, "lengths": (4,)}, steps=60)
     assert result.config["env"] == "tests.envs.counting:CountingEnv"
-    agent = experiment.load(tmp_path / "run", checkpoint="agent_50")
+    agent = sacref.load(tmp_path / "run", checkpoint="agent_50")
     space = agent.action_space  # type: ignore[attr-defined]  # of both backends' agents
     assert space == CountingEnv(high=3.0).action_space
     assert agent.observation_space == CountingEnv().observation_space  # type: ignore[attr-defined]  # of both backends' agents
     with pytest.raises(RunError, match=r"checkpoint 'agent_7' is neither .* \(there: agent_50, agent_60\)"):
-        experiment.load(tmp_path / "run", checkpoint="agent_7")
+        sacref.load(tmp_path / "run", checkpoint="agent_7")
 
 
 def test_loading_runs_no_code_that_the_run_names(tmp_path: Path) -> None:
@@ -544,11 +549,11 @@ def test_loading_runs_no_code_that_the_run_names(tmp_path: Path) -> None:
     config["cfg"]["rewards_shaper"] = "antigravity:fly_to"
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     sys.modules.pop("antigravity", None)
-    experiment.load(tmp_path / "run")
+    sacref.load(tmp_path / "run")
     assert "antigravity" not in sys.modules
     (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "hidden": None}))
     with pytest.raises(RunError, match=r"config.json is damaged \(TypeError"):
-        experiment.load(tmp_path / "run")
+        sacref.load(tmp_path / "run")
 
 
 def test_what_cannot_be_written_is_refused_before_anything_is_written(tmp_path: Path) -> None:
@@ -580,7 +585,7 @@ def test_what_cannot_be_written_is_refused_before_anything_is_written(tmp_path: 
 def test_returns_are_the_tasks_own_where_training_normalises_rewards(tmp_path: Path) -> None:
     result = train(tmp_path / "run", backend="torch", wrappers=[gymnasium.wrappers.NormalizeReward], evaluation_episodes=3)
     plain = envs.make("Pendulum-v1", 3, env_kwargs=SMALL["env_kwargs"])
-    found = evaluate(result.agent, plain, episodes=3, seed=experiment._derive(SMALL.get("seed", 0), 1))
+    found = evaluate(result.agent, plain, episodes=3, seed=derive_seed(SMALL.get("seed", 0), 1))
     assert result.evaluations[-1][1].returns == pytest.approx(found.returns, rel=1e-6)
     assert (
         metrics(tmp_path / "run")[-1]["Reward / Instantaneous reward (min)"] > -1.0 > max(found.returns) / 20
@@ -604,7 +609,7 @@ def test_counts_may_be_numpys_integers(tmp_path: Path) -> None:
 
 def test_a_backend_that_there_is_none_of_is_refused() -> None:
     with pytest.raises(BackendError, match="backend is 'numpy', expected one of torch, jax"):
-        experiment.import_backend("numpy")
+        import_backend("numpy")
 
 
 @pytest.mark.parametrize(("asked", "missing"), [("torch", "torch"), ("jax", "jax"), ("jax", "flax"), ("jax", "optax")])
@@ -616,8 +621,8 @@ class Absent:
         if name.split(".")[0] == {missing!r}:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Absent())
-from sacref.training import experiment
-experiment.import_backend({asked!r})
+from sacref.training.plan import import_backend
+import_backend({asked!r})
 """
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert finished.returncode == 1
@@ -700,7 +705,7 @@ def test_a_tilde_is_the_home_directory_wherever_a_path_is_taken(tmp_path: Path, 
     monkeypatch.chdir(tmp_path)
     train("~/run", backend=BACKEND, steps=20)
     assert (tmp_path / "run" / "config.json").is_file()
-    agent: Any = experiment.load("~/run", checkpoint="~/run/checkpoints/best")
+    agent: Any = sacref.load("~/run", checkpoint="~/run/checkpoints/best")
     agent.save("~/saved")
     agent.load("~/saved")
     assert cli.main(["eval", "~/run", "--episodes", "1"]) == 0
@@ -715,18 +720,18 @@ def test_a_tilde_is_the_home_directory_wherever_a_path_is_taken(tmp_path: Path, 
 
 def agent_in(directory: str) -> Any:
     spaces: Any = {"observation_space": CountingEnv().observation_space, "action_space": CountingEnv().action_space}
-    module = experiment.import_backend(BACKEND)
+    module = import_backend(BACKEND)
     cfg = SACConfig.from_dict({"experiment": {"directory": directory, "experiment_name": "name"}})
     return module.SAC(models=module.default_models(**spaces, hidden=(4,)), **spaces, state_space=None, cfg=cfg)
 
 
 def test_a_platform_that_is_not_there_is_one_line() -> None:
     pytest.importorskip("jax")
-    program = "import sys, sacref; from sacref import cli; sys.exit(cli.main(['train', '--backend', 'jax', '--env', 'Pendulum-v1']))"
+    program = "import sys; from sacref.cli import main as cli; sys.exit(cli.main(['train', '--backend', 'jax', '--env', 'Pendulum-v1']))"
     caught = """import sacref
 try:
     sacref.train(backend="jax", env="Pendulum-v1")
-except sacref.training.experiment.BackendError as error:
+except sacref.agent.backend.BackendError as error:
     raise SystemExit(7) from error
 """
     environment = {**os.environ, "JAX_PLATFORMS": "cuda" if not shutil.which("nvidia-smi") else "nowhere"}
@@ -759,7 +764,7 @@ class Shaky(CountingEnv):
 
 
 def test_an_episode_that_diverges_ends_neither_training_nor_its_resumption(backend: str, tmp_path: Path) -> None:
-    seed = experiment._derive(0, 1)
+    seed = derive_seed(0, 1)
     shaky: Any = {"backend": backend, "env": Shaky, "env_kwargs": {"diverging": seed}, "evaluation_episodes": 3}
     train(tmp_path / "run", **shaky)
     wanted = {"returns": [4.0, 4.0], "mean": 4.0, "std": 0.0, "diverged": 1, "diverged_seeds": [seed]}

@@ -21,7 +21,7 @@ from sacref import envs as vectors
 from sacref.config import ConfigError, SACConfig
 from sacref.parity.compare import difference
 from sacref.preprocessing import RunningStandardScaler
-from sacref.training import resumption
+from sacref.training.checkpoints import finished_checkpoints
 from sacref.training.population import PopulationError, _Meeting, parse_seeds, train_population
 from sacref.training.run_directory import RunError
 from tests.backends import BACKENDS, Backend, draw_row, fill, load_backend, without_shape_checks
@@ -272,7 +272,7 @@ def test_runs_are_those_of_their_seeds_and_go_on_as_if_they_had_never_stopped(ba
         run = run_dir / f"seed={seed}"
         names = {path.name for path in run.iterdir() if not path.name.startswith("events")}
         assert names == {"config.json", "evaluation.json", "metrics.jsonl", "checkpoints"}
-        assert sorted(resumption.finished_checkpoints(run)) == [6, 12]
+        assert sorted(finished_checkpoints(run)) == [6, 12]
         assert json.loads((run / "config.json").read_text())["seed"] == seed
         np.testing.assert_allclose(evaluations(run), evaluations(tmp_path / str(seed))[:2], rtol=TOLERANCE)
     # One is taken up at an earlier step than the other, and one is new.
@@ -329,7 +329,7 @@ def test_a_member_that_fails_ends_alone(
     with pytest.raises(PopulationError, match=r"1 of 2 members failed, the others were trained:\n  seed=1: OSError: the simulator is gone"):
         train_population(backend=backend.name, seeds=[0, 1], run_dir=tmp_path, **{**SETTINGS, "steps": 28, "evaluation_interval": 28})
     for seed, written in ((0, [6, 12, 14]), (1, left)):
-        assert sorted(resumption.finished_checkpoints(tmp_path / f"seed={seed}")) == written
+        assert sorted(finished_checkpoints(tmp_path / f"seed={seed}")) == written
     assert counts["seed=0"] == 14 + 5
 
 
@@ -414,7 +414,7 @@ def test_ctrl_c_ends_all_members_with_everything_written(backend: Backend, tmp_p
     population = train_population(backend=backend.name, seeds=[0, 1], run_dir=tmp_path, **{**SETTINGS, "steps": 100_000})
     for name, member in population.members.items():
         assert member.interrupted and 10 < member.steps < 1_000
-        assert max(resumption.finished_checkpoints(tmp_path / name)) * 2 == member.steps
+        assert max(finished_checkpoints(tmp_path / name)) * 2 == member.steps
 
 
 @pytest.mark.parametrize("backend", ["torch"], indirect=True)

@@ -20,7 +20,7 @@ import sacref
 from sacref.agent.checkpoints import REPLAY, rank_part
 from sacref.cli import launch
 from sacref.storage import checkpoint, replay_log
-from sacref.training.resumption import entry_of
+from sacref.training.checkpoints import entry_of
 from tests.ranked import TOO_LONG, free_port
 
 ROOT = str(Path(sacref.__file__).parents[1])

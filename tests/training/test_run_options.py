@@ -17,6 +17,7 @@ from sacref.config import ExperimentConfig, SACConfig
 from sacref.envs.partial import PrivilegedState
 from sacref.preprocessing import RunningStandardScaler
 from sacref.training import experiment
+from sacref.training.plan import derive_seed
 from tests.backends import BACKENDS, Backend, assert_same_arrays, load_backend
 
 backend = pytest.fixture(params=BACKENDS)(load_backend)
@@ -145,7 +146,7 @@ def test_an_option_goes_through_the_life_of_a_run(
     )
     last = json.loads(evaluations)[-1]
     assert last["step"] == steps and np.isfinite(last["returns"]).all()
-    seed = str(experiment._derive(BASE["seed"], 1))
+    seed = str(derive_seed(BASE["seed"], 1))
     capsys.readouterr()
     assert cli.main(["eval", str(run_dir), "--episodes", "2", "--seed", seed, "--device", "cpu", "--import-callables"]) == 0
     assert capsys.readouterr().out.endswith(f"returns: {', '.join(f'{value:,.1f}' for value in last['returns'])}\n")

@@ -17,9 +17,10 @@ import sacref
 from sacref import envs
 from sacref.cli import main as cli
 from sacref.preprocessing import RunningStandardScaler
-from sacref.training import experiment
+from sacref.training import experiment, load
 from sacref.training.evaluation import evaluate
 from sacref.training.experiment import TrainingResult
+from sacref.training.plan import derive_seed
 from sacref.training.run_directory import RunError
 from tests.backends import BACKENDS, Backend, assert_same_arrays, load_backend
 from tests.envs.counting import CountingEnv
@@ -69,7 +70,7 @@ def test_a_run_with_a_schedule_is_loaded_and_evaluated(backend: Backend, name: s
     loaded = sacref.load(tmp_path)
     assert_acts_alike(result, loaded)
     with closing(envs.make("Pendulum-v1", 1, env_kwargs={"max_episode_steps": 20})) as made:
-        again = evaluate(loaded, made, episodes=1, seed=experiment._derive(0, 1))
+        again = evaluate(loaded, made, episodes=1, seed=derive_seed(0, 1))
     assert again.returns == pytest.approx(result.evaluations[-1][1].returns, rel=1e-6)
 
 
@@ -127,7 +128,7 @@ def test_a_recurrent_policy_that_sees_rewards_needs_their_shaper(seen: str, tmp_
             sacref.load(tmp_path)
     loaded = sacref.load(tmp_path, import_callables=seen == "rewards")
     with closing(envs.make("Pendulum-v1", 1, env_kwargs={"max_episode_steps": 20})) as made:
-        again = evaluate(loaded, made, episodes=1, seed=experiment._derive(0, 1))
+        again = evaluate(loaded, made, episodes=1, seed=derive_seed(0, 1))
     assert again.returns == pytest.approx(result.evaluations[-1][1].returns, rel=1e-6)
 
 
@@ -141,7 +142,7 @@ def test_commands_that_load_hand_on_whether_imports_are_allowed(
         asked.append(named["import_callables"])
         raise ValueError("that is enough")
 
-    monkeypatch.setattr(experiment, "load", load)
+    monkeypatch.setattr(load, "load", load)
     for flags in ([], ["--import-callables"]):
         assert cli.main([command, str(finished), *flags]) == 2
     assert asked == [False, True]
@@ -305,7 +306,7 @@ def test_what_the_script_defines_is_said_to_be_lost_when_the_run_begins_and_when
         ({"wrappers": []}, "env of the run: got __main__:Task((4,)), which is of the script that was run (__main__)"),
         ({"wrappers": [], "env": "__main__:Task"}, "env of the run: got __main__:Task, which is of the script that was run (__main__)"),
     ):
-        monkeypatch.setattr(experiment, "load", lambda *given, **named: None)
+        monkeypatch.setattr(load, "load", lambda *given, **named: None)
         (tmp_path / "config.json").write_text(json.dumps({**config, **changed}))
         assert cli.main(["eval", str(tmp_path)]) == 2
         assert said in capsys.readouterr().err

@@ -28,7 +28,7 @@ from bench.core.stage import Preset
 from bench.suites.faults import worker as faults_worker
 from bench.suites.faults.samples import FaultsCell, FaultsSamples
 from sacref.storage import checkpoint
-from sacref.training import resumption
+from sacref.training import checkpoints
 
 TOO_LONG = 300.0
 """Seconds after which a process that should have ended is given up."""
@@ -179,7 +179,7 @@ class Kill:
 
 def _newest(directory: Path) -> int:
     """Timestep of the last checkpoint; 0 if there is none."""
-    return max(resumption.finished_checkpoints(directory), default=0)
+    return max(checkpoints.finished_checkpoints(directory), default=0)
 
 
 def _training_seconds(directory: Path) -> float:
@@ -250,7 +250,7 @@ def _events(directory: Path) -> list[tuple[int, str, float]]:
     from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
     found: list[tuple[int, str, float]] = []
-    for path in sorted(directory.glob(resumption.EVENTS)):
+    for path in sorted(directory.glob(checkpoints.EVENTS)):
         for event in LegacyEventFileLoader(str(path)).Load():
             found += [(event.step, value.tag, value.simple_value) for value in event.summary.value if not value.tag.startswith("Stats / ")]
     return sorted(found, key=lambda each: each[:2])
@@ -258,7 +258,7 @@ def _events(directory: Path) -> list[tuple[int, str, float]]:
 
 def _arrays(directory: Path) -> Iterator[tuple[str, NDArray[Any]]]:
     """Name and values of all arrays of the checkpoints that were kept, and of the replay memory at the end."""
-    for path in [*directory.glob("checkpoints/agent_*"), directory / "checkpoints" / resumption.BEST]:
+    for path in [*directory.glob("checkpoints/agent_*"), directory / "checkpoints" / checkpoints.BEST]:
         for group, arrays in checkpoint.read(path).groups.items():
             for name, array in arrays.items():
                 if "Stats / " not in name:  # times that are tracked and not written yet

@@ -39,7 +39,7 @@ def train(
 
         torch.set_num_threads(1)
     import sacref
-    from sacref.training.experiment import prepare_process
+    from sacref.training.plan import prepare_process
 
     prepare_process("torch" if backend == "torch" else "jax")
     result = sacref.train(

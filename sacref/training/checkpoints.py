@@ -9,25 +9,20 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import gymnasium
-import numpy as np
 
 from sacref.agent.checkpoints import LIVE, REPLAY, rank_part
-from sacref.algorithm.tree import leaves
 from sacref.envs import snapshots
-from sacref.envs.spaces import rows_like
 from sacref.ranks import Ranks
 from sacref.storage import checkpoint, replay_log
-from sacref.storage.checkpoint import CheckpointError, one_line
+from sacref.storage.checkpoint import CheckpointError
 from sacref.storage.metric_files import METRICS_FILE
 from sacref.storage.replay_log import Entry, ReplayLog
-from sacref.storage.values import decode, encode, refuse_unlike
+from sacref.storage.values import encode
 from sacref.training.loop import LoopState
 
 BEST = "best"
@@ -63,8 +58,8 @@ def _written(directory: Path) -> list[tuple[int, int, Path]]:
     return found
 
 
-class Keeper:
-    """Writes a run's checkpoints.
+class CheckpointWriter:
+    """Writer of a run's checkpoints, which deletes old ones.
 
     Args:
         agent: what is written. ranks: all of them call the same methods, at the same timesteps.
@@ -124,7 +119,7 @@ class Keeper:
         """
         path = checkpoints_of(self.directory) / f"agent_{state.timesteps}"
         self.agent.save(path, replay=self._replay, live=self._live(state))
-        self.tidy()
+        self.delete_old()
 
     def write_best(self) -> None:
         """Write the agent, without its memory, as the best one so far."""
@@ -145,7 +140,7 @@ class Keeper:
             groups[LIVE[1]], metadata["environment"] = snapshot.arrays, snapshot.metadata
         return groups, metadata
 
-    def tidy(self) -> None:
+    def delete_old(self) -> None:
         """Delete this rank's parts of the checkpoints that are too many, and the segments that none needs."""
         own = [(timestep, path) for timestep, rank, path in sorted(_written(self.directory)) if rank == self.ranks.rank]
         for _, path in own[: -self.keep]:
@@ -181,7 +176,7 @@ def holds_memory(path: Path) -> bool:
     return (path / "memory.safetensors").is_file() or entry_of(path) is not None
 
 
-def choose(ranks: Ranks, directory: Path) -> int:
+def newest_whole(ranks: Ranks, directory: Path) -> int:
     """The timestep of the newest checkpoint that is sound, on all ranks.
 
     Damage is found by checksums, of the segments of its replay memory too. A warning says which checkpoint is left out, and why.
@@ -209,76 +204,6 @@ def choose(ranks: Ranks, directory: Path) -> int:
         if ranks.rank == 0:
             logger.warning("checkpoint agent_%d is left out, and the one before it taken: %s", timestep, reasons[0])
     raise CheckpointError(f"{checkpoints_of(directory)} holds no sound checkpoint: {first}")
-
-
-@dataclass(frozen=True)
-class Resumption:
-    """What a run was in the middle of, when a checkpoint was written."""
-
-    begin: LoopState | None
-    """Where to go on; None where episodes begin anew."""
-    on_begin: Callable[[], None] | None
-
-
-def resume(
-    path: Path,
-    agent: Any,
-    ranks: Ranks,
-    envs: gymnasium.vector.VectorEnv[Any, Any, Any],
-    timestep: int,
-    uncaptured: str | None = None,
-) -> Resumption:
-    """Restore the environments to how they were at a checkpoint, and say how the agent's own part is restored.
-
-    Where that cannot be, the log says why, and the episodes begin anew.
-
-    Args:
-        uncaptured: why the environments cannot be restored; None to try.
-
-    Raises:
-        CheckpointError: if the checkpoint is damaged, or of other environments.
-    """
-    part = rank_part(path, ranks.rank)
-    read = checkpoint.read(part if part.is_dir() else path, only=LIVE)
-    written_by = checkpoint.read(path, only=()).metadata.get("ranks", 1)
-    reason = None
-    if written_by != ranks.size:
-        reason = f"{written_by} ranks wrote it"
-    elif "live" not in read.metadata:
-        reason = "it says nothing of what it was in the middle of"
-    elif "environment" not in read.metadata:
-        reason = one_line(read.metadata.get("not_captured"))
-    else:
-        reason = uncaptured or snapshots.of_other_kind(envs, read.metadata["environment"])
-    if any(said is not None for said in ranks.gather(reason)):
-        if ranks.rank == 0:
-            logger.warning("%s: the episodes begin anew (%s)", path, reason)
-        return Resumption(None, None)
-    with _fitting(part):
-        value = decode(read.metadata["live"], read.groups.get(LIVE[0], {}))
-        like = {"observations": rows_like(agent.observation_space, envs.num_envs), "states": rows_like(agent.state_space, envs.num_envs)}
-        refuse_unlike("what the run was in the middle of", value, {**like, "agent": agent.live_like()})
-        if not all(np.isfinite(array).all() for array in leaves((value["observations"], value["states"]))):
-            raise ValueError("observations or states are NaN or infinite")
-        begin = LoopState(timestep, value["observations"], value["states"])
-        snapshots.restore(envs, snapshots.Snapshot(read.groups.get(LIVE[1], {}), read.metadata["environment"]))
-
-    def on_begin() -> None:
-        with _fitting(part):
-            agent.set_live_state(value["agent"])
-
-    return Resumption(begin, on_begin)
-
-
-@contextmanager
-def _fitting(path: Path) -> Iterator[None]:
-    """Say of which checkpoint it is that something does not fit."""
-    try:
-        yield
-    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
-        raise CheckpointError(
-            f"{path} does not fit this run ({type(error).__name__}: {one_line(error)}): resume it with its own arguments"
-        ) from error
 
 
 def require_own(directory: Path) -> None:

@@ -1,0 +1,108 @@
+"""The agent of a finished run, loaded to act: `sacref.load`."""
+
+import contextlib
+import itertools
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+
+from sacref.agent.checkpoints import LIVE
+from sacref.agent.protocol import Agent
+from sacref.algorithm.tree import leaves
+from sacref.config import SACConfig
+from sacref.envs.space_records import read_space
+from sacref.envs.spaces import boxes
+from sacref.storage import checkpoint
+from sacref.training.plan import BACKENDS, Spaces, algorithm, import_backend
+from sacref.training.run_directory import find_checkpoints, read_config, reading_config_of, states_space
+
+OTHER_GROUPS = {"streams", "memory", *LIVE}
+"""Groups of a checkpoint that hold nothing of what was learned."""
+
+logger = logging.getLogger(__name__)
+
+
+def load(run_dir: str | Path, *, checkpoint: str | Path | None = None, device: str | None = None, import_callables: bool = False) -> Agent:
+    """Load the agent of a run, ready to act: in evaluation mode, without a replay memory.
+
+    No code that the run names is run, unless allowed.
+
+    Args:
+        run_dir: as `train` wrote it.
+        checkpoint: the name of one of its checkpoints ("best" is that of the best evaluation), or a path to one; None is the newest that
+            is whole.
+        device: the backend's name of a device; None lets the backend choose.
+        import_callables: whether what acting needs of the run's own code may be imported, which runs it: its preprocessors, and the
+            rewards shaper of a recurrent policy that sees rewards.
+
+    Raises:
+        RunError: if the directory holds no run, or no such checkpoint, or the run names code that may not be imported.
+        BackendError: if its backend is not installed.
+        CheckpointError: if the checkpoint is damaged.
+    """
+    directory = Path(run_dir).expanduser().absolute()
+    config = read_config(directory)
+    paths = find_checkpoints(directory, checkpoint)
+    with reading_config_of(directory):
+        if config["backend"] not in list(BACKENDS):
+            raise ValueError(f"backend is {config['backend']!r}, expected one of {', '.join(BACKENDS)}")
+        backend, hidden, seed = config["backend"], _widths(config["hidden"]), int(config["seed"])
+        spaces: Spaces = {
+            "observation_space": read_space(config["observation_space"]),
+            "state_space": states_space(config),
+            "action_space": read_space(config["action_space"]),
+        }
+        options = dict(config["models"])
+        # What shapes the rates is not needed to act, nor what shapes rewards that the policy does not see, and its name would be imported.
+        unneeded: dict[str, Any] = {"learning_rate_scheduler": None, "learning_rate_scheduler_kwargs": {}}
+        if options.get("recurrent") is None or "rewards" not in options.get("feed_previous", ()):
+            unneeded["rewards_shaper"] = None
+        cfg = SACConfig.from_dict({**config["cfg"], **unneeded}, import_callables=import_callables)
+        refuse_large_models(paths, spaces["observation_space"], hidden, options)
+    cfg.experiment.directory, cfg.experiment.experiment_name = str(directory.parent), directory.name
+    module = import_backend(backend)
+    with reading_config_of(directory):
+        models = module.default_models(**spaces, hidden=hidden, seed=seed, **options)
+        agent: Agent = algorithm(module, options)(models=models, **spaces, device=device, cfg=cfg)
+    _load_first(agent, paths)
+    agent.enable_training_mode(False, apply_to_models=True)
+    return agent
+
+
+def _widths(stored: object) -> tuple[int, ...]:
+    if not isinstance(stored, list) or any(type(width) is not int for width in stored):
+        raise TypeError(f"hidden is {stored}, expected a list of integers")
+    return tuple(stored)
+
+
+def refuse_large_models(
+    paths: Sequence[Path], observation_space: gymnasium.Space[Any], hidden: Sequence[int], options: Mapping[str, Any]
+) -> None:
+    """Refuse models that none of the checkpoints could fill, before they are made: a file may ask for any size."""
+    observations = sum(math.prod(box.shape) for box in leaves(boxes(observation_space)))
+    one = sum(before * after for before, after in itertools.pairwise([observations, *hidden]))
+    if options.get("recurrent") is not None:
+        one += options["recurrent_size"] ** 2
+    needed, most = one * (1 + options["num_critics"]), 0
+    for path in paths:
+        with contextlib.suppress(checkpoint.CheckpointError):  # which loading it says
+            groups = checkpoint.declared(path).groups
+            most = max(most, sum(array.size for name in groups.keys() - OTHER_GROUPS for array in groups[name].values()))
+    if most and needed > most:
+        raise ValueError(f"its models have over {needed} parameters, and no checkpoint has as many")
+
+
+def _load_first(agent: Any, paths: Sequence[Path]) -> None:
+    """Load the first checkpoint that is whole, and warn of those that are not."""
+    for path, following in zip(paths, [*paths[1:], None], strict=True):
+        try:
+            agent.load(path)
+            return
+        except checkpoint.CheckpointError as error:
+            if following is None:
+                raise
+            logger.warning("%s is left out, and %s taken: %s", path.name, following.name, error)

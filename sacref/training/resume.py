@@ -1,0 +1,93 @@
+"""The way back to a checkpoint: the environments and the agent as they were in the middle of a run."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from sacref.agent.checkpoints import LIVE, rank_part
+from sacref.algorithm.tree import leaves
+from sacref.envs import snapshots
+from sacref.envs.spaces import rows_like
+from sacref.ranks import Ranks
+from sacref.storage import checkpoint
+from sacref.storage.checkpoint import CheckpointError, one_line
+from sacref.storage.values import decode, refuse_unlike
+from sacref.training.loop import LoopState
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """What a run was in the middle of, when a checkpoint was written."""
+
+    begin: LoopState | None
+    """Where to go on; None where episodes begin anew."""
+    on_begin: Callable[[], None] | None
+
+
+def resume(
+    path: Path,
+    agent: Any,
+    ranks: Ranks,
+    envs: gymnasium.vector.VectorEnv[Any, Any, Any],
+    timestep: int,
+    uncaptured: str | None = None,
+) -> Resumption:
+    """Restore the environments to how they were at a checkpoint, and say how the agent's own part is restored.
+
+    Where that cannot be, the log says why, and the episodes begin anew.
+
+    Args:
+        uncaptured: why the environments cannot be restored; None to try.
+
+    Raises:
+        CheckpointError: if the checkpoint is damaged, or of other environments.
+    """
+    part = rank_part(path, ranks.rank)
+    read = checkpoint.read(part if part.is_dir() else path, only=LIVE)
+    written_by = checkpoint.read(path, only=()).metadata.get("ranks", 1)
+    reason = None
+    if written_by != ranks.size:
+        reason = f"{written_by} ranks wrote it"
+    elif "live" not in read.metadata:
+        reason = "it says nothing of what it was in the middle of"
+    elif "environment" not in read.metadata:
+        reason = one_line(read.metadata.get("not_captured"))
+    else:
+        reason = uncaptured or snapshots.of_other_kind(envs, read.metadata["environment"])
+    if any(said is not None for said in ranks.gather(reason)):
+        if ranks.rank == 0:
+            logger.warning("%s: the episodes begin anew (%s)", path, reason)
+        return Resumption(None, None)
+    with _fitting(part):
+        value = decode(read.metadata["live"], read.groups.get(LIVE[0], {}))
+        like = {"observations": rows_like(agent.observation_space, envs.num_envs), "states": rows_like(agent.state_space, envs.num_envs)}
+        refuse_unlike("what the run was in the middle of", value, {**like, "agent": agent.live_like()})
+        if not all(np.isfinite(array).all() for array in leaves((value["observations"], value["states"]))):
+            raise ValueError("observations or states are NaN or infinite")
+        begin = LoopState(timestep, value["observations"], value["states"])
+        snapshots.restore(envs, snapshots.Snapshot(read.groups.get(LIVE[1], {}), read.metadata["environment"]))
+
+    def on_begin() -> None:
+        with _fitting(part):
+            agent.set_live_state(value["agent"])
+
+    return Resumption(begin, on_begin)
+
+
+@contextmanager
+def _fitting(path: Path) -> Iterator[None]:
+    """Say of which checkpoint it is that something does not fit."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"{path} does not fit this run ({type(error).__name__}: {one_line(error)}): resume it with its own arguments"
+        ) from error
