@@ -12,7 +12,8 @@ import numpy as np
 
 from sacref.config import presets
 from sacref.config.callables import description
-from sacref.config.sac_config import SACConfig, as_json, from_json
+from sacref.config.fields import as_json, from_json, plain
+from sacref.config.sac_config import SACConfig
 
 if TYPE_CHECKING:
     from gymnasium import Env
@@ -167,7 +168,7 @@ class TrainConfig(RunOptions):
             ConfigError, TypeError, ValueError: if no run could have them, before anything is made or deleted: naming the argument or the
                 field, what it holds, and what was expected.
         """
-        values = {name: value.item() if isinstance(value, np.generic) else value for name, value in vars(self).items()}
+        values = {name: plain(value) for name, value in vars(self).items()}
         critics = presets.find(self.preset).critics
         values |= {name: critic for name, critic in critics.items() if values[name] is None}
         for option in fields(self):
