@@ -17,7 +17,7 @@ import sacref
 from sacref import envs
 from sacref.cli import main as cli
 from sacref.preprocessing import RunningStandardScaler
-from sacref.training import experiment, load
+from sacref.training import experiment
 from sacref.training.evaluation import evaluate
 from sacref.training.experiment import TrainingResult
 from sacref.training.plan import derive_seed
@@ -142,7 +142,7 @@ def test_commands_that_load_hand_on_whether_imports_are_allowed(
         asked.append(named["import_callables"])
         raise ValueError("that is enough")
 
-    monkeypatch.setattr(load, "load", load)
+    monkeypatch.setattr("sacref.training.load.load", load)
     for flags in ([], ["--import-callables"]):
         assert cli.main([command, str(finished), *flags]) == 2
     assert asked == [False, True]
@@ -306,7 +306,7 @@ def test_what_the_script_defines_is_said_to_be_lost_when_the_run_begins_and_when
         ({"wrappers": []}, "env of the run: got __main__:Task((4,)), which is of the script that was run (__main__)"),
         ({"wrappers": [], "env": "__main__:Task"}, "env of the run: got __main__:Task, which is of the script that was run (__main__)"),
     ):
-        monkeypatch.setattr(load, "load", lambda *given, **named: None)
+        monkeypatch.setattr("sacref.training.load.load", lambda *given, **named: None)
         (tmp_path / "config.json").write_text(json.dumps({**config, **changed}))
         assert cli.main(["eval", str(tmp_path)]) == 2
         assert said in capsys.readouterr().err
