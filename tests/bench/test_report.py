@@ -13,9 +13,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from bench import report
-from bench.core import pictures, plots, record
+from bench.core import pictures, record
 from bench.core.record import Hardware, Record
 from bench.core.samples import Timing
+from bench.suites.amp import plots
 from bench.suites.amp import section as amp
 from bench.suites.amp.samples import AmpCell, AmpSamples
 from bench.suites.learning import runs

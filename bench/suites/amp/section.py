@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from bench.core import plots
 from bench.core.newest import newest
 from bench.core.page import Finding, Section, digest, folded, image, number, source, table
 from bench.core.pictures import Picture
+from bench.core.plots import NAMES
+from bench.suites.amp import plots
 from bench.suites.amp.samples import AmpCell, AmpSamples
 
 INTRODUCTION = (
@@ -120,7 +121,7 @@ def heat_maps(cells: Sequence[AmpCell]) -> list[list[plots.HeatMap]]:
                 ]
                 paying = [[ratio and cell is not None and bool(pays(cell, of_network)) for cell in line] for line in sized]
                 what = f"{precision} over float32" if ratio else "float32, gradient steps per second"
-                row.append(plots.HeatMap(f"{plots.NAMES[backend]}, {network}:\n{what}", widths, batches, values, ratio, paying))
+                row.append(plots.HeatMap(f"{NAMES[backend]}, {network}:\n{what}", widths, batches, values, ratio, paying))
             rows.append(row)
     return rows
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from bench.core import plots
 from bench.core.newest import newest
 from bench.core.page import Finding, Section, source, table
+from bench.core.plots import NAMES
 from bench.suites.faults.samples import FaultsCell, FaultsSamples
 
 INTRODUCTION = (
@@ -24,7 +24,7 @@ def section(results: Path) -> Section:
             tasks.setdefault((cell.backend, cell.env, cell.what), []).append(cell)
         rows = []
         for (backend, env, what), cells in tasks.items():
-            start = [plots.NAMES[backend], env + (what and f", {what}"), f"{cells[0].steps:,}"]
+            start = [NAMES[backend], env + (what and f", {what}"), f"{cells[0].steps:,}"]
             if cells[0].missing is not None:
                 rows.append([*start, f"missing: {cells[0].missing}", "", "", ""])
                 continue

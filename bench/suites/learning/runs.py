@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from bench.core import plots, record, statistics
+from bench.core import record, statistics
 from bench.core.page import place
 from bench.core.record import Record, RecordError
+from bench.suites.learning import plots
 from bench.suites.learning.presets import PRESETS
 from bench.suites.learning.samples import LearningSamples
 

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-from bench.core import bootstrap, plots, statistics
+from bench.core import bootstrap, statistics
 from bench.core.page import Finding, Section, digest, image, interval, number, signed, source, table
 from bench.core.pictures import Picture
-from bench.suites.learning import runs
+from bench.core.plots import LIBRARIES
+from bench.suites.learning import plots, runs
 from bench.suites.learning import verdicts as agreement
 from bench.suites.learning.presets import COMPARISONS, Comparison
 from bench.suites.learning.published import published
@@ -91,7 +92,7 @@ def _seeds(count: int) -> str:
 
 
 def _libraries(backends: Iterable[str]) -> str:
-    return " and ".join(plots.LIBRARIES[backend] for backend in backends)
+    return " and ".join(LIBRARIES[backend] for backend in backends)
 
 
 def _own_table(found: Group) -> list[str]:

@@ -6,10 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.core import plots
 from bench.core.page import Finding, Section, digest, image, source, table
 from bench.core.pictures import Picture
 from bench.core.record import RecordError
+from bench.suites.parity import plots
 
 INTRODUCTION = (
     "Same weights, batches and noise: the largest difference over all updates and arrays, max\\|a-b\\| / max\\|b\\| for arrays and"

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from bench.core import plots
 from bench.core.newest import newest
 from bench.core.page import Finding, Section, digest, image, number, source, table
 from bench.core.pictures import Picture
+from bench.suites.population import plots
 from bench.suites.population.samples import PopulationCell, PopulationSamples
 from bench.suites.update.section import speeds
 

@@ -6,11 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.core import plots
 from bench.core.flops import product_flops
 from bench.core.newest import newest
 from bench.core.page import Section, digest, image, number, source, table
 from bench.core.pictures import Picture
+from bench.core.plots import NAMES
+from bench.suites.recurrent import plots
 from bench.suites.recurrent.samples import ProductCell, RecurrentCell, RecurrentSamples
 from bench.suites.update.section import speeds
 
@@ -93,7 +94,7 @@ def drawn(found: Parts) -> dict[str, float]:
 
 def _name(cell: RecurrentCell) -> str:
     agent = f"{cell.recurrent.upper()}, {cell.batch:,} x {cell.sequence_length:,}" if cell.recurrent else "feed-forward"
-    return f"{plots.NAMES[cell.backend]}: {agent}"
+    return f"{NAMES[cell.backend]}: {agent}"
 
 
 def _table(samples: RecurrentSamples) -> str:
@@ -147,7 +148,7 @@ def _limits(samples: RecurrentSamples) -> list[str]:
             short, long = recurrent[0], recurrent[-1]
             longer, steps = milliseconds(long) - milliseconds(short), long.cell_steps - short.cell_steps
             lines.append(
-                f"- {plots.NAMES[backend]}, sequences of {long.sequence_length:,} in place of {short.sequence_length:,}, as many rows:"
+                f"- {NAMES[backend]}, sequences of {long.sequence_length:,} in place of {short.sequence_length:,}, as many rows:"
                 f" {longer:+.1f} ms for {steps:,} cell steps more, {1e3 * longer / steps:.0f} µs each."
             )
     return ["\n".join(lines) + "\n"] if lines else []

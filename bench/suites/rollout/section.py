@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from bench.core import plots
 from bench.core.newest import newest
 from bench.core.page import Finding, Section, digest, image, number, source, table
 from bench.core.pictures import Picture
 from bench.core.samples import Timing
+from bench.suites.rollout import plots
 from bench.suites.rollout.samples import ActCell, EnvironmentCell, LoopCell, RolloutSamples
 
 INTRODUCTION = (

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from bench.core import plots
 from bench.core.newest import newest
 from bench.core.page import Finding, Section, source, table
+from bench.core.plots import NAMES
 from bench.suites.soak.measure import blocks_per_step, full, growth
 from bench.suites.soak.samples import SoakSamples
 
@@ -22,7 +22,7 @@ def section(results: Path) -> Section:
     for found, heading, _ in newest(results, SoakSamples):
         rows = []
         for cell in found.samples.cells:
-            start = [plots.NAMES[cell.backend], cell.execution or "", f"{cell.steps:,}"]
+            start = [NAMES[cell.backend], cell.execution or "", f"{cell.steps:,}"]
             if cell.missing is not None:
                 rows.append([*start, f"missing: {cell.missing}", "", "", "", "", ""])
                 continue
@@ -40,7 +40,7 @@ def section(results: Path) -> Section:
                 ]
             )
         if ran := [cell for cell in found.samples.cells if cell.missing is None]:
-            growths = ", ".join(f"{plots.NAMES[cell.backend]} {growth(cell):.2%} over {cell.steps:,} steps" for cell in ran)
+            growths = ", ".join(f"{NAMES[cell.backend]} {growth(cell):.2%} over {cell.steps:,} steps" for cell in ran)
             findings.append(Finding("Growth of memory once the replay memory is full", growths))
         header = ["backend", "way", "steps", "full at", "MiB then", "MiB at the end", "growth", "blocks per step", "open files"]
         paragraphs += [

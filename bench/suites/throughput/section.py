@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from bench.core import plots, record
+from bench.core import record
 from bench.core.page import Finding, Section, digest, image, number, place, source, table
 from bench.core.pictures import Picture
 from bench.core.record import Record
+from bench.suites.throughput import plots
 from bench.suites.throughput.samples import Contender, ThroughputSamples
 
 INTRODUCTION = (

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from bench.core import plots
 from bench.core.flops import matmul_flops
 from bench.core.newest import newest
 from bench.core.page import Section, digest, image, number, source, table
 from bench.core.pictures import Picture
 from bench.core.record import Record
 from bench.core.samples import Timing
+from bench.suites.update import plots
 from bench.suites.update.samples import MatmulCell, UpdateCell, UpdateSamples
 
 INTRODUCTION = (

@@ -4,11 +4,17 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from bench.core import plots
 from bench.core.bootstrap import Estimate
-from bench.core.plots import AgentCurve, Point, PopulationCurve, ScalingCurve, UpdateCurve
 from bench.core.statistics import Interval
+from bench.suites.learning import plots as learning
+from bench.suites.learning.plots import AgentCurve, Point
+from bench.suites.population import plots as population
+from bench.suites.population.plots import PopulationCurve
+from bench.suites.scaling import plots as scaling
+from bench.suites.scaling.plots import ScalingCurve
 from bench.suites.tasks import plots as aggregate_plots
+from bench.suites.update import plots as update
+from bench.suites.update.plots import UpdateCurve
 
 
 @pytest.mark.parametrize(
@@ -24,7 +30,7 @@ def test_wall_clock_is_drawn_in_the_unit_of_the_longest_run(longest: float, unit
         backend: [aggregate_plots.Score(point.step, point.seconds, False, Estimate(1.0, None)) for point in points]
         for backend, points in curves.items()
     }
-    for figure in (plots.learning_curve("", curves, []), aggregate_plots.over_tasks("", scores, {})):
+    for figure in (learning.learning_curve("", curves, []), aggregate_plots.over_tasks("", scores, {})):
         axes = figure.axes[1]
         assert axes.get_xlabel() == f"{unit} of wall-clock"
         drawn = [np.asarray(line.get_xdata()).tolist() for line in axes.get_lines()]
@@ -38,18 +44,18 @@ def wide() -> list[Point]:
 
 BACKENDS = ("torch", "jax")
 FIGURES: dict[str, Figure] = {
-    "learning": plots.learning_curve("", {backend: wide() for backend in BACKENDS}, []),
-    "comparison": plots.compared_curves(
+    "learning": learning.learning_curve("", {backend: wide() for backend in BACKENDS}, []),
+    "comparison": learning.compared_curves(
         "Is it?", [AgentCurve(backend, label, label == "this", wide()) for label in ("this", "that") for backend in BACKENDS]
     ),
     **{
-        f"updates, {len(widths)} widths": plots.update_lines(
+        f"updates, {len(widths)} widths": update.update_lines(
             {width: [UpdateCurve(name, fused, [64, 256], [9.0, 5.0]) for name in BACKENDS for fused in (True, False)] for width in widths}
         )
         for widths in ([256], [64, 256, 512, 1024])
     },
-    "populations": plots.population_lines({64: [PopulationCurve(name, [1, 2], [5.0, 9.0]) for name in BACKENDS]}),
-    "ranks": plots.scaling_lines({64: [ScalingCurve(name, weak, [1, 2], [1.0, 1.5]) for name in BACKENDS for weak in (True, False)]}),
+    "populations": population.population_lines({64: [PopulationCurve(name, [1, 2], [5.0, 9.0]) for name in BACKENDS]}),
+    "ranks": scaling.scaling_lines({64: [ScalingCurve(name, weak, [1, 2], [1.0, 1.5]) for name in BACKENDS for weak in (True, False)]}),
     "tasks": aggregate_plots.over_tasks(
         "", {name: [aggregate_plots.Score(1, 1.0, False, Estimate(1.0, Interval(0.0, 2.0)))] for name in BACKENDS}, {}
     ),

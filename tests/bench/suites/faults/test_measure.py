@@ -11,7 +11,8 @@ from msgspec.structs import replace
 
 import sacref
 from bench.compare import figures
-from bench.core import plots, record, runner
+from bench.core import record, runner
+from bench.core.plots import NAMES
 from bench.core.record import Hardware, Record
 from bench.suites.faults import measure as faults
 from bench.suites.faults import section
@@ -130,8 +131,8 @@ def test_the_record_adds_up_and_the_report_tells_differences(
         "jax, Ant-v5, float16, differences of killed runs": [1.0, 0.0, 0.0, 0.0, 0.0]
     }
     text = "\n".join(section.section(tmp_path).paragraphs)
-    assert f"| {plots.NAMES['torch']} | HalfCheetah-v5 | 360 | 50 | 35 | 10 | none |" in text
-    assert f"| {plots.NAMES['jax']} | Ant-v5, float16 | 360 | 50 | 35 | 10 | run 1: other metrics |" in text
+    assert f"| {NAMES['torch']} | HalfCheetah-v5 | 360 | 50 | 35 | 10 | none |" in text
+    assert f"| {NAMES['jax']} | Ant-v5, float16 | 360 | 50 | 35 | 10 | run 1: other metrics |" in text
 
 
 def test_what_could_not_run_is_told(tmp_path: Path) -> None:

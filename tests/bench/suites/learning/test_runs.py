@@ -3,9 +3,9 @@
 import pytest
 from msgspec.structs import replace
 
-from bench.core import plots, record
+from bench.core import record
 from bench.core.record import Hardware, Record
-from bench.suites.learning import runs
+from bench.suites.learning import plots, runs
 from bench.suites.learning.samples import Evaluation, LearningSamples, Session
 
 

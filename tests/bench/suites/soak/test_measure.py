@@ -12,7 +12,8 @@ from msgspec.structs import replace
 
 from bench import report
 from bench.compare import figures
-from bench.core import machine, plots, record, runner
+from bench.core import machine, record, runner
+from bench.core.plots import NAMES
 from bench.core.record import Hardware, Record
 from bench.suites.soak import measure as soak
 from bench.suites.soak.measure import full, growth, verdict
@@ -150,8 +151,8 @@ def test_the_page_says_what_grew(tmp_path: Path) -> None:
     record.write(tmp_path / "soak" / "2026-01-02-a" / "s.json", soak_record())
     assert [path.name for path in report.build(tmp_path)] == ["README.md"]
     text = (tmp_path / "README.md").read_text()
-    assert f"| {plots.NAMES['torch']} | traced | 1,000 | 400 | 100.0 | 100.5 | 1.00% | 0.000 | 5 |" in text
-    assert f"| {plots.NAMES['jax']} |  | 1,000 | missing: no jax |  |  |  |  |  |" in text
+    assert f"| {NAMES['torch']} | traced | 1,000 | 400 | 100.0 | 100.5 | 1.00% | 0.000 | 5 |" in text
+    assert f"| {NAMES['jax']} |  | 1,000 | missing: no jax |  |  |  |  |  |" in text
     assert report.build(tmp_path) == []
     found = figures([soak_record()])
     assert {name: figure.values for name, figure in found.items()} == {"torch, memory at the end": [100.5]}
