@@ -1,0 +1,142 @@
+"""Suites register themselves: a folder is all that a new one needs, and every folder keeps to the same parts."""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench import __main__ as command
+from bench import compare, pipeline, report, suites
+from bench.core import runner
+from bench.core.stage import Choices
+
+TOY = {
+    "__init__.py": '''
+"""Sums per second."""
+
+from bench.core.suite import Suite
+
+SUITE = Suite(package=__name__, about="Sums per second.", section_order=1_000, stage_order=1_000)
+''',
+    "samples.py": """
+from collections.abc import Iterator
+from typing import ClassVar
+
+from bench.core.samples import Figure, Samples, Timing, rates
+
+
+class ToySamples(Samples, frozen=True, kw_only=True):
+    suite: ClassVar[str] = "toy"
+    timings: list[Timing]
+
+    def figures(self) -> Iterator[tuple[str, Figure]]:
+        yield from rates("sums", self.timings, "sums/s")
+""",
+    "measure.py": '''
+from functools import partial
+from pathlib import Path
+
+from bench.core import runner, timing
+from bench.core.stage import Choices, Preset, Stage
+from bench.core.timing import Timed
+from bench.suites.toy.samples import ToySamples
+from rich.console import Console
+
+SIZES: dict[Preset, int] = {"smoke": 10, "cpu": 1_000, "gpu": 1_000}
+
+
+def main(*, preset: Preset = "cpu", seed: int = 0, results: Path | None = None) -> int:
+    """Measure sums.
+
+    Args:
+        preset: numbers that are summed.
+    """
+    threads = runner.bind(None)
+    results = results or runner.default_results("toy", preset)
+    run = runner.Run(name=runner.run_name("toy", preset, threads), configuration={"preset": preset}, seed=seed, results=results)
+    pieces = [runner.Piece(name="sums", seconds=1.0, measure=partial(measure, SIZES[preset]))]
+    return runner.execute(run, pieces, ToySamples, console=Console(), dry_run=False, unfinished=results / "unfinished")
+
+
+def measure(size: int) -> ToySamples:
+    timed = Timed(call=lambda: sum(range(size)), synchronise=lambda: None)
+    return ToySamples(timings=[timing.stretch(timed, 3) for _ in range(2)])
+
+
+def stages(choices: Choices) -> list[Stage]:
+    return runner.stages("toy", choices, 1.0)
+''',
+    "section.py": """
+from pathlib import Path
+
+from bench.core.newest import newest
+from bench.core.page import Finding, Section
+from bench.suites.toy.samples import ToySamples
+
+
+def section(results: Path) -> Section:
+    found = newest(results, ToySamples)
+    lines = [f"{one.heading}: {len(one.record.samples.timings)} rounds\\n" for one in found]
+    return Section(["## Toys\\n", *lines], {}, [Finding("Sums", f"{len(found)} runs")])
+""",
+}
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A suite in a folder of its own."""
+    folder = tmp_path / "suites" / "toy"
+    folder.mkdir(parents=True)
+    for name, text in TOY.items():
+        (folder / name).write_text(text)
+    monkeypatch.setattr(suites, "__path__", [*suites.__path__, str(folder.parent)])
+    importlib.invalidate_caches()
+    yield
+    for name in [name for name in sys.modules if name.startswith("bench.suites.toy")]:
+        del sys.modules[name]
+    vars(suites).pop("toy", None)
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_folder_is_all_that_a_new_suite_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runner, "bind", lambda threads: 2)
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    assert "toy: Sums per second." in capsys.readouterr().out
+    results = tmp_path / "results"
+    monkeypatch.setattr(runner, "run_name", lambda suite, preset, threads: f"{suite}-{preset}")
+
+    def stages() -> list[float]:
+        return [stage.seconds for stage in pipeline.stages(Choices("smoke", results)) if stage.name == "toy, preset smoke"]
+
+    assert stages() == [1.0]
+    assert command.main(["toy", "--preset", "smoke", "--results", str(results / "toy")]) == 0
+    assert stages() == [0.0]
+    (path,) = results.glob("toy/*/toy-smoke.json")
+    assert list(compare.figures(compare.load(path))) == ["sums"]
+    report.build(results)
+    page = (results / "README.md").read_text()
+    assert "| Sums | 1 runs | [Toys](#toys) |" in page
+    assert page.rstrip().endswith("preset smoke: 2 rounds")
+
+
+@pytest.mark.parametrize("name", suites.find())
+def test_a_suite_has_the_parts_that_it_says(name: str) -> None:
+    suite = suites.find()[name]
+    assert suite.name == name and suite.about.endswith(".") and "\n" not in suite.about
+    assert suite.samples is None or suite.samples.suite == name
+    assert callable(getattr(importlib.import_module(f"{suite.package}.section"), "section", None))
+    measure = f"{suite.package}.measure"
+    stages = getattr(importlib.import_module(measure), "stages", None) if importlib.util.find_spec(measure) else None
+    assert (stages is not None) is (suite.stage_order is not None)
+
+
+def test_the_page_and_the_whole_run_have_one_order() -> None:
+    found = suites.find().values()
+    for orders in ([suite.section_order for suite in found], [suite.stage_order for suite in found if suite.stage_order is not None]):
+        assert len(orders) == len(set(orders))
