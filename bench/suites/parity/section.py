@@ -1,10 +1,11 @@
-"""Parity: the largest relative differences that `sacref parity` recorded, and its plots of the drift."""
+"""Parity: the largest relative differences that `sacref parity` recorded, and plots of the drift."""
 
-import json
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypeAlias
+
+import msgspec
 
 from bench.core.page import Finding, Section, digest, image, source, table
 from bench.core.pictures import Picture
@@ -19,78 +20,113 @@ INTRODUCTION = (
 BACKENDS = "torch - jax"
 """The pair of the summary."""
 ROUNDING = "numpy_float32 - numpy"
-"""What rounding alone does."""
+"""The pair that differs by rounding alone."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Parity:
-    """What the page says of a parity record."""
+class Machine(msgspec.Struct):
+    """The part of the hardware that the page shows."""
 
-    path: Path
-    date: str
-    source: str
-    place: str
+    cpu_model: str
+    cores: int
+
+
+class Configuration(msgspec.Struct):
+    """The part of the configuration that the page shows."""
+
     updates: int
     dtype: str
-    differences: dict[str, dict[str, float]]
-    """Pair -> kind (losses, gradients, ...) -> largest relative difference."""
-    traces: dict[str, dict[str, list[float]]]
-    """As `differences`, after each update."""
+
+
+class Largest(msgspec.Struct):
+    """A difference, and where it is."""
+
+    value: float
+
+
+class Difference(msgspec.Struct):
+    """The largest difference of all updates."""
+
+    relative: Largest
+
+
+class Trace(msgspec.Struct):
+    """The largest difference after each update."""
+
+    relative: list[float]
+
+
+class Samples(msgspec.Struct):
+    """The raw samples."""
+
+    differences: dict[str, dict[str, Trace]]
+    """Pair -> kind -> trace."""
+
+
+class Parity(msgspec.Struct):
+    """The part of a parity record that the page shows; its other fields are not read."""
+
+    suite: Literal["parity"]
+    date: str
+    sacref_version: str
+    commit: str | None
+    dirty: bool
+    hardware: Machine
+    configuration: Configuration
+    largest: dict[str, dict[str, Difference]]
+    """Pair -> kind (losses, gradients, ...) -> difference."""
+    samples: Samples
+
+    @property
+    def place(self) -> str:
+        """The kind of machine."""
+        return f"{self.hardware.cpu_model}, {self.hardware.cores} cores"
+
+    def relative(self, pair: str, kind: str) -> float | None:
+        """Return the largest relative difference of a pair; None if it was not compared."""
+        found = self.largest.get(pair, {}).get(kind)
+        return None if found is None else found.relative.value
+
+
+Traces: TypeAlias = Mapping[str, Mapping[str, list[float]]]
 
 
 def section(results: Path) -> Section:
-    """The newest record per precision, number of updates and kind of machine."""
-    newest: dict[tuple[str, int, str], Parity] = {}
-    for found in sorted((read(path) for path in results.glob("parity/**/*.json")), key=lambda found: found.date):
-        newest[found.dtype, found.updates, found.place] = found
+    """Report the newest record of each precision, number of updates and kind of machine."""
+    newest: dict[tuple[str, int, str], tuple[Path, Parity]] = {}
+    for path, found in sorted(((path, read(path)) for path in results.glob("parity/**/*.json")), key=lambda each: each[1].date):
+        newest[found.configuration.dtype, found.configuration.updates, found.place] = path, found
     paragraphs = ["## Parity\n", INTRODUCTION] if newest else []
     pictures = {}
     findings = []
-    for _, found in sorted(newest.items(), reverse=True):
-        kinds = list(dict.fromkeys(kind for differences in found.differences.values() for kind in differences))
+    for (dtype, updates, place), (path, found) in sorted(newest.items(), key=lambda each: each[0], reverse=True):
+        kinds = list(dict.fromkeys(kind for differences in found.largest.values() for kind in differences))
         rows = [
-            [pair, *(f"{differences[kind]:.1e}" if kind in differences else "" for kind in kinds)]
-            for pair, differences in found.differences.items()
+            [pair, *("" if (value := found.relative(pair, kind)) is None else f"{value:.1e}" for kind in kinds)] for pair in found.largest
         ]
-        paragraphs.append(f"### {found.updates:,} updates in {found.dtype}\n")
-        path = found.path.with_suffix(".png")
-        pictures[path] = Picture(digest(found.dtype, found.traces), partial(plots.drift, dtype=found.dtype, pairs=found.traces))
-        paragraphs.append(image(f"Drift over {found.updates:,} updates in {found.dtype}, per pair", path, results))
-        if (apart := found.differences.get(BACKENDS, {}).get("parameters")) is not None:
+        paragraphs.append(f"### {updates:,} updates in {dtype}\n")
+        picture = path.with_suffix(".png")
+        traces: Traces = {
+            pair: {kind: trace.relative for kind, trace in of_kind.items()} for pair, of_kind in found.samples.differences.items()
+        }
+        pictures[picture] = Picture(digest(dtype, traces), partial(plots.drift, dtype=dtype, pairs=traces))
+        paragraphs.append(image(f"Drift over {updates:,} updates in {dtype}, per pair", picture, results))
+        if (apart := found.relative(BACKENDS, "parameters")) is not None:
             said = f"largest relative difference of the parameters {apart:.1e}"
-            if (rounding := found.differences.get(ROUNDING, {}).get("parameters")) is not None:
-                said += f"; of the oracle in {found.dtype} from itself in float64: {rounding:.1e}"
-            findings.append(Finding(f"PyTorch beside JAX, {found.updates:,} updates in {found.dtype}", said))
+            if (rounding := found.relative(ROUNDING, "parameters")) is not None:
+                said += f"; of the oracle in {dtype} from itself in float64: {rounding:.1e}"
+            findings.append(Finding(f"PyTorch beside JAX, {updates:,} updates in {dtype}", said))
         paragraphs.append(table(["pair", *kinds], rows))
-        paragraphs.append(f"{found.source} on {found.place}; {found.date[:10]}.\n")
+        paragraphs.append(f"{source(found.sacref_version, found.commit, found.dirty)} on {place}; {found.date[:10]}.\n")
     return Section(paragraphs, pictures, findings)
 
 
 def read(path: Path) -> Parity:
-    """Read what the page needs of a parity record.
+    """Read the part of a parity record that the page shows.
 
     Raises:
-        RecordError: naming the file, if it is no such record.
+        RecordError: naming the file and the field, if it is no such record.
     """
     try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if value["suite"] != "parity":
-            raise RecordError(f"{path}: suite is {value['suite']!r}, expected 'parity': move the file")
-        return Parity(
-            path=path,
-            date=str(value["date"]),
-            source=source(value["sacref_version"], value["commit"], value["dirty"]),
-            place=f"{value['hardware']['cpu_model']}, {value['hardware']['cores']} cores",
-            updates=int(value["configuration"]["updates"]),
-            dtype=str(value["configuration"]["dtype"]),
-            differences={
-                pair: {kind: float(largest["relative"]["value"]) for kind, largest in kinds.items()}
-                for pair, kinds in value["largest"].items()
-            },
-            traces={
-                pair: {kind: [float(each) for each in samples["relative"]] for kind, samples in kinds.items()}
-                for pair, kinds in value["samples"]["differences"].items()
-            },
-        )
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise RecordError(f"{path}: {type(error).__name__}: {error}; run `sacref parity --json {path.name}` again") from error
+        return msgspec.json.decode(path.read_bytes(), type=Parity)
+    except msgspec.DecodeError as error:
+        raise RecordError(f"{path}: {error}; run `sacref parity --json {path.name}` again") from error
