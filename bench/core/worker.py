@@ -1,44 +1,52 @@
-"""What a module that a suite starts in a process of its own says to whoever else starts it."""
+"""The worker's end of a pipe: it calls the methods that the suite asks for."""
 
-import reprlib
-import sys
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+import signal
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import NamedTuple, Protocol, TypeVar
 
-ParsedT = TypeVar("ParsedT")
-
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = 80
+from bench.core import runner
 
 
-def read(takes: str, suite: str, arguments: Sequence[str], parse: Callable[[Sequence[str]], ParsedT]) -> ParsedT:
-    """What the suite has said to the module; one line, and the end of the process, where it was another who started it.
+class DoesNotFit(NamedTuple):
+    """The answer where a size needs more memory than there is."""
+
+
+class Worker(Protocol):
+    """An object whose methods a suite calls."""
+
+    def forget(self) -> None:
+        """Free the agents and the allocations of their sizes."""
+
+
+WorkerT = TypeVar("WorkerT", bound=Worker)
+
+
+def serve(connection: Connection, make: Callable[[], WorkerT]) -> WorkerT:
+    """Answer requests, each the name of a method with its arguments, until there are no more.
 
     Args:
-        takes: what the module is called with, for the line.
-        suite: the module that starts it.
-        arguments: of the command line.
-        parse: of the arguments; a ValueError, TypeError or LookupError of its says that they are not the suite's.
+        connection: to the suite.
+        make: makes the worker, in this process, since it loads the libraries.
 
-    Raises:
-        SystemExit: 0 for --help or -h, 2 for what `parse` refuses.
+    Returns:
+        The worker.
     """
-    line = f"usage: {takes}; python -m {suite} starts it"
-    if {"--help", "-h"} & set(arguments):
-        print(line)
-        raise SystemExit(0)
-    try:
-        return parse(arguments)
-    except (ValueError, TypeError, LookupError) as error:
-        given = " ".join(arguments)
-        print(f"{line} (got {_short.repr(given) if given else 'nothing'}: {type(error).__name__}: {error})", file=sys.stderr)
-        raise SystemExit(2) from None
-
-
-def refuse(module: str, suite: str) -> None:
-    """`read` of a module whose functions the suite calls, and which has no command line."""
-    read(f"{module} has no command line", suite, sys.argv[1:], _nothing)
-
-
-def _nothing(arguments: Sequence[str]) -> Any:
-    raise ValueError("there is nothing that it takes")
+    # Ctrl-C is for the suite: it closes the pipe.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    worker = make()
+    while True:
+        try:
+            method, *arguments = connection.recv()
+        except EOFError:
+            return worker
+        try:
+            answer = getattr(worker, method)(*arguments)
+        except Exception as error:
+            if not runner.does_not_fit(error):
+                raise
+            answer = DoesNotFit()
+        # Outside of the handler, whose error holds what did not fit.
+        if isinstance(answer, DoesNotFit):
+            worker.forget()
+        connection.send(answer)

@@ -12,8 +12,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.core import machine
-from bench.core import worker as usage
+from bench.core import entry, machine
 from bench.peers.setting import Setting, Trainer
 
 LIBRARIES = (*machine.LIBRARIES, "sbx-rl", "skrl", "tensordict", "torchrl")
@@ -21,7 +20,7 @@ LIBRARIES = (*machine.LIBRARIES, "sbx-rl", "skrl", "tensordict", "torchrl")
 
 def main(arguments: Sequence[str]) -> int:
     """Train until the requests end; 1 after an error, which is the last answer."""
-    todo = usage.read("python -m bench.peers.worker JOB, as JSON", "bench throughput", arguments, _job)
+    todo = entry.read("python -m bench.peers.worker JOB, as JSON", "bench throughput", arguments, _job)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     machine.keep_to_cores(todo["cores"])

@@ -23,8 +23,9 @@ from bench.core.flops import recurrent_update_flops, update_flops
 from bench.core.precisions import PRECISIONS
 from bench.core.samples import Timing
 from bench.core.stage import Choices, Preset, Stage
+from bench.core.worker import DoesNotFit, serve
 from bench.suites.amp.samples import AmpCell, AmpSamples
-from bench.suites.amp.worker import SEQUENCE_LENGTH, DoesNotFit, Errors, Judge, Memory, Ready, Size, Worker, serve
+from bench.suites.amp.worker import SEQUENCE_LENGTH, Errors, Judge, Memory, Ready, Size, Worker
 
 NETWORKS = (None, "gru")
 """Kinds of cell; None for feed-forward networks."""

@@ -4,17 +4,13 @@ import hashlib
 import importlib
 import math
 import resource
-import signal
 import sys
-from collections.abc import Callable
 from functools import partial
-from multiprocessing.connection import Connection
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from bench.core import runner, timing
-from bench.core import worker as usage
+from bench.core import entry, runner, timing
 from bench.core.samples import Timing
 from bench.core.timing import Timed
 
@@ -63,37 +59,6 @@ class Memory(NamedTuple):
 
     bytes: int
     of: Literal["device", "process"]
-
-
-class DoesNotFit(NamedTuple):
-    """The size needs more memory than there is."""
-
-
-def serve(connection: Connection, make: Callable[[], Any]) -> None:
-    """Answer requests, each a method's name with its arguments, until there are no more.
-
-    Args:
-        connection: to the suite.
-        make: the `Worker` or the `Judge` whose methods they are; called here, since it loads the libraries.
-    """
-    # Ctrl-C is for the suite: it closes the pipe.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    worker = make()
-    while True:
-        try:
-            method, *arguments = connection.recv()
-        except EOFError:
-            return
-        try:
-            answer = getattr(worker, method)(*arguments)
-        except Exception as error:
-            if not runner.does_not_fit(error):
-                raise
-            answer = DoesNotFit()
-        # Outside of the handler, whose error holds what did not fit.
-        if isinstance(answer, DoesNotFit):
-            worker.forget()
-        connection.send(answer)
 
 
 class Worker:
@@ -229,4 +194,4 @@ def peak_memory(backend: str) -> tuple[int, Literal["device", "process"]]:
 
 
 if __name__ == "__main__":
-    usage.refuse("bench.suites.amp.worker", "bench amp")
+    entry.refuse("bench.suites.amp.worker", "bench amp")

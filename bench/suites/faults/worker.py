@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.core import worker as usage
+from bench.core import entry
 
 SETTINGS: dict[str, Any] = {
     "batch_size": 16,
@@ -68,4 +68,4 @@ def train(
 
 
 if __name__ == "__main__":
-    usage.refuse("bench.suites.faults.worker", "bench faults")
+    entry.refuse("bench.suites.faults.worker", "bench faults")

@@ -20,8 +20,7 @@ from typing import Any
 import msgspec
 from msgspec import structs
 
-from bench.core import machine, record
-from bench.core import worker as usage
+from bench.core import entry, machine, record
 from bench.suites.learning.samples import Evaluation, LearningSamples, Session
 
 HEARTBEAT_SECONDS = 5.0
@@ -72,7 +71,7 @@ Train = Callable[[Sequence[Job], bool], None]
 def main(argv: list[str] | None = None) -> int:
     """Run the jobs that the one argument describes; 0 when their records are written, 130 when they were interrupted."""
     takes = "python -m bench.suites.learning.worker JOBS, as JSON"
-    jobs = usage.read(takes, "bench learning", sys.argv[1:] if argv is None else argv, _jobs)
+    jobs = entry.read(takes, "bench learning", sys.argv[1:] if argv is None else argv, _jobs)
     machine.keep_to_cores(jobs[0].cores)
     # A shell starts background jobs with Ctrl-C ignored, and that is inherited: the suite's request to stop must arrive.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 import pytest
 
-from bench.core import worker as usage
+from bench.core import entry
 
 WALL_PER_CPU_SECOND = 20.0
 """A child is given up after so many times the processor time that it may use: it may sleep, or wait for other work on the machine."""
@@ -297,7 +297,7 @@ def preload(names: Sequence[str]) -> None:
 def main() -> int:
     """Read `{"at_once", "modules", "seen", "jobs"}`, and print a line for each job."""
     takes = "python -m bench.suites.mutants.worker, with jobs as JSON on its standard input"
-    jobs, asked = usage.read(takes, "bench mutants", sys.argv[1:], _asked)
+    jobs, asked = entry.read(takes, "bench mutants", sys.argv[1:], _asked)
     # Its children go with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     preload(asked["modules"])

@@ -4,7 +4,6 @@ import hashlib
 import importlib
 import multiprocessing
 import os
-import signal
 import socket
 import time
 from collections.abc import Sequence
@@ -12,10 +11,10 @@ from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
-from bench.core import machine, runner, timing
-from bench.core import worker as usage
+from bench.core import entry, machine, runner, timing, worker
 from bench.core.samples import Timing
 from bench.core.timing import Timed
+from bench.core.worker import DoesNotFit
 
 LET_GO_SECONDS = 30.0
 """How long a group may take to end."""
@@ -150,31 +149,16 @@ class Group:
         return [answers[rank] for rank in range(self.size)]
 
 
-class DoesNotFit(NamedTuple):
-    """The size needs more memory than there is."""
-
-
 def serve(connection: Connection, backend: str, place: Place, stored: int, seed: int) -> None:
-    """Answer requests, each a method of `Rank` with its arguments, until there are no more."""
-    # Ctrl-C is for the suite: it closes the pipes.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ.update(place.environment())
-    machine.keep_to_cores(place.cores)
-    rank = Rank(backend, place.device, stored=stored, seed=seed)
-    while True:
-        try:
-            method, *arguments = connection.recv()
-        except EOFError:
-            break
-        try:
-            answer = getattr(rank, method)(*arguments)
-        except Exception as error:
-            if not runner.does_not_fit(error):
-                raise
-            answer = DoesNotFit()
-        connection.send(answer)
+    """Answer requests, each a method of `Rank` with its arguments, until there are no more; then leave the other ranks."""
+
+    def join() -> Rank:
+        os.environ.update(place.environment())
+        machine.keep_to_cores(place.cores)
+        return Rank(backend, place.device, stored=stored, seed=seed)
+
     # `join` leaves it to the end of the interpreter, which this process does not reach: multiprocessing ends it before.
-    rank.leave()
+    worker.serve(connection, join).leave()
 
 
 class Rank:
@@ -206,10 +190,14 @@ class Rank:
             word.update(name.encode() + array.tobytes())
         return word.hexdigest()
 
-    def leave(self) -> None:
-        """Let go of the agents, and of the other ranks."""
+    def forget(self) -> None:
+        """Free the agents and the allocations of their sizes."""
         self._agents.clear()
         runner.release()
+
+    def leave(self) -> None:
+        """Free the agents, and leave the other ranks."""
+        self.forget()
         if self._backend == "torch":
             distributed = importlib.import_module("torch.distributed")
             if distributed.is_initialized():
@@ -228,4 +216,4 @@ def _free_port() -> int:
 
 
 if __name__ == "__main__":
-    usage.refuse("bench.suites.scaling.worker", "bench scaling")
+    entry.refuse("bench.suites.scaling.worker", "bench scaling")

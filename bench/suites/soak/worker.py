@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.core import worker as usage
+from bench.core import entry
 from bench.suites.soak.samples import SoakSample
 
 EPISODE_STEPS = 200
@@ -134,7 +134,7 @@ def run(*, backend: Any, steps: int, capacity: int, samples: int, seed: int = 0)
 
 def main(arguments: Sequence[str]) -> int:
     """Print what one long run measured; the one argument holds those of `run`."""
-    todo = usage.read("python -m bench.suites.soak.worker JOB, as JSON", "bench soak", arguments, _job)
+    todo = entry.read("python -m bench.suites.soak.worker JOB, as JSON", "bench soak", arguments, _job)
     print(json.dumps(run(**todo)))
     return 0
 

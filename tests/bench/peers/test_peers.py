@@ -43,7 +43,7 @@ def test_the_ratios_of_the_report_are_to_contenders_of_the_list() -> None:
 
 def test_what_a_foreign_interpreter_loads_needs_nothing_but_python() -> None:
     # The environments of peers lack what this one has: only gate and the contender's own module may import what Python lacks.
-    for name in ("", ".core", ".core.machine", ".core.worker", ".peers", ".peers.setting", ".peers.worker"):
+    for name in ("", ".core", ".core.machine", ".core.entry", ".peers", ".peers.setting", ".peers.worker"):
         found = importlib.util.find_spec(f"bench{name}")
         assert found is not None
         assert found.origin is not None

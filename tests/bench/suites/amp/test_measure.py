@@ -13,10 +13,11 @@ from bench.core import machine, precisions, runner
 from bench.core.flops import recurrent_update_flops, update_flops
 from bench.core.precisions import PRECISIONS, Precision
 from bench.core.samples import Timing
+from bench.core.worker import DoesNotFit
 from bench.suites.amp import measure as amp
 from bench.suites.amp import worker as amp_worker
 from bench.suites.amp.measure import PRESETS, Remote, Sizes
-from bench.suites.amp.worker import DoesNotFit, Errors, Judge, Memory, Ready, Size, Worker
+from bench.suites.amp.worker import Errors, Judge, Memory, Ready, Size, Worker
 
 SIZES = Sizes(batches=(8,), widths=(8,), gradient_steps=2, call_flops=1e9, rounds=3, round_seconds=0.0, largest_flops=1e12)
 
