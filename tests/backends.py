@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike, NDArray
 
+from sacref.agent.metrics import unmeasured
 from sacref.algorithm.data import METRICS, Batch, Noise
 from sacref.config import ExperimentConfig, SACConfig
 
@@ -224,11 +225,11 @@ def metrics_of(agent: Any, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, ND
     seen: list[dict[str, NDArray[Any]]] = []
 
     def spy(packed: list[Any]) -> None:
-        names = [name for name in METRICS if name not in agent._unmeasured]
-        sizes = [len(agent._state.critics) if name.startswith("q_") else 1 for name in names]
+        names = [name for name in METRICS if name not in unmeasured(agent.cfg)]
+        sizes = [len(agent.learner.state.critics) if name.startswith("q_") else 1 for name in names]
         for row in np.concatenate([agent.to_numpy(matrix) for matrix in packed]):
             parts = np.split(row, np.cumsum(sizes)[:-1])
             seen.append({name: part if part.size > 1 else part[0] for name, part in zip(names, parts, strict=True)})
 
-    monkeypatch.setattr(agent, "_track_metrics", spy)
+    monkeypatch.setattr(agent.metrics, "track_updates", spy)
     return seen

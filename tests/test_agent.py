@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sacref.agent import protocol
 from sacref.agent.episodes import UNREAD
 from sacref.agent.execution import pack
-from sacref.agent.metrics import TAGS
+from sacref.agent.metrics import TAGS, unmeasured
 from sacref.algorithm.data import METRICS
 from sacref.config import ConfigError, ExperimentConfig, SACConfig
 from tests.backends import (
@@ -318,7 +318,7 @@ def test_rows_may_come_as_numpy_arrays_now_and_as_device_arrays_then(backend: Ba
             arrays = ("observations", "actions", "rewards", "next_observations", "terminated", "truncated")
             agent.record_transition(**(row | {name: backend.array(row[name]) for name in arrays if kind == "d"}))
         stored.append(agent.memory.arrays())
-        agent._watches[True].statistics.summary(agent.to_numpy)
+        agent.metrics.statistics[True].summary(agent.to_numpy)
         returns.append(agent.recent_returns)
     assert stored[1]["size"].tolist() == [5, 6]
     assert returns == [(1.0 + 2.0 + 4.0, 63.0)] * 2
@@ -364,12 +364,12 @@ def test_trap_13_evaluation_is_deterministic_also_at_timestep_0(backend: Backend
     agent = backend.agent(num_envs=8, random_timesteps=1000, training=False)
     observations = np.random.default_rng(0).normal(size=(8, 3))
     greedy = by_hand(agent, observations)[2]
-    streams = agent._streams()
+    streams = agent.learner.stream_states()
     for timestep in (0, 1, 999):
         actions, extras = agent.act(observations, None, timestep=timestep, timesteps=1000)
         np.testing.assert_allclose(agent.to_numpy(actions), greedy, atol=1e-5)
         np.testing.assert_array_equal(agent.to_numpy(actions), agent.to_numpy(extras["mean_actions"]))
-    assert_same_arrays(agent._streams(), streams)
+    assert_same_arrays(agent.learner.stream_states(), streams)
 
 
 def test_agents_are_made_in_evaluation_mode_and_switched(backend: Backend) -> None:
@@ -386,14 +386,14 @@ def test_evaluation_changes_the_statistics_alone(backend: Backend, tmp_path: Pat
     agent = backend.agent(num_envs=2, experiment=tracking(tmp_path, write=100))
     live(agent, 3)
     agent.enable_training_mode(False)
-    before = agent.arrays(), agent.memory.arrays(), agent._streams(), agent.gradient_step_count
+    before = agent.arrays(), agent.memory.arrays(), agent.learner.stream_states(), agent.gradient_step_count
     generator = np.random.default_rng(1)
     for timestep in range(4):
         row = draw_row(agent, generator, timestep=timestep, rewards=np.array([[1.0], [2.0]]), terminated=np.full((2, 1), timestep == 3))
         agent.act(row["observations"], None, timestep=timestep, timesteps=4)
         agent.record_transition(**row)
         agent.post_interaction(timestep=timestep, timesteps=4)
-    for then, now in zip(before[:3], (agent.arrays(), agent.memory.arrays(), agent._streams()), strict=True):
+    for then, now in zip(before[:3], (agent.arrays(), agent.memory.arrays(), agent.learner.stream_states()), strict=True):
         assert_same_arrays(then, now)
     assert agent.gradient_step_count == before[3] == 3
     returns = agent.recent_returns
@@ -457,13 +457,13 @@ def test_trap_14_timesteps_count_vector_steps(backend: Backend, tmp_path: Path, 
         experiment=tracking(tmp_path, write=5, checkpoints=5),
     )
     ways: list[str] = []
-    act = agent._act
+    choose = agent.acting.choose
 
-    def spy(way: str, observations: Any, states: Any) -> Any:
+    def spy(way: str, *inputs: Any) -> Any:
         ways.append(way)
-        return act(way, observations, states)
+        return choose(way, *inputs)
 
-    monkeypatch.setattr(agent, "_act", spy)
+    monkeypatch.setattr(agent.acting, "choose", spy)
     counts = []
     for timestep in range(5):
         live(agent, 1, start=timestep)
@@ -527,21 +527,21 @@ SEED_TAGS = {
 def test_all_curves_are_written_under_their_tags(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = backend.agent(experiment=tracking(tmp_path, write=3))
     metrics: list[NDArray[Any]] = []
-    keep = agent._track_metrics
+    keep = agent.metrics.track_updates
 
     def spy(measured: Any) -> None:
         metrics.extend(agent.to_numpy(packed).astype(np.float64) for packed in measured)
         keep(measured)
 
-    monkeypatch.setattr(agent, "_track_metrics", spy)
+    monkeypatch.setattr(agent.metrics, "track_updates", spy)
     live(agent, 3, rewards=np.array([[2.0]]), truncated=np.ones((1, 1), bool))
     (line,) = metrics_lines(agent)
     assert set(line) >= SEED_TAGS
     assert set(line) - SEED_TAGS == {"timestep", "environment_steps", "wall_time", "Policy / Entropy", "Stats / Algorithm update time (ms)"}
     reduce: dict[str, Callable[[Any], Any]] = {"(max)": np.max, "(min)": np.min}
     rows = np.concatenate(metrics)
-    assert rows.shape == (3, len(agent._metric_tags()))
-    for tag, column in zip(agent._metric_tags(), rows.T, strict=True):
+    assert rows.shape == (3, len(agent.metrics.tags))
+    for tag, column in zip(agent.metrics.tags, rows.T, strict=True):
         assert line[tag] == pytest.approx(reduce.get(tag[-5:], np.mean)(column), rel=1e-6), tag
     assert line["Reward / Total reward (mean)"] == line["Reward / Instantaneous reward (min)"] == 2.0
     assert line["Episode / Total timesteps (max)"] == 1.0
@@ -552,10 +552,10 @@ def test_all_curves_are_written_under_their_tags(backend: Backend, tmp_path: Pat
 def test_packed_metrics_stand_in_the_order_of_their_tags(backend: Backend) -> None:
     agent = backend.agent()
     metrics = agent.update_on(*draw_batch(agent, 8))
-    assert set(metrics) == set(METRICS) - agent._unmeasured
+    assert set(metrics) == set(METRICS) - unmeasured(agent.cfg)
     assert set(TAGS) == set(METRICS)
     packed = agent.to_numpy(pack({name: backend.array(value) for name, value in metrics.items()}))
-    columns = dict(zip(agent._metric_tags(), packed, strict=True))
+    columns = dict(zip(agent.metrics.tags, packed, strict=True))
     for name in metrics:
         tag, values = TAGS[name], np.atleast_1d(metrics[name])
         assert values.shape == (2 if "{critic}" in tag else 1,)
@@ -640,9 +640,9 @@ def test_trap_25_nothing_grows_where_tracking_is_off(backend: Backend, device: b
         agent.record_transition(**row)
         agent.post_interaction(timestep=timestep, timesteps=10)
     assert agent.gradient_step_count == 3
-    assert agent._tracked == {}
-    assert agent._metrics == []
-    assert [watch.statistics._rows for watch in agent._watches.values()] == [[], []]
+    assert agent.metrics.tracked == {}
+    assert agent.metrics.packed == []
+    assert [statistics._rows for statistics in agent.metrics.statistics.values()] == [[], []]
 
 
 def test_returns_are_known_where_tracking_is_off(backend: Backend) -> None:
@@ -663,7 +663,7 @@ def test_returns_of_rows_of_either_kind_are_known_in_order_where_tracking_is_off
             if mixed and on_device != (number == 140):
                 row = {name: backend.array(value) if isinstance(value, np.ndarray) else value for name, value in row.items()}
             agent.record_transition(**row)
-            assert len(agent._watches[True].statistics._unread) <= UNREAD
+            assert len(agent.metrics.statistics[True]._unread) <= UNREAD
         returns.append(agent.recent_returns)
     assert len(returns[0]) == 100
     assert returns[0] == returns[1]
@@ -717,7 +717,7 @@ def test_an_evaluation_before_training_does_not_settle_its_intervals(backend: Ba
 def test_host_rows_that_are_not_finite_are_refused_with_their_environment(backend: Backend, name: str, value: float) -> None:
     agent = backend.agent(num_envs=3)
     fill(agent, 2)
-    before = agent.memory.arrays(), agent._streams(), agent.recent_returns
+    before = agent.memory.arrays(), agent.learner.stream_states(), agent.recent_returns
     row = draw_row(agent, np.random.default_rng(0))
     row[name] = np.array(row[name])
     row[name][1, 0] = value
@@ -726,7 +726,7 @@ def test_host_rows_that_are_not_finite_are_refused_with_their_environment(backen
     ):
         agent.record_transition(**row)
     assert_same_arrays(agent.memory.arrays(), before[0])
-    assert_same_arrays(agent._streams(), before[1])
+    assert_same_arrays(agent.learner.stream_states(), before[1])
     assert agent.recent_returns == before[2]
 
 

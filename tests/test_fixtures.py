@@ -102,7 +102,7 @@ def test_trap_20_each_rank_loads_its_own_part_bit_for_bit(backend: Backend, tmp_
         place.ranks = ranks
         given = write.arguments(backend.name, "ranks", directory, write.TIMESTEPS, ranks.size)
         agent: Any = sacref.train(**given, seed=write.SEEDS[0], resume=True).agent
-        arrays: Any = agent.arrays(), agent._streams(), agent.memory.arrays()
+        arrays: Any = agent.arrays(), agent.learner.stream_states(), agent.memory.arrays()
         return arrays
 
     for rank, (arrays, streams, memory) in enumerate(together(write.RANKS, load)):

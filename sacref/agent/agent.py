@@ -1,67 +1,147 @@
-"""The life cycle that the agents of the two backends share. No backend.
-
-`Agent` is the last of a chain of classes, each of one concern and in a file of its own, that know only those before them: `Border` checks
-what a trainer hands over, `Prepared` is what the models see of it, `Learned` the arrays that learning changes, `Measured` the curves of a
-run, `Sound` the looks at its numbers, `Live` what it is in the middle of, and `Saved` its checkpoints.
-"""
+"""The life cycle of an agent, which the backends share. An agent has parts, each in a file of this folder; none of them knows the agent."""
 
 import time
-from abc import abstractmethod
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, cast
 
-import numpy as np
+import gymnasium
+from numpy.typing import NDArray
 
-from sacref.agent.checkpoints import Saved
-from sacref.agent.in_flight import NextAction
-from sacref.agent.transitions import Rows
-from sacref.algorithm.data import Transition
-from sacref.algorithm.replay import Follow
-from sacref.algorithm.tree import leaves, map_leaves, named_leaves
-from sacref.config import ConfigError, Execution, SACConfig
+from sacref.agent.acting import Acting
+from sacref.agent.backend import Backend
+from sacref.agent.carry import AnyCarry, Carry, NoCarry
+from sacref.agent.checkpoints import Checkpoints
+from sacref.agent.health import Health
+from sacref.agent.learner import Learner
+from sacref.agent.metrics import AgentMetrics
+from sacref.agent.models import Models
+from sacref.agent.normalisers import Normalisers, make_preprocessors
+from sacref.agent.transitions import Transitions
+from sacref.agent.update_schedule import UpdateSchedule
+from sacref.algorithm.data import Noise, Sampled
+from sacref.config import SACConfig
+from sacref.envs.space_records import records_of
 from sacref.envs.spaces import check_spaces
-from sacref.ranks import Ranks
-from sacref.spec.arrays import ArrayT
+from sacref.spec.arrays import ArrayT, namespace
+from sacref.storage.replay_log import ReplayLog
+from sacref.storage.values import refuse_unlike
 
 UNTRACKED_CHECK_INTERVAL = 1000
 """Timesteps between two looks at the device for rows and parameters that are not finite, where nothing is written."""
 
 
-class Agent(Saved[ArrayT]):
-    """An agent's life cycle without its algorithm. Any trainer that makes these calls can drive it; `timestep` counts calls, from 0.
+class Agent(Generic[ArrayT]):
+    """An agent's life cycle. Any trainer that makes these calls can drive it; `timestep` counts calls, from 0.
 
     Args:
-        memory: a replay memory, or None for an agent that only acts.
-        observation_space, action_space: of one environment. state_space: what the critics see beyond the observations, or None.
-        cfg: a `SACConfig`, or a dict of its fields.
+        backend: what computes.
+        models, memory, observation_space, state_space, action_space, cfg: see the backends' `SAC`.
     """
 
+    backend: ClassVar[str]
+    """The backend's name, "torch" or "jax"."""
+    carry_type: ClassVar[type[NoCarry[Any]] | type[Carry[Any]]] = NoCarry
+
     def __init__(
-        self, *, memory: Any, observation_space: Any, state_space: Any, action_space: Any, cfg: SACConfig | Mapping[str, Any] | None
+        self,
+        backend: Backend[ArrayT],
+        *,
+        models: Mapping[str, Any],
+        memory: Any,
+        observation_space: gymnasium.Space[Any],
+        state_space: gymnasium.Space[Any] | None,
+        action_space: gymnasium.Space[Any],
+        cfg: SACConfig | Mapping[str, Any] | None,
     ) -> None:
-        super().__init__()
-        self.spaces = check_spaces(observation_space, state_space, action_space, longest_integer=self._longest_integer())
+        self.spaces = check_spaces(observation_space, state_space, action_space, longest_integer=backend.longest_integer)
         self.observation_space, self.state_space, self.action_space = observation_space, state_space, action_space
         self.cfg = cfg if isinstance(cfg, SACConfig) else SACConfig.from_dict({} if cfg is None else cfg)
         self.cfg.validate()
-        self._check_options()
-        self._set_up()
-        self.ranks = self._ranks()
+        self.carry_type.check_options(self.cfg, type(self).__name__)
         self.memory = memory
         self.training = False
-        self._preprocessors = {
-            **self._make_preprocessors("observation", observation_space),
-            **self._make_preprocessors("state", state_space),
-        }
+        self.environment_steps_offset = 0
+        """Environment steps beyond those of a timestep of today: of timesteps that another number of ranks took."""
         experiment = self.cfg.experiment
         name = experiment.experiment_name or f"{datetime.now().strftime('%y-%m-%d_%H-%M-%S-%f')}_{type(self).__name__}"
         self.experiment_dir = Path(experiment.directory or "runs").expanduser().absolute() / name
-        self.write_interval: int | None = None if experiment.write_interval == "auto" else int(experiment.write_interval)
         self.checkpoint_interval: int | None = None if experiment.checkpoint_interval == "auto" else int(experiment.checkpoint_interval)
-        self._num_envs = 1 if memory is None else int(memory.num_envs)
-        self._timestep = 0
+
+        preprocessors = make_preprocessors(self.cfg, observation_space, state_space)
+        self._backend, self.ranks, self.device = backend, backend.ranks, backend.device
+        self.own_models = own_models = Models(backend, self.cfg, models, learns=memory is not None)
+        self.dtype = backend.dtype
+        """Of the parameters: float32 or float64, as the backend names it."""
+        self.transitions = Transitions(
+            backend,
+            self.cfg,
+            self.spaces,
+            observation_space=observation_space,
+            state_space=state_space,
+            action_space=cast(gymnasium.spaces.Box, action_space),
+            memory_envs=None if memory is None else int(memory.num_envs),
+            check_numbers=self.check_numbers,
+        )
+        self.float_limit = self.transitions.float_limit
+        """The largest number that is finite in the dtype of the parameters; larger ones are refused wherever they are handed over."""
+        self.normalisers = Normalisers(backend, preprocessors)
+        self.carry: AnyCarry[ArrayT] = self.carry_type(backend, self.cfg, self.spaces, own_models, self.normalisers, memory)
+        self.learner = Learner(
+            backend,
+            self.cfg,
+            own_models,
+            self.normalisers,
+            self.carry,
+            action_size=self.spaces.action_size,
+            bounds=self.transitions.bounds,
+            memory=memory,
+        )
+        self.execution = self.learner.execution
+        self.metrics = AgentMetrics(
+            backend,
+            self.cfg,
+            critics=len(own_models.critics),
+            directory=self.experiment_dir,
+            write_interval=None if experiment.write_interval == "auto" else int(experiment.write_interval),
+            keeps_rows=memory is not None,  # else no run writes curves, and what waits to be written would grow for ever
+            environment_steps=self.environment_steps,
+        )
+        self.health = Health(self.cfg, self.learner, self.metrics)
+        self.acting = Acting(backend, self.cfg, self.spaces, self.learner, self.carry, self.transitions)
+        self.update_schedule = UpdateSchedule(self.cfg, self.transitions.num_envs)
+        self.checkpoints = Checkpoints(
+            backend,
+            self.cfg,
+            learner=self.learner,
+            layouts=own_models.layouts,
+            memory=memory,
+            update_schedule=self.update_schedule,
+            health=self.health,
+            has_states=state_space is not None,
+            space_records=lambda: records_of(self),
+        )
+        self._in_flight = (self.metrics, self.transitions, self.acting, self.carry)
+        """Parts with `state`, `set_state` and `reset`: what runs between two timesteps, beside what a checkpoint holds."""
+        if memory is not None:
+            self._allocate(memory)
+        if self.ranks.size > 1:  # all begin with what rank 0 does, whatever their models were drawn from
+            self.set_arrays(self.ranks.from_first(self.arrays()))
+
+    def _allocate(self, memory: Any) -> None:
+        if self.cfg.batch_size > memory.capacity:
+            raise ValueError(
+                f"batch_size is {self.cfg.batch_size}, the memory's capacity {memory.capacity}: lower batch_size or make the memory larger"
+            )
+        memory.allocate(
+            self.spaces,
+            self.dtype,
+            self.device,
+            staged_timesteps=self.cfg.chunk,
+            settings=self.carry.follow,
+            carry=self.carry.stored_carry(),
+        )
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Refuse to be copied and pickled, which `save` and `load` do.
@@ -75,47 +155,6 @@ class Agent(Saved[ArrayT]):
             f"of its own, and load(path) there; agent.models gives copies of the models"
         )
 
-    def _check_options(self) -> None:
-        """Refuse fields of the configuration that do not go together with this algorithm.
-
-        Raises:
-            ConfigError: naming the field.
-        """
-        usual = SACConfig()
-        for name in ("sequence_length", "burn_in", "stored_carry"):
-            if getattr(self.cfg, name) != getattr(usual, name):
-                raise ConfigError(
-                    f"{name} is {getattr(self.cfg, name)}, which SAC_RNN alone reads, and this is {type(self).__name__}: leave it at "
-                    f"{getattr(usual, name)}, or train recurrent models with SAC_RNN (sacref train --recurrent gru)"
-                )
-
-    def _set_up(self) -> None:
-        """Make what this algorithm holds beside the models, before those are tried."""
-
-    # What a backend provides.
-
-    execution: Execution
-    """How updates run: what `cfg.execution` asks for, or what was chosen for the device."""
-
-    @abstractmethod
-    def _ranks(self) -> Ranks:
-        """The processes that train this agent together: those that have joined, or this one alone."""
-
-    @abstractmethod
-    def update(self, *, timestep: int, timesteps: int) -> None: ...
-
-    @abstractmethod
-    def enable_models_training_mode(self, enabled: bool = True) -> None: ...
-
-    @property
-    @abstractmethod
-    def alpha(self) -> float:
-        """The entropy coefficient in force."""
-
-    @abstractmethod
-    def synchronise(self) -> None:
-        """Wait until the device has done all that it was asked for."""
-
     # The life cycle.
 
     def init(self, *, trainer_cfg: Any = None) -> None:
@@ -127,13 +166,16 @@ class Agent(Saved[ArrayT]):
         timesteps = trainer_cfg.get("timesteps") if isinstance(trainer_cfg, Mapping) else getattr(trainer_cfg, "timesteps", None)
         if timesteps is not None:
             self._resolve_intervals(int(timesteps))
-        for training in self._watches:
-            self._begin(training)
-        self._next_action = None
+        self._reset(True)
+        self._reset(False)
+
+    def _reset(self, training: bool) -> None:
+        for part in self._in_flight:
+            part.reset(training)
 
     def _resolve_intervals(self, timesteps: int) -> None:
-        if self.write_interval is None:
-            self.write_interval = max(1, timesteps // 100)
+        if self.metrics.write_interval is None:
+            self.metrics.write_interval = max(1, timesteps // 100)
         if self.checkpoint_interval is None:
             self.checkpoint_interval = max(1, timesteps // 10)
 
@@ -145,11 +187,15 @@ class Agent(Saved[ArrayT]):
         """
         if not enabled:
             if not self.training:
-                self._watches[False].statistics.forget_rows()
-            self._begin(False)
+                self.metrics.statistics[False].forget_rows()
+            self._reset(False)
         self.training = enabled
         if apply_to_models:
             self.enable_models_training_mode(enabled)
+
+    def enable_models_training_mode(self, enabled: bool = True) -> None:
+        """Set the models' own training mode (`train` and `eval` of their modules)."""
+        self.learner.switch_mode(enabled)
 
     def act(self, observations: Any, states: Any, *, timestep: int, timesteps: int) -> tuple[Any, dict[str, Any]]:
         """Choose actions: uniform ones before `random_timesteps`, then the policy's; outside of training its deterministic ones.
@@ -166,17 +212,8 @@ class Agent(Saved[ArrayT]):
         Raises:
             ValueError: if the observations have another shape than the space, or (NumPy) hold NaN or infinity.
         """
-        observations = self._check_observations(observations)
-        states = None if states is None else self._check_states(states)
-        arrays = {**named_leaves(observations, "observations"), **named_leaves(states, "states")}
-        envs = int(leaves(observations)[0].shape[0])
-        if not any(map(self._is_device_array, arrays.values())):
-            self._refuse_not_finite(arrays, np.ones(envs, np.bool_), device=False)
-        actions, mean_actions = self._chosen_before(observations, states) or self._act(self._way(timestep), observations, states)
-        shape = (envs, *self.spaces.action_shape)
-        if tuple(actions.shape) != shape:
-            actions, mean_actions = actions.reshape(shape), mean_actions.reshape(shape)
-        return self._narrowed(actions), {"mean_actions": self._narrowed(mean_actions)}
+        actions, mean_actions = self.acting.act(observations, states, timestep, self.training)
+        return actions, {"mean_actions": mean_actions}
 
     def pre_interaction(self, *, timestep: int, timesteps: int) -> None:
         """Called before the step of the environments. There is nothing to do."""
@@ -205,21 +242,20 @@ class Agent(Saved[ArrayT]):
             states, next_states: `(envs, *state)`; None without a state_space.
             actions: `(envs, *action)`, in the Box's own units.
             rewards, terminated, truncated: `(envs, 1)`.
-            infos: what the environments said beside; `final_obs`, and of states `final_info`, is read where it is there. A trainer
-                that has found an environment diverged says so in `sacref.dropped`, `(envs,)`, bool: its row is left out, its episode
-                counts for nothing, and its next row begins another one.
+            infos: of the environments; `final_obs`, and of states `final_info`, is read where it is there. A trainer that has found an
+                environment diverged says so in `sacref.dropped`, `(envs,)`, bool: its row is left out, its episode counts for nothing, and
+                its next row begins another one.
 
         Raises:
             ValueError: if a shape is wrong, or a host array holds NaN or infinity: nothing of the row is stored then. In device
                 arrays such an environment's row is left out, and the error is raised at the next write interval.
         """
-        if self.training:
+        training = self.training
+        if training:
             if self.memory is None:
                 raise ValueError("record_transition: this agent has no memory to store in: construct it with memory=ReplayMemory(...)")
             self._resolve_intervals(timesteps)
-        watch = self._watches[self.training]
-        rows = self._check_rows(
-            watch.boundaries,
+        rows = self.transitions.check(
             observations=observations,
             states=states,
             actions=actions,
@@ -231,33 +267,15 @@ class Agent(Saved[ArrayT]):
             infos=infos,
             timestep=timestep,
             timesteps=timesteps,
+            training=training,
+            shapes_rewards=training or self.carry.shapes_evaluation,
         )
-        if self.memory is None:
-            self._num_envs = rows.keep.shape[0]
-        device = self._is_device_array(rows.rewards)
-        if watch.statistics.latest is not None and self._is_device_array(watch.statistics.latest) != device:
-            watch.statistics.convert(self._upload if device else self.to_numpy, self.to_numpy)
-        # Without a memory there is no run that writes curves, and what waited to be written would grow for ever.
-        for_summary = self._tracking and self.memory is not None
-        watch.statistics.add(rewards=rows.rewards, ended=rows.ended, keep=rows.keep, dropped=rows.dropped, for_summary=for_summary)
-        stored = self._stored(rows)
-        if self.training:
-            self._feed_preprocessors(rows)
+        self.metrics.add_rows(rows, training)
+        stored = self.carry.stored(rows, training)
+        if training:
+            self.normalisers.feed(rows)
             self.memory.add(stored, rows.keep)
-            if self.cfg.overlap and not any(map(self._is_device_array, leaves(next_observations))):
-                # As they were returned: where an episode ended, the next action may be on the next episode's first observation.
-                ahead = self._check_observations(next_observations), self._check_states(next_states)
-                self._next_action = NextAction(*(map_leaves(np.array, tree) for tree in ahead))
-
-    def _stored(self, rows: Rows[Any]) -> Transition[Any]:
-        """The rows as the memory keeps them. Called for each, in evaluation too, where it keeps none."""
-        transition: Transition[Any] = rows.transition
-        return transition._replace(first=rows.first) if self._follow.needs_first else transition
-
-    @property
-    def _follow(self) -> Follow:
-        """How the memory makes batches for this agent."""
-        return Follow(n_step=self.cfg.n_step, discount_factor=self.cfg.discount_factor)
+            self.acting.expect(next_observations, next_states)
 
     def post_interaction(self, *, timestep: int, timesteps: int) -> None:
         """Track and checkpoint where an interval ends. It does not learn: that is for the algorithm to add.
@@ -268,56 +286,235 @@ class Agent(Saved[ArrayT]):
         """
         self._resolve_intervals(timesteps)
         timestep += 1
-        self._timestep = timestep
+        self.health.timestep = timestep
+        write_interval, tracking = self.metrics.write_interval, self.metrics.tracking
         if self.checkpoint_interval and self.checkpoint_interval > 0 and timestep % self.checkpoint_interval == 0:
             self.write_checkpoint(timestep=timestep, timesteps=timesteps)
-        if self._tracking and self.write_interval and timestep % self.write_interval == 0:
+        if tracking and write_interval and timestep % write_interval == 0:
             self.write_tracking_data(timestep=timestep, timesteps=timesteps)
-        if timestep >= timesteps or (not self._tracking and timestep % UNTRACKED_CHECK_INTERVAL == 0):
+        if timestep >= timesteps or (not tracking and timestep % UNTRACKED_CHECK_INTERVAL == 0):
             self.check_numbers()
-            self._raise_for_bad_rows()
+            self.transitions.raise_for_bad_rows()
 
     # Learning.
 
-    def _learn_if_due(self, *, timestep: int, timesteps: int) -> None:
-        if not self.training or timestep < self.cfg.learning_starts:
+    def learn_if_due(self, *, timestep: int, timesteps: int) -> None:
+        """Take the gradient steps that are due after this timestep, while training and from `learning_starts` on."""
+        if not self.training or timestep < self.cfg.learning_starts or not self.carry.is_ready():
             return
-        steps = self._pace.after_timestep(self.cfg, self._num_envs, last=timestep + 1 >= timesteps)
+        last = timestep + 1 >= timesteps
+        steps = self.update_schedule.after_timestep(last=last)
         if steps == 0:
             return
-        if timestep + 1 < timesteps:
-            self._choose_ahead(timestep)
+        if not last:
+            self.acting.choose_ahead(timestep)
         started = time.perf_counter()
         if steps == self.cfg.gradient_steps:
             self.update(timestep=timestep, timesteps=timesteps)
         else:
             self._take_gradient_steps(steps)
-        if self._tracking:
-            self._learned_at.append((self.gradient_step_count, timestep + 1))
-        self.track_data("Stats / Algorithm update time (ms)", 1e3 * (time.perf_counter() - started))
+        self.metrics.track_update_end(self.learner.gradient_step_count, timestep + 1, 1e3 * (time.perf_counter() - started))
 
     def _take_gradient_steps(self, steps: int) -> None:
-        memory = self._require_memory()
-        self._random, metrics = self._runner.learn(memory.state, self._moments, self._random, steps)
-        self.gradient_step_count += steps
-        self._track_metrics(metrics)
+        self.metrics.track_updates(self.learner.take_gradient_steps(steps))
 
-    def _require_memory(self) -> Any:
-        if self.memory is None:
-            raise ValueError("update: this agent has no memory to learn from: construct it with memory=ReplayMemory(...)")
-        if not self.memory.written:
-            raise ValueError("update: the memory is empty: record transitions in training mode first, or raise learning_starts")
-        return self.memory
+    def update(self, *, timestep: int, timesteps: int) -> None:
+        """Take `gradient_steps` gradient steps, each on a fresh batch from the memory."""
+        self._take_gradient_steps(self.cfg.gradient_steps)
 
-    def _check_subset_fits(self, critics: int) -> None:
-        if self.cfg.target_subset is not None and self.cfg.target_subset > critics > 0:
-            raise ConfigError(
-                f"target_subset is {self.cfg.target_subset} and there are {critics} critics, expected at most as many: lower it, or give "
-                f"more critics, default_models(num_critics={self.cfg.target_subset})"
-            )
+    def update_on(self, batch: Sampled[Any], noise: Noise[Any]) -> dict[str, NDArray[Any]]:
+        """Take one gradient step on a given batch and noise; return the metrics on the host.
 
-    def _check_batch_fits(self, capacity: int) -> None:
-        if self.cfg.batch_size > capacity:
-            raise ValueError(
-                f"batch_size is {self.cfg.batch_size}, the memory's capacity {capacity}: lower batch_size or make the memory larger"
-            )
+        Args:
+            batch: NumPy or the backend's arrays; `(batch, ...)`, actions in (-1, 1), before preprocessing; of SAC_RNN sequences.
+            noise: standard normal draws, `(batch, action)`, and what else the configuration draws.
+        """
+        return self.learner.take_gradient_step_on(batch, noise)
+
+    def keep_gradients(self) -> None:
+        """From now on, `gradients` shows those of the last step. Meant for comparisons; it costs a copy a step."""
+        self.learner.keep_gradients()
+
+    def gradients(self) -> dict[str, NDArray[Any]]:
+        """Return the gradients of the last step, before clipping, under common names: `policy.<name>`, `critic_1.<name>`, `log_alpha`."""
+        return self.learner.gradients()
+
+    @property
+    def gradient_step_count(self) -> int:
+        """Gradient steps so far."""
+        return self.learner.gradient_step_count
+
+    @property
+    def models(self) -> dict[str, Any]:
+        """The models with their current parameters, as copies: what was read once stays as it was."""
+        return self.learner.current_models()
+
+    @property
+    def alpha(self) -> float:
+        """The entropy coefficient in force."""
+        log_alpha = self.learner.state.log_alpha
+        return float(cast(Any, namespace(log_alpha).exp(log_alpha)))
+
+    def synchronise(self) -> None:
+        """Wait until the device has done all that it was asked for."""
+        self.learner.synchronise()
+
+    def to_numpy(self, array: Any) -> NDArray[Any]:
+        """Bring an array of this agent's to the host, as a copy."""
+        return self._backend.to_numpy(array)
+
+    # Metrics.
+
+    @property
+    def write_interval(self) -> int | None:
+        """Timesteps between two writes of metrics; None before it is known, and at most 0 where nothing is tracked."""
+        return self.metrics.write_interval
+
+    @write_interval.setter
+    def write_interval(self, timesteps: int | None) -> None:
+        self.metrics.write_interval = timesteps
+
+    @property
+    def recent_returns(self) -> tuple[float, ...]:
+        """Returns (undiscounted sums of rewards) of the last finished training episodes, oldest first, at most 100."""
+        return self.metrics.recent_returns()
+
+    def track_data(self, tag: str, value: float) -> None:
+        """Add a scalar to what is written next, also before `init`. A tag that ends in (max) or (min) shows that, others the mean."""
+        self.metrics.track(tag, value)
+
+    def environment_steps(self, timestep: int) -> int:
+        """Return the steps of the environments of all ranks together, after so many timesteps."""
+        return timestep * self.transitions.num_envs * self.ranks.size + self.environment_steps_offset
+
+    def write_tracking_data(self, *, timestep: int, timesteps: int) -> None:
+        """Fetch what was measured since the last call from the device, and write it to TensorBoard and metrics.jsonl.
+
+        Of several ranks all make this call, at the same timestep: rank 0 writes what all of them measured, scalars reduced over the ranks
+        as they are over time, rewards and episodes together.
+
+        Raises:
+            NumericalError: if a loss, or what else updates measured since the last call, is NaN or infinite. ValueError: if rows of device
+                arrays were. The data is written first.
+        """
+        self.health.write_metrics(timestep, self.ranks)
+        self.transitions.raise_for_bad_rows()
+
+    def check_numbers(self) -> None:
+        """Look at all that was learned, and at what updates measured since the last write. This waits for the device.
+
+        Raises:
+            NumericalError: if any of it is NaN or infinite. What was tracked up to then is written first, of this rank alone.
+        """
+        self.health.check()
+
+    def close(self) -> None:
+        """Close the files of the tracking. What was not written yet is lost; `write_tracking_data` writes it."""
+        self.metrics.close()
+
+    # State.
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return all that the agent knows, under common names: parameters, log alpha, optimizer moments, counters, models' constants.
+
+        `policy.<name>`, `critic_1.<name>`, `target_critic_1.<name>`, `log_alpha`, `gradient_steps`, and per optimizer `<optimizer>.count`,
+        `<optimizer>.first_moment...` and `<optimizer>.second_moment...`; of preprocessors `preprocessor.observations...`. Buffers and
+        frozen parameters are `policy.<name>` and `critic_1.<name>`; target critics have those of their critics.
+        """
+        return self.learner.arrays()
+
+    def set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from what `arrays` gave, on this backend or the other.
+
+        Raises:
+            ValueError: if a name or a shape is not this agent's, or an optimizer's count or second moments are negative. Nothing is
+                changed then.
+        """
+        self.learner.set_arrays(arrays)
+        self._forget_updates()
+
+    def _forget_updates(self) -> None:
+        """Forget what is known of parameters that others have replaced."""
+        self.metrics.forget_updates()
+        self.health.forget_updates()
+        self.acting.forget_updates()
+
+    def write_checkpoint(self, *, timestep: int, timesteps: int) -> None:
+        """Save to `<experiment>/checkpoints/agent_<timestep>`. Only the newest checkpoint of a run keeps its replay memory.
+
+        Of several ranks all make this call, at the same timestep.
+        """
+        path = self.experiment_dir / "checkpoints" / f"agent_{timestep}"
+        self.save(path)
+        self.checkpoints.drop_former_memory(path)
+
+    def save(
+        self,
+        path: str | Path,
+        *,
+        replay: ReplayLog | None = None,
+        keep_memory: bool = True,
+        live: tuple[Mapping[str, Mapping[str, NDArray[Any]]], Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Write the whole agent to a checkpoint directory: safetensors for arrays, JSON for the rest, nothing that runs code.
+
+        Parameters, optimizer moments, log alpha, step counters, random streams, and the replay memory where there is one.
+
+        Args:
+            path: the directory.
+            replay: a log, in the directory beside `path`, that takes the memory's new rows instead of a copy of all of it.
+            keep_memory: whether the replay memory is written.
+            live: groups of arrays, and metadata, of the in-flight state: see `live_state`.
+
+        Of several ranks all make this call. Each writes its own part, its streams and its memory: rank 1 to `<path>.rank_1`, and so on;
+        rank 0 writes `path` last, so that a checkpoint that is there is whole.
+
+        Raises:
+            NumericalError: if anything that was learned is NaN or infinite. Nothing is written then.
+        """
+        self.checkpoints.save(Path(path).expanduser(), type(self).__name__, replay=replay, keep_memory=keep_memory, live=live)
+
+    def load(self, path: str | Path) -> None:
+        """Restore what `save` wrote. A memory that the checkpoint does not hold stays as it is.
+
+        A checkpoint of the other backend gives its weights, moments, temperature and memory; the random streams begin anew from (seed,
+        rank, the gradient steps so far), and the log says so.
+
+        An agent without a memory only acts, and asks for what acting reads: the policy and the preprocessors. Of critics and optimizers it
+        takes what both have, and keeps its own of what the checkpoint does not have. Without a state_space it leaves out what is of states.
+
+        As many ranks as wrote it go on exactly. Of another number, rank r takes the memory of the old rank r modulo their number, random
+        streams begin anew from (seed, rank, the gradient steps so far), and a warning says so.
+
+        Raises:
+            checkpoint.CheckpointError: if the directory is not a whole and sound checkpoint of an agent of this shape. The agent
+                is then as it was before.
+        """
+        self.checkpoints.load(Path(path).expanduser(), type(self).__name__)
+        self._forget_updates()
+        self._reset(True)  # the next row does not continue the rows of before, nor those that the memory holds now
+        self._reset(False)
+        self.carry.count_stored()
+
+    def live_state(self) -> dict[str, Any]:
+        """Return the in-flight state that exact resume needs in addition to a checkpoint: unwritten metrics, unfinished episodes.
+
+        Numbers, text, NumPy arrays, and lists, tuples and dicts of those. With it, and with the environments as they were, a run goes on
+        as if it had never stopped.
+        """
+        return {name: value for part in self._in_flight for name, value in part.state().items()}
+
+    def live_like(self) -> dict[str, Any]:
+        """Describe what `live_state` gives, for `refuse_unlike`."""
+        envs = self.transitions.num_envs
+        return {name: like for part in self._in_flight for name, like in part.state_like(envs).items()}
+
+    def set_live_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `live_state` gave; after `init`, and with the environments as they were.
+
+        Raises:
+            ValueError: if it is of another agent, or of other environments. Nothing is changed then.
+        """
+        refuse_unlike("what the agent was in the middle of", state, self.live_like())
+        for part in self._in_flight:
+            part.set_state(state)

@@ -1,28 +1,43 @@
-"""What recurrent agents have beyond the others: carries that are acted with, reset and stored, and models that run over sequences.
+"""Carries of recurrent models: they are acted with, reset and stored, and run over sequences.
 
-A model without a carry takes part: `()` fills the slot.
+A model without a carry takes part in `SAC_RNN`: `()` fills its slot. `NoCarry` fills that of an agent without any.
 """
 
 import logging
-from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sacref.agent.agent import Agent
-from sacref.agent.model_checks import check_carry_output, check_critic_output, check_parts, check_policy_output, check_reads_states
+from sacref.agent.backend import Backend
+from sacref.agent.model_checks import (
+    check_carry_output,
+    check_critic_output,
+    check_parts,
+    check_policy_output,
+    check_reads_states,
+    example_inputs,
+)
+from sacref.agent.models import Models
+from sacref.agent.normalisers import Normalisers
 from sacref.agent.transitions import Rows
 from sacref.algorithm.data import Inputs, Transition, Window
 from sacref.algorithm.replay import Follow
 from sacref.algorithm.tree import Tree, leaves, map_leaves
-from sacref.config import ConfigError
+from sacref.config import ConfigError, SACConfig
+from sacref.envs.spaces import Spaces
 from sacref.spec.arrays import ArrayT, namespace
 from sacref.storage.values import Like, Maybe
 
 logger = logging.getLogger(__name__)
+
+Act: TypeAlias = Callable[[str, Inputs[Any], Tree], tuple[Any, Any, Tree]]
+"""`(mode, inputs, carry) -> (actions, mean actions, carry)`; `Learner.act`."""
+Chosen: TypeAlias = tuple[Any, Any]
+"""Actions and mean actions in the Box's units, `(envs, action)` each."""
 
 
 def refuse_carries(models: Mapping[str, Any]) -> None:
@@ -116,9 +131,130 @@ def _with_blank(window: Window[Any], array: Any) -> Any:
     return xp.concat([blank, array] if window.shift else [array, blank])
 
 
+def zero_where(starts: Any, array: Any, initial: Any = None) -> Any:
+    """Return `array`, `(envs, ...)`, with `initial` (else zeros) in the rows of `starts`."""
+    xp: Any = namespace(starts, array)
+    rows = starts.reshape((array.shape[0], *(1 for _ in array.shape[1:])))
+    return xp.where(rows, xp.zeros_like(array) if initial is None else initial, array)
+
+
+class NoCarry(Generic[ArrayT]):
+    """The carry of an agent whose models have none.
+
+    Args:
+        memory: the replay memory, or None.
+    """
+
+    shapes_evaluation = False
+    """Whether rewards are shaped in evaluation too."""
+
+    def __init__(
+        self,
+        backend: Backend[ArrayT],
+        cfg: SACConfig,
+        spaces: Spaces,
+        models: Models[ArrayT],
+        normalisers: Normalisers[ArrayT],
+        memory: Any,
+    ) -> None:
+        self._backend, self._cfg, self._spaces = backend, cfg, spaces
+        self._models, self._normalisers = models, normalisers
+        self.follow = Follow(n_step=cfg.n_step, discount_factor=cfg.discount_factor)
+        """How the memory makes batches for this agent."""
+
+    @staticmethod
+    def check_options(cfg: SACConfig, algorithm: str) -> None:
+        """Raise ConfigError for fields that this algorithm does not read."""
+        usual = SACConfig()
+        for name in ("sequence_length", "burn_in", "stored_carry"):
+            if getattr(cfg, name) != getattr(usual, name):
+                raise ConfigError(
+                    f"{name} is {getattr(cfg, name)}, which SAC_RNN alone reads, and this is {algorithm}: leave it at "
+                    f"{getattr(usual, name)}, or train recurrent models with SAC_RNN (sacref train --recurrent gru)"
+                )
+
+    def policy(self) -> Callable[..., Any]:
+        """Return the policy as the update calls it."""
+        return self._models.functions["policy"]
+
+    def critic(self, name: str) -> Callable[..., Any]:
+        """Return a critic as the update calls it."""
+        return self._models.functions[name]
+
+    def actor(self) -> Callable[..., Any]:
+        """Return the policy as acting calls it: `(parameters, inputs) -> (mean, raw log_std, carry)`."""
+        policy, prepare = self._models.functions["policy"], self._normalisers.prepare_inputs
+
+        def actor(parameters: Any, acting: Any) -> tuple[ArrayT, ArrayT, Tree]:
+            mean, raw_log_std = policy(parameters, prepare(acting.moments, acting.inputs))
+            return mean, raw_log_std, ()
+
+        return actor
+
+    def check_models(self, parameters: Mapping[str, Any], moments: Tree) -> None:
+        """Try the models on a few rows; raise ValueError if they cannot be used."""
+        refuse_carries(self._models.modules)
+        backend, functions, rows = self._backend, self._models.functions, 3
+        inputs = self._examples(moments, rows)
+        actions = backend.upload(np.zeros((rows, self._spaces.action_size)))
+        outputs = self._models.try_out("policy", backend.on_trial(functions["policy"]), parameters["policy"], inputs)
+        check_policy_output(outputs, rows=(rows,), action_size=self._spaces.action_size, dtype=backend.dtype)
+        values, others = {}, {}
+        for name in self._models.critics:
+            function, draws = functions[name], backend.example_draws(self._models.modules[name], (rows,))
+            output = self._models.try_out(name, backend.on_trial(function), parameters[name], inputs, actions, *draws)
+            check_critic_output(name, output, rows=(rows,), dtype=backend.dtype)
+            if self._spaces.states is not None:
+                known = output if backend.is_array(output) else function(parameters[name], inputs, actions, *draws)
+                other = {**inputs, "states": self._examples(moments, rows, other=1)["states"]}
+                values[name] = backend.to_numpy(known)
+                others[name] = backend.to_numpy(function(parameters[name], other, actions, *draws))
+        check_reads_states(values, others)
+
+    def _examples(self, moments: Tree, rows: int, other: int = 0) -> Any:
+        inputs = map_leaves(self._backend.upload, example_inputs(self._spaces, rows, self._cfg.seed ^ other))
+        return self._normalisers.prepare_inputs(moments, inputs)
+
+    def stored_carry(self) -> Tree:
+        """Return the carry that the memory stores, for one environment."""
+        return None
+
+    def act(self, act: Act, mode: str, observations: Tree, states: Tree | None, training: bool) -> Chosen:
+        """Choose actions; for the arguments see `Acting.choose`."""
+        convert = self._backend.act_inputs
+        actions, mean_actions, _ = act(mode, {"observations": convert(observations), "states": convert(states)}, ())
+        return actions, mean_actions
+
+    def stored(self, rows: Rows[Any], training: bool) -> Transition[Any]:
+        """Return the rows as the memory keeps them. Called for each, in evaluation too, where it keeps none."""
+        transition: Transition[Any] = rows.transition
+        return transition._replace(first=rows.first) if self.follow.needs_first else transition
+
+    def is_ready(self) -> bool:
+        """Tell whether the memory holds what a gradient step needs."""
+        return True
+
+    def count_stored(self) -> None:
+        """Count what the memory holds, after it was loaded."""
+
+    def reset(self, training: bool) -> None:
+        """Forget the episodes of this mode, as after a reset of all environments."""
+
+    def state(self) -> dict[str, Any]:
+        """Return the in-flight state, on the host."""
+        return {}
+
+    def state_like(self, envs: int) -> dict[str, Any]:
+        """Describe `state`, for `refuse_unlike`."""
+        return {}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+
+
 @dataclass
 class Ongoing:
-    """What a policy remembers of the episodes that run, in one mode; NumPy, or the backend's arrays where the environments give those."""
+    """What a policy remembers of unfinished episodes, in one mode; NumPy, or the backend's arrays where the environments give those."""
 
     carry: Tree = None
     """The policy's, `(envs, ...)` each, after the last observation; None before the first."""
@@ -130,235 +266,212 @@ class Ongoing:
     """`(envs,)`, bool: where the next observation begins an episode; None where nothing has begun since the last reset."""
 
 
-def zero_where(starts: Any, array: Any, initial: Any = None) -> Any:
-    """`array`, `(envs, ...)`, with `initial` (else zeros) in the rows of `starts`."""
-    xp: Any = namespace(starts, array)
-    rows = starts.reshape((array.shape[0], *(1 for _ in array.shape[1:])))
-    return xp.where(rows, xp.zeros_like(array) if initial is None else initial, array)
+class Carry(Generic[ArrayT]):
+    """The carries of the policy's episodes, and the models over sequences. For arguments and methods see `NoCarry`."""
 
+    shapes_evaluation = True  # the policy may see the previous reward
 
-class RecurrentAgent(Agent[ArrayT]):
-    """The part of SAC_RNN that knows no backend. For the arguments see `Agent`."""
-
-    def _set_up(self) -> None:
-        self._ongoing = {True: Ongoing(), False: Ongoing()}
+    def __init__(
+        self,
+        backend: Backend[ArrayT],
+        cfg: SACConfig,
+        spaces: Spaces,
+        models: Models[ArrayT],
+        normalisers: Normalisers[ArrayT],
+        memory: Any,
+    ) -> None:
+        self._backend, self._cfg, self._spaces, self._memory = backend, cfg, spaces, memory
+        self._models, self._normalisers = models, normalisers
+        self.follow = Follow(sequence_length=cfg.sequence_length, burn_in=cfg.burn_in, stored_carry=cfg.stored_carry)
+        self.ongoing = {True: Ongoing(), False: Ongoing()}
+        """The unfinished episodes of training, and of evaluation."""
         self._initial_carries: dict[tuple[int, bool], Tree] = {}
         """(environments, whether on the device) -> the policy's carry before an episode."""
         self._recorded_timesteps = 0
         """Timesteps in the memory, at least while they are fewer than a sequence's."""
         self._said_waiting = self._said_padded = False
-        self._episode_lengths: Any = None
+        self._episode_lengths: NDArray[np.int64] | None = None
 
-    # The models, as the update and acting call them.
+    @staticmethod
+    def check_options(cfg: SACConfig, algorithm: str) -> None:
+        if cfg.n_step != 1:
+            raise ConfigError(
+                f"n_step is {cfg.n_step}, expected 1 for SAC_RNN: its targets come from one pass over a sequence, a step ahead each"
+            )
+        if cfg.overlap:
+            raise ConfigError(
+                "overlap is True, expected False for SAC_RNN: an action that is chosen ahead and then not taken would move the carry"
+            )
 
-    def _is_recurrent(self, name: str) -> bool:
-        return hasattr(self._models[name], "initial_carry")
+    # The models.
 
-    def _policy(self) -> Any:
-        """The backend's `update.Policy`."""
-        recurrent = self._is_recurrent("policy")
-        return over_window_policy(policy_with_carry(self._functions["policy"], recurrent=recurrent), recurrent=recurrent)
+    def policy(self) -> Callable[..., Any]:
+        return over_window_policy(self._policy_with_carry(), recurrent=self._models.is_recurrent("policy"))
 
-    def _critic(self, name: str) -> Any:
-        """The backend's `update.Critic`."""
-        recurrent = self._is_recurrent(name)
-        critic = critic_with_carry(self._functions[name], recurrent=recurrent)
-        return over_window_critic(critic, partial(self._initial_carry, name), recurrent=recurrent)
+    def critic(self, name: str) -> Callable[..., Any]:
+        initial = partial(self._models.initial_carry, name)
+        return over_window_critic(self._critic_with_carry(name), initial, recurrent=self._models.is_recurrent(name))
 
-    def _actor(self) -> Any:
-        """Return the policy as acting calls it (`Actor`): one step, as a sequence of one."""
-        policy = policy_with_carry(self._functions["policy"], recurrent=self._is_recurrent("policy"))
+    def actor(self) -> Callable[..., Any]:
+        policy, prepare = self._policy_with_carry(), self._normalisers.prepare_inputs
 
-        def actor(parameters: Any, acting: Any) -> tuple[Any, Any, Tree]:
-            inputs = map_leaves(lambda leaf: leaf[None], self._prepare_inputs(acting.moments, acting.inputs))
+        def actor(parameters: Any, acting: Any) -> tuple[ArrayT, ArrayT, Tree]:
+            inputs = map_leaves(lambda leaf: leaf[None], prepare(acting.moments, acting.inputs))  # a sequence of one step
             mean, raw_log_std, carry = policy(parameters, inputs, acting.carry)
             return mean[0], raw_log_std[0], carry
 
         return actor
 
-    def _check_outputs(self, parameters: Mapping[str, Any]) -> None:
-        """Try the models on sequences of two steps."""
+    def _policy_with_carry(self) -> Callable[..., Any]:
+        return policy_with_carry(self._models.functions["policy"], recurrent=self._models.is_recurrent("policy"))
+
+    def _critic_with_carry(self, name: str) -> Callable[..., Any]:
+        return critic_with_carry(self._models.functions[name], recurrent=self._models.is_recurrent(name))
+
+    def check_models(self, parameters: Mapping[str, Any], moments: Tree) -> None:
+        models, backend, action_size = self._models, self._backend, self._spaces.action_size
         time, rows = 2, 3
-        inputs = self._example_sequences(time, rows)
-        actions, carry = inputs["previous_actions"], self._initial_carry("policy", rows)
-        policy = policy_with_carry(self._functions["policy"], recurrent=self._is_recurrent("policy"))
-        mean, raw_log_std, after = check_parts("policy", self._try("policy", policy, parameters["policy"], inputs, carry), 3)
-        check_policy_output((mean, raw_log_std), rows=(time, rows), action_size=self.spaces.action_size, dtype=self.dtype)
+        inputs = self._examples(moments, time, rows)
+        actions, carry = inputs["previous_actions"], models.initial_carry("policy", rows)
+        outputs = models.try_out("policy", self._policy_with_carry(), parameters["policy"], inputs, carry)
+        mean, raw_log_std, after = check_parts("policy", outputs, 3)
+        check_policy_output((mean, raw_log_std), rows=(time, rows), action_size=action_size, dtype=backend.dtype)
         check_carry_output("policy", carry, after)
         values, others = {}, {}
-        for name in (name for name in self._functions if name != "policy"):
-            draws, carry = self._example_draws(name, (time, rows)), self._initial_carry(name, rows)
-            critic = critic_with_carry(self._functions[name], recurrent=self._is_recurrent(name))
-            output, after = check_parts(name, self._try(name, critic, parameters[name], inputs, actions, carry, *draws), 2)
-            check_critic_output(name, output, rows=(time, rows), dtype=self.dtype)
+        for name in models.critics:
+            draws, carry = backend.example_draws(models.modules[name], (time, rows)), models.initial_carry(name, rows)
+            critic = self._critic_with_carry(name)
+            output, after = check_parts(name, models.try_out(name, critic, parameters[name], inputs, actions, carry, *draws), 2)
+            check_critic_output(name, output, rows=(time, rows), dtype=backend.dtype)
             check_carry_output(name, carry, after)
-            if self.spaces.states is not None:
-                other = {**inputs, "states": self._example_sequences(time, rows, other=1)["states"]}
-                values[name] = self.to_numpy(output)
-                others[name] = self.to_numpy(critic(parameters[name], other, actions, carry, *draws)[0])
+            if self._spaces.states is not None:
+                other = {**inputs, "states": self._examples(moments, time, rows, other=1)["states"]}
+                values[name] = backend.to_numpy(output)
+                others[name] = backend.to_numpy(critic(parameters[name], other, actions, carry, *draws)[0])
         check_reads_states(values, others)
 
-    def _example_sequences(self, time: int, rows: int, other: int = 0) -> Any:
-        inputs = map_leaves(lambda leaf: namespace(leaf).stack([leaf] * time), self._example_inputs(rows, other))
-        actions = self._upload(np.zeros((time, rows, self.spaces.action_size)))
-        return {**inputs, "previous_actions": actions, "previous_rewards": actions[..., 0]}
-
-    # What a backend provides.
-
-    _models: Any
-    _functions: Any
-    """Model -> the model as a function of its parameters."""
-    dtype: Any
-
-    # Of the backend's SAC, which comes after this class: annotations alone, so that they do not hide it.
-    _example_inputs: Callable[..., Any]
-    _example_draws: Callable[..., Any]
-    _try: Callable[..., Any]
-
-    @abstractmethod
-    def _act_with_carry(
-        self, way: str, observations: Tree, states: Tree | None, previous: tuple[Any, Any], carry: Tree
-    ) -> tuple[Any, Any, Tree]:
-        """Actions, mean actions and the carry after the observations."""
+    def _examples(self, moments: Tree, time: int, rows: int, other: int = 0) -> Any:
+        inputs = map_leaves(self._backend.upload, example_inputs(self._spaces, rows, self._cfg.seed ^ other))
+        prepared = self._normalisers.prepare_inputs(moments, inputs)
+        actions = self._backend.upload(np.zeros((time, rows, self._spaces.action_size)))
+        sequences = map_leaves(lambda leaf: namespace(leaf).stack([leaf] * time), prepared)
+        return {**sequences, "previous_actions": actions, "previous_rewards": actions[..., 0]}
 
     # Acting and recording.
 
-    def _initial_carry(self, model: str, batch: int) -> Tree:
-        """A model's carry before an episode, `(batch, ...)` each; () of a model without.
+    def stored_carry(self) -> Tree:
+        return self._models.initial_carry("policy", 1)
 
-        Raises:
-            ValueError: if its parts do not have a row for each environment or sequence.
-        """
-        carry = self._models[model].initial_carry(batch) if hasattr(self._models[model], "initial_carry") else ()
-        shapes = [tuple(leaf.shape) for leaf in leaves(carry)]
-        if any(shape[:1] != (batch,) for shape in shapes):
-            raise ValueError(
-                f"model {model!r} gives initial_carry({batch}) of shapes {shapes}, expected ({batch}, ...): put the batch axis first, "
-                f"before that of layers"
-            )
-        return carry
-
-    def _check_options(self) -> None:
-        if self.cfg.n_step != 1:
-            raise ConfigError(
-                f"n_step is {self.cfg.n_step}, expected 1 for SAC_RNN: its targets come from one pass over a sequence, a step ahead each"
-            )
-        if self.cfg.overlap:
-            raise ConfigError(
-                "overlap is True, expected False for SAC_RNN: an action that is chosen ahead and then not taken would move the carry"
-            )
-
-    @property
-    def _follow(self) -> Follow:
-        cfg = self.cfg
-        return Follow(sequence_length=cfg.sequence_length, burn_in=cfg.burn_in, stored_carry=cfg.stored_carry)
-
-    @property
-    def _shapes_rewards(self) -> bool:
-        return True  # in evaluation too: the policy may see the previous reward
-
-    def _begin(self, training: bool) -> None:
-        super()._begin(training)
-        self._ongoing[training] = Ongoing()
-
-    def _act(self, way: str, observations: Tree, states: Tree | None) -> tuple[Any, Any]:
-        now = self._ongoing[self.training]
+    def act(self, act: Act, mode: str, observations: Tree, states: Tree | None, training: bool) -> Chosen:
+        now, backend = self.ongoing[training], self._backend
         sample = leaves(observations)[0]
-        envs, on_device = int(sample.shape[0]), self._is_device_array(sample)
-        convert = self._upload if on_device else self.to_numpy
+        envs, on_device = int(sample.shape[0]), backend.is_array(sample)
+        convert: Callable[[Any], Any] = backend.upload if on_device else backend.to_numpy
         if (envs, on_device) not in self._initial_carries:
-            self._initial_carries[envs, on_device] = map_leaves(convert, self._initial_carry("policy", envs))
+            self._initial_carries[envs, on_device] = map_leaves(convert, self._models.initial_carry("policy", envs))
         initial = self._initial_carries[envs, on_device]
-        if now.previous is None or now.previous[1].shape[0] != envs:
-            now.previous = (np.zeros((envs, self.spaces.action_size)), np.zeros(envs))
-        now.previous = (convert(now.previous[0]), convert(now.previous[1]))  # rows may have come in arrays of the other kind
-        if now.carry is None or leaves((now.carry, now.previous))[0].shape[0] != envs:
+        previous_actions, previous_rewards = self._previous(now, envs)
+        previous = convert(previous_actions), convert(previous_rewards)  # rows may have come in arrays of the other kind
+        if now.carry is None or leaves((now.carry, previous))[0].shape[0] != envs:
             now.carry = initial
         elif now.starts is not None:
             starts = convert(now.starts)
             now.carry = map_leaves(lambda array, fresh: zero_where(starts, convert(array), fresh), now.carry, initial)
-            now.previous = (zero_where(starts, now.previous[0]), zero_where(starts, now.previous[1]))
-        now.starts, now.before = None, now.carry
-        actions, mean_actions, carry = self._act_with_carry(way, observations, states, now.previous, now.carry)
-        now.carry = carry if on_device else map_leaves(self.to_numpy, carry)
+            previous = zero_where(starts, previous[0]), zero_where(starts, previous[1])
+        now.previous, now.starts, now.before = previous, None, now.carry
+        inputs: Inputs[Any] = {
+            "observations": backend.act_inputs(observations),
+            "states": backend.act_inputs(states),
+            "previous_actions": backend.act_inputs(previous[0]),
+            "previous_rewards": backend.act_inputs(previous[1]),
+        }
+        actions, mean_actions, carry = act(mode, inputs, backend.act_inputs(now.carry))
+        now.carry = carry if on_device else map_leaves(backend.to_numpy, carry)
         return actions, mean_actions
 
-    def _stored(self, rows: Rows[Any]) -> Transition[Any]:
-        now, transition = self._ongoing[self.training], rows.transition
-        envs, on_device = rows.keep.shape[0], self._is_device_array(rows.keep)
-        convert = self._upload if on_device else self.to_numpy
+    def _previous(self, now: Ongoing, envs: int) -> tuple[Any, Any]:
+        """Actions and rewards of the last row, or zeros before the first one of so many environments."""
+        if now.previous is None or now.previous[1].shape[0] != envs:
+            return np.zeros((envs, self._spaces.action_size)), np.zeros(envs)
+        return now.previous
+
+    def stored(self, rows: Rows[Any], training: bool) -> Transition[Any]:
+        now, transition = self.ongoing[training], rows.transition
+        envs = rows.keep.shape[0]
+        convert: Callable[[Any], Any] = self._backend.upload if rows.on_device else self._backend.to_numpy
         before, now.before = now.before, None
         if before is None:  # recorded without an act: nobody knows what a policy would have carried
-            before = self._initial_carry("policy", envs)
-        previous = now.previous or (np.zeros((envs, self.spaces.action_size)), np.zeros(envs))
+            before = self._models.initial_carry("policy", envs)
+        previous = now.previous or (np.zeros((envs, self._spaces.action_size)), np.zeros(envs))
         previous_actions, previous_rewards = (zero_where(rows.first, convert(array)) for array in previous)
         now.previous, now.starts = (transition.actions, transition.rewards), rows.starts
-        if self.training:
+        if training:
             self._recorded_timesteps += 1
-            if not on_device:
+            if not rows.on_device:
                 self._note_short_episodes(rows)
-        return transition._replace(
+        stored: Transition[Any] = transition._replace(
             first=rows.first,
             previous_actions=previous_actions,
             previous_rewards=previous_rewards,
             carry=map_leaves(convert, before),
         )
+        return stored
 
     def _note_short_episodes(self, rows: Rows[Any]) -> None:
         if self._said_padded:
             return
         lengths = np.zeros(rows.keep.shape[0], np.int64) if self._episode_lengths is None else self._episode_lengths
         lengths = np.where(rows.first, 0, lengths) + rows.keep
-        short = rows.ended & rows.keep & (lengths < self.cfg.sequence_length)
+        short = rows.ended & rows.keep & (lengths < self._cfg.sequence_length)
         if short.any():
             self._said_padded = True
             logger.warning(
                 "an episode ended after %d steps, sequence_length is %d: its sequences are padded, and the padding counts for nothing",
                 int(lengths[short].min()),
-                self.cfg.sequence_length,
+                self._cfg.sequence_length,
             )
         self._episode_lengths = lengths
 
-    def _learn_if_due(self, *, timestep: int, timesteps: int) -> None:
-        if self.training and timestep >= self.cfg.learning_starts and self._recorded_timesteps < self.cfg.sequence_length:
-            if not self._said_waiting:
-                self._said_waiting = True
-                logger.info(
-                    "learning waits: %d timesteps are stored, sequence_length is %d", self._recorded_timesteps, self.cfg.sequence_length
-                )
-            return
-        super()._learn_if_due(timestep=timestep, timesteps=timesteps)
+    def is_ready(self) -> bool:
+        if self._recorded_timesteps >= self._cfg.sequence_length:
+            return True
+        if not self._said_waiting:
+            self._said_waiting = True
+            logger.info(
+                "learning waits: %d timesteps are stored, sequence_length is %d", self._recorded_timesteps, self._cfg.sequence_length
+            )
+        return False
 
-    def live_state(self) -> dict[str, Any]:
-        """As of `Agent`, with the carries of the episodes that run."""
-        now = self._ongoing[True]
+    # State.
+
+    def count_stored(self) -> None:
+        if self._memory is not None:
+            self._recorded_timesteps = -(-len(self._memory) // self._memory.num_envs)
+
+    def reset(self, training: bool) -> None:
+        self.ongoing[training] = Ongoing()
+
+    def state(self) -> dict[str, Any]:
+        now = self.ongoing[True]
         return {
-            **super().live_state(),
-            "ongoing": map_leaves(self.to_numpy, (now.carry, now.before, now.previous, now.starts)),
+            "ongoing": map_leaves(self._backend.to_numpy, (now.carry, now.before, now.previous, now.starts)),
             "recorded_timesteps": self._recorded_timesteps,
             "episode_lengths": self._episode_lengths,
         }
 
-    def live_like(self) -> dict[str, Any]:
-        """As of `Agent`."""
-        envs = self._num_envs
-        carry = Maybe(map_leaves(lambda array: Like(tuple(array.shape), "f"), self._initial_carry("policy", envs)))
-        previous = Maybe((Like((envs, self.spaces.action_size), "f"), Like((envs,), "f")))
+    def state_like(self, envs: int) -> dict[str, Any]:
+        carry = Maybe(map_leaves(lambda array: Like(tuple(array.shape), "f"), self._models.initial_carry("policy", envs)))
+        previous = Maybe((Like((envs, self._spaces.action_size), "f"), Like((envs,), "f")))
         return {
-            **super().live_like(),
             "ongoing": (carry, carry, previous, Maybe(Like((envs,), "b"))),
             "recorded_timesteps": int,
             "episode_lengths": Maybe(Like((envs,), "i")),
         }
 
-    def set_live_state(self, state: Mapping[str, Any]) -> None:
-        """As of `Agent`."""
-        super().set_live_state(state)
-        self._ongoing[True] = Ongoing(*state["ongoing"])
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        self.ongoing[True] = Ongoing(*state["ongoing"])
         self._recorded_timesteps, self._episode_lengths = state["recorded_timesteps"], state["episode_lengths"]
 
-    def load(self, path: Any) -> None:
-        """Restore what `save` wrote; see `Agent.load`."""
-        super().load(path)
-        if self.memory is not None:
-            self._recorded_timesteps = -(-len(self.memory) // self.memory.num_envs)
+
+AnyCarry: TypeAlias = NoCarry[ArrayT] | Carry[ArrayT]
+"""The carry of an agent, which may be empty."""

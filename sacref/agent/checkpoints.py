@@ -1,22 +1,24 @@
-"""Checkpoints of an agent: what `save` writes and `load` takes back, of one rank or of several that each have a part of their own."""
+"""Checkpoints of an agent: they are written and read back, of one rank or of several that each have a part of their own."""
 
 import logging
 import re
 import secrets
-from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
 from numpy.typing import NDArray
 
 import sacref
-from sacref.agent.in_flight import Live
-from sacref.agent.update_schedule import Pace, read_pace
-from sacref.envs.space_records import SPACES, differences, records_of
+from sacref.agent.backend import Backend
+from sacref.agent.health import Health
+from sacref.agent.learner import Learner
+from sacref.agent.update_schedule import UpdateSchedule
+from sacref.config import SACConfig
+from sacref.envs.space_records import SPACES, differences
 from sacref.spec.arrays import ArrayT
 from sacref.storage import checkpoint, replay_log
 from sacref.storage.naming import require_same_arrays
@@ -25,94 +27,83 @@ from sacref.storage.replay_log import ReplayLog
 logger = logging.getLogger(__name__)
 
 LIVE = ("live", "environment")
-"""Groups of a checkpoint that are of what a run was in the middle of: see `Agent.live_state`."""
+"""Groups of a checkpoint that hold the in-flight state of a run: see `Agent.live_state`."""
 REPLAY = "replay"
 """Directory of a replay log, beside the checkpoints that it belongs to."""
 MOST_RANKS = 2**20
-"""That a checkpoint may say have written it."""
+"""Ranks that a checkpoint may say have written it."""
 LEARNING = re.compile(r"((target_)?critic_\d+|(policy|critic|temperature)_optimizer)\.")
 """How the names of arrays begin that learning alone reads: of the critics, and of what the optimizers hold."""
 LARGEST_STREAMS = 2**20
 """Bytes of random streams' states that are read."""
 
+Arrays = Mapping[str, NDArray[Any]]
 
-class Saved(Live[ArrayT]):
-    """The checkpoints of an agent, and the pace of its learning, which they hold."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._pace = Pace()
-        self._newest_checkpoint: Path | None = None
-        self._good_checkpoint = None
+class Checkpoints(Generic[ArrayT]):
+    """Writes the checkpoints of an agent, and restores them.
 
-    # What a backend provides.
+    Args:
+        cfg: of the agent. memory: the replay memory, or None for an agent that only acts.
+        layouts: of the models, by name; see `Models.layouts`.
+        has_states: whether there is a state_space. space_records: returns the spaces as a checkpoint holds them.
+    """
 
-    backend: str
-    """The backend's name, which a checkpoint remembers."""
+    def __init__(
+        self,
+        backend: Backend[ArrayT],
+        cfg: SACConfig,
+        *,
+        learner: Learner[ArrayT],
+        layouts: Mapping[str, str],
+        memory: Any,
+        update_schedule: UpdateSchedule,
+        health: Health[ArrayT],
+        has_states: bool,
+        space_records: Callable[[], dict[str, Any]],
+    ) -> None:
+        self._backend, self._cfg, self._ranks = backend, cfg, backend.ranks
+        self._learner, self._layouts, self._memory = learner, layouts, memory
+        self._update_schedule, self._health = update_schedule, health
+        self._has_states, self._space_records = has_states, space_records
+        self._newest: Path | None = None
 
-    @property
-    @abstractmethod
-    def _layouts(self) -> dict[str, str]:
-        """Model -> "common", or the backend whose own layout its parameters have."""
-
-    # Checkpoints.
-
-    def write_checkpoint(self, *, timestep: int, timesteps: int) -> None:
-        """Save to `<experiment>/checkpoints/agent_<timestep>`. Only the newest checkpoint of a run keeps its replay memory.
-
-        Of several ranks all make this call, at the same timestep.
-        """
-        path = self.experiment_dir / "checkpoints" / f"agent_{timestep}"
-        self.save(path)
-        previous, self._newest_checkpoint = self._newest_checkpoint, path
+    def drop_former_memory(self, path: Path) -> None:
+        """Delete this rank's replay memory from the checkpoint before `path`, which is the newest one of the run."""
+        previous, self._newest = self._newest, path
         if previous is not None and previous != path:
-            part = rank_part(previous, self.ranks.rank)
+            part = rank_part(previous, self._ranks.rank)
             if part.is_dir():
                 checkpoint.drop_group(part, "memory")
 
     def save(
         self,
-        path: str | Path,
+        path: Path,
+        algorithm: str,
         *,
         replay: ReplayLog | None = None,
         keep_memory: bool = True,
-        live: tuple[Mapping[str, Mapping[str, NDArray[Any]]], Mapping[str, Any]] | None = None,
+        live: tuple[Mapping[str, Arrays], Mapping[str, Any]] | None = None,
     ) -> None:
-        """Write the whole agent to a checkpoint directory: safetensors for arrays, JSON for the rest, nothing that runs code.
-
-        Parameters, optimizer moments, log alpha, step counters, random streams, and the replay memory where there is one.
-
-        Args:
-            path: the directory.
-            replay: a log, in the directory beside `path`, that takes the memory's new rows in the place of a copy of all of it.
-            keep_memory: whether the replay memory is written.
-            live: groups of arrays, and metadata, of what the agent is in the middle of: see `live_state`.
-
-        Of several ranks all make this call. Each writes its own part, its streams and its memory: rank 1 to `<path>.rank_1`, and so on;
-        rank 0 writes `path` last, so that a checkpoint that is there is whole.
-
-        Raises:
-            NumericalError: if anything that was learned is NaN or infinite. Nothing is written then.
-        """
-        path = Path(path).expanduser()
+        """Write a checkpoint of an `algorithm`; for the other arguments see `Agent.save`."""
         groups: dict[str, dict[str, NDArray[Any]]] = defaultdict(dict)
-        learned = self._learned_arrays()
-        self._require_finite(learned)  # equal on all ranks, and so is what they decide
-        for name, array in {**learned, **self._constant_arrays()}.items() if self.ranks.rank == 0 else ():
-            groups[name.split(".")[0] if self.cfg.experiment.store_separately else "agent"][name] = array
-        groups["streams"] = self._streams()
-        remembers = self.memory is not None and keep_memory
-        entry, added = replay.append(self.memory) if remembers and replay is not None else (None, 0)
+        learned = self._learner.learned_arrays()
+        self._health.check(learned)  # equal on all ranks, and so is what they decide
+        for name, array in {**learned, **self._learner.constant_arrays()}.items() if self._ranks.rank == 0 else ():
+            groups[name.split(".")[0] if self._cfg.experiment.store_separately else "agent"][name] = array
+        groups["streams"] = self._learner.stream_states()
+        remembers = self._memory is not None and keep_memory
+        entry, added = replay.append(self._memory) if remembers and replay is not None else (None, 0)
         if remembers and replay is None:
-            groups["memory"] = self.memory.arrays(copy=False)
+            groups["memory"] = self._memory.arrays(copy=False)
         metadata = {
-            "algorithm": type(self).__name__,
-            "backend": self.backend,
+            "algorithm": algorithm,
+            "backend": self._backend.name,
             "sacref": sacref.__version__,
             "layouts": self._layouts,
-            "spaces": records_of(self),
-            "memory_capacity": None if self.memory is None else self.memory.capacity,
-            **self._pace.metadata(),
+            "spaces": self._space_records(),
+            "memory_capacity": None if self._memory is None else self._memory.capacity,
+            **self._update_schedule.metadata(),
         }
         if entry is not None:
             metadata["replay"] = entry
@@ -122,89 +113,74 @@ class Saved(Live[ArrayT]):
         self._write_parts(path, groups, metadata)
         if replay is not None and entry is not None:
             replay.commit(entry, added)
-        if keep_memory or self._good_checkpoint is None:
-            self._good_checkpoint = path
+        if keep_memory or self._health.good_checkpoint is None:
+            self._health.good_checkpoint = path
 
     def _write_parts(self, path: str | Path, groups: Mapping[str, Any], metadata: dict[str, Any]) -> None:
-        if self.ranks.size == 1:
+        if self._ranks.size == 1:
             checkpoint.write(path, groups, metadata)
             return
         # The parts of one writing know each other, should a later one be killed between them.
-        metadata |= {"ranks": self.ranks.size, "writing": self.ranks.gather(secrets.token_hex(8))[0]}
-        if self.ranks.rank > 0:
-            checkpoint.write(rank_part(path, self.ranks.rank), groups, metadata)
-        self.ranks.wait()
-        if self.ranks.rank == 0:
+        metadata |= {"ranks": self._ranks.size, "writing": self._ranks.gather(secrets.token_hex(8))[0]}
+        if self._ranks.rank > 0:
+            checkpoint.write(rank_part(path, self._ranks.rank), groups, metadata)
+        self._ranks.wait()
+        if self._ranks.rank == 0:
             checkpoint.write(path, groups, metadata)
-        self.ranks.wait()
+        self._ranks.wait()
 
-    def load(self, path: str | Path) -> None:
-        """Restore what `save` wrote. A memory that the checkpoint does not hold stays as it is.
-
-        A checkpoint of the other backend gives its weights, moments, temperature and memory; the random streams begin anew from (seed,
-        rank, the gradient steps so far), and the log says so.
-
-        An agent without a memory only acts, and asks for what acting reads: the policy and the preprocessors. Of critics and optimizers it
-        takes what both have, and keeps its own of what the checkpoint does not have. Without a state_space it leaves out what is of states.
-
-        As many ranks as wrote it go on exactly. Of another number, rank r takes the memory of the old rank r modulo their number, random
-        streams begin anew from (seed, rank, the gradient steps so far), and a warning says so.
+    def load(self, path: Path, algorithm: str) -> None:
+        """Restore a checkpoint of an `algorithm`: what was learned, streams, memory, and the progress of the update schedule.
 
         Raises:
-            checkpoint.CheckpointError: if the directory is not a whole and sound checkpoint of an agent of this shape. The agent
-                is then as it was before.
+            checkpoint.CheckpointError: as `Agent.load` does. The agent is then as it was before.
         """
-        path = Path(path).expanduser()
-        before, streams_before = self.arrays(), self._streams()
-        read, written_by = self._read_parts(path, partial(self._refuse_others, path, before), partial(self._wants, before))
+        learner = self._learner
+        before, streams_before, key_before = learner.arrays(), learner.stream_states(), learner.streams_key
+        read, written_by = self._read_parts(path, partial(self._refuse_others, path, algorithm, before), partial(self._wants, before))
         metadata = read.metadata
-        pace = read_pace(path, metadata, self.cfg, self._num_envs)
+        progress = self._update_schedule.read(path, metadata)
         groups = dict(read.groups)
         streams, memory = groups.pop("streams", {}), groups.pop("memory", None)
-        streams_key = self._streams_key
         try:
-            self._put_arrays(self._completed(groups, before))
-            if written_by != self.ranks.size:
-                self._streams_key = (written_by, self.ranks.size, self.gradient_step_count)
-                self._begin_streams()
-            elif metadata.get("backend") != self.backend:
-                self._streams_key = (self.gradient_step_count,)
-                self._begin_streams()
+            learner.set_arrays(self._completed(groups, before))
+            steps = learner.gradient_step_count
+            if written_by != self._ranks.size:
+                learner.begin_streams(written_by, self._ranks.size, steps)
+            elif metadata.get("backend") != self._backend.name:
+                learner.begin_streams(steps)
                 logger.warning(
                     "%s was written by %s: the random streams begin anew, from the seed, the rank and the %d gradient steps so far",
                     path,
                     checkpoint.short.repr(metadata.get("backend")).strip("'"),
-                    self.gradient_step_count,
+                    steps,
                 )
             elif {name: state.shape for name, state in streams.items()} != {name: state.shape for name, state in streams_before.items()}:
                 # A GPU's generator has another state than a CPU's.
                 logger.info("%s was written on another kind of device: the random streams stay as they are", path)
             else:
                 require_same_arrays(streams, streams_before)
-                self._set_streams(streams)
-            if memory is not None and self.memory is not None:
-                self.memory.set_arrays(memory)
+                learner.set_stream_states(streams)
+            if memory is not None and self._memory is not None:
+                self._memory.set_arrays(memory)
         except (ValueError, TypeError, KeyError, RuntimeError) as error:
-            self._put_arrays(before)
-            self._set_streams(streams_before)
-            self._streams_key = streams_key
+            learner.set_arrays(before)
+            learner.set_stream_states(streams_before)
+            learner.streams_key = key_before
             raise checkpoint.CheckpointError(f"{path} does not fit this agent: {checkpoint.one_line(error)}") from error
-        self._forget_former()
-        self._good_checkpoint = path
-        self._pace = pace
-        for training in self._watches:
-            self._begin(training)  # the next row does not continue the rows of before, nor those that the memory holds now
-        if written_by != self.ranks.size and self.ranks.rank == 0:
+        self._health.good_checkpoint = path
+        self._update_schedule.progress = progress
+        if written_by != self._ranks.size and self._ranks.rank == 0:
             logger.warning("%s", self._other_ranks(path, written_by))
 
-    def _refuse_others(self, path: Path, own: Mapping[str, NDArray[Any]], found: checkpoint.Checkpoint) -> None:
+    def _refuse_others(self, path: Path, algorithm: str, own: Arrays, found: checkpoint.Checkpoint) -> None:
         """Refuse a checkpoint of another agent while only its names, types and shapes are known, as its arrays may have any size."""
         metadata = found.metadata
-        if metadata.get("algorithm") != type(self).__name__:
+        if metadata.get("algorithm") != algorithm:
             said = checkpoint.short.repr(metadata.get("algorithm"))
-            raise checkpoint.CheckpointError(f"{path} holds {said}, expected {type(self).__name__!r}")
+            raise checkpoint.CheckpointError(f"{path} holds {said}, expected {algorithm!r}")
         layouts = metadata.get("layouts")
-        if self.memory is None and isinstance(layouts, dict):
+        if self._memory is None and isinstance(layouts, dict):
             layouts = {**self._layouts, **{name: layout for name, layout in layouts.items() if name in self._layouts}}
         if layouts != self._layouts:
             raise checkpoint.CheckpointError(
@@ -221,10 +197,10 @@ class Saved(Live[ArrayT]):
 
     def _refuse_other_spaces(self, path: Path, stored: Any) -> None:
         """Refuse a checkpoint of an agent with other spaces: its weights would read other inputs, and its actions mean others."""
-        own = records_of(self)
+        own = self._space_records()
         try:
             # Without a state_space, who only acts leaves states to the critics.
-            names = [name for name in SPACES if not (self.memory is None and own[name] is None)]
+            names = [name for name in SPACES if not (self._memory is None and own[name] is None)]
             found = [text for name in names for text in differences(stored[name], own[name], name, ordered=True)]
         except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             said = f"{type(error).__name__}: {checkpoint.one_line(error)}"
@@ -237,27 +213,27 @@ class Saved(Live[ArrayT]):
                 f"that it was saved with"
             )
 
-    def _wants(self, own: Mapping[str, NDArray[Any]], group: str, name: str) -> bool:
+    def _wants(self, own: Arrays, group: str, name: str) -> bool:
         """Whether an array of a checkpoint is read."""
-        if self.memory is not None or group == "streams" or name in own:
+        if self._memory is not None or group == "streams" or name in own:
             return True
-        return not (LEARNING.match(name) or (self.state_space is None and name.startswith("preprocessor.states")))
+        return not (LEARNING.match(name) or (not self._has_states and name.startswith("preprocessor.states")))
 
-    def _completed(self, groups: Mapping[str, Mapping[str, NDArray[Any]]], own: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def _completed(self, groups: Mapping[str, Arrays], own: Arrays) -> dict[str, NDArray[Any]]:
         """The learned arrays of a checkpoint; for an agent that only acts, with its own of the critics and of what optimizers hold that
         the checkpoint does not have. Of a critic that it has, it must have all."""
         found = {name: array for group in groups.values() for name, array in group.items()}
-        if self.memory is not None:
+        if self._memory is not None:
             return found
         models = {name.partition(".")[0] for name in found if "_optimizer." not in name}
         return {name: array for name, array in own.items() if LEARNING.match(name) and name.partition(".")[0] not in models} | found
 
-    def _refuse_large(self, groups: Mapping[str, Mapping[str, NDArray[Any]]]) -> None:
+    def _refuse_large(self, groups: Mapping[str, Arrays]) -> None:
         """Refuse streams and a memory that need more room than this agent's."""
-        most = {"streams": max(LARGEST_STREAMS, 2 * _bytes(self._streams()))}
-        if self.memory is not None:
-            rows = self.memory.rows(np.zeros(1, np.int64))
-            most["memory"] = self.memory.slots * self.memory.num_envs * _bytes(rows) + 16 * self.memory.num_envs
+        most = {"streams": max(LARGEST_STREAMS, 2 * _bytes(self._learner.stream_states()))}
+        if self._memory is not None:
+            rows = self._memory.rows(np.zeros(1, np.int64))
+            most["memory"] = self._memory.slots * self._memory.num_envs * _bytes(rows) + 16 * self._memory.num_envs
         for group, room in most.items():
             if (needed := _bytes(groups.get(group, {}))) > room:
                 raise ValueError(f"{group} has {needed} bytes, expected at most {room}: use the capacity and types it was saved with")
@@ -266,40 +242,40 @@ class Saved(Live[ArrayT]):
         self, path: Path, check: Callable[[checkpoint.Checkpoint], None], wanted: Callable[[str, str], bool]
     ) -> tuple[checkpoint.Checkpoint, int]:
         """A checkpoint with the streams and the memory that are for this rank, and how many ranks wrote it."""
-        others = ("streams", "memory") if self.ranks.rank > 0 else () if self.memory is not None else ("memory",)
+        others = ("streams", "memory") if self._ranks.rank > 0 else () if self._memory is not None else ("memory",)
         read = checkpoint.read(path, without=(*LIVE, *others), check=check, wanted=wanted)
         written_by = read.metadata.get("ranks", 1)
         if type(written_by) is not int or not 1 <= written_by <= MOST_RANKS:
             said = checkpoint.short.repr(written_by)
             raise checkpoint.CheckpointError(f"{path} says {said} ranks wrote it, expected an integer of at least 1")
-        if self.memory is None:
-            return read, self.ranks.size  # it only acts: the streams and memories of others are nothing to it
-        own = self.ranks.rank % written_by
+        if self._memory is None:
+            return read, self._ranks.size  # it only acts: the streams and memories of others are nothing to it
+        own = self._ranks.rank % written_by
         entry = read.metadata.get("replay")
-        if self.ranks.rank > 0:
+        if self._ranks.rank > 0:
             part = checkpoint.read(rank_part(path, own), only=("streams", "memory"), check=lambda found: self._refuse_large(found.groups))
             entry = part.metadata.get("replay")
             if part.metadata.get("writing") != read.metadata.get("writing"):
                 raise checkpoint.CheckpointError(f"{rank_part(path, own)} is no part of {path}: use another checkpoint")
             read = checkpoint.Checkpoint({**read.groups, **_own(part.groups)}, read.metadata)
         if isinstance(entry, dict):
-            read.groups["memory"] = replay_log.read(rank_part(path.parent / REPLAY, own), entry, self.memory)
+            read.groups["memory"] = replay_log.read(rank_part(path.parent / REPLAY, own), entry, self._memory)
         return read, written_by
 
     def _other_ranks(self, path: Path, before: int) -> str:
         """What changes when another number of ranks goes on."""
-        now = self.ranks.size
+        now = self._ranks.size
         if now > before:
             memories = f"ranks {before} to {now - 1} begin with copies of the memories of the first ones"
         else:
             memories = f"the memories of ranks {now} to {before - 1} are left out"
         return (
             f"{path} was written by {before} ranks, and {now} go on: {memories}, environments and random streams begin anew, "
-            f"and a gradient step averages over {now} x {self.cfg.batch_size} rows in the place of {before} x {self.cfg.batch_size}"
+            f"and a gradient step averages over {now} x {self._cfg.batch_size} rows in the place of {before} x {self._cfg.batch_size}"
         )
 
 
-def _bytes(arrays: Mapping[str, NDArray[Any]]) -> int:
+def _bytes(arrays: Arrays) -> int:
     return sum(array.nbytes for array in arrays.values())
 
 

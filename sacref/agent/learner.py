@@ -1,14 +1,26 @@
-"""What an agent has learned, as arrays under common names that both backends have; and its random streams."""
+"""The learner: parameters, optimizers, temperature and random streams, the gradient steps that change them, and their common names."""
 
-from abc import abstractmethod
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Generic
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sacref.agent.normalisers import Prepared
+from sacref.agent.backend import Backend
+from sacref.agent.carry import AnyCarry
+from sacref.agent.execution import ActInputs, Actor, AgentRunner, Bounds, DrawSpec, Streams
+from sacref.agent.model_checks import draw_widths
+from sacref.agent.models import Models
+from sacref.agent.normalisers import Normalisers
+from sacref.agent.population import MemberRunner
+from sacref.algorithm.data import Noise, Sampled
+from sacref.algorithm.optimizer import Parameters
+from sacref.algorithm.tree import Tree, map_leaves
+from sacref.algorithm.update import State
+from sacref.config import Execution, SACConfig
 from sacref.spec.arrays import ArrayT
+from sacref.spec.policy_value import POLICY_VALUES
 from sacref.storage.naming import prefixed, require_same_arrays, under
 
 MOMENTS = ("first_moment", "second_moment")
@@ -16,98 +28,228 @@ FLOATS = ("learning_rate", "loss_scale")
 """What an optimizer holds beside its moments that is no integer."""
 NOT_NEGATIVE = ("count", "second_moment")
 """What of an optimizer's is never below 0: the next step would divide by 0 or take the root of a negative number."""
+STREAMS = 3
+"""Random streams of an agent: noise, sampling, exploration."""
 
 
-class Learned(Prepared[ArrayT]):
-    """The state of an agent: parameters, optimizers, the temperature, preprocessors, and where its random streams are."""
+class Learner(Generic[ArrayT]):
+    """Holds what an agent learns, takes gradient steps and chooses actions.
 
-    def __init__(self) -> None:
-        super().__init__()
+    Args:
+        action_size: dimensions of the actions. bounds: low and high of them on the device.
+        memory: the replay memory, or None for an agent that only acts.
+    """
+
+    def __init__(
+        self,
+        backend: Backend[ArrayT],
+        cfg: SACConfig,
+        models: Models[ArrayT],
+        normalisers: Normalisers[ArrayT],
+        carry: AnyCarry[ArrayT],
+        *,
+        action_size: int,
+        bounds: Bounds[ArrayT],
+        memory: Any,
+    ) -> None:
+        self.backend, self._cfg, self._action_size = backend, cfg, action_size
+        self._models, self._normalisers, self._carry, self._memory = models, normalisers, carry, memory
+        self.bounds = bounds
         self.gradient_step_count = 0
-        self._streams_key: tuple[int, ...] = ()
+        parameters, models.initial_parameters = models.initial_parameters, {}
+        self.check_models(parameters)
+        self.update: Any = self._make_update()
+        """The gradient step, `sacref.algorithm.update.Update`."""
+        self.runner: AgentRunner[ArrayT, Any, Any] | MemberRunner[ArrayT, Any, Any] = AgentRunner(self._initial_state(parameters))
+        """What holds the state, learns and acts: of this agent alone, or of a population."""
+        self.streams_key: tuple[int, ...] = ()
         """Empty for streams that began with the agent; else when they began anew."""
+        self.streams: Streams[Any] = backend.streams(self._seeds())
+        self.execution: Execution = backend.choose_execution(cfg.execution, models.are_common)
+        """How updates run: what `cfg.execution` asks for, or what was chosen for the device."""
+        envs = 1 if memory is None else memory.num_envs
+        self.block = max(1, int(cfg.chunk * cfg.gradient_steps_per_timestep(envs)))
+        """Gradient steps between two actions, as a rule."""
+        self.compile()
 
-    # What a backend provides.
+    # Construction.
 
-    _runner: Any
-    """An `AgentRunner`, or a `MemberRunner` of a population: holds the state, learns and acts."""
-    _update: Any
-    """The backend's `update.Update`."""
-    _random: Any
-    """The `Streams`."""
+    def _make_update(self) -> Any:
+        cfg, backend = self._cfg, self.backend
+        policy_rate, critic_rate, entropy_rate = cfg.learning_rates
+        schedules, clip, scales = cfg.schedules, cfg.grad_norm_clip, cfg.scales_losses
+        if cfg.learn_entropy:
+            temperature = backend.optimizer(entropy_rate, 0.0, schedules["entropy"], cfg.policy_delay, scales_losses=scales)
+        else:
+            temperature = backend.frozen()
+        return backend.update(
+            policy=self._carry.policy(),
+            critics={name: self._carry.critic(name) for name in self._models.critics},
+            policy_optimizer=backend.optimizer(policy_rate, clip, schedules["policy"], cfg.policy_delay, scales_losses=scales),
+            critic_optimizer=backend.optimizer(critic_rate, clip, schedules["critic"], scales_losses=scales),
+            temperature_optimizer=temperature,
+            discount_factor=cfg.discount_factor,
+            polyak=cfg.polyak,
+            target_entropy=cfg.target_entropy_of(self._action_size),
+            mean=backend.batch_mean(),
+            policy_value=POLICY_VALUES[cfg.policy_value],
+        )
 
-    _constants: Mapping[str, Mapping[str, Any]]
-    """Model, but for targets -> what it computes with and does not learn: buffers and frozen parameters, by name."""
+    def _initial_state(self, parameters: Mapping[str, Parameters[ArrayT]]) -> State[ArrayT]:
+        critics = {name: parameters[name] for name in self._models.critics}
+        targets = {name: parameters[f"target_{name}"] for name in critics if f"target_{name}" in parameters}
+        log_alpha = self.backend.upload(np.log(self._cfg.initial_entropy_value))
+        return State(
+            policy=parameters["policy"],
+            critics=critics,
+            target_critics=targets or map_leaves(self.backend.copy, critics),
+            log_alpha=log_alpha,
+            policy_optimizer=self.update.policy_optimizer.init(parameters["policy"]) if critics else None,
+            critic_optimizer=self.update.critic_optimizer.init(critics) if critics else None,
+            temperature_optimizer=self.update.temperature_optimizer.init(log_alpha),
+        )
 
-    @abstractmethod
-    def _set_constants(self, constants: Mapping[str, Mapping[str, Any]]) -> None:
-        """Let the models, and what runs them, compute with other constants; the arguments are those of `_constants`."""
+    def compile(self) -> None:
+        """Make the functions that learn and act, of the update and the models as they are now."""
+        functions = self.backend.functions(self.update, self.draw_spec(), self._carry.actor(), self.bounds, self.execution, self.block)
+        self._step = functions.step
+        self.runner.use(functions.learn, functions.act)
 
-    @abstractmethod
-    def _export(self, model: str, parameters: Any) -> dict[str, NDArray[Any]]:
-        """Parameters, gradients or moments of a model under common names."""
+    def draw_spec(self) -> DrawSpec[ArrayT, Any, Any]:
+        """Return where the batch of a gradient step and its random numbers come from."""
+        modules, critics = self._models.modules, self._models.critics
+        return self.backend.draw_spec(
+            modules,
+            self._carry.follow,
+            batch_size=self._cfg.batch_size,
+            prepare=self._normalisers.prepare,
+            num_critics=len(critics),
+            target_subset=self._cfg.target_subset,
+            draw_widths={name: widths for name in critics if (widths := draw_widths(modules[name]))},
+        )
 
-    @abstractmethod
-    def _import(self, model: str, arrays: Mapping[str, NDArray[Any]], like: Any) -> Any:
-        """The inverse of `_export`, in the dtypes of `like`."""
+    def actor(self) -> Actor[ArrayT]:
+        """Return the policy as acting calls it."""
+        return self._carry.actor()
 
-    @abstractmethod
-    def _like(self, array: NDArray[Any], like: Any) -> Any:
-        """A backend array of the dtype and device of `like`."""
-
-    @abstractmethod
-    def _streams(self) -> dict[str, NDArray[Any]]:
-        """The random streams' states."""
-
-    @abstractmethod
-    def _begin_streams(self) -> None:
-        """Put the random streams to where `_stream_seed` has them begin."""
-
-    @abstractmethod
-    def _set_streams(self, streams: Mapping[str, NDArray[Any]]) -> None: ...
-
-    # State under common names.
+    # Learning and acting.
 
     @property
-    def _state(self) -> Any:
-        """The backend's `update.State`."""
-        return self._runner.state
+    def state(self) -> State[ArrayT]:
+        """Parameters, log alpha and the optimizers' states, on the device."""
+        return self.runner.state
 
-    @_state.setter
-    def _state(self, state: Any) -> None:
-        self._runner.state = state
+    def take_gradient_steps(self, steps: int) -> Sequence[ArrayT]:
+        """Take gradient steps on batches from the memory; return their packed metrics, `(gradient step, metric)` each.
+
+        Raises:
+            ValueError: if there is no memory, or nothing in it.
+        """
+        if self._memory is None:
+            raise ValueError("update: this agent has no memory to learn from: construct it with memory=ReplayMemory(...)")
+        if not self._memory.written:
+            raise ValueError("update: the memory is empty: record transitions in training mode first, or raise learning_starts")
+        self.streams, packed = self.runner.learn(self._memory.state, self._normalisers.moments, self.streams, steps)
+        self.gradient_step_count += steps
+        return packed
+
+    def take_gradient_step_on(self, batch: Sampled[Any], noise: Noise[Any]) -> dict[str, NDArray[Any]]:
+        """Take one gradient step on a given batch and noise; return the metrics on the host."""
+        self.backend.prepare_step(self.update, self.state)
+        prepared = self._normalisers.prepare(self._uploaded_moments(), batch.map(self.backend.upload))
+        self.runner.state, metrics = self._step(self.state, prepared, noise.map(self.backend.upload))
+        self.gradient_step_count += 1
+        return {name: self.backend.to_numpy(value) for name, value in metrics.items()}
+
+    def act(self, mode: str, inputs: Any, carry: Tree) -> tuple[ArrayT, ArrayT, Tree]:
+        """Return actions and mean actions in the Box's units, `(envs, action)`, and the carry after them.
+
+        Args:
+            mode: "greedy", "random" or "sampled". inputs: `(envs, ...)`, before preprocessing.
+        """
+        given = ActInputs(inputs, self._normalisers.moments, carry)
+        actions, mean_actions, carry, self.streams = self.runner.act(mode, self.streams, given)
+        return actions, mean_actions, carry
+
+    def keep_gradients(self) -> None:
+        """Keep the gradients of the last step from now on."""
+        keep, state, update = self.backend.keep_gradients, self.state, self.update
+        for slot, (_, tree) in _optimized(state).items():
+            update = replace(update, **{slot: keep(getattr(update, slot))})
+            state = state._replace(**{slot: keep.around(tree, getattr(state, slot))})
+        self.update, self.runner.state = update, state
+        self.compile()
+
+    def gradients(self) -> dict[str, NDArray[Any]]:
+        """Return the gradients of the last step, before clipping, under common names.
+
+        Raises:
+            ValueError: if they are not kept.
+        """
+        if not isinstance(self.update.policy_optimizer, self.backend.keep_gradients):
+            raise ValueError("gradients: they are not kept: call keep_gradients() before the step")
+        state = self.state
+        policy = self._flatten("policy", state.policy_optimizer[1], "policy")
+        critics = self._flatten("", state.critic_optimizer[1], "critics")
+        return {**policy, **critics, "log_alpha": self.backend.to_numpy(state.temperature_optimizer[1])}
+
+    def check_models(self, parameters: Mapping[str, Any]) -> None:
+        """Try the models on a few rows."""
+        self._carry.check_models(parameters, self._uploaded_moments())
+
+    def switch_mode(self, training: bool) -> None:
+        """Set the models' own training mode."""
+        if self.backend.switch_mode(self._models.modules, training, self._check_current):
+            self._models.take_functions()
+            self._take_functions()
+
+    def _check_current(self) -> None:
+        self.check_models({"policy": self.state.policy, **self.state.critics})
+
+    def _take_functions(self) -> None:
+        """Learn and act with the models' functions as they are now."""
+        critics = {name: self._carry.critic(name) for name in self._models.critics}
+        self.update = replace(self.update, policy=self._carry.policy(), critics=critics)
+        self.compile()
+
+    def current_models(self) -> dict[str, Any]:
+        """Return copies of the models with their current parameters."""
+        modules, state, fill = self._models.modules, self.state, self.backend.with_parameters
+        models = {name: fill(modules[name], own) for name, own in {"policy": state.policy, **state.critics}.items()}
+        return models | {f"target_{name}": fill(modules[name], own) for name, own in state.target_critics.items()}
+
+    def synchronise(self) -> None:
+        """Wait until the device has done all that it was asked for."""
+        self.backend.synchronise((self.state, self.streams, None if self._memory is None else self._memory.state))
+
+    def _uploaded_moments(self) -> Tree:
+        return map_leaves(self.backend.upload, self._normalisers.moments)
+
+    # Arrays under common names.
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """All that the agent knows, under common names: parameters, log alpha, optimizer moments, counters; and the models' constants.
+        """Return all that the agent knows; see `Agent.arrays`."""
+        return {**self.learned_arrays(), **self.constant_arrays()}
 
-        `policy.<name>`, `critic_1.<name>`, `target_critic_1.<name>`, `log_alpha`, `gradient_steps`, and per optimizer `<optimizer>.count`,
-        `<optimizer>.first_moment...` and `<optimizer>.second_moment...`; of preprocessors `preprocessor.observations...`. Buffers and
-        frozen parameters are `policy.<name>` and `critic_1.<name>`; target critics have those of their critics.
-        """
-        return {**self._learned_arrays(), **self._constant_arrays()}
+    def constant_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the models' constants. They may be infinite, as masks are."""
+        return self._flatten("", self._models.constants, "critics")
 
-    def _constant_arrays(self) -> dict[str, NDArray[Any]]:
-        """The models' constants under common names. They may be infinite, as masks are."""
-        return self._flatten("", self._constants, "critics")
-
-    def _learned_arrays(self) -> dict[str, NDArray[Any]]:
-        """`arrays` without the models' constants."""
-        state = self._state
+    def learned_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return `arrays` without the models' constants."""
+        state, to_numpy = self.state, self.backend.to_numpy
         arrays = self._flatten("policy", state.policy, "policy") | self._flatten("", state.critics, "critics")
         arrays |= {f"target_{name}": array for name, array in self._flatten("", state.target_critics, "critics").items()}
-        arrays |= {"log_alpha": self.to_numpy(state.log_alpha), "gradient_steps": np.array(self.gradient_step_count, np.int64)}
-        for slot, (kind, tree) in self._optimized(state).items():
-            moments = getattr(self._update, slot).moments(tree, getattr(state, slot))
+        arrays |= {"log_alpha": to_numpy(state.log_alpha), "gradient_steps": np.array(self.gradient_step_count, np.int64)}
+        for slot, (kind, tree) in _optimized(state).items():
+            moments = getattr(self.update, slot).moments(tree, getattr(state, slot))
             for name, moment in (moments or {}).items():
                 if name in MOMENTS:
                     arrays |= self._flatten(f"{slot}.{name}", moment, kind)
                 else:
-                    scalar = self.to_numpy(moment)
+                    scalar = to_numpy(moment)
                     arrays[f"{slot}.{name}"] = scalar if name in FLOATS else scalar.astype(np.int64)
-        for name, preprocessor in self._preprocessors.items():
-            # Copies, here and where they are set: one of a user's own may give the arrays that it goes on to write into.
-            arrays |= {path: np.array(array) for path, array in prefixed(f"preprocessor.{name}", preprocessor.arrays()).items()}
-        return arrays
+        return arrays | self._normalisers.arrays()
 
     def set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Go on from what `arrays` gave, on this backend or the other.
@@ -116,26 +258,21 @@ class Learned(Prepared[ArrayT]):
             ValueError: if a name or a shape is not this agent's, or an optimizer's count or second moments are negative. Nothing is
                 changed then.
         """
-        self._put_arrays(arrays)
-        self._forget_former()
-
-    def _put_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """`set_arrays`, with all that is known of the former ones still there."""
         require_same_arrays(arrays, self.arrays())
-        old = self._state
+        old, constants_before = self.state, self._models.constants
         held = {"policy": old.policy, **old.critics}
-        models = {name: self._import(name, under(arrays, name), {**own, **self._constants[name]}) for name, own in held.items()}
+        models = {name: self._from_common(name, under(arrays, name), {**own, **constants_before[name]}) for name, own in held.items()}
         learned = {name: {key: models[name][key] for key in own} for name, own in held.items()}
-        constants = {name: {key: models[name][key] for key in own} for name, own in self._constants.items()}
-        targets = {name: self._import(name, under(arrays, f"target_{name}"), like) for name, like in old.target_critics.items()}
+        constants = {name: {key: models[name][key] for key in own} for name, own in constants_before.items()}
+        targets = {name: self._from_common(name, under(arrays, f"target_{name}"), like) for name, like in old.target_critics.items()}
         state = old._replace(
             policy=learned.pop("policy"),
             critics=learned,
             target_critics=targets,
-            log_alpha=self._like(arrays["log_alpha"], old.log_alpha),
+            log_alpha=self.backend.like(arrays["log_alpha"], old.log_alpha),
         )
-        for slot, (kind, tree) in self._optimized(state).items():
-            optimizer = getattr(self._update, slot)
+        for slot, (kind, tree) in _optimized(state).items():
+            optimizer = getattr(self.update, slot)
             if f"{slot}.count" in arrays:
                 _require_not_negative(slot, under(arrays, slot))
                 trees = {moment: self._unflatten(f"{slot}.{moment}", arrays, tree, kind) for moment in MOMENTS}
@@ -143,53 +280,60 @@ class Learned(Prepared[ArrayT]):
                 state = state._replace(**{slot: optimizer.with_moments(tree, {**scalars, **trees})})
             else:
                 state = state._replace(**{slot: optimizer.init(tree)})
-        for name, preprocessor in self._preprocessors.items():
-            preprocessor.set_arrays({key: np.array(array) for key, array in under(arrays, f"preprocessor.{name}").items()})
-        self._take_moments()
-        self._set_constants(constants)
-        self._state, self.gradient_step_count = state, int(arrays["gradient_steps"])
+        self._normalisers.set_arrays(arrays)
+        if self._models.set_constants(constants):
+            self._take_functions()
+        self.runner.state, self.gradient_step_count = state, int(arrays["gradient_steps"])
 
-    def _forget_former(self) -> None:
-        """Forget what is known of arrays in whose place others are now. Who knows something of them adds to this."""
-
-    def _begin_alike(self) -> None:
-        """Let all ranks begin with what rank 0 does, whatever their models were drawn from."""
-        if self.ranks.size > 1:
-            self.set_arrays(self.ranks.from_first(self.arrays()))
-
-    @staticmethod
-    def _optimized(state: Any) -> dict[str, tuple[str, Any]]:
-        """Optimizer -> what kind of tree it steps, and the tree. None without critics: such an agent only acts."""
-        if not state.critics:
-            return {}
-        return {
-            "policy_optimizer": ("policy", state.policy),
-            "critic_optimizer": ("critics", state.critics),
-            "temperature_optimizer": ("scalar", state.log_alpha),
-        }
+    def _from_common(self, model: str, arrays: Mapping[str, NDArray[Any]], like: Any) -> Any:
+        return self.backend.from_common(self._models.modules[model], arrays, like)
 
     def _flatten(self, prefix: str, tree: Any, kind: str) -> dict[str, NDArray[Any]]:
         if kind == "scalar":
-            return {prefix: self.to_numpy(tree)}
-        if kind == "policy":
-            return prefixed(prefix, self._export("policy", tree))
+            return {prefix: self.backend.to_numpy(tree)}
+        branches = {"policy": tree} if kind == "policy" else tree
         flat: dict[str, NDArray[Any]] = {}
-        for name, branch in tree.items():
-            flat |= prefixed(f"{prefix}.{name}" if prefix else name, self._export(name, branch))
+        for name, branch in branches.items():
+            path = prefix if kind == "policy" else f"{prefix}.{name}" if prefix else name
+            flat |= prefixed(path, self.backend.to_common(self._models.modules[name], branch))
         return flat
 
     def _unflatten(self, prefix: str, arrays: Mapping[str, NDArray[Any]], like: Any, kind: str) -> Any:
         if kind == "scalar":
-            return self._like(arrays[prefix], like)
+            return self.backend.like(arrays[prefix], like)
         if kind == "policy":
-            return self._import("policy", under(arrays, prefix), like)
-        return {name: self._import(name, under(arrays, f"{prefix}.{name}" if prefix else name), branch) for name, branch in like.items()}
+            return self._from_common("policy", under(arrays, prefix), like)
+        return {name: self._from_common(name, under(arrays, f"{prefix}.{name}"), branch) for name, branch in like.items()}
 
     # Random streams.
 
-    def _stream_seed(self, stream: int) -> np.random.SeedSequence:
-        """Where a random stream of this rank begins."""
-        return np.random.SeedSequence([self.cfg.seed, self.ranks.rank, stream], spawn_key=self._streams_key)
+    def stream_states(self) -> dict[str, NDArray[Any]]:
+        """Return the states of the random streams, on the host."""
+        return self.backend.stream_states(self.streams, self._models.modules)
+
+    def set_stream_states(self, states: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from the states that `stream_states` gave."""
+        self.streams = self.backend.set_stream_states(self.streams, self._models.modules, states)
+
+    def begin_streams(self, *key: int) -> None:
+        """Begin the random streams anew, from the seed, the rank and `key`."""
+        self.streams_key = key
+        self.streams = self.backend.streams(self._seeds(), self.streams)
+
+    def _seeds(self) -> list[np.random.SeedSequence]:
+        entropy = self._cfg.seed, self.backend.ranks.rank
+        return [np.random.SeedSequence([*entropy, stream], spawn_key=self.streams_key) for stream in range(STREAMS)]
+
+
+def _optimized(state: State[Any]) -> dict[str, tuple[str, Any]]:
+    """Optimizer -> the kind of tree that it steps, and the tree. None without critics: such an agent only acts."""
+    if not state.critics:
+        return {}
+    return {
+        "policy_optimizer": ("policy", state.policy),
+        "critic_optimizer": ("critics", state.critics),
+        "temperature_optimizer": ("scalar", state.log_alpha),
+    }
 
 
 def _require_not_negative(slot: str, arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -1,24 +1,24 @@
-"""What an agent measures: its updates, and the episodes that it is shown; reduced over an interval, and written."""
+"""Metrics: measurements of updates and of episodes, reduced over an interval, and written as curves."""
 
 import logging
-from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Generic
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from sacref.agent.backend import Backend
 from sacref.agent.episodes import EpisodeStatistics
-from sacref.agent.learner import Learned
+from sacref.agent.transitions import Rows
 from sacref.algorithm.data import METRICS
-from sacref.config import PARTS
-from sacref.envs.episodes import EpisodeBoundaries
+from sacref.config import PARTS, SACConfig
 from sacref.ranks import Ranks
 from sacref.spec.arrays import ArrayT
 from sacref.storage.metric_files import Tracker
+from sacref.storage.values import Like, Maybe
 
 logger = logging.getLogger(__name__)
 
@@ -49,132 +49,180 @@ TAGS: Mapping[str, str] = {
 """Metric of an update -> tag of its curve. Tags that end in (max) or (min) show that of the interval, all others the mean."""
 
 
-class Watch(Generic[ArrayT]):
-    """What is remembered of the rows of one mode, training or evaluation, so that neither is mistaken for the other."""
+def unmeasured(cfg: SACConfig) -> set[str]:
+    """Return those of `METRICS` that an update of this configuration does not measure."""
+    absent = {f"{part}_learning_rate" for part, schedule in cfg.schedules.items() if schedule is None}
+    if cfg.grad_norm_clip <= 0:
+        absent |= {"policy_gradient_norm", "critic_gradient_norm"}
+    scaled = [part for part in PARTS if cfg.scales_losses and (part != "entropy" or cfg.learn_entropy)]
+    return absent | {f"{part}_{name}" for part in PARTS if part not in scaled for name in ("loss_scale", "skipped_steps")}
 
-    def __init__(self) -> None:
-        self.boundaries: EpisodeBoundaries[ArrayT] = EpisodeBoundaries()
-        self.statistics = EpisodeStatistics()
 
+class AgentMetrics(Generic[ArrayT]):
+    """The measurements of an agent. Those of updates stay on the device until they are written.
 
-class Measured(Learned[ArrayT]):
-    """The measurements of an agent. Those of updates stay on the device until they are written."""
+    Args:
+        critics: how many there are.
+        directory: where curves are written.
+        write_interval: timesteps; None before it is known, and at most 0 where nothing is tracked.
+        keeps_rows: whether rewards and episodes are kept for the next write: without it they are counted alone.
+        environment_steps: of all ranks, after so many timesteps.
+    """
 
-    experiment_dir: Path
-    write_interval: int | None
-    """Timesteps; None before it is known, and no more than 0 where nothing is tracked."""
-    _num_envs: int
-    """Of this rank; without a memory those of the last row."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.environment_steps_offset = 0
-        """Environment steps beyond those of a timestep of today: of timesteps that another number of ranks took."""
-        self._watches: dict[bool, Watch[Any]] = {True: Watch(), False: Watch()}
-        self._tracked: defaultdict[str, list[float]] = defaultdict(list)
-        self._metrics: list[Any] = []
+    def __init__(
+        self,
+        backend: Backend[ArrayT],
+        cfg: SACConfig,
+        *,
+        critics: int,
+        directory: Path,
+        write_interval: int | None,
+        keeps_rows: bool,
+        environment_steps: Callable[[int], int],
+    ) -> None:
+        self._backend, self._learns_entropy = backend, cfg.learn_entropy
+        self._directory, self._keeps_rows, self._environment_steps = directory, keeps_rows, environment_steps
+        self.write_interval = write_interval
+        measured = [name for name in METRICS if name not in unmeasured(cfg)]
+        columns = [(name, number + 1) for name in measured for number in range(critics if "{critic}" in TAGS[name] else 1)]
+        self.names = [name for name, _ in columns]
+        """Name of each element of an update's packed metrics."""
+        self.tags = [TAGS[name].format(critic=critic) for name, critic in columns]
+        """Tag of each element of an update's packed metrics."""
+        self.statistics = {True: EpisodeStatistics(), False: EpisodeStatistics()}
+        """Episodes of training, and of evaluation."""
+        self.tracked: defaultdict[str, list[float]] = defaultdict(list)
+        """Tag -> scalars since the last write."""
+        self.packed: list[ArrayT] = []
+        """Metrics of the updates since the last write, `(gradient step, metric)` each, on the device."""
         self._learned_at: list[tuple[int, int]] = []
-        """Gradient steps so far and timesteps finished, after each update whose metrics were not written yet."""
+        """Gradient steps so far and timesteps finished, after each update since the last write."""
         self._tracker: Tracker | None = None
 
-    # What a backend provides.
-
-    @abstractmethod
-    def _fetch(self, metrics: Sequence[Any]) -> NDArray[Any]:
-        """Packed metrics of the updates so far, `(update, metric)`, read from the device at once."""
-
-    # Tracking.
-
     @property
+    def tracking(self) -> bool:
+        """Whether anything is written."""
+        return self.write_interval is None or self.write_interval > 0
+
+    # What is measured.
+
+    def track(self, tag: str, value: float) -> None:
+        """Add a scalar to what is written next."""
+        if self.tracking:
+            self.tracked[tag].append(float(value))
+
+    def track_updates(self, packed: Sequence[ArrayT]) -> None:
+        """Keep the packed metrics of updates until the next write."""
+        if self.tracking:
+            self.packed.extend(packed)
+
+    def track_update_end(self, gradient_steps: int, timesteps: int, milliseconds: float) -> None:
+        """Remember at which timestep gradient steps were taken, and how long an update took."""
+        if self.tracking:
+            self._learned_at.append((gradient_steps, timesteps))
+            self.tracked["Stats / Algorithm update time (ms)"].append(milliseconds)
+
+    def timestep_of(self, gradient_step: int) -> int | None:
+        """Return the timestep after which a gradient step was taken; None where it is not known."""
+        return next((timestep for count, timestep in self._learned_at if count >= gradient_step), None)
+
+    def add_rows(self, rows: Rows[Any], training: bool) -> None:
+        """Count the rewards and episodes of one step of all environments."""
+        statistics, to_numpy = self.statistics[training], self._backend.to_numpy
+        if statistics.latest is not None and self._backend.is_array(statistics.latest) != rows.on_device:
+            statistics.convert(self._backend.upload if rows.on_device else to_numpy, to_numpy)
+        for_summary = self._keeps_rows and self.tracking
+        statistics.add(rewards=rows.rewards, ended=rows.ended, keep=rows.keep, dropped=rows.dropped, for_summary=for_summary)
+
     def recent_returns(self) -> tuple[float, ...]:
-        """Returns (undiscounted sums of rewards) of the last finished training episodes, oldest first, at most 100."""
-        return self._watches[True].statistics.read_returns(self.to_numpy)
+        """Return the returns of the last finished training episodes, oldest first."""
+        return self.statistics[True].read_returns(self._backend.to_numpy)
 
-    def track_data(self, tag: str, value: float) -> None:
-        """Add a scalar to what is written next, also before `init`. A tag that ends in (max) or (min) shows that, others the mean."""
-        if self._tracking:
-            self._tracked[tag].append(float(value))
+    # What is written.
 
-    def environment_steps(self, timestep: int) -> int:
-        """Steps of the environments of all ranks together, after so many timesteps."""
-        return timestep * self._num_envs * self.ranks.size + self.environment_steps_offset
+    def fetch(self) -> NDArray[Any] | None:
+        """Read the metrics of the updates since the last write, `(gradient step, metric)`; None for none."""
+        return self._backend.fetch(self.packed) if self.packed else None
 
-    def _write_tracked(self, timestep: int, rows: NDArray[Any] | None, ranks: Ranks) -> None:
-        """Write what was measured since the last call, by these ranks, and forget it. `rows` are the metrics of this one's updates."""
-        scalars = {tag: _reduce(tag, values) for tag, values in self._tracked.items()}
-        self._tracked.clear()
-        self._metrics, self._learned_at = [], []
+    def write(self, timestep: int, rows: NDArray[Any] | None, ranks: Ranks) -> None:
+        """Write what these ranks have measured since the last call, and forget it. `rows` are this one's, as of `fetch`."""
+        scalars = {tag: _reduce(tag, values) for tag, values in self.tracked.items()}
+        self.tracked.clear()
+        self.packed, self._learned_at = [], []
         if rows is not None:
-            for tag, samples in zip(self._metric_tags(), rows.T, strict=True):
-                if tag != TAGS["entropy_loss"] or self.cfg.learn_entropy:  # else nothing minimises it
+            for tag, samples in zip(self.tags, rows.T, strict=True):
+                if tag != TAGS["entropy_loss"] or self._learns_entropy:  # else nothing minimises it
                     scalars[tag] = _reduce(tag, samples)
-        told = ranks.gather(scalars)
-        scalars = {tag: _reduce(tag, [each[tag] for each in told if tag in each]) for tag in dict.fromkeys(chain.from_iterable(told))}
-        for training, watch in self._watches.items():
+        gathered = ranks.gather(scalars)
+        tags = dict.fromkeys(chain.from_iterable(gathered))
+        scalars = {tag: _reduce(tag, [each[tag] for each in gathered if tag in each]) for tag in tags}
+        for training, statistics in self.statistics.items():
             prefix = "" if training else "Evaluation / "
-            summary = watch.statistics.summary(self.to_numpy)
+            summary = statistics.summary(self._backend.to_numpy)
             kinds = {"Reward / Instantaneous reward": summary.rewards, "Reward / Total reward": summary.returns}
             for tag, own in {**kinds, "Episode / Total timesteps": summary.lengths}.items():
                 values = ranks.rows(own)
                 if values.size:
                     for kind in ("max", "min", "mean"):
                         scalars[f"{prefix}{tag} ({kind})"] = _reduce(f"({kind})", values)
-        if scalars and self.ranks.rank == 0:
+        if scalars and self._backend.ranks.rank == 0:
             if self._tracker is None:
-                self._tracker = Tracker(self.experiment_dir)
+                self._tracker = Tracker(self._directory)
             try:
-                self._tracker.write(timestep, self.environment_steps(timestep), scalars)
+                self._tracker.write(timestep, self._environment_steps(timestep), scalars)
             except OSError as error:  # which a run of days shall not end of
                 logger.warning("what was measured up to timestep %d is not written: %s. Training goes on", timestep, error)
 
     def close(self) -> None:
-        """Close the files of the tracking. What was not written yet is lost; `write_tracking_data` writes it."""
+        """Close the files."""
         if self._tracker is not None:
             self._tracker.close()
             self._tracker = None
 
-    @property
-    def _tracking(self) -> bool:
-        return self.write_interval is None or self.write_interval > 0
+    # State.
 
-    def _track_metrics(self, metrics: Sequence[Any]) -> None:
-        """Keep the packed metrics of updates, on the device, until the next write."""
-        if self._tracking:
-            self._metrics.extend(metrics)
+    def reset(self, training: bool) -> None:
+        """Drop the unfinished episodes of this mode, as after a reset of all environments."""
+        self.statistics[training].forget_running()
 
-    def _begin(self, training: bool) -> None:
-        """What comes next in this mode comes from freshly reset environments."""
-        self._watches[training].boundaries.reset()
-        self._watches[training].statistics.forget_running()
-
-    def _forget_former(self) -> None:
-        super()._forget_former()
+    def forget_updates(self) -> None:
+        """Forget when gradient steps were taken: other parameters have replaced theirs."""
         self._learned_at = []
 
-    # What updates measure.
+    def state(self) -> dict[str, Any]:
+        """Return the in-flight state, on the host: what is not written yet, and the unfinished episodes."""
+        return {
+            "tracked": {tag: np.array(values, np.float64) for tag, values in self.tracked.items()},
+            "metrics": self.fetch(),
+            "statistics": [self.statistics[training].state(self._backend.to_numpy) for training in (True, False)],
+        }
 
-    def _metric_names(self) -> list[str]:
-        """The name of each element of an update's packed metrics."""
-        critics = len(self._state.critics)
-        names = [name for name in METRICS if name not in self._unmeasured]
-        return [name for name in names for _ in range(critics if "{critic}" in TAGS[name] else 1)]
+    def state_like(self, envs: int) -> dict[str, Any]:
+        """Describe `state`, for `refuse_unlike`."""
 
-    def _metric_tags(self) -> list[str]:
-        """The tag of each element of an update's packed metrics."""
-        critics = range(1, len(self._state.critics) + 1)
-        tags = [TAGS[name] for name in METRICS if name not in self._unmeasured]
-        return [tag.format(critic=critic) for tag in tags for critic in (critics if "{critic}" in tag else (0,))]
+        def statistics(envs: int | None) -> dict[str, Any]:
+            rows, masks = Like((None, envs), "f"), Like((None, envs), "b")
+            return {
+                "recent_returns": [float],
+                "running": Maybe((Like((envs,), "f"),) * 2),
+                "rows": Maybe((rows, masks, masks, rows, rows)),
+            }
 
-    @property
-    def _unmeasured(self) -> set[str]:
-        """Those of `METRICS` that an update of this configuration does not measure."""
-        absent = {f"{part}_learning_rate" for part, schedule in self.cfg.schedules.items() if schedule is None}
-        if self.cfg.grad_norm_clip <= 0:
-            absent |= {"policy_gradient_norm", "critic_gradient_norm"}
-        scaled = [part for part in PARTS if self.cfg.scales_losses and (part != "entropy" or self.cfg.learn_entropy)]
-        return absent | {f"{part}_{name}" for part in PARTS if part not in scaled for name in ("loss_scale", "skipped_steps")}
+        return {
+            "tracked": {...: Like((None,), "f")},
+            "metrics": Maybe(Like((None, len(self.names)), "f")),
+            "statistics": (statistics(envs), statistics(None)),
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.tracked.clear()
+        self.tracked.update({tag: values.tolist() for tag, values in state["tracked"].items()})
+        self.packed = [] if state["metrics"] is None else [self._backend.upload(state["metrics"])]
+        for training, statistics in zip((True, False), state["statistics"], strict=True):
+            self.statistics[training].set_state(statistics)
 
 
-def _reduce(tag: str, values: Any) -> float:
+def _reduce(tag: str, values: ArrayLike) -> float:
     array = np.asarray(values, np.float64)
     return float(array.max() if tag.endswith("(max)") else array.min() if tag.endswith("(min)") else array.mean())

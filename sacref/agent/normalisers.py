@@ -1,89 +1,110 @@
-"""What the models of an agent see: observations and states behind their preprocessors, which learn from the rows."""
+"""Normalisers: observations and states as the models see them, behind preprocessors that learn from the rows."""
 
-from abc import abstractmethod
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Generic
 
+import gymnasium
 import numpy as np
+from numpy.typing import NDArray
 
-from sacref.agent.transitions import Border, Rows
+from sacref.agent.backend import Backend
+from sacref.agent.transitions import Rows
 from sacref.algorithm.tree import Tree, map_leaves, named_leaves
+from sacref.config import SACConfig
 from sacref.envs.spaces import boxes
 from sacref.preprocessing import Preprocessor
-from sacref.ranks import Ranks
 from sacref.spec.arrays import ArrayT
+from sacref.storage.naming import prefixed, under
+
+FIELDS = {"observations": "observations", "states": "states", "next_observations": "observations", "next_states": "states"}
+"""Field of a batch -> the kind of its values."""
 
 
-class Prepared(Border[ArrayT]):
-    """The preprocessors of an agent. What they know is on the host; a copy of it, the moments, is where the models run."""
+def make_preprocessors(
+    cfg: SACConfig, observation_space: gymnasium.Space[Any], state_space: gymnasium.Space[Any] | None
+) -> dict[str, Preprocessor]:
+    """Return the preprocessor of each Box, by name ("observations", "observations.camera", "states"); none where none is asked for.
 
-    observation_space: Any
-    state_space: Any
-    ranks: Ranks
-    _preprocessors: dict[str, Preprocessor]
-    """Name of an array -> its preprocessor."""
-
-    # What a backend provides.
-
-    _moments: Tree
-    """What the preprocessors know, on the device in the agent's dtype: name of an array -> their arrays."""
-
-    @abstractmethod
-    def _take_moments(self) -> None:
-        """Take what the preprocessors know to the device."""
-
-    # The preprocessors.
-
-    def _make_preprocessors(self, kind: str, space: Any) -> dict[str, Preprocessor]:
-        """Name of an array -> its preprocessor, for each Box of a space; none where none is asked for.
-
-        Raises:
-            ValueError: if one is asked for states and there is no state_space.
-        """
-        factory, kwargs = getattr(self.cfg, f"{kind}_preprocessor"), getattr(self.cfg, f"{kind}_preprocessor_kwargs")
+    Raises:
+        ValueError: if one is asked for states and there is no state_space.
+    """
+    made: dict[str, Preprocessor] = {}
+    for kind, space in {"observation": observation_space, "state": state_space}.items():
+        factory, kwargs = getattr(cfg, f"{kind}_preprocessor"), getattr(cfg, f"{kind}_preprocessor_kwargs")
         if factory is None:
-            return {}
+            continue
         if space is None:
             raise ValueError(f"{kind}_preprocessor is set and there is no {kind}_space: construct the agent with one, or leave it at None")
-        return {name: factory(box, **kwargs) for name, box in named_leaves(boxes(space), f"{kind}s").items()}
+        made |= {name: factory(box, **kwargs) for name, box in named_leaves(boxes(space), f"{kind}s").items()}
+    return made
 
-    def _feed_preprocessors(self, rows: Rows[Any]) -> None:
+
+class Normalisers(Generic[ArrayT]):
+    """The preprocessors of an agent. What they know is on the host; a copy of it, `moments`, is where the models run."""
+
+    def __init__(self, backend: Backend[ArrayT], preprocessors: Mapping[str, Preprocessor]) -> None:
+        self._backend = backend
+        self.preprocessors = preprocessors
+        self.moments: Tree = {}
+        """Name of a preprocessor -> its arrays in the agent's dtype, as `Backend.update_moments` gives them."""
+        self._update_moments()
+
+    def feed(self, rows: Rows[Any]) -> None:
         """Show each observation that the environments produced to the preprocessors, once: successors, and what episodes began with.
 
         Those of all ranks, in one order: the moments stay equal everywhere.
         """
-        if not self._preprocessors:
+        if not self.preprocessors:
             return
-        transition = rows.transition
-        keep, begun = (self.to_numpy(mask) for mask in (rows.keep, rows.keep & rows.first))
+        transition, to_numpy = rows.transition, self._backend.to_numpy
+        keep, begun = to_numpy(rows.keep), to_numpy(rows.keep & rows.first)
         now = {**named_leaves(transition.observations, "observations"), **named_leaves(transition.states, "states")}
         then = {**named_leaves(transition.next_observations, "observations"), **named_leaves(transition.next_states, "states")}
-        for name, preprocessor in self._preprocessors.items():
-            preprocessor.update(self.ranks.rows(np.concatenate([self.to_numpy(now[name])[begun], self.to_numpy(then[name])[keep]])))
-        self._take_moments()
+        for name, preprocessor in self.preprocessors.items():
+            fresh = np.concatenate([to_numpy(now[name])[begun], to_numpy(then[name])[keep]])
+            preprocessor.update(self._backend.ranks.rows(fresh))
+        self._update_moments()
 
-    def _preprocessed(self, moments: Tree, kind: str, tree: Tree) -> Tree:
-        """Observations or states (`kind`) as the models see them."""
+    def prepare_inputs(self, moments: Tree, inputs: Any) -> Any:
+        """Return the inputs of a model as it sees them."""
+        if not self.preprocessors:
+            return inputs
+        return {**inputs, **{kind: self._transformed(moments, kind, inputs[kind]) for kind in ("observations", "states")}}
+
+    def prepare(self, moments: Tree, batch: Any) -> Any:
+        """Return a batch, or sequences, as the models see them."""
+        if not self.preprocessors:
+            return batch
+        return batch._replace(
+            **{field: self._transformed(moments, kind, getattr(batch, field)) for field, kind in FIELDS.items() if hasattr(batch, field)}
+        )
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return what the preprocessors know, as `preprocessor.observations...`."""
+        # Copies, here and where they are set: one of a user's own may give the arrays that it goes on to write into.
+        return {
+            path: np.array(array)
+            for name, preprocessor in self.preprocessors.items()
+            for path, array in prefixed(f"preprocessor.{name}", preprocessor.arrays()).items()
+        }
+
+    def set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from what `arrays` gave; other names are left out."""
+        for name, preprocessor in self.preprocessors.items():
+            preprocessor.set_arrays({key: np.array(array) for key, array in under(arrays, f"preprocessor.{name}").items()})
+        self._update_moments()
+
+    def _transformed(self, moments: Tree, kind: str, tree: Tree) -> Tree:
         names = iter(named_leaves(tree, kind))
 
         def transform(values: Any) -> Any:
             name = next(names)
-            if name not in self._preprocessors:
+            if name not in self.preprocessors:
                 return values
-            return self._preprocessors[name].transform(moments[name], self._as_floats(values))
+            return self.preprocessors[name].transform(moments[name], self._backend.as_floats(values))
 
         return map_leaves(transform, tree)
 
-    def _prepare_inputs(self, moments: Tree, inputs: Any) -> Any:
-        """What a model is called with as it sees it."""
-        if not self._preprocessors:
-            return inputs
-        return {**inputs, **{kind: self._preprocessed(moments, kind, inputs[kind]) for kind in ("observations", "states")}}
-
-    def _prepare(self, moments: Tree, batch: Any) -> Any:
-        """A batch, or sequences, as the models see them."""
-        if not self._preprocessors:
-            return batch
-        fields = {"observations": "observations", "states": "states", "next_observations": "observations", "next_states": "states"}
-        return batch._replace(
-            **{field: self._preprocessed(moments, kind, getattr(batch, field)) for field, kind in fields.items() if hasattr(batch, field)}
-        )
+    def _update_moments(self) -> None:
+        held = {name: preprocessor.arrays() for name, preprocessor in self.preprocessors.items()}
+        self.moments = self._backend.update_moments(self.moments, held)

@@ -100,14 +100,14 @@ def meet(agents: Sequence[Any], population: Population[ArrayT, MemoryT, StreamT]
 
     lockstep: Lockstep[Any, Any] = Lockstep(len(agents), answer, urgency=urgency)
     for number, agent in enumerate(agents):
-        agent._runner = MemberRunner(population, lockstep, number)
+        agent.learner.runner = MemberRunner(population, lockstep, number)
     return lockstep
 
 
 def detach(agent: Any, state: State[ArrayT]) -> None:
     """Let an agent of a population go on alone from `state`, which must be a copy."""
-    agent._runner = AgentRunner(state)
-    agent._fuse()
+    agent.learner.runner = AgentRunner(state)
+    agent.learner.compile()
 
 
 def urgency(kind: Any) -> int:

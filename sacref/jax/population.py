@@ -137,19 +137,19 @@ def populate(agents: Sequence[Any]) -> Lockstep[Any, Any]:
     Raises:
         ValueError: if an agent computes on several devices.
     """
-    if agents[0]._parallel is not None:
+    if agents[0].learner.backend.parallel is not None:
         raise ValueError("a population learns on one device: leave out the other devices, or train its members one by one")
     population = Population(
-        [agent._update for agent in agents],
-        [agent._drawing() for agent in agents],
-        agents[0]._actor(),
-        agents[0]._action_bounds,
-        [agent._state for agent in agents],
-        block=agents[0]._block,
+        [agent.learner.update for agent in agents],
+        [agent.learner.draw_spec() for agent in agents],
+        agents[0].learner.actor(),
+        agents[0].learner.bounds,
+        [agent.learner.state for agent in agents],
+        block=agents[0].learner.block,
     )
     return meet(agents, population)
 
 
 def depart(agent: Any) -> None:
     """Let an agent of a population go on alone."""
-    detach(agent, agent._state)
+    detach(agent, agent.learner.state)

@@ -120,11 +120,11 @@ class Population:
 def populate(agents: Sequence[Any]) -> Lockstep[Any, Any]:
     """Let agents that are alike learn and act together from now on; see `meet`."""
     population = Population(
-        [agent._update for agent in agents],
-        [agent._drawing() for agent in agents],
-        agents[0]._actor(),
-        agents[0]._action_bounds,
-        [agent._state for agent in agents],
+        [agent.learner.update for agent in agents],
+        [agent.learner.draw_spec() for agent in agents],
+        agents[0].learner.actor(),
+        agents[0].learner.bounds,
+        [agent.learner.state for agent in agents],
         execution=agents[0].execution,
     )
     return meet(agents, population)
@@ -132,4 +132,4 @@ def populate(agents: Sequence[Any]) -> Lockstep[Any, Any]:
 
 def depart(agent: Any) -> None:
     """Let an agent of a population go on alone."""
-    detach(agent, map_leaves(torch.clone, agent._state))
+    detach(agent, map_leaves(torch.clone, agent.learner.state))

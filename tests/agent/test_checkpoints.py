@@ -145,7 +145,7 @@ def test_trap_20_a_loaded_agent_goes_on_bit_for_bit(backend: Backend, tmp_path: 
     other.load(tmp_path / "saved")
     assert_same_arrays(other.arrays(), agent.arrays())
     assert_same_arrays(other.memory.arrays(), agent.memory.arrays())
-    assert_same_arrays(other._streams(), agent._streams())
+    assert_same_arrays(other.learner.stream_states(), agent.learner.stream_states())
     assert other.gradient_step_count == agent.gradient_step_count == 3
     agent.init()  # the loaded agent begins episodes anew
     for a, b in zip(live(agent), live(other), strict=True):
@@ -212,13 +212,13 @@ def test_a_checkpoint_moves_between_the_backends(writer: str, reader: str, tmp_p
     assert_same_arrays(other.memory.arrays(), agent.memory.arrays())
     # From (seed, rank, gradient steps) alone, whatever was drawn before.
     again, later = backends[reader].agent(num_envs=2, seed=4), backends[reader].agent(num_envs=2, seed=5)
-    begun = again._streams()
+    begun = again.learner.stream_states()
     for fresh in (again, later):
         fresh.load(tmp_path / "saved")
-    assert_same_arrays(other._streams(), again._streams())
-    for name, state in again._streams().items():
+    assert_same_arrays(other.learner.stream_states(), again.learner.stream_states())
+    for name, state in again.learner.stream_states().items():
         assert not np.array_equal(state, begun[name])
-        assert not np.array_equal(state, later._streams()[name])
+        assert not np.array_equal(state, later.learner.stream_states()[name])
     batch, noise = draw_batch(agent, 4)
     for a in (agent, other):
         a.update_on(batch, noise)
@@ -386,10 +386,10 @@ def test_streams_of_another_kind_of_device_are_left_out(backend: Backend, tmp_pa
     read = checkpoint.read(tmp_path / "saved")
     streams = {name: np.append(state, state[:1]) for name, state in read.groups["streams"].items()}
     checkpoint.write(tmp_path / "saved", {**read.groups, "streams": streams}, read.metadata)
-    before = other._streams()
+    before = other.learner.stream_states()
     other.load(tmp_path / "saved")
     assert_same_arrays(other.arrays(), agent.arrays())
-    assert_same_arrays(other._streams(), before)
+    assert_same_arrays(other.learner.stream_states(), before)
 
 
 BROKEN: dict[str, tuple[Any, str]] = {
@@ -434,10 +434,10 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(backend: Backend, tmp_
     breaks(read.groups, read.metadata)
     checkpoint.write(tmp_path / "broken", read.groups, read.metadata)
     other = trained(backend, seed=4)
-    before = other.arrays(), other.memory.arrays(), other._streams()
+    before = other.arrays(), other.memory.arrays(), other.learner.stream_states()
     with pytest.raises(CheckpointError, match=message):
         other.load(tmp_path / "broken")
-    for then, now in zip(before, (other.arrays(), other.memory.arrays(), other._streams()), strict=True):
+    for then, now in zip(before, (other.arrays(), other.memory.arrays(), other.learner.stream_states()), strict=True):
         assert_same_arrays(then, now)
     other.update(timestep=0, timesteps=1)
     assert other.gradient_step_count == 4

@@ -87,7 +87,7 @@ def test_100_fused_updates_equal_100_plain_ones(name: str, execution: str, block
     assert_close(agent.arrays(), plain.arrays())
     assert np.abs(agent.arrays()["policy.head.kernel"] - start["policy.head.kernel"]).max() > 1e-3
     assert_close(agent.memory.arrays(), plain.memory.arrays())
-    assert_close(agent._streams(), plain._streams())
+    assert_close(agent.learner.stream_states(), plain.learner.stream_states())
 
 
 @pytest.mark.parametrize("name, execution", FUSED)
@@ -99,9 +99,9 @@ def test_trap_03_two_fused_updates_draw_different_noise(name: str, execution: st
     fill(agent, 1)
     for _ in range(3):
         agent.update(timestep=0, timesteps=1)
-    rows = np.concatenate([agent.to_numpy(packed) for packed in agent._metrics])
-    entropies = rows[:, agent._metric_tags().index("Policy / Entropy")]
-    targets = rows[:, agent._metric_tags().index("Target / Target (mean)")]
+    rows = np.concatenate([agent.to_numpy(packed) for packed in agent.metrics.packed])
+    entropies = rows[:, agent.metrics.tags.index("Policy / Entropy")]
+    targets = rows[:, agent.metrics.tags.index("Target / Target (mean)")]
     assert len(set(entropies.tolist())) == len(set(targets.tolist())) == 6
 
 
@@ -137,10 +137,10 @@ def test_a_fused_update_sees_the_newest_transition(name: str, execution: str, mo
     for reward in (1.0, 2.0, 4.0, 8.0, 16.0, 32.0):
         for _ in range(4):  # the whole ring holds this reward
             agent.record_transition(**draw_row(agent, generator, rewards=np.array([[reward]])))
-        agent._metrics.clear()
+        agent.metrics.packed.clear()
         agent.update(timestep=0, timesteps=1)
-        ((packed,),) = agent._metrics
-        assert float(agent.to_numpy(packed)[agent._metric_tags().index("Target / Target (min)")]) == reward
+        ((packed,),) = agent.metrics.packed
+        assert float(agent.to_numpy(packed)[agent.metrics.tags.index("Target / Target (min)")]) == reward
 
 
 @pytest.mark.parametrize("name, execution", FUSED)
@@ -244,7 +244,7 @@ def test_one_compilation_per_run(backend: Backend, options: dict[str, Any]) -> N
     else:
         from sacref.torch.graph import Recorded
 
-        (recorded,) = {found for found in _closed_over(agent._runner._learn) if isinstance(found, Recorded)}
+        (recorded,) = {found for found in _closed_over(agent.learner.runner._learn) if isinstance(found, Recorded)}
         live(agent, 20, start=20)
         assert recorded.recordings == 1
     assert agent.gradient_step_count == int(40 * float(agent.cfg.gradient_steps_per_timestep(1)))
@@ -265,8 +265,8 @@ def reading_is_an_error(agent: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator
         raise AssertionError("an array was read to the host")
 
     with monkeypatch.context() as patched:
-        for method in ("to_numpy", "_fetch"):
-            patched.setattr(agent, method, refuse)
+        for method in ("to_numpy", "fetch"):
+            patched.setattr(agent.learner.backend, method, refuse)
         if agent.backend == "jax":
             import jax
 
@@ -302,7 +302,7 @@ def test_trap_25_nothing_is_read_to_the_host_between_two_writes(
     assert agent.gradient_step_count == 16 * agent.cfg.gradient_steps
     for read in (float, lambda array: np.asarray(array)):
         with pytest.raises(AssertionError, match="read to the host"), reading_is_an_error(agent, monkeypatch):
-            read(agent._state.log_alpha)
+            read(agent.learner.state.log_alpha)
 
 
 def test_no_operation_of_an_update_reads_a_value() -> None:
@@ -325,7 +325,7 @@ def test_no_operation_of_an_update_reads_a_value() -> None:
     assert not {"aten._local_scalar_dense.default", "aten.item.default", "aten.nonzero.default", "aten.equal.default"} & set(seen)
     # 328 operations when this was written, 496 before the recording was simplified.
     assert 200 < len(seen) < 380
-    assert torch.is_tensor(agent._state.log_alpha)
+    assert torch.is_tensor(agent.learner.state.log_alpha)
 
 
 def test_an_update_leaves_no_array_behind(backend: Backend) -> None:

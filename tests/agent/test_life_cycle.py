@@ -90,7 +90,7 @@ class LifeCycle(RuleBasedStateMachine):
         self.training, self.timestep, self.mode = True, 0, "next step"
 
     def known_returns(self, training: bool) -> tuple[float, ...]:
-        known: tuple[float, ...] = self.agent._watches[training].statistics.read_returns(self.agent.to_numpy)
+        known: tuple[float, ...] = self.agent.metrics.statistics[training].read_returns(self.agent.to_numpy)
         return known
 
     @property

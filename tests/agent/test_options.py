@@ -136,9 +136,9 @@ def test_dropout_is_drawn_anew_for_each_update_each_pass_and_each_critic(backend
     monkeypatch.setattr(module, "learner", spy)
     agent = backend.agent(**STILL, hidden=(8, 5), networks={"dropout": 0.5})
     fill(agent, 4)
-    streams, arrays = agent._random, []
+    streams, arrays = agent.learner.streams, []
     for _ in range(2):
-        _, noise, streams = execution.draw(agent.memory.state, agent._moments, streams, drawn[-1])
+        _, noise, streams = execution.draw(agent.memory.state, agent.normalisers.moments, streams, drawn[-1])
         for draws in noise.dropout:
             assert set(draws) == {"critic_1", "critic_2"}
             assert [array.shape for array in draws["critic_2"]] == [(4, 8), (4, 5)]
@@ -269,16 +269,16 @@ def test_random_layers_of_a_users_own_draw_anew_in_each_update(name: str, execut
 
 def test_random_state_of_a_users_own_is_saved(backend: Backend, tmp_path: Path) -> None:
     agent, other = (random_agent(backend.name, execution="plain", seed=seed) for seed in (0, 1))
-    start = agent._streams()
+    start = agent.learner.stream_states()
     updates(agent, 2)
     updates(other, 5)
     if backend.name == "torch":
         own = {"critic_1.body.3.generator", "critic_2.body.3.generator"}
         assert set(start) == {"noise", "sampling", "exploration"} | own
-        assert all(not np.array_equal(agent._streams()[name], start[name]) for name in own)
+        assert all(not np.array_equal(agent.learner.stream_states()[name], start[name]) for name in own)
     agent.save(tmp_path / "saved")
     other.load(tmp_path / "saved")
-    assert_same_arrays(other._streams(), agent._streams())
+    assert_same_arrays(other.learner.stream_states(), agent.learner.stream_states())
     for each in (agent, other):
         updates(each, 2)
     assert_same_arrays(other.arrays(), agent.arrays())

@@ -48,9 +48,9 @@ def lift(agent: Any, value: float) -> None:
 
 def q_values(agent: Any, model: str, observations: NDArray[Any], actions: NDArray[Any]) -> NDArray[Any]:
     """What the update computes of a critic."""
-    critic = agent._state.critics[model]
-    inputs = {"observations": agent._upload(observations), "states": None}
-    values: NDArray[Any] = agent.to_numpy(agent._functions[model](critic, inputs, agent._upload(actions)))
+    critic = agent.learner.state.critics[model]
+    inputs = {"observations": agent.learner.backend.upload(observations), "states": None}
+    values: NDArray[Any] = agent.to_numpy(agent.own_models.functions[model](critic, inputs, agent.learner.backend.upload(actions)))
     return values
 
 
@@ -112,7 +112,7 @@ def test_recurrent_agents_compute_and_carry_on(backend: Backend, cell: str) -> N
         agent.act(np.ones((1, 3)), None, timestep=0, timesteps=1)
         _, extras = agent.act(np.ones((1, 3)), None, timestep=1, timesteps=2)
         acted.append(agent.to_numpy(extras["mean_actions"]))
-        carry = agent._ongoing[True].carry
+        carry = agent.carry.ongoing[True].carry
         assert {str(np.asarray(agent.to_numpy(part)).dtype) for part in (carry if isinstance(carry, tuple) else [carry])} == {"float32"}
         with pytest.MonkeyPatch.context() as patch, without_shape_checks():
             seen = metrics_of(agent, patch)

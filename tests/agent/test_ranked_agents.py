@@ -197,7 +197,7 @@ def test_each_rank_draws_numbers_of_its_own_and_the_first_those_of_an_agent_alon
 def test_the_moments_are_those_of_all_ranks_rows(backend: Backend, place: threading.local) -> None:
     def moments(agent: Any) -> tuple[Any, Any]:
         rows = record(agent, 5)
-        return agent._preprocessors["observations"].arrays(), rows
+        return agent.normalisers.preprocessors["observations"].arrays(), rows
 
     scaled: dict[str, Any] = {"observation_preprocessor": RunningStandardScaler}
     (first, rows), (second, others) = ranked_agents(2, place, backend, moments, **scaled)
@@ -244,11 +244,11 @@ def test_as_many_ranks_take_their_own_memories_and_streams_back(
         record(agent, 4 + agent.ranks.rank)
         agent.act(np.zeros((2, 3)), None, timestep=0, timesteps=10)
         agent.save(tmp_path / "saved")
-        return agent.memory.arrays(), agent._streams()
+        return agent.memory.arrays(), agent.learner.stream_states()
 
     def load(agent: Any) -> tuple[Any, Any]:
         agent.load(tmp_path / "saved")
-        return agent.memory.arrays(), agent._streams()
+        return agent.memory.arrays(), agent.learner.stream_states()
 
     saved = ranked_agents(2, place, backend, save)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["saved", "saved.rank_1"]
@@ -269,11 +269,11 @@ def test_another_number_of_ranks_shares_the_memories_and_draws_anew(
     def save(agent: Any) -> tuple[Any, Any, Any]:
         record(agent, 4 + agent.ranks.rank)
         agent.save(tmp_path / "saved")
-        return agent.memory.arrays(), agent._streams(), agent.arrays()
+        return agent.memory.arrays(), agent.learner.stream_states(), agent.arrays()
 
     def load(agent: Any) -> tuple[Any, Any, Any]:
         agent.load(tmp_path / "saved")
-        return agent.memory.arrays(), agent._streams(), agent.arrays()
+        return agent.memory.arrays(), agent.learner.stream_states(), agent.arrays()
 
     saved = ranked_agents(before, place, backend, save)
     with caplog.at_level(logging.WARNING):

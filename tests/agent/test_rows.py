@@ -75,7 +75,7 @@ def test_rows_that_a_network_has_shaped_are_stored_without_its_graph(backend: Ba
         np.testing.assert_array_equal(stored[name][0], stored[name][1], err_msg=name)
     if backend.name == "torch":
         assert not any(leaf.requires_grad for leaf in (agent.memory.state.rows.rewards, agent.memory.state.rows.next_observations))
-        assert not any(array.requires_grad for array in agent._watches[True].statistics._running or () if hasattr(array, "requires_grad"))
+        assert not any(array.requires_grad for array in agent.metrics.statistics[True]._running or () if hasattr(array, "requires_grad"))
 
 
 def test_acting_on_observations_of_a_graph_gives_the_same_actions_without_it(backend: Backend) -> None:
@@ -159,7 +159,7 @@ def test_numbers_beyond_float32_are_refused_before_anything_is_stored(backend: B
     with pytest.raises(ValueError, match=rf"^{name} of environment 1 are as large as 1e\+39, expected at most 3\.403e\+38, .*float32"):
         agent.record_transition(**row)
     assert len(agent.memory) == 0
-    assert agent._watches[True].statistics.latest is None
+    assert agent.metrics.statistics[True].latest is None
     row[name][1, 0] = 3.4028235e38
     agent.record_transition(**row)
     assert all(np.isfinite(array).all() for array in agent.memory.arrays().values())

@@ -23,7 +23,7 @@ def life(backend: Backend, seed: int) -> dict[str, NDArray[Any]]:
         seen[f"actions {timestep}"] = row["actions"] = agent.to_numpy(row["actions"])
         agent.record_transition(**row)
         agent.post_interaction(timestep=timestep, timesteps=9)
-    return {**seen, **agent.arrays(), **agent._streams()}
+    return {**seen, **agent.arrays(), **agent.learner.stream_states()}
 
 
 def global_states() -> list[Any]:
@@ -68,7 +68,7 @@ def test_the_streams_are_apart(backend: Backend) -> None:
     one, two = backend.agent(), backend.agent()
     fill(one, 8)
     fill(two, 8)
-    assert len({state.tobytes() for state in one._streams().values()}) == 3
+    assert len({state.tobytes() for state in one.learner.stream_states().values()}) == 3
     for _ in range(3):
         one.act(np.zeros((1, 3)), None, timestep=0, timesteps=1)
     for agent in (one, two):
@@ -78,7 +78,9 @@ def test_the_streams_are_apart(backend: Backend) -> None:
     fill(three, 8)
     for _ in range(3):
         three.act(np.zeros((1, 3)), None, timestep=0, timesteps=1)
-    assert_same_arrays({"exploration": three._streams()["exploration"]}, {"exploration": one._streams()["exploration"]})
+    assert_same_arrays(
+        {"exploration": three.learner.stream_states()["exploration"]}, {"exploration": one.learner.stream_states()["exploration"]}
+    )
 
 
 @pytest.mark.parametrize("random_timesteps", [0, 100], ids=["policy", "random"])
@@ -95,7 +97,7 @@ def test_two_agents_share_no_stream(backend: Backend) -> None:
     for _ in range(3):
         one.act(np.zeros((1, 3)), None, timestep=0, timesteps=1)
     fresh = backend.agent()
-    assert_same_arrays(two._streams(), fresh._streams())
+    assert_same_arrays(two.learner.stream_states(), fresh.learner.stream_states())
 
 
 def test_batches_differ_from_update_to_update(backend: Backend) -> None:
@@ -106,9 +108,9 @@ def test_batches_differ_from_update_to_update(backend: Backend) -> None:
         agent.record_transition(**draw_row(agent, generator, rewards=np.array([[2.0**-i]])))
     means = set()
     for _ in range(5):
-        agent._metrics.clear()
+        agent.metrics.packed.clear()
         agent.write_interval = 1
         agent.update(timestep=0, timesteps=1)
-        ((packed,),) = agent._metrics
-        means.add(float(agent.to_numpy(packed)[agent._metric_tags().index("Target / Target (mean)")]))
+        ((packed,),) = agent.metrics.packed
+        means.add(float(agent.to_numpy(packed)[agent.metrics.tags.index("Target / Target (mean)")]))
     assert len(means) == 5

@@ -207,8 +207,8 @@ def check_row(agent: Any, data: st.DataObject) -> None:
         np.testing.assert_equal(agent.live_state()["statistics"], before[2])
         return
     assert agent.memory.added == before[0] + 1
-    if agent._bad_rows is not None:
-        bad, agent._bad_rows = agent.to_numpy(agent._bad_rows), None
+    if agent.transitions.bad_rows is not None:
+        bad, agent.transitions.bad_rows = agent.to_numpy(agent.transitions.bad_rows), None
         if bad.any():  # of the device, whose values nothing waits for: it is left out, and said later
             assert value is not None and not isinstance(value, np.ndarray | list)
             assert len(agent.memory) == before[1]

@@ -38,7 +38,7 @@ def test_the_gradient_step_is_written_once_and_both_backends_run_it() -> None:
     assert len(backends) > 20
     assert [(path.name, name) for path in backends for name in equations if f"{name}(" in path.read_text()] == []
     for backend in installed_backends():
-        assert isinstance(backend.agent()._update, update.Update)
+        assert isinstance(backend.agent().learner.update, update.Update)
 
 
 def test_a_newcomer_reads_at_most_350_lines() -> None:
@@ -372,17 +372,17 @@ def test_every_random_number_of_an_update_is_an_argument(backend: Backend) -> No
     agents = [backend.agent(), backend.agent()]
     fill(agents[0], 3)  # moves the first one's streams, if anything reads them
     agents[0].act(np.zeros((1, 3)), None, timestep=0, timesteps=1)
-    streams = agents[0]._streams()
+    streams = agents[0].learner.stream_states()
     results = [agent.update_on(*draw_batch(agent, 4)) for agent in agents]
     for name in results[0]:
         np.testing.assert_array_equal(results[0][name], results[1][name])
-    for name, state in agents[0]._streams().items():
+    for name, state in agents[0].learner.stream_states().items():
         np.testing.assert_array_equal(state, streams[name])
 
 
 def test_an_update_is_frozen_and_equal_to_itself_alone(backend: Backend) -> None:
     """It is compiled with its settings and its networks, which no comparison tells apart."""
-    made = backend.agent()._update
+    made = backend.agent().learner.update
     with pytest.raises(FrozenInstanceError):
         made.polyak = 0.5
     assert replace(made) != made
@@ -393,9 +393,9 @@ def test_what_comes_of_an_update_carries_no_gradient() -> None:
     """On torch, and not even where the parameters ask for one."""
     pytest.importorskip("torch")
     agent = Backend("torch").agent(dtype="float64")
-    batch, noise = (given.map(agent._upload) for given in draw_batch(agent, 4))
-    asking = map_leaves(lambda leaf: leaf.clone().requires_grad_(), tuple(agent._state[:4]))
-    state, metrics = agent._update(type(agent._state)(*asking, *agent._state[4:]), batch, noise)
+    batch, noise = (given.map(agent.learner.backend.upload) for given in draw_batch(agent, 4))
+    asking = map_leaves(lambda leaf: leaf.clone().requires_grad_(), tuple(agent.learner.state[:4]))
+    state, metrics = agent.learner.update(type(agent.learner.state)(*asking, *agent.learner.state[4:]), batch, noise)
     asked: list[bool] = []
     # The parameters themselves are moved where they lie.
     map_leaves(lambda leaf: asked.append(leaf.requires_grad), (state.target_critics, metrics))

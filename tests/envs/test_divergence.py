@@ -115,7 +115,7 @@ def test_the_summary_counts_the_rewards_that_are_stored(backend: Backend) -> Non
     agent = learner(backend)
     agent.write_interval = 100
     training.run(agent, two(AutoresetMode.DISABLED, (3,), 2, "reward"), timesteps=5)
-    summary = agent._watches[True].statistics.summary(agent.to_numpy)
+    summary = agent.metrics.statistics[True].summary(agent.to_numpy)
     assert sorted(summary.rewards) == sorted([1, 2, 3, 4, 101, 1, 101, 102, 103])
     assert sorted(summary.returns) == [10.0, 306.0] and sorted(summary.lengths) == [3, 4]
 
@@ -174,7 +174,7 @@ def test_a_row_that_is_said_to_be_dropped_is_left_out(backend: Backend, arrays: 
         row = {name: backend.array(value) if isinstance(value, np.ndarray) else value for name, value in row.items()}
     agent.record_transition(**row)
     assert agent.memory.arrays()["size"].tolist() == [1, 0]
-    agent._raise_for_bad_rows()
+    agent.transitions.raise_for_bad_rows()
     agent = learner(backend)
     with pytest.raises(ValueError, match=re.escape("infos['sacref.dropped'] has shape (3,), expected (2,): a bool per environment")):
         agent.record_transition(**draw_row(agent, generator, infos={DROPPED: np.zeros(3, bool)}))

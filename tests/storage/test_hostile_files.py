@@ -494,8 +494,12 @@ def test_an_agent(backend: Backend, tmp_path: Path, every: int) -> None:
     manifest, source, tally = json.loads(original["checkpoint.json"]), source_of(backend.name), Tally([CheckpointError])
 
     def state() -> dict[str, Any]:
-        streams = {f"stream {name}": array for name, array in other._streams().items()}
-        counters = {"counters": np.array([other.gradient_step_count, *other._pace.due.as_integer_ratio(), len(other._streams_key)])}
+        streams = {f"stream {name}": array for name, array in other.learner.stream_states().items()}
+        counters = {
+            "counters": np.array(
+                [other.gradient_step_count, *other.update_schedule.progress.due.as_integer_ratio(), len(other.learner.streams_key)]
+            )
+        }
         memory = {f"memory {name}": array for name, array in other.memory.arrays().items()}
         return {**other.arrays(), **streams, **memory, **counters}
 
@@ -534,7 +538,7 @@ def test_an_agent(backend: Backend, tmp_path: Path, every: int) -> None:
     checkpoint.write(path, read.groups, read.metadata)
     other.load(path)
     assert_same_arrays(other.arrays(), agent.arrays())
-    assert_same_arrays(other._streams(), agent._streams())
+    assert_same_arrays(other.learner.stream_states(), agent.learner.stream_states())
     assert_same_arrays(other.memory.arrays(), agent.memory.arrays())
     assert tally.cases >= AT_LEAST["agent"] // every and tally.refused > tally.cases / 2
 
@@ -566,11 +570,11 @@ def test_what_does_not_fit_an_agent_is_not_read(backend: Backend, tmp_path: Path
     assert seen == []
     memory = {**read.groups["memory"], "head": read.groups["memory"]["head"] + 5}
     checkpoint.write(tmp_path / "other", {**read.groups, "memory": memory}, {**read.metadata, "ranks": 2})
-    before = agent._streams()
+    before = agent.learner.stream_states()
     with pytest.raises(CheckpointError, match="do not fit a ring of 4 rows"):
         agent.load(tmp_path / "other")
-    assert agent._streams_key == ()
-    assert_same_arrays(agent._streams(), before)
+    assert agent.learner.streams_key == ()
+    assert_same_arrays(agent.learner.stream_states(), before)
 
 
 # A run.
@@ -667,7 +671,10 @@ def test_what_a_run_was_in_the_middle_of(finished: Path, tmp_path: Path, every: 
     memory = importlib.import_module("sacref.torch").ReplayMemory(40, 2)
     spaces = {"observation_space": agent.observation_space, "state_space": None, "action_space": agent.action_space}
     agent = type(agent)(
-        models=agent._models, memory=memory, **spaces, cfg={**RUN["cfg"], "experiment": {"write_interval": 0, "checkpoint_interval": 0}}
+        models=agent.own_models.modules,
+        memory=memory,
+        **spaces,
+        cfg={**RUN["cfg"], "experiment": {"write_interval": 0, "checkpoint_interval": 0}},
     )
     made = envs.make("Pendulum-v1", 2, env_kwargs=RUN["env_kwargs"])
     made.reset(seed=0)

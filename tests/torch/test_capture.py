@@ -60,9 +60,9 @@ def on_meta(tree: Any) -> Any:
 )
 def test_draw_and_step_stay_on_the_device(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     agent = Backend("torch").agent(**options)
-    state, memory, moments = map(on_meta, (agent._state, agent.memory.state, agent._moments))
-    agent._action_bounds = Bounds(*map(on_meta, agent._action_bounds))
-    for model in agent._models.values():
+    state, memory, moments = map(on_meta, (agent.learner.state, agent.memory.state, agent.normalisers.moments))
+    agent.learner.bounds = Bounds(*map(on_meta, agent.learner.bounds))
+    for model in agent.own_models.modules.values():
         model.to("meta")
     refusing = Refusing()
     # There are no generators of this device, nor is there this kernel, whose rate may be a tensor of it.
@@ -76,8 +76,8 @@ def test_draw_and_step_stay_on_the_device(options: dict[str, Any], monkeypatch: 
 
     monkeypatch.setattr(torch, "_fused_adam_", adam)
     with refusing, torch.no_grad():
-        batch, noise, _ = draw(memory, moments, agent._random, agent._drawing())
-        in_place(agent._update, state, batch, noise)
+        batch, noise, _ = draw(memory, moments, agent.learner.streams, agent.learner.draw_spec())
+        in_place(agent.learner.update, state, batch, noise)
     assert refusing.refused == []
     assert len(refusing.seen) > 300
 

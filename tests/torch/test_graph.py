@@ -191,8 +191,10 @@ def test_float32_with_onednn_is_as_near_to_float64_as_without(monkeypatch: pytes
     plain = backend.agent(execution="plain", **options)
     plain.update_on(batch, noise)
     fused = backend.agent(execution="plain", **options)
-    step = Recorded(fused._update)
-    fused._state, _ = step(fused._state, batch.map(fused._upload), noise.map(fused._upload))
+    step = Recorded(fused.learner.update)
+    fused.learner.runner.state, _ = step(
+        fused.learner.state, batch.map(fused.learner.backend.upload), noise.map(fused.learner.backend.upload)
+    )
     run: Any
     ((run, _),) = step._runs.values()
     assert operations(run.__self__).count("mkldnn._linear_pointwise") == 16

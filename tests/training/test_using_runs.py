@@ -98,7 +98,7 @@ def test_a_run_with_a_preprocessor_of_the_users_is_loaded_where_imports_are_allo
     loaded = sacref.load(tmp_path, import_callables=True)
     assert_acts_alike(result, loaded)
     agents: list[Any] = [loaded, result.agent]
-    assert_same_arrays(*(agent._preprocessors["observations"].arrays() for agent in agents))
+    assert_same_arrays(*(agent.normalisers.preprocessors["observations"].arrays() for agent in agents))
     assert cli.main(["eval", str(tmp_path), "--episodes", "1"]) == 2
     assert "--import-callables" in capsys.readouterr().err
     assert cli.main(["eval", str(tmp_path), "--episodes", "1", "--import-callables"]) == 0
