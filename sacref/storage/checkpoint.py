@@ -17,20 +17,24 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
+
+from sacref.spec.arrays import NumpyArray
+
+JsonObject: TypeAlias = dict[str, Any]
+Arrays: TypeAlias = Mapping[str, NumpyArray]
 
 FORMAT = "sacref-checkpoint"
 VERSION = 2
 MANIFEST = "checkpoint.json"
 LARGEST_JSON = 16 * 2**20
-"""Bytes; a larger JSON file is neither written nor read. What it is parsed into takes up to some twenty times as much."""
+"""Bytes; a larger JSON file is neither written nor read. Parsed, it takes up to some twenty times as much memory."""
 DEEPEST_JSON = 100
-"""Lists and objects within each other; a file of more is neither written nor read, as what walks it would run out of stack."""
+"""Lists and objects within each other; a deeper file is neither written nor read, as a walk of it would run out of stack."""
 
 DTYPES: Mapping[str, str] = {
     "bool": "BOOL",
@@ -46,10 +50,10 @@ DTYPES: Mapping[str, str] = {
     "float32": "F32",
     "float64": "F64",
 }
-"""NumPy's name of a type that a checkpoint holds -> its name in a safetensors header."""
+"""NumPy's name of a dtype that a checkpoint holds -> its name in a safetensors header."""
 
-short = reprlib.Repr()
-"""Of what a stranger may have written, for a message."""
+short: reprlib.Repr = reprlib.Repr()
+"""Shortens values that a stranger may have written, for a message."""
 short.maxstring = short.maxother = short.maxlong = 160
 _GROUP = re.compile(r"[A-Za-z0-9_]{1,100}")
 _ENTRY = {"size": int, "crc32": int, "arrays": dict}
@@ -62,7 +66,7 @@ _READ_BLOCK = 2**20
 
 
 def one_line(said: object) -> str:
-    """Of what a library says about a stranger's file, no more than a message can hold."""
+    """Shorten what a library says about a stranger's file to a line for a message."""
     text = " ".join(str(said).split()).encode(errors="backslashreplace").decode()
     return text if len(text) <= 500 else f"{text[:500]}..."
 
@@ -72,25 +76,25 @@ class CheckpointError(ValueError):
 
 
 class Checkpoint(NamedTuple):
-    """What `read` found."""
+    """The content of a checkpoint."""
 
-    groups: dict[str, dict[str, NDArray[Any]]]
+    groups: dict[str, dict[str, NumpyArray]]
     """Group -> array's name -> array, each writable and independent of the file."""
-    metadata: dict[str, Any]
+    metadata: JsonObject
 
 
-def write(path: str | os.PathLike[str], groups: Mapping[str, Mapping[str, NDArray[Any]]], metadata: Mapping[str, Any]) -> str:
+def write(path: str | os.PathLike[str], groups: Mapping[str, Arrays], metadata: Mapping[str, object]) -> str:
     """Write a checkpoint directory in one step: whoever reads `path`, at any time, finds the old checkpoint or the new one.
 
     Everything goes to a temporary sibling, is forced to the disk, and is then renamed.
 
     Args:
         path: the directory: new, empty, or an older checkpoint, which is replaced.
-        groups: group (letters, digits, underscores) -> array's name -> array of a type in `DTYPES`. NaN and infinity are data.
-        metadata: what JSON can hold, without NaN and infinity.
+        groups: group (letters, digits, underscores) -> array's name -> array of a dtype in `DTYPES`. NaN and infinity are data.
+        metadata: JSON, without NaN and infinity.
 
     Returns:
-        What `token` gives for the checkpoint.
+        The checkpoint's `token`.
 
     Raises:
         CheckpointError: if a name, an array or the metadata cannot be written, or `path` holds something else than a checkpoint.
@@ -117,7 +121,7 @@ def write(path: str | os.PathLike[str], groups: Mapping[str, Mapping[str, NDArra
 
 
 def token(path: str | os.PathLike[str]) -> str:
-    """What tells a checkpoint from others: the checksum of all that it holds.
+    """Return the checksum of all that a checkpoint holds, which tells it from others.
 
     Raises:
         CheckpointError: if its `checkpoint.json` is missing or damaged; the other files are not read.
@@ -125,7 +129,7 @@ def token(path: str | os.PathLike[str]) -> str:
     return _token(_read_manifest(_present(Path(path))))
 
 
-def _token(manifest: Mapping[str, Any]) -> str:
+def _token(manifest: JsonObject) -> str:
     return f"{manifest['crc32']:08x}"
 
 
@@ -142,12 +146,11 @@ def read(
 
     Args:
         path: the directory.
-        without: groups that are not read, to spare their time and memory. only: those that are read, of those that are there; None for all.
-        token: of the checkpoint that is meant; None for any.
-        check: called before any array is read, with stand-ins for those that will be, of their types and shapes, all zeros, which take no
-            memory: to refuse what has no use, however large.
-        wanted: (group, array's name) -> whether the array is kept. The others take no memory: their file's checksum alone is checked.
-            None for all.
+        without: groups that are not read. only: groups that are read if they are there; None for all.
+        token: of the expected checkpoint; None for any.
+        check: called before any array is read, with stand-ins of their dtypes and shapes, all zeros, which take no memory: to refuse a
+            useless checkpoint, however large.
+        wanted: (group, array's name) -> whether the array is kept. The others take no memory, only their bytes are checked. None for all.
 
     Raises:
         CheckpointError: if a file is missing, truncated, damaged, foreign or hostile, or the checkpoint is another one.
@@ -169,7 +172,7 @@ def read(
 
 
 def declared(path: str | os.PathLike[str]) -> Checkpoint:
-    """What `read` would give, with the stand-ins that its `check` sees.
+    """Return what `read` would, with the stand-ins that its `check` sees.
 
     Raises:
         CheckpointError: if `checkpoint.json` is missing or damaged; the other files are not read.
@@ -180,7 +183,7 @@ def declared(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def verify(path: str | os.PathLike[str]) -> str:
-    """Check every file of a checkpoint against its checksum; nothing is kept in memory.
+    """Check every file of a checkpoint against its checksum, without keeping it in memory.
 
     Returns:
         Its `token`.
@@ -199,7 +202,7 @@ def verify(path: str | os.PathLike[str]) -> str:
 
 
 def drop_group(path: str | os.PathLike[str], group: str) -> None:
-    """Take one group out of a checkpoint, to free its space; nothing happens where the group is not there.
+    """Delete one group of a checkpoint, if it is there.
 
     Raises:
         CheckpointError: if `path` is no checkpoint.
@@ -212,7 +215,7 @@ def drop_group(path: str | os.PathLike[str], group: str) -> None:
 
 
 def foreign(path: str | os.PathLike[str]) -> str | None:
-    """Name of something in a checkpoint's directory that `write` does not write, or its own if it is no directory; None for nothing."""
+    """Return the name of a file in a checkpoint's directory that `write` does not write, or its own if it is no directory; else None."""
     path = Path(path)
     if path.is_symlink() or not path.is_dir():
         return path.name
@@ -220,7 +223,7 @@ def foreign(path: str | os.PathLike[str]) -> str | None:
 
 
 def remove(path: str | os.PathLike[str]) -> None:
-    """Delete a checkpoint: its own files, and then the directory, if nothing else is in it. What cannot be deleted stays."""
+    """Delete a checkpoint's own files, and then its directory if that is empty. Files that cannot be deleted stay."""
     path = Path(path)
     if path.is_symlink() or not path.is_dir():
         return
@@ -232,7 +235,7 @@ def remove(path: str | os.PathLike[str]) -> None:
         path.rmdir()
 
 
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
+def write_json(path: str | os.PathLike[str], value: object) -> None:
     """Write a value as JSON in one step: whoever reads `path` finds the old text or the new one.
 
     Raises:
@@ -264,8 +267,8 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 # Writing.
 
 
-def _write_group(file: Path, name: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-    """Write the file of one group; returns its entry in the manifest."""
+def _write_group(file: Path, name: str, arrays: Arrays) -> JsonObject:
+    """Write the file of one group; return its entry in the manifest."""
     if not isinstance(name, str) or not _GROUP.fullmatch(name):
         raise CheckpointError(f"group name {name!r} cannot be written, expected letters, digits and underscores: rename the group")
     plain = {key: _writable(name, key, array) for key, array in arrays.items()}
@@ -284,7 +287,7 @@ def _write_group(file: Path, name: str, arrays: Mapping[str, NDArray[Any]]) -> d
 
 
 def _crc32(stream: BufferedReader, most: int | None = None, checksum: int = 0) -> int:
-    """Of the next `most` bytes, None for all that follow, behind those of `checksum`."""
+    """Continue `checksum` over the next `most` bytes; None for all that follow."""
     left = math.inf if most is None else most
     while block := stream.read(int(min(left, _READ_BLOCK))):
         checksum = zlib.crc32(block, checksum)
@@ -292,8 +295,8 @@ def _crc32(stream: BufferedReader, most: int | None = None, checksum: int = 0) -
     return checksum
 
 
-def _writable(group: str, key: str, array: NDArray[Any]) -> NDArray[Any]:
-    """The array as safetensors needs it: it writes the raw buffer, and would scramble a transposed or strided one in silence."""
+def _writable(group: str, key: str, array: NumpyArray) -> NumpyArray:
+    """Make an array contiguous: safetensors writes the raw buffer, and would scramble a transposed or strided one in silence."""
     if not isinstance(key, str) or key in ("", "__metadata__"):
         raise CheckpointError(f"{group}: array name {key!r} cannot be written, expected a string that is not empty or reserved: rename it")
     array = np.asarray(array)
@@ -302,7 +305,7 @@ def _writable(group: str, key: str, array: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(array, order="C")
 
 
-def _encode(path: Path, value: Any) -> bytes:
+def _encode(path: Path, value: object) -> bytes:
     try:
         text = (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
     except (TypeError, ValueError, RecursionError) as error:
@@ -315,8 +318,8 @@ def _encode(path: Path, value: Any) -> bytes:
     return text
 
 
-def _sealed(manifest: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The manifest with the checksum of the text that it is without it."""
+def _sealed(manifest: JsonObject, path: Path) -> JsonObject:
+    """Add the checksum of the manifest's text without it."""
     said = {name: value for name, value in manifest.items() if name != "crc32"}
     return {**said, "crc32": zlib.crc32(_encode(path, said))}
 
@@ -342,12 +345,12 @@ def _temporary(path: Path) -> Path:
 
 
 def _backup(path: Path) -> Path:
-    """Where the old checkpoint waits between the two renames of a replacement."""
+    """Return the path of the old checkpoint between the two renames of a replacement."""
     return path.with_name(f".{path.name}.old")
 
 
 def _present(path: Path) -> Path:
-    """The checkpoint itself, or the old one where a replacement was cut off between its two renames."""
+    """Return the path, or that of the old checkpoint where a replacement was cut off between its two renames."""
     return _backup(path) if not path.exists() and _backup(path).is_dir() else path
 
 
@@ -355,7 +358,7 @@ def _put_in_place(temporary: Path, path: Path) -> None:
     backup = _backup(path)
     replaces = path.exists()
     if replaces:
-        # No system call that Python offers swaps two directories, so the old one steps aside first; `_present` knows where.
+        # No system call that Python offers swaps two directories, so the old one is moved aside first, to where `_present` looks.
         shutil.rmtree(backup, ignore_errors=True)
         os.replace(path, backup)
     try:
@@ -387,7 +390,7 @@ def _is_temporary_of(name: str, candidate: str) -> bool:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Free the space of earlier writings of this checkpoint that were killed."""
+    """Delete temporary files of earlier writes that were killed."""
     for entry in list(path.parent.iterdir()):
         if _is_temporary_of(path.name, entry.name):
             shutil.rmtree(entry, ignore_errors=True)
@@ -396,8 +399,8 @@ def _remove_leftovers(path: Path) -> None:
 # Reading.
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    """`checkpoint.json`, with every field of the type that it must have."""
+def _read_manifest(path: Path) -> JsonObject:
+    """Read `checkpoint.json`, and check the type of every field."""
     if path.is_file():
         raise CheckpointError(
             f"{path} is a file, and a checkpoint is a directory with {MANIFEST} in it: pass the directory that `save` wrote"
@@ -410,7 +413,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{file} has version {short.repr(manifest.get('version'))}, expected {VERSION}: load it with the sacref that wrote it"
         )
-    # Of the text and not of what it means, so that there is nothing that it does not guard.
+    # The checksum of the text, not of its meaning, guards every byte.
     seal = _SEAL.search(text)
     if seal is None or zlib.crc32(text[: seal.start()] + b"\n}\n") != int(seal[1]) or manifest.get("crc32") != int(seal[1]):
         raise _damaged(file, _CHECKSUM)
@@ -432,12 +435,12 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _is_shape(value: Any) -> bool:
+def _is_shape(value: object) -> bool:
     return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
 
 
-def _declared(path: Path, group: str, entry: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    """Stand-ins for a group's arrays; refuses those that NumPy cannot have, and a file of another size than theirs."""
+def _declared(path: Path, group: str, entry: JsonObject) -> dict[str, NumpyArray]:
+    """Return stand-ins for a group's arrays; refuse shapes that NumPy cannot have, and a file of another size than theirs."""
     file = path / f"{group}.safetensors"
     with _refusing(file):
         arrays = {key: np.broadcast_to(np.zeros((), array["dtype"]), array["shape"]) for key, array in entry["arrays"].items()}
@@ -447,13 +450,11 @@ def _declared(path: Path, group: str, entry: Mapping[str, Any]) -> dict[str, NDA
     return arrays
 
 
-def _read_group(
-    path: Path, name: str, entry: Mapping[str, Any], declared: Mapping[str, NDArray[Any]], kept: Collection[str]
-) -> dict[str, NDArray[Any]]:
-    """The arrays of one file that are kept; all of them must be those declared.
+def _read_group(path: Path, name: str, entry: JsonObject, declared: Arrays, kept: Collection[str]) -> dict[str, NumpyArray]:
+    """Read the arrays of one file that are kept; all of them must be those declared.
 
-    Not by the library, which maps the file into memory: where that is cut short meanwhile, or its disk fails, the process dies of SIGBUS.
-    Here what is checked is what is returned, whatever happens to the file.
+    The library would map the file into memory: if the file is cut short meanwhile, or its disk fails, the process dies of SIGBUS. Here the
+    bytes that are checked are those that are returned, whatever happens to the file.
     """
     # The name is made from the group's, never read: no path in a stranger's JSON is followed.
     file = path / f"{name}.safetensors"
@@ -475,13 +476,13 @@ def _read_group(
             if stream.readinto(view) != array.nbytes:
                 raise _damaged(file, "it became shorter while it was read")
             checksum = zlib.crc32(view, checksum)
-            arrays[key] = _sound(file, key, array.astype(declared[key].dtype, copy=False))
+            arrays[key] = _checked(file, key, array.astype(declared[key].dtype, copy=False))
         _require_checksum(file, checksum, entry)
         return arrays
 
 
-def _in_order(file: Path, header: Any, declared: Mapping[str, NDArray[Any]], data: int) -> list[str]:
-    """The arrays of a header as they lie in the file, each right behind the one before, up to the end of the `data` bytes.
+def _in_order(file: Path, header: object, declared: Arrays, data: int) -> list[str]:
+    """List the arrays of a header in the order of the file, where each must follow the one before, up to the end of the `data` bytes.
 
     The format: https://huggingface.co/docs/safetensors#format
     """
@@ -509,23 +510,23 @@ def _in_order(file: Path, header: Any, declared: Mapping[str, NDArray[Any]], dat
     return [key for _, _, key in sorted(places)]
 
 
-def _require_checksum(file: Path, checksum: int, entry: Mapping[str, Any]) -> None:
+def _require_checksum(file: Path, checksum: int, entry: JsonObject) -> None:
     if checksum != entry["crc32"]:
         raise _damaged(file, _CHECKSUM)
 
 
-def _sound(file: Path, key: str, array: NDArray[Any]) -> NDArray[Any]:
+def _checked(file: Path, key: str, array: NumpyArray) -> NumpyArray:
     if array.dtype == bool and array.size and array.view(np.uint8).max() > 1:
         raise _damaged(file, f"{short.repr(key)} is bool and holds other bytes than 0 and 1")
     return array
 
 
 @contextmanager
-def _opened(file: Path, entry: Mapping[str, Any] | None = None) -> Iterator[BufferedReader]:
-    """A file to read, of the size that its entry says. What is no ordinary file is refused unopened, as reading a pipe may never end."""
+def _opened(file: Path, entry: JsonObject | None = None) -> Iterator[BufferedReader]:
+    """Open a file of the size that its entry says. Others than ordinary files are refused unopened, as reading a pipe may never end."""
     with _refusing(file):
         _require_ordinary(file, file.stat())
-        # Looked at again when it is open, and opened without waiting: something else may have taken its place.
+        # Checked again when it is open, and opened without waiting: another file may have replaced it.
         with open(file, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as stream:
             size = _require_ordinary(file, os.fstat(stream.fileno()))
             if entry is not None and size != entry["size"]:
@@ -534,14 +535,13 @@ def _opened(file: Path, entry: Mapping[str, Any] | None = None) -> Iterator[Buff
 
 
 def _require_ordinary(file: Path, status: os.stat_result) -> int:
-    """Its bytes."""
     if not stat.S_ISREG(status.st_mode):
         raise CheckpointError(f"{file} is not an ordinary file: pass a checkpoint that sacref wrote")
     return status.st_size
 
 
 def _read_json(file: Path) -> tuple[Any, bytes]:
-    """What a JSON file says, and its text."""
+    """Return the content of a JSON file, and its text."""
     with _opened(file) as stream:
         size = os.fstat(stream.fileno()).st_size
         text = stream.read(LARGEST_JSON + 1) if size <= LARGEST_JSON else b""
@@ -557,8 +557,8 @@ def _parse(text: bytes) -> Any:
     return value
 
 
-def _depth(value: Any) -> int:
-    """Lists and objects within each other."""
+def _depth(value: object) -> int:
+    """Count the lists and objects within each other."""
     depth, level = 0, [value]
     while level := [inner for inner in level if isinstance(inner, list | tuple | dict)]:
         depth += 1

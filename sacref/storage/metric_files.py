@@ -1,4 +1,4 @@
-"""What a run tracks, on disk: TensorBoard's event file for looking, `metrics.jsonl` for reading."""
+"""Metrics of a run on disk: TensorBoard's event file for people, `metrics.jsonl` for programs."""
 
 import json
 import math
@@ -16,7 +16,7 @@ METRICS_FILE = "metrics.jsonl"
 
 @contextmanager
 def whole(file: Path) -> Iterator[None]:
-    """Take back what was appended to a file, where not all of it could be."""
+    """Undo a partial append to a file."""
     before = file.stat().st_size if file.is_file() else None
     try:
         yield
@@ -27,18 +27,18 @@ def whole(file: Path) -> Iterator[None]:
 
 
 class Tracker:
-    """Appends scalars to `metrics.jsonl` and to a TensorBoard event file of its own.
+    """Writer that appends scalars to `metrics.jsonl` and to a TensorBoard event file of its own.
 
     Each line of `metrics.jsonl` is one object: `timestep`, `environment_steps`, `wall_time` (seconds since 1970), then tag: value.
     A value that is not finite is `null` there, as JSON has no such number; TensorBoard gets it as it is, as float32.
-    The files are open during a write alone, so that a killed run loses nothing that was written.
+    The files are open only during a write, so that a killed run loses nothing that was written.
 
     Args:
-        directory: made at the first write; what an earlier run wrote there is kept and continued.
+        directory: made at the first write; files of an earlier run are continued.
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        self.directory = Path(directory)
+        self.directory: Path = Path(directory)
         self._event_file: Path | None = None
 
     def write(self, timestep: int, environment_steps: int, scalars: Mapping[str, SupportsFloat]) -> None:
@@ -46,11 +46,11 @@ class Tracker:
 
         Args:
             timestep: calls of the agent so far. environment_steps: steps of all environments together so far.
-            scalars: tag -> value, Python or NumPy; no tag is named as one of the line's own three fields.
+            scalars: tag -> value, Python or NumPy; no tag has the name of one of the line's own three fields.
 
         Raises:
             ValueError: if a tag is. TypeError: if a value is no scalar. OSError: if the disk is full, or the directory cannot be written.
-                Nothing is written then, and a later call goes on behind what was.
+                Nothing is written then, and a later call continues the files.
         """
         # Imported here: it takes longer than all of sacref. The record writer and not the EventFileWriter around it, which imports
         # tensorflow where that is installed, and writes from a thread of its own.
@@ -84,10 +84,9 @@ class Tracker:
         self._event_file = None
 
     def _start(self, now: float) -> Path:
-        """Mend what a killed process left, and choose the event file's name."""
+        """Remove the half line that a killed process left, and choose the event file's name."""
         metrics = self.directory / METRICS_FILE
         if metrics.is_file():
-            # A process that was killed while it wrote leaves half a line, which no reader of JSON lines could pass.
             os.truncate(metrics, metrics.read_bytes().rfind(b"\n") + 1)
         # TensorBoard finds the file by "tfevents", and reads the files of a directory in the order of their names.
         return self.directory / f"events.out.tfevents.{int(now):010d}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"

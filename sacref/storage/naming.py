@@ -1,22 +1,21 @@
-"""Dotted names of arrays: taking them apart and putting them together."""
+"""Dotted names of arrays: adding and removing prefixes, and comparing sets of arrays."""
 
 from collections.abc import Mapping
-from typing import Any
 
-from numpy.typing import NDArray
+from sacref.spec.arrays import NumpyArray
 
 
-def under(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
-    """The arrays whose names start with `prefix` and a dot, without it."""
+def under(arrays: Mapping[str, NumpyArray], prefix: str) -> dict[str, NumpyArray]:
+    """Return the arrays whose names start with `prefix` and a dot, without it."""
     return {name.removeprefix(f"{prefix}."): array for name, array in arrays.items() if name.startswith(f"{prefix}.")}
 
 
-def prefixed(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """The inverse of `under`."""
+def prefixed(prefix: str, arrays: Mapping[str, NumpyArray]) -> dict[str, NumpyArray]:
+    """Invert `under`."""
     return {f"{prefix}.{name}": array for name, array in arrays.items()}
 
 
-def require_same_arrays(arrays: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]) -> None:
+def require_same_arrays(arrays: Mapping[str, NumpyArray], expected: Mapping[str, NumpyArray]) -> None:
     """Refuse arrays whose names or shapes are not the expected ones.
 
     Raises:

@@ -1,8 +1,7 @@
-"""A replay memory on disk, in segments: each writing adds what came since the last one, so that its cost does not grow with the memory.
+"""A replay memory on disk, in segments: each write adds the rows since the last one, so that its cost does not grow with the memory.
 
 A segment is a checkpoint of its own (`sacref.storage.checkpoint`), `segment_<number>` in the log's directory, and is never changed.
-What was written is an `Entry`, which belongs into the metadata of the checkpoint that the memory is part of: the segments that it needs,
-oldest first.
+An `Entry` in the metadata of the checkpoint that the memory is part of names the segments that it needs, oldest first.
 """
 
 import itertools
@@ -16,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sacref.algorithm.replay import filled_rows
+from sacref.spec.arrays import NumpyArray
 from sacref.storage import checkpoint
 from sacref.storage.checkpoint import Checkpoint, CheckpointError, short
 
 Entry: TypeAlias = dict[str, Any]
-"""What JSON can hold: `slots`, `envs`, `head` and `size` of each environment, and the segments: `number`, `token`, `first`, `count`."""
+"""JSON: `slots`, `envs`, `head` and `size` of each environment, and the segments: `number`, `token`, `first`, `count`."""
+Segment: TypeAlias = dict[str, Any]
 
 LARGEST_LOG = 100_000
 """Segments that one entry may name: no run writes so many."""
@@ -33,34 +34,34 @@ class Rows(Protocol):
 
     num_envs: int
     added: int
-    """Timesteps that were ever stored."""
+    """Number of timesteps that were ever stored."""
 
     @property
     def slots(self) -> int: ...
-    def counters(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Head and size, `(envs,)` each, on the host."""
+    def counters(self) -> tuple[NumpyArray, NumpyArray]:
+        """Return head and size, `(envs,)` each, on the host."""
         ...
 
-    def rows(self, index: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Rows of the memory, by name, on the host."""
+    def rows(self, index: NumpyArray) -> dict[str, NumpyArray]:
+        """Copy rows of the memory to the host, by name."""
         ...
 
 
 class ReplayLog:
-    """Writes a memory's new rows.
+    """Writer of a memory's new rows.
 
     Args:
         directory: for the segments. entry: of the checkpoint that the memory was restored from; None for a memory that is not on disk yet.
     """
 
     def __init__(self, directory: Path, entry: Entry | None = None) -> None:
-        self.directory = directory
+        self.directory: Path = directory
         self._entry = entry
         self._added: int | None = None
         """`memory.added` at the last writing; None before it."""
 
     def append(self, memory: Rows) -> tuple[Entry, int]:
-        """Write what came since the last `commit`.
+        """Write the rows since the last `commit`.
 
         Returns:
             The entry for the checkpoint, and `memory.added`: both for `commit`, once the checkpoint is on disk.
@@ -86,19 +87,19 @@ class ReplayLog:
         return entry, added
 
     def _has(self, entry: Entry) -> bool:
-        """Whether the segments of an entry are still there: somebody may have deleted the directory."""
+        """Tell whether the segments of an entry are still there: somebody may have deleted the directory."""
         return all((_segment(self.directory, segment["number"]) / checkpoint.MANIFEST).is_file() for segment in entry["segments"])
 
     def commit(self, entry: Entry, added: int) -> None:
-        """The checkpoint with `entry` is on disk: the next segment begins behind it."""
+        """Begin the next segment behind `entry`, whose checkpoint is on disk."""
         self._entry, self._added = entry, added
 
     def restored(self, memory: Rows) -> None:
-        """The memory holds what the log's entry says."""
+        """Begin the next segment behind the rows of `memory`, which holds what the log's entry says."""
         self._added = memory.added
 
     def _numbers(self) -> list[int]:
-        """Of the segments that are there, those of other checkpoints included."""
+        """List the numbers of the segments that are there, those of other checkpoints included."""
         names = [path.name for path in self.directory.glob("segment_*")]
         return [int(name.removeprefix("segment_")) for name in names if _NUMBERED.fullmatch(name)]
 
@@ -110,8 +111,8 @@ class ReplayLog:
                 checkpoint.remove(_segment(self.directory, number))
 
 
-def read(directory: Path, entry: Entry, memory: Rows) -> dict[str, NDArray[Any]]:
-    """The arrays of a memory, as the `set_arrays` of `memory` takes them. No more is allocated than it has room for.
+def read(directory: Path, entry: Entry, memory: Rows) -> dict[str, NumpyArray]:
+    """Read the arrays of a memory, for `memory.set_arrays`. No more is allocated than it has room for.
 
     Raises:
         CheckpointError: if a segment is missing, damaged, or another than the entry says, or the memory is smaller than the one written.
@@ -138,30 +139,36 @@ def read(directory: Path, entry: Entry, memory: Rows) -> dict[str, NDArray[Any]]
     return {**arrays, "head": head, "size": size}
 
 
-def segments_of(directory: Path, entry: Any) -> list[Any]:
-    """The segments of an entry, of which no more is known than that each is to be looked at once.
+def segments_of(directory: Path, entry: object) -> list[Segment]:
+    """Return the segments of an entry, in the order of their numbers, none twice.
 
     Raises:
         CheckpointError: if it is no entry.
     """
     segments = entry.get("segments") if isinstance(entry, dict) else None
-    numbers: list[Any] = [
-        segment.get("number") if isinstance(segment, dict) else None for segment in (segments if isinstance(segments, list) else [])
-    ]
-    sound = isinstance(segments, list) and len(segments) <= LARGEST_LOG and all(type(number) is int for number in numbers)
-    if not sound or any(number >= next_number for number, next_number in itertools.pairwise(numbers)):
-        raise CheckpointError(f"the checkpoint beside {directory} says nothing sound about its replay memory: use the checkpoint before")
-    return segments or []
+    if not isinstance(segments, list) or len(segments) > LARGEST_LOG or not all(map(_is_segment, segments)):
+        raise _unsound(directory)
+    if any(one["number"] >= next_one["number"] for one, next_one in itertools.pairwise(segments)):
+        raise _unsound(directory)
+    return segments
 
 
-def verify(directory: Path, segment: Any) -> None:
+def _is_segment(segment: object) -> bool:
+    return isinstance(segment, dict) and type(segment.get("number")) is int and 0 <= segment["number"] < LARGEST_NUMBER
+
+
+def _unsound(directory: Path) -> CheckpointError:
+    return CheckpointError(f"the checkpoint beside {directory} says nothing sound about its replay memory: use the checkpoint before")
+
+
+def verify(directory: Path, segment: Segment) -> None:
     """Check a segment of an entry by its checksums.
 
     Raises:
         CheckpointError: if it is missing, damaged, or another one.
     """
-    if not isinstance(segment, dict) or type(segment.get("number")) is not int or not 0 <= segment["number"] < LARGEST_NUMBER:
-        raise CheckpointError(f"the checkpoint beside {directory} says nothing sound about its replay memory: use the checkpoint before")
+    if not _is_segment(segment):
+        raise _unsound(directory)
     path = _segment(directory, segment["number"])
     if checkpoint.verify(path) != segment.get("token"):
         raise CheckpointError(f"{path} is another checkpoint than the one that is meant: use the checkpoint before")
@@ -183,8 +190,8 @@ def _segment(directory: Path, number: int) -> Path:
     return directory / f"segment_{number}"
 
 
-def _index(first: NDArray[Any], count: NDArray[Any], slots: int) -> NDArray[np.int64]:
-    """The memory's rows from slot `first` on, `count` of them, one environment after the other."""
+def _index(first: NumpyArray, count: NumpyArray, slots: int) -> NDArray[np.int64]:
+    """Return the indices of `count` rows from slot `first` on, `(envs,)` each, one environment after the other."""
     envs = len(first)
     parts = [
         ((int(begin) + np.arange(int(number))) % slots) * envs + env for env, (begin, number) in enumerate(zip(first, count, strict=True))
@@ -192,10 +199,10 @@ def _index(first: NDArray[Any], count: NDArray[Any], slots: int) -> NDArray[np.i
     return np.concatenate(parts).astype(np.int64)
 
 
-def _needed(segments: list[dict[str, Any]], slots: int) -> list[dict[str, Any]]:
-    """Without those whose rows were all overwritten since."""
-    kept: list[dict[str, Any]] = []
-    later: NDArray[Any] = np.zeros(1, np.int64)
+def _needed(segments: list[Segment], slots: int) -> list[Segment]:
+    """Leave out segments whose rows were all overwritten since."""
+    kept: list[Segment] = []
+    later: NumpyArray = np.zeros(1, np.int64)
     for segment in reversed(segments):
         if (np.broadcast_to(later, len(segment["count"])) >= slots).all():
             break
@@ -204,34 +211,27 @@ def _needed(segments: list[dict[str, Any]], slots: int) -> list[dict[str, Any]]:
     return kept[::-1]
 
 
-def _checked(directory: Path, entry: Mapping[str, Any], memory: Rows) -> tuple[int, list[dict[str, Any]]]:
-    """Slots and segments, every part of the entry of the type and in the range that it must have: a stranger may have written it."""
+def _checked(directory: Path, entry: Entry, memory: Rows) -> tuple[int, list[Segment]]:
+    """Return slots and segments, after checking types and ranges: a stranger may have written the entry."""
     envs, most = memory.num_envs, memory.slots
 
-    def integers(values: Any, high: int) -> bool:
+    def integers(values: object, high: int) -> bool:
         return isinstance(values, list) and len(values) == envs and all(type(value) is int and 0 <= value <= high for value in values)
 
-    def is_segment(segment: Any) -> bool:
-        return (
-            isinstance(segment, dict)
-            and type(segment.get("number")) is int
-            and 0 <= segment["number"] < LARGEST_NUMBER
-            and isinstance(segment.get("token"), str)
-            and integers(segment.get("first"), most - 1)
-            and integers(segment.get("count"), most)
-        )
-
-    slots, segments = entry.get("slots"), entry.get("segments")
+    slots = entry.get("slots")
     if entry.get("envs") != envs or type(slots) is not int or not 0 < slots <= most:
         raise CheckpointError(
             f"the checkpoint beside {directory} has a replay memory of {short.repr(entry.get('envs'))} environments and "
             f"{short.repr(slots)} rows for each, "
             f"expected {envs} and at most {most}: use the number of environments and the capacity it was saved with"
         )
-    sound = isinstance(segments, list) and len(segments) <= LARGEST_LOG and all(map(is_segment, segments))
-    sound = sound and integers(entry.get("head"), slots - 1) and integers(entry.get("size"), slots)
-    # A ring that is not full yet begins at its first row. In order: a segment that comes twice would be read twice.
-    sound = sound and all(size in (slots, head) for head, size in zip(entry["head"], entry["size"], strict=True))
-    if not sound or any(one["number"] >= next_one["number"] for one, next_one in itertools.pairwise(segments or [])):
-        raise CheckpointError(f"the checkpoint beside {directory} says nothing sound about its replay memory: use the checkpoint before")
-    return slots, segments or []
+    segments = segments_of(directory, entry)
+    fine = all(
+        isinstance(each.get("token"), str) and integers(each.get("first"), most - 1) and integers(each.get("count"), most)
+        for each in segments
+    )
+    fine = fine and integers(entry.get("head"), slots - 1) and integers(entry.get("size"), slots)
+    # A ring that is not full yet begins at its first row.
+    if not fine or any(size not in (slots, head) for head, size in zip(entry["head"], entry["size"], strict=True)):
+        raise _unsound(directory)
+    return slots, segments

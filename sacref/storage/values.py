@@ -1,34 +1,34 @@
-"""Python values as named NumPy arrays and what JSON can hold, and back: each of the very type that it was, as its arithmetic is too."""
+"""Python values as JSON and named NumPy arrays, and back; types are kept exactly, since arithmetic depends on them."""
 
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from sacref.spec.arrays import NumpyArray
 from sacref.storage.checkpoint import DTYPES, short
 
 DEEPEST = 50
 """Lists and dicts within each other that are decoded."""
 LARGEST_TEXT = 1000
-"""Digits of an integer, or of a float, that stands as text."""
+"""Digits of an integer or float that is written as text."""
 LARGEST_INTEGER = 2**53
 """Beyond it an integer is written as text: not every reader of JSON keeps it."""
 
 
 class UnsupportedError(TypeError):
-    """A value that has no such form; the message names it."""
+    """A value that cannot be encoded; the message names it."""
 
 
-def encode(value: Any, name: str, arrays: dict[str, NDArray[Any]]) -> Any:
-    """What JSON can hold in the place of a value.
+def encode(value: Any, name: str, arrays: dict[str, NumpyArray]) -> object:
+    """Encode a value as JSON; its arrays are named there.
 
     Args:
-        value: None, a number, text, an array of a type that a checkpoint holds, or lists, tuples and dicts (with keys of text) of those.
-            Arrays of either byte order, of which the machine's own is written.
-        name: its own; its arrays' names begin with it.
-        arrays: where copies of its arrays are put.
+        value: None, a number, text, an array of a dtype that a checkpoint holds, or lists, tuples and dicts (with keys of text) of those.
+            Arrays of either byte order are written in the machine's own.
+        name: of the value; its arrays' names begin with it.
+        arrays: receives copies of its arrays.
 
     Raises:
         UnsupportedError: if it is, or holds, something else.
@@ -36,10 +36,8 @@ def encode(value: Any, name: str, arrays: dict[str, NDArray[Any]]) -> Any:
     kind = type(value)
     if value is None or kind in (bool, str) or (kind is int and abs(value) <= LARGEST_INTEGER) or (kind is float and math.isfinite(value)):
         return value
-    if kind is int:
-        return {"is": "integer", "of": str(value)}
-    if kind is float:
-        return {"is": "float", "of": str(value)}
+    if kind in (int, float):
+        return {"is": "integer" if kind is int else "float", "of": str(value)}
     if kind is np.ndarray or isinstance(value, np.generic):
         if value.dtype.name not in DTYPES:
             raise UnsupportedError(f"{name} has dtype {value.dtype}, expected one of {', '.join(DTYPES)}")
@@ -57,11 +55,11 @@ def encode(value: Any, name: str, arrays: dict[str, NDArray[Any]]) -> Any:
     )
 
 
-def decode(value: Any, arrays: Mapping[str, NDArray[Any]], *, depth: int = 0) -> Any:
-    """The value that `encode` was given. Its arrays are copies.
+def decode(value: object, arrays: Mapping[str, NumpyArray], *, depth: int = 0) -> Any:
+    """Return the value that `encode` was given, with copies of its arrays.
 
     Raises:
-        ValueError: if it is nothing that `encode` makes, or an array is missing.
+        ValueError: if `encode` makes no such value, or an array is missing.
     """
     if depth > DEEPEST:
         raise ValueError(f"more than {DEEPEST} lists and dicts lie within each other")
@@ -88,25 +86,25 @@ def decode(value: Any, arrays: Mapping[str, NDArray[Any]], *, depth: int = 0) ->
 
 
 class Like(NamedTuple):
-    """An array of this shape, None where any length is, and one of these kinds (of NumPy's dtypes)."""
+    """The shape of an array, None for any length, and the kinds that its dtype may have."""
 
     shape: tuple[int | None, ...]
     kinds: str
 
 
 class Maybe(NamedTuple):
-    """None, or this."""
+    """A value that may be None."""
 
-    like: Any
+    like: object
 
 
 def refuse_unlike(name: str, value: Any, like: Any) -> None:
-    """Refuse a decoded value that is not like another.
+    """Refuse a decoded value that does not have a given form.
 
     Args:
         name: of the value, for the message.
-        like: a `Like` or `Maybe`; a type; a dict of what must stand under its keys, of which `...` is any other; a tuple of what must
-            stand in a list or tuple as long; a list of the one that stands for all elements; None.
+        like: a `Like` or `Maybe`; a type; None; a dict: key -> form, where `...` stands for any other key; a tuple: the forms of a list
+            or tuple of that length; a list of one form, which all elements have.
 
     Raises:
         ValueError: naming the first that differs.
@@ -116,17 +114,17 @@ def refuse_unlike(name: str, value: Any, like: Any) -> None:
             refuse_unlike(name, value, like.like)
         return
     if isinstance(like, Like):
-        sound = isinstance(value, np.ndarray) and value.dtype.kind in like.kinds and value.ndim == len(like.shape)
-        sound = sound and all(size is None or size == found for size, found in zip(like.shape, value.shape, strict=True))
+        alike = isinstance(value, np.ndarray) and value.dtype.kind in like.kinds and value.ndim == len(like.shape)
+        alike = alike and all(size is None or size == found for size, found in zip(like.shape, value.shape, strict=True))
     elif isinstance(like, dict):
-        sound = isinstance(value, dict) and (... in like or value.keys() == like.keys())
+        alike = isinstance(value, dict) and (... in like or value.keys() == like.keys())
     elif isinstance(like, tuple):
-        sound = isinstance(value, list | tuple) and len(value) == len(like)
+        alike = isinstance(value, list | tuple) and len(value) == len(like)
     elif isinstance(like, list):
-        sound = isinstance(value, list | tuple)
+        alike = isinstance(value, list | tuple)
     else:
-        sound = value is None if like is None else type(value) is like
-    if not sound:
+        alike = value is None if like is None else type(value) is like
+    if not alike:
         found = f"an array {value.dtype} {value.shape}" if isinstance(value, np.ndarray) else short.repr(value)
         raise ValueError(f"{name} is {found}, expected {_described(like)}")
     if isinstance(like, dict):
