@@ -1,4 +1,4 @@
-"""What is done to observations and states before a model sees them."""
+"""Preprocessing of observations and states before a model sees them."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -7,30 +7,30 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import gymnasium
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from sacref.spec.arrays import ArrayT
+from sacref.spec.arrays import ArrayT, NumpyArray
 from sacref.spec.moments import merge, standardise
 
 
 @runtime_checkable
 class Preprocessor(Protocol):
-    """What the agents ask of a preprocessor; one is made for each Box, of a Dict space for each of its Boxes.
+    """Interface of a preprocessor; one is made for each Box of a space.
 
-    What it knows lives on the host, in NumPy arrays of float64. The agent takes `arrays()` to its device, in its own dtype, and calls
-    `transform` there, inside of what is compiled.
+    Its state lives on the host, in NumPy arrays of float64. The agent copies `arrays()` to its device, in its own dtype, and calls
+    `transform` there, inside of compiled code.
     """
 
     def update(self, rows: ArrayLike) -> None:
         """Learn from fresh rows, `(n, *shape)`; each is handed over once."""
         ...
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """All that it knows, of fixed names and shapes. They are saved with the agent."""
+    def arrays(self) -> dict[str, NumpyArray]:
+        """Return the state, arrays of fixed names and shapes. They are saved with the agent."""
         ...
 
-    def set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Take back what `arrays` gave.
+    def set_arrays(self, arrays: Mapping[str, NumpyArray]) -> None:
+        """Set the state to what `arrays` returned.
 
         Raises:
             ValueError: if they are another preprocessor's.
@@ -38,9 +38,9 @@ class Preprocessor(Protocol):
         ...
 
     def transform(self, arrays: Mapping[str, ArrayT], values: ArrayT) -> ArrayT:
-        """What the models see of `values`, `(*batch, *shape)`; the same shape and dtype.
+        """Transform `values`, `(*batch, *shape)`, for the models; the same shape and dtype.
 
-        Pure: it reads `arrays`, on the device of `values` and of their dtype, and nothing of its own that `update` changes. It is written
+        Pure: it reads `arrays`, on the device of `values` and in their dtype, and no state that `update` changes. It is written
         in functions that both backends have (`sacref.spec.arrays.namespace`), or those of the one backend that it is used with.
         """
         ...
@@ -51,10 +51,12 @@ PreprocessorFactory: TypeAlias = Callable[..., Preprocessor]
 
 
 class RunningStandardScaler:
-    """Standardises each number by the mean and the population variance of all rows seen so far. Before the first row it only cuts.
+    """Preprocessor that standardises each number by the mean and the population variance of all rows seen so far.
+
+    Before the first row it only cuts.
 
     Args:
-        space: what is standardised: a Box of any shape, of floats, integers or booleans.
+        space: a Box of any shape, of floats, integers or booleans.
         epsilon: added to the variance, in squared units of the values.
         clip: the largest magnitude that the models see, in standard deviations.
 
@@ -68,14 +70,15 @@ class RunningStandardScaler:
         for name, value in (("epsilon", epsilon), ("clip", clip)):
             if isinstance(value, bool) or not isinstance(value, float | int) or not 0 < value < math.inf:
                 raise ValueError(f"RunningStandardScaler: {name} is {value!r}, expected a positive, finite number")
-        self.epsilon, self.clip = float(epsilon), float(clip)
+        self.epsilon: float = float(epsilon)
+        self.clip: float = float(clip)
         self._shape = tuple(space.shape)
         self._count = np.zeros((), np.float64)
         self._mean = np.zeros(self._shape, np.float64)
         self._variance = np.ones(self._shape, np.float64)
 
     def update(self, rows: ArrayLike) -> None:
-        """Take rows into the moments; one row is as good as many.
+        """Include rows in the moments.
 
         Args:
             rows: `(n, *shape)`.
@@ -106,16 +109,16 @@ class RunningStandardScaler:
         )
         self._count, self._variance = np.asarray(count), m2 / count
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """Copies of the float64 accumulators.
+    def arrays(self) -> dict[str, NumpyArray]:
+        """Copy the float64 accumulators.
 
         Returns:
             count: `()`, rows seen; mean and variance: `(*shape)`, 0 and 1 before the first row.
         """
         return {"count": np.array(self._count), "mean": np.array(self._mean), "variance": np.array(self._variance)}
 
-    def set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Take the place of the scaler whose `arrays` these are.
+    def set_arrays(self, arrays: Mapping[str, NumpyArray]) -> None:
+        """Set the moments to another scaler's `arrays`.
 
         Raises:
             ValueError: if a name or shape differs, or a number cannot be a moment.
@@ -139,7 +142,7 @@ class RunningStandardScaler:
         self._count, self._mean, self._variance = taken["count"], taken["mean"], taken["variance"]
 
     def transform(self, arrays: Mapping[str, ArrayT], values: Float[ArrayT, "..."]) -> Float[ArrayT, "..."]:
-        """(values - mean) / sqrt(variance + epsilon), cut at -clip and clip; see `sacref.spec.moments.standardise`.
+        """Return (values - mean) / sqrt(variance + epsilon), cut at -clip and clip; see `sacref.spec.moments.standardise`.
 
         Args:
             arrays: `mean` and `variance`, `(*shape)`, of the dtype and on the device of `values`.

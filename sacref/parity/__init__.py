@@ -1,4 +1,4 @@
-"""Parity: PyTorch against JAX against a NumPy oracle written by hand, on the same weights, batches and noise. DESIGN section 5."""
+"""Parity: PyTorch against JAX against a NumPy oracle written by hand, on the same weights, batches and noise."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -27,10 +27,10 @@ def run(
     Args:
         updates: how many gradient steps.
         dtype: "float64", in which they must agree to rounding, or "float32", whose drift is recorded.
-        seed: of weights, batches and noise.
+        seed: for weights, batches and noise.
         json: file to write the record to; the drift plot goes beside it.
         problem: sizes and settings; a 256-256 network on a task of HalfCheetah's size unless given. Its dtype and seed are set here.
-        backends: of "torch" and "jax"; those that are installed unless given. The NumPy oracle is always there.
+        backends: "torch", "jax" or both; those that are installed unless given. The NumPy oracle is always there.
         on_update: called after each update, for a progress bar.
 
     Raises:

@@ -1,26 +1,26 @@
-"""How far two implementations are apart: per array, per kind of array, per update."""
+"""Differences between two implementations: per array, per kind of array, per update."""
 
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sacref.algorithm.data import Noise
 from sacref.parity.drivers import Implementation, Outcome
+from sacref.parity.networks import Arrays, Floats
 from sacref.parity.oracle import Data
 
 KINDS = ("losses", "gradients", "parameters", "targets", "moments", "alpha")
-"""What is compared. `losses` holds all metrics of an update, `moments` those of the optimizers with all counters, `alpha` log alpha."""
+"""Kinds of compared arrays. `losses`: all metrics of an update, `moments`: the optimizers' with all counters, `alpha`: log alpha."""
 PAIRS_OF = ("torch", "jax", "numpy_float32", "numpy")
 """The order of a pair's sides: the second one is what the difference is relative to."""
 
 
 class Difference(NamedTuple):
-    """How far an array is from the one it is compared with."""
+    """Difference of an array from the one it is compared with."""
 
     absolute: float
     """max|a - b|; infinite where one of them is not finite."""
@@ -30,7 +30,7 @@ class Difference(NamedTuple):
     """The array's name, and the index of the largest absolute difference."""
 
 
-def difference(a: NDArray[Any], b: NDArray[Any], name: str) -> Difference:
+def difference(a: Floats, b: Floats, name: str) -> Difference:
     """Compare two arrays of one shape; differences are taken in float64.
 
     Raises:
@@ -52,7 +52,7 @@ def difference(a: NDArray[Any], b: NDArray[Any], name: str) -> Difference:
 
 
 def kind_of(name: str) -> str:
-    """To which of `KINDS` an array of the state belongs, by its common name."""
+    """Return the one of `KINDS` to which an array of the state belongs, by its common name."""
     if "_optimizer." in name or name == "gradient_steps":
         return "moments"
     if name.startswith("target_"):
@@ -61,7 +61,7 @@ def kind_of(name: str) -> str:
 
 
 def compare(a: Outcome, b: Outcome) -> dict[str, tuple[Difference, Difference]]:
-    """Compare what one update left behind in two implementations.
+    """Compare the outcomes of one update in two implementations.
 
     Returns:
         Kind -> the differences of the arrays with the largest absolute and with the largest relative difference.
@@ -80,7 +80,7 @@ def compare(a: Outcome, b: Outcome) -> dict[str, tuple[Difference, Difference]]:
     }
 
 
-def _matched(a: Mapping[str, NDArray[Any]], b: Mapping[str, NDArray[Any]]) -> Iterable[tuple[str, NDArray[Any], NDArray[Any]]]:
+def _matched(a: Arrays, b: Arrays) -> Iterable[tuple[str, Floats, Floats]]:
     if set(a) != set(b):
         raise ValueError(f"only one side has {sorted(set(a) ^ set(b))}: the implementations do not mirror each other")
     return ((name, a[name], b[name]) for name in b)
@@ -119,17 +119,17 @@ class Trace:
 
 @dataclass
 class Traces:
-    """What a run of several implementations side by side has shown."""
+    """Differences and metrics of a run of several implementations side by side."""
 
     pairs: dict[tuple[str, str], dict[str, Trace]]
     """(a, b) -> kind -> differences of a from b."""
-    metrics: dict[str, dict[str, list[Any]]]
+    metrics: dict[str, dict[str, list[object]]]
     """Implementation -> metric -> its value at each update."""
 
 
 def side_by_side(
     found: Mapping[str, Implementation],
-    draws: Iterable[tuple[Data, Noise[NDArray[Any]]]],
+    draws: Iterable[tuple[Data, Noise[Floats]]],
     *,
     on_update: Callable[[dict[str, Outcome]], None] = lambda outcomes: None,
 ) -> Traces:
@@ -138,7 +138,7 @@ def side_by_side(
     Args:
         found: name -> implementation, each in the state to start from.
         draws: batches with their noise; it ends the run.
-        on_update: called after each update with what it left behind.
+        on_update: called after each update with its outcomes.
     """
     names = sorted(found, key=PAIRS_OF.index)
     traces = Traces(pairs={pair: {} for pair in itertools.combinations(names, 2)}, metrics={name: {} for name in names})

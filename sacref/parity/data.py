@@ -1,30 +1,29 @@
-"""What the compared agents are fed: a synthetic replay or sequences, batches drawn from it, noise, and the weights to start from."""
+"""Data for the compared agents: a synthetic replay or sequences, batches drawn from it, noise, and initial weights."""
 
 import math
 import operator
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from sacref.agent.networks import Cell, dense_layers
 from sacref.algorithm.data import Batch, Noise, Sequences
 from sacref.algorithm.tree import Tree
 from sacref.parity import oracle
-from sacref.parity.networks import Arrays
+from sacref.parity.networks import Arrays, Floats
 from sacref.parity.schedules import Schedule
 
 TERMINATED_SHARE = 0.02
 MASKED_SHARE = 0.25
 FRESH_SHARE = 0.4
-"""How many sequences begin at an episode's start."""
+"""Share of sequences that begin at an episode's start."""
 FINAL_SHARE = 0.3
-"""How many sequences end by termination."""
+"""Share of sequences that end by termination."""
 
-NumpyBatch = Batch[NDArray[Any]]
-NumpySequences = Sequences[NDArray[Any]]
-NumpyNoise = Noise[NDArray[Any]]
+NumpyBatch = Batch[Floats]
+NumpySequences = Sequences[Floats]
+NumpyNoise = Noise[Floats]
 
 
 def synthetic_replay(
@@ -38,7 +37,7 @@ def synthetic_replay(
     n_step: int = 1,
     discount_factor: float = 0.99,
 ) -> NumpyBatch:
-    """`size` transitions of the scale that a MuJoCo task has: standard normal observations, rewards 1 +- 2, 2% terminated.
+    """Make `size` transitions of the scale that a MuJoCo task has: standard normal observations, rewards 1 +- 2, 2% terminated.
 
     With `states` > 0 there are privileged states of that width; with `n_step` > 1 each transition is of 1 to n steps and has its discount.
     """
@@ -72,15 +71,15 @@ def draws(
     target_subset: int | None = None,
     dropout_widths: Sequence[int] = (),
 ) -> Iterator[tuple[NumpyBatch, NumpyNoise]]:
-    """Batches drawn from `replay` with replacement, each with its noise, in the dtype of `replay`; without end.
+    """Draw batches from `replay` with replacement, each with its noise, in the dtype of `replay`; without end.
 
     Args:
-        replay: what to draw from.
+        replay: transitions.
         batch_size: rows of a batch.
-        seed: of rows and noise.
+        seed: for rows and noise.
         masked: whether some rows of each batch do not count.
         critics, target_subset: how many critics there are, and how many of them a target is the minimum of; None for all.
-        dropout_widths: how wide the draws of each random layer of a critic are.
+        dropout_widths: widths of the draws for each random layer of a critic.
     """
     generator = np.random.default_rng([seed, 1])
     size, action = replay.actions.shape
@@ -110,17 +109,17 @@ def sequence_draws(
     target_subset: int | None = None,
     dropout_widths: Sequence[int] = (),
 ) -> Iterator[tuple[NumpySequences, NumpyNoise]]:
-    """Sequences of the scale of `synthetic_replay`, each batch with its noise; without end.
+    """Make sequences of the scale of `synthetic_replay`, each batch with its noise; without end.
 
     Each column begins with 0 to `burn_in` steps of warm-up, none at an episode's start, and goes on with 1 to `sequence_length` steps that
-    are learned from; the last column ends early. What lies behind the end is as large as the data, so that a mask left out is seen.
+    are learned from; the last column ends early. Steps behind the end are as large as the data, so that a missing mask shows.
 
     Args:
         observation, action, states: widths; no states if 0.
         carry: width of each array of the policy's carry.
         sequence_length, burn_in: steps.
         batch_size: columns of a batch.
-        seed, dtype, critics, target_subset, dropout_widths: as of `draws`.
+        seed, dtype, critics, target_subset, dropout_widths: see `draws`.
     """
     generator = np.random.default_rng([seed, 2])
     steps = burn_in + sequence_length
@@ -154,8 +153,8 @@ def sequence_draws(
         yield sequences, _noise(generator, (steps, batch_size), action, critics, target_subset, dropout_widths, dtype)
 
 
-def split_observations(observations: NDArray[Any]) -> Tree:
-    """The observations of a Dict space whose leaves make up those of a Box: the first half rounded up, and the rest."""
+def split_observations(observations: Floats) -> Tree:
+    """Split the observations of a Box into those of a Dict space: the first half rounded up, and the rest."""
     half = (observations.shape[-1] + 1) // 2
     return {"positions": observations[..., :half], "velocities": observations[..., half:]}
 
@@ -179,19 +178,19 @@ def initial_state(
     schedules: Sequence[Schedule | None] = (None, None, None),
     policy_delay: int = 1,
 ) -> Arrays:
-    """The state before the first update, by common names: weights as the default models draw them, targets their copies, moments 0.
+    """Return the state before the first update, by common names: weights as the default models draw them, targets their copies, moments 0.
 
     Args:
         observation, action, states: widths; critics see the states where that is above 0.
         hidden: widths of the hidden layers.
-        critics: how many.
+        critics: number of critics.
         alpha: temperature.
         learn_entropy: whether it has an optimizer.
-        seed, dtype: of the weights.
+        seed, dtype: for the weights.
         layer_norm: whether critics have it.
         recurrent, recurrent_size: kind of cell or None, and its size.
-        fed: width of what cells are fed of the step before.
-        learning_rates, schedules: of the policy, the critics and the temperature.
+        fed: width of what cells are fed from the step before.
+        learning_rates, schedules: for the policy, the critics and the temperature.
         policy_delay: updates until the policy and the temperature step.
     """
     seen = {"policy": observation} | {f"critic_{i + 1}": states or observation for i in range(critics)}

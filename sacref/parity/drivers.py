@@ -1,4 +1,4 @@
-"""The implementations that are compared, behind one small interface: state in, one update after another, everything out."""
+"""The compared implementations behind one interface: set the state, make updates, get all results."""
 
 import importlib
 import math
@@ -6,17 +6,21 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import gymnasium
 import numpy as np
-from numpy.typing import NDArray
 
 from sacref.algorithm.data import Batch, Noise
 from sacref.config import SACConfig
+from sacref.envs.interface import Space
+from sacref.envs.spaces import DType
 from sacref.parity import data, oracle
-from sacref.parity.networks import Arrays
+from sacref.parity.networks import Arrays, Floats
 from sacref.parity.schedules import Schedule, make
+
+Draw: TypeAlias = tuple[oracle.Data, Noise[Floats]]
+Kwargs: TypeAlias = dict[str, Any]
 
 BACKENDS = ("torch", "jax")
 REQUIRES = {"torch": ("torch",), "jax": ("jax", "flax", "optax")}
@@ -24,7 +28,7 @@ REQUIRES = {"torch": ("torch",), "jax": ("jax", "flax", "optax")}
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What is updated: sizes and settings, the same for every implementation."""
+    """Sizes and settings, the same for every implementation."""
 
     observation: int = 17
     action: int = 6
@@ -37,7 +41,7 @@ class Problem:
     discount_factor: float = 0.99
     polyak: float = 0.005
     learning_rate: tuple[float, float, float] = (3e-4, 3e-4, 3e-4)
-    """Of policy, critics, temperature."""
+    """Policy, critics, temperature."""
     grad_norm_clip: float = 0.0
     learn_entropy: bool = True
     initial_entropy_value: float = 1.0
@@ -56,13 +60,13 @@ class Problem:
     layer_norm: bool = False
     dropout: float = 0.0
     schedule: tuple[str | None, str | None, str | None] = (None, None, None)
-    """Of policy, critics, temperature: a schedule's name."""
-    schedule_kwargs: tuple[dict[str, Any], dict[str, Any], dict[str, Any]] = ({}, {}, {})
+    """Names of schedules: policy, critics, temperature."""
+    schedule_kwargs: tuple[Kwargs, Kwargs, Kwargs] = ({}, {}, {})
     recurrent: str | None = None
     """Kind of the networks' cells: "rnn", "gru", "lstm"; None for feed-forward networks."""
     recurrent_size: int = 128
     feed_previous: tuple[str, ...] = ("actions",)
-    """What cells are fed of the step before: "actions", "rewards"."""
+    """Inputs of cells from the step before: "actions", "rewards"."""
     sequence_length: int = 32
     burn_in: int = 0
 
@@ -75,12 +79,12 @@ class Problem:
         if self.dict_observations and self.observation < 2:
             raise ValueError(f"Problem: observation is {self.observation}, expected at least 2 to be split into a dict")
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as values that JSON can hold."""
+    def to_dict(self) -> dict[str, object]:
+        """Return the fields as JSON."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     def settings(self) -> oracle.Settings:
-        """What the oracle is told."""
+        """Return the settings of the oracle."""
         return oracle.Settings(
             target_entropy=-float(self.action) if self.target_entropy is None else self.target_entropy,
             discount_factor=self.discount_factor,
@@ -96,8 +100,8 @@ class Problem:
         )
 
     def config(self) -> SACConfig:
-        """What the agents are told."""
-        sequences: dict[str, Any] = {"sequence_length": self.sequence_length, "burn_in": self.burn_in} if self.recurrent else {}
+        """Return the configuration of the agents."""
+        sequences: Kwargs = {"sequence_length": self.sequence_length, "burn_in": self.burn_in} if self.recurrent else {}
         return SACConfig(
             batch_size=self.batch_size,
             discount_factor=self.discount_factor,
@@ -116,10 +120,10 @@ class Problem:
             **sequences,
         )
 
-    def spaces(self) -> dict[str, gymnasium.Space[Any] | None]:
-        """What the agents are built for."""
+    def spaces(self) -> dict[str, Space | None]:
+        """Return the spaces of the agents."""
 
-        def box(width: int) -> gymnasium.Space[Any]:
+        def box(width: int) -> Space:
             return gymnasium.spaces.Box(-math.inf, math.inf, (width,), np.float64)
 
         observations = data.split_observations(np.zeros(self.observation)) if self.dict_observations else np.zeros(self.observation)
@@ -132,7 +136,7 @@ class Problem:
         }
 
     def initial_state(self) -> Arrays:
-        """Where every implementation starts, in `dtype`."""
+        """Return the state in which every implementation starts, in `dtype`."""
         return data.initial_state(
             observation=self.observation,
             action=self.action,
@@ -152,11 +156,11 @@ class Problem:
             policy_delay=self.policy_delay,
         )
 
-    def draws(self) -> Iterator[tuple[oracle.Data, Noise[NDArray[Any]]]]:
-        """What every implementation is fed, in `dtype`; without end."""
-        pairs: Iterator[tuple[oracle.Data, Noise[NDArray[Any]]]]
-        sizes: dict[str, Any] = {"observation": self.observation, "action": self.action, "states": self.states}
-        drawn: dict[str, Any] = {
+    def draws(self) -> Iterator[Draw]:
+        """Draw batches with their noise for every implementation, in `dtype`; without end."""
+        pairs: Iterator[Draw]
+        sizes: Kwargs = {"observation": self.observation, "action": self.action, "states": self.states}
+        drawn: Kwargs = {
             "batch_size": self.batch_size,
             "seed": self.seed,
             "critics": self.critics,
@@ -176,7 +180,7 @@ class Problem:
             )
         return map(self._with_leaves, pairs) if self.dict_observations else pairs
 
-    def _with_leaves(self, pair: tuple[oracle.Data, Noise[NDArray[Any]]]) -> tuple[oracle.Data, Noise[NDArray[Any]]]:
+    def _with_leaves(self, pair: Draw) -> Draw:
         batch, noise = pair
         batch = batch._replace(observations=data.split_observations(batch.observations))
         if isinstance(batch, Batch):
@@ -189,24 +193,24 @@ class Problem:
 
 
 class Outcome(NamedTuple):
-    """What one update left behind."""
+    """Results of one update."""
 
     metrics: Arrays
     gradients: Arrays
-    """Before clipping, by the names of their parameters."""
+    """Gradients before clipping, by the names of their parameters."""
     state: Arrays
     """Parameters, log alpha, moments and counts after the update."""
 
 
 class Implementation(Protocol):
-    """Something that updates."""
+    """An agent or oracle that updates."""
 
     def reset(self, state: Arrays) -> None:
         """Go on from `state`."""
         ...
 
-    def update(self, batch: oracle.Data, noise: Noise[NDArray[Any]]) -> Outcome:
-        """Make one update and show everything."""
+    def update(self, batch: oracle.Data, noise: Noise[Floats]) -> Outcome:
+        """Make one update."""
         ...
 
 
@@ -214,32 +218,32 @@ class Oracle:
     """The NumPy oracle, in a floating type of its own: in float64 it is the truth that float32 drifts from."""
 
     def __init__(self, problem: Problem, state: Arrays, dtype: str = "float64") -> None:
-        self.settings = problem.settings()
-        self.dtype = np.dtype(dtype)
+        self.settings: oracle.Settings = problem.settings()
+        self.dtype: DType = np.dtype(dtype)
         self.reset(state)
 
     def reset(self, state: Arrays) -> None:
-        self.state = {name: self._cast(array) for name, array in state.items()}
+        self.state: Arrays = {name: self._cast(array) for name, array in state.items()}
 
-    def update(self, batch: oracle.Data, noise: Noise[NDArray[Any]]) -> Outcome:
+    def update(self, batch: oracle.Data, noise: Noise[Floats]) -> Outcome:
         batch = batch.map(self._cast)
         noise = noise.map(self._cast)
         self.state, metrics, gradients = oracle.update(self.state, batch, noise, self.settings)
         return Outcome(metrics, gradients, self.state)
 
-    def _cast(self, array: NDArray[Any]) -> NDArray[Any]:
+    def _cast(self, array: Floats) -> Floats:
         return array.astype(self.dtype) if array.dtype.kind == "f" else array
 
 
 class BackendAgent:
-    """A backend's agent with its default models, driven update by update; `device` is the agent's."""
+    """A backend's agent with its default models on a device."""
 
     def __init__(self, backend: str, problem: Problem, state: Arrays, device: str | None = None) -> None:
         module = importlib.import_module(f"sacref.{backend}")
-        self.dtype = problem.dtype
-        self.backend = backend
+        self.dtype: str = problem.dtype
+        self.backend: str = backend
         spaces = problem.spaces()
-        cell: dict[str, Any] = {}
+        cell: Kwargs = {}
         if problem.recurrent is not None:
             cell = {"recurrent": problem.recurrent, "recurrent_size": problem.recurrent_size, "feed_previous": problem.feed_previous}
         with self._precision():
@@ -254,7 +258,7 @@ class BackendAgent:
                 **cell,
             )
             make = module.SAC if problem.recurrent is None else module.SAC_RNN
-            self.agent = make(models=models, memory=None, **spaces, device=device, cfg=problem.config())
+            self.agent: Any = make(models=models, memory=None, **spaces, device=device, cfg=problem.config())
             self.agent.keep_gradients()
         self.reset(state)
 
@@ -262,14 +266,14 @@ class BackendAgent:
         with self._precision():
             self.agent.set_arrays(state)
 
-    def update(self, batch: oracle.Data, noise: Noise[NDArray[Any]]) -> Outcome:
+    def update(self, batch: oracle.Data, noise: Noise[Floats]) -> Outcome:
         with self._precision():
             metrics = self.agent.update_on(batch, noise)
             return Outcome(dict(metrics), self.agent.gradients(), self.agent.arrays())
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
-        """JAX keeps float64 only where its 64-bit mode is on, and multiplies float32 in TF32 on a GPU; the process's own settings stay."""
+        # JAX keeps float64 only where its 64-bit mode is on, and multiplies float32 in TF32 on a GPU; the process's own settings stay.
         with ExitStack() as settings:
             if self.backend == "jax":
                 jax = importlib.import_module("jax")
@@ -280,12 +284,12 @@ class BackendAgent:
 
 
 def installed_backends() -> list[str]:
-    """Those of torch and JAX whose libraries are there."""
+    """List the backends whose libraries are installed."""
     return [backend for backend in BACKENDS if all(find_spec(library) is not None for library in REQUIRES[backend])]
 
 
 def implementations(problem: Problem, backends: list[str]) -> dict[str, Implementation]:
-    """The agents of `backends` and the oracle, all from one state.
+    """Make the agents of `backends` and the oracle, all in one state.
 
     In float32 there are two oracles: `numpy` stays in float64, as the truth, and `numpy_float32` shows how far rounding alone drifts.
     """

@@ -21,14 +21,14 @@ LAYER_NORM_EPSILON = 1e-5
 
 
 class Seen(NamedTuple):
-    """What a network sees beside the action."""
+    """Inputs of a network beside the action."""
 
     inputs: Floats
     """Observations or states."""
     fed: Floats | None = None
-    """What only the cell is fed: the previous action and reward, `(time, batch, n)`."""
+    """Inputs of the cell alone: the previous action and reward, `(time, batch, n)`."""
     carry: Carry | None = None
-    """Of the cell, before the first step; None means zeros."""
+    """Carry of the cell before the first step; None for zeros."""
     skip: int = 0
     """How many steps at the start only advance the cell and have no output."""
 
@@ -37,20 +37,20 @@ class Seen(NamedTuple):
 
 
 def dense(state: Named, layer: str, x: Floats) -> Floats:
-    """x W + b."""
+    """Return x W + b."""
     y: Floats = x @ state[f"{layer}.kernel"] + state[f"{layer}.bias"]
     return y
 
 
 def dense_backward(state: Named, layer: str, x: Floats, by_y: Floats) -> tuple[Arrays, Floats]:
-    """dW = x^T dy, db = sum dy, dx = dy W^T."""
+    """Return dW = x^T dy, db = sum dy, dx = dy W^T."""
     rows, by_rows = x.reshape(-1, x.shape[-1]), by_y.reshape(-1, by_y.shape[-1])
     gradients = {f"{layer}.kernel": rows.T @ by_rows, f"{layer}.bias": by_rows.sum(axis=0)}
     return gradients, by_y @ state[f"{layer}.kernel"].T
 
 
 def layer_norm(state: Named, layer: str, x: Floats) -> tuple[Floats, tuple[Floats, Floats]]:
-    """Ba et al. 2016 (arXiv:1607.06450): (x - mean) / sqrt(var + 1e-5) * scale + bias, over the features; the variance divides by n."""
+    """Normalise (Ba et al. 2016, arXiv:1607.06450): (x - mean) / sqrt(var + 1e-5) * scale + bias, over the features."""
     centred = x - x.mean(axis=-1, keepdims=True)
     deviation = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + x.dtype.type(LAYER_NORM_EPSILON))
     standard = centred / deviation
@@ -58,7 +58,7 @@ def layer_norm(state: Named, layer: str, x: Floats) -> tuple[Floats, tuple[Float
 
 
 def layer_norm_backward(state: Named, layer: str, tape: tuple[Floats, Floats], by_y: Floats) -> tuple[Arrays, Floats]:
-    """With s = (x - mean) / deviation: dx = (ds - mean(ds) - s mean(ds s)) / deviation, since a shift and a stretch of x change nothing."""
+    """Return the gradients. With s = (x - mean) / deviation: dx = (ds - mean(ds) - s mean(ds s)) / deviation."""
     standard, deviation = tape
     features = by_y.shape[-1]
     gradients = {
@@ -78,14 +78,14 @@ class Block(NamedTuple):
 
     entered: Floats
     kept: Floats | None
-    """What dropout multiplied with: 0 or 1 / (1 - rate)."""
+    """Factors of dropout: 0 or 1 / (1 - rate)."""
     norm: tuple[Floats, Floats] | None
     output: Floats
     """Above zero where the ReLU's slope is 1."""
 
 
 def layers(state: Named, model: str, x: Floats, draws: Sequence[Floats] = (), dropout: float = 0.0) -> tuple[Floats, list[Block]]:
-    """Hidden blocks and head. Dropout (Srivastava et al. 2014) keeps a unit where its draw is at least `dropout`."""
+    """Apply hidden blocks and head. Dropout (Srivastava et al. 2014) keeps a unit where its draw is at least `dropout`."""
     tape: list[Block] = []
     while f"{model}.hidden.{len(tape)}.kernel" in state:
         i = len(tape)
@@ -103,7 +103,7 @@ def layers(state: Named, model: str, x: Floats, draws: Sequence[Floats] = (), dr
 
 
 def layers_backward(state: Named, model: str, tape: list[Block], by_output: Floats) -> tuple[Arrays, Floats]:
-    """The gradients of the layers, and by_x."""
+    """Return the gradients of the layers, and by_x."""
     *blocks, head = tape
     gradients, by_x = dense_backward(state, f"{model}.head", head.entered, by_output)
     for i, block in reversed(list(enumerate(blocks))):
@@ -127,26 +127,26 @@ StepBackward = Callable[[Saved, Carry], tuple[Floats, Floats, Carry]]
 
 
 def sigmoid(x: Floats) -> Floats:
-    """1 / (1 + exp(-x)), which is (1 + tanh(x / 2)) / 2, and overflows nowhere."""
+    """Return 1 / (1 + exp(-x)), which is (1 + tanh(x / 2)) / 2, and overflows nowhere."""
     y: Floats = (1 + np.tanh(x / 2)) / 2
     return y
 
 
 def rnn(a: Floats, b: Floats, carry: Carry) -> tuple[Carry, Saved]:
-    """Elman 1990: h' = tanh(a + b)."""
+    """Advance an RNN (Elman 1990): h' = tanh(a + b)."""
     h = np.tanh(a + b)
     return (h,), (h,)
 
 
 def rnn_backward(saved: Saved, by_carry: Carry) -> tuple[Floats, Floats, Carry]:
-    """The derivative of tanh is 1 - tanh^2."""
+    """Return the derivatives; that of tanh is 1 - tanh^2."""
     (h,), (by_h,) = saved, by_carry
     by_a = by_h * (1 - h**2)
     return by_a, by_a, (np.zeros_like(h),)
 
 
 def gru(a: Floats, b: Floats, carry: Carry) -> tuple[Carry, Saved]:
-    """Cho et al. 2014 (arXiv:1406.1078), the reset after the product: n = tanh(a_n + r b_n), h' = (1 - z) n + z h."""
+    """Advance a GRU (Cho et al. 2014, arXiv:1406.1078), with the reset after the product: n = tanh(a_n + r b_n), h' = (1 - z) n + z h."""
     (a_r, a_z, a_n), (b_r, b_z, b_n), (h,) = np.split(a, 3, axis=-1), np.split(b, 3, axis=-1), carry
     r, z = sigmoid(a_r + b_r), sigmoid(a_z + b_z)
     n = np.tanh(a_n + r * b_n)
@@ -154,7 +154,7 @@ def gru(a: Floats, b: Floats, carry: Carry) -> tuple[Carry, Saved]:
 
 
 def gru_backward(saved: Saved, by_carry: Carry) -> tuple[Floats, Floats, Carry]:
-    """From h' to z and n, from n to r."""
+    """Return the derivatives, from h' to z and n, from n to r."""
     (r, z, n, b_n, h), (by_h,) = saved, by_carry
     by_n = by_h * (1 - z) * (1 - n**2)
     by_r = by_n * b_n * r * (1 - r)
@@ -163,7 +163,7 @@ def gru_backward(saved: Saved, by_carry: Carry) -> tuple[Floats, Floats, Carry]:
 
 
 def lstm(a: Floats, b: Floats, carry: Carry) -> tuple[Carry, Saved]:
-    """Hochreiter & Schmidhuber 1997, with Gers' forget gate: c' = f c + i g, h' = o tanh(c')."""
+    """Advance an LSTM (Hochreiter & Schmidhuber 1997) with Gers' forget gate: c' = f c + i g, h' = o tanh(c')."""
     pre_i, pre_f, pre_g, pre_o = np.split(a + b, 4, axis=-1)
     i, f, g, o = sigmoid(pre_i), sigmoid(pre_f), np.tanh(pre_g), sigmoid(pre_o)
     c = f * carry[1] + i * g
@@ -171,7 +171,7 @@ def lstm(a: Floats, b: Floats, carry: Carry) -> tuple[Carry, Saved]:
 
 
 def lstm_backward(saved: Saved, by_carry: Carry) -> tuple[Floats, Floats, Carry]:
-    """c' is reached from h' and from the next step."""
+    """Return the derivatives; c' is reached from h' and from the next step."""
     (i, f, g, o, c, tanh_of_new_c), (by_h, by_new_c) = saved, by_carry
     by_c = by_new_c + by_h * o * (1 - tanh_of_new_c**2)
     by_i, by_f = by_c * g * i * (1 - i), by_c * c * f * (1 - f)
@@ -181,11 +181,11 @@ def lstm_backward(saved: Saved, by_carry: Carry) -> tuple[Floats, Floats, Carry]
 
 
 CELLS: dict[int, tuple[int, Step, StepBackward]] = {1: (1, rnn, rnn_backward), 3: (1, gru, gru_backward), 4: (2, lstm, lstm_backward)}
-"""How many gates stand side by side in a kernel -> how many arrays the carry has, the step, its backward pass."""
+"""Number of gates side by side in a kernel -> number of arrays of the carry, the step, its backward pass."""
 
 
 def cell_of(state: Named, cell: str) -> tuple[int, tuple[int, Step, StepBackward]]:
-    """Size, and the entry of `CELLS`, told by the kernel's shape."""
+    """Return the size, and the entry of `CELLS`, by the kernel's shape."""
     size, gates = state[f"{cell}.hidden.kernel"].shape
     return size, CELLS[gates // size]
 
@@ -200,7 +200,7 @@ class Unrolled(NamedTuple):
 
 
 def unroll(state: Named, cell: str, x: Floats, carry: Carry | None) -> tuple[Floats, Unrolled]:
-    """h after each step, `(time, batch, size)`."""
+    """Return h after each step, `(time, batch, size)`."""
     size, (arrays, step, _) = cell_of(state, cell)
     if carry is None:
         carry = (np.zeros((*x.shape[1:-1], size), x.dtype),) * arrays
@@ -213,7 +213,7 @@ def unroll(state: Named, cell: str, x: Floats, carry: Carry | None) -> tuple[Flo
 
 
 def unroll_backward(state: Named, cell: str, tape: Unrolled, by_output: Floats) -> Arrays:
-    """Back-propagation through time: the gradients of the cell. Its inputs and its first carry are data."""
+    """Propagate back through time: return the gradients of the cell. Its inputs and its first carry are data."""
     _, (arrays, _, step_backward) = cell_of(state, cell)
     by_carry: Carry = (np.zeros_like(by_output[0]),) * arrays
     by_a, by_b = [], []
@@ -241,7 +241,7 @@ class Tape(NamedTuple):
 def forward(
     state: Named, model: str, seen: Seen, action: Floats | None = None, draws: Sequence[Floats] = (), dropout: float = 0.0
 ) -> tuple[Floats, Tape]:
-    """The network's output, one row per row of `action`, and the tape.
+    """Return the network's output, one row per row of `action`, and the tape.
 
     A recurrent network's cell advances on the inputs and on what it is fed; its layers see the cell's output, the inputs again, and the
     action (Ni et al. 2022, arXiv:2110.05038). Without a cell they see the inputs and the action.
@@ -258,7 +258,7 @@ def forward(
 
 
 def backward(state: Named, model: str, tape: Tape, by_output: Floats) -> tuple[Arrays, Floats]:
-    """The gradients of the network, and by what its layers saw: the action is last in it."""
+    """Return the gradients of the network, and by the inputs of its layers, of which the action is the last."""
     gradients, by_parts = layers_backward(state, model, tape.blocks, by_output)
     if tape.cell is not None:
         by_hidden = np.zeros_like(tape.cell.hidden)

@@ -2,17 +2,19 @@
 
 The independent witness of the parity suite. It calls neither `sacref.spec` nor automatic differentiation, and writes what it can
 in another form than they do (logaddexp for softplus, sech^2 for 1 - tanh^2), so that an error in either shows as a difference.
-Its networks are in `networks.py`; it runs in the dtype of the arrays that it is given. Names are the common names of DESIGN section 4.
-Of sequences each array has a leading time axis, and a row is a step of a sequence.
+Its networks are in `networks.py`; it runs in the dtype of its arrays, whose names are those of checkpoints.
+Sequences have a leading time axis, and a row is a step of a sequence.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
 from sacref.algorithm.data import Batch, Noise, Sequences
+from sacref.algorithm.tree import Tree, named_leaves
 from sacref.parity.networks import Arrays, Floats, Named, Seen, Tape, backward, forward
 from sacref.parity.schedules import Adaptive, Schedule
 
@@ -24,31 +26,31 @@ Data = Batch[Floats] | Sequences[Floats]
 
 
 class Settings(NamedTuple):
-    """The numbers of an update that are not arrays."""
+    """Settings of an update."""
 
     target_entropy: float
     """In nats."""
     discount_factor: float = 0.99
     polyak: float = 0.005
     learning_rates: tuple[float, float, float] = (1e-3, 1e-3, 1e-3)
-    """Of the policy, the critics and the temperature."""
+    """Policy, critics, temperature."""
     grad_norm_clip: float = 0.0
     """By global norm, in groups: the policy; all critics together; the temperature never. Off when <= 0."""
     learn_entropy: bool = True
     policy_value: Literal["min", "mean"] = "min"
-    """What the policy maximises: the "min" or the "mean" of the critics."""
+    """Whether the policy maximises the "min" or the "mean" of the critics."""
     policy_delay: int = 1
     """The policy and the temperature step at every n-th update."""
     schedules: tuple[Schedule | None, Schedule | None, Schedule | None] = (None, None, None)
-    """Of the learning rates, in their order."""
+    """Schedules of the learning rates, in their order."""
     dropout: float = 0.0
     """The share of a critic's hidden units that is dropped."""
     feed_previous: tuple[str, ...] = ("actions",)
-    """What recurrent networks are fed of the step before: "actions", "rewards"."""
+    """Inputs of recurrent networks from the step before: "actions", "rewards"."""
 
 
 class Views(NamedTuple):
-    """What the networks see of the data: before the actions (now) and after them (next)."""
+    """Inputs of the networks: before the actions (now) and after them (next)."""
 
     policy_now: Seen
     policy_next: Seen
@@ -57,7 +59,7 @@ class Views(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A draw from the policy, with what its backward pass needs."""
+    """A draw from the policy, and the tape of its backward pass."""
 
     action: Floats
     log_prob: Floats
@@ -70,7 +72,7 @@ class Sample(NamedTuple):
 
 
 def update(state: Named, batch: Data, noise: Noise[Floats], settings: Settings) -> tuple[Arrays, Arrays, Arrays]:
-    """One update: critics, policy (which sees the new critics), temperature, target networks. Haarnoja et al. 2018b (arXiv:1812.05905).
+    """Update critics, policy (which sees the new critics), temperature and targets (Haarnoja et al. 2018b, arXiv:1812.05905).
 
     Args:
         state: parameters, log alpha, Adam's moments and counts, by their common names. Not written to.
@@ -79,7 +81,7 @@ def update(state: Named, batch: Data, noise: Noise[Floats], settings: Settings) 
         settings: discount, learning rates and the like.
 
     Returns:
-        The new state; the losses and what else was measured; the gradients before clipping, by the names of their parameters (that of
+        The new state; the losses and other metrics; the gradients before clipping, by the names of their parameters (that of
         log alpha also where the temperature is fixed).
     """
     rates = learning_rates(state, settings)
@@ -92,7 +94,7 @@ def update(state: Named, batch: Data, noise: Noise[Floats], settings: Settings) 
     if policy_steps:
         new = _step(new, "policy_optimizer", clip(policy_gradients, settings.grad_norm_clip), rates[0])
 
-    # The policy that is judged is the one before its step.
+    # The temperature learns from the policy before its step.
     entropy_loss, temperature_gradient = temperature_pass(state["log_alpha"], log_prob, settings.target_entropy, weights(batch))
     if settings.learn_entropy and policy_steps:
         new = _step(new, "temperature_optimizer", {"log_alpha": temperature_gradient}, rates[2])
@@ -117,7 +119,7 @@ def update(state: Named, batch: Data, noise: Noise[Floats], settings: Settings) 
 
 
 def critic_pass(state: Named, batch: Data, noise: Noise[Floats], settings: Settings) -> tuple[Arrays, Arrays]:
-    """Loss of the critics, sum_critic mean_batch 1/2 (Q - y)^2, and its gradient by every critic's parameters."""
+    """Return the loss of the critics, sum_critic mean_batch 1/2 (Q - y)^2, and its gradient by every critic's parameters."""
     number = critics(state)
     views, weight = see(batch, settings), weights(batch)
     for_targets, for_critics, _ = noise.dropout
@@ -140,14 +142,14 @@ def critic_pass(state: Named, batch: Data, noise: Noise[Floats], settings: Setti
         loss = loss + (weight * error**2).sum() / 2
         gradients.update(backward(state, f"critic_{i}", tape, (weight * error)[..., None])[0])
         q.append(value)
-    # What is reported is of the rows that count, in one axis.
+    # Metrics are taken over the rows that count, in one axis.
     y, values, weight = y[weight > 0], np.stack(q)[:, weight > 0], weight[weight > 0]
     metrics = _arrays(critic_loss=loss, target_max=y.max(), target_min=y.min(), target_mean=(weight * y).sum())
     return metrics | _arrays(q_max=values.max(axis=1), q_min=values.min(axis=1), q_mean=(weight * values).sum(axis=1)), gradients
 
 
 def policy_pass(state: Named, batch: Data, noise: Noise[Floats], settings: Settings) -> tuple[Arrays, Arrays, Floats]:
-    """Loss of the policy, mean_batch(alpha log pi - min_critic Q), its gradient by the policy's parameters, and log pi of each row."""
+    """Return the loss of the policy, mean_batch(alpha log pi - min_critic Q), its gradient, and log pi of each row."""
     number = critics(state)
     alpha = np.exp(state["log_alpha"])
     views, weight = see(batch, settings), weights(batch)
@@ -181,13 +183,13 @@ def policy_pass(state: Named, batch: Data, noise: Noise[Floats], settings: Setti
 
 
 def temperature_pass(log_alpha: Floats, log_prob: Floats, target_entropy: float, weight: Floats) -> tuple[Floats, Floats]:
-    """Loss of the temperature, mean_batch(-log_alpha (log pi + target_entropy)), and its gradient by log alpha."""
+    """Return the loss of the temperature, mean_batch(-log_alpha (log pi + target_entropy)), and its gradient by log alpha."""
     gap = (weight * (log_prob + target_entropy)).sum()
     return np.asarray(-log_alpha * gap), np.asarray(-gap)
 
 
 def weights(batch: Data) -> Floats:
-    """What each row counts in a mean: 1 / (number of rows), or where there is a mask 1 / (number of rows in it) and 0 outside."""
+    """Return the weight of each row in a mean: 1 / (number of rows), or where there is a mask 1 / (number of rows in it) and 0 outside."""
     counted = np.ones(batch.rewards.shape, bool) if batch.mask is None else batch.mask
     weight: Floats = (counted / counted.sum()).astype(batch.rewards.dtype)
     return weight
@@ -215,7 +217,7 @@ def see(batch: Data, settings: Settings) -> Views:
 
 
 def learning_rates(state: Named, settings: Settings) -> list[float]:
-    """What is in force at this update: the rate times the schedule's factor, which counts updates from 0, or what was adapted to."""
+    """Return the rates of this update: the base rate times the schedule's factor, which counts updates from 0, or the adapted rate."""
     found = []
     for optimizer, rate, schedule in zip(OPTIMIZERS, settings.learning_rates, settings.schedules, strict=True):
         if isinstance(schedule, Adaptive):
@@ -227,9 +229,9 @@ def learning_rates(state: Named, settings: Settings) -> list[float]:
 
 
 def scheduled(state: Named, new: Named, batch: Data, rates: Sequence[float], settings: Settings) -> Arrays:
-    """What the optimizers keep of a scheduled rate: the one that was in force, or where it follows the policy's divergence the next one.
+    """Return the scheduled rates that optimizers keep: that of this update, or the next one where it follows the policy's divergence.
 
-    An update that leaves the policy alone says nothing of how far its steps go: the rate stays.
+    An update without a step of the policy says nothing about the length of its steps: the rate stays.
     """
     found: dict[str, float] = {}
     policy_stepped = (int(state["gradient_steps"]) + 1) % settings.policy_delay == 0
@@ -242,7 +244,7 @@ def scheduled(state: Named, new: Named, batch: Data, rates: Sequence[float], set
 
 
 def divergence(state: Named, new: Named, batch: Data, settings: Settings) -> float:
-    """KL(old || new) of the Gaussians before the tanh: sum_action log(s1/s0) + (s0^2 + (m0 - m1)^2) / (2 s1^2) - 1/2; its mean."""
+    """Return KL(old || new) of the Gaussians before the tanh: sum_action log(s1/s0) + (s0^2 + (m0 - m1)^2) / (2 s1^2) - 1/2; its mean."""
     seen = see(batch, settings).policy_now
     (mean, log_std, _, _), (new_mean, new_log_std, _, _) = (_gaussian(each, seen) for each in (state, new))
     ratio = np.exp(2 * (log_std - new_log_std)) + ((mean - new_mean) * np.exp(-new_log_std)) ** 2
@@ -251,7 +253,7 @@ def divergence(state: Named, new: Named, batch: Data, settings: Settings) -> flo
 
 
 def clip(gradients: Named, limit: float) -> Arrays:
-    """The gradients times min(1, limit / norm), norm being that of all of them together; unchanged when `limit` <= 0."""
+    """Return the gradients times min(1, limit / norm), norm being that of all of them together; unchanged when `limit` <= 0."""
     length = norm(gradients)
     if limit <= 0 or length <= limit:
         return dict(gradients)
@@ -259,12 +261,12 @@ def clip(gradients: Named, limit: float) -> Arrays:
 
 
 def norm(gradients: Named) -> Floats:
-    """The Euclidean norm of all of them together."""
+    """Return the Euclidean norm of all of them together."""
     return np.asarray(np.sqrt(sum((g**2).sum() for g in gradients.values())))
 
 
 def critics(state: Named) -> int:
-    """How many critics `state` holds."""
+    """Count the critics of `state`."""
     number = 0
     while f"critic_{number + 1}.head.bias" in state:
         number += 1
@@ -272,23 +274,21 @@ def critics(state: Named) -> int:
 
 
 def moment_name(optimizer: str, moment: str, parameter: str) -> str:
-    """The common name of a parameter's moment: `policy.head.bias` -> `policy_optimizer.first_moment.head.bias`."""
+    """Return the common name of a parameter's moment: `policy.head.bias` -> `policy_optimizer.first_moment.head.bias`."""
     if optimizer == "temperature_optimizer":
         return f"{optimizer}.{moment}"
     return f"{optimizer}.{moment}.{parameter.removeprefix('policy.')}"
 
 
-def _arrays(**values: Any) -> Arrays:
-    """What NumPy's reductions return are scalars; the common form is an array of shape `()`."""
+def _arrays(**values: ArrayLike) -> Arrays:
+    """Make arrays of shape `()` from the scalars that NumPy's reductions return."""
     return {name: np.asarray(value) for name, value in values.items()}
 
 
-def _joined(tree: Any, axes: int, dtype: np.dtype[Any]) -> Floats:
-    """The leaves of a (nested) dict in the order of its sorted keys, which is a Dict space's, each one flat, side by side."""
-    if isinstance(tree, Mapping):
-        return np.concatenate([_joined(tree[key], axes, dtype) for key in sorted(tree)], axis=-1)
-    array: Floats = tree.reshape(*tree.shape[:axes], -1).astype(dtype)
-    return array
+def _joined(tree: Tree, axes: int, dtype: DTypeLike) -> Floats:
+    """Flatten the leaves of a (nested) dict and join them in the order of their sorted names."""
+    flat = {name: leaf.reshape(*leaf.shape[:axes], -1).astype(dtype) for name, leaf in named_leaves(tree).items()}
+    return np.concatenate([flat[name] for name in sorted(flat, key=lambda name: name.split("."))], axis=-1)
 
 
 def _value(state: Named, critic: str, seen: Seen, action: Floats, draws: Sequence[Floats], settings: Settings) -> tuple[Floats, Tape]:
@@ -314,7 +314,7 @@ def _sample(state: Named, seen: Seen, noise: Floats) -> Sample:
 
 
 def _step(state: Named, optimizer: str, gradients: Named, learning_rate: float) -> Arrays:
-    """Adam (Kingma and Ba 2015, arXiv:1412.6980, algorithm 1) on the parameters that `gradients` names; the rest is kept."""
+    """Take a step of Adam (Kingma and Ba 2015, arXiv:1412.6980, algorithm 1) on the parameters that `gradients` names; the rest is kept."""
     new = dict(state)
     count = int(state[f"{optimizer}.count"]) + 1
     new[f"{optimizer}.count"] = np.asarray(count, np.int64)

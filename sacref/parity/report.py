@@ -1,4 +1,4 @@
-"""What is left of a parity run: a table, a JSON record with every update's numbers, and a plot of the drift."""
+"""Report of a parity run: a table, a JSON record with every update's numbers, and a plot of the drift."""
 
 import datetime
 import importlib.metadata
@@ -32,16 +32,16 @@ class Report:
     traces: Traces
 
     def largest(self, kind: str | None = None) -> Largest:
-        """The largest relative difference of any pair, over one kind or over all of them."""
+        """Return the largest relative difference of any pair, over one kind or over all of them."""
         traces = [trace for kinds in self.traces.pairs.values() for name, trace in kinds.items() if kind in (None, name)]
         return max((trace.largest_relative for trace in traces), key=lambda largest: largest.value, default=Largest(0.0, 0, ""))
 
     def within(self, tolerance: float) -> bool:
-        """Whether every state stayed together: parameters, targets, moments and alpha, relative, at every update."""
+        """Tell whether every state stayed together: parameters, targets, moments and alpha, relative, at every update."""
         return all(self.largest(kind).value <= tolerance for kind in ("parameters", "targets", "moments", "alpha"))
 
     def table(self) -> Table:
-        """The largest differences per pair and kind, for a rich console."""
+        """Tabulate the largest differences per pair and kind, for a rich console."""
         table = Table(title=f"{self.updates} updates in {self.problem.dtype}: largest differences", title_justify="left")
         for heading, justify in (("pair", "left"), ("kind", "left"), ("absolute", "right"), ("relative", "right"), ("update", "right")):
             table.add_column(heading, justify="right" if justify == "right" else "left")
@@ -56,7 +56,7 @@ class Report:
         return table
 
     def to_dict(self) -> dict[str, Any]:
-        """The record: schema of DESIGN section 6, raw samples per update included."""
+        """Return the record as JSON, with raw samples per update."""
         commit, dirty = _source()
         return {
             "schema_version": SCHEMA_VERSION,
@@ -77,7 +77,7 @@ class Report:
                 for (a, b), kinds in self.traces.pairs.items()
             },
             "samples": {
-                # Three digits of a difference say all that it has to say, and keep the file small.
+                # Three digits keep the file small.
                 "differences": {
                     f"{a} - {b}": {
                         kind: {"absolute": _short(trace.absolute), "relative": _short(trace.relative)} for kind, trace in kinds.items()
@@ -89,7 +89,7 @@ class Report:
         }
 
     def write(self, path: Path) -> tuple[Path, Path]:
-        """Write the record to `path`, and the drift plot beside it as PNG. Returns both paths."""
+        """Write the record to `path`, and the drift plot beside it as PNG; return both paths."""
         path.parent.mkdir(parents=True, exist_ok=True)
         record = self.to_dict()
         # One line per entry. Infinity (a side that is not finite) has no JSON of its own; Python's reader knows it.
@@ -124,7 +124,7 @@ def _short(values: Iterable[float]) -> list[float]:
 
 
 def _source() -> tuple[str | None, bool]:
-    """Commit of the source tree, and whether its code (results/ is none) differs from it. (None, True) outside Git."""
+    """Return the commit of the source tree, and whether its code (results/ is none) differs from it; (None, True) outside Git."""
     root = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str:
@@ -136,8 +136,8 @@ def _source() -> tuple[str | None, bool]:
         return None, True
 
 
-def _hardware() -> dict[str, Any]:
-    """The machine's kind, never its name."""
+def _hardware() -> dict[str, object]:
+    """Describe the machine's kind, never its name."""
     model = platform.processor() or platform.machine()
     processors = Path("/proc/cpuinfo")
     if processors.exists():

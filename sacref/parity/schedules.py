@@ -6,38 +6,38 @@ from dataclasses import dataclass
 from typing import Any
 
 Schedule = Callable[..., float]
-"""Updates made before -> factor of the rate; an `Adaptive` in its place."""
+"""Updates made before -> factor of the rate; or an `Adaptive`."""
 
 
 def constant(done: int) -> float:
-    """1."""
+    """Return 1."""
     return 1.0
 
 
 def linear(done: int, *, steps: float, end: float = 0.0) -> float:
-    """From 1 to `end` in `steps` updates."""
+    """Go from 1 to `end` in `steps` updates."""
     left = max(steps - done, 0) / steps
     return left + (1 - left) * end
 
 
 def cosine(done: int, *, steps: float, end: float = 0.0) -> float:
-    """From 1 to `end` in `steps` updates, along cos^2 of a quarter turn."""
+    """Go from 1 to `end` in `steps` updates, along cos^2 of a quarter turn."""
     weight = math.cos(math.pi / 2 * min(done, steps) / steps) ** 2
     return weight + (1 - weight) * end
 
 
 def exponential(done: int, *, decay: float) -> float:
-    """Multiplied by `decay` at every update."""
+    """Multiply by `decay` at every update."""
     return float(decay**done)
 
 
 def warm_up(done: int, *, steps: float) -> float:
-    """1/steps, 2/steps, ..., 1, 1."""
+    """Go through 1/steps, 2/steps, ..., 1, 1."""
     return min(done + 1, steps) / steps
 
 
 def piecewise(done: int, *, boundaries: tuple[float, ...], factors: tuple[float, ...]) -> float:
-    """`factors[i]`, i being how many boundaries are reached."""
+    """Return `factors[i]`, i being how many boundaries are reached."""
     return factors[sum(done >= boundary for boundary in boundaries)]
 
 
@@ -51,8 +51,8 @@ class Adaptive:
     min_lr: float = 1e-6
     max_lr: float = 1e-2
 
-    def __call__(self, rate: Any, divergence: float) -> float:
-        """The rate of the next update."""
+    def __call__(self, rate: float, divergence: float) -> float:
+        """Return the rate of the next update."""
         if divergence > self.kl_threshold * self.kl_factor:
             return max(float(rate) / self.lr_factor, self.min_lr)
         if divergence < self.kl_threshold / self.kl_factor:
@@ -64,7 +64,7 @@ FACTORS: dict[str, Schedule] = {each.__name__: each for each in (constant, linea
 
 
 def make(name: str | None, kwargs: dict[str, Any]) -> Schedule | None:
-    """The schedule of a name, as a configuration calls it; None for a rate that stays."""
+    """Make the schedule of a name in a configuration; None for a constant rate."""
     if name is None:
         return None
     if name == "kl_adaptive":
