@@ -47,14 +47,19 @@ def part(module: str) -> str:
 
 
 @cache
+def source(module: str) -> ast.Module:
+    """Return the parsed file of a module."""
+    path = PACKAGE.parent / Path(*module.split("."))
+    return ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8"))
+
+
+@cache
 def imports() -> dict[str, set[str]]:
     """Return the modules of sacref that each module names in its import statements, those inside of functions included."""
     found = {}
     for module in MODULES:
-        path = PACKAGE.parent / Path(*module.split("."))
-        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
         names: set[str] = set()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(source(module)):
             if isinstance(node, ast.ImportFrom) and node.module is not None:
                 names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
             elif isinstance(node, ast.Import):
@@ -108,6 +113,78 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
     while free := {module for module, others in below.items() if not others & below.keys()}:
         below = {module: others for module, others in below.items() if module not in free}
     assert sorted(below) == []
+
+
+def owned_names(tree: ast.Module) -> set[str]:
+    """Return the names that a file defines: functions, classes, fields, and attributes that it sets on `self` or `cls`."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) in ("self", "cls"):
+            names.add(node.attr)
+    return names
+
+
+OF_OTHERS = {"_replace", "_asdict", "_fields", "_make", "_add_info", "_schema", "_train"}
+"""Names of other libraries, named tuples' first, that files of sacref use and others define."""
+
+
+@cache
+def owners() -> dict[str, set[str]]:
+    """Return the files that define each name with an underscore. A name that no file defines is another library's."""
+    found: dict[str, set[str]] = {}
+    for module in MODULES:
+        for name in owned_names(source(module)):
+            if name.startswith("_") and not name.startswith("__") and name not in OF_OTHERS:
+                found.setdefault(name, set()).add(module)
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_attribute_with_an_underscore_is_touched_outside_the_file_that_owns_it(module: str) -> None:
+    attributes = {node.attr: ast.unparse(node) for node in ast.walk(source(module)) if isinstance(node, ast.Attribute)}
+    assert {text for name, text in attributes.items() if module not in owners().get(name, {module})} == set()
+
+
+DEEPER = {
+    "sacref.envs.mujoco_tasks.Hopper",
+    *(f"sacref.{b}.recurrent.Recurrent{m}" for b in ("torch", "jax") for m in ("Policy", "QFunction")),
+}
+"""Classes with more than two of sacref's above them."""
+
+
+def classes() -> dict[str, list[str]]:
+    """Return the bases of each class of sacref, by their last names."""
+    found = {}
+    for module in MODULES:
+        for node in ast.walk(source(module)):
+            if isinstance(node, ast.ClassDef):
+                bases = [base.value if isinstance(base, ast.Subscript) else base for base in node.bases]
+                found[f"{module}.{node.name}"] = [ast.unparse(base).rpartition(".")[2] for base in bases]
+    return found
+
+
+def test_inheritance_is_at_most_three_classes_deep() -> None:
+    found = classes()
+    names: dict[str, list[str]] = {}
+    for path in found:
+        names.setdefault(path.rpartition(".")[2], []).append(path)
+
+    def depth(path: str, below: frozenset[str] = frozenset()) -> int:
+        # Of several classes of one name the deepest counts.
+        bases = [base for name in found[path] for base in names.get(name, []) if base not in below | {path}]
+        return 1 + max((depth(base, below | {path}) for base in bases), default=0)
+
+    assert {path for path in found if depth(path) > 3} <= DEEPER
+
+
+def test_the_parts_of_an_agent_do_not_know_it() -> None:
+    agent = "sacref.agent.agent"
+    knows = {module for module, others in imports().items() if agent in others}
+    assert knows == {"sacref.torch.agent", "sacref.jax.agent"}
 
 
 def test_few_entries_stand_at_the_top() -> None:
