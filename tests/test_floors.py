@@ -128,7 +128,7 @@ def owned_names(tree: ast.Module) -> set[str]:
     return names
 
 
-OF_OTHERS = {"_replace", "_asdict", "_fields", "_make", "_add_info", "_schema", "_train"}
+OF_OTHERS = {"_replace", "_asdict", "_fields", "_make", "_add_info", "_train", "_version"}
 """Names of other libraries, named tuples' first, that files of sacref use and others define."""
 
 
