@@ -1,1 +1,1 @@
-"""What stands behind every published number: learning and throughput suites, their JSON records, and the report made from them."""
+"""The benchmark suites, their JSON records, and the report made from them: the source of every published number."""

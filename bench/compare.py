@@ -1,9 +1,9 @@
-"""Which figure of a suite moved beyond its noise: `python -m bench.compare OLD NEW`, two records or two folders of records.
+"""Comparison of two records, or two folders of records: which figures moved beyond their noise: `python -m bench.compare OLD NEW`.
 
-The ratio is that of the medians; its 95% interval is a percentile bootstrap over the raw rounds (or seeds) of both sides. A bootstrap and
-not a permutation test: it says how much, and not only whether, and with five rounds a side no permutation is rarer than 1 in 126. It knows
-the noise within a run alone. How fast the machine was on the day shows in the reference figures (matrix products, environments, peers),
-which are listed first; and what changes by less than the tolerance has not moved.
+The ratio is that of the medians; its 95% interval is a percentile bootstrap over the raw rounds (or seeds) of both sides. A permutation
+test would not say how much, and with five rounds a side none is rarer than 1 in 126. The interval covers the noise within a run; the speed
+of the machine on that day shows in the reference figures (matrix products, environments, peers), which are listed first. A change below the
+tolerance counts as none.
 """
 
 import sys
@@ -33,7 +33,7 @@ class NotComparableError(ValueError):
 
 
 class Change(NamedTuple):
-    """What became of a figure."""
+    """The change of a figure."""
 
     name: str
     old: float
@@ -41,7 +41,7 @@ class Change(NamedTuple):
     new: float
     unit: str
     ratio: float | None
-    """Of the medians, new / old; None where the old one is not positive."""
+    """Ratio of the medians, new / old; None where the old one is not positive."""
     interval: Interval | None
     """95%, of the ratio; None where a side has fewer than two samples."""
     verdict: Verdict
@@ -63,9 +63,9 @@ def main(
     Args:
         old: a record, or a folder of records.
         new: the same, measured later.
-        tolerance: what changes by a smaller share has not moved, whatever the rounds say.
-        fail: exit with status 1 if a figure of sacref's got worse beyond its noise.
-        force: compare what was measured on different machines or with different configurations, as far as the figures' names agree.
+        tolerance: relative change below which a figure counts as unchanged.
+        fail: exit with status 1 if a figure of sacref is worse beyond its noise.
+        force: compare runs of different machines or configurations, as far as the names of the figures agree.
 
     Returns:
         Exit status: 0; 1 with `fail` where something got worse; 2 if the two cannot be compared.
@@ -88,7 +88,7 @@ def main(
 
 
 def load(path: Path) -> list[AnyRecord]:
-    """The records of a file or a folder.
+    """Read the records of a file or a folder.
 
     Raises:
         RecordError: if a file is no record. NotComparableError: if there is none.
@@ -114,10 +114,10 @@ def figures(records: Sequence[AnyRecord]) -> dict[str, Figure]:
 
 
 def comparable(old: Sequence[AnyRecord], new: Sequence[AnyRecord]) -> list[str]:
-    """What keeps the two from being compared: nothing, or machines, configurations or runs that differ.
+    """List the differences in machine, configuration or runs that keep the two from being compared.
 
     Raises:
-        NotComparableError: if they are of two suites.
+        NotComparableError: for records of two suites.
     """
     suites = {one.suite for one in (*old, *new)}
     if len(suites) > 1:
@@ -138,20 +138,20 @@ def comparable(old: Sequence[AnyRecord], new: Sequence[AnyRecord]) -> list[str]:
 
 
 def circumstances(one: AnyRecord) -> dict[str, Any]:
-    """What must agree: the machine and the configuration. Versions of libraries and of sacref may be what is compared."""
+    """Return what must agree: the machine and the configuration. Versions of libraries and of sacref may differ."""
     hardware = {name: getattr(one.hardware, name) for name in ("cpu_model", "cores", "threads", "accelerator")}
-    # `run` is what a training wrote of itself; it names every field that a version has.
+    # `run` is the configuration that a training wrote; its fields differ between versions.
     return hardware | {f"configuration.{name}": value for name, value in one.configuration.items() if name != "run"}
 
 
 def compare(old: dict[str, Figure], new: dict[str, Figure], tolerance: float) -> tuple[list[Change], list[str]]:
-    """The change of every figure that both sides have, references first; and the names of the others."""
+    """Return the change of every figure that both sides have, references first, and the names of the others."""
     changes = [change(name, old[name], new[name], tolerance) for name in old if name in new]
     return sorted(changes, key=lambda found: not found.reference), sorted(old.keys() ^ new.keys())
 
 
 def change(name: str, old: Figure, new: Figure, tolerance: float) -> Change:
-    """What became of a figure."""
+    """Compare two figures of one name."""
     before, after = float(np.median(old.values)), float(np.median(new.values))
     ratio = after / before if before > 0 else None
     interval = ratio_interval(old.values, new.values) if ratio is not None else None
@@ -164,7 +164,7 @@ def change(name: str, old: Figure, new: Figure, tolerance: float) -> Change:
 
 
 def ratio_interval(old: Sequence[float], new: Sequence[float]) -> Interval | None:
-    """95% percentile-bootstrap interval of median(new) / median(old); None for fewer than two samples a side. Seeded."""
+    """Return the 95% percentile-bootstrap interval of median(new) / median(old), seeded; None for fewer than two samples a side."""
     if len(old) < 2 or len(new) < 2 or min(old) <= 0:
         return None
 
@@ -185,7 +185,7 @@ def ratio_interval(old: Sequence[float], new: Sequence[float]) -> Interval | Non
 
 
 def show(changes: Sequence[Change], old: Sequence[AnyRecord], new: Sequence[AnyRecord], tolerance: float, console: Console) -> None:
-    """Print the table, and what it comes to."""
+    """Print the table and a summary."""
     table = Table(title=f"{_source(old)} -> {_source(new)}", title_justify="left")
     for heading in ("", "old", "new", "new / old", "95%", "beyond noise"):
         table.add_column(heading, justify="left" if heading in ("", "beyond noise") else "right")

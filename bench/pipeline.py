@@ -1,7 +1,6 @@
 """Everything that results/ holds, in one command: `python -m bench` (`make bench`).
 
-What is timed runs first, while nothing else does; then parity; then the learning runs; then the report. What is recorded is not measured
-again.
+Timed suites run first, while nothing else does; then parity, the learning runs, and the report. Recorded suites are not measured again.
 """
 
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ def main(*, preset: Preset | None = None, learning_preset: str | None = None, re
         learning_preset: a preset or suite of `python -m bench learning`; unless given, the longest that fits the machine, and for smoke
             its smoke.
         results: folder of the records; unless given results, and for smoke runs/smoke, since a smoke run is no result.
-        dry_run: say what would be done, and stop.
+        dry_run: print the plan, and stop.
 
     Returns:
         Exit status: that of the first stage that failed, else 0.
@@ -54,7 +53,7 @@ def main(*, preset: Preset | None = None, learning_preset: str | None = None, re
 
 
 def _plan(left: Sequence[Stage], count: int, *, dry_run: bool) -> str:
-    """What will be done, in a sentence or two."""
+    """Describe the plan in a sentence or two."""
     if not left:
         return "All is recorded, and nothing is left to measure" + (
             ". Nothing was started." if dry_run else ": only the report is written."

@@ -1,4 +1,4 @@
-"""The only writer of results/README.md and of the plots beside the records: `python -m bench.report [--check]`."""
+"""The report, results/README.md, and the plots beside the records: `python -m bench.report [--check]`."""
 
 import sys
 from collections.abc import Sequence
@@ -16,18 +16,18 @@ RESULTS = machine.ROOT / "results"
 
 HEADER = """# Results
 
-What sacref, Soft Actor-Critic on PyTorch and on JAX, was measured to do: how well it learns, how fast it is, how far its two backends
-are apart. Made by `python -m bench.report` from the JSON records beside this page; do not edit it. A record holds the raw samples, seed,
+Measurements of sacref, Soft Actor-Critic on PyTorch and on JAX: how well it learns, how fast it is, how far its two backends are apart.
+Made by `python -m bench.report` from the JSON records beside this page; do not edit it. A record holds the raw samples, seed,
 configuration, hardware, library versions and commit of one run. `python -m bench` measures again.
 """
 
 
 class StaleError(RuntimeError):
-    """What lies under results/ is not what the records give."""
+    """The report or a plot differs from its records."""
 
 
 def main(*, results: Path = RESULTS, check: bool = False) -> int:
-    """Write results/README.md and the plots, or say whether they are up to date.
+    """Write results/README.md and the plots, or check them.
 
     Args:
         results: folder of the records.
@@ -43,14 +43,14 @@ def main(*, results: Path = RESULTS, check: bool = False) -> int:
 
 
 def build(results: Path, *, check: bool = False) -> list[Path]:
-    """Write what differs from what the records give.
+    """Write the files that differ from their records.
 
     Returns:
         The files written.
 
     Raises:
         RecordError: if a JSON file is no record.
-        StaleError: if `check`, and something would be written.
+        StaleError: with `check`, if a file would be written.
     """
     sections = [section for suite in suites.find().values() if (section := suite.section(results)) is not None]
     shown: dict[Path, Picture] = {}
@@ -74,7 +74,7 @@ def build(results: Path, *, check: bool = False) -> list[Path]:
 
 
 def _summary(sections: Sequence[Section]) -> list[str]:
-    """The main findings in a table, and where each stands."""
+    """Format the main findings as a table, with a link to each section."""
     rows = []
     for section in sections:
         if section.findings:

@@ -1,4 +1,4 @@
-"""Whether our runs agree with published ones, of which only mean, standard deviation and number of seeds are known."""
+"""Tests of two sets of returns: agreement with published runs, known by mean, standard deviation and seeds; equivalence of two backends."""
 
 import math
 from collections.abc import Sequence
@@ -19,16 +19,16 @@ Verdict = Literal["agrees", "below", "above", "cannot tell"]
 
 
 class Summary(NamedTuple):
-    """What is known of some runs."""
+    """Summary statistics of some runs."""
 
     mean: float
     std: float
-    """Of the sample: over n - 1."""
+    """Sample standard deviation, over n - 1."""
     seeds: int
 
 
 class Agreement(NamedTuple):
-    """Our runs beside published ones."""
+    """Comparison of our runs with published ones."""
 
     difference: float
     """Our mean less the published one."""
@@ -40,7 +40,7 @@ class Agreement(NamedTuple):
 
 
 def agreement(ours: Sequence[float], published: Summary) -> Agreement:
-    """Our runs beside published ones.
+    """Compare our runs with published ones.
 
     Args:
         ours: return of each seed.
@@ -68,7 +68,7 @@ def agreement(ours: Sequence[float], published: Summary) -> Agreement:
 
 
 def welch_interval(first: Summary, second: Summary) -> Interval:
-    """95% interval of the first mean less the second: Welch's t, the variances may differ. Both have two seeds or more."""
+    """Return the 95% interval of the first mean less the second: Welch's t, the variances may differ. Both have two seeds or more."""
     error, freedom = _welch(first, second)
     half = float(scipy.stats.t.ppf(0.5 + LEVEL / 2, freedom)) * error
     apart = first.mean - second.mean
@@ -76,7 +76,7 @@ def welch_interval(first: Summary, second: Summary) -> Interval:
 
 
 def smallest_difference(first: Summary, second: Summary) -> float:
-    """The difference of the true means that Welch's test (two-sided, 5%) finds with 80% power, were the spreads those that were seen.
+    """Return the difference of the true means that Welch's test (two-sided, 5%) finds with 80% power, for the observed spreads.
 
     Solved with the noncentral t; both have two seeds or more.
     """
@@ -93,7 +93,7 @@ def smallest_difference(first: Summary, second: Summary) -> float:
 
 
 def _welch(first: Summary, second: Summary) -> tuple[float, float]:
-    """Standard error of the difference, and Welch and Satterthwaite's degrees of freedom."""
+    """Return the standard error of the difference, and Welch and Satterthwaite's degrees of freedom."""
     shares = [each.std**2 / each.seeds for each in (first, second)]
     error = math.sqrt(sum(shares))
     if error == 0.0:
@@ -102,7 +102,7 @@ def _welch(first: Summary, second: Summary) -> tuple[float, float]:
 
 
 class Equivalence(NamedTuple):
-    """Two sets of runs, tested for being alike within a margin."""
+    """Result of a test of equivalence between two sets of runs."""
 
     difference: float
     """First mean less the second."""
@@ -114,12 +114,12 @@ class Equivalence(NamedTuple):
 
     @property
     def equivalent(self) -> bool:
-        """Whether both one-sided tests reject a difference of the margin or more, at 5%."""
+        """True if both one-sided tests reject a difference of the margin or more, at 5%."""
         return self.p_value < 1 - LEVEL
 
 
 def equivalence(first: Sequence[float], second: Sequence[float]) -> Equivalence | None:
-    """Test whether two means differ by less than `MARGIN` of the mean of all runs, by two one-sided Welch tests.
+    """Test that two means differ by less than `MARGIN` of the mean of all runs, by two one-sided Welch tests.
 
     Schuirmann 1987, "A comparison of the two one-sided tests procedure and the power approach". None for fewer than two runs of one.
     """

@@ -1,7 +1,7 @@
 """Statistics over several tasks and seeds: Agarwal et al. 2021 (arXiv:2108.13264).
 
-rliable is its authors' library. Version 1.2.0, the newest, is untyped, wants arch below 8, and that fails to import beside pandas 3; so the
-few lines that the report needs are here, on NumPy. Intervals are 95% and of percentiles. A task is a stratum: its runs are resampled among
+The authors' library, rliable 1.2.0, is untyped and needs arch below 8, which fails to import beside pandas 3; the few lines that the report
+needs are here, on NumPy. Intervals are 95% and of percentiles. A task is a stratum: its runs are resampled among
 themselves. Every function is seeded, so that the report repeats itself.
 """
 
@@ -37,7 +37,7 @@ class Profile(NamedTuple):
 
 
 def scores(tasks: Sequence[Sequence[float]]) -> NDArray[np.float64]:
-    """Scores by task and run.
+    """Arrange scores by task and run.
 
     Args:
         tasks: of each task, the score of each run.
@@ -55,7 +55,7 @@ def scores(tasks: Sequence[Sequence[float]]) -> NDArray[np.float64]:
 
 
 def iqm(tasks: Sequence[Sequence[float]]) -> Estimate:
-    """Interquartile mean over all runs of all tasks, with its stratified-bootstrap interval (section 4.3).
+    """Return the interquartile mean over all runs of all tasks, with its stratified-bootstrap interval (section 4.3).
 
     Args:
         tasks: of each task, the normalised score of each run.
@@ -64,7 +64,7 @@ def iqm(tasks: Sequence[Sequence[float]]) -> Estimate:
 
 
 def probability_of_improvement(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> Estimate:
-    """How likely a run of the first has a higher score than one of the second on a task drawn at random; ties count half (section 4.3).
+    """Estimate the probability that a run of the first scores above one of the second on a random task; ties count half (section 4.3).
 
     Mann and Whitney's U over the number of pairs, averaged over the tasks. The runs of both are resampled.
 
@@ -73,7 +73,7 @@ def probability_of_improvement(first: Sequence[Sequence[float]], second: Sequenc
         second: as `first`, of the same tasks; the number of runs may differ.
 
     Raises:
-        ValueError: if the tasks are not as many.
+        ValueError: for different numbers of tasks.
     """
     one, other = scores(first), scores(second)
     if len(one) != len(other):
@@ -82,7 +82,7 @@ def probability_of_improvement(first: Sequence[Sequence[float]], second: Sequenc
 
 
 def performance_profile(tasks: Sequence[Sequence[float]], thresholds: Sequence[float]) -> Profile:
-    """The share of runs above each threshold, averaged over the tasks, with pointwise intervals (section 4.2, score distributions).
+    """Return the share of runs above each threshold, averaged over the tasks, with pointwise intervals (section 4.2, score distributions).
 
     Args:
         tasks: of each task, the normalised score of each run.
@@ -99,13 +99,13 @@ def performance_profile(tasks: Sequence[Sequence[float]], thresholds: Sequence[f
 
 
 def _won(first: Resampled, second: Resampled) -> Float[np.ndarray, " resamples"]:
-    """The share of the pairs that the first wins."""
+    """Return the share of pairs that the first wins."""
     apart = first[:, :, :, None] - second[:, :, None, :]
     return np.asarray(((apart > 0) + 0.5 * (apart == 0)).mean(axis=(1, 2, 3)))
 
 
 def _estimate(statistic: Callable[..., NDArray[np.float64]], *known: Scores) -> Estimate:
-    """A statistic of one sample or two, each with a leading axis of resamples; and its interval."""
+    """Return a statistic of one or two samples, and its interval; `statistic` takes a leading axis of resamples."""
     value = float(statistic(*(each[None] for each in known))[0])
     if min(each.shape[1] for each in known) < 2:
         return Estimate(value, None)
@@ -114,7 +114,7 @@ def _estimate(statistic: Callable[..., NDArray[np.float64]], *known: Scores) -> 
 
 
 def _resample(known: Scores, generator: np.random.Generator) -> Resampled:
-    """Runs drawn with replacement within each task."""
+    """Draw runs with replacement within each task."""
     chosen = generator.integers(known.shape[1], size=(RESAMPLES, *known.shape))
     return np.asarray(np.take_along_axis(known[None], chosen, axis=2))
 

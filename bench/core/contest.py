@@ -1,4 +1,4 @@
-"""Agents that take gradient steps in turn, each other's and the machine's matrix products' rounds beside their own."""
+"""Interleaved timing of agents that take gradient steps and of matrix products."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
@@ -21,12 +21,12 @@ def measure(
     rounds: int,
     round_seconds: float,
 ) -> tuple[list[CellT], dict[KeyT, list[Timing]]]:
-    """The cells with their timings, and the products' timings. A cell that does not fit the memory is told so, and left out.
+    """Time cells and products in turn. A cell that does not fit the memory says so, and has no timings.
 
     Args:
         cells: without timings.
         agent_of: makes the agent of a cell, ready to learn.
-        products: makes each of what is timed beside.
+        products: makes each product.
         rounds: of each contender. round_seconds: a round takes at least so long, and at least one call.
     """
     found = list(cells)
@@ -58,7 +58,7 @@ def measure(
 
 
 def product(backend: str, rows: int, inner: int, columns: int) -> Timed:
-    """Products of two float32 matrices, one after another, without what it costs to ask for each."""
+    """Make products of two float32 matrices, many in a call, so that the cost of a call does not count."""
     from bench.core import precisions, products
 
     precisions.use(backend, "float32")

@@ -1,4 +1,4 @@
-"""What a module that a suite starts in a process of its own says to whoever else starts it."""
+"""Entry point of a module that a suite starts as a process: it tells others, in one line, which command to use."""
 
 import reprlib
 import sys
@@ -12,13 +12,13 @@ _short.maxstring = _short.maxother = 80
 
 
 def read(takes: str, suite: str, arguments: Sequence[str], parse: Callable[[Sequence[str]], ParsedT]) -> ParsedT:
-    """What the suite has said to the module; one line, and the end of the process, where it was another who started it.
+    """Parse the arguments of a suite; for any others, print one line and end the process.
 
     Args:
-        takes: what the module is called with, for the line.
-        suite: the module that starts it.
+        takes: command line of the module, for the line.
+        suite: command that starts the module.
         arguments: of the command line.
-        parse: of the arguments; a ValueError, TypeError or LookupError of its says that they are not the suite's.
+        parse: raises a ValueError, TypeError or LookupError for arguments that are not the suite's.
 
     Raises:
         SystemExit: 0 for --help or -h, 2 for what `parse` refuses.
@@ -36,9 +36,9 @@ def read(takes: str, suite: str, arguments: Sequence[str], parse: Callable[[Sequ
 
 
 def refuse(module: str, suite: str) -> None:
-    """`read` of a module whose functions the suite calls, and which has no command line."""
+    """Refuse every start of a module that has no command line."""
     read(f"{module} has no command line", suite, sys.argv[1:], _nothing)
 
 
 def _nothing(arguments: Sequence[str]) -> Any:
-    raise ValueError("there is nothing that it takes")
+    raise ValueError("it takes no arguments")

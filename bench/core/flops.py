@@ -1,19 +1,22 @@
-"""How many floating-point operations a gradient step needs: its matrix products, counted exactly; a multiplication and an addition are two.
+"""Floating-point operations of a gradient step: its matrix products, counted exactly; a multiplication and an addition are two.
 
-What else a step does (activations, Adam, targets) is linear in the activations or the parameters, and is left out.
+The rest of a step (activations, Adam, targets) is linear in the activations or the parameters, and is left out.
 """
 
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+GFLOPS = {"cpu_core": 40.0, "gpu": 5_000.0}
+"""For the estimate: billions of operations in a second of a core, and of an accelerator."""
+
 
 def update_flops(*, observation: int, action: int, hidden: Sequence[int], batch: int, critics: int = 2) -> int:
-    """Operations of one gradient step of feed-forward networks, if nothing is computed that is not used.
+    """Count the operations of one gradient step of feed-forward networks; nothing that is not used is computed.
 
     Forward, a layer of i inputs and o outputs costs 2 i o an element of the batch; backward the same once for its weights' gradient and
-    once for its inputs'. No gradient is needed of a network's input, nor of the critics' weights in the actor's pass, whose gradient
-    leaves the critics by the action alone.
+    once for its inputs'. Networks' inputs need no gradient, nor do the critics' weights in the actor's pass, whose gradient leaves
+    the critics by the action alone.
 
     Args:
         observation, action: sizes. hidden: widths of every network's hidden layers.
@@ -35,15 +38,15 @@ class RecurrentFlops(NamedTuple):
 
     total: int
     recurrence: int
-    """Of these, in the products of a hidden state with its weights: a step of the sequence at a time, each after the one before."""
+    """The part of `total` in products of a hidden state with its weights: a step of the sequence at a time, each after the one before."""
     cell_steps: int
-    """How many steps the cells take one after another: forward, and backward where a gradient is taken."""
+    """Number of steps that the cells take one after another: forward, and backward where a gradient is taken."""
 
 
 def recurrent_update_flops(
     *, observation: int, action: int, hidden: Sequence[int], size: int, gates: int, sequence_length: int, batch: int, critics: int = 2
 ) -> RecurrentFlops:
-    """Operations of one gradient step of `default_models(recurrent=...)`, if nothing is computed that is not used.
+    """Count the operations of one gradient step of `default_models(recurrent=...)`; nothing that is not used is computed.
 
     Each network has a cell over observation and previous action, and a perceptron over the cell's output and the observation (and the
     critics' action). The update asks for the steps before the actions and for those after them: for those, the cell takes a step more.
@@ -80,16 +83,16 @@ def recurrent_update_flops(
 
 
 def product_flops(rows: int, inner: int, columns: int) -> int:
-    """Operations of the product of a matrix of rows x inner and one of inner x columns."""
+    """Count the operations of the product of a matrix of rows x inner and one of inner x columns."""
     return 2 * rows * inner * columns
 
 
 def matmul_flops(size: int) -> int:
-    """Operations of the product of two square matrices."""
+    """Count the operations of the product of two square matrices."""
     return product_flops(size, size, size)
 
 
 def _network(widths: Sequence[int]) -> tuple[int, int]:
-    """Forward operations an element, of all layers and of the first."""
+    """Return the forward operations for each element, of all layers and of the first."""
     layers = [2 * inputs * outputs for inputs, outputs in pairwise(widths)]
     return sum(layers), layers[0]

@@ -1,4 +1,4 @@
-"""What a record says about where it was measured: the machine, the library versions, the state of the source."""
+"""The machine, the library versions and the state of the source, as a record names them."""
 
 import importlib.metadata
 import os
@@ -19,7 +19,7 @@ LIBRARIES = ("numpy", "gymnasium", "mujoco", "torch", "jax", "jaxlib", "flax", "
 
 
 def hardware(accelerator: str | None) -> "Hardware":
-    """Return this machine, and how many of its cores this process may use."""
+    """Describe this machine, and the number of cores that this process may use."""
     # Here alone: the interpreters of peers, which import this module, lack msgspec.
     from bench.core.record import Hardware
 
@@ -33,20 +33,20 @@ def hardware(accelerator: str | None) -> "Hardware":
 
 
 def slug(where: "Hardware") -> str:
-    """A short name of a kind of machine, for file names: the accelerator or the CPU, and the number of cores."""
+    """Return a short name of a kind of machine, for file names: the accelerator or the CPU, and the number of cores."""
     model = re.sub(r"\((r|tm)\)|@.*|\d+-core|processor|cpu", " ", (where.accelerator or where.cpu_model).lower())
     return "-".join([*re.findall(r"[a-z0-9]+", model), f"{where.cores}core"])
 
 
 def available_cores() -> list[int]:
-    """The cores that this process may run on."""
+    """Return the cores that this process may run on."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def keep_to_cores(cores: Iterable[int]) -> None:
-    """Bind this process to these cores. To be called before NumPy, torch or JAX is imported.
+    """Bind this process to these cores, before NumPy, torch or JAX is imported.
 
-    It is what limits JAX: XLA sizes its thread pools by the cores that the process may use, and computes on two of two cores under
+    Nothing else limits JAX: XLA sizes its thread pools by the cores that the process may use, and computes on two of two cores under
     `--xla_cpu_multi_thread_eigen=false`. Only Linux can bind; elsewhere a record says how many cores its run was free to use.
     """
     if hasattr(os, "sched_setaffinity"):
@@ -54,18 +54,18 @@ def keep_to_cores(cores: Iterable[int]) -> None:
 
 
 def threads(number: int) -> dict[str, str]:
-    """Environment of a process that shall compute on so many threads, beside `keep_to_cores`."""
+    """Return the environment variables that limit a process to so many threads, in addition to `keep_to_cores`."""
     counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(number))
-    # Two processes beside each other on one accelerator: neither may take the memory whole.
+    # Two processes that share an accelerator: neither may take all of its memory.
     return {**counts, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 
 ONE_THREAD: Mapping[str, str] = threads(1)
-"""Environment of a run that shall compute on one thread."""
+"""Environment variables of a run on one thread."""
 
 
 def find_accelerators() -> list[str]:
-    """Names of this machine's NVIDIA devices, whether a backend can use them or not. Loads no backend."""
+    """Return the names of this machine's NVIDIA devices, usable or not, without loading a backend."""
     try:
         answer = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError):
@@ -74,12 +74,12 @@ def find_accelerators() -> list[str]:
 
 
 def find_accelerator() -> str | None:
-    """Name of the first of them; None for a machine without."""
+    """Return the name of the first NVIDIA device; None for a machine without."""
     return next(iter(find_accelerators()), None)
 
 
 def power_watts() -> float | None:
-    """What this machine's first NVIDIA device draws now; None without one, and if it does not tell."""
+    """Return the power that the first NVIDIA device draws now; None without one, and if it does not tell."""
     query = ["nvidia-smi", "--id=0", "--query-gpu=power.draw", "--format=csv,noheader,nounits"]
     try:
         return float(subprocess.run(query, check=True, capture_output=True, text=True).stdout)
@@ -88,7 +88,7 @@ def power_watts() -> float | None:
 
 
 def accelerator(backend: str) -> str | None:
-    """Name of the device that `backend` computes on unless told otherwise, None for the CPU. Imports the backend."""
+    """Import `backend`, and return the name of its default device; None for the CPU."""
     if backend == "torch":
         import torch
 
@@ -100,7 +100,7 @@ def accelerator(backend: str) -> str | None:
 
 
 def libraries(names: Sequence[str] = LIBRARIES) -> dict[str, str]:
-    """Versions of Python and of those `names` that are installed."""
+    """Return the versions of Python and of the installed libraries among `names`."""
     versions = {"python": platform.python_version()}
     for name in names:
         try:
@@ -111,7 +111,7 @@ def libraries(names: Sequence[str] = LIBRARIES) -> dict[str, str]:
 
 
 def source() -> tuple[str | None, bool]:
-    """Commit of the checkout, and whether its code (what results/ holds is no code) differs from it. (None, True) outside Git."""
+    """Return the commit of the checkout, and True if its code (all but results/) differs from it; (None, True) outside Git."""
     try:
         commit = _git("rev-parse", "HEAD").strip()
         changes = _git("status", "--porcelain", "--", ".", ":(exclude)results")

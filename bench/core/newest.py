@@ -1,4 +1,4 @@
-"""Which records of a suite the page shows."""
+"""The records of a suite that the page shows."""
 
 from pathlib import Path
 from typing import Generic, NamedTuple

@@ -1,4 +1,4 @@
-"""The sections of results/README.md, and what they share: a table, a number, a picture that is due."""
+"""Parts of results/README.md: sections, tables, numbers, pictures."""
 
 import hashlib
 import html
@@ -21,7 +21,7 @@ class Finding(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A part of the page, the pictures that it shows, and what of it belongs in the summary."""
+    """A part of the page, its pictures, and its findings for the summary."""
 
     paragraphs: list[str]
     pictures: Mapping[Path, Picture]
@@ -29,18 +29,18 @@ class Section(NamedTuple):
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Format a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines) + "\n"
 
 
 def image(about: str, path: Path, results: Path) -> str:
-    """A picture, in the colours of the reader's page.
+    """Show a picture, in the colours of the reader's page.
 
     Args:
-        about: what it shows, for those who do not see it.
+        about: a description for those who do not see it.
         path: the picture for a light page, under `results`.
-        results: where the page lies.
+        results: folder of the page.
     """
     light, dark = (file.relative_to(results).as_posix() for file in (path, pictures.dark(path)))
     return (
@@ -50,12 +50,12 @@ def image(about: str, path: Path, results: Path) -> str:
 
 
 def folded(summary: str, body: str) -> str:
-    """What opens on a click."""
+    """Fold a text behind a click."""
     return f"<details><summary>{html.escape(summary)}</summary>\n\n{body}\n</details>\n"
 
 
 def digest(*data: Any) -> str:
-    """What a picture is drawn from, in one word. To six digits: the last ones of a number differ from machine to machine."""
+    """Hash the data of a picture, to six digits: the last digits of a number differ between machines."""
     return hashlib.sha256(json.dumps([pictures.STYLE_VERSION, *_rounded(data)], sort_keys=True).encode()).hexdigest()
 
 
@@ -68,26 +68,26 @@ def _rounded(value: Any) -> Any:
 
 
 def number(value: float | None) -> str:
-    """Rounded to an integer, or empty."""
+    """Format a number as an integer; None is empty."""
     return "" if value is None else f"{value:,.0f}"
 
 
 def signed(value: float) -> str:
-    """As `number`, with its sign."""
+    """Format a number as an integer with its sign."""
     return f"{value:+,.0f}"
 
 
 def interval(value: Interval | None, *, digits: int = 0) -> str:
-    """Both ends with so many decimals, or empty."""
+    """Format both ends with so many decimals; None is empty."""
     return "" if value is None else f"[{value.low:,.{digits}f}, {value.high:,.{digits}f}]"
 
 
 def source(version: str, commit: str | None, dirty: bool) -> str:
-    """The source that a record was measured with."""
+    """Name the source that a record was measured with."""
     return f"sacref {version}, " + (f"commit {commit[:10]}{' with changes' if dirty else ''}" if commit else "outside a Git checkout")
 
 
 def place(hardware: Hardware) -> str:
-    """The kind of machine that a record was measured on."""
+    """Name the kind of machine that a record was measured on."""
     where = f"{hardware.cpu_model}, {hardware.cores} cores"
     return f"{hardware.accelerator}, {where}" if hardware.accelerator else where

@@ -1,4 +1,4 @@
-"""Pictures of the report: each drawn for a light page and for a dark one, and carrying the digest of what it was drawn from.
+"""Pictures of the report: each is drawn for a light and for a dark page, and carries the digest of its data.
 
 The digest tells a stale picture from a fresh one without drawing it, so it does not matter which machine or which Matplotlib drew it.
 """
@@ -15,14 +15,14 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 STYLE_VERSION = 5
-"""Raised when a picture should be drawn anew from the same data."""
+"""Raised when pictures should be drawn again from the same data."""
 DPI = 110
 COLOURS = 128
-"""Of a picture's palette: a quarter of the size of one with every shade."""
+"""Size of a picture's palette; a file with every shade is four times as large."""
 
 
 class Theme(NamedTuple):
-    """Of a page."""
+    """Colours of a page."""
 
     paper: str
     ink: str
@@ -36,23 +36,23 @@ class Picture(NamedTuple):
     """A picture that the report needs."""
 
     digest: str
-    """Of what it is drawn from."""
+    """Hash of its data."""
     draw: Callable[[], Figure]
-    """Draws it, in the colours of the theme that is chosen."""
+    """Draws it, in the colours of the current theme."""
 
 
 def dark(path: Path) -> Path:
-    """Where the picture for a dark page lies, beside that for a light one."""
+    """Return the path of the picture for a dark page, given that for a light one."""
     return path.with_stem(f"{path.stem}-dark")
 
 
 def files(pictures: Mapping[Path, Picture]) -> dict[Path, tuple[Picture, Theme]]:
-    """Every file that the pictures make."""
+    """Return every file of the pictures."""
     return {file: (picture, theme) for path, picture in pictures.items() for file, theme in ((path, LIGHT), (dark(path), DARK))}
 
 
 def digest_of(path: Path) -> str | None:
-    """The digest that a picture carries; None if there is no such picture, or it carries none."""
+    """Return the digest that a picture carries; None if there is no such picture, or it carries none."""
     if not path.exists():
         return None
     with Image.open(path) as image:
@@ -73,17 +73,17 @@ def write(path: Path, picture: Picture, theme: Theme) -> None:
 
 
 def ink() -> str:
-    """The colour of text in the theme that is chosen."""
+    """Return the colour of text in the current theme."""
     return str(mpl.rcParams["text.color"])
 
 
 def paper() -> str:
-    """The colour of the page in the theme that is chosen."""
+    """Return the colour of the page in the current theme."""
     return str(mpl.rcParams["figure.facecolor"])
 
 
 def _chosen(theme: Theme) -> AbstractContextManager[None]:
-    """Draw in its colours."""
+    """Draw in the colours of a theme."""
     return mpl.rc_context(
         {
             "figure.facecolor": theme.paper,

@@ -1,4 +1,4 @@
-"""What the figures of the suites share: names of the backends, axes of wall-clock, legends, stacked bars."""
+"""Shared parts of the suites' figures: names of the backends, axes of wall-clock, legends, stacked bars."""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, Protocol
@@ -18,23 +18,23 @@ class Timed(Protocol):
 
     @property
     def seconds(self) -> float:
-        """Until then."""
+        """Seconds until then."""
 
     @property
     def spread(self) -> bool:
-        """Whether those of a whole run were spread evenly over its steps."""
+        """True if the seconds of a whole run were spread evenly over its steps."""
 
 
 class Clock(NamedTuple):
     """An axis of wall-clock."""
 
     seconds: float
-    """Of its unit."""
+    """Length of its unit."""
     label: str
 
 
 def clock_of(points: Iterable[Timed]) -> Clock:
-    """Of curves that are drawn together: in seconds up to two minutes of the longest, in minutes up to two hours, else in hours."""
+    """Return the axis of some curves: seconds up to two minutes of the longest, minutes up to two hours, else hours."""
     every = list(points)
     longest = max((point.seconds for point in every), default=0.0)
     size, unit = (1.0, "seconds") if longest <= 120 else (60.0, "minutes") if longest <= 7200 else (3600.0, "hours")
@@ -43,7 +43,7 @@ def clock_of(points: Iterable[Timed]) -> Clock:
 
 
 def legend_below(figure: Figure, axes: Axes, *, ncols: int) -> None:
-    """Name what is drawn in `axes` below the figure: no place within is known to be free, as bands are not asked for one."""
+    """Put the legend of `axes` below the figure: Matplotlib's search for a free place within ignores bands."""
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=ncols, fontsize="x-small", frameon=False)
 
 

@@ -1,4 +1,4 @@
-"""The precisions that gradient steps are measured in. Each is used in a process of its own: the libraries keep it for the whole process."""
+"""The precisions of the measured gradient steps. Each needs its own process: the libraries keep a precision for the whole process."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
-    """What differs from float32 throughout."""
+    """Settings that differ from float32 throughout."""
 
     torch_matmul: str
     """Argument of `torch.set_float32_matmul_precision`."""
@@ -19,23 +19,23 @@ class Precision:
 
 
 PRECISIONS = {
-    # Said, not left to the default: JAX multiplies float32 in TF32 on the GPUs that can.
+    # Not left to the default: JAX multiplies float32 in TF32 on the GPUs that can.
     "float32": Precision(torch_matmul="highest", jax_matmul="highest"),
     "tf32": Precision(torch_matmul="high", jax_matmul="tensorfloat32", cuda_only=True),
-    # What stays float32 (the last layers) is multiplied as in float32 throughout.
+    # The layers that stay float32 (the last ones) are multiplied as in float32 throughout.
     "bfloat16": Precision(torch_matmul="highest", jax_matmul="highest", settings={"mixed_precision": True, "precision": "bfloat16"}),
     "float16": Precision(torch_matmul="highest", jax_matmul="highest", settings={"mixed_precision": True, "precision": "float16"}),
 }
 
 
 def use(backend: str, name: str) -> None:
-    """Compute in this precision from now on."""
+    """Set the precision of this process."""
     precision = PRECISIONS[name]
     if backend == "torch":
         import torch
 
         torch.set_float32_matmul_precision(precision.torch_matmul)
-        # Of recurrent cells, which cuDNN multiplies in TF32 unless told.
+        # cuDNN multiplies recurrent cells in TF32 unless told.
         torch.backends.cudnn.allow_tf32 = precision.torch_matmul != "highest"
     else:
         import jax

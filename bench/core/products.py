@@ -1,4 +1,4 @@
-"""Products of float32 matrices, as fast as each backend can ask for them: the machine's speed, which gradient steps are held to."""
+"""Products of float32 matrices, as fast as each backend can ask for them: the speed that gradient steps are compared with."""
 
 from functools import partial
 from typing import NamedTuple
@@ -10,24 +10,19 @@ from bench.core.flops import product_flops
 from bench.core.timing import Timed
 
 OPERATIONS = 10**9
-"""Of one call, at least about so many: less would show what the call costs."""
+"""About the least number of operations of one call: fewer would show the cost of the call."""
 
 
 class Shape(NamedTuple):
-    """Of a product: a matrix of rows x inner times one of inner x columns, at least as many columns as inner."""
+    """Sizes of a product: a matrix of rows x inner times one of inner x columns, with columns >= inner."""
 
     rows: int
     inner: int
     columns: int
 
 
-def square(size: int) -> Shape:
-    """Of the product of two square matrices."""
-    return Shape(size, size, size)
-
-
 class TorchProducts:
-    """In torch. On CUDA the products of a call are one graph: launched one by one, small ones would show the launches' cost."""
+    """Products in torch. On CUDA those of a call are one graph: launched one by one, small ones would show the cost of a launch."""
 
     def __init__(self, shape: Shape) -> None:
         import torch
@@ -49,7 +44,7 @@ class TorchProducts:
                 multiply()
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            # Of this thread: JAX's may be at work in this process.
+            # Capture this thread alone: JAX's threads may be at work in this process.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 multiply()
             call, synchronise = graph.replay, torch.cuda.synchronize
@@ -57,7 +52,7 @@ class TorchProducts:
 
 
 class JaxProducts:
-    """In JAX: the products of a call are one compiled loop."""
+    """Products in JAX: those of a call are one compiled loop."""
 
     def __init__(self, shape: Shape) -> None:
         import jax
@@ -77,16 +72,16 @@ class JaxProducts:
 
 
 def _nothing() -> None:
-    """The CPU of torch has nothing to wait for."""
+    """Wait for nothing: torch computes on the CPU before it returns."""
 
 
 def pairs_of(shape: Shape) -> int:
-    """Half the products of one call: each pair leads there and back, as a recurrence's forward and backward products do."""
+    """Return half the number of products of one call: each pair goes there and back, as the products of a recurrence do."""
     return max(1, round(OPERATIONS / (2 * product_flops(*shape))))
 
 
 def matrices(shape: Shape) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """A matrix, and what it is multiplied by there and back: orthonormal, so that no number overflows or vanishes, however often."""
+    """Draw a matrix and its two factors, there and back: orthonormal, so that no number overflows or vanishes, however often."""
     generator = np.random.default_rng(shape)
     there = np.linalg.qr(generator.standard_normal((shape.columns, shape.inner)))[0].T
     rotation = np.linalg.qr(generator.standard_normal((shape.inner, shape.inner)))[0]

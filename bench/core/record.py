@@ -1,7 +1,7 @@
-"""The JSON record of one benchmark run: what every file under results/ holds, but for those of parity and of examined implementations.
+"""The JSON record of one benchmark run: every file under results/ but those of parity and of examined implementations.
 
-msgspec reads and checks them: it refuses a wrong type without being told to (cattrs converts it), says where in the file it stands, and is
-one wheel of 230 kB without dependencies (pydantic brings four packages).
+msgspec reads and checks them: it refuses a wrong type by default (cattrs converts it), names its path in the file, passes mypy --strict
+without a plugin, and is one wheel of 230 kB without dependencies (pydantic brings four packages).
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""What the suites that measure many sizes share: a plan with its time, a progress bar, samples that survive a stop, and the record."""
+"""The runner of suites that measure many sizes: a plan with its time, a progress bar, samples that survive a stop, and the record."""
 
 import gc
 import hashlib
@@ -22,12 +22,12 @@ from bench.core.stage import Choices, Preset, Stage
 
 BACKENDS = ("torch", "jax")
 PARTIAL = machine.ROOT / "runs" / "bench"
-"""Where samples lie until their record is whole."""
+"""Folder of the samples of unfinished runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece(Generic[SamplesT]):
-    """What is measured in one go; a stop loses the piece at hand alone."""
+    """A part of a run; a stop loses the current piece alone."""
 
     name: str
     seconds: float
@@ -37,7 +37,7 @@ class Piece(Generic[SamplesT]):
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A suite's run: its record without the samples."""
+    """The record of a run without its samples."""
 
     name: str
     configuration: dict[str, Any]
@@ -46,24 +46,24 @@ class Run:
     results: Path
     """Folder of the suite's records."""
     on_cpu: bool = False
-    """Whether it computes on the CPU where there is an accelerator, too."""
+    """True if it computes on the CPU also where there is an accelerator."""
 
 
 def default_preset() -> Preset:
-    """The preset that fits the machine."""
+    """Return the preset that fits the machine."""
     return "gpu" if machine.find_accelerator() else "cpu"
 
 
 def default_results(suite: str, preset: Preset) -> Path:
-    """A smoke run is no result: its record stays out of the report."""
+    """Return the folder of a suite's records; that of smoke runs, which are no results, stays out of the report."""
     return (machine.ROOT / "runs" / "smoke" if preset == "smoke" else machine.ROOT / "results") / suite
 
 
 def bind(threads: int | None) -> int:
-    """Bind the process to `threads` cores, all of them unless told otherwise. Before NumPy, torch or JAX is imported.
+    """Bind the process to `threads` cores, None for all, before NumPy, torch or JAX is imported.
 
     Returns:
-        How many.
+        Their number.
     """
     cores = machine.available_cores()
     threads = len(cores) if threads is None else threads
@@ -75,12 +75,12 @@ def bind(threads: int | None) -> int:
 
 
 def run_name(suite: str, preset: Preset, threads: int) -> str:
-    """Name of a run and of its file."""
+    """Return the name of a run and of its file."""
     return f"{suite}-{preset}-{threads}core{'s' if threads > 1 else ''}"
 
 
 def missing_backends() -> dict[str, str]:
-    """Backend that cannot be imported -> why."""
+    """Return the backends that cannot be imported, each with the reason."""
     missing = {}
     for backend in BACKENDS:
         try:
@@ -91,12 +91,12 @@ def missing_backends() -> dict[str, str]:
 
 
 def first_accelerator(missing: dict[str, str]) -> str | None:
-    """The device that the first backend which is there computes on."""
+    """Return the device that the first available backend computes on; None for the CPU."""
     return next((machine.accelerator(backend) for backend in BACKENDS if backend not in missing), None)
 
 
 def does_not_fit(error: Exception) -> bool:
-    """Whether an allocation failed, on the host or on the device. The libraries agree on no class of exception."""
+    """Return True if an allocation failed, on the host or on the device. The libraries share no class of exception."""
     said = f"{type(error).__name__}: {error}".lower()
     return isinstance(error, MemoryError) or any(sign in said for sign in ("out of memory", "resource_exhausted", "can't allocate memory"))
 
@@ -107,12 +107,12 @@ def execute(
     """Print the plan, measure what no earlier start has measured, and write the record.
 
     Args:
-        run: what the record says beside the samples.
+        run: the record without its samples.
         pieces: in order.
         kind: type of the samples.
         console: for plan and progress.
         dry_run: stop after the plan.
-        unfinished: folder for the samples of a run that is not whole yet.
+        unfinished: folder for the samples until the record is written.
 
     Returns:
         Exit status: 0, or 130 after Ctrl-C.
@@ -130,7 +130,7 @@ def execute(
         return 0
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     try:
-        # Drawn between two pieces alone: a thread that draws would take its share of what is measured.
+        # Drawn between pieces: a thread that draws would slow down the measurement.
         with Progress(*columns, console=console, auto_refresh=False) as progress:
             task = progress.add_task(run.name, total=len(pieces), completed=len(pieces) - len(todo))
             for piece in todo:
@@ -161,7 +161,7 @@ def execute(
 
 
 def release() -> None:
-    """Give back what the size before has allocated: agents hold their compiled functions in cycles, and torch keeps what JAX may need."""
+    """Free the allocations of the last size: agents hold their compiled functions in cycles, and torch keeps memory that JAX may need."""
     gc.collect()
     torch: Any = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
@@ -169,7 +169,7 @@ def release() -> None:
 
 
 class Kept(Generic[SamplesT]):
-    """The samples of an unfinished run, in a file whose name depends on all that they depend on: another source starts another file."""
+    """The samples of an unfinished run, in a file that is named after the configuration, source and machine."""
 
     def __init__(self, folder: Path, run: Run, kind: type[SamplesT], circumstances: Any) -> None:
         key = json.dumps([sacref.__version__, kind.suite, run.name, run.configuration, run.seed, circumstances], sort_keys=True)

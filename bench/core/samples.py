@@ -55,7 +55,12 @@ class Samples(Strict, frozen=True, kw_only=True):
         raise NotImplementedError
 
 
+def speeds(timings: Sequence[Timing]) -> list[float]:
+    """Return the count per second of each timing."""
+    return [timing.count / timing.seconds for timing in timings]
+
+
 def rates(name: str, timings: Sequence[Timing], unit: str, *, reference: bool = False) -> Iterator[tuple[str, Figure]]:
     """Yield the figure of the counts per second of each timing; none without timings."""
     if timings:
-        yield name, Figure([timing.count / timing.seconds for timing in timings], unit, reference=reference)
+        yield name, Figure(speeds(timings), unit, reference=reference)

@@ -1,4 +1,4 @@
-"""The few statistics of the report, over seeds."""
+"""Statistics over seeds."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,17 +18,17 @@ class Interval(NamedTuple):
 
 
 def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean."""
+    """Return the arithmetic mean."""
     return float(np.mean(values))
 
 
 def std(values: Sequence[float]) -> float | None:
-    """Sample standard deviation (n - 1); None for fewer than two values."""
+    """Return the sample standard deviation (n - 1); None for fewer than two values."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def iqm(values: Sequence[float]) -> float:
-    """Interquartile mean: the mean of what is left when a quarter (rounded down) is cut off at each end.
+    """Return the interquartile mean: the mean without a quarter (rounded down) of the values at each end.
 
     Agarwal et al. 2021 (arXiv:2108.13264), section 4.3.
     """
@@ -36,7 +36,7 @@ def iqm(values: Sequence[float]) -> float:
 
 
 def t_interval(values: Sequence[float]) -> Interval | None:
-    """95% interval of the mean by Student's t over seeds; None for fewer than two values."""
+    """Return the 95% interval of the mean by Student's t over seeds; None for fewer than two values."""
     if len(values) < 2:
         return None
     half = scipy.stats.t.ppf(0.5 + LEVEL / 2, len(values) - 1) * scipy.stats.sem(values)
@@ -44,7 +44,7 @@ def t_interval(values: Sequence[float]) -> Interval | None:
 
 
 def difference_interval(first: Sequence[float], second: Sequence[float]) -> Interval | None:
-    """95% interval of the first mean less the second, by Welch's t: the variances may differ. None for fewer than two values of one."""
+    """Return the 95% interval of the first mean less the second, by Welch's t; None for fewer than two values of one."""
     if min(len(first), len(second)) < 2:
         return None
     apart = mean(first) - mean(second)
@@ -55,9 +55,9 @@ def difference_interval(first: Sequence[float], second: Sequence[float]) -> Inte
 
 
 def bootstrap_interval(values: Sequence[float]) -> Interval | None:
-    """95% percentile-bootstrap interval of the IQM over seeds; None for fewer than two values.
+    """Return the 95% percentile-bootstrap interval of the IQM over seeds; None for fewer than two values.
 
-    Agarwal et al. 2021 (arXiv:2108.13264), section 4.2; one task is one stratum. Seeded, so that the report repeats itself.
+    Agarwal et al. 2021 (arXiv:2108.13264), section 4.2; one task is one stratum. It is seeded: the report repeats itself.
     """
     if len(values) < 2:
         return None
@@ -67,5 +67,5 @@ def bootstrap_interval(values: Sequence[float]) -> Interval | None:
 
 
 def overlap(first: Interval, second: Interval) -> bool:
-    """Whether the two intervals share a value."""
+    """Return True if the two intervals share a value."""
     return first.low <= second.high and second.low <= first.high

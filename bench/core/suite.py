@@ -29,7 +29,7 @@ class Suite:
     package: str
     """The folder's package, `__name__` in its `__init__.py`."""
     about: str
-    """What it measures, in a line."""
+    """A line about the suite."""
     section_order: int
     """Place of its section on the page."""
     stage_order: int | None = None

@@ -1,4 +1,4 @@
-"""Agents to be timed without an environment: HalfCheetah's shapes, and a memory that is filled with synthetic transitions."""
+"""Agents that are timed without an environment: HalfCheetah's shapes, and a memory full of synthetic transitions."""
 
 import functools
 import importlib
@@ -16,7 +16,7 @@ from sacref.parity.data import synthetic_replay
 OBSERVATION, ACTION = 17, 6
 LEARNING_RATE = 3e-4
 EPISODE = 1_000
-"""Steps of an episode, where what follows a transition matters: HalfCheetah's."""
+"""Length of an episode, as HalfCheetah's, for memories that keep successive transitions."""
 
 
 def agent(
@@ -35,16 +35,17 @@ def agent(
     recurrent_size: int = 128,
     device: str | None = None,
 ) -> Any:
-    """A training agent of `backend`, float32, two hidden layers, as if `stored` transitions had been recorded. It tracks nothing.
+    """Make a training agent in float32 with two hidden layers, and fill its memory. It tracks nothing.
 
     Args:
         backend: "torch" or "jax".
-        batch_size: of one gradient step: transitions, of a recurrent agent sequences. width: of both hidden layers.
+        batch_size: transitions of one gradient step; sequences, for a recurrent agent.
+        width: of both hidden layers.
         stored: transitions in the memory, of all environments together; each has the same share, rounded down.
-        capacity: of the memory; `stored` unless told otherwise.
+        capacity: of the memory; None for `stored`.
         gradient_steps: of one call of `update`.
-        execution: the way of the gradient steps.
-        num_envs: rows of an observation.
+        execution: the option of that name.
+        num_envs: number of environments, the rows of an observation.
         seed: of weights, transitions and the agent's random streams.
         settings: further fields of `SACConfig`.
         recurrent, recurrent_size: kind of cell and its size, which make it an `SAC_RNN`; None for `SAC`.
@@ -82,7 +83,7 @@ def agent(
 
 
 def fill(memory: Any, timesteps: int, seed: int) -> None:
-    """Put the same number of transitions of each environment into an agent's memory: `timesteps`."""
+    """Put `timesteps` transitions of each environment into an agent's memory."""
     envs, slots = memory.num_envs, memory.capacity // memory.num_envs
     count = timesteps * envs
     drawn = replay(count, seed)
@@ -90,12 +91,12 @@ def fill(memory: Any, timesteps: int, seed: int) -> None:
     first = np.arange(count) // envs % EPISODE == 0
 
     def before(array: NDArray[Any]) -> NDArray[Any]:
-        """What the row before held; zeros where an episode begins."""
+        """Return the row before each row; zeros where an episode begins."""
         shifted = np.roll(array, envs, axis=0)
         shifted[first] = 0
         return shifted
 
-    # Where rows know what they follow, no episode ends early. Carries are zeros.
+    # Memories of sequences: no episode ends early, and carries are zeros.
     successive = {"first": first, "previous_actions": before(drawn.actions), "previous_rewards": before(drawn.rewards)}
     empty = memory.arrays()
     if "first" in empty:
@@ -107,5 +108,5 @@ def fill(memory: Any, timesteps: int, seed: int) -> None:
 
 @functools.lru_cache(maxsize=8)
 def replay(size: int, seed: int) -> Batch[NDArray[Any]]:
-    """The transitions that the memories are filled with, float32."""
+    """Return the transitions that the memories are filled with, float32."""
     return synthetic_replay(size, observation=OBSERVATION, action=ACTION, seed=seed, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Timing what runs on a device: every stretch ends when the device is idle, and the contenders of one comparison take turns."""
+"""Timing on a device: every stretch begins and ends with an idle device, and the contenders of a comparison take turns."""
 
 import statistics
 import time
@@ -16,10 +16,10 @@ Key = TypeVar("Key")
 
 @dataclass(frozen=True, kw_only=True)
 class Timed:
-    """Something to be timed."""
+    """A call to be timed."""
 
     call: Callable[[], object]
-    """Does, or hands to the device, `count` of what is counted."""
+    """Does `count` operations, or hands them to the device."""
     synchronise: Callable[[], object]
     """Waits until the device is idle."""
     count: int = 1
@@ -40,7 +40,7 @@ def warm(timed: Timed, seconds: float) -> tuple[float, int]:
 
     Args:
         timed: never called before.
-        seconds: how long a round shall take at least; one call, where that takes longer.
+        seconds: least duration of a round of more than one call.
 
     Returns:
         Seconds of the first call, and calls in a round.
@@ -49,11 +49,11 @@ def warm(timed: Timed, seconds: float) -> tuple[float, int]:
 
 
 def fill(timed: Callable[[int], Timing], seconds: float) -> tuple[float, int]:
-    """As `warm`, of what times so many calls."""
+    """As `warm`, for a function that times so many calls."""
     first = timed(1).seconds
     calls = 1
     while (took := timed(calls).seconds) < seconds / 2 and calls < MOST_CALLS:
-        # At most tenfold: what a single call took may be mostly the wait for the device.
+        # At most tenfold: a single call may mostly wait for the device.
         calls = min(MOST_CALLS, 10 * calls, max(2 * calls, int(calls * seconds / took)))
     return first, max(1, round(calls * seconds / took))
 
@@ -62,8 +62,8 @@ def interleave(contenders: Mapping[Key, tuple[Timed, int]], rounds: int) -> dict
     """Time warm contenders in turn (A B C A B C ...), so that a machine that slows down slows all of them down.
 
     Args:
-        contenders: what is timed, and its calls in a round.
-        rounds: of each.
+        contenders: name -> call, and the number of calls in a round.
+        rounds: number of rounds of each contender.
     """
     timings: dict[Key, list[Timing]] = {key: [] for key in contenders}
     for _ in range(rounds):
@@ -73,13 +73,13 @@ def interleave(contenders: Mapping[Key, tuple[Timed, int]], rounds: int) -> dict
 
 
 def compile_seconds(first: float, count: int, timings: list[Timing]) -> float:
-    """What the first call, of `count`, took beyond the steady state of `timings`."""
+    """Return the time of the first call, of `count` operations, beyond the steady state of `timings`."""
     steady = statistics.median(timing.seconds / timing.count for timing in timings)
     return max(0.0, first - count * steady)
 
 
 def said(seconds: float) -> str:
-    """How long an estimate is: in seconds below two minutes, in minutes below ten hours, else in hours."""
+    """Format an estimate: in seconds below two minutes, in minutes below ten hours, else in hours."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 36_000 else f"{seconds / 3_600:.0f} h"

@@ -1,7 +1,7 @@
-"""The agent's calls, one by one, by pytest-benchmark: `pytest bench/micro -p benchmark --benchmark-json FILE`.
+"""Benchmarks of the agent's calls with pytest-benchmark: `pytest bench/micro -p benchmark --benchmark-json FILE`.
 
-For work on a single call: `python -m pytest_benchmark compare FILE FILE` shows two runs beside each other. What results/ holds comes from
-the suites, whose rounds alternate between the contenders; here each test has its rounds to itself.
+For work on a single call: `python -m pytest_benchmark compare FILE FILE` shows two runs beside each other. The records of results/ come
+from the suites, whose rounds alternate between the contenders; here each test runs all of its rounds at once.
 """
 
 import importlib
@@ -17,21 +17,21 @@ from bench.core import precisions, synthetic
 
 ROUNDS, WARMUP = 20, 3
 CALLS = {"act": 50, "record_transition": 50, "sample": 50, "update": 4}
-"""In a round."""
+"""Calls in a round."""
 STORED, CAPACITY = 10_000, 1_000_000
 CLOCK = {"timestep": 0, "timesteps": 1}
 
 
 @pytest.fixture(params=["torch", "jax"])
 def agent(request: pytest.FixtureRequest) -> Any:
-    """An agent at the default size, its memory of a million transitions partly filled."""
+    """Make an agent of the default size, its memory of a million transitions partly filled."""
     pytest.importorskip(request.param)
     precisions.use(request.param, "float32")
     return synthetic.agent(request.param, batch_size=256, width=256, stored=STORED, capacity=CAPACITY)
 
 
 def measure(benchmark: BenchmarkFixture, agent: Any, name: str, call: Callable[[], object]) -> None:
-    """Each round does several calls, and ends when the device is idle."""
+    """Time rounds of several calls, each until the device is idle."""
 
     def several() -> None:
         for _ in range(CALLS[name]):
@@ -64,7 +64,7 @@ def test_record_transition(benchmark: BenchmarkFixture, agent: Any) -> None:
 
 
 def test_sample(benchmark: BenchmarkFixture, agent: Any) -> None:
-    """As the update does it: compiled on JAX."""
+    """Sample as the update does: compiled on JAX."""
     library = importlib.import_module(type(agent).__module__.split(".")[1])
     sample = importlib.import_module(type(agent.memory).__module__).sample
     if library.__name__ == "jax":
@@ -75,7 +75,7 @@ def test_sample(benchmark: BenchmarkFixture, agent: Any) -> None:
 
 
 def wait(library: Any, batch: Any) -> None:
-    """JAX alone computes on the CPU after it has returned; what is no part of the agent, the agent does not wait for."""
+    """Wait for JAX, which computes after it has returned, where no agent does."""
     if library.__name__ == "jax":
         library.block_until_ready(batch)
 

@@ -1,7 +1,7 @@
-"""The implementations that throughput is measured of: sacref's two backends, strict and chunked, and their peers.
+"""The contenders of the throughput suite: sacref's two backends, strict and chunked, and their peers.
 
-Each runs in a process of its own (`process`, `worker`), a peer by the interpreter of an environment of its own (`environments`). What
-their modules import is loaded there; this one and `setting`, `worker` and `environments` need nothing but Python.
+Each runs in its own process (`process`, `worker`), a peer by the interpreter of its own environment (`environments`), which loads the
+imports of its module; this module and `setting`, `worker` and `environments` need nothing but Python.
 """
 
 from collections.abc import Mapping
@@ -18,33 +18,33 @@ STRICT = "strict"
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
-    """One contender: how its process is started, and what the record says of it."""
+    """One contender: its process, and its description in the record."""
 
     name: str
     module: str
-    """Of this package; its `make` gives the `Trainer`."""
+    """Module of this package; its `make` returns the `Trainer`."""
     library: Literal["torch", "jax"]
-    """What computes its updates."""
+    """Library of its updates."""
     environment: str | None
     """Folder of its environment and name of its requirements; None for sacref's own interpreter."""
     needs: tuple[str, ...]
-    """What it imports: where its environment is absent, an interpreter that has these is good enough."""
+    """Its imports: where its environment is absent, any interpreter that has these will do."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of `make`, beside the setting."""
     script: str | None = None
     """Environment variable with the path of its script, for a peer that is a script."""
     strictness: str = STRICT
     note: str | None = None
-    """What a reader of its figures should know."""
+    """Remark for a reader of its figures."""
 
     @property
     def own(self) -> bool:
-        """Whether it is sacref's."""
+        """True if it is sacref's."""
         return self.module == "own"
 
 
 def chunked(steps: int) -> str:
-    """The strictness of a loop that learns after every `steps` steps."""
+    """Describe the strictness of a loop that learns after every `steps` steps."""
     return f"chunked (up to {steps} steps old)"
 
 

@@ -18,7 +18,7 @@ FAILED = ".failed"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Make the environments that are not there yet; 1 if one could not be made, which keeps none of the others from being made."""
+    """Make the environments that are missing, as many as can be made; return 1 if one could not."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.peers.environments", description="An environment for each peer, with pip, of bench/peers/requirements."
     )
@@ -32,10 +32,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def make(name: str, folder: Path) -> bool:
-    """Install a peer's requirements into `folder / name`, unless they are there; say how it went.
+    """Install a peer's requirements into `folder / name`, unless they are there; print the outcome.
 
     Returns:
-        Whether the peer can be run. If not, the reason stands in a file there, and goes into the records.
+        True if the peer can be run. If not, a file there gives the reason, which goes into the records.
     """
     requirements = REQUIREMENTS / f"{name}.txt"
     here = folder / name
@@ -63,7 +63,7 @@ def make(name: str, folder: Path) -> bool:
 
 
 def python(environment: Path) -> Path:
-    """The interpreter of an environment."""
+    """Return the interpreter of an environment."""
     return environment / "bin" / "python"
 
 

@@ -1,8 +1,8 @@
-"""Stops any training loop between two environment steps, and times what lies between two stops.
+"""A gate that stops any training loop between two environment steps, and times the steps between two stops.
 
-The environment of a contender counts its steps. Before the first, and whenever as many are done as were asked for, it waits for a request
-on stdin, so that the loop around it - a library's trainer or a script - stands still, without a change to its code. A stretch of N
-steps is thus N whole cycles (step, store, update, act), from an idle device to an idle device.
+The environment of a contender counts its steps. Before the first, and after each requested number of steps, it waits for a request on
+stdin: the loop around it - a library's trainer or a script - waits with it, without a change to its code. A stretch of N steps is thus N
+whole cycles (step, store, update, act), from an idle device to an idle device.
 """
 
 import json
@@ -22,8 +22,8 @@ class Gate:
     The first line is `describe()`, written when the contender is about to take its first step.
 
     Args:
-        read: gives the next request, waiting for it; "" when there are no more.
-        answers: written to.
+        read: waits for the next request; returns "" after the last.
+        answers: stream of the answers.
         synchronise: waits until the device is idle.
     """
 
@@ -37,7 +37,7 @@ class Gate:
         self._began = 0.0
 
     def before_step(self) -> None:
-        """To be called before each step of the environment."""
+        """Count a step of the environment, and wait for a request where one is due; call it before each step."""
         if not self._left:
             self._stop()
         assert self._left is not None

@@ -9,13 +9,13 @@ from bench.peers.setting import Setting, Trainer
 
 
 def make(setting: Setting, *, backend: str, chunk: int, overlap: bool) -> Trainer:
-    """The training loop with the agent of one backend. Tracking is on, as in a user's run; checkpoints and evaluations are off.
+    """Make the training loop of one backend. Tracking is on, as in a user's run; checkpoints and evaluations are off.
 
     Args:
         setting: the task.
         backend: "torch" or "jax".
         chunk: environment steps between two calls of the learner; 1 is strict.
-        overlap: whether an action is chosen before the update that precedes it.
+        overlap: True to choose an action before the update that precedes it.
     """
     library = importlib.import_module(f"sacref.{backend}")
     from sacref import training

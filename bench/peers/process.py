@@ -1,4 +1,4 @@
-"""A contender's process, from the outside: started, asked to advance, ended."""
+"""The process of a contender: it is started, asked to advance, and ended."""
 
 import contextlib
 import importlib.util
@@ -23,7 +23,7 @@ from bench.peers.setting import Setting
 from bench.suites.throughput.samples import Round
 
 ANSWER_SECONDS = 900.0
-"""How long a contender may compile, or take for one stretch, before it counts as hung."""
+"""Seconds after which a contender that compiles, or takes one stretch, counts as hung."""
 CLOSE_SECONDS = 5.0
 
 
@@ -33,7 +33,7 @@ class MissingError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """What a contender says of itself from inside its process."""
+    """A contender's description of itself, from inside its process."""
 
     env: str
     execution: str
@@ -44,7 +44,7 @@ class Description:
 
 
 def interpreter(peer: Peer, folder: Path) -> Path:
-    """The Python that runs a contender: of its environment, else this one if it has what the contender imports.
+    """Return the Python of a contender: that of its environment, else this one if it has the contender's imports.
 
     Raises:
         MissingError: if there is none.
@@ -62,7 +62,7 @@ def interpreter(peer: Peer, folder: Path) -> Path:
 
 
 def script_of(peer: Peer, scripts: Mapping[str, Path]) -> dict[str, str]:
-    """The option with the script's path, of a contender that is a script.
+    """Return the option with the path of a contender's script; none for a contender that is no script.
 
     Raises:
         MissingError: if no path is given.
@@ -75,7 +75,7 @@ def script_of(peer: Peer, scripts: Mapping[str, Path]) -> dict[str, str]:
 
 
 class Process:
-    """A running contender. It stands still, blocked on its stdin, but for the time of `start` and `advance`."""
+    """A running contender. It waits on its stdin but for the time of `start` and `advance`."""
 
     def __init__(self, command: Sequence[str], *, threads: int) -> None:
         """Start `command`, whose stdin and stdout speak the protocol of `bench.peers.gate`, in a folder of its own.
@@ -171,7 +171,7 @@ def open_process(peer: Peer, setting: Setting, *, cores: Sequence[int], folder: 
     Args:
         peer: the contender.
         setting: the task.
-        cores: the only ones that it may use.
+        cores: cores that it is bound to.
         folder: of the peers' environments.
         scripts: environment variable -> path of the script of a peer that is one.
 
@@ -190,11 +190,10 @@ def open_process(peer: Peer, setting: Setting, *, cores: Sequence[int], folder: 
 
 
 def variables(inherited: Mapping[str, str], threads: int, folder: Path) -> dict[str, str]:
-    """The environment variables of a contender: threads, where this package is found, and empty caches, so that each compiles anew.
+    """Return the environment variables of a contender: threads, the path of this package, and empty caches, so that each one compiles.
 
-    OMP_WAIT_POLICY is left alone: "passive" makes a thread that waits for its share of a product sleep, which costs whoever computes on
-    two threads, and without it a contender that stands still uses a few milliseconds after its turn and nothing later. Each record holds
-    how much it was.
+    OMP_WAIT_POLICY stays as it is: "passive" puts a thread to sleep that waits for its share of a product, which slows down two threads.
+    Without it a waiting contender uses a few milliseconds after its turn, which its record holds, and nothing later.
     """
     paths = [str(machine.ROOT), *filter(None, [inherited.get("PYTHONPATH")])]
     return {

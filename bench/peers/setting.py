@@ -1,11 +1,11 @@
-"""What every contender is given, and what it gives back."""
+"""Input and output of every contender."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 ENDLESS = 10**9
-"""Steps that no run reaches: a contender trains until it is told to stop."""
+"""A number of steps that no run reaches: a contender trains until it is stopped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,6 @@ class Trainer:
     train: Callable[[], object]
     """Trains for ever."""
     execution: str
-    """How its gradient steps are executed."""
+    """Execution of its gradient steps."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Where it differs from the `Setting`."""
+    """Differences from the `Setting`."""

@@ -7,7 +7,7 @@ from bench.peers.setting import ENDLESS, Setting, Trainer
 
 
 def make(setting: Setting, *, backend: str, memory: int) -> Trainer:
-    """One environment, tracked as in a user's run; no checkpoints.
+    """Make skrl's agent and trainer, tracked as in a user's run, without checkpoints.
 
     Args:
         setting: the task.

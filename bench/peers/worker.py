@@ -1,7 +1,7 @@
 """The process of one contender: `python -m bench.peers.worker JOB`, run by the interpreter of the contender's environment.
 
-JOB is the JSON that `bench.peers.process` makes. The process keeps to its cores, trains, and stops at `bench.peers.gate`. Whatever the
-contender prints goes to stderr; what stands on stdout is the answers alone.
+JOB is the JSON that `bench.peers.process` makes. The process keeps to its cores, trains, and stops at `bench.peers.gate`. Prints of
+the contender go to stderr; stdout holds the answers alone.
 """
 
 import importlib
@@ -49,7 +49,7 @@ def _job(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def description(env: str, library: str, trainer: Trainer) -> Mapping[str, Any]:
-    """What a record says of the contender, as seen from inside its process."""
+    """Describe the contender for its record, from inside its process."""
     return {
         "env": env,
         "execution": trainer.execution,

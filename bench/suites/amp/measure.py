@@ -1,9 +1,8 @@
-"""Gradient steps by precision, width, batch, kind of networks and backend: speed, memory, and the error against float64:
-`python -m bench amp`.
+"""Gradient steps by precision, width, batch, networks and backend: speed, memory, error against float64: `python -m bench amp`.
 
-Each backend and precision has a process of its own, since the libraries keep a precision for the whole process, and anew for each size, so
-that its peak of memory is that size's; the precisions of a backend take turns, and one waits while another is timed. A further precision is
-a line of `bench/precisions.py`.
+Each backend, precision and size has its own process: the libraries keep a precision for the whole process, and a process tells the peak of
+its memory alone. The precisions of a backend take turns, and wait while another is timed. A further precision is a line of
+`bench/core/precisions.py`.
 """
 
 import multiprocessing
@@ -30,15 +29,15 @@ from bench.suites.amp.worker import SEQUENCE_LENGTH, Errors, Judge, Memory, Read
 NETWORKS = (None, "gru")
 """Kinds of cell; None for feed-forward networks."""
 GATES = 3
-"""Of a GRU."""
+"""Gates of a GRU."""
 STORED = {None: 100_000, "gru": 20_000}
-"""Transitions in the memory; with a carry each, of recurrent networks."""
+"""Transitions in the memory, with a carry each for recurrent networks."""
 MOST_SECONDS = 15.0
-"""A precision whose rounds have taken so long sits out the rounds that are left: it is so slow that fewer tell."""
+"""Seconds of its rounds after which a precision sits out the rest: so slow a one shows in fewer."""
 DOES_NOT_FIT = "does not fit the memory"
 LEFT_OUT = "left out, as a gradient step would take very long"
 LET_GO_SECONDS = 10.0
-"""How long a process may take to end."""
+"""Seconds that a process may take to end."""
 
 GFLOPS = {"cpu": 40.0, "gpu": 15_000.0}
 """For the estimate: billions of operations in a second, of a core and of an accelerator."""
@@ -52,25 +51,25 @@ SECONDS_PER_SETUP = {("cpu", None): 1.5, ("cpu", "gru"): 3.5, ("gpu", None): 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What a preset measures."""
+    """The sizes that a preset measures."""
 
     batches: tuple[int, ...]
     widths: tuple[int, ...]
     gradient_steps: int
-    """Of one call of `agent.update`, at most."""
+    """Most gradient steps of one call of `agent.update`."""
     call_flops: float
-    """A call takes as many gradient steps as fit in, but at least 2."""
+    """Operations of a call, which takes at least 2 gradient steps."""
     rounds: int
     round_seconds: float
     largest_flops: float
     """Sizes whose gradient step needs more are left out."""
     slow: Mapping[tuple[str, str], float] = field(default_factory=dict)
-    """(backend, precision) that are known to be slow -> the largest gradient step that is measured of them."""
+    """(backend, precision) known to be slow -> operations of the largest gradient step that is measured."""
     largest_truth_flops: float = float("inf")
-    """Errors are measured where the gradient step, which the judge takes in NumPy, needs no more."""
+    """Operations of the largest gradient step whose errors are measured, which the judge takes in NumPy."""
 
     def steps(self, size: Size) -> int:
-        """Gradient steps of a call."""
+        """Return the gradient steps of a call."""
         return max(2, min(self.gradient_steps, int(self.call_flops / flops(size))))
 
 
@@ -102,10 +101,10 @@ PRESETS: dict[Preset, Sizes] = {
 
 
 class Contender(Protocol):
-    """A `Worker` or the `Judge`, in a process of its own."""
+    """A `Worker` or the `Judge`, in its own process."""
 
     def ask(self, method: str, *arguments: Any) -> Any:
-        """The answer of a method; `DoesNotFit` where the memory does not suffice."""
+        """Call a method; the answer is `DoesNotFit` where the memory does not suffice."""
         ...
 
     def close(self) -> None:
@@ -119,12 +118,11 @@ def main(
     """Measure every size of a preset in every precision of the device, and write the record.
 
     Args:
-        preset: smoke (under two minutes), cpu (what two cores do in a quarter of an hour) or gpu (every size, in about two hours); unless
-            told otherwise, cpu or gpu, as the machine is. A run that is stopped goes on at the size where it was: `timeout -s INT 9m`
-            before the command does a part of it at a time.
-        threads: cores that the processes are bound to; unless told otherwise, all.
+        preset: smoke (under two minutes), cpu (a quarter of an hour of two cores) or gpu (every size, about two hours); None for cpu or
+            gpu, as the machine is. A stopped run goes on at its last size: `timeout -s INT 9m` before the command does a part of it.
+        threads: cores that the processes are bound to; None for all.
         seed: of weights and transitions.
-        results: folder for the record; unless told otherwise results/amp, for smoke runs/smoke/amp.
+        results: folder for the record; None for results/amp, and for runs/smoke/amp with the preset smoke.
         dry_run: print the plan, and stop.
 
     Returns:
@@ -168,18 +166,18 @@ def stages(choices: Choices) -> list[Stage]:
 
 
 def estimated_seconds(preset: Preset, threads: int) -> float:
-    """How long a preset will take."""
+    """Estimate the seconds of a preset."""
     return sum(piece.seconds for piece in pieces(PRESETS[preset], threads, 0))
 
 
 def precisions() -> tuple[str, ...]:
-    """Those that the machine has, float32 first."""
+    """Return the precisions that the machine has, float32 first."""
     found = machine.find_accelerator() is not None
     return tuple(name for name, precision in PRECISIONS.items() if found or not precision.cuda_only)
 
 
 def all_sizes(sizes: Sizes) -> list[Size]:
-    """Feed-forward networks first, the smallest work first."""
+    """Return all sizes: feed-forward networks first, the smallest work first."""
     return [
         size
         for recurrent in NETWORKS
@@ -188,7 +186,7 @@ def all_sizes(sizes: Sizes) -> list[Size]:
 
 
 def flops(size: Size) -> int:
-    """Operations of one gradient step at HalfCheetah's shapes."""
+    """Count the operations of one gradient step at HalfCheetah's shapes."""
     shapes: dict[str, Any] = {"observation": 17, "action": 6, "hidden": (size.width, size.width)}
     if size.recurrent is None:
         return update_flops(**shapes, batch=size.batch)
@@ -197,12 +195,12 @@ def flops(size: Size) -> int:
 
 
 def named(size: Size) -> str:
-    """A size in words."""
+    """Name a size in words."""
     return f"{'feed-forward' if size.recurrent is None else size.recurrent.upper()}, batch {size.batch:,}, width {size.width:,}"
 
 
 def pieces(sizes: Sizes, threads: int, seed: int) -> Iterator[runner.Piece[AmpSamples]]:
-    """All precisions and backends of a size."""
+    """Yield a piece for each size, with all precisions and backends."""
     for size in all_sizes(sizes):
         if flops(size) <= sizes.largest_flops:
             yield runner.Piece(name=named(size), seconds=_seconds(size, sizes, threads), measure=partial(measure, size, sizes, seed))
@@ -226,11 +224,11 @@ def _seconds(size: Size, sizes: Sizes, threads: int) -> float:
 
 
 Start = Callable[[Callable[[], Any]], Contender]
-"""Starts the process of what the given function makes."""
+"""Starts a process that makes an object with the given function."""
 
 
 def measure(size: Size, sizes: Sizes, seed: int, start: Start | None = None) -> AmpSamples:
-    """Every backend and precision at a size: the precisions of a backend in turn; then the errors of all."""
+    """Measure every backend and precision at a size: the precisions of a backend in turn; then the errors of all."""
     start = start or Remote
     cells = [cell for backend in runner.BACKENDS for cell in _timed(backend, size, sizes, seed, start)]
     if flops(size) <= sizes.largest_truth_flops:
@@ -240,7 +238,7 @@ def measure(size: Size, sizes: Sizes, seed: int, start: Start | None = None) -> 
 
 
 def _timed(backend: str, size: Size, sizes: Sizes, seed: int, start: Start) -> list[AmpCell]:
-    """The cells of a backend, but for their errors."""
+    """Time the precisions of a backend; their errors are missing."""
     steps = sizes.steps(size)
     make = partial(Worker, backend, stored=STORED[size.recurrent], round_seconds=sizes.round_seconds, seed=seed)
     cells: list[AmpCell] = []

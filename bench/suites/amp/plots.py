@@ -19,13 +19,13 @@ class HeatMap(NamedTuple):
     values: list[list[float | None]]
     """Row by width, column by batch."""
     ratio: bool
-    """Whether the values are ratios to 1, or amounts."""
+    """True for ratios, False for amounts."""
     outlined: list[list[bool]]
-    """Which of them are set apart by a line around them."""
+    """True for the values with a line around them."""
 
 
 def heat_maps(maps: Sequence[Sequence[HeatMap]]) -> Figure:
-    """Numbers over width and batch, a row of panels per precision: colour and the number itself, a line around those that stand out."""
+    """Draw numbers over width and batch, a row of panels per precision: colour and number, and a line around those that stand out."""
     figure = Figure(figsize=(1.0 + 4.6 * len(maps[0]), 0.6 + 2.8 * len(maps)), layout="constrained")
     for row, panels in zip(figure.subplots(len(maps), len(maps[0]), squeeze=False), maps, strict=True):
         for axes, found in zip(row, panels, strict=True):
@@ -62,7 +62,7 @@ Line = tuple[tuple[float, float], tuple[float, float]]
 
 
 def outline(inside: Sequence[Sequence[bool]]) -> list[Line]:
-    """The lines around what is inside, (column, row) to (column, row); the cell of row i and column j is the unit square around (j, i)."""
+    """Return the lines around the cells that are inside, (column, row) to (column, row); cell (i, j) is the unit square around (j, i)."""
 
     def is_inside(i: int, j: int) -> bool:
         return 0 <= i < len(inside) and 0 <= j < len(inside[i]) and inside[i][j]

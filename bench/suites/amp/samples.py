@@ -7,7 +7,7 @@ from bench.core.samples import Figure, Samples, TimedCell, rates
 
 
 class AmpCell(TimedCell, frozen=True, kw_only=True):
-    """Gradient steps of one backend in one precision, at one size of one kind of networks, in a process of their own."""
+    """Gradient steps of one backend in one precision, at one size of one kind of networks, in their own process."""
 
     precision: str
     recurrent: str | None

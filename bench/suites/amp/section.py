@@ -1,4 +1,4 @@
-"""Precision: gradient steps per second by width, batch and precision, what they need and how far they are from float64."""
+"""Precision: gradient steps per second by width, batch and precision, their memory, and their error against float64."""
 
 import statistics as standard
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ from bench.core.newest import newest
 from bench.core.page import Finding, Section, digest, folded, image, number, source, table
 from bench.core.pictures import Picture
 from bench.core.plots import NAMES
+from bench.core.samples import speeds
 from bench.suites.amp import plots
 from bench.suites.amp.samples import AmpCell, AmpSamples
 
@@ -21,11 +22,11 @@ INTRODUCTION = (
     " or were not measured.\n"
 )
 ROUNDS_TO_TELL = 5
-"""Fewer do not tell a gain from noise: of two that are equally fast, one is ahead in all of five rounds once in 32."""
+"""Rounds that tell a gain from noise: one of two that are equally fast is ahead in all of five rounds once in 32."""
 
 
 def section(results: Path) -> Section:
-    """The newest run of each preset, kind of machine and number of cores."""
+    """Report the newest run of each preset, kind of machine and number of cores."""
     paragraphs: list[str] = []
     pictures = {}
     findings = []
@@ -41,7 +42,7 @@ def section(results: Path) -> Section:
             folded("Every size and precision", _table(cells)),
         ]
         if left_out := found.configuration.get("left_out", []):
-            # In words; records of before the recurrent networks have (batch, width).
+            # In words, or as (batch, width).
             said = (size if isinstance(size, str) else f"batch {size[0]:,}, width {size[1]:,}" for size in left_out)
             paragraphs.append(f"Left out, as it would take too long here: {'; '.join(said)}.\n")
         paragraphs.append(f"{source(found.sacref_version, found.commit, found.dirty)}; {found.date[:10]}.\n")
@@ -49,7 +50,7 @@ def section(results: Path) -> Section:
 
 
 def _findings(heading: str, cells: Sequence[AmpCell]) -> list[Finding]:
-    """From slowest to fastest over float32, of every precision."""
+    """Summarise each precision by its slowest and fastest ratio to float32."""
     ratios: dict[str, list[float]] = {}
     for cell in cells:
         if cell.precision != "float32" and (ratio := speed_up(cell, cells)) is not None:
@@ -64,29 +65,29 @@ def _findings(heading: str, cells: Sequence[AmpCell]) -> list[Finding]:
 
 
 def speed(cell: AmpCell) -> float | None:
-    """Median over the rounds, gradient steps per second; None if it could not run."""
-    return standard.median(_speeds(cell)) if cell.timings else None
+    """Return the median gradient steps per second; None if it could not run."""
+    return standard.median(speeds(cell.timings)) if cell.timings else None
 
 
 def speed_up(cell: AmpCell, cells: Sequence[AmpCell]) -> float | None:
-    """Over float32 of the same backend, networks and size, of the medians; None if either could not run."""
+    """Return the ratio of the medians to float32 of the same backend, networks and size; None if either could not run."""
     mine, beside = speed(cell), _float32(cell, cells)
     exact = None if beside is None else speed(beside)
     return mine / exact if mine is not None and exact is not None else None
 
 
 def pays(cell: AmpCell, cells: Sequence[AmpCell]) -> bool | None:
-    """Whether it is reliably faster than float32: in each of at least `ROUNDS_TO_TELL` rounds. None if either could not run."""
+    """Return True if it is faster than float32 in each of at least `ROUNDS_TO_TELL` rounds; None if either could not run."""
     beside = _float32(cell, cells)
     if beside is None or not cell.timings or not beside.timings:
         return None
-    # They take turns, so the rounds of one number stand beside each other.
-    ahead = [mine > exact for mine, exact in zip(_speeds(cell), _speeds(beside), strict=False)]
+    # They take turns: rounds of one number were measured one after the other.
+    ahead = [mine > exact for mine, exact in zip(speeds(cell.timings), speeds(beside.timings), strict=False)]
     return len(ahead) >= ROUNDS_TO_TELL and all(ahead)
 
 
 def starts_to_pay(precision: str, cells: Sequence[AmpCell]) -> dict[int, str]:
-    """Batch -> the smallest width at which a precision pays, and the wider ones where it does not; of one backend and kind of networks."""
+    """Describe, for each batch, the smallest width at which a precision pays, and the wider ones where it does not."""
     found = {}
     for batch in sorted({cell.batch for cell in cells}):
         of_batch = sorted((cell for cell in cells if (cell.precision, cell.batch) == (precision, batch)), key=lambda cell: cell.width)
@@ -103,7 +104,7 @@ def starts_to_pay(precision: str, cells: Sequence[AmpCell]) -> dict[int, str]:
 
 
 def heat_maps(cells: Sequence[AmpCell]) -> list[list[plots.HeatMap]]:
-    """A row per kind of networks and precision, a panel per backend: float32's gradient steps per second, the others' ratio to it."""
+    """Return a row per kind of networks and precision, a panel per backend: gradient steps per second in float32, else the ratio to it."""
     rows = []
     backends = list(dict.fromkeys(cell.backend for cell in cells))
     for network, of_network in _by_network(cells).items():
@@ -127,7 +128,7 @@ def heat_maps(cells: Sequence[AmpCell]) -> list[list[plots.HeatMap]]:
 
 
 def _starts(cells: Sequence[AmpCell]) -> list[str]:
-    """Where each precision starts to pay: a row per kind of networks, backend and precision, a column per batch."""
+    """Tabulate where each precision starts to pay: a row per kind of networks, backend and precision, a column per batch."""
     rows = []
     batches = sorted({cell.batch for cell in cells})
     for network, of_network in _by_network(cells).items():
@@ -170,7 +171,7 @@ def _table(cells: Sequence[AmpCell]) -> str:
 
 
 def _by_network(cells: Sequence[AmpCell]) -> dict[str, list[AmpCell]]:
-    """Kind of networks -> its cells, feed-forward first."""
+    """Group the cells by kind of networks, feed-forward first."""
     found: dict[str, list[AmpCell]] = {}
     for cell in sorted(cells, key=lambda cell: cell.recurrent or ""):
         found.setdefault("feed-forward" if cell.recurrent is None else cell.recurrent.upper(), []).append(cell)
@@ -178,12 +179,7 @@ def _by_network(cells: Sequence[AmpCell]) -> dict[str, list[AmpCell]]:
 
 
 def _float32(cell: AmpCell, cells: Sequence[AmpCell]) -> AmpCell | None:
-    """The cell that differs in precision alone."""
+    """Find the float32 cell that differs in precision alone."""
     same = (cell.backend, cell.recurrent, cell.batch, cell.width)
     exact = (one for one in cells if one.precision == "float32")
     return next((one for one in exact if (one.backend, one.recurrent, one.batch, one.width) == same), None)
-
-
-def _speeds(cell: AmpCell) -> list[float]:
-    """Gradient steps per second of each round."""
-    return [timing.count / timing.seconds for timing in cell.timings]

@@ -17,18 +17,18 @@ from bench.core.timing import Timed
 SEQUENCE_LENGTH = 32
 """Steps of the sequences that recurrent networks learn from."""
 ERROR_SEED = 1
-"""Of the batch and noise whose losses and gradients are compared."""
+"""Seed of the batch and noise whose losses and gradients are compared."""
 MOST_OVERFLOWS = 30
-"""Gradient steps that float16 may skip until its loss scale has come down to where nothing overflows."""
+"""Gradient steps that float16 may skip until its loss scale is so small that nothing overflows."""
 
 
 class Size(NamedTuple):
-    """A size of update, of one kind of networks."""
+    """A size of update and a kind of networks."""
 
     batch: int
     """Rows: transitions, or sequences times their steps."""
     width: int
-    """Of both hidden layers, and of the cell below them."""
+    """Width of both hidden layers, and of the cell below them."""
     recurrent: str | None = None
     """Kind of cell; None for feed-forward networks."""
 
@@ -39,15 +39,15 @@ class Size(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """A size is warm."""
+    """The answer for a size that is warm."""
 
     chosen: str
-    """The way of the gradient steps."""
+    """Execution of the gradient steps."""
     first_seconds: float
 
 
 class Errors(NamedTuple):
-    """How far one update's losses and gradients are from float64."""
+    """Distance of one update's losses and gradients from float64."""
 
     loss: float | None
     """None where it is not finite."""
@@ -55,14 +55,14 @@ class Errors(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What a size needed at its peak."""
+    """Peak memory of a size."""
 
     bytes: int
     of: Literal["device", "process"]
 
 
 class Worker:
-    """One backend in one precision. It holds the agent of the size at hand."""
+    """One backend in one precision, with the agent of the current size."""
 
     def __init__(self, backend: str, precision: str, *, stored: int, round_seconds: float, seed: int) -> None:
         """Load the backend.
@@ -70,7 +70,7 @@ class Worker:
         Args:
             backend, precision: of every agent.
             stored: transitions in the memory.
-            round_seconds: a round takes at least so long.
+            round_seconds: least duration of a round.
             seed: of weights and transitions.
         """
         from bench.core import precisions
@@ -82,37 +82,37 @@ class Worker:
         self._calls = 0
 
     def prepare(self, size: Size, gradient_steps: int) -> Ready:
-        """Make the agent of a size, which takes `gradient_steps` a call, and warm it up."""
+        """Make and warm the agent of a size, which takes `gradient_steps` a call."""
         agent = self._make(size, gradient_steps=gradient_steps)
         self._timed = Timed(call=partial(agent.update, timestep=0, timesteps=1), synchronise=agent.synchronise, count=gradient_steps)
         first, self._calls = timing.warm(self._timed, self._round_seconds)
         return Ready(agent.execution, first)
 
     def round(self) -> Timing:
-        """Time a round of the size at hand."""
+        """Time a round of the current size."""
         assert self._timed is not None, "round before prepare"
         return timing.stretch(self._timed, self._calls)
 
     def memory(self) -> Memory:
-        """What the process has needed so far."""
+        """Return the peak memory so far."""
         return Memory(*peak_memory(self._backend))
 
     def forget(self) -> None:
-        """Let go of the agent, and of what its size has allocated."""
+        """Free the agent and the allocations of its size."""
         self._timed = None
         runner.release()
 
 
 class Judge:
-    """Compares one update of each backend and precision with the same update in float64, which it computes once a size."""
+    """Comparison of one update of each backend and precision with the same update in float64, computed once a size."""
 
     def __init__(self, *, seed: int) -> None:
-        """`seed`: of weights."""
+        """Take the seed of weights."""
         self._seed = seed
         self._truth: tuple[Any, Any] = None, None
 
     def errors(self, backend: str, precision: str, size: Size) -> Errors:
-        """Losses and gradients of one batch against the float64 oracle, at the same parameters: no learning rate moves them."""
+        """Compare losses and gradients of one batch with the float64 oracle, at the same parameters: the learning rate is 0."""
         from bench.core import precisions
         from sacref.parity.compare import difference
         from sacref.parity.drivers import Oracle, Problem
@@ -134,12 +134,12 @@ class Judge:
         start = agent.arrays()
         key = size, digest({name: array for name, array in start.items() if "_optimizer." not in name})
         if self._truth[0] != key:
-            # Both backends start from the same parameters: that they do is what the digest says.
+            # The digest tells that both backends start from the same parameters.
             self._truth = key, Oracle(problem, start).update(batch, noise)
         exact = self._truth[1]
         for _ in range(MOST_OVERFLOWS + 1):
             metrics, found = agent.update_on(batch, noise), agent.gradients()
-            # float16 scales its losses, first too much for some: a step that overflows changes nothing but the scale.
+            # float16 first scales its losses too much for some: a step that overflows changes nothing but the scale.
             if all(np.isfinite(array).all() for array in found.values()):
                 break
         losses = [difference(metrics[name], exact.metrics[name], name).relative for name in ("critic_loss", "policy_loss", "entropy_loss")]
@@ -147,13 +147,13 @@ class Judge:
         return Errors(*(value if math.isfinite(value) else None for value in (max(losses), max(gradients))))
 
     def forget(self) -> None:
-        """Let go of the truth, and of what the last size has allocated."""
+        """Free the truth and the allocations of the last size."""
         self._truth = None, None
         runner.release()
 
 
 def make_agent(backend: str, precision: str, size: Size, *, stored: int, seed: int, gradient_steps: int = 1, **settings: Any) -> Any:
-    """An agent of a size and precision; `settings` are further fields of `SACConfig`."""
+    """Make an agent of a size and precision; `settings` are further fields of `SACConfig`."""
     from bench.core import precisions, synthetic
 
     sequences = {"sequence_length": size.sequence_length} if size.recurrent else {}
@@ -171,7 +171,7 @@ def make_agent(backend: str, precision: str, size: Size, *, stored: int, seed: i
 
 
 def digest(arrays: dict[str, Any]) -> str:
-    """Names and values in one word."""
+    """Hash names and values."""
     word = hashlib.sha256()
     for name, array in sorted(arrays.items()):
         word.update(name.encode() + np.ascontiguousarray(array).tobytes())
@@ -179,7 +179,7 @@ def digest(arrays: dict[str, Any]) -> str:
 
 
 def peak_memory(backend: str) -> tuple[int, Literal["device", "process"]]:
-    """The largest number of bytes so far: of the device where it tells, else of the process."""
+    """Return the peak memory in bytes: of the device where it tells, else of the process."""
     if backend == "torch":
         torch: Any = importlib.import_module("torch")
         if torch.cuda.is_available():

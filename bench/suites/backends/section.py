@@ -1,4 +1,4 @@
-"""Agreement of the two backends: an equivalence test of their returns, per preset and per task."""
+"""Agreement of the two backends: a test of equivalence of their returns, per preset and per task."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from bench.suites.learning import runs
 from bench.suites.learning.runs import Group
 
 INTRODUCTION = (
-    "Do PyTorch and JAX learn alike? The test is that of equivalence, two one-sided Welch tests at 5% each: the backends are equivalent"
+    "The returns of PyTorch and JAX in a test of equivalence, two one-sided Welch tests at 5% each: the backends are equivalent"
     f" where a true difference of {MARGIN:.0%} of the mean return or more, in either direction, is rejected. The margin is that of the"
     " verdicts on published curves, and older than the test; most of these runs are older than it."
     " Returns are those of each seed's final evaluation. A task pools the seeds of all its presets, each"
@@ -20,7 +20,7 @@ INTRODUCTION = (
 
 
 def section(results: Path) -> Section:
-    """Every preset that both backends trained with two seeds or more, then every task."""
+    """Test every preset that both backends trained with two seeds or more, then every task."""
     groups = [one for one in runs.newest(runs.read(results)) if {"torch", "jax"} <= one.runs.keys()]
     rows, findings = [], []
     pooled: dict[str, list[tuple[list[float], list[float]]]] = defaultdict(list)
@@ -46,12 +46,12 @@ def section(results: Path) -> Section:
     return Section(
         ["## Agreement of the backends\n", INTRODUCTION, table(header, rows)],
         {},
-        [Finding(f"Do PyTorch and JAX learn alike, within {MARGIN:.0%} of the return?", "; ".join(findings))],
+        [Finding(f"Equivalence of PyTorch and JAX, within {MARGIN:.0%} of the return", "; ".join(findings))],
     )
 
 
 def _task(group: Group) -> str:
-    """The task, with what makes it another one: wrappers and networks."""
+    """Name the task, with the wrappers and networks that make it another one."""
     names = [name for name in group.arguments if name in ("wrappers", "recurrent")]
     return f"{group.env} ({', '.join(names)})" if names else group.env
 

@@ -1,4 +1,4 @@
-"""Implementations of SAC that were examined: what each one does where they differ, and which known mistakes it makes."""
+"""Examined implementations of SAC: their choices where they differ, and the known mistakes that they make."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,8 @@ INTRODUCTION = (
     " float64, and the settings are the same for all; what follows is of the update alone.\n"
 )
 READING = (
-    "Which can be compared: returns say something about the implementation where the choices agree, and something about the choices where"
-    " they do not. A factor in the critics' loss hardly matters under Adam, which divides it out again; a Huber loss does. A log-density"
+    "Comparisons of returns say something about the implementation where the choices agree, and something about the choices where they do"
+    " not. A factor in the critics' loss hardly matters under Adam, which divides it out again; a Huber loss does. A log-density"
     " with an epsilon is the exact one until actions saturate. A log-density in the Box's units moves by the sum of log(bound) over the"
     " dimensions, so that the same target entropy asks for another policy; nothing changes where the bounds are 1. A policy that is not"
     " squashed, another standard deviation, and critics that see the policy of another moment make another algorithm, with curves of its"
@@ -26,7 +26,7 @@ READING = (
 
 
 def section(results: Path) -> Section:
-    """The record of each implementation, sacref's first."""
+    """Report the record of each implementation, sacref's first."""
     records = [read(path) for path in results.glob("examined/*.json")]
     if not records:
         return Section([], {})
@@ -55,7 +55,7 @@ def section(results: Path) -> Section:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A record.
+    """Read a record.
 
     Raises:
         RecordError: if the file holds something else.

@@ -1,9 +1,9 @@
 """Runs that are killed at random moments and resumed, against runs that are not: `python -m bench faults` (`nox -s faults`).
 
-Each is a whole run of `sacref.train`, in a process of its own that SIGKILL ends again and again; `--resume` takes it up. Most kills fall
-while it trains, after it has written a checkpoint; some at any moment since its start, where it imports, compiles or reads. At its end
-everything but the clock has to be what it is in a run that was never killed, bit for bit: metrics, events, evaluations, checkpoints with
-all random streams and simulations, replay memory. Exit status 1 where anything is not.
+Each is a whole run of `sacref.train` in its own process, which SIGKILL ends again and again, and `--resume` continues. Most kills fall
+while it trains, after a checkpoint; some at any moment since its start, while it imports, compiles or reads. At its end everything but the
+clock has to equal, bit for bit, a run that was never killed: metrics, events, evaluations, checkpoints with all random streams and
+simulations, replay memory. Exit status 1 where anything differs.
 """
 
 import json
@@ -31,16 +31,16 @@ from sacref.storage import checkpoint
 from sacref.training import checkpoints
 
 TOO_LONG = 300.0
-"""Seconds after which a process that should have ended is given up."""
+"""Seconds after which a process is given up that should have ended."""
 KILLS_PER_PIECE = 10
 SECONDS_PER_KILL = 6.0
 """For the estimate."""
 AT_ANY_MOMENT = 0.25
-"""Part of the kills that do not wait for a checkpoint."""
+"""Share of the kills that do not wait for a checkpoint."""
 LEAST_RESUMED = 3
-"""Starts from the midst of a run, in every measurement: only they show what a checkpoint holds."""
+"""Least number of starts from within a run, in every measurement: only they show the contents of a checkpoint."""
 LOOK = 0.005
-"""Seconds between two looks for a new checkpoint."""
+"""Seconds between two searches for a new checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class Task:
     env: str
     steps: int
     what: str
-    """How it differs from a feed-forward one in float32, in words."""
+    """Difference from a feed-forward run in float32, in words."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -88,11 +88,11 @@ def main(*, preset: Preset = "cpu", threads: int | None = 1, seed: int = 0, resu
         preset: smoke (4 kills, a minute), or cpu (200; about 20 minutes). It computes on the CPU everywhere.
         threads: cores that the processes are bound to.
         seed: of the moments.
-        results: folder for the record; unless told otherwise results/faults, for smoke runs/smoke/faults.
+        results: folder for the record; None for results/faults, and for runs/smoke/faults with the preset smoke.
         dry_run: print the plan, and stop.
 
     Returns:
-        Exit status: 0; 1 where a killed run ended as another; 130 after Ctrl-C.
+        Exit status: 0; 1 where a killed run ended differently; 130 after Ctrl-C.
     """
     threads = runner.bind(threads)
     console = Console(soft_wrap=True)
@@ -127,16 +127,17 @@ def main(*, preset: Preset = "cpu", threads: int | None = 1, seed: int = 0, resu
 
 
 def measure(task: Task, kills: int, seed: str, *, least_resumed: int = LEAST_RESUMED) -> FaultsSamples:
-    """Kill so many times; runs that come to their end are compared with one that was not killed, and another is begun.
+    """Kill a task's runs so many times, and compare each run that ends with one that was not killed.
 
     Args:
-        seed: of the moments. least_resumed: starts from the midst of a run before it ends.
+        seed: of the moments.
+        least_resumed: least number of starts from within a run.
     """
     missing = runner.missing_backends().get(task.backend)
     cell = partial(FaultsCell, backend=task.backend, env=task.env, what=task.what, steps=task.steps)
     if missing is not None:
         return FaultsSamples(cells=[cell(kills=0, resumed=0, runs=0, seconds=0.0, differences=[], missing=missing)])
-    # Read by the first process that is started: each begins as a copy of one that has imported everything.
+    # Each process begins as a copy of one that has imported these.
     processes.set_forkserver_preload(
         ["bench.suites.faults.worker", "sacref.training.experiment", "gymnasium.envs.mujoco", "sacref.jax", "sacref.torch"]
     )
@@ -172,24 +173,24 @@ class Kill:
     """A moment of SIGKILL."""
 
     wait: bool
-    """For a checkpoint that was not there when the process was started."""
+    """True to wait for a checkpoint that was not there when the process started."""
     seconds: float
-    """After that, or since the start."""
+    """Seconds after that checkpoint, or after the start."""
 
 
 def _newest(directory: Path) -> int:
-    """Timestep of the last checkpoint; 0 if there is none."""
+    """Return the timestep of the last checkpoint; 0 if there is none."""
     return max(checkpoints.finished_checkpoints(directory), default=0)
 
 
 def _training_seconds(directory: Path) -> float:
-    """From the first line of metrics to the last one."""
+    """Return the seconds between the first and the last line of metrics."""
     times = [line["wall_time"] for line in _metrics(directory)]
     return float(times[-1] - times[0])
 
 
 def _run(task: Task, directory: Path, kill: Kill | None = None) -> bool:
-    """A process that trains, from the last checkpoint if there is one. Returns whether it has ended well; else it was killed.
+    """Train in a process, from the last checkpoint if there is one; return True if it ended well, False if it was killed.
 
     Raises:
         RuntimeError: if it ended in another way, or not at all.
@@ -218,7 +219,7 @@ def _run(task: Task, directory: Path, kill: Kill | None = None) -> bool:
 
 
 def compare(directory: Path, whole: Path) -> list[str]:
-    """What differs between two runs, in words; what the clock says is left out."""
+    """Describe the differences between two runs, without those of the clock."""
     found = []
     for what, of in (("evaluations", _evaluations), ("metrics", _lines), ("events", _events)):
         if of(directory) != of(whole):
@@ -246,7 +247,7 @@ def _lines(directory: Path) -> list[dict[str, Any]]:
 
 
 def _events(directory: Path) -> list[tuple[int, str, float]]:
-    """Step, tag and value of all TensorBoard events, of all of the files that a run has left."""
+    """Return step, tag and value of all TensorBoard events, from all files of a run."""
     from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
     found: list[tuple[int, str, float]] = []
@@ -257,7 +258,7 @@ def _events(directory: Path) -> list[tuple[int, str, float]]:
 
 
 def _arrays(directory: Path) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Name and values of all arrays of the checkpoints that were kept, and of the replay memory at the end."""
+    """Yield name and values of all arrays of the kept checkpoints, and of the replay memory at the end."""
     for path in [*directory.glob("checkpoints/agent_*"), directory / "checkpoints" / checkpoints.BEST]:
         for group, arrays in checkpoint.read(path).groups.items():
             for name, array in arrays.items():

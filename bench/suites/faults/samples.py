@@ -7,26 +7,26 @@ from bench.core.samples import Figure, Samples, Strict
 
 
 class FaultsCell(Strict, frozen=True, kw_only=True):
-    """Runs of one task that were killed and resumed, until each came to its end."""
+    """Runs of one task that were killed and resumed until they ended."""
 
     backend: str
     env: str
     what: str
-    """How they differ from a feed-forward agent's in float32, in words; empty if they do not."""
+    """Difference from a feed-forward agent in float32, in words; empty without one."""
     steps: int
     """Environment steps of a run."""
     kills: int
     """SIGKILLs."""
     resumed: int
-    """Starts that went on from the midst of a run. The others found no checkpoint yet, or the last one."""
+    """Starts that went on within a run. The others found no checkpoint yet, or the last one."""
     runs: int
-    """That came to their end, and were compared with one that was not killed."""
+    """Runs that ended, and were compared with one that was not killed."""
     seconds: float
-    """Of a run that was not killed."""
+    """Duration of a run that was not killed."""
     differences: list[str]
-    """What was not the same, in words."""
+    """Differences, in words."""
     missing: str | None
-    """Why it could not run, or None."""
+    """The reason why it could not run, or None."""
 
 
 class FaultsSamples(Samples, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""A short run with everything that has a state, in a process that may be killed."""
+"""A short run in which every part has state, in a process that may be killed."""
 
 import os
 from pathlib import Path
@@ -22,16 +22,18 @@ SETTINGS: dict[str, Any] = {
     "experiment": {"write_interval": 13, "checkpoint_interval": 11},
 }
 MEMORY = "memory.npz"
-"""What the replay memory held at the end, in the run's directory."""
+"""File of the replay memory at the end, in the run's directory."""
 
 
 def train(
     backend: str, env: str, steps: int, run_dir: str, compilations: str, settings: dict[str, Any], options: dict[str, Any], resume: bool
 ) -> None:
-    """Train two environments, of episodes of 40 steps, with a ring that is smaller than the run.
+    """Train on two environments, with episodes of 40 steps and a replay memory smaller than the run.
 
     Args:
-        compilations: folder where JAX keeps what it has compiled. settings, options: of the configuration, and of `sacref.train`.
+        compilations: folder of JAX's compilation cache.
+        settings: of the configuration.
+        options: further arguments of `sacref.train`.
     """
     os.environ["XDG_CACHE_HOME"] = compilations
     if backend == "torch":

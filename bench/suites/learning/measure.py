@@ -1,8 +1,8 @@
-"""The learning suite: every backend and seed of a preset. On a CPU several runs beside each other, each on one core; on an accelerator all
-seeds of a backend together in one process, as a population.
+"""The learning suite: every backend and seed of a preset. On a CPU several runs at once, each on one core; on an accelerator all seeds of a
+backend together in one process, as a population.
 
 `python -m bench learning halfcheetah-100k --jobs 2`; `python -m bench learning standard` for a suite of presets, one after the other. A run
-whose record exists is skipped, a run that stopped half-way is resumed, with others together or alone.
+whose record exists is skipped; a run that stopped is resumed, in a population or alone.
 """
 
 import contextlib
@@ -42,30 +42,30 @@ LONGEST_SECONDS = 90 * 60.0
 UNMEASURED_STEPS_PER_SECOND = 80.0
 """Environment steps per second of one run on one core, evaluations included, for the estimate on a machine without a record."""
 UNMEASURED_STEPS_PER_SECOND_TOGETHER = 2_000.0
-"""The same of all runs of a population on an accelerator."""
+"""As `UNMEASURED_STEPS_PER_SECOND`, for all runs of a population on an accelerator."""
 
 WORKER = (sys.executable, "-m", "bench.suites.learning.worker")
 
 STOP_SECONDS = 60.0
-"""How long a run may take to write its checkpoint after Ctrl-C."""
+"""Seconds that a run may take to write its checkpoint after Ctrl-C."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a start of the suite will do."""
+    """The runs that a start of the suite will do."""
 
     jobs: list[Job]
-    """In the order of their start: seed by seed, so that an early stop leaves both backends with the same seeds."""
+    """Runs in the order of their start: seed by seed, so that an early stop leaves both backends with the same seeds."""
     skipped: list[Path]
     """Records that exist."""
     together: int
-    """Runs that a process trains, at most."""
+    """Most runs of a process."""
     seconds: float
     """Estimated wall-clock time of the whole."""
 
     @property
     def groups(self) -> list[list[Job]]:
-        """The jobs of each process, in the order of their start."""
+        """Jobs of each process, in the order of their start."""
         if self.together == 1:
             return [[job] for job in self.jobs]
         of_backend: dict[str, list[Job]] = {}
@@ -77,14 +77,14 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Arrangement:
-    """How runs share a machine."""
+    """The share of each run in the machine."""
 
     jobs: int
-    """Processes beside each other."""
+    """Processes at once."""
     together: int
-    """Runs that a process trains, at most."""
+    """Most runs of a process."""
     cores: list[list[int]]
-    """Of each process."""
+    """Cores of each process."""
 
 
 def main(
@@ -137,16 +137,16 @@ def main(
     """Train the runs of a preset, or of a suite of presets (standard, agreement), and write their records.
 
     Args:
-        preset: what to train; see bench/presets.py.
-        backends: of these two.
+        preset: see bench/suites/learning/presets.py.
+        backends: one or both of these.
         seeds: instead of the preset's.
-        jobs: processes beside each other, each bound to cores of its own; unless told otherwise as many as there are cores, and one
-            where there is an accelerator, or each trains several runs.
-        together: runs of one backend that a process trains together, as a population; unless told otherwise one, and all seeds where there
-            is an accelerator.
+        jobs: processes at once, each bound to its own cores; None for the number of cores, and for one where there is an accelerator or a
+            process trains several runs.
+        together: runs of one backend that a process trains, as a population; None for one, and for all seeds where there is an
+            accelerator.
         results: folder for the records.
         runs: folder for the runs' own directories.
-        dry_run: say what would be done, and stop.
+        dry_run: print the plan, and stop.
 
     Returns:
         Exit status: 0, 1 if a run failed, 130 after Ctrl-C.
@@ -185,11 +185,10 @@ def stages(choices: Choices) -> list[Stage]:
 
 
 def fitting_preset(results: Path) -> str:
-    """The longest preset, or the standard suite, whose runs this machine does in `LONGEST_SECONDS` from the start; else the shortest.
+    """Return the longest preset, or the standard suite, whose runs this machine does in `LONGEST_SECONDS`; else the shortest.
 
-    Of those that are there for a comparison none: alone it says little.
+    Presets that exist for a comparison are left out: alone they say little.
     """
-
     here = machine.slug(machine.hardware(machine.find_accelerator()))
 
     def seconds(name: str) -> float:
@@ -206,7 +205,7 @@ def fitting_preset(results: Path) -> str:
         name
         for comparison in COMPARISONS
         for name in (comparison.preset, comparison.beside)
-        # The task as it is, with the paper's settings, says something alone, too.
+        # The unchanged task with the paper's settings says something alone.
         if PRESETS[name].settings or PRESETS[name].arguments
     }
     by_length = sorted((name for name in (*PRESETS, "standard") if name not in compared), key=seconds)
@@ -214,10 +213,10 @@ def fitting_preset(results: Path) -> str:
 
 
 def arrange(seeds: int, jobs: int | None = None, together: int | None = None) -> Arrangement:
-    """How this machine trains so many seeds; None for what suits it.
+    """Arrange so many seeds on this machine; None for what suits it.
 
     Raises:
-        SystemExit: if there are not so many cores, or `together` is not positive.
+        SystemExit: for more jobs than cores, or if `together` is not positive.
     """
     cores, device = machine.available_cores(), machine.find_accelerator() is not None
     together = (seeds if device else 1) if together is None else together
@@ -235,7 +234,7 @@ def arrange(seeds: int, jobs: int | None = None, together: int | None = None) ->
 
 
 def plan(preset: Preset, backends: Sequence[str], seeds: Sequence[int], jobs: int, results: Path, runs: Path, *, together: int = 1) -> Plan:
-    """Which runs of the preset are still to be done on this machine with this version, and how long they will take."""
+    """Plan the runs of the preset that this version has not done on this machine."""
     here = machine.slug(machine.hardware(machine.find_accelerator()))
     out = results / f"{datetime.now(UTC):%Y-%m-%d}-{here}"
     wanted = [
@@ -266,10 +265,11 @@ def plan(preset: Preset, backends: Sequence[str], seeds: Sequence[int], jobs: in
 
 
 def existing(job: Job, results: Path, here: str) -> Path | None:
-    """The record of this run by this version on this kind of machine, of any date.
+    """Return the record of this run by this version on this kind of machine, of any date; None if there is none.
 
     Raises:
-        RecordError: if a file of its name is no record. SystemExit: if it is one of another configuration.
+        RecordError: if a file of its name is no record.
+        SystemExit: if it has another configuration.
     """
     for path in sorted(results.glob(f"*-{here}/{job.name}.json"), reverse=True):
         found = record.read(path, LearningSamples)
@@ -282,10 +282,10 @@ def existing(job: Job, results: Path, here: str) -> Path | None:
 
 
 def steps_per_second(results: Path, here: str, preset: str | None = None, *, together: int = 1) -> float:
-    """Steps per second of a process, all its runs together: of the slowest of this machine's newest records, else a guess.
+    """Estimate the steps per second of a process, of all its runs: those of the slowest of this machine's newest records, else a guess.
 
-    Of those of the preset; where there are none, of those with the paper's networks and task. Those that trained several runs together
-    tell nothing of one, nor the other way round.
+    Records of the preset count; without them, those with the paper's networks and task. Records of populations tell nothing about single
+    runs, nor the other way round.
     """
     found = [
         one
@@ -304,7 +304,7 @@ def steps_per_second(results: Path, here: str, preset: str | None = None, *, tog
 
 
 def describe(console: Console, preset: Preset, todo: Plan, jobs: int) -> None:
-    """Say what will be done."""
+    """Print the plan."""
     console.print(f"Preset {preset.name}: {preset.title}, {preset.steps:,} steps, evaluation every {preset.evaluation_interval:,} steps")
     for path in todo.skipped:
         console.print(f"  skipped, recorded in {path}")
@@ -323,11 +323,11 @@ def describe(console: Console, preset: Preset, todo: Plan, jobs: int) -> None:
 
 
 class Pool:
-    """Runs jobs in processes of their own, each on cores of its own, and shows how far each is.
+    """A pool of processes, each on its own cores, that run jobs and show their progress.
 
     Args:
         groups: the jobs of each process.
-        cores: of each process that runs beside the others.
+        cores: of each process.
         worker: command that takes a list of jobs as JSON.
         interval: seconds between two lines of progress.
     """
@@ -377,7 +377,7 @@ class Pool:
         jobs = [dataclasses.replace(job, cores=list(cores)) for job in group]
         log(jobs).parent.mkdir(parents=True, exist_ok=True)
         with log(jobs).open("ab") as output:
-            # A session of its own: Ctrl-C reaches this process alone, which then stops the runs in order.
+            # In its own session: Ctrl-C reaches this process alone, which then stops the runs in order.
             process = subprocess.Popen(
                 [*self._worker, json.dumps([dataclasses.asdict(job) for job in jobs])],
                 stdout=output,
@@ -394,7 +394,7 @@ class Pool:
     def _finish(self, process: subprocess.Popen[bytes]) -> None:
         jobs = self._running.pop(process)
         self._cores.append(jobs[0].cores)
-        # Of a population that failed some runs may have ended well.
+        # Some runs of a population that failed may have ended well.
         recorded = [job for job in jobs if process.returncode == 0 or Path(job.out).exists()]
         self._done += len(recorded)
         if process.returncode == 0:
@@ -404,7 +404,7 @@ class Pool:
             self._console.print(f"failed {name_of(jobs)} with status {process.returncode}; going on with the others")
 
     def _stop(self) -> None:
-        """Ask each run to write what it has, wait, and end those that do not."""
+        """Ask each run to write a checkpoint, wait, and end those that do not."""
         for ask, patience in ((signal.SIGINT, STOP_SECONDS), (signal.SIGKILL, 5.0)):
             for process in self._running:
                 if process.poll() is None:
@@ -415,13 +415,13 @@ class Pool:
 
 
 def log(jobs: Sequence[Job]) -> Path:
-    """Where the output of a process goes."""
+    """Return the file of a process's output."""
     run_dir = Path(jobs[0].run_dir)
     return run_dir.with_suffix(".log") if len(jobs) == 1 else run_dir.parent / f"{name_of(jobs)}.log"
 
 
 def progress(jobs: Sequence[Job]) -> str:
-    """How far the slowest run of a process is, and the last evaluation that all of them have, their mean."""
+    """Describe the progress of the slowest run of a process, and the mean of the last evaluation that all have."""
     step = min(map(_last_step, jobs))
     by_step = [{each.step: each.returns for each in read_evaluations(Path(job.run_dir))} for job in jobs]
     shown = f"{name_of(jobs)} {100 * step // jobs[0].steps}%"
@@ -432,7 +432,7 @@ def progress(jobs: Sequence[Job]) -> str:
 
 
 def _last_step(job: Job) -> int:
-    """The last environment step that the run has written a line about."""
+    """Return the environment step of the run's last line of metrics."""
     try:
         with (Path(job.run_dir) / "metrics.jsonl").open("rb") as file:
             file.seek(0, os.SEEK_END)
@@ -444,7 +444,7 @@ def _last_step(job: Job) -> int:
 
 
 def _evaluated(job: Job) -> int:
-    """The step of the run's last evaluation, 0 before the first."""
+    """Return the step of the run's last evaluation, 0 before the first."""
     evaluations = read_evaluations(Path(job.run_dir))
     return evaluations[-1].step if evaluations else 0
 

@@ -21,17 +21,17 @@ class Point(NamedTuple):
 
     step: int
     seconds: float
-    """Of wall-clock until then, mean over seeds."""
+    """Wall-clock until then, mean over seeds."""
     spread: bool
-    """Whether those of a whole run were spread evenly over its steps."""
+    """True if the seconds of a whole run were spread evenly over its steps."""
     mean: float
     interval: Interval | None
-    """Of the mean; None for a single seed."""
+    """Interval of the mean; None for a single seed."""
     seeds: int
 
 
 def learning_curve(title: str, curves: Mapping[str, Sequence[Point]], references: Sequence[Published]) -> Figure:
-    """Return over environment steps and over wall-clock: a line per backend; published points with their standard deviation."""
+    """Draw return over environment steps and over wall-clock: a line per backend; published points with their standard deviation."""
     figure = Figure(figsize=(9, 5.2), layout="constrained")
     by_step, by_clock = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
     clock = clock_of(point for points in curves.values() for point in points)
@@ -71,12 +71,12 @@ class AgentCurve(NamedTuple):
     backend: str
     label: str
     first: bool
-    """Whether it is the one that the question is about."""
+    """True for the agent that the question is about."""
     points: list[Point]
 
 
 def compared_curves(title: str, curves: Sequence[AgentCurve]) -> Figure:
-    """Return over environment steps of two agents on both backends: the first filled and drawn through, the other open and dotted."""
+    """Draw return over environment steps of two agents on both backends: the first filled and drawn through, the other open and dotted."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for curve in curves:
@@ -97,7 +97,7 @@ def compared_curves(title: str, curves: Sequence[AgentCurve]) -> Figure:
 
 
 def _draw_curve(axes: Axes, points: Sequence[Point], label: str, **style: Any) -> None:
-    """A line through the means, with its interval."""
+    """Draw a line through the means, with its interval."""
     steps = [point.step for point in points]
     seeds = points[-1].seeds if points else 0
     band = ", 95% interval of the mean" if seeds > 1 else ""

@@ -1,4 +1,4 @@
-"""The training runs that results/learning holds, with the paper's settings (batch 256, learning rate 3e-4) unless a preset says others."""
+"""Presets of the learning suite: the paper's settings (batch 256, learning rate 3e-4) where a preset names no others."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ class Preset:
 
     name: str
     title: str
-    """What sets it apart from the other presets, for a reader; without its length."""
+    """Title for a reader, without its length."""
     env: str
     steps: int
     """Environment steps."""
@@ -20,14 +20,14 @@ class Preset:
     seeds: tuple[int, ...]
     evaluation_episodes: int = 10
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """What differs from the paper's settings: fields of `SACConfig`."""
+    """Differences from the paper's settings: fields of `SACConfig`."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of `sacref.train`; wrappers by name, "module:name"."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Two presets that differ in one thing, and what that tells. Of two lengths, they are compared at the last step that both have."""
+    """Two presets that differ in one thing, compared at the last step that both have."""
 
     name: str
     question: str
@@ -62,7 +62,7 @@ TASKS = {"Humanoid": 17, "Ant": 8, "Walker2d": 6, "Hopper": 3, "HalfCheetah": 6}
 
 
 def _standard(task: str) -> Preset:
-    """A task as the field reports it: a million steps, ten seeds."""
+    """Make the preset of a task as the field reports it: a million steps, ten seeds."""
     return Preset(
         name=f"{task.lower()}-1m",
         title=f"{task}-v5",
@@ -74,8 +74,7 @@ def _standard(task: str) -> Preset:
 
 
 def _agreement(task: str, dimensions: int) -> Preset:
-    """The same with the settings of ikostrikov/jaxrl where they differ from the paper's, on the last version of the task whose rewards are
-    those of its published curves, per seed: v4."""
+    """Make the preset of a task with the settings of ikostrikov/jaxrl, on v4, the last version with the rewards of its published curves."""
     return Preset(
         name=f"{task.lower()}-v4-1m",
         title=f"{task}-v4, jaxrl's settings",
@@ -260,7 +259,7 @@ SUITES = {
 
 
 def presets_of(name: str) -> list[Preset]:
-    """The presets that a suite's name stands for; a preset's own stands for itself."""
+    """Return the presets of a suite, or the one preset of that name."""
     return [PRESETS[member] for member in SUITES.get(name, (name,))]
 
 

@@ -1,4 +1,4 @@
-"""Published points of SAC's learning curves, the yardstick of ours, and the settings that they were trained with."""
+"""Published points of SAC's learning curves, which ours are compared with, and their settings."""
 
 import csv
 import math
@@ -27,7 +27,7 @@ class Settings(NamedTuple):
     critic_learning_rate: str
     entropy_learning_rate: str
     target_entropy: str
-    """As a multiple of the number of action dimensions."""
+    """Multiple of the number of action dimensions."""
     temperature: str
     """Either "learned" or "fixed at" a value."""
     batch_size: str
@@ -61,13 +61,13 @@ class Published(NamedTuple):
     steps: int
     mean: float
     std: float
-    """Of the population: the sum of squares over n."""
+    """Population standard deviation: the sum of squares over n."""
     seeds: int
     metric: str
     citation: str
     settings: Settings
     curves: tuple[Mapping[int, float], ...] = ()
-    """Of each seed, the return after each number of environment steps up to `steps`; empty where only mean and deviation are known."""
+    """Return of each seed after each number of environment steps up to `steps`; empty where only mean and deviation are known."""
 
     @property
     def name(self) -> str:
@@ -81,7 +81,7 @@ class Published(NamedTuple):
         return self.std * math.sqrt(self.seeds / (self.seeds - 1)) if self.seeds > 1 else 0.0
 
     def comparable(self, env: str) -> bool:
-        """Whether a task pays the reward of this one: it is of the same version, or HalfCheetah, whose reward never changed."""
+        """Return True if a task has the reward of this one: the same version, or HalfCheetah, whose reward never changed."""
         return env == f"{self.env}-{self.env_version}" or (self.env == "HalfCheetah" and env.startswith("HalfCheetah-"))
 
 
@@ -115,7 +115,7 @@ def settings_of(env: str, changed: Mapping[str, Any]) -> Settings:
     """Describe runs of ours in the terms of the published ones.
 
     Args:
-        env: the task.
+        env: name of the task.
         changed: fields of `SACConfig` that differ from the paper's settings.
     """
     cfg = SACConfig.from_dict({**paper_config().to_dict(), **changed})
@@ -136,7 +136,7 @@ def settings_of(env: str, changed: Mapping[str, Any]) -> Settings:
 
 
 def _multiple(target_entropy: float | None, env: str) -> str:
-    """A target entropy as a multiple of the task's action dimensions."""
+    """Format a target entropy as a multiple of the task's action dimensions."""
     dimensions = TASKS.get(env.rpartition("-v")[0])
     if target_entropy is None:
         return "-dim(A)"

@@ -1,4 +1,4 @@
-"""The learning records by preset, version and machine, and what a run's evaluations say: each return by the name of its metric."""
+"""The learning records by preset, version and machine, and the metrics of a run's evaluations."""
 
 import json
 from collections import defaultdict
@@ -26,9 +26,9 @@ class Group:
     env: str
     steps: int
     settings: dict[str, Any]
-    """What differs from the paper's settings."""
+    """Differences from the paper's settings."""
     arguments: dict[str, Any]
-    """What else differs from the defaults of `sacref.train`: wrappers, networks."""
+    """Other differences from the defaults of `sacref.train`: wrappers, networks."""
     version: str
     place: str
     runs: dict[str, list[Run]]
@@ -36,20 +36,20 @@ class Group:
 
     @property
     def all_runs(self) -> list[Run]:
-        """Of every backend."""
+        """Runs of every backend."""
         return [run for runs in self.runs.values() for run in runs]
 
     @property
     def differences(self) -> list[str]:
-        """What the introduction's settings do not say, each by its name."""
+        """Differences from the settings of the introduction, each by its name."""
         return [f"{name} {_said(value)}" for name, value in {**self.settings, **self.arguments}.items()]
 
     @property
     def title(self) -> str:
-        """The preset's, if the records ran what it says; else the task and the preset's name."""
+        """Title of the preset if the records ran its configuration; else the task and the preset's name."""
         preset = PRESETS.get(self.preset)
         ran = (self.env, self.steps, self.settings, self.arguments)
-        # As JSON gives it back.
+        # Through JSON, which makes lists of tuples.
         if preset and ran == (preset.env, preset.steps, *json.loads(json.dumps([dict(preset.settings), dict(preset.arguments)]))):
             return preset.title
         return f"{self.env} ({self.preset})" if self.differences else self.env
@@ -61,12 +61,12 @@ class Group:
 
     @property
     def date(self) -> str:
-        """Of the newest run."""
+        """Date of the newest run."""
         return max(run.date for run in self.all_runs)
 
 
 def read(results: Path) -> list[Group]:
-    """The groups of the records under results/learning, newest first.
+    """Read the groups of the records under results/learning, newest first.
 
     Raises:
         RecordError: if a JSON file is no record, or one preset's name stands for two configurations.
@@ -75,7 +75,7 @@ def read(results: Path) -> list[Group]:
 
 
 def newest(groups: Sequence[Group]) -> list[Group]:
-    """Of each preset the newest group."""
+    """Return the newest group of each preset."""
     found: dict[str, Group] = {}
     for one in groups:
         found.setdefault(one.preset, one)
@@ -83,7 +83,7 @@ def newest(groups: Sequence[Group]) -> list[Group]:
 
 
 def group(records: Iterable[Run]) -> list[Group]:
-    """Group the records, newest group first. Of two records of one run the newer counts.
+    """Group the records, newest group first. The newest record of each run counts.
 
     Raises:
         RecordError: if one preset's name stands for two configurations.
@@ -118,7 +118,7 @@ def group(records: Iterable[Run]) -> list[Group]:
 
 
 def curve(runs: Sequence[Run]) -> list[plots.Point]:
-    """Mean over seeds at each evaluation that every seed has, with the interval of that mean."""
+    """Return the mean over seeds at each evaluation that every seed has, with its interval."""
     points = []
     for step in steps(runs):
         returns = [after(run, step) for run in runs]
@@ -137,34 +137,34 @@ def curve(runs: Sequence[Run]) -> list[plots.Point]:
 
 
 def final(run: Run) -> float:
-    """Mean return of a run's final evaluation."""
+    """Return the mean return of a run's final evaluation."""
     return statistics.mean(run.samples.evaluations[-1].returns)
 
 
 def last_tenth(run: Run) -> float:
-    """Mean return of a run's evaluations in the last tenth of its steps, the final one among them."""
+    """Return the mean return of a run's evaluations in the last tenth of its steps."""
     evaluations = run.samples.evaluations
     return statistics.mean([statistics.mean(each.returns) for each in evaluations if each.step > 0.9 * evaluations[-1].step])
 
 
 def best(runs: Sequence[Run]) -> plots.Point:
-    """The highest point of the curve of the runs' mean: a maximum, and so above what an agent that is chosen beforehand reaches."""
+    """Return the highest point of the mean curve, a maximum over its steps, which flatters."""
     return max(curve(runs), key=lambda point: point.mean)
 
 
 def after(run: Run, step: int) -> float:
-    """Mean return of a run's evaluation after `step` environment steps."""
+    """Return the mean return of a run's evaluation after `step` environment steps."""
     (returns,) = (evaluation.returns for evaluation in run.samples.evaluations if evaluation.step == step)
     return statistics.mean(returns)
 
 
 def steps(runs: Iterable[Run]) -> list[int]:
-    """The steps after which every one of the runs was evaluated."""
+    """Return the steps after which all of the runs were evaluated."""
     return sorted(set.intersection(*({evaluation.step for evaluation in run.samples.evaluations} for run in runs)))
 
 
 def seconds(run: Run, step: int) -> float:
-    """Of wall-clock until an evaluation; that of the whole run, spread evenly over the steps, where the record holds no other."""
+    """Return the wall-clock until an evaluation; where the record holds none, a share of the whole run's."""
     if not has_times(run):
         return step / speed(run)
     (known,) = (evaluation.seconds for evaluation in run.samples.evaluations if evaluation.step == step)
@@ -172,27 +172,27 @@ def seconds(run: Run, step: int) -> float:
 
 
 def has_times(run: Run) -> bool:
-    """Whether it is known when each evaluation was."""
+    """Return True if the record holds the time of each evaluation."""
     return all(evaluation.seconds is not None for evaluation in run.samples.evaluations)
 
 
 def last_common_step(one: Group, other: Group) -> int | None:
-    """The last step after which every run of both was evaluated, None if there is none."""
+    """Return the last step after which all runs of both were evaluated; None if there is none."""
     return max(steps([*one.all_runs, *other.all_runs]), default=None)
 
 
 def speed(run: Run) -> float:
-    """Environment steps per second of the whole run."""
+    """Return the environment steps per second of the whole run."""
     return run.samples.evaluations[-1].step / sum(session.wall_seconds for session in run.samples.sessions)
 
 
 def members(run: Run) -> int:
-    """Runs that were trained together with this one, itself included: in the session with the most of them."""
+    """Return the number of runs that were trained together with this one, itself included, at most."""
     return max(session.members for session in run.samples.sessions)
 
 
 def _said(value: Any) -> str:
-    """A setting's value; of what lies in a module the name alone."""
+    """Format the value of a setting; an object of a module by its name alone."""
     if isinstance(value, list):
         return ", ".join(map(_said, value))
     return f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value).rpartition(":")[2]

@@ -8,14 +8,14 @@ from bench.core.samples import Figure, Samples, Strict
 
 
 class Evaluation(Strict, frozen=True, kw_only=True):
-    """Deterministic episodes at one point of the training."""
+    """Deterministic episodes after some steps of the training."""
 
     step: int
     """Environment steps trained before it."""
     returns: list[float]
     """Undiscounted sum of rewards of each episode."""
     seconds: float | None
-    """Wall-clock of the run's sessions until it had trained so far, evaluations before this one included. None if it is not known."""
+    """Wall-clock of the run's sessions until then, earlier evaluations included; None if it is not known."""
 
 
 class Session(Strict, frozen=True, kw_only=True):
@@ -25,14 +25,13 @@ class Session(Strict, frozen=True, kw_only=True):
     """UTC, ISO 8601."""
     resumed: bool
     wall_seconds: float
-    """The whole session: environments, updates, evaluations and, on JAX, compiling."""
+    """Duration of the whole session: environments, updates, evaluations and, on JAX, compiling."""
     cpu_seconds: float
-    """Processor time of the same; about `wall_seconds` for a run that keeps to one thread."""
+    """Processor time of the session; about `wall_seconds` for a run on one thread."""
     members: int
-    """Runs that this process trained together, as a population, in this time."""
+    """Number of runs that this process trained together, as a population."""
     energy_joules: float | None
-    """What the accelerator drew in the meantime, whoever used it: runs beside each other share it. None on the CPU, and if it does not
-    tell."""
+    """Energy that the accelerator drew during the session, for all runs that share it; None on the CPU, and if it does not tell."""
 
 
 class LearningSamples(Samples, frozen=True, kw_only=True):
@@ -40,7 +39,7 @@ class LearningSamples(Samples, frozen=True, kw_only=True):
 
     suite: ClassVar[str] = "learning"
     evaluations: list[Evaluation]
-    """At every evaluation interval, oldest first; the last is the final one."""
+    """Evaluations at every interval, oldest first; the last is the final one."""
     sessions: list[Session]
 
     def figures(self) -> Iterator[tuple[str, Figure]]:

@@ -1,4 +1,4 @@
-"""Learning: final evaluations per backend, learning curves, published points beside them, and agents that are compared."""
+"""Learning: final evaluations per backend, learning curves beside published points, and comparisons of agents."""
 
 import statistics as standard
 import textwrap
@@ -27,11 +27,11 @@ INTRODUCTION = (
 TITLE_WIDTH = 80
 """Characters of a line above a picture that compares two agents."""
 ASIDE = {"chunk", "mixed_precision"}
-"""Settings of presets that ask what they cost: the summary leaves them to their own sections."""
+"""Settings whose cost a preset measures: the summary leaves them to their own sections."""
 
 
 def section(results: Path) -> Section:
-    """Per preset: the curve of its newest group, a table of every group, the published points. Then the comparisons."""
+    """Report each preset: the curve of its newest group, a table of every group, the published points. Then the comparisons."""
     groups = runs.read(results)
     paragraphs = ["## Learning\n", INTRODUCTION] if groups else []
     if any(map(agreement.beside, groups)):
@@ -40,7 +40,7 @@ def section(results: Path) -> Section:
     findings: list[Finding] = []
     for newest in runs.newest(groups):
         path = results / "learning" / f"{newest.preset}.png"
-        # Of the task as it is, not as wrappers have made it.
+        # Published points are of the task without wrappers.
         references = [] if newest.arguments else published(newest.env, newest.steps)
         curves = {backend: runs.curve(members) for backend, members in newest.runs.items()}
         pictures[path] = Picture(
@@ -66,7 +66,7 @@ def section(results: Path) -> Section:
 
 
 def _finding(group: Group) -> list[Finding]:
-    """What the summary says of runs that published ones stand beside."""
+    """Summarise runs beside published ones."""
     found = agreement.beside(group)
     if not found or ASIDE & group.settings.keys():
         return []
@@ -136,7 +136,7 @@ def _own_table(found: Group) -> list[str]:
 
 
 def _beside_strict(found: Group, groups: Sequence[Group]) -> list[str]:
-    """A chunked group's means beside those of the strict one."""
+    """Compare a chunked group's means with those of the strict one."""
     if set(found.settings) != {"chunk"} or found.arguments:
         return []
     sentences = []
@@ -156,7 +156,7 @@ def _beside_strict(found: Group, groups: Sequence[Group]) -> list[str]:
 
 
 def _compared(comparison: Comparison, groups: Sequence[Group], results: Path) -> Section:
-    """Two presets' returns and what lies between them, after the last step that both have: of each pair by one version on one machine."""
+    """Compare the returns of two presets after the last step that both have, for each pair by one version on one machine."""
     pairs = [
         (one, other, step)
         for one in groups
@@ -198,7 +198,7 @@ def _compared(comparison: Comparison, groups: Sequence[Group], results: Path) ->
 
 
 def _differences(one: Group, other: Group, step: int) -> list[tuple[str, list[list[float]], statistics.Interval | None]]:
-    """Of each backend that both have: the returns of both after a step, and the interval of the difference of their means."""
+    """Return, for each backend that both have, the returns of both after a step, and the interval of the difference of their means."""
     found = []
     for backend in (backend for backend in one.runs if backend in other.runs):
         returns = [[runs.after(run, step) for run in group.runs[backend]] for group in (one, other)]
@@ -217,13 +217,17 @@ def _difference_table(comparison: Comparison, one: Group, other: Group, step: in
         above = f"{better.value:.2f} {interval(better.interval, digits=2)}".strip()
         rows.append([backend, *means, between, interval(apart), above, seeds])
         if len(known := [each for each in ends if each is not None]) == 2 and apart is not None:
-            of_means.append(f"{backend}: they {'overlap' if statistics.overlap(*known) else 'do **not** overlap'}")
+            of_means.append(f"{backend} {'yes' if statistics.overlap(*known) else '**no**'}")
             holds = apart.low <= 0.0 <= apart.high
-            of_difference.append(f"{backend}: the interval {'holds 0' if holds else 'is clear of 0'}")
+            of_difference.append(f"{backend} {'holds 0' if holds else 'clear of 0'}")
     if not rows:
         return []
     labels = [f"{label}: mean, 95%" for label in (comparison.label, comparison.beside_label)]
-    said = [f"Of the means' intervals, {'; '.join(of_means)}. Of the difference, {'; '.join(of_difference)}.\n"] if of_means else []
+    said = (
+        [f"Overlap of the means' intervals: {'; '.join(of_means)}. Interval of the difference: {'; '.join(of_difference)}.\n"]
+        if of_means
+        else []
+    )
     return [
         table(["backend", *labels, "difference", "95% of the difference", "P(a run is above)", "seeds"], rows),
         *said,

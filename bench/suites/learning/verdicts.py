@@ -1,4 +1,4 @@
-"""Our runs beside published ones of the same task after as many steps: what lies between them, and whether they agree."""
+"""Our runs beside published ones of the same task after as many steps: their difference, and a verdict on their agreement."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -28,20 +28,20 @@ class Beside(NamedTuple):
 
     backend: str
     step: int
-    """Of ours; theirs is within a hundredth of it."""
+    """Step of ours; theirs is within a hundredth of it."""
     returns: list[float]
     reference: Published
     found: Agreement
     curve: Agreement | None
-    """Of the mean of each seed's curve up to the step; None where the source has no seeds of its own."""
+    """Comparison of the mean of each seed's curve up to the step; None where the source has no curves by seed."""
     differences: tuple[str, ...]
     """Settings in which the source differs, or may differ."""
     comparable: bool
-    """Whether both tasks pay the same reward."""
+    """True if both tasks have the same reward."""
 
     @property
     def alike(self) -> bool:
-        """Whether a verdict may be given: the same reward and the same settings."""
+        """True if a verdict may be given: the same reward and the same settings."""
         return self.comparable and not self.differences
 
     @property
@@ -53,8 +53,8 @@ class Beside(NamedTuple):
 
 
 def beside(group: Group) -> list[Beside]:
-    """Hold every backend against every published point of a step that it was evaluated at, the last step first."""
-    if group.arguments:  # Wrappers and networks make it another task, or another agent.
+    """Compare every backend with every published point of a step that it was evaluated at, the last step first."""
+    if group.arguments:  # wrappers and networks make it another task or agent
         return []
     own = settings_of(group.env, group.settings)
     found = []
@@ -89,7 +89,7 @@ def _curves(runs: Sequence[Run], reference: Published) -> Agreement | None:
 
 
 def paragraphs(group: Group, groups: Sequence[Group]) -> list[str]:
-    """The table, what runs with a source's own settings reach, and where the published numbers stand."""
+    """Return the table, the returns of runs with a source's own settings, and the citations."""
     found = beside(group)
     if not found:
         return []
@@ -112,7 +112,7 @@ def paragraphs(group: Group, groups: Sequence[Group]) -> list[str]:
 
 
 def task(reference: Published) -> str:
-    """Name and version."""
+    """Name the task with its version."""
     return f"{reference.env}-{reference.env_version}"
 
 

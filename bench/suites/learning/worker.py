@@ -1,4 +1,4 @@
-"""Training runs of the learning suite, in a process of their own: train (or resume), then write the records.
+"""The process of some training runs of the learning suite: train (or resume), then write the records.
 
 `bench.suites.learning.measure` starts it, with a list of jobs as JSON. Several runs are trained together, as a population.
 """
@@ -28,7 +28,7 @@ HEARTBEAT_SECONDS = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What one run trains, and where it writes."""
+    """One training run, and the paths that it writes to."""
 
     preset: str
     env: str
@@ -44,17 +44,17 @@ class Job:
     cores: list[int] = field(default_factory=list)
     """The cores that the run's process is bound to."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """What differs from the paper's settings."""
+    """Differences from the paper's settings."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """Further arguments of `sacref.train`."""
 
     @property
     def name(self) -> str:
-        """Name of the run, the same on every machine."""
+        """Name of the run."""
         return f"{self.preset}-{self.backend}-seed{self.seed}"
 
     def configuration(self) -> dict[str, Any]:
-        """What was chosen: two records with the same configuration and seed repeat each other."""
+        """Return all choices: two records with the same configuration and seed repeat each other."""
         chosen = ("preset", "env", "backend", "steps", "evaluation_interval", "evaluation_episodes")
         given = {name: getattr(self, name) for name in ("settings", "arguments") if getattr(self, name)}
         return {name: getattr(self, name) for name in chosen} | given
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     takes = "python -m bench.suites.learning.worker JOBS, as JSON"
     jobs = entry.read(takes, "bench learning", sys.argv[1:] if argv is None else argv, _jobs)
     machine.keep_to_cores(jobs[0].cores)
-    # A shell starts background jobs with Ctrl-C ignored, and that is inherited: the suite's request to stop must arrive.
+    # A shell starts background jobs with Ctrl-C ignored, which is inherited: the suite's request to stop must arrive.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         execute(jobs, train)
@@ -90,7 +90,7 @@ def _jobs(arguments: Sequence[str]) -> list[Job]:
 
 
 def name_of(jobs: Sequence[Job]) -> str:
-    """Name of one run, or of those that are trained together: of one preset, on one backend."""
+    """Name one run, or the runs of a population: of one preset, on one backend."""
     first = jobs[0]
     if len(jobs) == 1:
         return first.name
@@ -98,13 +98,14 @@ def name_of(jobs: Sequence[Job]) -> str:
 
 
 def execute(jobs: Sequence[Job], train: Train) -> None:
-    """Train, or go on where a former session stopped, and write the record of each run that is finished.
+    """Train, or go on where an earlier session stopped, and write the record of each finished run.
 
     Raises:
         IncompleteError: if a training ended without an evaluation at the last step.
-        RuntimeError: if another process works on a run. PopulationError: if members failed; the others are recorded.
+        RuntimeError: if another process works on a run.
+        PopulationError: if members failed; the others are recorded.
     """
-    # The libraries may be loaded only now: the cores that they find are those that this process is bound to.
+    # Loaded now that the process is bound to its cores.
     from sacref.training.population import PopulationError
 
     failure = None
@@ -142,7 +143,7 @@ def _write(job: Job, *, source: tuple[str | None, bool], compile_seconds: float 
     sessions = [msgspec.convert(session, Session) for session in _read_json(_sessions_file(job), [])]
     times = [(int(line["environment_steps"]), float(line["wall_time"])) for line in _read_lines(Path(job.run_dir) / "metrics.jsonl")]
     device = machine.accelerator(job.backend)
-    if device is None:  # what a device drew that the run did not use is not its energy
+    if device is None:  # the run did not use the device whose power was measured
         sessions = [structs.replace(session, energy_joules=None) for session in sessions]
     record.write(
         Path(job.out),
@@ -164,21 +165,21 @@ def _sessions_file(job: Job) -> Path:
 
 
 def resumable(run_dir: Path) -> bool:
-    """Whether a former session left a checkpoint to go on from."""
+    """Return True if an earlier session left a checkpoint."""
     return (run_dir / "config.json").exists() and any((run_dir / "checkpoints").glob("agent_*"))
 
 
 def read_evaluations(run_dir: Path) -> list[Evaluation]:
-    """The evaluations that the training has written so far, oldest first."""
+    """Read the evaluations that the training has written so far, oldest first."""
     rows = _read_json(run_dir / "evaluation.json", [])
     return [Evaluation(step=row["step"], returns=[float(value) for value in row["returns"]], seconds=None) for row in rows]
 
 
 def with_times(evaluations: Sequence[Evaluation], times: Sequence[tuple[int, float]], sessions: Sequence[Session]) -> list[Evaluation]:
-    """The evaluations with their seconds, to a line of metrics.
+    """Add the seconds to evaluations, from the next line of metrics.
 
     Args:
-        times: of each line the environment steps, and when it was written, in seconds since 1970.
+        times: environment steps and time (seconds since 1970) of each line.
     """
     started = [datetime.fromisoformat(session.started).timestamp() for session in sessions]
 
@@ -193,13 +194,14 @@ def with_times(evaluations: Sequence[Evaluation], times: Sequence[tuple[int, flo
 
 
 def train(jobs: Sequence[Job], resume: bool) -> None:
-    """Train with sacref and the paper's settings. Imported here, as `keep_to_cores` must come first."""
+    """Train with sacref and the paper's settings."""
+    # Imported here: `keep_to_cores` must come first.
     from bench.core import precisions
     from sacref.config import callables
     from sacref.training import experiment, population
 
     job = jobs[0]
-    precisions.use(job.backend, "float32")  # which mixed precision of the settings goes beside
+    precisions.use(job.backend, "float32")  # mixed precision of the settings adds to it
     arguments: dict[str, Any] = {
         "env": job.env,
         "backend": job.backend,
@@ -210,7 +212,7 @@ def train(jobs: Sequence[Job], resume: bool) -> None:
         **job.arguments,
         "wrappers": [callables.find(name) for name in job.arguments.get("wrappers", ())],
         "resume": resume,
-        # What a session left that ended before its first checkpoint.
+        # The files of a session that ended before its first checkpoint.
         "overwrite": not resume,
     }
     if len(jobs) == 1:
@@ -220,7 +222,7 @@ def train(jobs: Sequence[Job], resume: bool) -> None:
 
 
 class _CompileTime:
-    """Seconds that JAX spends compiling from here on; None on a backend that does not tell."""
+    """Listener to the seconds that JAX compiles; None on a backend that does not tell."""
 
     def __init__(self, backend: str) -> None:
         self.seconds: float | None = None
@@ -237,7 +239,7 @@ class _CompileTime:
 
 @contextlib.contextmanager
 def _locked(path: Path, name: str) -> Iterator[None]:
-    """Hold a lock that the system drops with the process, so that no two processes train one run."""
+    """Hold a lock that ends with the process: no two processes train one run."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -248,12 +250,12 @@ def _locked(path: Path, name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _timed(resumed: Mapping[Path, bool]) -> Iterator[None]:
-    """Append a session to each of these files and keep its times and energy current, so that a killed session is counted too.
+    """Append a session to each of these files and keep its times and energy current, so that a killed session counts too.
 
-    It is to `HEARTBEAT_SECONDS`; and the power that the device draws at a heartbeat is taken for that since the one before.
+    They are exact to `HEARTBEAT_SECONDS`; the power at a heartbeat stands for the time since the last one.
 
     Args:
-        resumed: file of a run's sessions -> whether it goes on from a former one. All of them are trained together.
+        resumed: file of a run's sessions -> True if it goes on from an earlier one. All of them are trained together.
     """
     earlier: dict[Path, list[dict[str, Any]]] = {path: _read_json(path, []) if again else [] for path, again in resumed.items()}
     started, wall, cpu = _now(), time.perf_counter(), time.process_time()
@@ -294,7 +296,7 @@ def _timed(resumed: Mapping[Path, bool]) -> Iterator[None]:
 
 
 def _run_configuration(run_dir: Path) -> Any:
-    """What the training itself recorded, without its paths."""
+    """Read the configuration that the training recorded, without its paths."""
     written: dict[str, Any] = _read_json(run_dir / "config.json", {})
     for path in ("directory", "experiment_name"):
         written.get("cfg", {}).get("experiment", {}).pop(path, None)

@@ -1,11 +1,12 @@
-"""Whether the tests see every small mistake in the equations and in the update: `python -m bench mutants` (`nox -s mutants`).
+"""Mutants of the equations and of the update, and the tests that see them: `python -m bench mutants` (`nox -s mutants`).
 
 cosmic-ray's operators change one operator, number or decorator at a time. Each mutant runs the test file that mirrors its file, then the
-test of one update against the oracle, until a test fails. One that none of them sees needs a better test, or a reason why it is equivalent,
-in mutants_equivalent.json. Outcomes are kept, so that the whole set can be run in pieces: the record says how much of it has been.
+test of one update against the oracle, until a test fails. A mutant that no test sees needs a better test, or an entry in
+mutants_equivalent.json with the reason why it is equivalent. Outcomes are kept, so that the whole set can be run in pieces: the record
+counts the mutants that have run.
 
-Left out, and counted: mutants of annotations, which say nothing at run time, and what Python does not compile. Left out too: cosmic-ray's
-two operators that put random variables in the place of others; tests that start a Python of their own, which sees the file as it lies.
+Left out and counted: mutants of annotations, which have no effect at run time, and those that Python does not compile. Also left out:
+cosmic-ray's two operators that replace variables by random ones, and tests that start another Python, which reads the unchanged file.
 """
 
 import json
@@ -28,12 +29,12 @@ from bench.suites.mutants.samples import MutantFile, MutantRun, MutantsSamples, 
 from bench.suites.mutants.worker import Job, Outcome
 
 EQUIVALENT = machine.ROOT / "bench" / "suites" / "mutants" / "mutants_equivalent.json"
-"""What no test can see, and why."""
+"""List of the mutants that no test can see, with the reasons."""
 STATE = runner.PARTIAL / "mutants"
-"""Where outcomes are kept, a line each."""
+"""Folder of the outcomes, a line each."""
 ORACLE = "tests/parity/test_one_update.py"
 WITHOUT = ("test_torch_compile_traces_every_call_whole", "test_importing_the_spec_loads_no_backend")
-"""Tests that start a Python of their own."""
+"""Tests that start another Python."""
 LIBRARIES = (
     "numpy",
     "torch",
@@ -47,16 +48,16 @@ LIBRARIES = (
     "beartype",
     "scipy.special",
 )
-"""Imported once for all mutants, those that are there; none of them starts a thread, which a forked child would lack."""
+"""Libraries that are imported once for all mutants, if installed; none starts a thread, which a forked child would lack."""
 SECONDS = 1.0
-"""Processor time of a mutant, for the estimate of what has never been run."""
+"""Processor time of a mutant, for the estimate of those that never ran."""
 LIMIT = (3.0, 20.0)
-"""Processor time that the tests of a file may take: so many times that of the file as it is, and so many seconds more."""
+"""Limit of the processor time of a file's tests: a multiple of that of the unchanged file, and seconds to add."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A file that is mutated, and the tests that shall see it."""
+    """A mutated file, and its tests."""
 
     file: str
     tests: tuple[str, ...]
@@ -65,7 +66,7 @@ class Target:
 
 
 def targets(root: Path = machine.ROOT) -> list[Target]:
-    """The update, then the spec, what is most used first."""
+    """Return the targets: the update, then the spec, the most used files first."""
     update = Target(file="sacref/algorithm/update.py", tests=("tests/algorithm/test_update.py", ORACLE))
     first = ["losses", "policy", "reduce"]
     names = sorted((path.stem for path in (root / "sacref" / "spec").glob("*.py")), key=lambda name: (name not in first, name))
@@ -83,18 +84,18 @@ def main(
     results: Path | None = None,
     dry_run: bool = False,
 ) -> int:
-    """Run what has not been run yet, and write the record of all that has.
+    """Run the mutants that have not run yet, and write the record of all that have.
 
     Args:
-        sample: this many mutants, drawn from all of them; unless given, all, which take about half an hour of one core.
+        sample: number of mutants, drawn at random; None for all, which take about half an hour of one core.
         seed: of the sample.
-        files: only mutants of these, such as sacref/spec/losses.py.
-        processes: mutants that are run beside each other.
-        results: folder for the record; unless told otherwise results/mutants.
+        files: mutated files, such as sacref/spec/losses.py; all, unless given.
+        processes: mutants that run at once.
+        results: folder for the record; None for results/mutants.
         dry_run: print the plan, and stop.
 
     Returns:
-        Exit status: 0; 1 where a mutant survived, or one that is listed as equivalent was seen; 130 after Ctrl-C.
+        Exit status: 0; 1 where a mutant survived, or a test sees a mutant that is listed as equivalent; 130 after Ctrl-C.
     """
     if find_spec("cosmic_ray") is None:
         raise SystemExit("python -m bench mutants needs cosmic-ray, which is not installed: pip install 'sacref[dev]'")
@@ -141,14 +142,14 @@ def main(
 
 
 class Run:
-    """All mutants of some files, and what is known of them.
+    """All mutants of some files, and their outcomes so far.
 
     Args:
         root: folder that the files' names are relative to.
         chosen: the files.
         equivalent: entries of the list of equivalent mutants.
         state: folder for the outcomes.
-        libraries: what the tests import, those that are there.
+        libraries: imports of the tests; those that are not installed are skipped.
     """
 
     def __init__(
@@ -164,7 +165,7 @@ class Run:
         self.tests = {target.file: digest(*(text(root / name) for name in target.tests)) for target in chosen}
         self.path = state / "outcomes.jsonl"
         self.outcomes: dict[str, Outcome] = {}
-        """Key -> what is known. A killed mutant stays killed until its file changes; what survived is run again with other tests."""
+        """Key -> outcome. A killed mutant stays killed until its file changes; a survivor runs again with other tests."""
         for line in text(self.path).splitlines():
             known = json.loads(line)
             tests = known.pop("tests")
@@ -174,7 +175,7 @@ class Run:
                 self.outcomes.pop(known["key"], None)
 
     def todo(self, *, sample: int | None, seed: int, files: Sequence[str]) -> list[Mutant]:
-        """What shall be run and has not been, in the order of the files."""
+        """Return the mutants to run, in the order of the files."""
         found = [mutant for each in self.mutants.values() for mutant in each]
         if sample is not None and sample < len(found):
             drawn = set(random.Random(seed).sample(range(len(found)), sample))
@@ -182,12 +183,12 @@ class Run:
         return [mutant for mutant in found if mutant.key not in self.outcomes and (not files or mutant.file in files)]
 
     def expected_seconds(self, mutant: Mutant) -> float:
-        """Processor time that a mutant is expected to take: the mean of its file's."""
+        """Estimate the processor time of a mutant: the mean of its file's."""
         known = [self.outcomes[each.key].seconds for each in self.mutants[mutant.file] if each.key in self.outcomes]
         return sum(known) / len(known) if known else SECONDS
 
     def execute(self, todo: Sequence[Mutant], processes: int, console: Console) -> None:
-        """Run the files as they are, then their mutants."""
+        """Run the tests of the unchanged files, then those of their mutants."""
         files = [file for file in self.targets if any(mutant.file == file for mutant in todo)]
         whole = {file: digest(file, text(self.root / file), self.tests[file]) for file in files}
         unknown = [self._job(self.targets[file], whole[file], None, None) for file in files if whole[file] not in self.outcomes]
@@ -211,7 +212,7 @@ class Run:
                     progress.console.print(f"{outcome.outcome}: {mutant}", markup=False)
 
     def samples(self) -> MutantsSamples:
-        """What is known of every file, for the record."""
+        """Count the outcomes of every file, for the record."""
         files, runs, survivors = [], [], []
         for file, mutants in self.mutants.items():
             counted: Counter[str] = Counter()
@@ -258,7 +259,7 @@ class Run:
         return MutantsSamples(files=files, runs=runs, survivors=survivors)
 
     def seen_equivalents(self) -> list[Mutant]:
-        """Mutants that are listed as equivalent and that a test sees all the same."""
+        """Return the mutants that are listed as equivalent although a test sees them."""
         listed = [mutant for each in self.mutants.values() for mutant in each if mutant.key in self.equivalent]
         return [mutant for mutant in listed if mutant.key in self.outcomes and self.outcomes[mutant.key].outcome != "survived"]
 
@@ -268,7 +269,7 @@ class Run:
         return Job(key=key, path=path, source=source, tests=tests, without=list(target.without), seconds=seconds)
 
     def _served(self, jobs: Sequence[Job], processes: int, modules: Sequence[str], progress: Progress, name: str) -> Iterator[Outcome]:
-        """The outcomes of jobs, of a process that has imported `modules` for all of them."""
+        """Yield the outcomes of jobs, from a process that has imported `modules` for all of them."""
         if not jobs:
             return
         task = progress.add_task(name, total=len(jobs))

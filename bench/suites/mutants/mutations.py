@@ -1,4 +1,4 @@
-"""The mutants of a file, as cosmic-ray's operators make them, and the list of those that are equivalent to the file."""
+"""Mutants of a file, made by cosmic-ray's operators, and the list of those that are equivalent to it."""
 
 import ast
 import hashlib
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 RANDOM_OPERATORS = ("core/VariableReplacer", "core/VariableInserter")
-"""Left out: they put variables and numbers in the place of others at random, and ask which."""
+"""Operators that are left out: they replace variables and numbers by random ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,23 +19,23 @@ class Mutant:
 
     file: str
     operator: str
-    """As cosmic-ray names it."""
+    """Operator, as cosmic-ray names it."""
     occurrence: int
-    """Among the mutants of this operator in the file, from 0."""
+    """Number among the mutants of this operator in the file, from 0."""
     number: int
-    """Of the line, from 1."""
+    """Number of the line, from 1."""
     function: str
-    """What the line belongs to, `Class.function`; empty for the module."""
+    """Function of the line, `Class.function`; empty for the module."""
     line: str
-    """As it is."""
+    """The unchanged line."""
     mutated: str
-    """As it was made; empty if it was taken away."""
+    """The mutated line; empty if it was removed."""
     source: str
-    """The whole file, with the mistake."""
+    """The whole mutated file."""
 
     @property
     def key(self) -> str:
-        """Name of the mutant among outcomes: it changes with whatever else changes in the file."""
+        """Hash that names the mutant among outcomes; it changes with the file."""
         return digest(self.file, self.source)
 
     def __str__(self) -> str:
@@ -44,32 +44,32 @@ class Mutant:
 
 @dataclass(frozen=True, kw_only=True)
 class Equivalent:
-    """Mutants of one line that do what the file does."""
+    """Mutants of one line that are equivalent to the file."""
 
     file: str
     function: str
     line: str
     mutants: tuple[str, ...]
-    """What they make of the line."""
+    """The mutated lines."""
     reason: str
 
 
 def equivalents(path: Path) -> list[Equivalent]:
-    """The entries of a list of equivalent mutants."""
+    """Read a list of equivalent mutants."""
     return [Equivalent(**{**entry, "mutants": tuple(entry["mutants"])}) for entry in json.loads(text(path))]
 
 
 class EquivalentError(ValueError):
-    """The list of equivalent mutants is out of date; the message says where, and what to do."""
+    """The list of equivalent mutants is out of date; the message names the entry and the fix."""
 
 
 def mutants_of(root: Path, file: str, *, only: Collection[str] | None = None) -> tuple[list[Mutant], Counter[str]]:
-    """All mutants of a file, and how many were left out: for an annotation, or because Python does not compile them.
+    """Return all mutants of a file, and the number of those left out: in annotations, or because Python does not compile them.
 
     Args:
         root: folder that the file's name is relative to.
         file: a name such as sacref/spec/losses.py.
-        only: texts of lines; no mutants of other lines are made.
+        only: lines to mutate; None for all.
     """
     from cosmic_ray.ast import ast_nodes, get_ast
     from cosmic_ray.mutating import mutate_code
@@ -112,10 +112,10 @@ def mutants_of(root: Path, file: str, *, only: Collection[str] | None = None) ->
 
 
 def match(entries: Iterable[Equivalent], mutants: Sequence[Mutant]) -> dict[str, str]:
-    """Key of each mutant that is listed as equivalent -> the reason.
+    """Return key -> reason of the mutants that are listed as equivalent.
 
     Raises:
-        EquivalentError: if an entry is of no mutant, or of more than one.
+        EquivalentError: if an entry matches no mutant, or several.
     """
     found: dict[str, str] = {}
     for entry in entries:
@@ -123,7 +123,7 @@ def match(entries: Iterable[Equivalent], mutants: Sequence[Mutant]) -> dict[str,
             raise EquivalentError(f"mutants_equivalent.json: {entry.file}: {entry.line}: the reason is empty, expected one")
         for mutated in entry.mutants:
             wanted = (entry.file, entry.function, entry.line, mutated)
-            # Two operators may make the same of a line.
+            # Two operators may make the same change.
             same = {one.key for one in mutants if (one.file, one.function, one.line, one.mutated) == wanted}
             if len(same) != 1:
                 raise EquivalentError(
@@ -158,14 +158,14 @@ class _Unannotated(ast.NodeTransformer):
 
 
 def _without_annotations(source: str) -> str:
-    """What is run of a file: its syntax tree, without annotations."""
+    """Return the syntax tree of a file without its annotations."""
     with warnings.catch_warnings(action="ignore"):
         compile(source, "mutant", "exec")
         return ast.dump(_Unannotated().visit(ast.parse(source)))
 
 
 def _functions(source: str) -> dict[int, str]:
-    """Number of a line -> the function or class that it belongs to, decorators included; the innermost that has a name."""
+    """Return number of a line -> its innermost function or class, decorators included."""
     found: dict[int, str] = {}
 
     def walk(node: ast.AST, prefix: str) -> None:
@@ -183,7 +183,7 @@ def _functions(source: str) -> dict[int, str]:
 
 
 def _difference(old: Sequence[str], new: Sequence[str]) -> tuple[str, str]:
-    """The lines that differ, of the one and of the other, as one text each."""
+    """Return the lines that differ, before and after, as one text each."""
     first = next(i for i in range(len(old)) if i >= len(new) or old[i] != new[i])
     last = 0
     while last < min(len(old), len(new)) - first and old[-1 - last] == new[-1 - last]:
@@ -193,10 +193,10 @@ def _difference(old: Sequence[str], new: Sequence[str]) -> tuple[str, str]:
 
 
 def text(path: Path) -> str:
-    """What a file holds; nothing where there is none."""
+    """Read a file; empty if there is none."""
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 def digest(*texts: str) -> str:
-    """A short name for texts."""
+    """Hash texts."""
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]

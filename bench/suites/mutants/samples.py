@@ -7,28 +7,28 @@ from bench.core.samples import Figure, Samples, Strict
 
 
 class MutantFile(Strict, frozen=True, kw_only=True):
-    """What the tests said of the mutants of one file."""
+    """Outcomes of the mutants of one file."""
 
     file: str
     tests: list[str]
-    """Files of tests that each mutant runs, until a test fails."""
+    """Files of tests that each mutant runs until a test fails."""
     mutants: int
     killed: int
     """A test failed."""
     timed_out: int
     equivalent: int
-    """No test failed, and a reason is given why none can."""
+    """No test failed, and the list of equivalent mutants says why none can."""
     survived: int
     """No test failed."""
     not_run: int
     of_annotations: int
-    """Not among the mutants: what they change says nothing at run time."""
+    """Mutants of annotations, which are left out: they have no effect at run time."""
     not_compiled: int
-    """Not among the mutants: Python refuses them."""
+    """Mutants that Python does not compile, which are left out."""
     seconds: float
-    """Processor time of those that were run."""
+    """Processor time of the mutants that ran."""
     seconds_as_it_is: float | None
-    """Processor time of all tests of the file without a mistake; None if it was not taken."""
+    """Processor time of all tests of the unchanged file; None if it is not known."""
 
 
 class MutantRun(Strict, frozen=True, kw_only=True):
@@ -36,11 +36,11 @@ class MutantRun(Strict, frozen=True, kw_only=True):
 
     file: str
     operator: str
-    """As cosmic-ray names it."""
+    """Operator, as cosmic-ray names it."""
     occurrence: int
-    """Among the mutants of this operator in the file, from 0."""
+    """Number among the mutants of this operator in the file, from 0."""
     number: int
-    """Of the line, from 1."""
+    """Number of the line, from 1."""
     outcome: Literal["killed", "timed out", "equivalent", "survived"]
     by: str | None
     """The first test that failed, or what else ended the tests."""
@@ -49,19 +49,19 @@ class MutantRun(Strict, frozen=True, kw_only=True):
 
 
 class Survivor(Strict, frozen=True, kw_only=True):
-    """A mutant that no test has seen, without a reason why none can."""
+    """A mutant that no test sees, and that is not listed as equivalent."""
 
     file: str
     function: str
     number: int
-    """Of the line, from 1."""
+    """Number of the line, from 1."""
     line: str
-    """As it is."""
+    """The unchanged line."""
     mutated: str
 
 
 class MutantsSamples(Samples, frozen=True, kw_only=True):
-    """What is known of the mutants of all files."""
+    """Outcomes of the mutants of all files."""
 
     suite: ClassVar[str] = "mutants"
     files: list[MutantFile]

@@ -1,4 +1,4 @@
-"""Mutants: how many of the small mistakes in the equations and in the updates the tests see."""
+"""Mutants: the share of small mistakes in the equations and in the updates that the tests see."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ INTRODUCTION = (
 
 
 def section(results: Path) -> Section:
-    """The newest record."""
+    """Report the newest record."""
     records = [record.read(path, MutantsSamples) for path in results.glob("mutants/*/*.json")]
     if not records:
         return Section([], {})

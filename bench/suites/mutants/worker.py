@@ -1,8 +1,7 @@
-"""Runs the tests of one mutant after another: `python -m bench.suites.mutants.worker`, which reads jobs as JSON from its standard input.
+"""The process that runs the tests of mutants; it reads jobs as JSON from its standard input, and prints a line of JSON for each outcome.
 
-torch and JAX take seconds to import: this process imports them once, and forks a child for each mutant. The child puts the mutated source
-in the place of the file's as Python reads it, so that the file itself stays as it is, and runs pytest. What came of a job is a line of JSON
-on the standard output.
+torch and JAX take seconds to import: this process imports them once, and forks a child for each mutant. The child replaces the source of
+the file as Python reads it, so that the file itself does not change, and runs pytest.
 """
 
 import contextlib
@@ -30,46 +29,46 @@ import pytest
 from bench.core import entry
 
 WALL_PER_CPU_SECOND = 20.0
-"""A child is given up after so many times the processor time that it may use: it may sleep, or wait for other work on the machine."""
+"""Wall-clock limit of a child, as a multiple of its processor time: it may sleep, or wait for other work on the machine."""
 EXAMPLES = 25
-"""Of each property that hypothesis tests, unless the test itself says how many."""
+"""Examples of each hypothesis test that sets no number itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A mutant and the tests that shall see it."""
+    """A mutant and its tests."""
 
     key: str
     path: str
-    """Of the mutated file, absolute."""
+    """Absolute path of the mutated file."""
     source: str | None
-    """What the file shall hold; None for the file as it is."""
+    """Mutated source; None for the unchanged file."""
     tests: list[str]
-    """Files of tests, absolute. One after the other, until one of them fails."""
+    """Absolute paths of files of tests, which run one after the other until one fails."""
     without: list[str]
-    """Tests whose name, or one of whose parameters, is one of these are left out."""
+    """Names of tests, or of parameters of tests, that are left out."""
     seconds: float | None
-    """Processor time that the tests of one file may take; None for any."""
+    """Limit of the processor time of one file of tests; None for no limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What the tests said."""
+    """The outcome of a job."""
 
     key: str
     outcome: Literal["killed", "survived", "timed out"]
     by: str | None
-    """The first test that failed, or what else ended the tests."""
+    """The first test that failed, or another cause of their end."""
     seconds: float
     """Processor time of all tests together."""
     longest: float
-    """That of the file of tests that took longest."""
+    """Processor time of the slowest file of tests."""
     modules: list[str]
-    """For the file as it is: what the tests import."""
+    """Imports of the tests, for the unchanged file."""
 
 
 class Plugin:
-    """What pytest shall do otherwise for a mutant."""
+    """Pytest plugin for the run of a mutant."""
 
     def __init__(self, without: Sequence[str], first: Sequence[str]) -> None:
         self.without = set(without)
@@ -78,7 +77,7 @@ class Plugin:
 
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self) -> None:
-        """Few examples, and the same for every mutant."""
+        """Set few examples, the same for every mutant."""
         import hypothesis
 
         settings = hypothesis.settings
@@ -86,7 +85,7 @@ class Plugin:
         settings.load_profile("mutants")
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Leave out what is of another backend, or does not see the mutant; what has seen others of the file comes first."""
+        """Leave out the tests of `without`, and run those first that have seen other mutants of the file."""
 
         def named(item: pytest.Item) -> set[str]:
             callspec = getattr(item, "callspec", None)
@@ -108,7 +107,7 @@ class Plugin:
 
 
 def put_in_place(path: str, source: str) -> None:
-    """Let this process read `source` where it imports the file `path`, and no bytecode of it, nor write any."""
+    """Make this process import `source` in place of the file `path`, without bytecode."""
     read, stats = SourceFileLoader.get_data, SourceFileLoader.path_stats
 
     def get_data(self: SourceFileLoader, asked: str) -> bytes:
@@ -124,12 +123,12 @@ def put_in_place(path: str, source: str) -> None:
 
 
 def serve(jobs: Sequence[Job], at_once: int, seen: Mapping[str, Sequence[str]]) -> Iterator[Outcome]:
-    """The outcomes of jobs, `at_once` of them beside each other, in the order in which they end.
+    """Yield the outcomes of jobs, in the order in which they end.
 
     Args:
         jobs: in order.
-        at_once: how many children there are.
-        seen: path of a mutated file -> tests that have failed for its mutants, which are run first; it grows on the way.
+        at_once: number of children.
+        seen: path of a mutated file -> tests that have failed for its mutants, which run first.
     """
     killers = {path: Counter(names) for path, names in seen.items()}
     waiting, running = list(reversed(jobs)), dict[int, _Running]()
@@ -160,7 +159,7 @@ def serve(jobs: Sequence[Job], at_once: int, seen: Mapping[str, Sequence[str]]) 
 
 
 class _Running:
-    """A job, and the child that runs the first of its files of tests that has not been run."""
+    """A job, and the child that runs the next of its files of tests."""
 
     def __init__(self, job: Job, killers: Mapping[str, Counter[str]]) -> None:
         self.job, self.killers = job, killers
@@ -190,13 +189,13 @@ class _Running:
         os.close(theirs)
 
     def read(self) -> bool:
-        """Take what the child says; False at its end."""
+        """Read the child's output; return False at its end."""
         said = os.read(self.output, 2**16)
         self.said += said
         return bool(said)
 
     def kill(self) -> None:
-        """End the child and all that it has started."""
+        """End the child and its children."""
         self.late, self.until = True, float("inf")
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
@@ -204,7 +203,7 @@ class _Running:
             os.kill(self.pid, signal.SIGKILL)
 
     def next(self) -> int | None:
-        """Go on with the next file of tests, if there is one and the mutant lives; its child's id."""
+        """Run the next file of tests, if there is one and none has failed; return the id of its child."""
         os.close(self.output)
         _, status, used = os.wait4(self.pid, 0)
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -252,7 +251,7 @@ def _child(job: Job, tests: str, first: Sequence[str], folder: Path, output: int
     if job.source is not None:
         put_in_place(job.path, job.source)
     plugin = Plugin(job.without, first)
-    # -m "": by all tests, those that `make test` leaves out as well.
+    # -m "": all tests, also those that `make test` leaves out.
     own = [
         "-x",
         "-q",
@@ -273,7 +272,7 @@ def _child(job: Job, tests: str, first: Sequence[str], folder: Path, output: int
 
 
 def _elsewhere(modules: dict[str, types.ModuleType]) -> Iterator[str]:
-    """Those modules that belong to no file under the folder at hand, which a mutant could change, nor to its tests."""
+    """Yield the names of modules whose files lie outside the current folder, so that no mutant changes them."""
     here = str(Path.cwd()) + os.sep
     for name, module in modules.items():
         file = getattr(module, "__file__", None)
@@ -283,7 +282,7 @@ def _elsewhere(modules: dict[str, types.ModuleType]) -> Iterator[str]:
 
 
 def preload(names: Sequence[str]) -> None:
-    """Import what can be imported of `names`, once for all children."""
+    """Import those of `names` that can be imported, once for all children."""
     with tempfile.TemporaryDirectory() as empty, open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         # pytest rewrites the assertions of its plugins, if it is the one that imports them.
         pytest.main(["-p", "no:cacheprovider", "--collect-only", "-q", "-c", os.devnull, "--rootdir", empty, empty])
@@ -298,7 +297,7 @@ def main() -> int:
     """Read `{"at_once", "modules", "seen", "jobs"}`, and print a line for each job."""
     takes = "python -m bench.suites.mutants.worker, with jobs as JSON on its standard input"
     jobs, asked = entry.read(takes, "bench mutants", sys.argv[1:], _asked)
-    # Its children go with it.
+    # So that its children end with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     preload(asked["modules"])
     with contextlib.suppress(KeyboardInterrupt):
@@ -309,7 +308,7 @@ def main() -> int:
 
 
 def _asked(arguments: Sequence[str]) -> tuple[list[Job], dict[str, Any]]:
-    """The jobs, and the rest of what stands on the standard input."""
+    """Read the jobs and the other fields from the standard input."""
     if arguments:
         raise ValueError("it takes no arguments")
     if sys.stdin.isatty():

@@ -16,7 +16,7 @@ KIND_STYLES = {
 
 
 def drift(dtype: str, pairs: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """Largest relative difference after each update, by kind; a panel per pair."""
+    """Draw the largest relative difference after each update, by kind; a panel per pair."""
     columns = min(3, len(pairs))
     rows = -(-len(pairs) // columns)
     figure = Figure(figsize=(3.2 * columns + 0.4, 2.6 * rows + 0.5), layout="constrained")

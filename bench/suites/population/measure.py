@@ -1,7 +1,7 @@
 """Gradient steps of populations by their size, beside one agent alone: `python -m bench population`.
 
-No environment: the memories are filled with synthetic transitions of HalfCheetah's shapes. As in a training, each member is an agent in a
-thread of its own, and the gradient steps of all are one call. All contenders (torch and JAX, each width and size) take turns, so that a
+No environment: the memories are filled with synthetic transitions of HalfCheetah's shapes. As in a training, each member is an agent in its
+own thread, and the gradient steps of all are one call. All contenders (torch and JAX, each width and size) take turns, so that a
 machine that slows down slows all of them down.
 """
 
@@ -29,18 +29,18 @@ STEPS_PER_SECOND = {"cpu": 100.0, "gpu": 1_000.0}
 SECONDS_PER_SETUP = {"cpu": 3.0, "gpu": 5.0}
 """For the estimate: making and compiling a contender."""
 SECONDS_PER_MEMBER = 1.0
-"""The same, for each member more."""
+"""Further seconds for each further member."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What a preset measures."""
+    """The sizes that a preset measures."""
 
     members: tuple[int, ...]
     """The first is 1: an agent alone."""
     widths: tuple[int, ...]
     gradient_steps: int
-    """Of a call."""
+    """In a call."""
     rounds: int
     round_seconds: float
     """A round takes at least so long, and at least one call."""
@@ -59,10 +59,10 @@ def main(
     """Measure every size of a preset, and write the record.
 
     Args:
-        preset: smoke (under a minute), cpu (up to ten members) or gpu (up to fifty); unless told otherwise, cpu or gpu, as the machine is.
-        threads: cores that the process is bound to; unless told otherwise, all.
+        preset: smoke (under a minute), cpu (up to ten members) or gpu (up to fifty); None for cpu or gpu, as the machine is.
+        threads: cores that the process is bound to; None for all.
         seed: of the first member's weights and transitions; the others have the seeds after it.
-        results: folder for the record; unless told otherwise results/population, for smoke runs/smoke/population.
+        results: folder for the record; None for results/population, and for runs/smoke/population with the preset smoke.
         dry_run: print the plan, and stop.
 
     Returns:
@@ -109,7 +109,7 @@ def stages(choices: Choices) -> list[Stage]:
 
 
 def estimated_seconds(preset: Preset) -> float:
-    """How long a preset will take."""
+    """Estimate the seconds of a preset."""
     return sum(_seconds(PRESETS[preset], width) for width in PRESETS[preset].widths)
 
 
@@ -122,7 +122,7 @@ def _seconds(sizes: Sizes, width: int) -> float:
 
 
 def measure(sizes: Sizes, width: int, seed: int) -> PopulationSamples:
-    """All contenders of a width, in turn."""
+    """Measure all contenders of a width, in turn."""
     with contextlib.ExitStack() as running:
 
         def contender(cell: PopulationCell) -> Any:
@@ -134,7 +134,7 @@ def measure(sizes: Sizes, width: int, seed: int) -> PopulationSamples:
 
 
 def cells(sizes: Sizes, width: int) -> Sequence[PopulationCell]:
-    """What is measured, without timings."""
+    """Return the cells of a width, without timings."""
     return [
         PopulationCell(
             backend=backend,
@@ -153,7 +153,7 @@ def cells(sizes: Sizes, width: int) -> Sequence[PopulationCell]:
 
 
 class Together:
-    """Agents that learn as a population, each in a thread of its own: in the place of one agent.
+    """Agents that learn as a population, each in its own thread, with the methods of one agent that `contest.measure` calls.
 
     Args:
         agents: alike, of one backend, ready to learn.
@@ -174,7 +174,7 @@ class Together:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._meet.abort()  # those that wait end at once, those that learn after their step
+        self._meet.abort()  # waiting threads end at once, learning ones after their step
         for thread in self._threads:
             thread.join()
 
@@ -184,15 +184,15 @@ class Together:
                 self._meet.wait()
                 try:
                     agent.update(timestep=0, timesteps=1)
-                except Exception as error:  # all members have it, and go on to meet
+                except Exception as error:  # all members raise it, and meet again
                     self._errors.append(error)
                 self._meet.wait()
 
     def update(self, *, timestep: int, timesteps: int) -> None:
-        """A call of every member's `update`.
+        """Call every member's `update`.
 
         Raises:
-            Exception: what a member's raised.
+            Exception: the first that a member raised.
         """
         self._meet.wait()
         self._meet.wait()
@@ -200,7 +200,7 @@ class Together:
             raise self._errors[0]
 
     def synchronise(self) -> None:
-        """Wait until the device has done all that it was asked for."""
+        """Wait until the device is idle."""
         self._agents[0].synchronise()
 
 

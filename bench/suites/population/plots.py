@@ -15,11 +15,11 @@ class PopulationCurve(NamedTuple):
     backend: str
     members: list[int]
     speeds: list[float]
-    """Of all members together."""
+    """Speeds of all members together."""
 
 
 def population_lines(widths: Mapping[int, Sequence[PopulationCurve]]) -> Figure:
-    """Gradient steps per second of all members over their number, one panel per width; dotted what one agent alone takes."""
+    """Draw gradient steps per second of all members over their number, one panel per width; dotted those of one agent."""
     figure = Figure(figsize=(3.4 * max(2, len(widths)), 3.6), layout="constrained")
     panels = figure.subplots(1, len(widths), squeeze=False)[0]
     for axes, (width, curves) in zip(panels, widths.items(), strict=True):

@@ -7,14 +7,14 @@ from bench.core.samples import Figure, Samples, TimedCell, rates
 
 
 class PopulationCell(TimedCell, frozen=True, kw_only=True):
-    """Gradient steps of one backend's population of a size, or of an agent alone."""
+    """Gradient steps of one backend's population, or of a single agent."""
 
     members: int
-    """1 for an agent alone."""
+    """Number of agents; 1 for a single one."""
     width: int
-    """Of both hidden layers."""
+    """Width of both hidden layers."""
     batch: int
-    """Of each member."""
+    """Batch of each member."""
 
 
 class PopulationSamples(Samples, frozen=True, kw_only=True):

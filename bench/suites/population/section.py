@@ -8,9 +8,9 @@ from pathlib import Path
 from bench.core.newest import newest
 from bench.core.page import Finding, Section, digest, image, number, source, table
 from bench.core.pictures import Picture
+from bench.core.samples import speeds
 from bench.suites.population import plots
 from bench.suites.population.samples import PopulationCell, PopulationSamples
-from bench.suites.update.section import speeds
 
 INTRODUCTION = (
     "Gradient steps per second of agents that learn together in one process (`sacref train --seeds 0:10`), each with networks and a memory"
@@ -21,7 +21,7 @@ INTRODUCTION = (
 
 
 def section(results: Path) -> Section:
-    """The newest run of each preset, kind of machine and number of cores."""
+    """Report the newest run of each preset, kind of machine and number of cores."""
     paragraphs: list[str] = []
     pictures = {}
     findings = []
@@ -42,12 +42,12 @@ def section(results: Path) -> Section:
 
 
 def together(cell: PopulationCell) -> float | None:
-    """Gradient steps per second of all members, median; None if it could not run."""
+    """Return the median gradient steps per second of all members; None if it could not run."""
     return cell.members * standard.median(speeds(cell.timings)) if cell.timings else None
 
 
 def gain(cell: PopulationCell, cells: Sequence[PopulationCell]) -> float | None:
-    """Over one agent of the same backend and width; None if either could not run."""
+    """Return the ratio to one agent of the same backend and width; None if either could not run."""
     mine = together(cell)
     alone = next((together(one) for one in cells if (one.backend, one.width, one.members) == (cell.backend, cell.width, 1)), None)
     return mine / alone if mine is not None and alone is not None else None
@@ -64,7 +64,7 @@ def _findings(heading: str, cells: Sequence[PopulationCell]) -> list[Finding]:
 
 
 def curves(cells: Sequence[PopulationCell]) -> dict[int, list[plots.PopulationCurve]]:
-    """Width -> the speed over the number of members, of each backend."""
+    """Return, for each width, the speed of each backend over the number of members."""
     found: dict[int, list[plots.PopulationCurve]] = {}
     for width in sorted({cell.width for cell in cells}):
         for backend in dict.fromkeys(cell.backend for cell in cells):

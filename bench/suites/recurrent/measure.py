@@ -1,4 +1,4 @@
-"""Gradient steps of a recurrent agent beside a feed-forward one with as many rows, and what limits them: `python -m bench recurrent`.
+"""Gradient steps of a recurrent agent beside a feed-forward one with as many rows, and their limits: `python -m bench recurrent`.
 
 No environment: the memories are filled with synthetic transitions of HalfCheetah's shapes. All contenders (torch and JAX, each fused and
 plain, feed-forward and by length of the sequences) and the products of two matrices take turns, so that a machine that slows down slows
@@ -21,9 +21,9 @@ from bench.suites.recurrent.samples import ProductCell, RecurrentCell, Recurrent
 KIND, GATES, SIZE = "gru", 3, 128
 """The cell."""
 WIDTH = 128
-"""Of both hidden layers above it, and of the feed-forward agent's."""
+"""Width of both hidden layers above it, and of the feed-forward agent's."""
 ROWS = 1_024
-"""Of a gradient step: transitions, or sequences times their steps."""
+"""Rows of a gradient step: transitions, or sequences times their steps."""
 SQUARE = 256
 """Rows and columns of the square matrices."""
 STORED = 20_000
@@ -37,12 +37,12 @@ SECONDS_PER_SETUP = {"cpu": 5.0, "gpu": 15.0}
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What a preset measures."""
+    """The sizes that a preset measures."""
 
     lengths: tuple[int, ...]
     """Steps of a sequence; each divides `ROWS`."""
     gradient_steps: int
-    """Of a fused call."""
+    """In a fused call."""
     rounds: int
     round_seconds: float
     """A round takes at least so long, and at least one call."""
@@ -61,11 +61,10 @@ def main(
     """Measure every length of a preset, and write the record.
 
     Args:
-        preset: smoke (under a minute), cpu (about two minutes) or gpu (longer sequences, too); unless told otherwise, cpu or gpu, as the
-            machine is.
-        threads: cores that the process is bound to; unless told otherwise, all.
+        preset: smoke (under a minute), cpu (about two minutes) or gpu (also longer sequences); None for cpu or gpu, as the machine is.
+        threads: cores that the process is bound to; None for all.
         seed: of weights and transitions.
-        results: folder for the record; unless told otherwise results/recurrent, for smoke runs/smoke/recurrent.
+        results: folder for the record; None for results/recurrent, and for runs/smoke/recurrent with the preset smoke.
         dry_run: print the plan, and stop.
 
     Returns:
@@ -107,7 +106,7 @@ def stages(choices: Choices) -> list[Stage]:
 
 
 def estimated_seconds(preset: Preset) -> float:
-    """How long a preset will take."""
+    """Estimate the seconds of a preset."""
     sizes, kind = PRESETS[preset], "gpu" if machine.find_accelerator() else "cpu"
     contenders = len(cells(sizes))
     a_round = max(sizes.round_seconds, sizes.gradient_steps / STEPS_PER_SECOND[kind])
@@ -115,7 +114,7 @@ def estimated_seconds(preset: Preset) -> float:
 
 
 def measure(sizes: Sizes, seed: int) -> RecurrentSamples:
-    """All contenders and the products, in turn."""
+    """Measure all contenders and the products, in turn."""
     shapes = [(ROWS // length, SIZE, GATES * SIZE) for length in sizes.lengths] + [(SQUARE, SQUARE, SQUARE)]
     products = {
         (backend, *shape): partial(contest.product, backend, *shape)
@@ -132,7 +131,7 @@ def measure(sizes: Sizes, seed: int) -> RecurrentSamples:
 
 
 def cells(sizes: Sizes) -> Sequence[RecurrentCell]:
-    """What is measured, without timings: the feed-forward agent of each backend and way, then the recurrent ones by length."""
+    """Return the cells without timings: the feed-forward agents of each backend and execution, then the recurrent ones by length."""
     return [
         _cell(backend, execution, length, sizes)
         for length in (None, *sizes.lengths)

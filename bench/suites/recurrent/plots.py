@@ -11,9 +11,9 @@ LIMIT_STYLES = {
     "small products": ("#009E73", "//"),
     "rest": ("0.7", ".."),
 }
-"""As PART_STYLES, of the parts of a gradient step."""
+"""Colour and hatch of each part of a gradient step."""
 
 
 def limit_bars(bars: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Milliseconds of a gradient step by what they go to: a stacked bar per agent."""
+    """Draw the milliseconds of a gradient step by part: a stacked bar per agent."""
     return stacked_bars(bars, LIMIT_STYLES, "milliseconds of a gradient step")

@@ -7,10 +7,10 @@ from bench.core.samples import Figure, Samples, Strict, TimedCell, Timing, rates
 
 
 class RecurrentCell(TimedCell, frozen=True, kw_only=True):
-    """Gradient steps of one backend, in one way, of a recurrent agent or of the feed-forward one beside it."""
+    """Gradient steps of one backend and execution, by a recurrent agent or by the feed-forward one beside it."""
 
     execution: str
-    """What was asked for: "auto" or "plain"."""
+    """The option of that name: "auto" or "plain"."""
     recurrent: str | None
     """Kind of cell; None for the feed-forward agent."""
     sequence_length: int
@@ -20,9 +20,9 @@ class RecurrentCell(TimedCell, frozen=True, kw_only=True):
     flops: int
     """Floating-point operations of the matrix products of one gradient step."""
     recurrence_flops: int
-    """Of these, in the products of a hidden state with its weights, one after another; 0 for the feed-forward agent."""
+    """The part of `flops` in products of a hidden state with its weights, one after another; 0 for the feed-forward agent."""
     cell_steps: int
-    """How many steps the cells take one after another, forward and backward; 0 for the feed-forward agent."""
+    """Number of steps that the cells take one after another, forward and backward; 0 for the feed-forward agent."""
 
 
 class ProductCell(Strict, frozen=True, kw_only=True):
@@ -33,7 +33,7 @@ class ProductCell(Strict, frozen=True, kw_only=True):
     inner: int
     columns: int
     timings: list[Timing]
-    """Of products."""
+    """Timings of products."""
 
 
 class RecurrentSamples(Samples, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""Recurrent updates: gradient steps per second beside a feed-forward agent's, and where the time goes."""
+"""Recurrent updates: gradient steps per second beside a feed-forward agent's, and the parts of their time."""
 
 import statistics as standard
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from bench.core.newest import newest
 from bench.core.page import Section, digest, image, number, source, table
 from bench.core.pictures import Picture
 from bench.core.plots import NAMES
+from bench.core.samples import speeds
 from bench.suites.recurrent import plots
 from bench.suites.recurrent.samples import ProductCell, RecurrentCell, RecurrentSamples
-from bench.suites.update.section import speeds
 
 INTRODUCTION = (
     "Gradient steps per second of a recurrent agent beside a feed-forward one whose batch has as many rows, sequences times their steps."
@@ -28,18 +28,18 @@ INTRODUCTION = (
 
 
 class Parts(NamedTuple):
-    """Where the milliseconds of a gradient step go; together its measured time."""
+    """Milliseconds of the parts of a gradient step, which add up to its measured time."""
 
     products: float
-    """At the speed of the square products."""
+    """All products, at the speed of the square ones."""
     small: float
-    """What the recurrence's products take longer than that."""
+    """Further time of the recurrence's products, which are slower than that."""
     rest: float
     """Negative where the agent multiplies faster than the products that are timed beside it."""
 
 
 def section(results: Path) -> Section:
-    """The newest run of each preset, kind of machine and number of cores."""
+    """Report the newest run of each preset, kind of machine and number of cores."""
     paragraphs: list[str] = []
     pictures = {}
     for found, heading, path in newest(results, RecurrentSamples):
@@ -61,7 +61,7 @@ def section(results: Path) -> Section:
 
 
 def parts(cell: RecurrentCell, products: Sequence[ProductCell]) -> Parts:
-    """Where a gradient step's time goes."""
+    """Split the time of a gradient step."""
     square, small = rates(cell, products)
     at_square = 1e3 * cell.flops / square
     extra = 0.0 if small is None else 1e3 * cell.recurrence_flops * (1 / small - 1 / square)
@@ -69,7 +69,7 @@ def parts(cell: RecurrentCell, products: Sequence[ProductCell]) -> Parts:
 
 
 def rates(cell: RecurrentCell, products: Sequence[ProductCell]) -> tuple[float, float | None]:
-    """Operations per second of the square products, and of those of the recurrence; None for a feed-forward agent."""
+    """Return the operations per second of the square products, and of those of the recurrence; None for a feed-forward agent."""
     found = {
         (one.rows, one.inner == one.columns): product_flops(one.rows, one.inner, one.columns) * standard.median(speeds(one.timings))
         for one in products
@@ -80,12 +80,12 @@ def rates(cell: RecurrentCell, products: Sequence[ProductCell]) -> tuple[float, 
 
 
 def milliseconds(cell: RecurrentCell) -> float:
-    """Of a gradient step, median."""
+    """Return the median milliseconds of a gradient step."""
     return 1e3 / standard.median(speeds(cell.timings))
 
 
 def drawn(found: Parts) -> dict[str, float]:
-    """The parts as they are drawn: none below nothing, and together the measured time."""
+    """Return the parts as they are drawn: none negative, and together the measured time."""
     total = sum(found)
     products = min(found.products, total)
     small = min(max(found.small, 0.0), total - products)
@@ -126,7 +126,7 @@ def _table(samples: RecurrentSamples) -> str:
 
 
 def _limits(samples: RecurrentSamples) -> list[str]:
-    """For each agent that chose its way: beside plain, beside the feed-forward one, its time by parts; then what longer sequences cost."""
+    """Describe the parts of each agent's time, its ratios to plain and to feed-forward, and then the cost of longer sequences."""
     measured = {(cell.backend, cell.execution, cell.sequence_length): cell for cell in samples.cells if cell.timings}
     chosen = [cell for cell in measured.values() if cell.execution == "auto"]
     lines = []

@@ -1,9 +1,9 @@
-"""What the training loop is made of: environments, acting, the whole loop by number of environments, its parts: `python -m bench rollout`.
+"""Parts of the training loop: environments, acting, the whole loop by number of environments: `python -m bench rollout`.
 
-Environments are stepped in every way that there is, beside MuJoCo's own `rollout` of the same simulations, which observes and pays nothing.
+Environments are stepped in every vectorization, beside MuJoCo's own `rollout` of the same simulations, without observations and rewards.
 
-The contenders of a comparison take turns. The parts are measured in a pass of their own, with the device idle before and after each: what
-the loop lets run beside each other then stands behind each other, so that the parts add up to slightly more than the loop takes.
+The contenders of a comparison take turns. The parts are measured in a separate pass, with the device idle before and after each: parts that
+overlap in the loop then follow each other, and add up to slightly more than the loop takes.
 """
 
 import time
@@ -41,30 +41,30 @@ ENVS = tuple(
 )
 """Gymnasium's MuJoCo tasks."""
 LOOP_ENV = "HalfCheetah-v5"
-"""The task of the loop, and the one that is stepped in every way."""
+"""The task of the loop, which is also stepped in every vectorization."""
 PARTS = get_args(get_type_hints(PartCell)["part"])
 STORED = 10_000
 """Transitions in the memory when a loop starts."""
 CAPACITY = 1_000_000
 BATCH, WIDTH = 256, 256
 Way: TypeAlias = tuple[Any, int]
-"""What steps the environments, as an `EnvironmentCell` names it, and the number of threads."""
+"""Vectorization, as an `EnvironmentCell` names it, and number of threads."""
 ACTIONS = 64
 """Random actions that are drawn before the environments are timed, and used in turn."""
 STEPPED_BY = get_args(get_type_hints(EnvironmentCell)["stepped_by"])
 SECONDS_OF_A_PROCESS = 1.5
-"""To start one, for the estimate."""
+"""For the estimate: starting one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What a preset measures."""
+    """The sizes that a preset measures."""
 
     envs: tuple[str, ...]
     num_envs: tuple[int, ...]
     rounds: int
     round_seconds: float
-    """Of environments and of acting."""
+    """Duration of a round of environments and of acting."""
     loop_steps: int
     """Environment steps in a round of a loop."""
 
@@ -84,10 +84,10 @@ def main(
     """Measure every part of a preset, and write the record.
 
     Args:
-        preset: smoke (under a minute), cpu or gpu (longer rounds of the loop); unless told otherwise, cpu or gpu, as the machine is.
-        threads: cores that the process is bound to; unless told otherwise, all.
+        preset: smoke (under a minute), cpu or gpu (longer rounds of the loop); None for cpu or gpu, as the machine is.
+        threads: cores that the process is bound to; None for all.
         seed: of environments and agents.
-        results: folder for the record; unless told otherwise results/rollout, for smoke runs/smoke/rollout.
+        results: folder for the record; None for results/rollout, and for runs/smoke/rollout with the preset smoke.
         dry_run: print the plan, and stop.
 
     Returns:
@@ -130,12 +130,12 @@ def stages(choices: Choices) -> list[Stage]:
 
 
 def estimated_seconds(preset: Preset) -> float:
-    """How long a preset will take."""
+    """Estimate the seconds of a preset."""
     return sum(piece.seconds for piece in pieces(preset, 0))
 
 
 def pieces(preset: Preset, seed: int, threads: int = 1) -> Iterator[runner.Piece[RolloutSamples]]:
-    """What is measured in one go."""
+    """Yield the pieces of a preset."""
     sizes = PRESETS[preset]
     a_round = (sizes.rounds + 2) * sizes.round_seconds
     a_loop = 2 * (5 + (sizes.rounds + 1) * sizes.loop_steps / LOOP_STEPS_PER_SECOND[preset])
@@ -154,7 +154,7 @@ def pieces(preset: Preset, seed: int, threads: int = 1) -> Iterator[runner.Piece
 
 
 def ways_of(env: str, threads: int) -> list[Way]:
-    """In which ways a task is stepped, with the number of threads."""
+    """Return the vectorizations of a task, each with the number of threads."""
     if env != LOOP_ENV:
         return [("sync", 1), ("batched", threads)]
     each = sorted({1, threads})
@@ -162,7 +162,7 @@ def ways_of(env: str, threads: int) -> list[Way]:
 
 
 def measure_environment(env: str, sizes: Sizes, seed: int, ways: Sequence[Way]) -> RolloutSamples:
-    """One task under random actions, in some ways with every number of environments in turn."""
+    """Measure one task under random actions, in some ways with every number of environments in turn."""
     from sacref.envs import EnvError
 
     cells = [
@@ -187,7 +187,7 @@ def measure_environment(env: str, sizes: Sizes, seed: int, ways: Sequence[Way]) 
 
 
 def _open(cell: EnvironmentCell, seed: int) -> tuple[Timed, Callable[[], object]]:
-    """What steps the environments, and what closes them."""
+    """Return a call that steps the environments, and one that closes them."""
     from sacref.envs import make
 
     if cell.stepped_by.startswith("rollout"):
@@ -195,7 +195,7 @@ def _open(cell: EnvironmentCell, seed: int) -> tuple[Timed, Callable[[], object]
     if cell.stepped_by == "batched":
         from sacref.envs.batched import BatchedVectorEnv
 
-        # Made by `make`, which tells what is missing, but for the number of threads.
+        # `make` says what is missing, but does not take the number of threads.
         one: Any = make(cell.env, 1)
         envs: Any = BatchedVectorEnv(one.envs[0], cell.num_envs, threads=cell.threads)
         envs.reset(seed=seed)
@@ -205,7 +205,7 @@ def _open(cell: EnvironmentCell, seed: int) -> tuple[Timed, Callable[[], object]
 
 
 def _rollout(cell: EnvironmentCell, seed: int) -> tuple[Timed, Callable[[], object]]:
-    """`mujoco.rollout` of the simulations: a call is a control step of all, or `ACTIONS` of them. It drops the warm start between calls."""
+    """Return `mujoco.rollout` of the simulations, a control step of all in a call, or `ACTIONS`. It drops the warm start between calls."""
     import gymnasium
     import mujoco
     import numpy as np
@@ -253,7 +253,7 @@ def _stepping(envs: Any, seed: int) -> Callable[[], None]:
 
 
 def measure_acts(sizes: Sizes, seed: int) -> RolloutSamples:
-    """An action of the policy as the training loop asks for it, on both backends, for every number of environments in turn."""
+    """Measure actions of the policy, as the training loop asks for them, on both backends, for every number of environments in turn."""
     missing = runner.missing_backends()
     cells = [
         ActCell(backend=backend, num_envs=num_envs, timings=[], compile_seconds=None, missing=missing.get(backend))
@@ -285,7 +285,7 @@ def _acting(agent: Any, num_envs: int, seed: int) -> Callable[[], object]:
 
 
 def measure_loops(num_envs: int, sizes: Sizes, seed: int) -> RolloutSamples:
-    """Both backends' training loops with `num_envs` environments, in turn."""
+    """Measure both backends' training loops with `num_envs` environments, in turn."""
     missing = runner.missing_backends()
     cells = [
         LoopCell(backend=backend, num_envs=num_envs, execution=None, timings=[], compile_seconds=None, missing=missing.get(backend))
@@ -305,7 +305,7 @@ def measure_loops(num_envs: int, sizes: Sizes, seed: int) -> RolloutSamples:
 
 
 def measure_parts(sizes: Sizes, seed: int) -> RolloutSamples:
-    """The parts of both backends' loops with one environment, in turn."""
+    """Measure the parts of both backends' loops with one environment, in turn."""
     missing = runner.missing_backends()
     loops = {backend: Loop(backend, 1, seed) for backend in runner.BACKENDS if backend not in missing}
     clocks = {backend: PartClock(loop.agent, loop.envs) for backend, loop in loops.items()}
@@ -367,7 +367,7 @@ class Loop:
 
 
 class PartClock:
-    """Adds up the seconds of each part of the loop, by standing between the loop and the calls that it makes.
+    """The seconds of each part of the loop, from wrappers around the calls that it makes.
 
     Each call ends when the device is idle. A call within a call belongs to the outer one; what lies in none of them is the rest.
     """
@@ -382,11 +382,11 @@ class PartClock:
         envs.step = self._clocked("environment", envs.step)
 
     def restart(self) -> None:
-        """Forget what was added up."""
+        """Set all seconds to 0."""
         self._seconds.clear()
 
     def split(self, whole: float) -> dict[str, float]:
-        """Part -> its seconds since the restart; `whole` seconds have passed in all."""
+        """Return the seconds of each part since the restart, of `whole` seconds."""
         parts = {part: self._seconds[part] for part in PARTS if part != "rest"}
         return {**parts, "rest": whole - sum(parts.values())}
 

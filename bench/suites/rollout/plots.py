@@ -17,6 +17,6 @@ PART_STYLES = {
 
 
 def part_bars(backends: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Milliseconds of an environment step by part of the loop: a stacked bar per backend."""
+    """Draw the milliseconds of an environment step by part of the loop: a stacked bar per backend."""
     bars = {NAMES[backend]: parts for backend, parts in backends.items()}
     return stacked_bars(bars, PART_STYLES, "milliseconds of an environment step with its gradient step, device idle after each part")

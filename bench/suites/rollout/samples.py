@@ -14,20 +14,20 @@ class EnvironmentCell(Strict, frozen=True, kw_only=True):
     stepped_by: Literal["sync", "async", "batched", "rollout, closed loop", "rollout, open loop"]
     """The vectorization; or `mujoco.rollout` alone, without observations, rewards and resets: of a control step a call, or of many."""
     threads: int
-    """That compute; under async each environment has a process of its own."""
+    """Number of threads that compute; under async each environment has its own process."""
     timings: list[Timing]
-    """Of environment steps: `num_envs` a vector step."""
+    """Timings of environment steps, `num_envs` for each vector step."""
     missing: str | None
 
 
 class ActCell(Strict, frozen=True, kw_only=True):
-    """From an observation on the host to a sampled action on the host."""
+    """Calls of the policy, from an observation on the host to a sampled action on the host."""
 
     backend: str
     num_envs: int
     """Rows of the observation."""
     timings: list[Timing]
-    """Of calls."""
+    """Timings of calls."""
     compile_seconds: float | None
     missing: str | None
 
@@ -38,9 +38,9 @@ class LoopCell(Strict, frozen=True, kw_only=True):
     backend: str
     num_envs: int
     execution: str | None
-    """The way of the gradient steps, as `agent.execution` names it."""
+    """The execution of the gradient steps, as `agent.execution` names it."""
     timings: list[Timing]
-    """Of environment steps, one gradient step each."""
+    """Timings of environment steps, one gradient step each."""
     compile_seconds: float | None
     missing: str | None
 
@@ -51,7 +51,7 @@ class PartCell(Strict, frozen=True, kw_only=True):
     backend: str
     part: Literal["act", "environment", "record", "update", "rest"]
     timings: list[Timing]
-    """Of environment steps: the seconds of the part in that many steps of the loop."""
+    """Timings of environment steps: the seconds of the part in that many steps of the loop."""
 
 
 class RolloutSamples(Samples, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""Rollout: environments, acting, the loop by number of environments, and where a step's time goes."""
+"""Rollout: environments, acting, the loop by number of environments, and the parts of a step's time."""
 
 import statistics as standard
 from collections.abc import Callable, Sequence
@@ -8,12 +8,12 @@ from pathlib import Path
 from bench.core.newest import newest
 from bench.core.page import Finding, Section, digest, image, number, source, table
 from bench.core.pictures import Picture
-from bench.core.samples import Timing
+from bench.core.samples import Timing, speeds
 from bench.suites.rollout import plots
 from bench.suites.rollout.samples import ActCell, EnvironmentCell, LoopCell, RolloutSamples
 
 INTRODUCTION = (
-    "What the training loop is made of; medians of rounds that alternate between the contenders of a table. Environments are stepped with"
+    "Parts of the training loop; medians of rounds that alternate between the contenders of a table. Environments are stepped with"
     " random actions: in turn (sync), in a process each (async), or in batches by threads (batched), whose numbers are those of sync to the"
     " bit. `mujoco.rollout` is MuJoCo's own loop over the same simulations, without observations, rewards and resets: closed loop, of one"
     " control step a call, as a policy needs it; open loop, of 64. Acting is from a NumPy observation to a NumPy action of the policy. The"
@@ -23,11 +23,11 @@ INTRODUCTION = (
 )
 
 VECTORIZED = ("sync", "batched")
-"""What every task is stepped by."""
+"""Vectorizations of every task."""
 
 
 def section(results: Path) -> Section:
-    """The newest run of each preset, kind of machine and number of cores."""
+    """Report the newest run of each preset, kind of machine and number of cores."""
     paragraphs: list[str] = []
     pictures = {}
     findings = []
@@ -56,7 +56,7 @@ def section(results: Path) -> Section:
 
 
 def milliseconds(samples: RolloutSamples) -> dict[str, dict[str, float]]:
-    """Backend -> part -> median milliseconds of an environment step."""
+    """Return backend -> part -> median milliseconds of an environment step."""
     found: dict[str, dict[str, float]] = {}
     for cell in samples.parts:
         found.setdefault(cell.backend, {})[cell.part] = 1e3 * standard.median(timing.seconds / timing.count for timing in cell.timings)
@@ -64,12 +64,12 @@ def milliseconds(samples: RolloutSamples) -> dict[str, dict[str, float]]:
 
 
 def speed(timings: Sequence[Timing]) -> float:
-    """Median over the rounds, per second."""
-    return standard.median(timing.count / timing.seconds for timing in timings)
+    """Return the median count per second."""
+    return standard.median(speeds(timings))
 
 
 def _environments(cells: Sequence[EnvironmentCell]) -> str:
-    """Sync beside batched, on the most threads that it was measured on."""
+    """Tabulate sync beside batched, on the most threads that were measured."""
     counts = sorted({cell.num_envs for cell in cells})
     rows = []
     for env, by in dict.fromkeys((cell.env, cell.stepped_by) for cell in cells if cell.stepped_by in VECTORIZED):
@@ -79,7 +79,7 @@ def _environments(cells: Sequence[EnvironmentCell]) -> str:
 
 
 def _ways(cells: Sequence[EnvironmentCell]) -> str:
-    """One task: a row for each way and number of threads."""
+    """Tabulate one task: a row for each vectorization and number of threads."""
     counts = sorted({cell.num_envs for cell in cells})
     rows = []
     for by, threads in dict.fromkeys((cell.stepped_by, cell.threads) for cell in cells):
@@ -90,7 +90,7 @@ def _ways(cells: Sequence[EnvironmentCell]) -> str:
 
 
 def _compared(cells: Sequence[EnvironmentCell]) -> list[str]:
-    """What batched stepping is worth, with the most environments on the most threads."""
+    """Compare batched stepping with sync and with MuJoCo's rollout, for the most environments on the most threads."""
     (env,) = {cell.env for cell in cells}
     count = max(cell.num_envs for cell in cells)
     found = {by: _by_count(cells, env, by).get(count) for by in ("sync", "batched", "rollout, closed loop")}
@@ -106,7 +106,7 @@ def _compared(cells: Sequence[EnvironmentCell]) -> list[str]:
 
 
 def _by_count(cells: Sequence[EnvironmentCell], env: str, by: str) -> dict[int, EnvironmentCell]:
-    """Number of environments -> the cell on the most threads."""
+    """Return number of environments -> cell on the most threads."""
     found = [cell for cell in cells if (cell.env, cell.stepped_by) == (env, by)]
     return {cell.num_envs: cell for cell in sorted(found, key=lambda cell: cell.threads)}
 

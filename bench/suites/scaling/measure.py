@@ -2,8 +2,8 @@
 
 A rank is a process; ranks average their gradients in every gradient step. Weak scaling: each rank has the batch that one alone has.
 Strong scaling: they share it. No environment: every rank's memory is filled with synthetic transitions of HalfCheetah's shapes. The
-numbers of ranks take turns, and those whose turn it is not stand still. Where there are several GPUs each rank has one; elsewhere the ranks
-share the cores of this machine, so that they show what the division costs and not what a further machine gains.
+numbers of ranks take turns, and the others wait. Where there are several GPUs each rank has one; elsewhere the ranks share the cores of
+this machine, and show the cost of the division rather than the gain of a further machine.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -16,16 +16,15 @@ from msgspec.structs import replace
 from rich.console import Console
 
 from bench.core import machine, runner, timing
-from bench.core.flops import update_flops
+from bench.core.flops import GFLOPS, update_flops
 from bench.core.record import Hardware
 from bench.core.samples import Timing
 from bench.core.stage import Choices, Preset, Stage
 from bench.suites.scaling.samples import ScalingCell, ScalingSamples
 from bench.suites.scaling.worker import Group, LostGroup, Work, shares
-from bench.suites.update.measure import GFLOPS
 
 BATCH = 256
-"""Of one rank alone."""
+"""Batch of one rank alone."""
 STORED = 20_000
 """Transitions in the memory of each rank."""
 SECONDS_PER_RANK = {"cpu": 5.0, "cuda": 20.0}
@@ -34,13 +33,13 @@ SECONDS_PER_RANK = {"cpu": 5.0, "cuda": 20.0}
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What a preset measures."""
+    """The sizes that a preset measures."""
 
     ranks: tuple[int, ...]
     """Numbers of ranks, 1 first; each divides `BATCH`."""
     widths: tuple[int, ...]
     gradient_steps: int
-    """Of one call of `agent.update`."""
+    """In one call of `agent.update`."""
     rounds: int
     round_seconds: float
     """A round takes at least so long, and at least one call."""
@@ -59,11 +58,10 @@ def main(
     """Measure every number of ranks of a preset, and write the record.
 
     Args:
-        preset: smoke (under a minute), cpu (some minutes) or gpu (more ranks, larger networks); unless told otherwise, cpu or gpu, as
-            the machine is.
-        threads: cores that all ranks together are bound to; unless told otherwise, all.
+        preset: smoke (under a minute), cpu (some minutes) or gpu (more ranks, larger networks); None for cpu or gpu, as the machine is.
+        threads: cores that all ranks together are bound to; None for all.
         seed: of weights and transitions.
-        results: folder for the record; unless told otherwise results/scaling, for smoke runs/smoke/scaling.
+        results: folder for the record; None for results/scaling, and for runs/smoke/scaling with the preset smoke.
         dry_run: print the plan, and stop.
 
     Returns:
@@ -108,25 +106,25 @@ def stages(choices: Choices) -> list[Stage]:
 
 
 def estimated_seconds(preset: Preset) -> float:
-    """How long a preset will take."""
+    """Estimate the seconds of a preset."""
     return sum(piece.seconds for piece in pieces(PRESETS[preset], 0))
 
 
 def device_and_ranks(sizes: Sizes) -> tuple[str, tuple[int, ...]]:
-    """A GPU for each rank where there are several, else the CPU, with up to four ranks also on fewer cores."""
+    """Return the device and the numbers of ranks: a GPU for each rank where there are several, else the CPU, with up to four ranks."""
     gpus = len(machine.find_accelerators())
     device, most = ("cuda", gpus) if gpus > 1 else ("cpu", max(4, len(machine.available_cores())))
     return device, tuple(count for count in sizes.ranks if count <= most)
 
 
 def measured_on() -> Hardware:
-    """The machine as the record will name it."""
+    """Return the machine as the record will name it."""
     accelerators = machine.find_accelerators()
     return machine.hardware(accelerators[0] if len(accelerators) > 1 else None)
 
 
 def pieces(sizes: Sizes, seed: int) -> Iterator[runner.Piece[ScalingSamples]]:
-    """All numbers of ranks of a backend and a width."""
+    """Yield a piece for each backend and width, with all numbers of ranks."""
     for backend in runner.BACKENDS:
         for width in sizes.widths:
             yield runner.Piece(
@@ -147,7 +145,7 @@ def _seconds(width: int, sizes: Sizes) -> float:
 
 
 def cells(backend: str, width: int, device: str, counts: tuple[int, ...], sizes: Sizes) -> list[ScalingCell]:
-    """What is measured, without timings: one rank, then each number of ranks in weak and strong scaling."""
+    """Return the cells without timings: one rank, then each number of ranks in weak and strong scaling."""
     cores = machine.available_cores()
     return [
         ScalingCell(
@@ -170,11 +168,11 @@ def cells(backend: str, width: int, device: str, counts: tuple[int, ...], sizes:
 
 
 Start = Callable[..., Group]
-"""Starts the processes of a group; its arguments are those of `Group`."""
+"""Starts the processes of a group, with the arguments of `Group`."""
 
 
 def measure(backend: str, width: int, sizes: Sizes, seed: int, start: Start = Group) -> ScalingSamples:
-    """All numbers of ranks of a backend and a width, in turn. A group that is lost is told so, and left out from then on."""
+    """Measure all numbers of ranks of a backend and a width, in turn. The cells of a lost group say so, and have no timings."""
     device, counts = device_and_ranks(sizes)
     found = cells(backend, width, device, counts, sizes)
     if why := runner.missing_backends().get(backend):

@@ -15,13 +15,13 @@ class ScalingCurve(NamedTuple):
 
     backend: str
     weak: bool
-    """Whether each rank has the whole batch, or a share of it."""
+    """True if each rank has the whole batch, False if a share of it."""
     ranks: list[int]
     ratios: list[float]
 
 
 def scaling_lines(widths: Mapping[int, Sequence[ScalingCurve]]) -> Figure:
-    """Speed-up over the number of ranks, one panel per width: weak filled and drawn through, strong open and dotted."""
+    """Draw the speed-up over the number of ranks, one panel per width: weak filled and drawn through, strong open and dotted."""
     figure = Figure(figsize=(3.4 * max(2, len(widths)), 3.6), layout="constrained")
     panels = figure.subplots(1, len(widths), squeeze=False, sharey=True)[0]
     for axes, (width, curves) in zip(panels, widths.items(), strict=True):

@@ -15,11 +15,11 @@ class ScalingCell(TimedCell, frozen=True, kw_only=True):
     threads: int
     """Cores of each rank."""
     device: str
-    """What each rank computes on: "cpu", or "cuda" for a GPU of its own."""
+    """Device of each rank: "cpu", or "cuda" for its own GPU."""
     batch: int
-    """Of each rank."""
+    """Batch of each rank."""
     width: int
-    """Of both hidden layers."""
+    """Width of both hidden layers."""
 
 
 class ScalingSamples(Samples, frozen=True, kw_only=True):

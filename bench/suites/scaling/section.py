@@ -8,9 +8,9 @@ from pathlib import Path
 from bench.core.newest import newest
 from bench.core.page import Section, digest, image, number, source, table
 from bench.core.pictures import Picture
+from bench.core.samples import speeds
 from bench.suites.scaling import plots
 from bench.suites.scaling.samples import ScalingCell, ScalingSamples
-from bench.suites.update.section import speeds
 
 INTRODUCTION = (
     "Gradient steps per second of several processes (ranks) that train one agent together: they average their gradients in every step."
@@ -19,13 +19,13 @@ INTRODUCTION = (
     " ends when the last rank is done. Speed-up is of transitions per second over one rank, efficiency the speed-up for each rank.\n"
 )
 SHARED = (
-    "The ranks share the cores of one machine, over gloo: the table says what the division costs here, not what another machine gains.\n"
+    "The ranks share the cores of one machine, over gloo: the table shows the cost of the division here, not the gain of another machine.\n"
 )
 APART = "Each rank has a GPU of its own, over NCCL.\n"
 
 
 def section(results: Path) -> Section:
-    """The newest run of each preset, kind of machine and number of cores."""
+    """Report the newest run of each preset, kind of machine and number of cores."""
     paragraphs: list[str] = []
     pictures = {}
     for found, heading, path in newest(results, ScalingSamples):
@@ -44,19 +44,19 @@ def section(results: Path) -> Section:
 
 
 def transitions(cell: ScalingCell) -> float | None:
-    """That all ranks together learn from in a second, median; None if it could not run."""
+    """Return the median transitions per second that all ranks together learn from; None if it could not run."""
     return standard.median(speeds(cell.timings)) * cell.batch * cell.ranks if cell.timings else None
 
 
 def speed_up(cell: ScalingCell, cells: Sequence[ScalingCell]) -> float | None:
-    """Over one rank of the same backend and width; None if either could not run."""
+    """Return the ratio to one rank of the same backend and width; None if either could not run."""
     mine = transitions(cell)
     alone = next((transitions(one) for one in cells if (one.backend, one.width, one.ranks) == (cell.backend, cell.width, 1)), None)
     return mine / alone if mine is not None and alone is not None else None
 
 
 def curves(cells: Sequence[ScalingCell]) -> dict[int, list[plots.ScalingCurve]]:
-    """Width -> the speed-up over the ranks of each backend, weak and strong; both begin with one rank."""
+    """Return, for each width, the speed-up of each backend over the ranks, weak and strong; both begin with one rank."""
     found: dict[int, list[plots.ScalingCurve]] = {}
     for width in sorted({cell.width for cell in cells}):
         for backend in dict.fromkeys(cell.backend for cell in cells):

@@ -1,4 +1,4 @@
-"""The processes of the scaling suite: the ranks of one agent, told by pipes what to do. All of a group do the same at the same time."""
+"""The processes of the scaling suite: the ranks of one agent, which all do the same at the same time."""
 
 import hashlib
 import importlib
@@ -17,9 +17,9 @@ from bench.core.timing import Timed
 from bench.core.worker import DoesNotFit
 
 LET_GO_SECONDS = 30.0
-"""How long a group may take to end."""
+"""Seconds that a group may take to end."""
 LONGEST_SECONDS = 600.0
-"""How long a rank may take to answer; compiling is the longest."""
+"""Seconds that a rank may take to answer; compiling takes the longest."""
 
 
 class LostGroup(RuntimeError):
@@ -27,7 +27,7 @@ class LostGroup(RuntimeError):
 
 
 class Place(NamedTuple):
-    """Where a rank runs."""
+    """The place of a rank."""
 
     rank: int
     size: int
@@ -37,7 +37,7 @@ class Place(NamedTuple):
     """"cpu" or "cuda"."""
 
     def environment(self) -> dict[str, str]:
-        """torchrun's variables, and as many threads as cores."""
+        """Return torchrun's variables, and those of as many threads as cores."""
         return {
             **machine.threads(len(self.cores)),
             "RANK": str(self.rank),
@@ -56,24 +56,25 @@ class Work(NamedTuple):
     """Transitions of each rank."""
     width: int
     gradient_steps: int
-    """Of one call."""
+    """In one call."""
 
 
 def shares(cores: Sequence[int], size: int) -> list[tuple[int, ...]]:
-    """The cores of each rank: as many as there are for each, and at least one, which others have too where there are fewer than ranks."""
+    """Share the cores among the ranks: an equal number each, at least one, which several ranks share where there are fewer cores."""
     each = max(1, len(cores) // size)
     return [tuple(cores[(rank * each + offset) % len(cores)] for offset in range(each)) for rank in range(size)]
 
 
 class Group:
-    """The ranks of one agent, each in a process of its own.
+    """The ranks of one agent, each in its own process.
 
     Args:
         backend: "torch" or "jax".
-        size: how many ranks.
+        size: number of ranks.
         cores: of all of them together.
         device: "cpu" or "cuda".
-        stored: transitions in each rank's memory. seed: of weights and transitions.
+        stored: transitions in each rank's memory.
+        seed: of weights and transitions.
 
     Raises:
         LostGroup: by every method, if a rank ended or does not answer.
@@ -97,17 +98,17 @@ class Group:
             self._processes.append(process)
 
     def prepare(self, work: Work) -> str:
-        """Make the agent of a size beside those there are. Returns the way of its gradient steps."""
+        """Make the agent of a further size, and return the execution of its gradient steps."""
         chosen: list[str] = self.ask("prepare", work)
         return chosen[0]
 
     def stretch(self, work: Work, calls: int) -> Timing:
-        """Time so many calls of a size's agent, which all ranks make together: until the last of them is done."""
+        """Time so many calls of a size's agent, which all ranks make together, until the last rank is done."""
         found: list[Timing] = self.ask("stretch", work, calls)
         return max(found, key=lambda timed: timed.seconds)
 
     def require_equal(self, work: Work) -> None:
-        """Refuse ranks that have not learned the same, bit for bit: what was timed was not one agent."""
+        """Refuse ranks that have not learned the same, bit for bit."""
         if len(set(self.ask("learned", work))) > 1:
             raise LostGroup(f"the {self.size} ranks have not learned the same")
 
@@ -123,7 +124,7 @@ class Group:
                 process.join()
 
     def ask(self, method: str, *arguments: Any) -> list[Any]:
-        """The answers of all ranks to a method of `Rank`, in their order."""
+        """Call a method of `Rank` in all ranks, and return their answers in order."""
         answers: dict[int, Any] = {}
         try:
             for connection in self._connections:
@@ -131,7 +132,7 @@ class Group:
             end = time.monotonic() + LONGEST_SECONDS
             while len(answers) < self.size:
                 waited: dict[Any, int] = {each: rank for rank, each in enumerate(self._connections) if rank not in answers}
-                # A rank that waits for one that ended would not answer: the end of any is looked for beside the answers.
+                # A rank that waits for one that ended would not answer: wait for the end of any as well.
                 ended = [process.sentinel for process in self._processes]
                 ready = wait([*waited, *ended], max(0.0, end - time.monotonic()))
                 answers |= {waited[each]: each.recv() for each in waited if each in ready}
@@ -162,7 +163,7 @@ def serve(connection: Connection, backend: str, place: Place, stored: int, seed:
 
 
 class Rank:
-    """One process of a group; it joins the others that its environment names."""
+    """One process of a group, which joins the others that its environment variables name."""
 
     def __init__(self, backend: str, device: str, *, stored: int, seed: int) -> None:
         from bench.core import precisions, synthetic
@@ -184,7 +185,7 @@ class Rank:
         return timing.stretch(Timed(call=call, synchronise=agent.synchronise, count=work.gradient_steps), calls)
 
     def learned(self, work: Work) -> str:
-        """What a size's agent has learned, in one word."""
+        """Hash the arrays of a size's agent."""
         word = hashlib.sha256()
         for name, array in sorted(self._agents[work].arrays().items()):
             word.update(name.encode() + array.tobytes())

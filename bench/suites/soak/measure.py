@@ -1,8 +1,8 @@
-"""Whether memory and open files stay flat over a long run: `python -m bench soak` (`nox -s soak`).
+"""Memory and open files over a long run: `python -m bench soak` (`nox -s soak`).
 
-A whole run of each backend, in a process of its own, with a small network in an environment that costs nothing. From when the replay
-memory is full until the end, resident memory may differ by 2%, the number of open files not at all, and Python may not hold an object
-more for every step. Exit status 1 where they do: then something is left behind.
+A whole run of each backend in its own process, with a small network in an environment that costs nothing. Once the replay memory is full,
+resident memory may differ by 2%, the number of open files not at all, and Python may not hold one more object for every step. Exit status 1
+where they do: something leaks.
 """
 
 import json
@@ -21,17 +21,17 @@ from bench.core.stage import Preset
 from bench.suites.soak.samples import SoakCell, SoakSample, SoakSamples
 
 TOLERANCE = 0.02
-"""Largest relative difference of resident memory from that when the replay memory was full."""
+"""Largest relative difference of resident memory from its value when the replay memory was full."""
 BLOCKS_PER_STEP = 0.5
-"""Blocks of memory that Python's objects may hold more, for each step. An array that a step leaves behind is one, or more; what a
-checkpoint or an evaluation leaves is little for each step."""
+"""Largest growth of the blocks of memory of Python's objects, for each step. An array that every step leaks is one or more; a leak of a
+checkpoint or an evaluation is less."""
 STEPS_PER_SECOND = 300.0
 """For the estimate."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What a preset measures."""
+    """The sizes that a preset measures."""
 
     steps: int
     capacity: int
@@ -51,9 +51,9 @@ def main(*, preset: Preset = "cpu", threads: int | None = None, seed: int = 0, r
 
     Args:
         preset: smoke (half a minute), or cpu (200,000 steps; about 20 minutes). It computes on the CPU everywhere.
-        threads: cores that the processes are bound to; unless told otherwise, all.
+        threads: cores that the processes are bound to; None for all.
         seed: of the runs.
-        results: folder for the record; unless told otherwise results/soak, for smoke runs/smoke/soak.
+        results: folder for the record; None for results/soak, and for runs/smoke/soak with the preset smoke.
         dry_run: print the plan, and stop.
 
     Returns:
@@ -95,7 +95,7 @@ def main(*, preset: Preset = "cpu", threads: int | None = None, seed: int = 0, r
 
 
 def measure(backend: str, sizes: Sizes, seed: int) -> SoakSamples:
-    """A run of a backend, in a process of its own."""
+    """Run a backend in its own process."""
     missing = runner.missing_backends().get(backend)
     if missing is not None:
         return SoakSamples(cells=[_cell(backend, sizes, missing=missing)])
@@ -109,19 +109,20 @@ def measure(backend: str, sizes: Sizes, seed: int) -> SoakSamples:
 
 
 def full(cell: SoakCell) -> list[SoakSample]:
-    """The samples since the replay memory was full, the first one that of when it was."""
+    """Return the samples since the replay memory was full."""
     return [sample for sample in cell.samples if sample.step > cell.capacity + cell.steps // 100]
 
 
 def growth(cell: SoakCell) -> float:
-    """Largest relative difference of resident memory from that when the replay memory was full."""
+    """Return the largest relative difference of resident memory from its value when the replay memory was full."""
     first, *later = (sample.resident_bytes for sample in full(cell))
     return max(abs(each - first) for each in later) / first
 
 
 def blocks_per_step(cell: SoakCell) -> float:
-    """Blocks of memory that Python holds more for each step since the replay memory was full: from the least of the first half on to the
-    least of the second, as some are held for a while.
+    """Return the growth of Python's blocks of memory for each step since the replay memory was full.
+
+    From the least of the first half of the samples to the least of the second: some blocks are held for a while.
     """
     samples = full(cell)
     first, second = (min(part, key=lambda sample: sample.blocks) for part in (samples[: len(samples) // 2], samples[len(samples) // 2 :]))
@@ -129,7 +130,7 @@ def blocks_per_step(cell: SoakCell) -> float:
 
 
 def verdict(cell: SoakCell) -> str:
-    """What has not stayed flat; empty if all has, or nothing was measured."""
+    """Describe the growth beyond the limits; empty without one, or if nothing was measured."""
     if cell.missing is not None:
         return ""
     found = []

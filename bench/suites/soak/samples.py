@@ -7,31 +7,31 @@ from bench.core.samples import Figure, Samples, Strict
 
 
 class SoakSample(Strict, frozen=True, kw_only=True):
-    """A process in the midst of a run."""
+    """A process during a run."""
 
     step: int
     """Environment steps trained before it."""
     resident_bytes: int
-    """Memory of the process that lies in RAM."""
+    """Memory of the process in RAM."""
     open_files: int
     """File descriptors of the process."""
     blocks: int
-    """Of memory that Python's objects hold, after a garbage collection: one or more for each object."""
+    """Blocks of memory of Python's objects, after a garbage collection: one or more for each object."""
 
 
 class SoakCell(Strict, frozen=True, kw_only=True):
-    """A long run of one backend, in a process of its own."""
+    """A long run of one backend, in its own process."""
 
     backend: str
     execution: str | None
-    """The way of the gradient steps, as `agent.execution` names it; None if it could not run."""
+    """The execution of the gradient steps, as `agent.execution` names it; None if it could not run."""
     steps: int
     capacity: int
     """Transitions that the replay memory holds."""
     samples: list[SoakSample]
     """Oldest first. Empty if it could not run."""
     missing: str | None
-    """Why it could not run, or None."""
+    """The reason why it could not run, or None."""
 
 
 class SoakSamples(Samples, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ INTRODUCTION = (
 
 
 def section(results: Path) -> Section:
-    """The newest run of each preset, kind of machine and number of cores."""
+    """Report the newest run of each preset, kind of machine and number of cores."""
     paragraphs: list[str] = []
     findings = []
     for found, heading, _ in newest(results, SoakSamples):

@@ -1,6 +1,6 @@
-"""One long run of one backend in this process, which notes its memory and its open files on the way.
+"""The process of one long run of one backend, which samples its memory and its open files.
 
-It is a whole run, as `sacref train` makes it: tracking, evaluations, checkpoints. What it measured is printed as JSON, on the last line.
+It is a whole run of `sacref.train`, with tracking, evaluations and checkpoints. The last line of its output holds the samples as JSON.
 """
 
 import gc
@@ -25,7 +25,7 @@ EPISODE_STEPS = 200
 
 
 class Counting(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
-    """Counts its episodes and steps; actions near 0.5 are rewarded. It costs next to nothing, in time and in memory."""
+    """An environment that counts its episodes and steps and rewards actions near 0.5, at next to no cost in time and memory."""
 
     def __init__(self) -> None:
         self.observation_space = gymnasium.spaces.Box(-1.0, 1.0, (3,), np.float32)
@@ -46,7 +46,7 @@ class Counting(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
 
 
 class Gauge:
-    """A wrapper for the first environment that is made, that of the training: it takes samples of this process as the steps go by.
+    """A wrapper of the first environment that is made, that of the training, which samples this process as it steps.
 
     Args:
         every: steps between two samples.
@@ -79,7 +79,7 @@ class _Gauged(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def resident_bytes() -> int:
-    """Memory of this process that lies in RAM."""
+    """Return the memory of this process in RAM."""
     statm = Path("/proc/self/statm")
     if statm.exists():
         return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -89,7 +89,7 @@ def resident_bytes() -> int:
 
 
 def open_files() -> int:
-    """File descriptors of this process."""
+    """Return the number of file descriptors of this process."""
     for folder in ("/proc/self/fd", "/dev/fd"):
         if os.path.isdir(folder):
             return len(os.listdir(folder)) - 1  # without the one that lists
@@ -133,7 +133,7 @@ def run(*, backend: Any, steps: int, capacity: int, samples: int, seed: int = 0)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print what one long run measured; the one argument holds those of `run`."""
+    """Print the samples of one long run; the one argument holds those of `run`."""
     todo = entry.read("python -m bench.suites.soak.worker JOB, as JSON", "bench soak", arguments, _job)
     print(json.dumps(run(**todo)))
     return 0

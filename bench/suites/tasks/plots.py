@@ -17,14 +17,14 @@ class Score(NamedTuple):
 
     step: int
     seconds: float
-    """Of wall-clock until then, mean over all runs."""
+    """Wall-clock until then, mean over all runs."""
     spread: bool
-    """Whether those of a whole run were spread evenly over its steps."""
+    """True if the seconds of a whole run were spread evenly over its steps."""
     iqm: Estimate
 
 
 def over_tasks(title: str, curves: Mapping[str, Sequence[Score]], profiles: Mapping[str, Profile]) -> Figure:
-    """IQM by step and by wall-clock, and the share of runs above each score; a line and its 95% band per backend."""
+    """Draw the IQM by step and by wall-clock, and the share of runs above each score; a line and its 95% band per backend."""
     figure = Figure(figsize=(9 if profiles else 7, 3.8), layout="constrained")
     by_step, by_clock, *rest = figure.subplots(1, 3 if profiles else 2)
     clock = clock_of(point for points in curves.values() for point in points)

@@ -26,32 +26,32 @@ INTRODUCTION = (
 
 
 class Task(NamedTuple):
-    """A task that counts, and what a score of 1 is."""
+    """A task, and the published mean that is a score of 1."""
 
     group: Group
     reference: Published
 
 
 class Chosen(NamedTuple):
-    """What the section shows."""
+    """Content of the section."""
 
     steps: int
     tasks: list[Task]
     backends: dict[str, list[list[Run]]]
-    """Backend -> of each task, as many runs as of the others."""
+    """Backend -> runs of each task, the same number of all."""
     left_out: list[str]
     """Backends that lack a task."""
 
 
 def section(results: Path) -> Section:
-    """The most tasks of one length; of two as many, the longer."""
+    """Report the most tasks of one length; the longer of two lengths with as many."""
     chosen = choose(runs.newest(runs.read(results)))
     if chosen is None:
         return Section([], {})
     path = results / "learning" / "tasks.png"
     curves = {backend: curve(chosen.tasks, members) for backend, members in chosen.backends.items()}
     finals = {backend: final_scores(chosen.tasks, members) for backend, members in chosen.backends.items()}
-    # Of a single task a profile says what the table of its runs says.
+    # The profile of a single task would repeat the table of its runs.
     profiles = {backend: profile(scores) for backend, scores in finals.items()} if len(chosen.tasks) > 1 else {}
     named = ", ".join(f"{one.group.env} (score of 1: {number(one.reference.mean)}, {version(one.reference)})" for one in chosen.tasks)
     title = f"{', '.join(one.group.env for one in chosen.tasks)}; {chosen.steps:,} steps"
@@ -81,7 +81,7 @@ def section(results: Path) -> Section:
 
 
 def _not_comparable(tasks: Sequence[Task]) -> str:
-    """A sentence about the tasks whose reward is another one in the version of the published runs."""
+    """Name the tasks whose reward differs from that of the published version."""
     others = [one.group.env for one in tasks if not one.reference.comparable(one.group.env)]
     if not others:
         return ""
@@ -91,7 +91,7 @@ def _not_comparable(tasks: Sequence[Task]) -> str:
 
 
 def choose(groups: Sequence[Group]) -> Chosen | None:
-    """The groups of the paper's settings and of one length that cover the most tasks; None if no task has a published mean."""
+    """Choose the groups with the paper's settings and one length that cover the most tasks; None if no task has a published mean."""
     by_steps: dict[int, dict[str, Task]] = {}
     for group in groups:
         references = [point for point in published(group.env, group.steps) if point.name == NORMALISER and point.steps == group.steps]
@@ -108,12 +108,12 @@ def choose(groups: Sequence[Group]) -> Chosen | None:
 
 
 def final_scores(tasks: Sequence[Task], members: Sequence[Sequence[Run]]) -> list[list[float]]:
-    """Of each task, the normalised final return of each run."""
+    """Return the normalised final return of each run, by task."""
     return [[runs.final(run) / task.reference.mean for run in of_task] for task, of_task in zip(tasks, members, strict=True)]
 
 
 def curve(tasks: Sequence[Task], members: Sequence[Sequence[Run]]) -> list[aggregate_plots.Score]:
-    """IQM of the scores after each step that every run was evaluated at, normalised by the reference at the end."""
+    """Return the IQM of the scores after each step that every run was evaluated at, normalised by the reference at the end."""
     every = [run for of_task in members for run in of_task]
     points = []
     for step in runs.steps(every):
@@ -124,16 +124,16 @@ def curve(tasks: Sequence[Task], members: Sequence[Sequence[Run]]) -> list[aggre
 
 
 def profile(scores: Sequence[Sequence[float]]) -> bootstrap.Profile:
-    """Of the scores, at thresholds from 0 to beyond the highest of all."""
+    """Return the performance profile at thresholds from 0 to beyond the highest score."""
     return bootstrap.performance_profile(scores, np.linspace(0.0, max(1.5, *map(max, scores)), 61).tolist())
 
 
 def version(reference: Published) -> str:
-    """The source and its version of the task."""
+    """Name the source and its version of the task."""
     return f"{reference.name} on {reference.env}-{reference.env_version}"
 
 
 def _as_many(members: Sequence[Sequence[Run]]) -> list[list[Run]]:
-    """The first seeds of each task, as many as the task with the fewest has."""
+    """Return the first seeds of each task, as many as the task with the fewest has."""
     count = min(map(len, members))
     return [list(of_task[:count]) for of_task in members]

@@ -1,9 +1,9 @@
 """Environment steps per second of sacref's two backends beside their peers: `python -m bench throughput`.
 
-Every contender trains in a process of its own, a peer by the interpreter of an environment of its own (`make bench-peers`), and only one
-works at a time: the rounds alternate (A B C A B C ...), so that a machine that slows down slows all of them down. A round is a number of
-whole cycles (step the environment, store, update, act), timed inside the process from an idle device to an idle device. Start-up,
-compiling and the first learning steps are not in the rounds. A peer that cannot be run is recorded as missing, with the reason.
+Every contender trains in its own process, a peer by the interpreter of its own environment (`make bench-peers`), and only one works at a
+time: the rounds alternate (A B C A B C ...), so that a machine that slows down slows all of them down. A round is a number of whole cycles
+(step the environment, store, update, act), timed inside the process from an idle device to an idle device. Start-up, compiling and the
+first learning steps are not in the rounds. A peer that cannot run is recorded as missing, with the reason.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from bench.peers.setting import Setting
 from bench.suites.throughput.samples import Contender, Round, ThroughputSamples
 
 PARTIAL = machine.ROOT / "runs" / "bench" / "throughput"
-"""Where rounds lie until their record is whole."""
+"""Folder of the rounds of unfinished runs."""
 
 UNMEASURED_STEPS_PER_SECOND = 100.0
 UNMEASURED_SECONDS_TO_START = 8.0
@@ -43,7 +43,7 @@ UNMEASURED_SECONDS_TO_START = 8.0
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """What a preset measures."""
+    """The sizes that a preset measures."""
 
     rounds: int
     steps: int
@@ -59,7 +59,7 @@ class Size:
 
     @property
     def estimated_seconds(self) -> float:
-        """Of one contender."""
+        """Estimated seconds of one contender."""
         learning = self.first_steps + self.warm_steps + self.rounds * self.steps
         return UNMEASURED_SECONDS_TO_START + learning / UNMEASURED_STEPS_PER_SECOND
 
@@ -142,7 +142,7 @@ def main(
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What was asked for, apart from the number of threads."""
+    """The options of a run but for the number of threads."""
 
     preset: str
     size: Size
@@ -169,18 +169,18 @@ def stages(choices: Choices) -> list[Stage]:
 
 
 def default_threads(available: int) -> tuple[int, ...]:
-    """Numbers of threads that are measured unless told otherwise."""
+    """Return the default numbers of threads."""
     return (available,) if machine.find_accelerator() else tuple(sorted({1, min(2, available)}))
 
 
 def default_results(preset: str, only: Sequence[str]) -> Path:
-    """A smoke run, or one without its peers, is no result: its record stays out of the report."""
+    """Return the folder of the records; a smoke run, or one without its peers, is no result, and stays out of the report."""
     runs = machine.ROOT / "runs"
     return (runs / "smoke" if preset == "smoke" else runs / "part" if only else machine.ROOT / "results") / "throughput"
 
 
 def estimated_seconds(size: Size | None = None, contenders: int = len(CONTENDERS)) -> float:
-    """How long one number of threads will take, at the speed of one core; unless told otherwise everything that `main` does by itself."""
+    """Estimate the seconds of one number of threads, at the speed of one core; without a size, those of the default run."""
     if size is None:
         return len(default_threads(len(machine.available_cores()))) * estimated_seconds(PRESETS["medium"])
     seconds = contenders * size.estimated_seconds
@@ -188,12 +188,12 @@ def estimated_seconds(size: Size | None = None, contenders: int = len(CONTENDERS
 
 
 def run_name(env: str, threads: int) -> str:
-    """Name of the record of a number of threads."""
+    """Return the name of the record of a number of threads."""
     return f"{env}-{threads}core{'s' if threads > 1 else ''}"
 
 
 def find_scripts(given: Mapping[str, Path | None]) -> dict[str, Path]:
-    """Environment variable -> path of a peer's script: as given on the command line, else as the variable says."""
+    """Return environment variable -> path of a peer's script, from the command line, else from the variable."""
     found = {}
     for name, path in given.items():
         if path is None and name in os.environ:
@@ -261,7 +261,7 @@ def one(run: Run, cores: Sequence[int], console: Console) -> int:
 
 
 class Warm(NamedTuple):
-    """A contender that has learned for a while, and stands still."""
+    """A contender that has learned for a while, and waits."""
 
     process: Process
     description: Description
@@ -273,7 +273,7 @@ class Warm(NamedTuple):
     """The last `CHUNK` random steps and the first learning ones: what the policy and learning compile is in them."""
 
     def compile_seconds(self, steady: float) -> float:
-        """What its first steps took beyond further ones.
+        """Return the time of its first steps beyond that of later ones.
 
         Args:
             steady: seconds of a learning step later on.
@@ -291,7 +291,7 @@ def processes(
     """Start the contenders one after the other, let each learn for a while, and end them all afterwards.
 
     Yields:
-        Those that run, and why the others do not.
+        The contenders that run, and the reasons of the others.
     """
     running: dict[str, Warm] = {}
     missing: dict[str, str] = {}
@@ -322,11 +322,11 @@ def rounds_of(running: Mapping[str, Process], size: Size, kept: "Kept", console:
     """Time the contenders in turn.
 
     Returns:
-        Each contender's rounds, those of an earlier start included; and why a contender stopped half-way.
+        Each contender's rounds, those of an earlier start included; and the reasons of contenders that stopped.
     """
     stopped: dict[str, str] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    # Drawn between two stretches alone: a thread that draws would take its share of what is measured.
+    # Drawn between stretches: a thread that draws would slow down the measurement.
     with Progress(*columns, console=console, auto_refresh=False) as progress:
         if kept.rounds:
             console.print(f"{len(kept.rounds)} round(s) were measured by an earlier start")
@@ -351,7 +351,7 @@ def rounds_of(running: Mapping[str, Process], size: Size, kept: "Kept", console:
 
 
 def contender(peer: Peer, warm: Warm | None, rounds: Sequence[Round] | None, missing: Mapping[str, str]) -> Contender:
-    """What the record says of a contender; one that stopped half-way is missing, its rounds are dropped."""
+    """Describe a contender for the record; one that stopped is missing, and its rounds are dropped."""
     about: dict[str, Any] = {"name": peer.name, "library": peer.library, "strictness": peer.strictness, "note": peer.note}
     if warm is None or not rounds or peer.name in missing:
         of_process: dict[str, Any] = {"execution": None, "env": None, "accelerator": None, "settings": {}, "libraries": {}}
@@ -371,19 +371,19 @@ def contender(peer: Peer, warm: Warm | None, rounds: Sequence[Round] | None, mis
 
 
 class Kept:
-    """The whole rounds of a run that is not finished, a line each, in a file whose name says all that they depend on."""
+    """The rounds of an unfinished run, a line each, in a file that is named after the configuration, source and machine."""
 
     def __init__(self, folder: Path, name: str, circumstances: Any) -> None:
         key = hashlib.sha256(json.dumps(circumstances, sort_keys=True).encode()).hexdigest()[:16]
         self.path = folder / f"{name}-{key}.jsonl"
         text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
         lines = text[: text.rfind("\n") + 1].splitlines()
-        if self.path.exists():  # Without the line that a kill cut short.
+        if self.path.exists():  # without the line that a kill cut short
             self.path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         self.rounds: list[dict[str, Round]] = [msgspec.json.decode(line, type=dict[str, Round]) for line in lines]
 
     def add(self, measured: Mapping[str, Round]) -> None:
-        """Keep a round: what each contender did in it."""
+        """Keep the timings of a round."""
         self.rounds.append(dict(measured))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:

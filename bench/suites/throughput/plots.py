@@ -18,11 +18,11 @@ class Bar(NamedTuple):
     backend: str | None
     """torch or jax if it is sacref's, None for a peer."""
     strict: bool
-    """Whether each action follows the newest update."""
+    """True if each action follows the newest update."""
 
 
 def throughput_bars(machines: Mapping[str, Mapping[str, Bar]]) -> Figure:
-    """Median steps per second of each contender, with its rounds as dots, hatched if its policy is stale; one panel per machine."""
+    """Draw median steps per second of each contender, with its rounds as dots, hatched if its policy is stale; one panel per machine."""
     rows = [len(bars) for bars in machines.values()]
     figure = Figure(figsize=(8, 0.8 + sum(0.9 + 0.3 * count for count in rows)), layout="constrained")
     panels = figure.subplots(len(machines), squeeze=False, gridspec_kw={"height_ratios": [3 + count for count in rows]})[:, 0]

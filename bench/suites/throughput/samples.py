@@ -12,11 +12,11 @@ class Round(Strict, frozen=True, kw_only=True):
     steps: int
     """Environment steps, each with its gradient steps."""
     seconds: float
-    """From before the first step until the device is idle after the last."""
+    """Duration from before the first step until the device is idle after the last."""
     waited_seconds: float | None
-    """How long the contender stood still before, while the others had their turn; None in a record of version 1."""
+    """Seconds that the contender waited before it, while the others had their turn; None if it is not known."""
     waited_cpu_seconds: float | None
-    """Processor time that it used meanwhile: about 0, or it would have slowed the others down."""
+    """Processor time that it used meanwhile: about 0, or it would have slowed down the others."""
 
 
 class Contender(Strict, frozen=True, kw_only=True):
@@ -24,31 +24,31 @@ class Contender(Strict, frozen=True, kw_only=True):
 
     name: str
     rounds: list[Round]
-    """In the order in which they were timed, one of each contender in turn. Empty if it could not run."""
+    """Rounds in the order in which they were timed; contenders take turns. Empty if it could not run."""
     compile_seconds: float | None
-    """What the first steps took beyond later ones (in version 1 the first learning steps alone); None if it could not run."""
+    """Time of the first steps beyond that of later ones; None if it could not run."""
     missing: str | None
-    """Why it could not run, or None."""
+    """The reason why it could not run, or None."""
     library: str | None
-    """What computes its updates: torch or jax. This and the next are None in a record of version 1 that did not tell."""
+    """Library of its updates, torch or jax; this and the next are None if it is not known."""
     strictness: str | None
     """strict, overlapped (one update old) or chunked (up to K steps old)."""
     execution: str | None
-    """How its gradient steps were executed; `agent.execution` of sacref's own. This and the next are of its process: None without one."""
+    """Execution of its gradient steps, `agent.execution` for sacref's own; this and the next two are None without a process."""
     env: str | None
     """The environment's id in its Gymnasium."""
     accelerator: str | None
     """The device that its process computed on, or None for the CPU."""
     settings: dict[str, Any]
-    """Where it differs from the configuration of the run."""
+    """Differences from the configuration of the run."""
     libraries: dict[str, str]
     """Name -> version of Python and the libraries, from inside its process."""
     note: str | None
-    """What a reader of its figures should know."""
+    """Remark for a reader of its figures."""
 
 
 class ThroughputSamples(Samples, frozen=True, kw_only=True):
-    """Raw samples of one throughput run: every contender in a process of its own (in version 1 in one), timed in turn."""
+    """Raw samples of one throughput run: every contender in its own process, timed in turn."""
 
     suite: ClassVar[str] = "throughput"
     contenders: list[Contender]

@@ -24,7 +24,7 @@ PEERS = {"SB3": "Stable-Baselines3", "SBX strict": "SBX strict", "SBX scan": "SB
 
 
 def section(results: Path) -> Section:
-    """The newest run per kind of machine and number of cores."""
+    """Report the newest run of each kind of machine and number of cores."""
     newest: dict[str, Record[ThroughputSamples]] = {}
     for found in sorted(
         (record.read(path, ThroughputSamples) for path in results.glob("throughput/*/*.json")), key=lambda found: found.date
@@ -42,12 +42,12 @@ def section(results: Path) -> Section:
 
 
 def speeds(found: Record[ThroughputSamples]) -> dict[str, list[float]]:
-    """Contender -> steps per second of each round; contenders that could not run are left out."""
+    """Return contender -> steps per second of each round, without those that could not run."""
     return {contender.name: [r.steps / r.seconds for r in contender.rounds] for contender in found.samples.contenders if contender.rounds}
 
 
 def bars(found: Record[ThroughputSamples]) -> dict[str, plots.Bar]:
-    """What the chart shows of a run."""
+    """Return the bars of a run."""
     measured = speeds(found)
     return {
         one.name: plots.Bar(
@@ -61,19 +61,19 @@ def bars(found: Record[ThroughputSamples]) -> dict[str, plots.Bar]:
 
 
 def own(one: Contender) -> bool:
-    """Whether a contender is sacref's."""
+    """Return True if a contender is sacref's."""
     return one.name.startswith("sacref ")
 
 
 def best_torch_peer(found: Record[ThroughputSamples]) -> str | None:
-    """The peer with the highest median among those that compute in torch."""
+    """Return the torch peer with the highest median; None if none ran."""
     measured = speeds(found)
     peers = [one.name for one in found.samples.contenders if one.library == "torch" and not own(one) and one.name in measured]
     return max(peers, key=lambda name: standard.median(measured[name]), default=None)
 
 
 def _findings(where: str, found: Record[ThroughputSamples]) -> list[Finding]:
-    """The fastest of ours beside the fastest peer: with the newest policy, and of all."""
+    """Compare our fastest contender with the fastest peer: strict ones, and all."""
     medians = {name: standard.median(rounds) for name, rounds in speeds(found).items()}
     sentences = []
     for kind, ones in (
@@ -120,7 +120,7 @@ def _row(one: Contender, measured: Mapping[str, Sequence[float]], references: Se
 
 
 def _remark(one: Contender, found: Record[ThroughputSamples]) -> str:
-    """What sets a contender's run apart from the others'."""
+    """Describe the differences of a contender's run from the others."""
     remarks = [one.note] if one.note else []
     if one.env and one.env != found.configuration["env"]:
         remarks.append(f"Its Gymnasium has {one.env} in place of {found.configuration['env']}.")
@@ -128,7 +128,7 @@ def _remark(one: Contender, found: Record[ThroughputSamples]) -> str:
 
 
 def _versions(found: Record[ThroughputSamples]) -> list[str]:
-    """The libraries, once for all contenders that have the same."""
+    """List the libraries, once for all contenders that have the same."""
     named: dict[str, list[str]] = {}
     for one in found.samples.contenders:
         if one.rounds:

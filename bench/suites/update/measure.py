@@ -1,4 +1,4 @@
-"""Gradient steps per second by batch, width, backend and way, beside the machine's own matrix products: `python -m bench update`.
+"""Gradient steps per second by batch, width, backend and execution, beside matrix products: `python -m bench update`.
 
 No environment: the memory is filled with synthetic transitions of HalfCheetah's shapes. At each size the contenders (torch and JAX, each
 fused and plain) and the products take turns, so that a machine that slows down slows all of them down.
@@ -13,8 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from bench.core import contest, machine, runner
-from bench.core.flops import matmul_flops, update_flops
-from bench.core.samples import Timing
+from bench.core.flops import GFLOPS, update_flops
 from bench.core.stage import Choices, Preset, Stage
 from bench.suites.update.samples import MatmulCell, UpdateCell, UpdateSamples
 
@@ -25,17 +24,15 @@ STORED = 100_000
 STORED_AT = (256, 256)
 """Batch and width at which the number of stored transitions is varied."""
 MOST_GRADIENT_STEPS = 16
-"""Of a fused call."""
+"""Most gradient steps of a fused call."""
 
-GFLOPS = {"cpu_core": 40.0, "gpu": 5_000.0}
-"""For the estimate: billions of operations in a second of a core, and of an accelerator."""
 SECONDS_PER_SETUP = {"cpu": 6.0, "gpu": 20.0}
 """For the estimate: making and compiling the contenders of a size."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What a preset measures."""
+    """The sizes that a preset measures."""
 
     batches: tuple[int, ...]
     widths: tuple[int, ...]
@@ -66,11 +63,11 @@ def main(
     """Measure every size of a preset, and write the record.
 
     Args:
-        preset: smoke (under a minute), cpu (what two cores do in a quarter of an hour) or gpu (every size); unless told otherwise, cpu
-            or gpu, as the machine is.
-        threads: cores that the process is bound to; unless told otherwise, all.
+        preset: smoke (under a minute), cpu (a quarter of an hour of two cores) or gpu (every size); None for cpu or gpu, as the
+            machine is.
+        threads: cores that the process is bound to; None for all.
         seed: of weights and transitions.
-        results: folder for the record; unless told otherwise results/update, for smoke runs/smoke/update.
+        results: folder for the record; None for results/update, and for runs/smoke/update with the preset smoke.
         dry_run: print the plan, and stop.
 
     Returns:
@@ -112,22 +109,22 @@ def stages(choices: Choices) -> list[Stage]:
 
 
 def estimated_seconds(preset: Preset, threads: int) -> float:
-    """How long a preset will take."""
+    """Estimate the seconds of a preset."""
     return sum(piece.seconds for piece in pieces(PRESETS[preset], threads, 0))
 
 
 def flops(batch: int, width: int) -> int:
-    """Operations of one gradient step at HalfCheetah's shapes."""
+    """Count the operations of one gradient step at HalfCheetah's shapes."""
     return update_flops(observation=17, action=6, hidden=(width, width), batch=batch)
 
 
 def gradient_steps(batch: int, width: int, sizes: Sizes) -> int:
-    """Of a fused call."""
+    """Return the gradient steps of a fused call."""
     return max(2, min(MOST_GRADIENT_STEPS, int(sizes.call_flops / flops(batch, width))))
 
 
 def pieces(sizes: Sizes, threads: int, seed: int) -> Iterator[runner.Piece[UpdateSamples]]:
-    """What is measured in one go: all contenders of a size; then the numbers of stored transitions."""
+    """Yield the pieces: all contenders of a size; then the numbers of stored transitions."""
     kind = "gpu" if machine.find_accelerator() else "cpu"
     speed = 1e9 * (GFLOPS["gpu"] if kind == "gpu" else GFLOPS["cpu_core"] * threads)
     for width in sizes.widths:
@@ -148,7 +145,7 @@ def pieces(sizes: Sizes, threads: int, seed: int) -> Iterator[runner.Piece[Updat
 
 
 def measure_size(batch: int, width: int, sizes: Sizes, seed: int) -> UpdateSamples:
-    """Both backends, fused and plain, and the products, in turn."""
+    """Measure both backends, fused and plain, and the products, in turn."""
     steps = gradient_steps(batch, width, sizes)
     cells = [
         UpdateCell(
@@ -179,7 +176,7 @@ def measure_size(batch: int, width: int, sizes: Sizes, seed: int) -> UpdateSampl
 
 
 def measure_stored(sizes: Sizes, seed: int) -> UpdateSamples:
-    """The fused way of both backends at every number of stored transitions, in turn; the memories are of one capacity."""
+    """Measure both backends, fused, at every number of stored transitions, in turn; all memories have one capacity."""
     batch, width = STORED_AT
     cells = [
         UpdateCell(
@@ -218,13 +215,3 @@ def _agent(cell: UpdateCell, capacity: int, seed: int) -> Any:
         execution=cell.execution,
         seed=seed,
     )
-
-
-def speed(timings: list[Timing]) -> list[float]:
-    """Of each round, per second."""
-    return [found.count / found.seconds for found in timings]
-
-
-def gflops(cell: MatmulCell) -> list[float]:
-    """Billions of operations per second of each round."""
-    return [matmul_flops(cell.size) * each / 1e9 for each in speed(cell.timings)]

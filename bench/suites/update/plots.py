@@ -11,17 +11,17 @@ from sacref.training.plots import STYLES
 
 
 class UpdateCurve(NamedTuple):
-    """Gradient steps per second of one backend in one way."""
+    """Gradient steps per second of one backend and execution."""
 
     backend: str
     fused: bool
-    """Whether the agent chose the way."""
+    """True if the agent chose the execution."""
     batches: list[int]
     speeds: list[float]
 
 
 def update_lines(widths: Mapping[int, Sequence[UpdateCurve]]) -> Figure:
-    """Gradient steps per second over the batch, one panel per width: auto filled and drawn through, plain open and dotted."""
+    """Draw gradient steps per second over the batch, one panel per width: auto filled and drawn through, plain open and dotted."""
     figure = Figure(figsize=(3.2 * max(2, len(widths)), 3.6), layout="constrained")
     panels = figure.subplots(1, len(widths), squeeze=False, sharey=True)[0]
     for axes, (width, curves) in zip(panels, widths.items(), strict=True):

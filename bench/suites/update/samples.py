@@ -10,10 +10,10 @@ class UpdateCell(TimedCell, frozen=True, kw_only=True):
     """Gradient steps of one backend, in one way, at one size."""
 
     execution: str
-    """What was asked for: "auto" or "plain"."""
+    """The option of that name: "auto" or "plain"."""
     batch: int
     width: int
-    """Of both hidden layers."""
+    """Width of both hidden layers."""
     stored: int
     """Transitions in the memory."""
     flops: int
@@ -30,7 +30,7 @@ class MatmulCell(Strict, frozen=True, kw_only=True):
     width: int
     """The size of update whose rounds these stand beside."""
     timings: list[Timing]
-    """Of products."""
+    """Timings of products."""
 
 
 class UpdateSamples(Samples, frozen=True, kw_only=True):

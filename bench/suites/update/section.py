@@ -1,4 +1,4 @@
-"""Updates: gradient steps per second by size and way, beside the machine's matrix products, and over the number of stored transitions."""
+"""Updates: gradient steps per second by size and execution, beside matrix products, and over the number of stored transitions."""
 
 import statistics as standard
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from bench.core.newest import newest
 from bench.core.page import Section, digest, image, number, source, table
 from bench.core.pictures import Picture
 from bench.core.record import Record
-from bench.core.samples import Timing
+from bench.core.samples import speeds
 from bench.suites.update import plots
 from bench.suites.update.samples import MatmulCell, UpdateCell, UpdateSamples
 
@@ -22,11 +22,11 @@ INTRODUCTION = (
     " PyTorch's product is `matmul` (MKL); the traced way multiplies with oneDNN, which is faster on some processors: shares above 100%.\n"
 )
 FLAT = 0.10
-"""How much a gradient step's time may differ over the number of stored transitions."""
+"""Largest relative difference of a gradient step's time over the number of stored transitions."""
 
 
 def section(results: Path) -> Section:
-    """The newest run of each preset, kind of machine and number of cores."""
+    """Report the newest run of each preset, kind of machine and number of cores."""
     paragraphs: list[str] = []
     pictures = {}
     for found, heading, path in newest(results, UpdateSamples):
@@ -45,7 +45,7 @@ def section(results: Path) -> Section:
 
 
 def curves(cells: Sequence[UpdateCell]) -> dict[int, list[plots.UpdateCurve]]:
-    """Width -> a curve over the batch for each backend and way."""
+    """Return, for each width, a curve over the batch for each backend and execution."""
     found: dict[int, dict[tuple[str, str], plots.UpdateCurve]] = {}
     for cell in sorted(cells, key=lambda cell: (cell.width, cell.batch)):
         if cell.timings:
@@ -56,20 +56,15 @@ def curves(cells: Sequence[UpdateCell]) -> dict[int, list[plots.UpdateCurve]]:
     return {width: list(of_width.values()) for width, of_width in found.items()}
 
 
-def speeds(timings: Sequence[Timing]) -> list[float]:
-    """Of each round, per second."""
-    return [timing.count / timing.seconds for timing in timings]
-
-
 def roofline(cell: UpdateCell, matmuls: Sequence[MatmulCell]) -> dict[int, float]:
-    """Size of a product -> the share of its GFLOP/s that the gradient steps reach; both by the same backend, in the same rounds."""
+    """Return size of a product -> share of its GFLOP/s that the gradient steps reach; both by the same backend, in the same rounds."""
     mine = cell.flops * standard.median(speeds(cell.timings))
     beside = [one for one in matmuls if (one.backend, one.batch, one.width) == (cell.backend, cell.batch, cell.width)]
     return {one.size: mine / (matmul_flops(one.size) * standard.median(speeds(one.timings))) for one in beside}
 
 
 def spread(cells: Sequence[UpdateCell]) -> float:
-    """How much the slowest of the cells' median times exceeds the fastest, as a share."""
+    """Return the relative difference between the slowest and the fastest median time."""
     times = [1 / standard.median(speeds(cell.timings)) for cell in cells]
     return max(times) / min(times) - 1
 
