@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, cast
 
 import gymnasium
-from numpy.typing import NDArray
 
 from sacref.agent.acting import Acting
 from sacref.agent.backend import Backend
@@ -24,7 +23,7 @@ from sacref.algorithm.data import Noise, Sampled
 from sacref.config import SACConfig
 from sacref.envs.space_records import records_of
 from sacref.envs.spaces import check_spaces
-from sacref.spec.arrays import ArrayT, namespace
+from sacref.spec.arrays import ArrayT, NumpyArray, namespace
 from sacref.storage.replay_log import ReplayLog
 from sacref.storage.values import refuse_unlike
 
@@ -322,7 +321,7 @@ class Agent(Generic[ArrayT]):
         """Take `gradient_steps` gradient steps, each on a fresh batch from the memory."""
         self._take_gradient_steps(self.cfg.gradient_steps)
 
-    def update_on(self, batch: Sampled[Any], noise: Noise[Any]) -> dict[str, NDArray[Any]]:
+    def update_on(self, batch: Sampled[Any], noise: Noise[Any]) -> dict[str, NumpyArray]:
         """Take one gradient step on a given batch and noise; return the metrics on the host.
 
         Args:
@@ -335,7 +334,7 @@ class Agent(Generic[ArrayT]):
         """From now on, `gradients` shows those of the last step. Meant for comparisons; it costs a copy a step."""
         self.learner.keep_gradients()
 
-    def gradients(self) -> dict[str, NDArray[Any]]:
+    def gradients(self) -> dict[str, NumpyArray]:
         """Return the gradients of the last step, before clipping, under common names: `policy.<name>`, `critic_1.<name>`, `log_alpha`."""
         return self.learner.gradients()
 
@@ -359,7 +358,7 @@ class Agent(Generic[ArrayT]):
         """Wait until the device has done all that it was asked for."""
         self.learner.synchronise()
 
-    def to_numpy(self, array: Any) -> NDArray[Any]:
+    def to_numpy(self, array: Any) -> NumpyArray:
         """Bring an array of this agent's to the host, as a copy."""
         return self._backend.to_numpy(array)
 
@@ -414,7 +413,7 @@ class Agent(Generic[ArrayT]):
 
     # State.
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
+    def arrays(self) -> dict[str, NumpyArray]:
         """Return all that the agent knows, under common names: parameters, log alpha, optimizer moments, counters, models' constants.
 
         `policy.<name>`, `critic_1.<name>`, `target_critic_1.<name>`, `log_alpha`, `gradient_steps`, and per optimizer `<optimizer>.count`,
@@ -423,7 +422,7 @@ class Agent(Generic[ArrayT]):
         """
         return self.learner.arrays()
 
-    def set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+    def set_arrays(self, arrays: Mapping[str, NumpyArray]) -> None:
         """Go on from what `arrays` gave, on this backend or the other.
 
         Raises:
@@ -454,7 +453,7 @@ class Agent(Generic[ArrayT]):
         *,
         replay: ReplayLog | None = None,
         keep_memory: bool = True,
-        live: tuple[Mapping[str, Mapping[str, NDArray[Any]]], Mapping[str, Any]] | None = None,
+        live: tuple[Mapping[str, Mapping[str, NumpyArray]], Mapping[str, Any]] | None = None,
     ) -> None:
         """Write the whole agent to a checkpoint directory: safetensors for arrays, JSON for the rest, nothing that runs code.
 

@@ -5,17 +5,16 @@ from contextlib import AbstractContextManager
 from typing import Any, Generic, NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sacref.agent.execution import Act, Actor, Bounds, DrawSpec, Learn, Streams
 from sacref.algorithm.data import Metrics, Noise
-from sacref.algorithm.optimizer import Optimizer, Parameters
+from sacref.algorithm.optimizer import Parameters
 from sacref.algorithm.replay import Follow
 from sacref.algorithm.tree import Tree
 from sacref.algorithm.update import State
-from sacref.config import Execution, Schedule
+from sacref.config import Execution
 from sacref.ranks import Ranks
-from sacref.spec.arrays import ArrayT
+from sacref.spec.arrays import ArrayT, NumpyArray
 
 
 class BackendError(ImportError):
@@ -49,11 +48,9 @@ class Backend(Protocol[ArrayT]):
 
     def is_array(self, value: object, /) -> bool:
         """Tell whether a value is an array of this library."""
-        ...
 
-    def to_numpy(self, array: Any, /) -> NDArray[Any]:
+    def to_numpy(self, array: Any, /) -> NumpyArray:
         """Copy an array to the host."""
-        ...
 
     def upload(self, array: Any, /, *, copy: bool = False) -> ArrayT:
         """Put an array, of this library or of any that NumPy reads, on the device.
@@ -61,85 +58,66 @@ class Backend(Protocol[ArrayT]):
         float32 and float64 become the agent's dtype, all else keeps its own. The result has no gradients. With `copy` it shares nothing
         with the array.
         """
-        ...
 
     def as_floats(self, array: ArrayT, /) -> ArrayT:
         """Convert a device array to the agent's dtype."""
-        ...
 
-    def like(self, array: NDArray[Any], like: ArrayT, /) -> ArrayT:
+    def like(self, array: NumpyArray, like: ArrayT, /) -> ArrayT:
         """Put a host array on the device of `like`, in its dtype."""
-        ...
 
     def copy(self, array: ArrayT, /) -> ArrayT: ...
 
     def act_inputs(self, tree: Tree, /) -> Tree:
         """Convert observations, states or a carry to what the functions of acting take."""
-        ...
 
-    def update_moments(self, held: Tree, arrays: Mapping[str, Mapping[str, NDArray[Any]]], /) -> Tree:
+    def update_moments(self, held: Tree, arrays: Mapping[str, Mapping[str, NumpyArray]], /) -> Tree:
         """Return the preprocessors' arrays as the functions of learning and acting take them; `held` are those of before."""
-        ...
 
-    def fetch(self, metrics: Sequence[ArrayT], /) -> NDArray[Any]:
+    def fetch(self, metrics: Sequence[ArrayT], /) -> NumpyArray:
         """Read packed metrics, `(gradient step, metric)` each, from the device at once; concatenate them."""
-        ...
 
     def synchronise(self, tree: Tree, /) -> None:
         """Wait until the device has computed the arrays of a tree."""
-        ...
 
     # Models.
 
     def check_model(self, name: str, model: Any, /) -> None:
         """Raise ValueError for a model that the library cannot run as a pure function."""
-        ...
 
     def identities(self, model: Any, /) -> Mapping[str, Hashable]:
         """Return what identifies each parameter that learns."""
-        ...
 
     def fingerprint(self, value: object, /) -> Hashable:
         """Return what tells an array of the library, or a generator, from one with another value; None for anything else."""
-        ...
 
     def own_copies(self, models: Mapping[str, Any], /) -> dict[str, Any]: ...
 
     def parameters(self, model: Any, names: Parameters[ArrayT] | None = None, /) -> Parameters[ArrayT]:
         """Copy the parameters that learn to the device; of a target critic those that learn in its critic."""
-        ...
 
     def constants(self, model: Any, parameters: Parameters[ArrayT], /) -> Parameters[ArrayT]:
         """Return what a model computes with beside its parameters: buffers and frozen ones."""
-        ...
 
     def take_dtype(self, arrays: Mapping[str, Parameters[ArrayT]], mixed_precision: bool, /) -> None:
         """Set `dtype` to the models'. Raises TypeError if they have several, ConfigError if mixed precision has no use for it."""
-        ...
 
     def function(self, name: str, model: Any, precision: str | None, /) -> Callable[..., Any]:
         """Return a model as a function of its parameters, computed in a low `precision` where one is given."""
-        ...
 
     def has_head(self, model: Any, /) -> bool:
         """Tell whether a model names its last layer, which stays in float32."""
-        ...
 
     def layout(self, model: Any, /) -> str:
         """Return "common" for a model whose parameters have common names, else the library's name."""
-        ...
 
     def example_draws(self, model: Any, rows: tuple[int, ...], /) -> list[ArrayT]:
         """Return what the random layers of a critic may take for `rows` of inputs."""
-        ...
 
     def on_trial(self, function: Callable[..., Any], /) -> Callable[..., Any]:
         """Return a function whose results have at least the shapes and dtypes of those of `function`."""
-        ...
 
     def trial(self) -> AbstractContextManager[Any]:
         """Refuse random numbers of global generators, while a model is tried; take no gradients."""
-        ...
 
     def switch_mode(self, models: Mapping[str, Any], training: bool, check: Callable[[], None], /) -> bool:
         """Set the models' training mode; tell whether their functions are to be made again.
@@ -147,7 +125,6 @@ class Backend(Protocol[ArrayT]):
         Args:
             check: tries the models. It is called where tracing their functions again would not do that.
         """
-        ...
 
     def set_constants(
         self, models: Mapping[str, Any], held: Mapping[str, Parameters[ArrayT]], constants: Mapping[str, Parameters[ArrayT]], /
@@ -157,58 +134,37 @@ class Backend(Protocol[ArrayT]):
         Returns:
             New models where those given cannot be written into, else None.
         """
-        ...
 
     def with_parameters(self, model: Any, parameters: Parameters[ArrayT], /) -> Any:
         """Return a copy of a model that holds these parameters."""
-        ...
 
-    def to_common(self, model: Any, parameters: Parameters[ArrayT], /) -> dict[str, NDArray[Any]]:
+    def to_common(self, model: Any, parameters: Parameters[ArrayT], /) -> dict[str, NumpyArray]:
         """Return parameters, gradients or moments of a model under common names."""
-        ...
 
-    def from_common(self, model: Any, arrays: Mapping[str, NDArray[Any]], like: Parameters[ArrayT], /) -> Parameters[ArrayT]:
+    def from_common(self, model: Any, arrays: Mapping[str, NumpyArray], like: Parameters[ArrayT], /) -> Parameters[ArrayT]:
         """Invert `to_common`, in the dtypes of `like`."""
-        ...
 
     # Learning and acting.
 
-    keep_gradients: Any
-    """Class of an optimizer around another, which keeps the gradients of the last step."""
-    update: Any
-    """The class `sacref.algorithm.update.Update` with the library's arrays."""
-
-    def optimizer(
-        self, learning_rate: float, grad_norm_clip: float, schedule: Schedule | None, every: int = 1, *, scales_losses: bool
-    ) -> Optimizer[ArrayT]: ...
-
-    def frozen(self) -> Optimizer[ArrayT]:
-        """Return the optimizer that changes nothing."""
-        ...
-
-    def batch_mean(self) -> Callable[[ArrayT, ArrayT | None], ArrayT]:
-        """Return the mean of a loss over the batch, of all ranks and devices together."""
-        ...
+    optim: Any
+    """The library's module `optim`: `Optimizer`, `Frozen`, `KeepGradients`, `Update` and `batch_mean`."""
+    average: Any
+    """`tree -> tree`: the average over ranks and devices; None for one."""
 
     def streams(self, seeds: Sequence[np.random.SeedSequence], held: Streams[Any] | None = None, /) -> Streams[Any]:
         """Return the random streams that begin at these seeds, which take the place of `held`."""
-        ...
 
-    def stream_states(self, streams: Streams[Any], models: Mapping[str, Any], /) -> dict[str, NDArray[Any]]:
+    def stream_states(self, streams: Streams[Any], models: Mapping[str, Any], /) -> dict[str, NumpyArray]:
         """Return the states of the random streams, those of the models included."""
-        ...
 
-    def set_stream_states(self, streams: Streams[Any], models: Mapping[str, Any], states: Mapping[str, NDArray[Any]], /) -> Streams[Any]:
+    def set_stream_states(self, streams: Streams[Any], models: Mapping[str, Any], states: Mapping[str, NumpyArray], /) -> Streams[Any]:
         """Return the streams at these states."""
-        ...
 
     def choose_execution(self, execution: Execution, default_models: bool, /) -> Execution:
         """Return how updates run. Raises ValueError if the library has no such execution."""
-        ...
 
     def draw_spec(self, models: Mapping[str, Any], follow: Follow, /, **options: Any) -> DrawSpec[ArrayT, Any, Any]:
         """Return where a batch and its random numbers come from."""
-        ...
 
     def functions(
         self,
@@ -225,8 +181,6 @@ class Backend(Protocol[ArrayT]):
         Args:
             draw_spec: as of `draw_spec`. block: gradient steps between two actions, as a rule.
         """
-        ...
 
     def prepare_step(self, update: Any, state: State[ArrayT], /) -> None:
         """Do what has to happen on the host before each gradient step."""
-        ...

@@ -34,6 +34,8 @@ from sacref.storage.values import Like, Maybe
 
 logger = logging.getLogger(__name__)
 
+Function: TypeAlias = Callable[..., Any]
+"""A model as a function of its parameters, and of what it is called with."""
 Act: TypeAlias = Callable[[str, Inputs[Any], Tree], tuple[Any, Any, Tree]]
 """`(mode, inputs, carry) -> (actions, mean actions, carry)`; `Learner.act`."""
 Chosen: TypeAlias = tuple[Any, Any]
@@ -51,7 +53,7 @@ def refuse_carries(models: Mapping[str, Any]) -> None:
         raise ValueError(f"models {recurrent} have an initial_carry, expected models without one for SAC: give them to SAC_RNN")
 
 
-def policy_with_carry(function: Callable[..., Any], *, recurrent: bool) -> Callable[..., Any]:
+def policy_with_carry(function: Function, *, recurrent: bool) -> Function:
     """A policy as `(parameters, inputs, carry) -> (mean, raw log_std, carry)` on `(time, batch, ...)`."""
 
     def plain(parameters: Any, inputs: Inputs[Any], carry: Tree) -> tuple[Any, Any, Tree]:
@@ -65,7 +67,7 @@ def policy_with_carry(function: Callable[..., Any], *, recurrent: bool) -> Calla
     return function if recurrent else plain
 
 
-def critic_with_carry(function: Callable[..., Any], *, recurrent: bool) -> Callable[..., Any]:
+def critic_with_carry(function: Function, *, recurrent: bool) -> Function:
     """A critic as `(parameters, inputs, actions, carry, *draws) -> (values, carry)` on `(time, batch, ...)`."""
 
     def plain(parameters: Any, inputs: Inputs[Any], actions: Any, carry: Tree, *draws: Any) -> tuple[Any, Tree]:
@@ -88,7 +90,7 @@ def _of_steps(draw: Any) -> bool:
     return bool(draw.ndim > 1)
 
 
-def over_window_policy(policy: Callable[..., Any], *, recurrent: bool) -> Callable[..., Any]:
+def over_window_policy(policy: Function, *, recurrent: bool) -> Function:
     """The policy as the update calls it: `(parameters, window) -> (mean, raw log_std)` of the window's steps."""
 
     def run(parameters: Any, window: Window[Any]) -> tuple[Any, Any]:
@@ -102,7 +104,7 @@ def over_window_policy(policy: Callable[..., Any], *, recurrent: bool) -> Callab
     return run if recurrent else plain
 
 
-def over_window_critic(critic: Callable[..., Any], initial_carry: Callable[[int], Tree], *, recurrent: bool) -> Callable[..., Any]:
+def over_window_critic(critic: Function, initial_carry: Callable[[int], Tree], *, recurrent: bool) -> Function:
     """The critic as the update calls it: `(parameters, window, actions, *draws) -> values` of the window's steps.
 
     Its carry starts from its own initial one, never from the policy's.
@@ -173,15 +175,15 @@ class NoCarry(Generic[ArrayT]):
                     f"{getattr(usual, name)}, or train recurrent models with SAC_RNN (sacref train --recurrent gru)"
                 )
 
-    def policy(self) -> Callable[..., Any]:
+    def policy(self) -> Function:
         """Return the policy as the update calls it."""
         return self._models.functions["policy"]
 
-    def critic(self, name: str) -> Callable[..., Any]:
+    def critic(self, name: str) -> Function:
         """Return a critic as the update calls it."""
         return self._models.functions[name]
 
-    def actor(self) -> Callable[..., Any]:
+    def actor(self) -> Function:
         """Return the policy as acting calls it: `(parameters, inputs) -> (mean, raw log_std, carry)`."""
         policy, prepare = self._models.functions["policy"], self._normalisers.prepare_inputs
 
@@ -305,14 +307,14 @@ class Carry(Generic[ArrayT]):
 
     # The models.
 
-    def policy(self) -> Callable[..., Any]:
+    def policy(self) -> Function:
         return over_window_policy(self._policy_with_carry(), recurrent=self._models.is_recurrent("policy"))
 
-    def critic(self, name: str) -> Callable[..., Any]:
+    def critic(self, name: str) -> Function:
         initial = partial(self._models.initial_carry, name)
         return over_window_critic(self._critic_with_carry(name), initial, recurrent=self._models.is_recurrent(name))
 
-    def actor(self) -> Callable[..., Any]:
+    def actor(self) -> Function:
         policy, prepare = self._policy_with_carry(), self._normalisers.prepare_inputs
 
         def actor(parameters: Any, acting: Any) -> tuple[ArrayT, ArrayT, Tree]:
@@ -322,10 +324,10 @@ class Carry(Generic[ArrayT]):
 
         return actor
 
-    def _policy_with_carry(self) -> Callable[..., Any]:
+    def _policy_with_carry(self) -> Function:
         return policy_with_carry(self._models.functions["policy"], recurrent=self._models.is_recurrent("policy"))
 
-    def _critic_with_carry(self, name: str) -> Callable[..., Any]:
+    def _critic_with_carry(self, name: str) -> Function:
         return critic_with_carry(self._models.functions[name], recurrent=self._models.is_recurrent(name))
 
     def check_models(self, parameters: Mapping[str, Any], moments: Tree) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Generic
 
 import numpy as np
-from numpy.typing import NDArray
 
 import sacref
 from sacref.agent.backend import Backend
@@ -19,7 +18,7 @@ from sacref.agent.learner import Learner
 from sacref.agent.update_schedule import UpdateSchedule
 from sacref.config import SACConfig
 from sacref.envs.space_records import SPACES, differences
-from sacref.spec.arrays import ArrayT
+from sacref.spec.arrays import ArrayT, NumpyArray
 from sacref.storage import checkpoint, replay_log
 from sacref.storage.naming import require_same_arrays
 from sacref.storage.replay_log import ReplayLog
@@ -37,7 +36,7 @@ LEARNING = re.compile(r"((target_)?critic_\d+|(policy|critic|temperature)_optimi
 LARGEST_STREAMS = 2**20
 """Bytes of random streams' states that are read."""
 
-Arrays = Mapping[str, NDArray[Any]]
+Arrays = Mapping[str, NumpyArray]
 
 
 class Checkpoints(Generic[ArrayT]):
@@ -86,7 +85,7 @@ class Checkpoints(Generic[ArrayT]):
         live: tuple[Mapping[str, Arrays], Mapping[str, Any]] | None = None,
     ) -> None:
         """Write a checkpoint of an `algorithm`; for the other arguments see `Agent.save`."""
-        groups: dict[str, dict[str, NDArray[Any]]] = defaultdict(dict)
+        groups: dict[str, dict[str, NumpyArray]] = defaultdict(dict)
         learned = self._learner.learned_arrays()
         self._health.check(learned)  # equal on all ranks, and so is what they decide
         for name, array in {**learned, **self._learner.constant_arrays()}.items() if self._ranks.rank == 0 else ():
@@ -219,7 +218,7 @@ class Checkpoints(Generic[ArrayT]):
             return True
         return not (LEARNING.match(name) or (not self._has_states and name.startswith("preprocessor.states")))
 
-    def _completed(self, groups: Mapping[str, Arrays], own: Arrays) -> dict[str, NDArray[Any]]:
+    def _completed(self, groups: Mapping[str, Arrays], own: Arrays) -> dict[str, NumpyArray]:
         """The learned arrays of a checkpoint; for an agent that only acts, with its own of the critics and of what optimizers hold that
         the checkpoint does not have. Of a critic that it has, it must have all."""
         found = {name: array for group in groups.values() for name, array in group.items()}

@@ -8,6 +8,8 @@ import numpy as np
 from array_api_compat import array_namespace, is_numpy_array
 from numpy.typing import NDArray
 
+from sacref.spec.arrays import NumpyArray
+
 
 class Summary(NamedTuple):
     """What was seen since the last summary. Empty arrays where nothing was."""
@@ -45,7 +47,7 @@ class EpisodeStatistics:
         """An array of the episodes still running, `(envs,)`; None where there is none."""
         return None if self._running is None else self._running[0]
 
-    def convert(self, convert: Callable[[Any], Any], to_numpy: Callable[[Any], NDArray[Any]]) -> None:
+    def convert(self, convert: Callable[[Any], Any], to_numpy: Callable[[Any], NumpyArray]) -> None:
         """Bring the episodes still running along, where rows come in arrays of another kind from here on."""
         self.read_returns(to_numpy)  # those of before come first
         if self._running is not None:
@@ -76,14 +78,14 @@ class EpisodeStatistics:
         elif finished.any():
             self.recent_returns.extend(returns[finished].tolist())
 
-    def read_returns(self, to_numpy: Callable[[Any], NDArray[Any]]) -> tuple[float, ...]:
+    def read_returns(self, to_numpy: Callable[[Any], NumpyArray]) -> tuple[float, ...]:
         """Fetch the returns that are on the device; give those of the last finished episodes, oldest first, at most `RECENT`."""
         unread, self._unread = self._unread, []
         for returns, finished in unread:
             self.recent_returns.extend(to_numpy(returns)[to_numpy(finished)].tolist())
         return tuple(self.recent_returns)
 
-    def summary(self, to_numpy: Callable[[Any], NDArray[Any]]) -> Summary:
+    def summary(self, to_numpy: Callable[[Any], NumpyArray]) -> Summary:
         """Fetch and forget the rows since the last call; the episodes still running go on."""
         self.read_returns(to_numpy)
         rows, self._rows = self._rows, []
@@ -92,7 +94,7 @@ class EpisodeStatistics:
         rewards, keep, finished, returns, lengths = (np.stack([to_numpy(row[i]) for row in rows]) for i in range(5))
         return Summary(returns[finished].astype(np.float64), lengths[finished].astype(np.int64), rewards[keep].astype(np.float64))
 
-    def state(self, to_numpy: Callable[[Any], NDArray[Any]]) -> dict[str, Any]:
+    def state(self, to_numpy: Callable[[Any], NumpyArray]) -> dict[str, Any]:
         """All that it knows, on the host."""
         rows = [np.stack([to_numpy(row[i]) for row in self._rows]) for i in range(5)] if self._rows else None
         running = None if self._running is None else [to_numpy(array) for array in self._running]

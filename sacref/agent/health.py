@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Generic
+from typing import Generic
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sacref.agent import numerics
 from sacref.agent.learner import Learner
@@ -13,7 +12,7 @@ from sacref.agent.metrics import AgentMetrics
 from sacref.agent.numerics import NumericalError
 from sacref.config import SACConfig
 from sacref.ranks import Ranks
-from sacref.spec.arrays import ArrayT
+from sacref.spec.arrays import ArrayT, NumpyArray
 
 
 class Health(Generic[ArrayT]):
@@ -30,7 +29,7 @@ class Health(Generic[ArrayT]):
         self._skipped_before: dict[str, tuple[int, int]] = {}
         """Optimizer -> gradient steps so far, and those of them that were skipped, when last one was not."""
 
-    def check(self, arrays: Mapping[str, NDArray[Any]] | None = None) -> None:
+    def check(self, arrays: Mapping[str, NumpyArray] | None = None) -> None:
         """Check all that was learned, and what updates measured since the last write. This waits for the device.
 
         Args:
@@ -67,7 +66,7 @@ class Health(Generic[ArrayT]):
         """Forget since when numbers are finite: other parameters have replaced those that were checked."""
         self._finite_until, self._skipped_before = self._learner.gradient_step_count, {}
 
-    def _fault(self, rows: NDArray[Any] | None, arrays: Mapping[str, NDArray[Any]] | None = None) -> NumericalError | None:
+    def _fault(self, rows: NumpyArray | None, arrays: Mapping[str, NumpyArray] | None = None) -> NumericalError | None:
         """Return what is at fault, if anything is.
 
         Args:
@@ -95,7 +94,7 @@ class Health(Generic[ArrayT]):
             return None
         return NumericalError(f"{said}. {numerics.advice(self._cfg, self.good_checkpoint)}")
 
-    def _since(self, first: numerics.Fault | None, rows: NDArray[Any] | None, parameters: list[str]) -> str:
+    def _since(self, first: numerics.Fault | None, rows: NumpyArray | None, parameters: list[str]) -> str:
         """Say which gradient step it began with, as exactly as is known."""
         steps = self._learner.gradient_step_count
         if first is not None and rows is not None:
@@ -109,7 +108,7 @@ class Health(Generic[ArrayT]):
             return f"since before gradient step {steps + 1}: what was loaded is not"
         return f"since a gradient step from {self._finite_until + 1} to {steps} (timestep {self.timestep})"
 
-    def _stuck(self, arrays: Mapping[str, NDArray[Any]]) -> str | None:
+    def _stuck(self, arrays: Mapping[str, NumpyArray]) -> str | None:
         """Name the optimizers all of whose last steps overflowed, where losses are scaled: no scale helps them."""
         found = []
         for name, array in arrays.items():

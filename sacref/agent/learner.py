@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Generic
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sacref.agent.backend import Backend
 from sacref.agent.carry import AnyCarry
@@ -19,7 +19,7 @@ from sacref.algorithm.optimizer import Parameters
 from sacref.algorithm.tree import Tree, map_leaves
 from sacref.algorithm.update import State
 from sacref.config import Execution, SACConfig
-from sacref.spec.arrays import ArrayT
+from sacref.spec.arrays import ArrayT, NumpyArray
 from sacref.spec.policy_value import POLICY_VALUES
 from sacref.storage.naming import prefixed, require_same_arrays, under
 
@@ -75,23 +75,20 @@ class Learner(Generic[ArrayT]):
     # Construction.
 
     def _make_update(self) -> Any:
-        cfg, backend = self._cfg, self.backend
+        cfg, optim, average = self._cfg, self.backend.optim, self.backend.average
+        optimizer = partial(optim.Optimizer, scales_losses=cfg.scales_losses, average=average)
         policy_rate, critic_rate, entropy_rate = cfg.learning_rates
-        schedules, clip, scales = cfg.schedules, cfg.grad_norm_clip, cfg.scales_losses
-        if cfg.learn_entropy:
-            temperature = backend.optimizer(entropy_rate, 0.0, schedules["entropy"], cfg.policy_delay, scales_losses=scales)
-        else:
-            temperature = backend.frozen()
-        return backend.update(
+        schedules, clip, delay = cfg.schedules, cfg.grad_norm_clip, cfg.policy_delay
+        return optim.Update(
             policy=self._carry.policy(),
             critics={name: self._carry.critic(name) for name in self._models.critics},
-            policy_optimizer=backend.optimizer(policy_rate, clip, schedules["policy"], cfg.policy_delay, scales_losses=scales),
-            critic_optimizer=backend.optimizer(critic_rate, clip, schedules["critic"], scales_losses=scales),
-            temperature_optimizer=temperature,
+            policy_optimizer=optimizer(policy_rate, clip, schedules["policy"], delay),
+            critic_optimizer=optimizer(critic_rate, clip, schedules["critic"]),
+            temperature_optimizer=optimizer(entropy_rate, 0.0, schedules["entropy"], delay) if cfg.learn_entropy else optim.Frozen(),
             discount_factor=cfg.discount_factor,
             polyak=cfg.polyak,
             target_entropy=cfg.target_entropy_of(self._action_size),
-            mean=backend.batch_mean(),
+            mean=optim.batch_mean(average),
             policy_value=POLICY_VALUES[cfg.policy_value],
         )
 
@@ -153,7 +150,7 @@ class Learner(Generic[ArrayT]):
         self.gradient_step_count += steps
         return packed
 
-    def take_gradient_step_on(self, batch: Sampled[Any], noise: Noise[Any]) -> dict[str, NDArray[Any]]:
+    def take_gradient_step_on(self, batch: Sampled[Any], noise: Noise[Any]) -> dict[str, NumpyArray]:
         """Take one gradient step on a given batch and noise; return the metrics on the host."""
         self.backend.prepare_step(self.update, self.state)
         prepared = self._normalisers.prepare(self._uploaded_moments(), batch.map(self.backend.upload))
@@ -173,20 +170,20 @@ class Learner(Generic[ArrayT]):
 
     def keep_gradients(self) -> None:
         """Keep the gradients of the last step from now on."""
-        keep, state, update = self.backend.keep_gradients, self.state, self.update
+        keep, state, update = self.backend.optim.KeepGradients, self.state, self.update
         for slot, (_, tree) in _optimized(state).items():
             update = replace(update, **{slot: keep(getattr(update, slot))})
             state = state._replace(**{slot: keep.around(tree, getattr(state, slot))})
         self.update, self.runner.state = update, state
         self.compile()
 
-    def gradients(self) -> dict[str, NDArray[Any]]:
+    def gradients(self) -> dict[str, NumpyArray]:
         """Return the gradients of the last step, before clipping, under common names.
 
         Raises:
             ValueError: if they are not kept.
         """
-        if not isinstance(self.update.policy_optimizer, self.backend.keep_gradients):
+        if not isinstance(self.update.policy_optimizer, self.backend.optim.KeepGradients):
             raise ValueError("gradients: they are not kept: call keep_gradients() before the step")
         state = self.state
         policy = self._flatten("policy", state.policy_optimizer[1], "policy")
@@ -227,15 +224,15 @@ class Learner(Generic[ArrayT]):
 
     # Arrays under common names.
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
+    def arrays(self) -> dict[str, NumpyArray]:
         """Return all that the agent knows; see `Agent.arrays`."""
         return {**self.learned_arrays(), **self.constant_arrays()}
 
-    def constant_arrays(self) -> dict[str, NDArray[Any]]:
+    def constant_arrays(self) -> dict[str, NumpyArray]:
         """Return the models' constants. They may be infinite, as masks are."""
         return self._flatten("", self._models.constants, "critics")
 
-    def learned_arrays(self) -> dict[str, NDArray[Any]]:
+    def learned_arrays(self) -> dict[str, NumpyArray]:
         """Return `arrays` without the models' constants."""
         state, to_numpy = self.state, self.backend.to_numpy
         arrays = self._flatten("policy", state.policy, "policy") | self._flatten("", state.critics, "critics")
@@ -251,7 +248,7 @@ class Learner(Generic[ArrayT]):
                     arrays[f"{slot}.{name}"] = scalar if name in FLOATS else scalar.astype(np.int64)
         return arrays | self._normalisers.arrays()
 
-    def set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+    def set_arrays(self, arrays: Mapping[str, NumpyArray]) -> None:
         """Go on from what `arrays` gave, on this backend or the other.
 
         Raises:
@@ -285,20 +282,20 @@ class Learner(Generic[ArrayT]):
             self._take_functions()
         self.runner.state, self.gradient_step_count = state, int(arrays["gradient_steps"])
 
-    def _from_common(self, model: str, arrays: Mapping[str, NDArray[Any]], like: Any) -> Any:
+    def _from_common(self, model: str, arrays: Mapping[str, NumpyArray], like: Any) -> Any:
         return self.backend.from_common(self._models.modules[model], arrays, like)
 
-    def _flatten(self, prefix: str, tree: Any, kind: str) -> dict[str, NDArray[Any]]:
+    def _flatten(self, prefix: str, tree: Any, kind: str) -> dict[str, NumpyArray]:
         if kind == "scalar":
             return {prefix: self.backend.to_numpy(tree)}
         branches = {"policy": tree} if kind == "policy" else tree
-        flat: dict[str, NDArray[Any]] = {}
+        flat: dict[str, NumpyArray] = {}
         for name, branch in branches.items():
             path = prefix if kind == "policy" else f"{prefix}.{name}" if prefix else name
             flat |= prefixed(path, self.backend.to_common(self._models.modules[name], branch))
         return flat
 
-    def _unflatten(self, prefix: str, arrays: Mapping[str, NDArray[Any]], like: Any, kind: str) -> Any:
+    def _unflatten(self, prefix: str, arrays: Mapping[str, NumpyArray], like: Any, kind: str) -> Any:
         if kind == "scalar":
             return self.backend.like(arrays[prefix], like)
         if kind == "policy":
@@ -307,11 +304,11 @@ class Learner(Generic[ArrayT]):
 
     # Random streams.
 
-    def stream_states(self) -> dict[str, NDArray[Any]]:
+    def stream_states(self) -> dict[str, NumpyArray]:
         """Return the states of the random streams, on the host."""
         return self.backend.stream_states(self.streams, self._models.modules)
 
-    def set_stream_states(self, states: Mapping[str, NDArray[Any]]) -> None:
+    def set_stream_states(self, states: Mapping[str, NumpyArray]) -> None:
         """Go on from the states that `stream_states` gave."""
         self.streams = self.backend.set_stream_states(self.streams, self._models.modules, states)
 
@@ -336,7 +333,7 @@ def _optimized(state: State[Any]) -> dict[str, tuple[str, Any]]:
     }
 
 
-def _require_not_negative(slot: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+def _require_not_negative(slot: str, arrays: Mapping[str, NumpyArray]) -> None:
     for name, array in arrays.items():
         if name.partition(".")[0] in NOT_NEGATIVE and (array < 0).any():
             raise ValueError(f"{slot}.{name} has {array.min()}, expected numbers >= 0: take another checkpoint, or what arrays() gave")

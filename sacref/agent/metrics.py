@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Generic
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from sacref.agent.backend import Backend
 from sacref.agent.episodes import EpisodeStatistics
@@ -16,7 +16,7 @@ from sacref.agent.transitions import Rows
 from sacref.algorithm.data import METRICS
 from sacref.config import PARTS, SACConfig
 from sacref.ranks import Ranks
-from sacref.spec.arrays import ArrayT
+from sacref.spec.arrays import ArrayT, NumpyArray
 from sacref.storage.metric_files import Tracker
 from sacref.storage.values import Like, Maybe
 
@@ -140,11 +140,11 @@ class AgentMetrics(Generic[ArrayT]):
 
     # What is written.
 
-    def fetch(self) -> NDArray[Any] | None:
+    def fetch(self) -> NumpyArray | None:
         """Read the metrics of the updates since the last write, `(gradient step, metric)`; None for none."""
         return self._backend.fetch(self.packed) if self.packed else None
 
-    def write(self, timestep: int, rows: NDArray[Any] | None, ranks: Ranks) -> None:
+    def write(self, timestep: int, rows: NumpyArray | None, ranks: Ranks) -> None:
         """Write what these ranks have measured since the last call, and forget it. `rows` are this one's, as of `fetch`."""
         scalars = {tag: _reduce(tag, values) for tag, values in self.tracked.items()}
         self.tracked.clear()

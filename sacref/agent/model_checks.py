@@ -10,10 +10,10 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sacref.algorithm.tree import Tree, leaves, map_leaves
 from sacref.envs.spaces import Field, Spaces
+from sacref.spec.arrays import NumpyArray
 from sacref.storage.checkpoint import DTYPES, one_line
 
 
@@ -86,7 +86,7 @@ def refuse_shared(models: Mapping[str, Any], parameters: Mapping[str, Mapping[st
                 )
 
 
-def check_targets(parameters: Mapping[str, Mapping[str, Any]], constants: Mapping[str, Mapping[str, NDArray[Any]]]) -> None:
+def check_targets(parameters: Mapping[str, Mapping[str, Any]], constants: Mapping[str, Mapping[str, NumpyArray]]) -> None:
     """Refuse target critics that are not built like their critics: they take the critics' place in the same function.
 
     Args:
@@ -247,14 +247,14 @@ def example_inputs(spaces: Spaces, rows: int, seed: int) -> dict[str, Tree]:
     """Observations and states of the right shapes and dtypes, `(rows, ...)`, to try models on; NumPy."""
     generator = np.random.default_rng(seed)
 
-    def example(field: Field) -> NDArray[Any]:
+    def example(field: Field) -> NumpyArray:
         values = generator.standard_normal((rows, *field.shape))
         return values.astype(field.kept) if field.dtype.kind == "f" else (values > 0).astype(field.kept)
 
     return {"observations": map_leaves(example, spaces.observations), "states": map_leaves(example, spaces.states)}
 
 
-def check_reads_states(values: Mapping[str, NDArray[Any]], others: Mapping[str, NDArray[Any]]) -> None:
+def check_reads_states(values: Mapping[str, NumpyArray], others: Mapping[str, NumpyArray]) -> None:
     """Refuse a state_space whose states no critic reads.
 
     Args:

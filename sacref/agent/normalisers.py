@@ -5,7 +5,6 @@ from typing import Any, Generic
 
 import gymnasium
 import numpy as np
-from numpy.typing import NDArray
 
 from sacref.agent.backend import Backend
 from sacref.agent.transitions import Rows
@@ -13,7 +12,7 @@ from sacref.algorithm.tree import Tree, map_leaves, named_leaves
 from sacref.config import SACConfig
 from sacref.envs.spaces import boxes
 from sacref.preprocessing import Preprocessor
-from sacref.spec.arrays import ArrayT
+from sacref.spec.arrays import ArrayT, NumpyArray
 from sacref.storage.naming import prefixed, under
 
 FIELDS = {"observations": "observations", "states": "states", "next_observations": "observations", "next_states": "states"}
@@ -79,7 +78,7 @@ class Normalisers(Generic[ArrayT]):
             **{field: self._transformed(moments, kind, getattr(batch, field)) for field, kind in FIELDS.items() if hasattr(batch, field)}
         )
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
+    def arrays(self) -> dict[str, NumpyArray]:
         """Return what the preprocessors know, as `preprocessor.observations...`."""
         # Copies, here and where they are set: one of a user's own may give the arrays that it goes on to write into.
         return {
@@ -88,7 +87,7 @@ class Normalisers(Generic[ArrayT]):
             for path, array in prefixed(f"preprocessor.{name}", preprocessor.arrays()).items()
         }
 
-    def set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+    def set_arrays(self, arrays: Mapping[str, NumpyArray]) -> None:
         """Go on from what `arrays` gave; other names are left out."""
         for name, preprocessor in self.preprocessors.items():
             preprocessor.set_arrays({key: np.array(array) for key, array in under(arrays, f"preprocessor.{name}").items()})

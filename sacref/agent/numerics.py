@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sacref.agent.protocol import Agent
 from sacref.config import SACConfig
+from sacref.spec.arrays import NumpyArray
 
 MOST_SKIPPED = 100
 """Steps in a row that may overflow in float16: after 24, the largest loss scale has become the smallest."""
@@ -44,7 +44,7 @@ class Fault(NamedTuple):
     cause: str
 
 
-def first_fault(names: Sequence[str], rows: NDArray[Any]) -> Fault | None:
+def first_fault(names: Sequence[str], rows: NumpyArray) -> Fault | None:
     """The first row of metrics, `(gradient step, metric)`, with NaN or infinity; None where all are finite.
 
     Args:
@@ -67,7 +67,7 @@ def _order(name: str) -> int:
     return matches[0] if matches else len(_CAUSES)
 
 
-def not_finite(arrays: Mapping[str, NDArray[Any]]) -> list[str]:
+def not_finite(arrays: Mapping[str, NumpyArray]) -> list[str]:
     """Names of the arrays that hold NaN or infinity, as they come."""
     return [name for name, array in arrays.items() if not np.isfinite(array).all()]
 
@@ -90,7 +90,7 @@ def advice(cfg: SACConfig, checkpoint: Path | None) -> str:
     return f"{good}. Train again with another setting: {', '.join(fixes)}; in models of your own, look for roots, logarithms and quotients"
 
 
-def require_finite_actions(agent: Agent, actions: NDArray[Any]) -> NDArray[Any]:
+def require_finite_actions(agent: Agent, actions: NumpyArray) -> NumpyArray:
     """The actions, unless the policy makes NaN or infinity: a simulator must not be blamed for those.
 
     Args:

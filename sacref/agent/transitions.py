@@ -17,7 +17,7 @@ from sacref.envs.episodes import EpisodeBoundaries, dropped_rows, has_entries
 from sacref.envs.scaling import action_bounds, from_box
 from sacref.envs.spaces import Spaces, check_values, exactly, rows_like
 from sacref.envs.states import final_states
-from sacref.spec.arrays import ArrayT, as_numpy, largest_finite, namespace
+from sacref.spec.arrays import ArrayT, NumpyArray, as_numpy, largest_finite, namespace
 from sacref.storage.values import Like, Maybe
 
 
@@ -321,13 +321,13 @@ class Transitions(Generic[ArrayT]):
                     raise ValueError(self._describe_not_finite(name, array, bad_rows))
         return keep
 
-    def _finite(self, array: NDArray[Any]) -> NDArray[np.bool_]:
+    def _finite(self, array: NumpyArray) -> NDArray[np.bool_]:
         """Which numbers of a host array are finite in the agent's dtype."""
         narrowed = array.dtype.itemsize > self._dtype.itemsize
         finite: NDArray[np.bool_] = np.abs(array) <= self.float_limit if narrowed else np.isfinite(array)
         return finite
 
-    def _describe_not_finite(self, name: str, array: NDArray[Any], bad_rows: NDArray[Any]) -> str:
+    def _describe_not_finite(self, name: str, array: NumpyArray, bad_rows: NumpyArray) -> str:
         where = f"{name} of environment {', '.join(map(str, bad_rows))} are"
         rows = array[bad_rows]
         if not np.isfinite(rows).all():

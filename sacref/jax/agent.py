@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from numpy.typing import NDArray
 
 from sacref.agent.agent import Agent
 from sacref.agent.backend import Functions
@@ -20,16 +19,16 @@ from sacref.agent.execution import Actor, Bounds, Streams
 from sacref.agent.model_checks import draw_widths
 from sacref.algorithm.replay import Follow
 from sacref.algorithm.tree import Tree, map_leaves
-from sacref.config import ConfigError, Execution, SACConfig, Schedule
-from sacref.jax import weights
+from sacref.config import ConfigError, Execution, SACConfig
+from sacref.jax import optim, weights
 from sacref.jax.device import device_of, devices_of
 from sacref.jax.execution import DrawSpec, actors, choose, learner, stepper
 from sacref.jax.memory import ReplayMemory, sampler
 from sacref.jax.mesh import DataParallel, average
-from sacref.jax.optim import Frozen, KeepGradients, Optimizer, State, Update, batch_mean
+from sacref.jax.optim import State, Update
 from sacref.jax.precision import has_head, low_precision
 from sacref.jax.ranks import ranks
-from sacref.spec.arrays import as_numpy
+from sacref.spec.arrays import NumpyArray, as_numpy
 
 Parameters = dict[str, Array]
 
@@ -39,7 +38,7 @@ class JaxBackend:
 
     name = "jax"
     dtype: np.dtype[Any]
-    keep_gradients, update = KeepGradients, Update
+    optim: Any = optim
 
     def __init__(self, device: str | jax.Device | None) -> None:
         self.device = device_of(device)
@@ -47,7 +46,7 @@ class JaxBackend:
         self.longest_integer: np.dtype[Any] = np.dtype(jax.dtypes.canonicalize_dtype(np.int64))
         devices = devices_of(device)
         self.parallel = DataParallel(devices) if self.ranks.size > 1 or len(devices) > 1 else None
-        self._average = average if self.parallel is not None else None
+        self.average = average if self.parallel is not None else None
 
     # Arrays.
 
@@ -61,7 +60,7 @@ class JaxBackend:
             )
         return True
 
-    def to_numpy(self, array: Any) -> NDArray[Any]:
+    def to_numpy(self, array: Any) -> NumpyArray:
         return np.array(array)
 
     def upload(self, array: Any, *, copy: bool = False) -> Array:
@@ -75,14 +74,14 @@ class JaxBackend:
         uploaded = jax.device_put(host, self.device)
         return uploaded
 
-    def _in_own_dtype(self, array: Any) -> NDArray[Any]:
+    def _in_own_dtype(self, array: Any) -> NumpyArray:
         """Copy a host array, in the dtype it has on the device."""
         return np.array(array, self.dtype if array.dtype in (np.float32, np.float64) else array.dtype)
 
     def as_floats(self, array: Array) -> Array:
         return array.astype(self.dtype)
 
-    def like(self, array: NDArray[Any], like: Array) -> Array:
+    def like(self, array: NumpyArray, like: Array) -> Array:
         uploaded: Array = jax.device_put(np.array(array, like.dtype), self.device)
         return uploaded
 
@@ -93,11 +92,11 @@ class JaxBackend:
         # Host arrays go into the compiled call as they are: an upload of its own costs more than the call.
         return map_leaves(lambda leaf: self.upload(leaf) if isinstance(leaf, Array) else self._in_own_dtype(leaf), tree)
 
-    def update_moments(self, held: Tree, arrays: Mapping[str, Mapping[str, NDArray[Any]]]) -> Tree:
+    def update_moments(self, held: Tree, arrays: Mapping[str, Mapping[str, NumpyArray]]) -> Tree:
         # Host arrays go into compiled calls as they are.
         return {name: {key: array.astype(self.dtype) for key, array in own.items()} for name, own in arrays.items()}
 
-    def fetch(self, metrics: Sequence[Array]) -> NDArray[Any]:
+    def fetch(self, metrics: Sequence[Array]) -> NumpyArray:
         return np.concatenate(jax.device_get(list(metrics)))
 
     def synchronise(self, tree: Tree) -> None:
@@ -167,34 +166,23 @@ class JaxBackend:
             return None  # nothing is compiled again
         return {name: weights.set_constants(model, constants[name]) for name, model in models.items()}
 
-    def from_common(self, model: nnx.Module, arrays: Mapping[str, NDArray[Any]], like: Parameters) -> Parameters:
+    def from_common(self, model: nnx.Module, arrays: Mapping[str, NumpyArray], like: Parameters) -> Parameters:
         return weights.from_common(model, arrays, like=like)
 
     # Learning and acting.
 
-    def optimizer(
-        self, learning_rate: float, grad_norm_clip: float, schedule: Schedule | None, every: int = 1, *, scales_losses: bool
-    ) -> Optimizer:
-        return Optimizer(learning_rate, grad_norm_clip, schedule, every, scales_losses=scales_losses, average=self._average)
-
-    def frozen(self) -> Frozen:
-        return Frozen()
-
-    def batch_mean(self) -> Callable[[Array, Array | None], Array]:
-        return batch_mean(self._average)
-
     def streams(self, seeds: Sequence[np.random.SeedSequence], held: Streams[Array] | None = None) -> Streams[Array]:
         return Streams(*(self._key(seed.generate_state(2, np.uint32)) for seed in seeds))
 
-    def _key(self, data: NDArray[Any]) -> Array:
+    def _key(self, data: NumpyArray) -> Array:
         key: Array = jax.device_put(np.array(data, np.uint32), self.device)
         return key
 
-    def stream_states(self, streams: Streams[Array], models: Mapping[str, nnx.Module]) -> dict[str, NDArray[Any]]:
+    def stream_states(self, streams: Streams[Array], models: Mapping[str, nnx.Module]) -> dict[str, NumpyArray]:
         return {name: np.array(key) for name, key in streams._asdict().items()}
 
     def set_stream_states(
-        self, streams: Streams[Array], models: Mapping[str, nnx.Module], states: Mapping[str, NDArray[Any]]
+        self, streams: Streams[Array], models: Mapping[str, nnx.Module], states: Mapping[str, NumpyArray]
     ) -> Streams[Array]:
         return Streams(*(self._key(states[name]) for name in Streams._fields))
 

@@ -7,7 +7,6 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sacref.agent.agent import Agent
@@ -17,14 +16,14 @@ from sacref.agent.execution import Actor, Bounds, Streams
 from sacref.agent.model_checks import draw_widths
 from sacref.algorithm.replay import Follow
 from sacref.algorithm.tree import Tree, map_leaves
-from sacref.config import ConfigError, Execution, SACConfig, Schedule
-from sacref.spec.arrays import as_numpy
-from sacref.torch import weights
+from sacref.config import ConfigError, Execution, SACConfig
+from sacref.spec.arrays import NumpyArray, as_numpy
+from sacref.torch import optim, weights
 from sacref.torch.device import device_of
 from sacref.torch.execution import DrawSpec, actors, advance_schedules, choose, learner, stepper
 from sacref.torch.memory import ReplayMemory, sampler
 from sacref.torch.modes import in_no_mode
-from sacref.torch.optim import Frozen, KeepGradients, Optimizer, State, Update, average_over_ranks, batch_mean
+from sacref.torch.optim import State, Update, average_over_ranks
 from sacref.torch.precision import has_head, low_precision
 from sacref.torch.ranks import ranks
 
@@ -37,19 +36,19 @@ class TorchBackend:
     name = "torch"
     longest_integer: np.dtype[Any] = np.dtype(np.int64)
     dtype: torch.dtype
-    keep_gradients, update = KeepGradients, Update
+    optim: Any = optim
 
     def __init__(self, device: str | torch.device | None) -> None:
         self.device = device_of(device)
         self.ranks = ranks()
-        self._average = average_over_ranks if self.ranks.size > 1 else None
+        self.average = average_over_ranks if self.ranks.size > 1 else None
 
     # Arrays.
 
     def is_array(self, value: object) -> bool:
         return isinstance(value, Tensor)
 
-    def to_numpy(self, array: Any) -> NDArray[Any]:
+    def to_numpy(self, array: Any) -> NumpyArray:
         return np.array(array.detach().cpu().numpy() if isinstance(array, Tensor) else array)
 
     def upload(self, array: Any, *, copy: bool = False) -> Tensor:
@@ -62,7 +61,7 @@ class TorchBackend:
     def as_floats(self, array: Tensor) -> Tensor:
         return array.to(self.dtype)
 
-    def like(self, array: NDArray[Any], like: Tensor) -> Tensor:
+    def like(self, array: NumpyArray, like: Tensor) -> Tensor:
         return torch.as_tensor(np.array(array, copy=True)).to(like)
 
     def copy(self, array: Tensor) -> Tensor:
@@ -71,7 +70,7 @@ class TorchBackend:
     def act_inputs(self, tree: Tree) -> Tree:
         return map_leaves(self.upload, tree)
 
-    def update_moments(self, held: Tree, arrays: Mapping[str, Mapping[str, NDArray[Any]]]) -> Tree:
+    def update_moments(self, held: Tree, arrays: Mapping[str, Mapping[str, NumpyArray]]) -> Tree:
         for name, own in arrays.items():
             tensors = held.setdefault(name, {})
             for key, array in own.items():
@@ -82,7 +81,7 @@ class TorchBackend:
                     tensors[key] = tensor.to(self.device, copy=True)
         return held
 
-    def fetch(self, metrics: Sequence[Tensor]) -> NDArray[Any]:
+    def fetch(self, metrics: Sequence[Tensor]) -> NumpyArray:
         return self.to_numpy(torch.cat(list(metrics)))
 
     def synchronise(self, tree: Tree) -> None:
@@ -149,21 +148,10 @@ class TorchBackend:
         for name, own in constants.items():
             weights.set_constants(models[name], own)
 
-    def from_common(self, model: nn.Module, arrays: Mapping[str, NDArray[Any]], like: Parameters) -> Parameters:
+    def from_common(self, model: nn.Module, arrays: Mapping[str, NumpyArray], like: Parameters) -> Parameters:
         return weights.from_common(model, arrays, like=like)
 
     # Learning and acting.
-
-    def optimizer(
-        self, learning_rate: float, grad_norm_clip: float, schedule: Schedule | None, every: int = 1, *, scales_losses: bool
-    ) -> Optimizer:
-        return Optimizer(learning_rate, grad_norm_clip, schedule, every, scales_losses=scales_losses, average=self._average)
-
-    def frozen(self) -> Frozen:
-        return Frozen()
-
-    def batch_mean(self) -> Callable[[Tensor, Tensor | None], Tensor]:
-        return batch_mean(self._average)
 
     def streams(self, seeds: Sequence[np.random.SeedSequence], held: Streams[torch.Generator] | None = None) -> Streams[torch.Generator]:
         begun = Streams(*(torch.Generator(self.device).manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1)) for seed in seeds))
@@ -173,12 +161,12 @@ class TorchBackend:
             generator.set_state(other.get_state())  # in place: a captured graph draws from it
         return held
 
-    def stream_states(self, streams: Streams[torch.Generator], models: Mapping[str, nn.Module]) -> dict[str, NDArray[Any]]:
+    def stream_states(self, streams: Streams[torch.Generator], models: Mapping[str, nn.Module]) -> dict[str, NumpyArray]:
         generators = {**streams._asdict(), **_generators(models)}
         return {name: generator.get_state().numpy() for name, generator in generators.items()}
 
     def set_stream_states(
-        self, streams: Streams[torch.Generator], models: Mapping[str, nn.Module], states: Mapping[str, NDArray[Any]]
+        self, streams: Streams[torch.Generator], models: Mapping[str, nn.Module], states: Mapping[str, NumpyArray]
     ) -> Streams[torch.Generator]:
         for name, generator in {**streams._asdict(), **_generators(models)}.items():
             generator.set_state(torch.as_tensor(np.array(states[name])))
