@@ -22,7 +22,8 @@ from sacref.agent.update_schedule import UpdateSchedule
 from sacref.algorithm.data import Noise, Sampled
 from sacref.config import SACConfig
 from sacref.envs.space_records import records_of
-from sacref.envs.spaces import check_spaces
+from sacref.envs.spaces import Spaces, check_spaces
+from sacref.ranks import Ranks
 from sacref.spec.arrays import ArrayT, NumpyArray, namespace
 from sacref.storage.replay_log import ReplayLog
 from sacref.storage.values import refuse_unlike
@@ -54,26 +55,31 @@ class Agent(Generic[ArrayT]):
         action_space: gymnasium.Space[Any],
         cfg: SACConfig | Mapping[str, Any] | None,
     ) -> None:
-        self.spaces = check_spaces(observation_space, state_space, action_space, longest_integer=backend.longest_integer)
-        self.observation_space, self.state_space, self.action_space = observation_space, state_space, action_space
-        self.cfg = cfg if isinstance(cfg, SACConfig) else SACConfig.from_dict({} if cfg is None else cfg)
+        self.spaces: Spaces = check_spaces(observation_space, state_space, action_space, longest_integer=backend.longest_integer)
+        self.observation_space: gymnasium.Space[Any] = observation_space
+        self.state_space: gymnasium.Space[Any] | None = state_space
+        self.action_space: gymnasium.Space[Any] = action_space
+        self.cfg: SACConfig = cfg if isinstance(cfg, SACConfig) else SACConfig.from_dict({} if cfg is None else cfg)
         self.cfg.validate()
         self.carry_type.check_options(self.cfg, type(self).__name__)
         self.memory = memory
-        self.training = False
+        self.training: bool = False
         self.environment_steps_offset = 0
         """Environment steps beyond those of a timestep of today: of timesteps that another number of ranks took."""
         experiment = self.cfg.experiment
         name = experiment.experiment_name or f"{datetime.now().strftime('%y-%m-%d_%H-%M-%S-%f')}_{type(self).__name__}"
-        self.experiment_dir = Path(experiment.directory or "runs").expanduser().absolute() / name
+        self.experiment_dir: Path = Path(experiment.directory or "runs").expanduser().absolute() / name
         self.checkpoint_interval: int | None = None if experiment.checkpoint_interval == "auto" else int(experiment.checkpoint_interval)
 
         preprocessors = make_preprocessors(self.cfg, observation_space, state_space)
-        self._backend, self.ranks, self.device = backend, backend.ranks, backend.device
-        self.own_models = own_models = Models(backend, self.cfg, models, learns=memory is not None)
-        self.dtype = backend.dtype
+        self._backend = backend
+        self.ranks: Ranks = backend.ranks
+        self.device: Any = backend.device
+        self.own_models: Models[ArrayT] = Models(backend, self.cfg, models, learns=memory is not None)
+        own_models = self.own_models
+        self.dtype: Any = backend.dtype
         """Of the parameters: float32 or float64, as the backend names it."""
-        self.transitions = Transitions(
+        self.transitions: Transitions[ArrayT] = Transitions(
             backend,
             self.cfg,
             self.spaces,
@@ -83,11 +89,11 @@ class Agent(Generic[ArrayT]):
             memory_envs=None if memory is None else int(memory.num_envs),
             check_numbers=self.check_numbers,
         )
-        self.float_limit = self.transitions.float_limit
+        self.float_limit: float = self.transitions.float_limit
         """The largest number that is finite in the dtype of the parameters; larger ones are refused wherever they are handed over."""
-        self.normalisers = Normalisers(backend, preprocessors)
+        self.normalisers: Normalisers[ArrayT] = Normalisers(backend, preprocessors)
         self.carry: AnyCarry[ArrayT] = self.carry_type(backend, self.cfg, self.spaces, own_models, self.normalisers, memory)
-        self.learner = Learner(
+        self.learner: Learner[ArrayT] = Learner(
             backend,
             self.cfg,
             own_models,
@@ -98,7 +104,7 @@ class Agent(Generic[ArrayT]):
             memory=memory,
         )
         self.execution = self.learner.execution
-        self.metrics = AgentMetrics(
+        self.metrics: AgentMetrics[ArrayT] = AgentMetrics(
             backend,
             self.cfg,
             critics=len(own_models.critics),
@@ -107,10 +113,10 @@ class Agent(Generic[ArrayT]):
             keeps_rows=memory is not None,  # else no run writes curves, and what waits to be written would grow for ever
             environment_steps=self.environment_steps,
         )
-        self.health = Health(self.cfg, self.learner, self.metrics)
-        self.acting = Acting(backend, self.cfg, self.spaces, self.learner, self.carry, self.transitions)
-        self.update_schedule = UpdateSchedule(self.cfg, self.transitions.num_envs)
-        self.checkpoints = Checkpoints(
+        self.health: Health[ArrayT] = Health(self.cfg, self.learner, self.metrics)
+        self.acting: Acting[ArrayT] = Acting(backend, self.cfg, self.spaces, self.learner, self.carry, self.transitions)
+        self.update_schedule: UpdateSchedule = UpdateSchedule(self.cfg, self.transitions.num_envs)
+        self.checkpoints: Checkpoints[ArrayT] = Checkpoints(
             backend,
             self.cfg,
             learner=self.learner,

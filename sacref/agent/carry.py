@@ -32,7 +32,7 @@ from sacref.envs.spaces import Spaces
 from sacref.spec.arrays import ArrayT, namespace
 from sacref.storage.values import Like, Maybe
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 Function: TypeAlias = Callable[..., Any]
 """A model as a function of its parameters, and of what it is called with."""
@@ -161,7 +161,7 @@ class NoCarry(Generic[ArrayT]):
     ) -> None:
         self._backend, self._cfg, self._spaces = backend, cfg, spaces
         self._models, self._normalisers = models, normalisers
-        self.follow = Follow(n_step=cfg.n_step, discount_factor=cfg.discount_factor)
+        self.follow: Follow = Follow(n_step=cfg.n_step, discount_factor=cfg.discount_factor)
         """How the memory makes batches for this agent."""
 
     @staticmethod
@@ -284,8 +284,8 @@ class Carry(Generic[ArrayT]):
     ) -> None:
         self._backend, self._cfg, self._spaces, self._memory = backend, cfg, spaces, memory
         self._models, self._normalisers = models, normalisers
-        self.follow = Follow(sequence_length=cfg.sequence_length, burn_in=cfg.burn_in, stored_carry=cfg.stored_carry)
-        self.ongoing = {True: Ongoing(), False: Ongoing()}
+        self.follow: Follow = Follow(sequence_length=cfg.sequence_length, burn_in=cfg.burn_in, stored_carry=cfg.stored_carry)
+        self.ongoing: dict[bool, Ongoing] = {True: Ongoing(), False: Ongoing()}
         """The unfinished episodes of training, and of evaluation."""
         self._initial_carries: dict[tuple[int, bool], Tree] = {}
         """(environments, whether on the device) -> the policy's carry before an episode."""

@@ -23,7 +23,7 @@ from sacref.storage import checkpoint, replay_log
 from sacref.storage.naming import require_same_arrays
 from sacref.storage.replay_log import ReplayLog
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 LIVE = ("live", "environment")
 """Groups of a checkpoint that hold the in-flight state of a run: see `Agent.live_state`."""

@@ -115,7 +115,7 @@ class AgentRunner(Generic[ArrayT, MemoryT, StreamT]):
     """The state of one agent, its gradient steps and its actions."""
 
     def __init__(self, state: State[ArrayT]) -> None:
-        self.state = state
+        self.state: State[ArrayT] = state
 
     def use(self, learn: Learn[ArrayT, MemoryT, StreamT], acts: Mapping[str, Act[ArrayT, StreamT]]) -> None:
         """Learn and act by these functions from now on."""

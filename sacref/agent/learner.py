@@ -52,10 +52,11 @@ class Learner(Generic[ArrayT]):
         bounds: Bounds[ArrayT],
         memory: Any,
     ) -> None:
-        self.backend, self._cfg, self._action_size = backend, cfg, action_size
+        self.backend: Backend[ArrayT] = backend
+        self._cfg, self._action_size = cfg, action_size
         self._models, self._normalisers, self._carry, self._memory = models, normalisers, carry, memory
         self.bounds = bounds
-        self.gradient_step_count = 0
+        self.gradient_step_count: int = 0
         parameters, models.initial_parameters = models.initial_parameters, {}
         self.check_models(parameters)
         self.update: Any = self._make_update()
@@ -68,7 +69,7 @@ class Learner(Generic[ArrayT]):
         self.execution: Execution = backend.choose_execution(cfg.execution, models.are_common)
         """How updates run: what `cfg.execution` asks for, or what was chosen for the device."""
         envs = 1 if memory is None else memory.num_envs
-        self.block = max(1, int(cfg.chunk * cfg.gradient_steps_per_timestep(envs)))
+        self.block: int = max(1, int(cfg.chunk * cfg.gradient_steps_per_timestep(envs)))
         """Gradient steps between two actions, as a rule."""
         self.compile()
 

@@ -20,7 +20,7 @@ from sacref.spec.arrays import ArrayT, NumpyArray
 from sacref.storage.metric_files import Tracker
 from sacref.storage.values import Like, Maybe
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 TAGS: Mapping[str, str] = {
     "critic_loss": "Loss / Critic loss",
@@ -85,11 +85,11 @@ class AgentMetrics(Generic[ArrayT]):
         self.write_interval = write_interval
         measured = [name for name in METRICS if name not in unmeasured(cfg)]
         columns = [(name, number + 1) for name in measured for number in range(critics if "{critic}" in TAGS[name] else 1)]
-        self.names = [name for name, _ in columns]
+        self.names: list[str] = [name for name, _ in columns]
         """Name of each element of an update's packed metrics."""
-        self.tags = [TAGS[name].format(critic=critic) for name, critic in columns]
+        self.tags: list[str] = [TAGS[name].format(critic=critic) for name, critic in columns]
         """Tag of each element of an update's packed metrics."""
-        self.statistics = {True: EpisodeStatistics(), False: EpisodeStatistics()}
+        self.statistics: dict[bool, EpisodeStatistics] = {True: EpisodeStatistics(), False: EpisodeStatistics()}
         """Episodes of training, and of evaluation."""
         self.tracked: defaultdict[str, list[float]] = defaultdict(list)
         """Tag -> scalars since the last write."""

@@ -34,6 +34,7 @@ class Models(Generic[ArrayT]):
     def __init__(self, backend: Backend[ArrayT], cfg: SACConfig, models: Mapping[str, Any], *, learns: bool) -> None:
         self._backend = backend
         self._precision = cfg.precision if cfg.mixed_precision else None
+        self.critics: list[str]
         self.critics, targets = split_models(models, learns=learns)
         """Names of the critics, in order."""
         if cfg.target_subset is not None and cfg.target_subset > len(self.critics) > 0:
@@ -45,14 +46,16 @@ class Models(Generic[ArrayT]):
         for name in (*names, *targets):
             backend.check_model(name, models[name])
         refuse_shared(models, {name: backend.identities(models[name]) for name in (*names, *targets)})
-        self.modules = backend.own_copies({name: models[name] for name in names})
+        self.modules: dict[str, Any] = backend.own_copies({name: models[name] for name in names})
         parameters = {name: backend.parameters(models[name]) for name in names}
         for target in targets:
             parameters[target] = backend.parameters(models[target], parameters[target.removeprefix("target_")])
         self.initial_parameters: dict[str, Parameters[ArrayT]] = parameters
         """Of all models that were given, before the first gradient step; model -> name -> array."""
         constants = {name: backend.constants(models[name], own) for name, own in parameters.items()}
-        self.constants = {name: backend.constants(model, parameters[name]) for name, model in self.modules.items()}
+        self.constants: dict[str, Parameters[ArrayT]] = {
+            name: backend.constants(model, parameters[name]) for name, model in self.modules.items()
+        }
         """Model -> what it computes with and does not learn: buffers and frozen parameters, by name."""
         backend.take_dtype({name: parameters[name] or constants[name] for name in parameters}, cfg.mixed_precision)
         require_learning(parameters, self.critics)
@@ -62,7 +65,7 @@ class Models(Generic[ArrayT]):
         self.take_functions()
         if self._precision is not None:
             warn_of_quantisation([name for name, model in self.modules.items() if not backend.has_head(model)], self._precision)
-        self.layouts = {name: backend.layout(model) for name, model in self.modules.items()}
+        self.layouts: dict[str, str] = {name: backend.layout(model) for name, model in self.modules.items()}
         """Model -> "common", or the backend whose own layout its parameters have."""
 
     @property

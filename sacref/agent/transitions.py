@@ -70,15 +70,15 @@ class Transitions(Generic[ArrayT]):
         self._is_array, self._check_numbers = backend.is_array, check_numbers
         self._observation_space, self._state_space = observation_space, state_space
         self._memory_envs = memory_envs
-        self.num_envs = 1 if memory_envs is None else memory_envs
+        self.num_envs: int = 1 if memory_envs is None else memory_envs
         """Environments of this rank; without a memory those of the last row."""
         self._boundaries: dict[bool, EpisodeBoundaries[Any]] = {True: EpisodeBoundaries(), False: EpisodeBoundaries()}
         self._dtype = np.dtype(str(backend.dtype).removeprefix("torch."))
-        self.float_limit = largest_finite(self._dtype)
+        self.float_limit: float = largest_finite(self._dtype)
         """The largest number that is finite in the dtype of the parameters."""
         low, high = action_bounds(action_space, self._dtype)
         self._host_bounds = low, high
-        self.bounds = Bounds(backend.upload(low), backend.upload(high))
+        self.bounds: Bounds[ArrayT] = Bounds(backend.upload(low), backend.upload(high))
         """Low and high of the actions on the device, `(action,)` each, in the agent's dtype."""
         own: np.dtype[Any] = np.dtype(action_space.dtype)
         self._acts_in: str | None = own.name if np.finfo(own).bits < np.finfo(self._dtype).bits else None

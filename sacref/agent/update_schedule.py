@@ -9,7 +9,7 @@ from typing import NamedTuple
 from sacref.config import SACConfig
 from sacref.storage import checkpoint
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 FINEST = 1_000_000
 """Gradient steps for each timestep are counted exactly, in fractions with denominators up to this."""
@@ -32,7 +32,7 @@ class UpdateSchedule:
     """
 
     def __init__(self, cfg: SACConfig, num_envs: int) -> None:
-        self.progress = Progress()
+        self.progress: Progress = Progress()
         self._chunk = cfg.chunk
         self._per_timestep = Fraction(cfg.gradient_steps_per_timestep(num_envs))
         self._counted = self._per_timestep.limit_denominator(FINEST)

@@ -15,7 +15,7 @@ from sacref.spec.schedules import SCHEDULES
 PARTS = ("policy", "critic", "entropy")
 """Names of what learns, in the order of whatever is one for each."""
 
-shortened = reprlib.Repr()
+shortened: reprlib.Repr = reprlib.Repr()
 shortened.maxstring = shortened.maxother = 160
 
 

@@ -155,7 +155,7 @@ class Hopper(Walker2d):
 
 
 class Ant(Task):
-    fields = ("qpos", "qvel", "xpos", "cfrc_ext")
+    fields: ClassVar[tuple[str, ...]] = ("qpos", "qvel", "xpos", "cfrc_ext")
     # v4 rarely needs them, but reads `xpos` before the step, too, which only a simulation that stays in its MjData knows.
     forces = True
 
@@ -201,7 +201,18 @@ class Ant(Task):
 class _Humanoid(Task):
     """Observations that both tasks of the humanoid share."""
 
-    fields = ("qpos", "qvel", "cinert", "cvel", "qfrc_actuator", "cfrc_ext", "xipos", "ctrl", "ten_length", "ten_velocity")
+    fields: ClassVar[tuple[str, ...]] = (
+        "qpos",
+        "qvel",
+        "cinert",
+        "cvel",
+        "qfrc_actuator",
+        "cfrc_ext",
+        "xipos",
+        "ctrl",
+        "ten_length",
+        "ten_velocity",
+    )
     forces = True
 
     def __init__(self, env: Any, version: int) -> None:
@@ -267,10 +278,12 @@ class HumanoidStandup(_Humanoid):
 
 
 class Reacher(Task):
-    fields = ("qpos", "qvel", "xpos")
+    fields: ClassVar[tuple[str, ...]] = ("qpos", "qvel", "xpos")
 
     def __init__(self, env: Any, version: int) -> None:
         super().__init__(env, version)
+        self.fingertip: int
+        self.target: int
         self.fingertip, self.target = _bodies(env, "fingertip", "target")
 
     def to_target(self, fields: Fields) -> Numbers:
@@ -288,7 +301,7 @@ class Reacher(Task):
 
 
 class Pusher(Task):
-    fields = ("qpos", "qvel", "xpos")
+    fields: ClassVar[tuple[str, ...]] = ("qpos", "qvel", "xpos")
 
     def __init__(self, env: Any, version: int) -> None:
         super().__init__(env, version)
@@ -317,7 +330,7 @@ class InvertedPendulum(Task):
 
 
 class InvertedDoublePendulum(Task):
-    fields = ("qpos", "qvel", "site_xpos", "qfrc_constraint")
+    fields: ClassVar[tuple[str, ...]] = ("qpos", "qvel", "site_xpos", "qfrc_constraint")
 
     def observe(self, fields: Fields) -> Numbers:
         qpos, angles = fields["qpos"], np.ascontiguousarray(fields["qpos"][:, 1:])

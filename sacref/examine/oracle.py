@@ -357,8 +357,8 @@ class Oracle:
         for clash in contradictions(self.choices):
             raise ValueError(f"Oracle: {clash}, which no order of steps gives: change one of them")
         self.weights = {name: self.problem.cast(array) for name, array in self.weights.items()}
-        self.updates = 0
-        self.moments = {name: Moments.none(array) for name, array in self.weights.items()}
+        self.updates: int = 0
+        self.moments: dict[str, Moments] = {name: Moments.none(array) for name, array in self.weights.items()}
         self.first_noise: Floats | None = None
         self._steps = {
             "critics": self._step_critics,

@@ -166,7 +166,8 @@ class Counting(gymnasium.Env[NDArray[Any], NDArray[Any]]):
     TERMINATED, TRUNCATED = 3, 5
 
     def __init__(self, problem: Problem) -> None:
-        self.observation_space, self.action_space = problem.observation_space, problem.action_space
+        self.observation_space: gymnasium.spaces.Box[Any] = problem.observation_space
+        self.action_space: gymnasium.spaces.Box[Any] = problem.action_space
         self._episode, self._step = -1, 0
 
     def _see(self) -> NDArray[Any]:

@@ -133,7 +133,8 @@ class Still(gymnasium.Env[NDArray[Any], NDArray[Any]]):
     """An environment of a problem's spaces that nothing happens in, for libraries that read the spaces off one."""
 
     def __init__(self, problem: Problem) -> None:
-        self.observation_space, self.action_space = problem.observation_space, problem.action_space
+        self.observation_space: gymnasium.spaces.Box[Any] = problem.observation_space
+        self.action_space: gymnasium.spaces.Box[Any] = problem.action_space
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[NDArray[Any], dict[str, Any]]:
         return np.zeros(self.observation_space.shape or (), np.float32), {}

@@ -43,7 +43,8 @@ class Stage:
     """Searched fields of `Choices`; the last one, a "_draw", is the name of a noise array."""
 
     def __init__(self, adam: Adam, densities: Sequence[Choices]) -> None:
-        self.adam, self.densities = adam, densities
+        self.adam: Adam = adam
+        self.densities: Sequence[Choices] = densities
         self.found: Found | None = None
         self.nearest: tuple[float, str] = (math.inf, "none")
 
@@ -101,7 +102,7 @@ def _alphas(update: Update) -> dict[str, float]:
 class Target(Stage):
     """The critics' target and loss, seen in the critics' gradient."""
 
-    fields = (
+    fields: tuple[str, ...] = (
         *DENSITY,
         *("target_value", "target_entropy_term", "target_alpha", "target_policy", "target_networks", "termination", "discount"),
         *("target_rows", "critic_loss", "critic_gradient", "target_draw"),
@@ -289,7 +290,7 @@ class _Targets:
 class Policy(Stage):
     """The policy's loss, seen in the gradient of each of its steps."""
 
-    fields = (*DENSITY, "policy_value", "policy_critics", "policy_alpha", "policy_entropy", "policy_loss", "policy_draw")
+    fields: tuple[str, ...] = (*DENSITY, "policy_value", "policy_critics", "policy_alpha", "policy_entropy", "policy_loss", "policy_draw")
 
     def rule_out(self, trajectory: Trajectory, update: Update) -> str | None:
         problem, observations, noise = trajectory.scene.problem, update.batch.observations, update.noise()
@@ -376,7 +377,7 @@ class Policy(Stage):
 class Temperature(Stage):
     """The temperature's loss, seen in the gradient of log alpha."""
 
-    fields = (*DENSITY, "temperature_loss", "target_entropy", "temperature_policy", "temperature_draw")
+    fields: tuple[str, ...] = (*DENSITY, "temperature_loss", "target_entropy", "temperature_policy", "temperature_draw")
 
     def rule_out(self, trajectory: Trajectory, update: Update) -> str | None:
         problem, noise, steps = trajectory.scene.problem, update.noise(), update.steps["temperature"]

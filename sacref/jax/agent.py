@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import jax
@@ -21,13 +21,14 @@ from sacref.algorithm.replay import Follow
 from sacref.algorithm.tree import Tree, map_leaves
 from sacref.config import ConfigError, Execution, SACConfig
 from sacref.jax import optim, weights
-from sacref.jax.device import device_of, devices_of
+from sacref.jax.device import Device, device_of, devices_of
 from sacref.jax.execution import DrawSpec, actors, choose, learner, stepper
 from sacref.jax.memory import ReplayMemory, sampler
 from sacref.jax.mesh import DataParallel, average
 from sacref.jax.optim import State, Update
 from sacref.jax.precision import has_head, low_precision
 from sacref.jax.ranks import ranks
+from sacref.ranks import Ranks
 from sacref.spec.arrays import NumpyArray, as_numpy
 
 Parameters = dict[str, Array]
@@ -40,12 +41,12 @@ class JaxBackend:
     dtype: np.dtype[Any]
     optim: Any = optim
 
-    def __init__(self, device: str | jax.Device | None) -> None:
-        self.device = device_of(device)
-        self.ranks = ranks()
+    def __init__(self, device: str | Device | None) -> None:
+        self.device: Device = device_of(device)
+        self.ranks: Ranks = ranks()
         self.longest_integer: np.dtype[Any] = np.dtype(jax.dtypes.canonicalize_dtype(np.int64))
         devices = devices_of(device)
-        self.parallel = DataParallel(devices) if self.ranks.size > 1 or len(devices) > 1 else None
+        self.parallel: DataParallel | None = DataParallel(devices) if self.ranks.size > 1 or len(devices) > 1 else None
         self.average = average if self.parallel is not None else None
 
     # Arrays.
@@ -232,7 +233,7 @@ class SAC(Agent[Array]):
         observation_space: gymnasium.Space[Any],
         state_space: gymnasium.Space[Any] | None = None,
         action_space: gymnasium.Space[Any],
-        device: str | jax.Device | None = None,
+        device: str | Device | None = None,
         cfg: SACConfig | Mapping[str, Any] | None = None,
     ) -> None:
         if memory is not None and not isinstance(memory, ReplayMemory):
@@ -263,4 +264,4 @@ class SAC_RNN(SAC):
     one; `burn_in` steps warm both up and have no loss of their own, though gradients pass through them.
     """
 
-    carry_type = Carry
+    carry_type: ClassVar[type[Carry[Any]]] = Carry

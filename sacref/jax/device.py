@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import jax
 
@@ -9,12 +10,24 @@ from sacref.agent.backend import BackendError
 from sacref.storage.checkpoint import one_line
 
 
-def device_of(device: str | jax.Device | None) -> jax.Device:
+class Device(Protocol):
+    """A `jax.Device`, whose type JAX does not tell type checkers."""
+
+    @property
+    def platform(self) -> str: ...
+    @property
+    def id(self) -> int: ...
+    @property
+    def process_index(self) -> int: ...
+    def memory_stats(self) -> dict[str, Any] | None: ...
+
+
+def device_of(device: str | Device | None) -> Device:
     """The first of `devices_of`: where an agent acts, and where its memory lies."""
     return devices_of(device)[0]
 
 
-def devices_of(device: str | jax.Device | None) -> Sequence[jax.Device]:
+def devices_of(device: str | Device | None) -> Sequence[Device]:
     """This process's devices of that name: `platform`, `platform:index`, several of those with commas between them, or `platform:all`.
 
     Args:
@@ -25,7 +38,7 @@ def devices_of(device: str | jax.Device | None) -> Sequence[jax.Device]:
     """
     if device is None:
         return [local_devices()[0]]
-    if isinstance(device, jax.Device):
+    if not isinstance(device, str):
         return [device]
     devices = [found for name in device.split(",") for found in _named(name.strip())]
     if len(set(devices)) < len(devices):
@@ -33,14 +46,14 @@ def devices_of(device: str | jax.Device | None) -> Sequence[jax.Device]:
     return devices
 
 
-def local_devices() -> Sequence[jax.Device]:
+def local_devices() -> Sequence[Device]:
     """This process's devices of JAX's default platform.
 
     Raises:
         BackendError: if there is none.
     """
     try:
-        found: Sequence[jax.Device] = jax.local_devices()
+        found: Sequence[Device] = jax.local_devices()
     except (RuntimeError, AssertionError) as error:  # an assertion of JAX's, where the platform's plugin is not installed
         platforms = os.environ.get("JAX_PLATFORMS", "")
         said = one_line(error) or "its platforms cannot be used"
@@ -50,7 +63,7 @@ def local_devices() -> Sequence[jax.Device]:
     return found
 
 
-def _named(name: str) -> Sequence[jax.Device]:
+def _named(name: str) -> Sequence[Device]:
     platform, _, index = name.partition(":")
     try:
         found = jax.local_devices(backend=platform)
@@ -60,7 +73,7 @@ def _named(name: str) -> Sequence[jax.Device]:
         raise ValueError(f"device is {name!r}, which JAX does not find here: expected one of {names}, or cpu ({error})") from error
 
 
-def free_bytes(device: jax.Device) -> int | None:
+def free_bytes(device: Device) -> int | None:
     """Bytes that can still be allocated on a device of its own memory; None where JAX does not say."""
     said = device.memory_stats() or {}
     limit, used = said.get("bytes_limit"), said.get("bytes_in_use")

@@ -65,10 +65,10 @@ class Perceptron(CommonLayout):
         self.network = network
         self.draw_widths: tuple[int, ...] = network.hidden if network.dropout else ()
         widths = [network.inputs, *network.hidden]
-        self.hidden = nnx.List([linear(i, o, dtype) for i, o in pairwise(widths)])
-        self.dropouts = nnx.List([Dropout(network.dropout) for _ in self.draw_widths])
-        self.norms = nnx.List([layer_norm(width, dtype) for width in network.hidden if network.layer_norm])
-        self.head = linear(widths[-1], network.outputs, dtype)
+        self.hidden: nnx.List[nnx.Linear] = nnx.List([linear(i, o, dtype) for i, o in pairwise(widths)])
+        self.dropouts: nnx.List[Dropout] = nnx.List([Dropout(network.dropout) for _ in self.draw_widths])
+        self.norms: nnx.List[nnx.LayerNorm] = nnx.List([layer_norm(width, dtype) for width in network.hidden if network.layer_norm])
+        self.head: nnx.Linear = linear(widths[-1], network.outputs, dtype)
 
     def read(self, inputs: Inputs[Array], axes: int) -> list[Array]:
         """The arrays of the space that the network reads, in its order, each `(*batch, n)` where `axes` counts the batch axes."""

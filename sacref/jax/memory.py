@@ -30,7 +30,7 @@ from sacref.algorithm.replay import (
 )
 from sacref.algorithm.tree import Tree, leaves, map_leaves, named_leaves
 from sacref.envs.spaces import Spaces
-from sacref.jax.device import device_of, free_bytes
+from sacref.jax.device import Device, device_of, free_bytes
 
 
 class MemoryState(NamedTuple):
@@ -68,7 +68,7 @@ def write(memory: MemoryState, transition: Transition[Any], keep: Any) -> Memory
     return MemoryState(rows, (memory.head + count) % slots, jnp.minimum(memory.size + count, slots))
 
 
-write_in_place = jax.jit(write, donate_argnums=0)
+write_in_place: Callable[..., MemoryState] = jax.jit(write, donate_argnums=0)
 """`write`, compiled; the rings are donated: written, not copied."""
 
 
@@ -120,15 +120,16 @@ class ReplayMemory:
         ValueError: if `capacity` or `num_envs` is not positive, or one step of all environments does not fit.
     """
 
-    def __init__(self, capacity: int, num_envs: int, device: str | jax.Device | None = None) -> None:
+    def __init__(self, capacity: int, num_envs: int, device: str | Device | None = None) -> None:
         check_size(capacity, num_envs)
-        self.capacity, self.num_envs = capacity, num_envs
+        self.capacity: int = capacity
+        self.num_envs: int = num_envs
         self.device = None if device is None else device_of(device)
-        self.written = False
+        self.written: bool = False
         """Whether anything was ever stored: what the host knows without waiting for the device."""
-        self.added = 0
+        self.added: int = 0
         """Timesteps that were ever stored, a restored memory's not counted."""
-        self.settings = Follow()
+        self.settings: Follow = Follow()
         self._state: MemoryState | None = None
         self._staging: Staging | None = None
 
@@ -136,7 +137,7 @@ class ReplayMemory:
         self,
         spaces: Spaces,
         dtype: DTypeLike,
-        device: jax.Device,
+        device: Device,
         *,
         staged_timesteps: int = 1,
         settings: Follow | None = None,

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sacref.algorithm.data import Batch, Metrics, Noise, Sequences
 from sacref.algorithm.tree import Tree, map_leaves
+from sacref.jax.device import Device
 from sacref.jax.optim import State, Update
 
 AXIS = "parts"
@@ -41,11 +42,11 @@ class DataParallel:
         devices: this process's, the first one the agent's own. Every process has as many.
     """
 
-    def __init__(self, devices: Sequence[jax.Device]) -> None:
-        self.devices = list(devices)
+    def __init__(self, devices: Sequence[Device]) -> None:
+        self.devices: list[Device] = list(devices)
         local = [device for device in jax.devices(devices[0].platform) if device.process_index == devices[0].process_index]
         places = [local.index(device) for device in devices]
-        everywhere: list[jax.Device] = []
+        everywhere: list[Device] = []
         for process in range(jax.process_count()):
             theirs = [device for device in jax.devices(devices[0].platform) if device.process_index == process]
             everywhere += [theirs[place] for place in places]

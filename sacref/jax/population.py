@@ -48,7 +48,8 @@ class Population:
         *,
         block: int = 1,
     ) -> None:
-        self.members, self._block = len(states), block
+        self.members: int = len(states)
+        self._block = block
         self._state: State = stacked(states)
         dtype = states[0].log_alpha.dtype
         self._different = {name: jnp.asarray(values, dtype) for name, values in differences(updates).items()}

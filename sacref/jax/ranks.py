@@ -25,7 +25,8 @@ class JaxRanks(Ranks):
     """The ranks of `jax.distributed`, which must be initialised."""
 
     def __init__(self) -> None:
-        self.rank, self.size = jax.process_index(), jax.process_count()
+        self.rank: int = jax.process_index()
+        self.size: int = jax.process_count()
         try:
             devices = jax.devices("cpu")  # over gloo: what is told on the host does not wait for a GPU
         except RuntimeError:  # JAX_PLATFORMS leaves the CPU out

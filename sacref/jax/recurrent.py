@@ -25,8 +25,9 @@ class Recurrent(Perceptron):
         super().__init__(network, dtype)
         if network.cell is None:
             raise ValueError("a recurrent network needs a cell: Network(..., cell=Cell(kind, inputs, size))")
-        self.kind, self.size = network.cell.kind, network.cell.size
-        self.cell = RecurrentCell(self.kind, network.cell.inputs, self.size, dtype)
+        self.kind: str = network.cell.kind
+        self.size: int = network.cell.size
+        self.cell: RecurrentCell = RecurrentCell(self.kind, network.cell.inputs, self.size, dtype)
 
     @property
     def first_layer(self) -> Any:
@@ -93,8 +94,8 @@ class RecurrentCell(nnx.Module):
 
     def __init__(self, kind: str, inputs: int, size: int, dtype: DTypeLike) -> None:
         self.kind = kind
-        self.input = linear(inputs, GATES[kind] * size, dtype)
-        self.hidden = linear(size, GATES[kind] * size, dtype)
+        self.input: nnx.Linear = linear(inputs, GATES[kind] * size, dtype)
+        self.hidden: nnx.Linear = linear(size, GATES[kind] * size, dtype)
 
     def __call__(self, x: Float[Array, "time batch inputs"], carry: Any) -> tuple[Float[Array, "time batch size"], Any]:
         """Return the hidden state after each step, and the carry after the last one."""

@@ -14,6 +14,7 @@ from jax import Array
 from numpy.typing import NDArray
 
 from sacref.agent.model_checks import HiddenStateError, changes, check_constants
+from sacref.jax.device import Device
 
 Parameters = dict[str, Array]
 """Parameter name, the path in the module joined by dots -> array."""
@@ -23,7 +24,7 @@ class CommonLayout(nnx.Module):
     """A model of dense and recurrent layers and norms whose parameters have common names. Models without this base keep their own."""
 
 
-def parameters_of(model: nnx.Module, device: jax.Device, names: Collection[str] | None = None) -> Parameters:
+def parameters_of(model: nnx.Module, device: Device, names: Collection[str] | None = None) -> Parameters:
     """A copy on `device` of the model's parameters, which are its nnx.Param, or of the variables that are named."""
     variables = _named(model, nnx.Param) if names is None else {name: v for name, v in _named(model).items() if name in names}
     return {name: jax.device_put(np.array(variable[...]), device) for name, variable in variables.items()}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -17,6 +17,7 @@ from sacref.agent.model_checks import draw_widths
 from sacref.algorithm.replay import Follow
 from sacref.algorithm.tree import Tree, map_leaves
 from sacref.config import ConfigError, Execution, SACConfig
+from sacref.ranks import Ranks
 from sacref.spec.arrays import NumpyArray, as_numpy
 from sacref.torch import optim, weights
 from sacref.torch.device import device_of
@@ -39,8 +40,8 @@ class TorchBackend:
     optim: Any = optim
 
     def __init__(self, device: str | torch.device | None) -> None:
-        self.device = device_of(device)
-        self.ranks = ranks()
+        self.device: torch.device = device_of(device)
+        self.ranks: Ranks = ranks()
         self.average = average_over_ranks if self.ranks.size > 1 else None
 
     # Arrays.
@@ -255,4 +256,4 @@ class SAC_RNN(SAC):
     one; `burn_in` steps warm both up and have no loss of their own, though gradients pass through them.
     """
 
-    carry_type = Carry
+    carry_type: ClassVar[type[Carry[Any]]] = Carry

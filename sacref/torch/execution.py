@@ -25,7 +25,7 @@ from sacref.torch.graph import Recorded, detects_anomalies, leaves_of, onednn_av
 from sacref.torch.memory import MemoryState
 from sacref.torch.optim import State, Update
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 Learn: TypeAlias = shared.Learn[Tensor, MemoryState, torch.Generator]
 Act: TypeAlias = shared.Act[Tensor, torch.Generator]

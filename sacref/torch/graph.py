@@ -13,9 +13,9 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
-aten = torch.ops.aten
+aten: Any = torch.ops.aten
 
 SMALLEST_PRODUCT = 2**19
 """Multiplications from which on a product goes to oneDNN: a call of it costs 15 microseconds, one of MKL 5."""
@@ -60,7 +60,7 @@ class Recorded:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
-        self.recordings = 0
+        self.recordings: int = 0
         """How often the function was recorded."""
         self._runs: dict[Any, tuple[Callable[..., Any], pytree.TreeSpec]] = {}
         self._state: Any = None

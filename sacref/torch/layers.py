@@ -61,10 +61,12 @@ class Perceptron(CommonLayout):
         self.network = network
         self.draw_widths: tuple[int, ...] = network.hidden if network.dropout else ()
         widths = [network.inputs, *network.hidden]
-        self.hidden = nn.ModuleList(linear(i, o, dtype) for i, o in pairwise(widths))
-        self.dropouts = nn.ModuleList(Dropout(network.dropout) for _ in self.draw_widths)
-        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-5, dtype=dtype) for width in network.hidden if network.layer_norm)
-        self.head = linear(widths[-1], network.outputs, dtype)
+        self.hidden: nn.ModuleList = nn.ModuleList(linear(i, o, dtype) for i, o in pairwise(widths))
+        self.dropouts: nn.ModuleList = nn.ModuleList(Dropout(network.dropout) for _ in self.draw_widths)
+        self.norms: nn.ModuleList = nn.ModuleList(
+            nn.LayerNorm(width, eps=1e-5, dtype=dtype) for width in network.hidden if network.layer_norm
+        )
+        self.head: nn.Linear = linear(widths[-1], network.outputs, dtype)
 
     def read(self, inputs: Inputs[Tensor], axes: int) -> list[Tensor]:
         """The arrays of the space that the network reads, in its order, each `(*batch, n)` where `axes` counts the batch axes."""

@@ -124,13 +124,14 @@ class ReplayMemory:
 
     def __init__(self, capacity: int, num_envs: int, device: str | torch.device | None = None) -> None:
         check_size(capacity, num_envs)
-        self.capacity, self.num_envs = capacity, num_envs
+        self.capacity: int = capacity
+        self.num_envs: int = num_envs
         self.device = None if device is None else device_of(device)
-        self.written = False
+        self.written: bool = False
         """Whether anything was ever stored: what the host knows without waiting for the device."""
-        self.added = 0
+        self.added: int = 0
         """Timesteps that were ever stored, a restored memory's not counted."""
-        self.settings = Follow()
+        self.settings: Follow = Follow()
         self._state: MemoryState | None = None
         self._staging: Staging | None = None
 

@@ -50,7 +50,7 @@ class Population:
         *,
         execution: Execution,
     ) -> None:
-        self.members = len(states)
+        self.members: int = len(states)
         self._updates, self._specs, self._bounds = updates, specs, bounds
         self._state: State = stacked(states)
         self._states: list[State] = [member_of(self._state, member) for member in range(self.members)]

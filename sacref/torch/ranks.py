@@ -20,7 +20,8 @@ class TorchRanks(Ranks):
     """The ranks of the default process group, which must be initialised."""
 
     def __init__(self) -> None:
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.rank: int = dist.get_rank()
+        self.size: int = dist.get_world_size()
         # NCCL takes no arrays of the host; a group that has gloo beside it does, and then nothing waits for the device.
         on_host = "cpu:" in dist.distributed_c10d.get_backend_config()
         self._device = torch.device("cpu") if on_host else torch.device("cuda", torch.cuda.current_device())

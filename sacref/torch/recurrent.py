@@ -29,8 +29,9 @@ class Recurrent(Perceptron):
         super().__init__(network, dtype)
         if network.cell is None:
             raise ValueError("a recurrent network needs a cell: Network(..., cell=Cell(kind, inputs, size))")
-        self.kind, self.size = network.cell.kind, network.cell.size
-        self.cell = recurrent_cell(self.kind, network.cell.inputs, self.size, dtype)
+        self.kind: str = network.cell.kind
+        self.size: int = network.cell.size
+        self.cell: nn.RNNBase = recurrent_cell(self.kind, network.cell.inputs, self.size, dtype)
 
     def initial_carry(self, batch: int) -> Any:
         """Zeros: `(batch, size)`, of an LSTM a tuple of two."""

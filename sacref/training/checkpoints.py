@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+from gymnasium.vector import VectorEnv
 
 from sacref.agent.checkpoints import LIVE, REPLAY, rank_part
 from sacref.envs import snapshots
@@ -29,7 +30,7 @@ BEST = "best"
 """Name of the checkpoint of the best evaluation."""
 EVENTS = "events.out.tfevents.*"
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 def checkpoints_of(directory: Path) -> Path:
@@ -81,8 +82,12 @@ class CheckpointWriter:
         entry: Entry | None = None,
         uncaptured: str | None = None,
     ) -> None:
-        self.agent, self.ranks, self.directory, self.envs = agent, ranks, directory, envs
-        self.every, self.keep = every, keep
+        self.agent: Any = agent
+        self.ranks: Ranks = ranks
+        self.directory: Path = directory
+        self.envs: VectorEnv[Any, Any, Any] = envs
+        self.every: int = every
+        self.keep: int = keep
         self._replay = ReplayLog(rank_part(checkpoints_of(directory) / REPLAY, ranks.rank), entry)
         if entry is not None:
             self._replay.restored(agent.memory)

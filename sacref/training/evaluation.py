@@ -25,7 +25,7 @@ what would end by itself, and a fast environment reaches it within seconds."""
 LARGEST_RETURN = 1e100
 """A return beyond it is that of an episode that diverged; its mean with others could not be computed, nor drawn."""
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class EvaluationError(RuntimeError):

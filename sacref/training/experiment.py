@@ -21,7 +21,7 @@ from sacref.training.plan import Environments, Plan, derive_seed, prepare
 from sacref.training.progress import TrainingProgress
 from sacref.training.run_directory import named_callables, on_every_rank, reading_config_of, require_same
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class RunCallbacks(Protocol):

@@ -23,7 +23,7 @@ from sacref.training.run_directory import find_checkpoints, read_config, reading
 OTHER_GROUPS = {"streams", "memory", *LIVE}
 """Groups of a checkpoint that hold nothing of what was learned."""
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 def load(run_dir: str | Path, *, checkpoint: str | Path | None = None, device: str | None = None, import_callables: bool = False) -> Agent:

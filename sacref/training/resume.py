@@ -20,7 +20,7 @@ from sacref.storage.checkpoint import CheckpointError, one_line
 from sacref.storage.values import decode, refuse_unlike
 from sacref.training.loop import LoopState
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

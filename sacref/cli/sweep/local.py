@@ -18,7 +18,7 @@ class Local:
         held: a file descriptor that every process inherits: the sweep's lock holds until the last of them has ended.
     """
 
-    poll_seconds = 0.5
+    poll_seconds: float = 0.5
 
     def __init__(self, runs: Sequence[Run], jobs: int, held: int) -> None:
         self._waiting = list(runs)

@@ -126,7 +126,7 @@ class OnSlurm:
         submitted: name of a run -> the job that an earlier call submitted for it and that has not ended.
     """
 
-    poll_seconds = 5.0
+    poll_seconds: float = 5.0
 
     def __init__(self, runs: Sequence[Run], jobs: int | None, found: Mapping[str, Any], folder: Path, submitted: Mapping[str, str]) -> None:
         submitit = _submitit()

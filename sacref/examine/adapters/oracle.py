@@ -21,11 +21,11 @@ class OracleAdapter:
         choices: fields of `Choices`.
     """
 
-    supports = ("clip", "schedule")
+    supports: tuple[str, ...] = ("clip", "schedule")
 
     def __init__(self, name: str = "NumPy oracle", **choices: str) -> None:
         self.name = name
-        self.choices = Choices(**choices)
+        self.choices: Choices = Choices(**choices)
 
     def make(self, problem: Problem) -> None:
         self._problem, self._acted = problem, np.random.default_rng(problem.seed)
@@ -34,7 +34,7 @@ class OracleAdapter:
         self.set_weights(weights | copies)
 
     def set_weights(self, weights: Named) -> None:
-        self.agent = Oracle(self._problem, dict(weights), self.choices)
+        self.agent: Oracle = Oracle(self._problem, dict(weights), self.choices)
 
     def update(self, batch: Batch[Floats], draws: Floats) -> None:
         self.agent.update(batch, draws)

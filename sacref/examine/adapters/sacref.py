@@ -25,7 +25,7 @@ class _Sacref:
 
     backend: Literal["torch", "jax"]
     name: str
-    supports = ("clip", "schedule")
+    supports: tuple[str, ...] = ("clip", "schedule")
 
     def make(self, problem: Problem) -> None:
         self._problem, self._gradients = problem, GradientsOfMoments()
@@ -111,12 +111,12 @@ class _Sacref:
 class Torch(_Sacref):
     """sacref on PyTorch."""
 
-    backend = "torch"
+    backend: Literal["torch", "jax"] = "torch"
     name = "sacref torch"
 
 
 class Jax(_Sacref):
     """sacref on JAX."""
 
-    backend = "jax"
+    backend: Literal["torch", "jax"] = "jax"
     name = "sacref jax"

@@ -21,7 +21,7 @@ class SkrlJax:
     """Its `update` on a batch of ours. Its Gaussian is not squashed: actions are cut to the Box, as its examples have it."""
 
     name = "skrl jax"
-    supports = ("clip", "schedule")
+    supports: tuple[str, ...] = ("clip", "schedule")
 
     def make(self, problem: Problem) -> None:
         jax, sac = importlib.import_module("jax"), importlib.import_module("skrl.agents.jax.sac")
@@ -42,7 +42,7 @@ class SkrlJax:
         )
         cfg.experiment.write_interval = cfg.experiment.checkpoint_interval = 0
         spaces = {"observation_space": problem.observation_space, "action_space": problem.action_space}
-        self.models = {name: _model(name, problem, spaces) for name in MODELS}
+        self.models: dict[str, Any] = {name: _model(name, problem, spaces) for name in MODELS}
         zeros = jax.numpy.zeros
         for name, model in self.models.items():
             model.init_state_dict({"observations": zeros((1, problem.observation)), "taken_actions": zeros((1, problem.action))}, role=name)

@@ -24,7 +24,7 @@ class SkrlTorch:
     """Its `update` on a batch of ours. Its Gaussian is not squashed: actions are cut to the Box, as its examples have it."""
 
     name = "skrl torch"
-    supports = ("clip", "schedule")
+    supports: tuple[str, ...] = ("clip", "schedule")
 
     def make(self, problem: Problem) -> None:
         torch, sac = importlib.import_module("torch"), importlib.import_module("skrl.agents.torch.sac")
@@ -45,7 +45,7 @@ class SkrlTorch:
         )
         cfg.experiment.write_interval = cfg.experiment.checkpoint_interval = 0
         spaces = {"observation_space": problem.observation_space, "action_space": problem.action_space, "device": "cpu"}
-        self.models = {name: _model(name, problem, spaces).to(getattr(torch, problem.dtype)) for name in MODELS}
+        self.models: dict[str, Any] = {name: _model(name, problem, spaces).to(getattr(torch, problem.dtype)) for name in MODELS}
         memory = importlib.import_module("skrl.memories.torch").RandomMemory(memory_size=1, num_envs=1, device="cpu")
         self.agent: Any = sac.SAC(models=self.models, memory=memory, cfg=cfg, **spaces)
         self.agent.init()

@@ -22,7 +22,7 @@ class StableBaselines3:
     """Its `train` with one gradient step, on a batch of ours; float64 throughout."""
 
     name = "Stable-Baselines3"
-    supports = ("schedule",)
+    supports: tuple[str, ...] = ("schedule",)
 
     def make(self, problem: Problem) -> None:
         sb3 = importlib.import_module("stable_baselines3")
