@@ -193,20 +193,82 @@ def merge(parts: Sequence[SamplesT]) -> SamplesT:
     return kind(**{name: [sample for part in parts for sample in getattr(part, name)] for name in kind.__struct_fields__})
 
 
-def stages(suite: str, choices: Choices, seconds: float, *, slug: str | None = None) -> list[Stage]:
-    """Return the one stage of a suite that measures many sizes.
+@dataclass(frozen=True, kw_only=True)
+class Plan(Generic[SamplesT]):
+    """A run of a suite on some cores."""
 
-    Args:
-        suite: name of the suite.
-        choices: as given to `Suite.stages`.
-        seconds: estimated.
-        slug: name of the machine in the record's path; None for that of its accelerator, or of its CPU.
-    """
-    name = run_name(suite, choices.preset, len(machine.available_cores()))
-    results = choices.results / suite
-    found = recorded(results, name, slug or machine.slug(machine.hardware(machine.find_accelerator())))
-    run = partial(stage.module, "bench", suite, "--preset", choices.preset, "--results", str(results))
-    return [Stage(name=f"{suite}, preset {choices.preset}", seconds=0.0 if found else seconds, run=run)]
+    title: str
+    configuration: dict[str, Any]
+    """Everything that was chosen, but for preset and cores; JSON values."""
+    pieces: Sequence[Piece[SamplesT]]
+    notes: Sequence[str] = ()
+    """Further lines of the plan, such as the sizes that are left out."""
+    on_cpu: bool = False
+    """True if it computes on the CPU also where there is an accelerator."""
+
+
+@dataclass(frozen=True)
+class Sweep(Generic[SamplesT]):
+    """The command of a suite that measures the sizes of a preset."""
+
+    kind: type[SamplesT]
+    plan: Callable[[Preset, int, int], Plan[SamplesT]]
+    """Called with the preset, the number of cores, and the seed."""
+
+    def main(
+        self,
+        *,
+        preset: Preset | None = None,
+        threads: int | None = None,
+        seed: int = 0,
+        results: Path | None = None,
+        dry_run: bool = False,
+    ) -> int:
+        """Measure every size of a preset, and write the record. A stopped run goes on where it was.
+
+        Args:
+            preset: smoke (a minute or two), cpu (minutes) or gpu (larger sizes); None for cpu or gpu, as the machine is.
+            threads: cores that the processes are bound to; None for all.
+            seed: of weights, transitions and environments.
+            results: folder for the record; None for that of the suite in results/, and in runs/smoke/ with the preset smoke.
+            dry_run: print the plan with its time, and stop.
+
+        Returns:
+            Exit status: 0, or 130 after Ctrl-C.
+        """
+        preset = preset or default_preset()
+        threads = bind(threads)
+        plan = self.plan(preset, threads, seed)
+        console = Console(soft_wrap=True)
+        console.print(f"{plan.title}, preset {preset}, {threads} core(s)")
+        for note in plan.notes:
+            console.print(f"  {note}")
+        run = Run(
+            name=run_name(self.kind.suite, preset, threads),
+            configuration={"preset": preset, **plan.configuration, "threads": threads},
+            seed=seed,
+            results=results or default_results(self.kind.suite, preset),
+            on_cpu=plan.on_cpu,
+        )
+        return execute(run, plan.pieces, self.kind, console=console, dry_run=dry_run)
+
+    def estimated_seconds(self, preset: Preset, threads: int) -> float:
+        """Estimate the seconds of a preset on so many cores."""
+        return sum(piece.seconds for piece in self.plan(preset, threads, 0).pieces)
+
+    def stages(self, choices: Choices) -> list[Stage]:
+        """Return the suite's part of `python -m bench`."""
+        suite, cores = self.kind.suite, len(machine.available_cores())
+        plan, results = self.plan(choices.preset, cores, 0), choices.results / suite
+        here = machine.slug(machine.hardware(None if plan.on_cpu else machine.find_accelerator()))
+        found = recorded(results, run_name(suite, choices.preset, cores), here)
+        return [
+            Stage(
+                name=f"{suite}, preset {choices.preset}",
+                seconds=0.0 if found else sum(piece.seconds for piece in plan.pieces),
+                run=partial(stage.module, "bench", suite, "--preset", choices.preset, "--results", str(results)),
+            )
+        ]
 
 
 def recorded(results: Path, name: str, here: str) -> Path | None:

@@ -11,17 +11,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 from msgspec.structs import replace
-from rich.console import Console
 
 from bench.core import machine, runner, timing
 from bench.core.flops import recurrent_update_flops, update_flops
 from bench.core.precisions import PRECISIONS
 from bench.core.samples import Timing
-from bench.core.stage import Choices, Preset, Stage
+from bench.core.stage import Preset
 from bench.core.worker import DoesNotFit, serve
 from bench.suites.amp.samples import AmpCell, AmpSamples
 from bench.suites.amp.worker import SEQUENCE_LENGTH, Errors, Judge, Memory, Ready, Size, Worker
@@ -112,36 +110,17 @@ class Contender(Protocol):
         ...
 
 
-def main(
-    *, preset: Preset | None = None, threads: int | None = None, seed: int = 0, results: Path | None = None, dry_run: bool = False
-) -> int:
-    """Measure every size of a preset in every precision of the device, and write the record.
-
-    Args:
-        preset: smoke (under two minutes), cpu (a quarter of an hour of two cores) or gpu (every size, about two hours); None for cpu or
-            gpu, as the machine is. A stopped run goes on at its last size: `timeout -s INT 9m` before the command does a part of it.
-        threads: cores that the processes are bound to; None for all.
-        seed: of weights and transitions.
-        results: folder for the record; None for results/amp, and for runs/smoke/amp with the preset smoke.
-        dry_run: print the plan, and stop.
-
-    Returns:
-        Exit status: 0, or 130 after Ctrl-C.
-    """
-    preset = preset or runner.default_preset()
-    threads = runner.bind(threads)
+def plan(preset: Preset, threads: int, seed: int) -> runner.Plan[AmpSamples]:
+    """Plan a preset on so many cores."""
     sizes = PRESETS[preset]
-    console = Console(soft_wrap=True)
-    console.print(f"Gradient steps by precision ({', '.join(precisions())}), preset {preset}, {threads} core(s)")
     left_out = [size for size in all_sizes(sizes) if flops(size) > sizes.largest_flops]
-    for size in left_out:
-        console.print(f"  left out: {named(size)}: {flops(size) / 1e9:,.0f} GFLOP a gradient step")
-    for (backend, precision), largest in sizes.slow.items():
-        console.print(f"  left out: {precision} of {backend} where a gradient step needs more than {largest / 1e9:,.0f} GFLOP")
-    run = runner.Run(
-        name=runner.run_name("amp", preset, threads),
+    slow = [
+        f"left out: {precision} of {backend} where a gradient step needs more than {largest / 1e9:,.0f} GFLOP"
+        for (backend, precision), largest in sizes.slow.items()
+    ]
+    return runner.Plan(
+        title=f"Gradient steps by precision ({', '.join(precisions())})",
         configuration={
-            "preset": preset,
             "precisions": list(precisions()),
             "networks": list(NETWORKS),
             "sequence_length": SEQUENCE_LENGTH,
@@ -152,22 +131,10 @@ def main(
             "stored": list(STORED.values()),
             "rounds": sizes.rounds,
             "round_seconds": sizes.round_seconds,
-            "threads": threads,
         },
-        seed=seed,
-        results=results or runner.default_results("amp", preset),
+        pieces=list(pieces(sizes, threads, seed)),
+        notes=[*(f"left out: {named(size)}: {flops(size) / 1e9:,.0f} GFLOP a gradient step" for size in left_out), *slow],
     )
-    return runner.execute(run, list(pieces(sizes, threads, seed)), AmpSamples, console=console, dry_run=dry_run)
-
-
-def stages(choices: Choices) -> list[Stage]:
-    """Return this suite's part of `python -m bench`."""
-    return runner.stages("amp", choices, estimated_seconds(choices.preset, len(machine.available_cores())))
-
-
-def estimated_seconds(preset: Preset, threads: int) -> float:
-    """Estimate the seconds of a preset."""
-    return sum(piece.seconds for piece in pieces(PRESETS[preset], threads, 0))
 
 
 def precisions() -> tuple[str, ...]:
@@ -341,3 +308,7 @@ class Remote:
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
+
+
+SWEEP = runner.Sweep(AmpSamples, plan)
+main, stages, estimated_seconds = SWEEP.main, SWEEP.stages, SWEEP.estimated_seconds

@@ -11,13 +11,10 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from bench.core import contest, machine, runner
-from bench.core.stage import Choices, Preset, Stage
+from bench.core.stage import Preset
 from bench.suites.population.samples import PopulationCell, PopulationSamples
 
 BATCH = 256
@@ -53,64 +50,28 @@ PRESETS: dict[Preset, Sizes] = {
 }
 
 
-def main(
-    *, preset: Preset | None = None, threads: int | None = None, seed: int = 0, results: Path | None = None, dry_run: bool = False
-) -> int:
-    """Measure every size of a preset, and write the record.
-
-    Args:
-        preset: smoke (under a minute), cpu (up to ten members) or gpu (up to fifty); None for cpu or gpu, as the machine is.
-        threads: cores that the process is bound to; None for all.
-        seed: of the first member's weights and transitions; the others have the seeds after it.
-        results: folder for the record; None for results/population, and for runs/smoke/population with the preset smoke.
-        dry_run: print the plan, and stop.
-
-    Returns:
-        Exit status: 0, or 130 after Ctrl-C.
-    """
-    preset = preset or runner.default_preset()
-    threads = runner.bind(threads)
+def plan(preset: Preset, threads: int, seed: int) -> runner.Plan[PopulationSamples]:
+    """Plan a preset on so many cores."""
     sizes = PRESETS[preset]
-    console = Console(soft_wrap=True)
-    console.print(f"Gradient steps per second of populations of {', '.join(map(str, sizes.members))}, preset {preset}, {threads} core(s)")
-    run = runner.Run(
-        name=runner.run_name("population", preset, threads),
+    return runner.Plan(
+        title=f"Gradient steps per second of populations of {', '.join(map(str, sizes.members))}",
         configuration={
-            "preset": preset,
             "members": list(sizes.members),
             "widths": list(sizes.widths),
             "batch": BATCH,
             "stored": STORED,
             "rounds": sizes.rounds,
             "round_seconds": sizes.round_seconds,
-            "threads": threads,
             "dtype": "float32",
             "matmul_precision": "highest",
             "observation": 17,
             "action": 6,
         },
-        seed=seed,
-        results=results or runner.default_results("population", preset),
+        pieces=[
+            runner.Piece(name=f"networks of {width}", seconds=_seconds(sizes, width), measure=partial(measure, sizes, width, seed))
+            for width in sizes.widths
+        ],
     )
-    pieces = [
-        runner.Piece(
-            name=f"networks of {width}",
-            seconds=_seconds(sizes, width),
-            measure=partial(measure, sizes, width, seed),
-        )
-        for width in sizes.widths
-    ]
-    return runner.execute(run, pieces, PopulationSamples, console=console, dry_run=dry_run)
-
-
-def stages(choices: Choices) -> list[Stage]:
-    """Return this suite's part of `python -m bench`."""
-    return runner.stages("population", choices, estimated_seconds(choices.preset))
-
-
-def estimated_seconds(preset: Preset) -> float:
-    """Estimate the seconds of a preset."""
-    return sum(_seconds(PRESETS[preset], width) for width in PRESETS[preset].widths)
 
 
 def _seconds(sizes: Sizes, width: int) -> float:
@@ -212,3 +173,7 @@ def _agent(cell: PopulationCell, seed: int) -> Any:
     return synthetic.agent(
         cell.backend, batch_size=cell.batch, width=cell.width, stored=STORED, gradient_steps=cell.gradient_steps, seed=seed
     )
+
+
+SWEEP = runner.Sweep(PopulationSamples, plan)
+main, stages, estimated_seconds = SWEEP.main, SWEEP.stages, SWEEP.estimated_seconds

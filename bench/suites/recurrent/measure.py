@@ -8,14 +8,11 @@ all of them down. The products are square ones, and those of the recurrence: the
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from bench.core import contest, machine, runner
 from bench.core.flops import recurrent_update_flops, update_flops
-from bench.core.stage import Choices, Preset, Stage
+from bench.core.stage import Preset
 from bench.suites.recurrent.samples import ProductCell, RecurrentCell, RecurrentSamples
 
 KIND, GATES, SIZE = "gru", 3, 128
@@ -55,30 +52,12 @@ PRESETS: dict[Preset, Sizes] = {
 }
 
 
-def main(
-    *, preset: Preset | None = None, threads: int | None = None, seed: int = 0, results: Path | None = None, dry_run: bool = False
-) -> int:
-    """Measure every length of a preset, and write the record.
-
-    Args:
-        preset: smoke (under a minute), cpu (about two minutes) or gpu (also longer sequences); None for cpu or gpu, as the machine is.
-        threads: cores that the process is bound to; None for all.
-        seed: of weights and transitions.
-        results: folder for the record; None for results/recurrent, and for runs/smoke/recurrent with the preset smoke.
-        dry_run: print the plan, and stop.
-
-    Returns:
-        Exit status: 0, or 130 after Ctrl-C.
-    """
-    preset = preset or runner.default_preset()
-    threads = runner.bind(threads)
+def plan(preset: Preset, threads: int, seed: int) -> runner.Plan[RecurrentSamples]:
+    """Plan a preset on so many cores."""
     sizes = PRESETS[preset]
-    console = Console(soft_wrap=True)
-    console.print(f"Gradient steps per second of recurrent agents, preset {preset}, {threads} core(s)")
-    run = runner.Run(
-        name=runner.run_name("recurrent", preset, threads),
+    return runner.Plan(
+        title="Gradient steps per second of recurrent agents",
         configuration={
-            "preset": preset,
             "recurrent": KIND,
             "recurrent_size": SIZE,
             "hidden": [WIDTH, WIDTH],
@@ -87,27 +66,17 @@ def main(
             "stored": STORED,
             "rounds": sizes.rounds,
             "round_seconds": sizes.round_seconds,
-            "threads": threads,
             "dtype": "float32",
             "matmul_precision": "highest",
             "observation": 17,
             "action": 6,
         },
-        seed=seed,
-        results=results or runner.default_results("recurrent", preset),
+        pieces=[runner.Piece(name="all contenders in turn", seconds=_seconds(sizes), measure=partial(measure, sizes, seed))],
     )
-    todo = runner.Piece(name="all contenders in turn", seconds=estimated_seconds(preset), measure=partial(measure, sizes, seed))
-    return runner.execute(run, [todo], RecurrentSamples, console=console, dry_run=dry_run)
 
 
-def stages(choices: Choices) -> list[Stage]:
-    """Return this suite's part of `python -m bench`."""
-    return runner.stages("recurrent", choices, estimated_seconds(choices.preset))
-
-
-def estimated_seconds(preset: Preset) -> float:
-    """Estimate the seconds of a preset."""
-    sizes, kind = PRESETS[preset], "gpu" if machine.find_accelerator() else "cpu"
+def _seconds(sizes: Sizes) -> float:
+    kind = "gpu" if machine.find_accelerator() else "cpu"
     contenders = len(cells(sizes))
     a_round = max(sizes.round_seconds, sizes.gradient_steps / STEPS_PER_SECOND[kind])
     return contenders * (SECONDS_PER_SETUP[kind] + (sizes.rounds + 2) * a_round)
@@ -181,3 +150,7 @@ def _agent(cell: RecurrentCell, seed: int) -> Any:
         recurrent=cell.recurrent,
         recurrent_size=SIZE,
     )
+
+
+SWEEP = runner.Sweep(RecurrentSamples, plan)
+main, stages, estimated_seconds = SWEEP.main, SWEEP.stages, SWEEP.estimated_seconds

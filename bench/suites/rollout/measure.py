@@ -11,15 +11,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeAlias, get_args, get_type_hints
 
 from msgspec.structs import replace
-from rich.console import Console
 
 from bench.core import runner, timing
 from bench.core.samples import Timing
-from bench.core.stage import Choices, Preset, Stage
+from bench.core.stage import Preset
 from bench.core.timing import Timed
 from bench.suites.rollout.samples import ActCell, EnvironmentCell, LoopCell, PartCell, RolloutSamples
 
@@ -78,30 +76,12 @@ LOOP_STEPS_PER_SECOND = {"smoke": 80.0, "cpu": 80.0, "gpu": 1_000.0}
 """For the estimate."""
 
 
-def main(
-    *, preset: Preset | None = None, threads: int | None = None, seed: int = 0, results: Path | None = None, dry_run: bool = False
-) -> int:
-    """Measure every part of a preset, and write the record.
-
-    Args:
-        preset: smoke (under a minute), cpu or gpu (longer rounds of the loop); None for cpu or gpu, as the machine is.
-        threads: cores that the process is bound to; None for all.
-        seed: of environments and agents.
-        results: folder for the record; None for results/rollout, and for runs/smoke/rollout with the preset smoke.
-        dry_run: print the plan, and stop.
-
-    Returns:
-        Exit status: 0, or 130 after Ctrl-C.
-    """
-    preset = preset or runner.default_preset()
-    threads = runner.bind(threads)
+def plan(preset: Preset, threads: int, seed: int) -> runner.Plan[RolloutSamples]:
+    """Plan a preset on so many cores."""
     sizes = PRESETS[preset]
-    console = Console(soft_wrap=True)
-    console.print(f"Environments, acting and the training loop, preset {preset}, {threads} core(s)")
-    run = runner.Run(
-        name=runner.run_name("rollout", preset, threads),
+    return runner.Plan(
+        title="Environments, acting and the training loop",
         configuration={
-            "preset": preset,
             "envs": list(sizes.envs),
             "num_envs": list(sizes.num_envs),
             "stepped_by": list(STEPPED_BY),
@@ -114,27 +94,14 @@ def main(
             "hidden": [WIDTH, WIDTH],
             "memory_capacity": CAPACITY,
             "stored": STORED,
-            "threads": threads,
             "dtype": "float32",
             "matmul_precision": "highest",
         },
-        seed=seed,
-        results=results or runner.default_results("rollout", preset),
+        pieces=list(pieces(preset, seed, threads)),
     )
-    return runner.execute(run, list(pieces(preset, seed, threads)), RolloutSamples, console=console, dry_run=dry_run)
 
 
-def stages(choices: Choices) -> list[Stage]:
-    """Return this suite's part of `python -m bench`."""
-    return runner.stages("rollout", choices, estimated_seconds(choices.preset))
-
-
-def estimated_seconds(preset: Preset) -> float:
-    """Estimate the seconds of a preset."""
-    return sum(piece.seconds for piece in pieces(preset, 0))
-
-
-def pieces(preset: Preset, seed: int, threads: int = 1) -> Iterator[runner.Piece[RolloutSamples]]:
+def pieces(preset: Preset, seed: int, threads: int) -> Iterator[runner.Piece[RolloutSamples]]:
     """Yield the pieces of a preset."""
     sizes = PRESETS[preset]
     a_round = (sizes.rounds + 2) * sizes.round_seconds
@@ -432,3 +399,7 @@ def _agent(backend: str, num_envs: int, seed: int) -> Any:
 
 def _samples(**lists: Any) -> RolloutSamples:
     return RolloutSamples(**{"environments": [], "acts": [], "loops": [], "parts": [], **lists})
+
+
+SWEEP = runner.Sweep(RolloutSamples, plan)
+main, stages, estimated_seconds = SWEEP.main, SWEEP.stages, SWEEP.estimated_seconds

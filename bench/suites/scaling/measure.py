@@ -10,16 +10,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from msgspec.structs import replace
-from rich.console import Console
 
 from bench.core import machine, runner, timing
 from bench.core.flops import GFLOPS, update_flops
-from bench.core.record import Hardware
 from bench.core.samples import Timing
-from bench.core.stage import Choices, Preset, Stage
+from bench.core.stage import Preset
 from bench.suites.scaling.samples import ScalingCell, ScalingSamples
 from bench.suites.scaling.worker import Group, LostGroup, Work, shares
 
@@ -52,32 +49,14 @@ PRESETS: dict[Preset, Sizes] = {
 }
 
 
-def main(
-    *, preset: Preset | None = None, threads: int | None = None, seed: int = 0, results: Path | None = None, dry_run: bool = False
-) -> int:
-    """Measure every number of ranks of a preset, and write the record.
-
-    Args:
-        preset: smoke (under a minute), cpu (some minutes) or gpu (more ranks, larger networks); None for cpu or gpu, as the machine is.
-        threads: cores that all ranks together are bound to; None for all.
-        seed: of weights and transitions.
-        results: folder for the record; None for results/scaling, and for runs/smoke/scaling with the preset smoke.
-        dry_run: print the plan, and stop.
-
-    Returns:
-        Exit status: 0, or 130 after Ctrl-C.
-    """
-    preset = preset or runner.default_preset()
-    threads = runner.bind(threads)
+def plan(preset: Preset, threads: int, seed: int) -> runner.Plan[ScalingSamples]:
+    """Plan a preset on so many cores."""
     sizes = PRESETS[preset]
     device, counts = device_and_ranks(sizes)
     each = {str(count): len(shares(range(threads), count)[0]) for count in counts}
-    console = Console(soft_wrap=True)
-    console.print(f"Gradient steps per second by ranks ({', '.join(map(str, counts))}) on {device}, preset {preset}, {threads} core(s)")
-    run = runner.Run(
-        name=runner.run_name("scaling", preset, threads),
+    return runner.Plan(
+        title=f"Gradient steps per second by ranks ({', '.join(map(str, counts))}) on {device}",
         configuration={
-            "preset": preset,
             "ranks": list(counts),
             "device": device,
             "threads_per_rank": each,
@@ -87,27 +66,14 @@ def main(
             "stored": STORED,
             "rounds": sizes.rounds,
             "round_seconds": sizes.round_seconds,
-            "threads": threads,
             "dtype": "float32",
             "matmul_precision": "highest",
             "observation": 17,
             "action": 6,
         },
-        seed=seed,
-        results=results or runner.default_results("scaling", preset),
+        pieces=list(pieces(sizes, seed)),
         on_cpu=device == "cpu",
     )
-    return runner.execute(run, list(pieces(sizes, seed)), ScalingSamples, console=console, dry_run=dry_run)
-
-
-def stages(choices: Choices) -> list[Stage]:
-    """Return this suite's part of `python -m bench`. Ranks compute on the CPU where there is a single GPU."""
-    return runner.stages("scaling", choices, estimated_seconds(choices.preset), slug=machine.slug(measured_on()))
-
-
-def estimated_seconds(preset: Preset) -> float:
-    """Estimate the seconds of a preset."""
-    return sum(piece.seconds for piece in pieces(PRESETS[preset], 0))
 
 
 def device_and_ranks(sizes: Sizes) -> tuple[str, tuple[int, ...]]:
@@ -115,12 +81,6 @@ def device_and_ranks(sizes: Sizes) -> tuple[str, tuple[int, ...]]:
     gpus = len(machine.find_accelerators())
     device, most = ("cuda", gpus) if gpus > 1 else ("cpu", max(4, len(machine.available_cores())))
     return device, tuple(count for count in sizes.ranks if count <= most)
-
-
-def measured_on() -> Hardware:
-    """Return the machine as the record will name it."""
-    accelerators = machine.find_accelerators()
-    return machine.hardware(accelerators[0] if len(accelerators) > 1 else None)
 
 
 def pieces(sizes: Sizes, seed: int) -> Iterator[runner.Piece[ScalingSamples]]:
@@ -218,3 +178,7 @@ def measure(backend: str, width: int, sizes: Sizes, seed: int, start: Start = Gr
             compiling = timing.compile_seconds(first[number], cell.gradient_steps, timings[number])
             found[number] = replace(cell, timings=timings[number], compile_seconds=compiling)
     return ScalingSamples(cells=found)
+
+
+SWEEP = runner.Sweep(ScalingSamples, plan)
+main, stages, estimated_seconds = SWEEP.main, SWEEP.stages, SWEEP.estimated_seconds

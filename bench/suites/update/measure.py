@@ -7,14 +7,11 @@ fused and plain) and the products take turns, so that a machine that slows down 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from bench.core import contest, machine, runner
 from bench.core.flops import GFLOPS, update_flops
-from bench.core.stage import Choices, Preset, Stage
+from bench.core.stage import Preset
 from bench.suites.update.samples import MatmulCell, UpdateCell, UpdateSamples
 
 PRODUCTS = (256, 1_024)
@@ -57,60 +54,29 @@ PRESETS: dict[Preset, Sizes] = {
 }
 
 
-def main(
-    *, preset: Preset | None = None, threads: int | None = None, seed: int = 0, results: Path | None = None, dry_run: bool = False
-) -> int:
-    """Measure every size of a preset, and write the record.
-
-    Args:
-        preset: smoke (under a minute), cpu (a quarter of an hour of two cores) or gpu (every size); None for cpu or gpu, as the
-            machine is.
-        threads: cores that the process is bound to; None for all.
-        seed: of weights and transitions.
-        results: folder for the record; None for results/update, and for runs/smoke/update with the preset smoke.
-        dry_run: print the plan, and stop.
-
-    Returns:
-        Exit status: 0, or 130 after Ctrl-C.
-    """
-    preset = preset or runner.default_preset()
-    threads = runner.bind(threads)
+def plan(preset: Preset, threads: int, seed: int) -> runner.Plan[UpdateSamples]:
+    """Plan a preset on so many cores."""
     sizes = PRESETS[preset]
-    console = Console(soft_wrap=True)
     left_out = [(batch, width) for batch in sizes.batches for width in sizes.widths if flops(batch, width) > sizes.largest_flops]
-    console.print(f"Gradient steps per second, preset {preset}, {threads} core(s)")
-    for batch, width in left_out:
-        console.print(f"  left out: batch {batch}, width {width}: {flops(batch, width) / 1e9:,.0f} GFLOP a gradient step")
-    run = runner.Run(
-        name=runner.run_name("update", preset, threads),
+    return runner.Plan(
+        title="Gradient steps per second",
         configuration={
-            "preset": preset,
             "batches": list(sizes.batches),
             "widths": list(sizes.widths),
             "left_out": [list(size) for size in left_out],
             "stored": list(sizes.stored),
             "rounds": sizes.rounds,
             "round_seconds": sizes.round_seconds,
-            "threads": threads,
             "dtype": "float32",
             "matmul_precision": "highest",
             "observation": 17,
             "action": 6,
         },
-        seed=seed,
-        results=results or runner.default_results("update", preset),
+        pieces=list(pieces(sizes, threads, seed)),
+        notes=[
+            f"left out: batch {batch}, width {width}: {flops(batch, width) / 1e9:,.0f} GFLOP a gradient step" for batch, width in left_out
+        ],
     )
-    return runner.execute(run, list(pieces(sizes, threads, seed)), UpdateSamples, console=console, dry_run=dry_run)
-
-
-def stages(choices: Choices) -> list[Stage]:
-    """Return this suite's part of `python -m bench`."""
-    return runner.stages("update", choices, estimated_seconds(choices.preset, len(machine.available_cores())))
-
-
-def estimated_seconds(preset: Preset, threads: int) -> float:
-    """Estimate the seconds of a preset."""
-    return sum(piece.seconds for piece in pieces(PRESETS[preset], threads, 0))
 
 
 def flops(batch: int, width: int) -> int:
@@ -215,3 +181,7 @@ def _agent(cell: UpdateCell, capacity: int, seed: int) -> Any:
         execution=cell.execution,
         seed=seed,
     )
+
+
+SWEEP = runner.Sweep(UpdateSamples, plan)
+main, stages, estimated_seconds = SWEEP.main, SWEEP.stages, SWEEP.estimated_seconds

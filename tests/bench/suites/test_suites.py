@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,30 +36,21 @@ class ToySamples(Samples, frozen=True, kw_only=True):
     def figures(self) -> Iterator[tuple[str, Figure]]:
         yield from rates("sums", self.timings, "sums/s")
 """,
-    "measure.py": '''
+    "measure.py": """
 from functools import partial
-from pathlib import Path
 
 from bench.core import runner, timing
-from bench.core.stage import Choices, Preset, Stage
+from bench.core.stage import Preset
 from bench.core.timing import Timed
 from bench.suites.toy.samples import ToySamples
-from rich.console import Console
 
 SIZES: dict[Preset, int] = {"smoke": 10, "cpu": 1_000, "gpu": 1_000}
 
 
-def main(*, preset: Preset = "cpu", seed: int = 0, results: Path | None = None) -> int:
-    """Measure sums.
-
-    Args:
-        preset: numbers that are summed.
-    """
-    threads = runner.bind(None)
-    results = results or runner.default_results("toy", preset)
-    run = runner.Run(name=runner.run_name("toy", preset, threads), configuration={"preset": preset}, seed=seed, results=results)
-    pieces = [runner.Piece(name="sums", seconds=1.0, measure=partial(measure, SIZES[preset]))]
-    return runner.execute(run, pieces, ToySamples, console=Console(), dry_run=False, unfinished=results / "unfinished")
+def plan(preset: Preset, threads: int, seed: int) -> runner.Plan[ToySamples]:
+    size = SIZES[preset]
+    piece = runner.Piece(name="sums", seconds=1.0, measure=partial(measure, size))
+    return runner.Plan(title="Sums per second", configuration={"size": size}, pieces=[piece])
 
 
 def measure(size: int) -> ToySamples:
@@ -66,9 +58,9 @@ def measure(size: int) -> ToySamples:
     return ToySamples(timings=[timing.stretch(timed, 3) for _ in range(2)])
 
 
-def stages(choices: Choices) -> list[Stage]:
-    return runner.stages("toy", choices, 1.0)
-''',
+SWEEP = runner.Sweep(ToySamples, plan)
+main, stages = SWEEP.main, SWEEP.stages
+""",
     "section.py": """
 from pathlib import Path
 
@@ -140,3 +132,14 @@ def test_the_page_and_the_whole_run_have_one_order() -> None:
     found = suites.find().values()
     for orders in ([suite.section_order for suite in found], [suite.stage_order for suite in found if suite.stage_order is not None]):
         assert len(orders) == len(set(orders))
+
+
+def test_core_imports_no_suite_and_a_suite_no_other() -> None:
+    read = {"backends": "learning", "tasks": "learning"}  # sections that read the records of another
+    bench = Path(suites.__path__[0]).parent
+    for path in sorted(bench.rglob("*.py")):
+        owner = path.relative_to(bench).parts
+        if owner[0] in ("core", "suites"):
+            own = {owner[1], read.get(owner[1])} if owner[0] == "suites" else set()
+            imported = set(re.findall(r"^\s*from bench\.suites\.(\w+)", path.read_text(encoding="utf-8"), flags=re.MULTILINE))
+            assert imported <= own, path

@@ -82,8 +82,8 @@ def test_the_presets_are_what_they_promise(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(machine, "find_accelerator", lambda: None)
     assert PRESETS["gpu"].members == (1, 2, 5, 10, 20, 50)
     assert all(sizes.members[0] == 1 for sizes in PRESETS.values())
-    assert population.estimated_seconds("smoke") < 60
-    assert population.estimated_seconds("cpu") < 300
+    assert population.estimated_seconds("smoke", 2) < 60
+    assert population.estimated_seconds("cpu", 2) < 300
 
 
 def test_the_plan_is_printed_and_nothing_measured_in_a_dry_run(

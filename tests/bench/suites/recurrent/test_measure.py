@@ -62,8 +62,8 @@ def test_the_presets_are_what_they_promise(monkeypatch: pytest.MonkeyPatch) -> N
     assert all(recurrent.ROWS % length == 0 for sizes in PRESETS.values() for length in sizes.lengths)
     assert 32 in PRESETS["cpu"].lengths
     assert 32 in PRESETS["gpu"].lengths
-    assert recurrent.estimated_seconds("smoke") < 60
-    assert recurrent.estimated_seconds("cpu") < 150
+    assert recurrent.estimated_seconds("smoke", 2) < 60
+    assert recurrent.estimated_seconds("cpu", 2) < 150
 
 
 @pytest.mark.parametrize("backend", ["torch", "jax"])

@@ -237,7 +237,7 @@ def test_loops_and_parts_of_the_backends_that_are_there(monkeypatch: pytest.Monk
 
 def test_the_presets_plan_what_they_promise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "find_accelerator", lambda: None)
-    assert rollout.estimated_seconds("smoke") < 60
-    assert rollout.estimated_seconds("cpu") < 15 * 60
+    assert rollout.estimated_seconds("smoke", 2) < 60
+    assert rollout.estimated_seconds("cpu", 2) < 15 * 60
     # Every timed stretch is of whole timesteps.
     assert all(sizes.loop_steps % num_envs == 0 for sizes in PRESETS.values() for num_envs in sizes.num_envs)

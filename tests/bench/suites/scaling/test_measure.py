@@ -96,20 +96,20 @@ def test_cores_are_shared_and_a_rank_has_at_least_one() -> None:
 
 def test_ranks_compute_on_gpus_where_there_are_several(monkeypatch: pytest.MonkeyPatch) -> None:
     assert scaling.device_and_ranks(PRESETS["gpu"]) == ("cpu", (1, 2, 4))
-    assert scaling.measured_on().accelerator is None
+    assert scaling.plan("gpu", 2, 0).on_cpu
     monkeypatch.setattr(machine, "find_accelerators", lambda: ["A GPU"])
     assert scaling.device_and_ranks(PRESETS["gpu"]) == ("cpu", (1, 2, 4))
-    assert scaling.measured_on().accelerator is None
+    assert scaling.plan("gpu", 2, 0).on_cpu
     monkeypatch.setattr(machine, "find_accelerators", lambda: ["A GPU"] * 2)
     assert scaling.device_and_ranks(PRESETS["gpu"]) == ("cuda", (1, 2))
-    assert scaling.measured_on().accelerator == "A GPU"
+    assert not scaling.plan("gpu", 2, 0).on_cpu
 
 
 def test_the_presets_are_what_they_promise() -> None:
     assert all(scaling.BATCH % count == 0 and sizes.ranks[0] == 1 for sizes in PRESETS.values() for count in sizes.ranks)
     assert {1, 2, 4} <= set(PRESETS["cpu"].ranks)
-    assert scaling.estimated_seconds("smoke") < 60
-    assert scaling.estimated_seconds("cpu") < 10 * 60
+    assert scaling.estimated_seconds("smoke", 2) < 60
+    assert scaling.estimated_seconds("cpu", 2) < 10 * 60
 
 
 @pytest.mark.parametrize("backend", ["torch", "jax"])
