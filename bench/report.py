@@ -79,7 +79,7 @@ def _summary(sections: Sequence[Section]) -> list[str]:
     for section in sections:
         if section.findings:
             title = section.paragraphs[0].strip().removeprefix("## ")
-            # As GitHub names a heading.
+            # GitHub's anchor of the heading.
             link = f"[{title}](#{title.lower().replace(' ', '-')})"
             rows += [[finding.what, finding.found, link] for finding in section.findings]
     note = (

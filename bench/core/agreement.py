@@ -44,7 +44,7 @@ def agreement(ours: Sequence[float], published: Summary) -> Agreement:
 
     Args:
         ours: return of each seed.
-        published: of the same task, at the same step, in the same metric.
+        published: returns of the same task, at the same step, in the same metric.
 
     Returns:
         The difference of the means; "below" or "above" if its interval is clear of 0; "agrees" if the interval holds 0 and stays within

@@ -40,7 +40,7 @@ def scores(tasks: Sequence[Sequence[float]]) -> NDArray[np.float64]:
     """Arrange scores by task and run.
 
     Args:
-        tasks: of each task, the score of each run.
+        tasks: the score of each run, by task.
 
     Returns:
         As an array (tasks, runs).
@@ -58,7 +58,7 @@ def iqm(tasks: Sequence[Sequence[float]]) -> Estimate:
     """Return the interquartile mean over all runs of all tasks, with its stratified-bootstrap interval (section 4.3).
 
     Args:
-        tasks: of each task, the normalised score of each run.
+        tasks: the normalised score of each run, by task.
     """
     return _estimate(lambda drawn: scipy.stats.trim_mean(drawn.reshape(len(drawn), -1), 0.25, axis=1), scores(tasks))
 
@@ -69,7 +69,7 @@ def probability_of_improvement(first: Sequence[Sequence[float]], second: Sequenc
     Mann and Whitney's U over the number of pairs, averaged over the tasks. The runs of both are resampled.
 
     Args:
-        first: of each task, the score of each run.
+        first: the score of each run, by task.
         second: as `first`, of the same tasks; the number of runs may differ.
 
     Raises:
@@ -85,7 +85,7 @@ def performance_profile(tasks: Sequence[Sequence[float]], thresholds: Sequence[f
     """Return the share of runs above each threshold, averaged over the tasks, with pointwise intervals (section 4.2, score distributions).
 
     Args:
-        tasks: of each task, the normalised score of each run.
+        tasks: the normalised score of each run, by task.
         thresholds: scores.
     """
     known, drawn = scores(tasks), _resample(scores(tasks), np.random.default_rng(0))

@@ -27,7 +27,8 @@ def measure(
         cells: without timings.
         agent_of: makes the agent of a cell, ready to learn.
         products: makes each product.
-        rounds: of each contender. round_seconds: a round takes at least so long, and at least one call.
+        rounds: number of rounds of each contender.
+        round_seconds: least duration of a round of more than one call.
     """
     found = list(cells)
     missing = runner.missing_backends()

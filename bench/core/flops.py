@@ -55,7 +55,8 @@ def recurrent_update_flops(
 
     Args:
         observation, action: sizes. hidden: widths of every network's hidden layers.
-        size: of the cell's hidden state. gates: how many it computes, 3 of a GRU.
+        size: of the cell's hidden state.
+        gates: number of gates, 3 for a GRU.
         sequence_length: steps. batch: sequences. critics: how many.
     """
     policy, first_of_policy = _network([size + observation, *hidden, 2 * action])

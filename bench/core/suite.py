@@ -48,7 +48,7 @@ class Suite:
 
     @property
     def main(self) -> Callable[..., int] | None:
-        """The function whose arguments are the flags of `python -m bench NAME`; None if the suite has no command of its own."""
+        """The function whose arguments are the flags of `python -m bench NAME`; None if the suite has no command."""
         main: Callable[..., int] | None = self._part("measure", "main")
         return main
 

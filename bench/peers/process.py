@@ -78,7 +78,7 @@ class Process:
     """A running contender. It waits on its stdin but for the time of `start` and `advance`."""
 
     def __init__(self, command: Sequence[str], *, threads: int) -> None:
-        """Start `command`, whose stdin and stdout speak the protocol of `bench.peers.gate`, in a folder of its own.
+        """Start `command`, whose stdin and stdout speak the protocol of `bench.peers.gate`, in its own folder.
 
         Args:
             command: the program.
@@ -115,7 +115,7 @@ class Process:
             MissingError: if it ended or reported an error.
         """
         assert self._process.stdin is not None
-        # What ended a contender that is gone stands in its output, which is read next.
+        # A contender that has ended gives the reason in its output, which is read next.
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(f"advance {steps}\n".encode())
             self._process.stdin.flush()

@@ -16,7 +16,7 @@ from bench.suites.amp.samples import AmpCell, AmpSamples
 INTRODUCTION = (
     "Gradient steps per second by precision (synthetic transitions of HalfCheetah's shapes, two hidden layers; the way is the one that the"
     " agent chooses). A GRU is as wide as the hidden layers above it, and its batch, sequences times their steps, has as many rows as the"
-    " feed-forward networks'. Medians of rounds that alternate between all precisions of a backend and size, each in a process of its own."
+    " feed-forward networks'. Medians of rounds that alternate between all precisions of a backend and size, each in its own process."
     " Memory is the peak of the device where it tells, else of the whole process. Errors are the largest, of one batch against the same"
     " update in float64: \\|a-b\\| / max(\\|b\\|, 1) of a loss, max\\|a-b\\| / max\\|b\\| of a gradient; empty where they are not finite"
     " or were not measured.\n"

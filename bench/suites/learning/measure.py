@@ -249,7 +249,7 @@ def plan(preset: Preset, backends: Sequence[str], seeds: Sequence[int], jobs: in
             run_dir=str(runs / sacref.__version__ / f"{preset.name}-{backend}" / f"seed={seed}"),
             out=str(out / f"{preset.name}-{backend}-seed{seed}.json"),
             settings=dict(preset.settings),
-            # As JSON gives it back, which a record's configuration is compared with.
+            # Through JSON, which makes lists of tuples: a record's configuration is compared with it.
             arguments=json.loads(json.dumps(dict(preset.arguments))),
         )
         for seed in seeds

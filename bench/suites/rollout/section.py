@@ -18,8 +18,8 @@ INTRODUCTION = (
     " bit. `mujoco.rollout` is MuJoCo's own loop over the same simulations, without observations, rewards and resets: closed loop, of one"
     " control step a call, as a policy needs it; open loop, of 64. Acting is from a NumPy observation to a NumPy action of the policy. The"
     " loop takes one gradient step for each environment step, whatever the number of environments (HalfCheetah-v5, batch 256, two hidden"
-    " layers of 256, float32; tracking off). The parts are measured in a pass of their own that waits for the device after each: what the"
-    " loop lets run beside each other then stands behind each other, so that they add up to slightly more than the loop takes.\n"
+    " layers of 256, float32; tracking off). The parts are measured in a separate pass that waits for the device after each: parts that"
+    " overlap in the loop then follow each other, so that they add up to slightly more than the loop takes.\n"
 )
 
 VECTORIZED = ("sync", "batched")

@@ -14,7 +14,7 @@ from bench.suites.scaling.samples import ScalingCell, ScalingSamples
 
 INTRODUCTION = (
     "Gradient steps per second of several processes (ranks) that train one agent together: they average their gradients in every step."
-    " Weak: each rank has as large a batch as one alone has. Strong: they share one of that size. No environment: synthetic transitions of"
+    " Weak: each rank has as large a batch as a single one. Strong: they share one of that size. No environment: synthetic transitions of"
     " HalfCheetah's shapes, two hidden layers, float32 throughout. Medians of rounds that alternate between the numbers of ranks; a step"
     " ends when the last rank is done. Speed-up is of transitions per second over one rank, efficiency the speed-up for each rank.\n"
 )

@@ -91,7 +91,7 @@ def main(
         preset: medium (7 rounds of 512 steps; a quarter of an hour for each number of threads) or smoke (one round of 64 steps, within a
             minute; what is not started in time is left out).
         env: one environment of this Gymnasium id.
-        only: of these contenders, named as in the plan; unless given, of all.
+        only: names of contenders, as in the plan; all, unless given.
         threads: cores that each contender is bound to, one record for each number; unless given 1 and 2, with an accelerator all of them.
         rounds: timed rounds of each contender, in place of the preset's.
         steps: environment steps in a round, in place of the preset's; a multiple of 64.

@@ -14,10 +14,11 @@ from bench.suites.throughput.samples import Contender, ThroughputSamples
 
 INTRODUCTION = (
     "Environment steps per second of the whole loop (act, step the environment, store, one gradient step per environment step; one"
-    " environment, batch 256, two hidden layers of 256, float32). Median over rounds that alternate between the contenders, after warm-up;"
-    " a round ends when the device is idle. Each contender is a process of its own, a peer with the libraries of an environment of its own."
-    " Strict: each action follows the update on the transition before it, and every update may sample the newest transition; chunked: the"
-    " policy is up to so many steps old. A ratio is to a peer of the same run. Compiling is what the first steps took beyond later ones.\n"
+    " environment, batch 256, two hidden layers of 256, float32). Median over rounds that alternate between the contenders, after"
+    " warm-up; a round ends when the device is idle. Each contender has its own process, and a peer the libraries of its own"
+    " environment. Strict: each action follows the update on the transition before it, and every update may sample the newest"
+    " transition; chunked: the policy is up to so many steps old. A ratio is to a peer of the same run. Compiling is the time of the"
+    " first steps beyond that of later ones.\n"
 )
 PEERS = {"SB3": "Stable-Baselines3", "SBX strict": "SBX strict", "SBX scan": "SBX scan"}
 """Heading of a column of ratios -> the contender that they are to, beside the best torch peer."""

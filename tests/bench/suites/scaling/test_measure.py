@@ -194,7 +194,7 @@ def test_the_page_says_what_ranks_gain(tmp_path: Path) -> None:
     written = report.build(tmp_path)
     assert {path.name for path in written} == {"scaling-cpu-2cores-a-2core.png", "scaling-cpu-2cores-a-2core-dark.png", "README.md"}
     text = (tmp_path / "README.md").read_text()
-    assert "not what another machine gains" in text
+    assert "not the gain of another machine" in text
     rows = [[part.strip() for part in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| 64 |")]
     # 100 steps of 256 transitions alone; 80 of 512 are 1.6 times as many, 150 of 256 one and a half times.
     assert rows[0] == ["64", "torch", "one rank", "1", "2", "256", "traced", "100", "25,600", "1.00", "100%", "1.2 s"]
