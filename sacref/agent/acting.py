@@ -94,13 +94,13 @@ class Acting(Generic[ArrayT]):
         if training:
             self._next = None
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """Return the in-flight state, on the host."""
         ahead = self._next
         known = None if ahead is None else (ahead.observations, ahead.states, ahead.chosen)
         return {"next_action": map_leaves(self._backend.to_numpy, known)}
 
-    def state_like(self, envs: int) -> dict[str, Any]:
+    def state_like(self, envs: int) -> dict[str, object]:
         """Describe `state`, for `refuse_unlike`."""
         actions = Like((envs, *self._action_shape), "f")
         return {"next_action": Maybe((*self._transitions.inputs_like(envs), Maybe((actions, actions))))}

@@ -41,7 +41,7 @@ class Agent(Generic[ArrayT]):
     """
 
     backend: ClassVar[str]
-    """The backend's name, "torch" or "jax"."""
+    """Name of the backend, "torch" or "jax"."""
     carry_type: ClassVar[type[NoCarry[Any]] | type[Carry[Any]]] = NoCarry
 
     def __init__(
@@ -78,7 +78,7 @@ class Agent(Generic[ArrayT]):
         self.own_models: Models[ArrayT] = Models(backend, self.cfg, models, learns=memory is not None)
         own_models = self.own_models
         self.dtype: Any = backend.dtype
-        """Of the parameters: float32 or float64, as the backend names it."""
+        """float32 or float64, as the backend names it: the parameters' dtype."""
         self.transitions: Transitions[ArrayT] = Transitions(
             backend,
             self.cfg,
@@ -337,7 +337,7 @@ class Agent(Generic[ArrayT]):
         return self.learner.take_gradient_step_on(batch, noise)
 
     def keep_gradients(self) -> None:
-        """From now on, `gradients` shows those of the last step. Meant for comparisons; it costs a copy a step."""
+        """Keep the gradients of each step from now on, for `gradients`. Meant for comparisons; it costs a copy a step."""
         self.learner.keep_gradients()
 
     def gradients(self) -> dict[str, NumpyArray]:
@@ -501,7 +501,7 @@ class Agent(Generic[ArrayT]):
         self._reset(False)
         self.carry.count_stored()
 
-    def live_state(self) -> dict[str, Any]:
+    def live_state(self) -> dict[str, object]:
         """Return the in-flight state that exact resume needs in addition to a checkpoint: unwritten metrics, unfinished episodes.
 
         Numbers, text, NumPy arrays, and lists, tuples and dicts of those. With it, and with the environments as they were, a run goes on
@@ -509,7 +509,7 @@ class Agent(Generic[ArrayT]):
         """
         return {name: value for part in self._in_flight for name, value in part.state().items()}
 
-    def live_like(self) -> dict[str, Any]:
+    def live_like(self) -> dict[str, object]:
         """Describe what `live_state` gives, for `refuse_unlike`."""
         envs = self.transitions.num_envs
         return {name: like for part in self._in_flight for name, like in part.state_like(envs).items()}

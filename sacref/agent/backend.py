@@ -35,10 +35,10 @@ class Backend(Protocol[ArrayT]):
     """A library that computes, with one agent's device and dtype."""
 
     name: str
-    """As checkpoints remember it."""
+    """As checkpoints hold it."""
     device: Any
     dtype: Any
-    """Of parameters and all floats: float32 or float64, as the library names it. It is the models', see `take_dtype`."""
+    """float32 or float64, as the library names it: the models' dtype, see `take_dtype`."""
     ranks: Ranks
     """The processes that train this agent together."""
     longest_integer: np.dtype[Any]

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sacref.agent.backend import Backend
+from sacref.agent.execution import ActInputs, Actor
 from sacref.agent.model_checks import (
     check_carry_output,
     check_critic_output,
@@ -25,6 +26,7 @@ from sacref.agent.models import Models
 from sacref.agent.normalisers import Normalisers
 from sacref.agent.transitions import Rows
 from sacref.algorithm.data import Inputs, Transition, Window
+from sacref.algorithm.optimizer import Parameters
 from sacref.algorithm.replay import Follow
 from sacref.algorithm.tree import Tree, leaves, map_leaves
 from sacref.config import ConfigError, SACConfig
@@ -54,9 +56,9 @@ def refuse_carries(models: Mapping[str, Any]) -> None:
 
 
 def policy_with_carry(function: Function, *, recurrent: bool) -> Function:
-    """A policy as `(parameters, inputs, carry) -> (mean, raw log_std, carry)` on `(time, batch, ...)`."""
+    """Return a policy as `(parameters, inputs, carry) -> (mean, raw log_std, carry)` on `(time, batch, ...)`."""
 
-    def plain(parameters: Any, inputs: Inputs[Any], carry: Tree) -> tuple[Any, Any, Tree]:
+    def plain(parameters: Parameters[ArrayT], inputs: Inputs[ArrayT], carry: Tree) -> tuple[ArrayT, ArrayT, Tree]:
         time, batch = leaves(inputs["observations"])[0].shape[:2]
         outputs = function(parameters, map_leaves(_rows, inputs))
         if not isinstance(outputs, tuple) or len(outputs) != 2:
@@ -68,9 +70,9 @@ def policy_with_carry(function: Function, *, recurrent: bool) -> Function:
 
 
 def critic_with_carry(function: Function, *, recurrent: bool) -> Function:
-    """A critic as `(parameters, inputs, actions, carry, *draws) -> (values, carry)` on `(time, batch, ...)`."""
+    """Return a critic as `(parameters, inputs, actions, carry, *draws) -> (values, carry)` on `(time, batch, ...)`."""
 
-    def plain(parameters: Any, inputs: Inputs[Any], actions: Any, carry: Tree, *draws: Any) -> tuple[Any, Tree]:
+    def plain(parameters: Parameters[ArrayT], inputs: Inputs[ArrayT], actions: ArrayT, carry: Tree, *draws: ArrayT) -> tuple[ArrayT, Tree]:
         time, batch = actions.shape[:2]
         values = function(
             parameters, map_leaves(_rows, inputs), _rows(actions), *(_rows(draw) if _of_steps(draw) else draw for draw in draws)
@@ -81,23 +83,23 @@ def critic_with_carry(function: Function, *, recurrent: bool) -> Function:
 
 
 def _rows(array: Any) -> Any:
-    """`(time, batch, ...)` as `(time * batch, ...)`."""
+    """Reshape `(time, batch, ...)` to `(time * batch, ...)`."""
     return array.reshape((array.shape[0] * array.shape[1], *array.shape[2:]))
 
 
-def _of_steps(draw: Any) -> bool:
-    """Whether a draw has numbers for each step; a key, of a model of a user's own in JAX, is one for all."""
+def _of_steps(draw: ArrayT) -> bool:
+    """Tell a draw with numbers for each step from a key, as user-written models of JAX take, which is one for all."""
     return bool(draw.ndim > 1)
 
 
 def over_window_policy(policy: Function, *, recurrent: bool) -> Function:
-    """The policy as the update calls it: `(parameters, window) -> (mean, raw log_std)` of the window's steps."""
+    """Return the policy as the update calls it: `(parameters, window) -> (mean, raw log_std)` of the window's steps."""
 
-    def run(parameters: Any, window: Window[Any]) -> tuple[Any, Any]:
+    def run(parameters: Parameters[ArrayT], window: Window[ArrayT]) -> tuple[ArrayT, ArrayT]:
         mean, raw_log_std, _ = policy(parameters, window.sequence, window.carry)
         return _steps_of(window, mean), _steps_of(window, raw_log_std)
 
-    def plain(parameters: Any, window: Window[Any]) -> tuple[Any, Any]:
+    def plain(parameters: Parameters[ArrayT], window: Window[ArrayT]) -> tuple[ArrayT, ArrayT]:
         mean, raw_log_std, _ = policy(parameters, map_leaves(partial(_steps_of, window), window.sequence), ())
         return mean, raw_log_std
 
@@ -105,32 +107,35 @@ def over_window_policy(policy: Function, *, recurrent: bool) -> Function:
 
 
 def over_window_critic(critic: Function, initial_carry: Callable[[int], Tree], *, recurrent: bool) -> Function:
-    """The critic as the update calls it: `(parameters, window, actions, *draws) -> values` of the window's steps.
+    """Return a critic as the update calls it: `(parameters, window, actions, *draws) -> values` of the window's steps.
 
     Its carry starts from its own initial one, never from the policy's.
     """
 
-    def run(parameters: Any, window: Window[Any], actions: Any, *draws: Any) -> Any:
+    def run(parameters: Parameters[ArrayT], window: Window[ArrayT], actions: ArrayT, *draws: ArrayT) -> ArrayT:
         # The step that is not asked for is evaluated at zeros, which nothing sees: evaluated actions do not enter the carry.
         filled = [_with_blank(window, draw) if _of_steps(draw) else draw for draw in draws]
         values, _ = critic(parameters, window.sequence, _with_blank(window, actions), initial_carry(actions.shape[1]), *filled)
-        return _steps_of(window, values)
+        steps: ArrayT = _steps_of(window, values)
+        return steps
 
-    def plain(parameters: Any, window: Window[Any], actions: Any, *draws: Any) -> Any:
+    def plain(parameters: Parameters[ArrayT], window: Window[ArrayT], actions: ArrayT, *draws: ArrayT) -> ArrayT:
+        values: ArrayT
         values, _ = critic(parameters, map_leaves(partial(_steps_of, window), window.sequence), actions, (), *draws)
         return values
 
     return run if recurrent else plain
 
 
-def _steps_of(window: Window[Any], array: Any) -> Any:
-    return array[window.shift : array.shape[0] - 1 + window.shift]
+def _steps_of(window: Window[ArrayT], array: ArrayT) -> ArrayT:
+    steps: ArrayT = array[window.shift : array.shape[0] - 1 + window.shift]
+    return steps
 
 
-def _with_blank(window: Window[Any], array: Any) -> Any:
+def _with_blank(window: Window[ArrayT], array: ArrayT) -> ArrayT:
     xp: Any = namespace(array)
-    blank = xp.zeros_like(array[:1])
-    return xp.concat([blank, array] if window.shift else [array, blank])
+    blank: ArrayT = xp.zeros_like(array[:1])
+    return namespace(array).concat([blank, array] if window.shift else [array, blank])
 
 
 def zero_where(starts: Any, array: Any, initial: Any = None) -> Any:
@@ -148,7 +153,7 @@ class NoCarry(Generic[ArrayT]):
     """
 
     shapes_evaluation = False
-    """Whether rewards are shaped in evaluation too."""
+    """True where rewards are shaped in evaluation too."""
 
     def __init__(
         self,
@@ -162,7 +167,7 @@ class NoCarry(Generic[ArrayT]):
         self._backend, self._cfg, self._spaces = backend, cfg, spaces
         self._models, self._normalisers = models, normalisers
         self.follow: Follow = Follow(n_step=cfg.n_step, discount_factor=cfg.discount_factor)
-        """How the memory makes batches for this agent."""
+        """Settings by which the memory makes batches."""
 
     @staticmethod
     def check_options(cfg: SACConfig, algorithm: str) -> None:
@@ -183,17 +188,17 @@ class NoCarry(Generic[ArrayT]):
         """Return a critic as the update calls it."""
         return self._models.functions[name]
 
-    def actor(self) -> Function:
+    def actor(self) -> Actor[ArrayT]:
         """Return the policy as acting calls it: `(parameters, inputs) -> (mean, raw log_std, carry)`."""
         policy, prepare = self._models.functions["policy"], self._normalisers.prepare_inputs
 
-        def actor(parameters: Any, acting: Any) -> tuple[ArrayT, ArrayT, Tree]:
+        def actor(parameters: Parameters[ArrayT], acting: ActInputs[ArrayT]) -> tuple[ArrayT, ArrayT, Tree]:
             mean, raw_log_std = policy(parameters, prepare(acting.moments, acting.inputs))
             return mean, raw_log_std, ()
 
         return actor
 
-    def check_models(self, parameters: Mapping[str, Any], moments: Tree) -> None:
+    def check_models(self, parameters: Mapping[str, Parameters[ArrayT]], moments: Tree) -> None:
         """Try the models on a few rows; raise ValueError if they cannot be used."""
         refuse_carries(self._models.modules)
         backend, functions, rows = self._backend, self._models.functions, 3
@@ -242,11 +247,11 @@ class NoCarry(Generic[ArrayT]):
     def reset(self, training: bool) -> None:
         """Forget the episodes of this mode, as after a reset of all environments."""
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """Return the in-flight state, on the host."""
         return {}
 
-    def state_like(self, envs: int) -> dict[str, Any]:
+    def state_like(self, envs: int) -> dict[str, object]:
         """Describe `state`, for `refuse_unlike`."""
         return {}
 
@@ -256,7 +261,7 @@ class NoCarry(Generic[ArrayT]):
 
 @dataclass
 class Ongoing:
-    """What a policy remembers of unfinished episodes, in one mode; NumPy, or the backend's arrays where the environments give those."""
+    """A policy's memory of unfinished episodes, in one mode; NumPy, or the backend's arrays where the environments give those."""
 
     carry: Tree = None
     """The policy's, `(envs, ...)` each, after the last observation; None before the first."""
@@ -314,10 +319,10 @@ class Carry(Generic[ArrayT]):
         initial = partial(self._models.initial_carry, name)
         return over_window_critic(self._critic_with_carry(name), initial, recurrent=self._models.is_recurrent(name))
 
-    def actor(self) -> Function:
+    def actor(self) -> Actor[ArrayT]:
         policy, prepare = self._policy_with_carry(), self._normalisers.prepare_inputs
 
-        def actor(parameters: Any, acting: Any) -> tuple[ArrayT, ArrayT, Tree]:
+        def actor(parameters: Parameters[ArrayT], acting: ActInputs[ArrayT]) -> tuple[ArrayT, ArrayT, Tree]:
             inputs = map_leaves(lambda leaf: leaf[None], prepare(acting.moments, acting.inputs))  # a sequence of one step
             mean, raw_log_std, carry = policy(parameters, inputs, acting.carry)
             return mean[0], raw_log_std[0], carry
@@ -330,7 +335,7 @@ class Carry(Generic[ArrayT]):
     def _critic_with_carry(self, name: str) -> Function:
         return critic_with_carry(self._models.functions[name], recurrent=self._models.is_recurrent(name))
 
-    def check_models(self, parameters: Mapping[str, Any], moments: Tree) -> None:
+    def check_models(self, parameters: Mapping[str, Parameters[ArrayT]], moments: Tree) -> None:
         models, backend, action_size = self._models, self._backend, self._spaces.action_size
         time, rows = 2, 3
         inputs = self._examples(moments, time, rows)
@@ -392,7 +397,7 @@ class Carry(Generic[ArrayT]):
         return actions, mean_actions
 
     def _previous(self, now: Ongoing, envs: int) -> tuple[Any, Any]:
-        """Actions and rewards of the last row, or zeros before the first one of so many environments."""
+        """Return actions and rewards of the last row, or zeros before the first one of so many environments."""
         if now.previous is None or now.previous[1].shape[0] != envs:
             return np.zeros((envs, self._spaces.action_size)), np.zeros(envs)
         return now.previous
@@ -453,7 +458,7 @@ class Carry(Generic[ArrayT]):
     def reset(self, training: bool) -> None:
         self.ongoing[training] = Ongoing()
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         now = self.ongoing[True]
         return {
             "ongoing": map_leaves(self._backend.to_numpy, (now.carry, now.before, now.previous, now.starts)),
@@ -461,7 +466,7 @@ class Carry(Generic[ArrayT]):
             "episode_lengths": self._episode_lengths,
         }
 
-    def state_like(self, envs: int) -> dict[str, Any]:
+    def state_like(self, envs: int) -> dict[str, object]:
         carry = Maybe(map_leaves(lambda array: Like(tuple(array.shape), "f"), self._models.initial_carry("policy", envs)))
         previous = Maybe((Like((envs, self._spaces.action_size), "f"), Like((envs,), "f")))
         return {

@@ -32,7 +32,7 @@ REPLAY = "replay"
 MOST_RANKS = 2**20
 """Ranks that a checkpoint may say have written it."""
 LEARNING = re.compile(r"((target_)?critic_\d+|(policy|critic|temperature)_optimizer)\.")
-"""How the names of arrays begin that learning alone reads: of the critics, and of what the optimizers hold."""
+"""Matches names of arrays that only learning reads: the critics' and the optimizers'."""
 LARGEST_STREAMS = 2**20
 """Bytes of random streams' states that are read."""
 
@@ -213,14 +213,17 @@ class Checkpoints(Generic[ArrayT]):
             )
 
     def _wants(self, own: Arrays, group: str, name: str) -> bool:
-        """Whether an array of a checkpoint is read."""
+        """Tell whether an array of a checkpoint is read."""
         if self._memory is not None or group == "streams" or name in own:
             return True
         return not (LEARNING.match(name) or (not self._has_states and name.startswith("preprocessor.states")))
 
     def _completed(self, groups: Mapping[str, Arrays], own: Arrays) -> dict[str, NumpyArray]:
-        """The learned arrays of a checkpoint; for an agent that only acts, with its own of the critics and of what optimizers hold that
-        the checkpoint does not have. Of a critic that it has, it must have all."""
+        """Return the learned arrays of a checkpoint.
+
+        For an agent that only acts, those of critics and optimizers that the checkpoint lacks are the agent's own. A critic that it has, it
+        must have whole.
+        """
         found = {name: array for group in groups.values() for name, array in group.items()}
         if self._memory is not None:
             return found
@@ -240,7 +243,7 @@ class Checkpoints(Generic[ArrayT]):
     def _read_parts(
         self, path: Path, check: Callable[[checkpoint.Checkpoint], None], wanted: Callable[[str, str], bool]
     ) -> tuple[checkpoint.Checkpoint, int]:
-        """A checkpoint with the streams and the memory that are for this rank, and how many ranks wrote it."""
+        """Read a checkpoint, with the streams and the memory that are for this rank; return how many ranks wrote it too."""
         others = ("streams", "memory") if self._ranks.rank > 0 else () if self._memory is not None else ("memory",)
         read = checkpoint.read(path, without=(*LIVE, *others), check=check, wanted=wanted)
         written_by = read.metadata.get("ranks", 1)
@@ -262,7 +265,7 @@ class Checkpoints(Generic[ArrayT]):
         return read, written_by
 
     def _other_ranks(self, path: Path, before: int) -> str:
-        """What changes when another number of ranks goes on."""
+        """Say what changes when another number of ranks goes on."""
         now = self._ranks.size
         if now > before:
             memories = f"ranks {before} to {now - 1} begin with copies of the memories of the first ones"
@@ -279,11 +282,11 @@ def _bytes(arrays: Arrays) -> int:
 
 
 def _own(groups: Mapping[str, Any]) -> dict[str, Any]:
-    """Those groups of a checkpoint that are a rank's own."""
+    """Return those groups of a checkpoint that are a rank's own."""
     return {name: group for name, group in groups.items() if name in ("streams", "memory")}
 
 
 def rank_part(path: str | Path, rank: int) -> Path:
-    """Where a rank keeps its part of a checkpoint: rank 0 in the checkpoint itself."""
+    """Return the directory of a rank's part of a checkpoint: rank 0's is the checkpoint itself."""
     path = Path(path)
     return path if rank == 0 else path.with_name(f"{path.name}.rank_{rank}")

@@ -1,4 +1,4 @@
-"""Returns and lengths of the episodes that an agent lives through, read from the rows of its transitions."""
+"""Returns and lengths of an agent's episodes, read from the rows of its transitions."""
 
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ from sacref.spec.arrays import NumpyArray
 
 
 class Summary(NamedTuple):
-    """What was seen since the last summary. Empty arrays where nothing was."""
+    """Episodes and rewards since the last summary; empty arrays where there were none."""
 
     returns: NDArray[np.float64]
     """Undiscounted sums of rewards of the finished episodes."""
@@ -44,11 +44,11 @@ class EpisodeStatistics:
 
     @property
     def latest(self) -> Any:
-        """An array of the episodes still running, `(envs,)`; None where there is none."""
+        """An array of the unfinished episodes, `(envs,)`; None where there is none."""
         return None if self._running is None else self._running[0]
 
     def convert(self, convert: Callable[[Any], Any], to_numpy: Callable[[Any], NumpyArray]) -> None:
-        """Bring the episodes still running along, where rows come in arrays of another kind from here on."""
+        """Convert the unfinished episodes, where rows come in arrays of another kind from now on."""
         self.read_returns(to_numpy)  # those of before come first
         if self._running is not None:
             self._running = (convert(self._running[0]), convert(self._running[1]))
@@ -56,7 +56,7 @@ class EpisodeStatistics:
     def add(self, *, rewards: Any, ended: Any, keep: Any, dropped: Any = None, for_summary: bool = True) -> None:
         """Count one row per environment: `rewards`, `ended` (terminated or truncated) and `keep`, each `(envs,)`.
 
-        Where `dropped`, `(envs,)`, the episode at hand is forgotten: it is neither finished nor goes on.
+        Where `dropped`, `(envs,)`, the current episode is forgotten: it is neither finished nor goes on.
         `recent_returns` follows at once for NumPy arrays, and at the next `read_returns` or `summary` for device arrays.
         """
         xp: Any = np if all(type(array) is np.ndarray for array in (rewards, ended, keep)) else array_namespace(rewards, ended, keep)
@@ -86,7 +86,7 @@ class EpisodeStatistics:
         return tuple(self.recent_returns)
 
     def summary(self, to_numpy: Callable[[Any], NumpyArray]) -> Summary:
-        """Fetch and forget the rows since the last call; the episodes still running go on."""
+        """Fetch and forget the rows since the last call; the unfinished episodes go on."""
         self.read_returns(to_numpy)
         rows, self._rows = self._rows, []
         if not rows:
@@ -95,7 +95,7 @@ class EpisodeStatistics:
         return Summary(returns[finished].astype(np.float64), lengths[finished].astype(np.int64), rewards[keep].astype(np.float64))
 
     def state(self, to_numpy: Callable[[Any], NumpyArray]) -> dict[str, Any]:
-        """All that it knows, on the host."""
+        """Return the state, on the host."""
         rows = [np.stack([to_numpy(row[i]) for row in self._rows]) for i in range(5)] if self._rows else None
         running = None if self._running is None else [to_numpy(array) for array in self._running]
         return {"recent_returns": list(self.read_returns(to_numpy)), "running": running, "rows": rows}
@@ -112,12 +112,12 @@ class EpisodeStatistics:
         self._running = None
 
     def forget_rows(self) -> None:
-        """Drop the rows that no summary has fetched; the episodes still running go on."""
+        """Drop the rows that no summary has fetched; the unfinished episodes go on."""
         self._rows = []
 
 
 def _last_finished(xp: Any, blocks: list[tuple[Any, Any]]) -> tuple[Any, Any]:
-    """The last `RECENT` returns of finished episodes, in order, and which of them are some; nothing waits for the device."""
+    """Return the last `RECENT` returns of finished episodes, in order, and a mask of those that are one; do not wait for the device."""
     returns, finished = (xp.concat([block[part] for block in blocks]) for part in (0, 1))
     # Of 0, 1, ... where an episode has finished: in order, behind all else.
     places = xp.cumulative_sum(xp.astype(finished, xp.int32)) * xp.astype(finished, xp.int32)

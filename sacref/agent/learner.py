@@ -25,9 +25,9 @@ from sacref.storage.naming import prefixed, require_same_arrays, under
 
 MOMENTS = ("first_moment", "second_moment")
 FLOATS = ("learning_rate", "loss_scale")
-"""What an optimizer holds beside its moments that is no integer."""
+"""Numbers of an optimizer, beside its moments, that are no integers."""
 NOT_NEGATIVE = ("count", "second_moment")
-"""What of an optimizer's is never below 0: the next step would divide by 0 or take the root of a negative number."""
+"""Numbers of an optimizer that are never below 0: the next step would divide by 0 or take the root of a negative number."""
 STREAMS = 3
 """Random streams of an agent: noise, sampling, exploration."""
 
@@ -64,7 +64,7 @@ class Learner(Generic[ArrayT]):
         self.runner: AgentRunner[ArrayT, Any, Any] | MemberRunner[ArrayT, Any, Any] = AgentRunner(self._initial_state(parameters))
         """What holds the state, learns and acts: of this agent alone, or of a population."""
         self.streams_key: tuple[int, ...] = ()
-        """Empty for streams that began with the agent; else when they began anew."""
+        """Key that the streams began from beside the seed and the rank; () for streams that began with the agent."""
         self.streams: Streams[Any] = backend.streams(self._seeds())
         self.execution: Execution = backend.choose_execution(cfg.execution, models.are_common)
         """How updates run: what `cfg.execution` asks for, or what was chosen for the device."""
@@ -314,7 +314,7 @@ class Learner(Generic[ArrayT]):
         self.streams = self.backend.set_stream_states(self.streams, self._models.modules, states)
 
     def begin_streams(self, *key: int) -> None:
-        """Begin the random streams anew, from the seed, the rank and `key`."""
+        """Begin other random streams, from the seed, the rank and `key`."""
         self.streams_key = key
         self.streams = self.backend.streams(self._seeds(), self.streams)
 
@@ -324,7 +324,7 @@ class Learner(Generic[ArrayT]):
 
 
 def _optimized(state: State[Any]) -> dict[str, tuple[str, Any]]:
-    """Optimizer -> the kind of tree that it steps, and the tree. None without critics: such an agent only acts."""
+    """Return, by optimizer, the kind of tree that it steps and the tree; none without critics, as such an agent only acts."""
     if not state.critics:
         return {}
     return {

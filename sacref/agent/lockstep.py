@@ -35,7 +35,7 @@ class Lockstep(Generic[RequestT, AnswerT]):
         self._condition = threading.Condition()
 
     def call(self, member: int, kind: Hashable, request: RequestT) -> AnswerT:
-        """The answer to a member's request, once all members ask for something.
+        """Return the answer to a member's request, once all members ask for something.
 
         Raises:
             BaseException: what `answer` raised, for all whose requests it was given; or what `end` was given, for all.
@@ -55,7 +55,7 @@ class Lockstep(Generic[RequestT, AnswerT]):
         return answer
 
     def leave(self, member: int) -> None:
-        """The others no longer wait for a member, whose run has ended."""
+        """Let the others no longer wait for a member, whose run has ended."""
         with self._condition:
             self._there.discard(member)
             self._answer_if_all_ask()

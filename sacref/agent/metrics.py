@@ -101,7 +101,7 @@ class AgentMetrics(Generic[ArrayT]):
 
     @property
     def tracking(self) -> bool:
-        """Whether anything is written."""
+        """True where anything is written."""
         return self.write_interval is None or self.write_interval > 0
 
     # What is measured.
@@ -189,7 +189,7 @@ class AgentMetrics(Generic[ArrayT]):
         """Forget when gradient steps were taken: other parameters have replaced theirs."""
         self._learned_at = []
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """Return the in-flight state, on the host: what is not written yet, and the unfinished episodes."""
         return {
             "tracked": {tag: np.array(values, np.float64) for tag, values in self.tracked.items()},
@@ -197,7 +197,7 @@ class AgentMetrics(Generic[ArrayT]):
             "statistics": [self.statistics[training].state(self._backend.to_numpy) for training in (True, False)],
         }
 
-    def state_like(self, envs: int) -> dict[str, Any]:
+    def state_like(self, envs: int) -> dict[str, object]:
         """Describe `state`, for `refuse_unlike`."""
 
         def statistics(envs: int | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Whether the models that an agent is given can be used: their names, and what they return."""
+"""Checks of the models that an agent is given: their names, what they share, and what they return."""
 
 import difflib
 import random
@@ -18,7 +18,7 @@ from sacref.storage.checkpoint import DTYPES, one_line
 
 
 def split_models(models: Mapping[str, Any], *, learns: bool) -> tuple[list[str], list[str]]:
-    """The names of the critics and of the target critics in `models`, in the order of their numbers.
+    """Return the names of the critics and of the target critics in `models`, in the order of their numbers.
 
     Args:
         learns: whether critics must be there.
@@ -168,7 +168,7 @@ def _described(tree: Tree) -> str:
 
 
 def held_values(model: Any, fingerprint: Callable[[Any], Hashable]) -> dict[str, Hashable]:
-    """Everything in a model that its call could change, by path: arrays, numbers, text and generators, in nested objects too.
+    """Return all in a model that its call could change, by path: arrays, numbers, text and generators, in nested objects too.
 
     Args:
         fingerprint: of an array of the backend's, whose value decides; None of everything else.
@@ -196,7 +196,7 @@ def _walk(
 
 
 _CONTAINERS = ("_modules", "_buffers")
-"""Where a torch.nn.Module keeps what its user knows by the name alone."""
+"""Attributes of a torch.nn.Module whose entries its user knows by their own names."""
 _OPAQUE = {*sys.stdlib_module_names, "torch", "jax", "jaxlib", "flax", "numpy", "gymnasium"}
 """Packages into whose objects nobody looks, but for modules."""
 
@@ -227,7 +227,7 @@ def changes(path: str) -> str:
 
 
 def draw_widths(model: Any) -> tuple[int, ...]:
-    """Widths of what the random layers of a critic take, one array for each; () of one without."""
+    """Return the widths of what the random layers of a critic take, one array for each; () for one without."""
     return tuple(getattr(model, "draw_widths", ()))
 
 
@@ -244,7 +244,7 @@ def warn_of_quantisation(models: Sequence[str], precision: str) -> None:
 
 
 def example_inputs(spaces: Spaces, rows: int, seed: int) -> dict[str, Tree]:
-    """Observations and states of the right shapes and dtypes, `(rows, ...)`, to try models on; NumPy."""
+    """Make observations and states of the right shapes and dtypes, `(rows, ...)`, to try models on; NumPy."""
     generator = np.random.default_rng(seed)
 
     def example(field: Field) -> NumpyArray:
@@ -277,7 +277,7 @@ def check_parts(name: str, outputs: Any, expected: int) -> tuple[Any, ...]:
 
 
 def check_carry_output(name: str, carry: Tree, after: Tree) -> None:
-    """Refuse a recurrent model whose carry changes its shape on the way."""
+    """Refuse a recurrent model whose carry changes its shape."""
     before, got = ([tuple(leaf.shape) for leaf in leaves(tree)] for tree in (carry, after))
     if before != got:
         raise ValueError(

@@ -51,7 +51,7 @@ class Models(Generic[ArrayT]):
         for target in targets:
             parameters[target] = backend.parameters(models[target], parameters[target.removeprefix("target_")])
         self.initial_parameters: dict[str, Parameters[ArrayT]] = parameters
-        """Of all models that were given, before the first gradient step; model -> name -> array."""
+        """Model, target critics included where they were given -> its parameters before the first gradient step."""
         constants = {name: backend.constants(models[name], own) for name, own in parameters.items()}
         self.constants: dict[str, Parameters[ArrayT]] = {
             name: backend.constants(model, parameters[name]) for name, model in self.modules.items()
@@ -70,7 +70,7 @@ class Models(Generic[ArrayT]):
 
     @property
     def are_common(self) -> bool:
-        """Whether all are such as `default_models` makes."""
+        """True where `default_models` makes such models."""
         return all(layout == "common" for layout in self.layouts.values())
 
     def take_functions(self) -> None:

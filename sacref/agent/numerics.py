@@ -1,4 +1,4 @@
-"""Numerical faults of training: what is not finite, since which gradient step, whose doing it is, and what to do."""
+"""Numerical faults of training: the first metrics that are not finite, their likely cause, and advice."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ _CAUSES = (
     ("policy_loss", "the critics' gradient: the policy's loss is the first to see the critics after their step"),
     ("policy_gradient_norm", "the policy's gradient"),
 )
-"""What an update measures, in the order in which it computes it, and what is at fault where this is the first that is not finite."""
+"""Metrics in the order in which an update computes them, and the cause where one is the first that is not finite."""
 
 
 class NumericalError(RuntimeError):
@@ -40,12 +40,12 @@ class Fault(NamedTuple):
     row: int
     """Among those that were looked at."""
     names: list[str]
-    """Of the metrics, in the order in which an update computes them."""
+    """Names of the metrics, in the order in which an update computes them."""
     cause: str
 
 
 def first_fault(names: Sequence[str], rows: NumpyArray) -> Fault | None:
-    """The first row of metrics, `(gradient step, metric)`, with NaN or infinity; None where all are finite.
+    """Find the first row of metrics, `(gradient step, metric)`, with NaN or infinity; None where all are finite.
 
     Args:
         names: of each column; of those that each critic has, a name several times.
@@ -62,7 +62,7 @@ def first_fault(names: Sequence[str], rows: NumpyArray) -> Fault | None:
 
 
 def _order(name: str) -> int:
-    """Where an update computes a metric, as an index of `_CAUSES`."""
+    """Return the place of a metric in an update, as an index of `_CAUSES`."""
     matches = [place for place, (part, _) in enumerate(_CAUSES) if (name == part if part in ("alpha", "entropy") else part in name)]
     return matches[0] if matches else len(_CAUSES)
 
@@ -73,13 +73,13 @@ def not_finite(arrays: Mapping[str, NumpyArray]) -> list[str]:
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
+    """List the first names, and how many more there are."""
     more = len(names) - NAMED
     return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def advice(cfg: SACConfig, checkpoint: Path | None) -> str:
-    """What is there to go on from, and what to change."""
+    """Name the checkpoint to go on from, and settings to change."""
     fixes = ["lower learning_rate"]
     if cfg.grad_norm_clip <= 0:
         fixes.append("clip gradients (grad_norm_clip)")
@@ -91,7 +91,7 @@ def advice(cfg: SACConfig, checkpoint: Path | None) -> str:
 
 
 def require_finite_actions(agent: Agent, actions: NumpyArray) -> NumpyArray:
-    """The actions, unless the policy makes NaN or infinity: a simulator must not be blamed for those.
+    """Return the actions; raise if the policy makes NaN or infinity, for which a simulator must not be blamed.
 
     Args:
         actions: `(envs, *action)`, as the agent chose them.

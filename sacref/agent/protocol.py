@@ -16,7 +16,7 @@ class Agent(Protocol):
     def init(self, *, trainer_cfg: Any = None) -> None: ...
 
     def act(self, observations: Any, states: Any, *, timestep: int, timesteps: int) -> tuple[Any, dict[str, Any]]:
-        """Actions in the Box's units, `(envs, action)`, as the backend's arrays; the extras hold `mean_actions`."""
+        """Choose actions in the Box's units, `(envs, action)`, as the backend's arrays; the extras hold `mean_actions`."""
         ...
 
     def record_transition(
@@ -52,7 +52,7 @@ class Agent(Protocol):
     def load(self, path: str | Path) -> None: ...
 
     def to_numpy(self, array: Any) -> NDArray[np.generic]:
-        """A backend array on the host."""
+        """Copy a backend array to the host."""
         ...
 
     @property

@@ -39,7 +39,7 @@ class Rows(NamedTuple, Generic[ArrayT]):
     dropped: ArrayT | None
     """`(envs,)`, bool: True where the episode counts for nothing; None for no environment's."""
     on_device: bool
-    """Whether the arrays are the backend's, not NumPy's."""
+    """True where the arrays are the backend's, not NumPy's."""
 
 
 class Transitions(Generic[ArrayT]):
@@ -237,11 +237,11 @@ class Transitions(Generic[ArrayT]):
         """Forget the row before in this mode: the next one comes from freshly reset environments."""
         self._boundaries[training].reset()
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """Return the in-flight state, on the host."""
         return {"boundaries": self._boundaries[True].state(self._backend.to_numpy)}
 
-    def state_like(self, envs: int) -> dict[str, Any]:
+    def state_like(self, envs: int) -> dict[str, object]:
         """Describe `state`, for `refuse_unlike`."""
         flags, observations = Maybe(Like((envs,), "b")), Maybe(self.inputs_like(envs)[0])
         return {"boundaries": {"expects_reset": flags, "last_observations": observations, "starts": flags}}
@@ -257,7 +257,7 @@ class Transitions(Generic[ArrayT]):
     # Conversions.
 
     def _shaped(self, rewards: Any, reward: Any, device: bool, *, timestep: int, timesteps: int) -> Any:
-        """Rewards as they are stored, `(envs,)`: scaled, then shaped."""
+        """Scale, then shape rewards, `(envs,)`."""
         scaled = reward
         if self._cfg.reward_scale != 1.0:
             with np.errstate(over="ignore"):  # what is infinite then is refused later
@@ -272,7 +272,7 @@ class Transitions(Generic[ArrayT]):
         return self._column(shaped, "the rewards_shaper's result", reward.shape[0], device)
 
     def _column(self, values: Any, name: str, envs: int, device: bool, dtype: type | None = None) -> Any:
-        """A `(envs, 1)` or `(envs,)` input as `(envs,)`, as a copy: the caller may write into its own."""
+        """Return a `(envs, 1)` or `(envs,)` input as `(envs,)`; a copy, as the caller may write into its own."""
         array = self._array(values, name, device)
         if device:
             array = self._backend.upload(array, copy=dtype is None)
@@ -286,7 +286,7 @@ class Transitions(Generic[ArrayT]):
         return self._floats(array if device else array.copy(), name, device)
 
     def _array(self, values: Any, name: str, device: bool) -> Any:
-        """NumPy's arrays; of rows on the device the backend's own as they are."""
+        """Return an array of NumPy; in rows on the device the backend's own are left as they are."""
         if not (device and self._is_array(values)):
             return as_numpy(values, name)
         xp: Any = namespace(values)
@@ -295,7 +295,7 @@ class Transitions(Generic[ArrayT]):
         return values
 
     def _floats(self, values: Any, name: str, device: bool) -> Any:
-        """Actions or rewards, which may be integers, as floating-point numbers."""
+        """Return actions or rewards, which may be integers, as floating-point numbers."""
         array = self._array(values, name, device)
         if device:
             return self._backend.as_floats(self._backend.upload(array))
@@ -305,7 +305,7 @@ class Transitions(Generic[ArrayT]):
         return array if known else exactly(array, np.dtype(np.float64), name)
 
     def _refuse_not_finite(self, named: Mapping[str, Any], keep: Any, device: bool) -> Any:
-        """On the host, raise for rows with NaN or infinity. On the device, leave them out and count them."""
+        """Raise for host rows with NaN or infinity; leave such device rows out, and note them in `bad_rows`."""
         if device:
             finite = keep
             for array in named.values():
@@ -322,7 +322,7 @@ class Transitions(Generic[ArrayT]):
         return keep
 
     def _finite(self, array: NumpyArray) -> NDArray[np.bool_]:
-        """Which numbers of a host array are finite in the agent's dtype."""
+        """Tell which numbers of a host array are finite in the agent's dtype."""
         narrowed = array.dtype.itemsize > self._dtype.itemsize
         finite: NDArray[np.bool_] = np.abs(array) <= self.float_limit if narrowed else np.isfinite(array)
         return finite

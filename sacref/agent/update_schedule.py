@@ -1,4 +1,4 @@
-"""When an agent learns: timesteps ask for gradient steps, which are counted exactly and taken at the end of a chunk."""
+"""The update schedule: timesteps ask for gradient steps, which are counted exactly and taken at the end of a chunk."""
 
 import logging
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ FINEST = 1_000_000
 
 
 class Progress(NamedTuple):
-    """Where an agent is between two updates."""
+    """Position between two updates."""
 
     due: Fraction = Fraction(0)
     """Gradient steps that the timesteps so far ask for and no update has taken."""
