@@ -119,7 +119,7 @@ class Process:
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(f"advance {steps}\n".encode())
             self._process.stdin.flush()
-        return msgspec.convert(self._answer(), Round)
+        return msgspec.convert({"waited_seconds": None, "waited_cpu_seconds": None, **self._answer()}, Round)
 
     def close(self) -> None:
         """End the contender and whatever it started, and delete its files."""
