@@ -1,13 +1,13 @@
-"""The processes that train one agent together: what one of them tells the others, on the host.
+"""The processes that train one agent together: their messages to each other, on the host.
 
-A rank is one of these processes. Each has environments, a replay memory and random streams of its own; what is learned is equal on all. A
+A rank is one of these processes. Each has environments, a replay memory and random streams of its own; parameters are equal on all. A
 backend's `ranks.py` moves the bytes; every call here is made by all ranks, in the same order.
 """
 
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ class LostRankError(RuntimeError):
 
 
 def speaks_of_a_lost_rank(error: BaseException) -> bool:
-    """Whether a library's error, raised wherever the result of an exchange was read, says that another rank is gone."""
+    """Return whether a library's error, raised wherever the result of an exchange was read, says that another rank is gone."""
     return re.search(_LOST, str(error), re.IGNORECASE) is not None
 
 
@@ -36,10 +36,10 @@ class Ranks:
     rank: int = 0
     """The number of this process, from 0. Rank 0 tracks and writes."""
     size: int = 1
-    """How many there are."""
+    """Number of ranks."""
 
     def all_gather(self, array: NDArray[Any]) -> NDArray[Any]:
-        """The arrays of all ranks, `(size, *shape)`, bit for bit.
+        """Return the arrays of all ranks, `(size, *shape)`, bit for bit.
 
         Args:
             array: of one shape and dtype on every rank.
@@ -52,7 +52,7 @@ class Ranks:
         return np.frombuffer(gathered.tobytes(), array.dtype).reshape((self.size, *array.shape)).copy()
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all ranks, in their order.
+        """Return the values of all ranks, in their order.
 
         Args:
             value: what JSON can hold (NaN and infinity too), of any length on each rank.
@@ -61,7 +61,7 @@ class Ranks:
         return [json.loads(part.tobytes()) for part in self._parts(encoded)]
 
     def rows(self, array: NDArray[Any]) -> NDArray[Any]:
-        """The rows of all ranks, `(n_0 + n_1 + ..., *shape)`, in the ranks' order.
+        """Return the rows of all ranks, `(n_0 + n_1 + ..., *shape)`, in the ranks' order.
 
         Args:
             array: `(n, *shape)`, whose n may differ between the ranks.
@@ -69,7 +69,7 @@ class Ranks:
         return np.concatenate(self._parts(np.asarray(array)))
 
     def from_first(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """The arrays of rank 0.
+        """Return the arrays of rank 0.
 
         Raises:
             ValueError: if they have other names, shapes or dtypes on another rank.
@@ -90,18 +90,18 @@ class Ranks:
         self._exchange(np.zeros(1, np.uint8))
 
     def _parts(self, array: NDArray[Any]) -> list[NDArray[Any]]:
-        """The arrays of all ranks, whose first axes differ."""
+        """Return the arrays of all ranks, whose first axes differ."""
         lengths = self.all_gather(np.array(len(array), np.int64))
         padded = np.zeros((int(lengths.max()), *array.shape[1:]), array.dtype)
         padded[: len(array)] = array
         return [part[:length] for part, length in zip(self.all_gather(padded), lengths, strict=True)]
 
     def _exchange(self, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The bytes of all ranks, `(size, bytes)`: as many from each."""
+        """Return the bytes of all ranks, `(size, bytes)`: as many from each."""
         return data[None]
 
     def lost(self, error: Exception) -> LostRankError:
-        """What to raise for a library's error of an exchange."""
+        """Return the error to raise for a library's error of an exchange."""
         return LostRankError(
             f"rank {self.rank} of {self.size} lost another rank, which ended or did not answer in time ({str(error).strip()}). "
             f"To go on from the last checkpoint: sacref train --resume --run-dir RUN_DIR"
@@ -110,7 +110,7 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Launch:
-    """What a launcher (torchrun, `sacref train --ranks`, or a person by hand) tells a process in its environment."""
+    """The place of a process among the ranks, as a launcher (torchrun, `sacref train --ranks`, or a person) tells it."""
 
     rank: int
     size: int
@@ -123,9 +123,22 @@ class Launch:
     port: int
     """A free port there."""
 
+    def begin(self, initialise: Callable[[], object]) -> None:
+        """Call the library's function that meets the other ranks.
+
+        Raises:
+            LostRankError: if they do not come.
+        """
+        try:
+            initialise()
+        except RuntimeError as error:
+            alone = Ranks()
+            alone.rank, alone.size = self.rank, self.size
+            raise alone.lost(error) from error
+
 
 def launched() -> Launch | None:
-    """What the environment says about the ranks, in torchrun's variables; None for a process that trains alone.
+    """Read the place among the ranks from the environment, in torchrun's variables; None for a process that trains alone.
 
     RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are needed; LOCAL_RANK (0) and LOCAL_WORLD_SIZE (1) where a machine has several.
 

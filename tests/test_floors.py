@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import cache
@@ -31,6 +32,9 @@ FLOORS = {
     "cli": 10,
 }
 """Folder, or module, of sacref -> its floor. It may import those of lower floors alone."""
+
+SHARED_TEXT = 0.22
+"""Largest share of the lines of sacref/torch and sacref/jax that the other has as well."""
 
 BACKEND_PACKAGES = {"torch", "jax", "jaxlib", "flax", "optax"}
 
@@ -190,6 +194,25 @@ def test_the_parts_of_an_agent_do_not_know_it() -> None:
 def test_few_entries_stand_at_the_top() -> None:
     assert {part(module) for module in MODULES} == set(FLOORS)
     assert len(FLOORS) <= 14
+
+
+def test_what_the_backends_have_in_common_lies_below_them() -> None:
+    """Lines of one folder that are also in the other, but for the libraries' names: mostly signatures of what each provides."""
+    folders = [text_of(PACKAGE / backend) for backend in ("torch", "jax")]
+    shared = sum(line in other for lines, other in zip(folders, [set(lines) for lines in reversed(folders)], strict=True) for line in lines)
+    assert shared / sum(map(len, folders)) < SHARED_TEXT
+
+
+def text_of(folder: Path) -> list[str]:
+    """Return the lines of a folder's modules that hold a word, without imports; the libraries have one name."""
+    found = []
+    for path in folder.glob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
+        skipped = {line for node in imports for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)}
+        lines = [line.strip() for number, line in enumerate(source.splitlines(), 1) if number not in skipped and re.search(r"\w", line)]
+        found += [re.sub(r"\bArray\b", "Tensor", re.sub(r"\bjnp\b|jax", "torch", line, flags=re.IGNORECASE)) for line in lines]
+    return found
 
 
 def test_nothing_but_the_backends_and_what_compares_them_loads_a_backend() -> None:

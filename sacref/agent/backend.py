@@ -9,7 +9,7 @@ import numpy as np
 from sacref.agent.execution import Act, Actor, Bounds, DrawSpec, Learn, Streams
 from sacref.algorithm.data import Metrics, Noise
 from sacref.algorithm.optimizer import Parameters
-from sacref.algorithm.replay import Follow
+from sacref.algorithm.sequences import Follow
 from sacref.algorithm.tree import Tree
 from sacref.algorithm.update import State
 from sacref.config import Execution
@@ -147,7 +147,7 @@ class Backend(Protocol[ArrayT]):
     # Learning and acting.
 
     optim: Any
-    """The library's module `optim`: `Optimizer`, `Frozen`, `KeepGradients`, `Update` and `batch_mean`."""
+    """The library's module `optim`: `Optimizer`, `Frozen` and `Update`."""
     average: Any
     """`tree -> tree`: the average over ranks and devices; None for one."""
 

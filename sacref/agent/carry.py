@@ -27,7 +27,7 @@ from sacref.agent.normalisers import Normalisers
 from sacref.agent.transitions import Rows
 from sacref.algorithm.data import Inputs, Transition, Window
 from sacref.algorithm.optimizer import Parameters
-from sacref.algorithm.replay import Follow
+from sacref.algorithm.sequences import Follow
 from sacref.algorithm.tree import Tree, leaves, map_leaves
 from sacref.config import ConfigError, SACConfig
 from sacref.envs.spaces import Spaces

@@ -2,20 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeAlias
 
 from sacref.algorithm.data import METRICS, Inputs, Metrics, Sampled
 from sacref.algorithm.optimizer import Parameters
+from sacref.algorithm.sequences import MemoryT, StreamT
 from sacref.algorithm.tree import Tree, leaves
 from sacref.algorithm.update import State
 from sacref.envs.scaling import to_box
 from sacref.spec import bound_log_std, squash
 from sacref.spec.arrays import ArrayT, namespace
-
-StreamT = TypeVar("StreamT")
-"""A random stream: a generator of PyTorch, the data of a key of JAX."""
-MemoryT = TypeVar("MemoryT")
-"""The backend's `MemoryState`."""
 
 
 class Streams(NamedTuple, Generic[StreamT]):
@@ -34,7 +30,7 @@ class Bounds(NamedTuple, Generic[ArrayT]):
 
 
 class ActInputs(NamedTuple, Generic[ArrayT]):
-    """What acting reads beside the policy's parameters."""
+    """Inputs of acting beside the policy's parameters."""
 
     inputs: Inputs[ArrayT]
     """`(envs, ...)`, as the environments gave them."""
@@ -54,7 +50,7 @@ class DrawSpec(Generic[ArrayT, MemoryT, StreamT]):
     """`(moments, batch)` -> the batch as the models see it."""
     num_critics: int = 2
     target_subset: int | None = None
-    """How many target critics the target is the minimum of; None for all."""
+    """Number of target critics whose minimum is the target; None for all."""
     draw_widths: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Critic -> widths of what its random layers take."""
 

@@ -15,7 +15,7 @@ from sacref.agent.models import Models
 from sacref.agent.normalisers import Normalisers
 from sacref.agent.population import MemberRunner
 from sacref.algorithm.data import Noise, Sampled
-from sacref.algorithm.optimizer import Parameters
+from sacref.algorithm.optimizer import KeepGradients, Parameters, batch_mean
 from sacref.algorithm.tree import Tree, map_leaves
 from sacref.algorithm.update import State
 from sacref.config import Execution, SACConfig
@@ -89,7 +89,7 @@ class Learner(Generic[ArrayT]):
             discount_factor=cfg.discount_factor,
             polyak=cfg.polyak,
             target_entropy=cfg.target_entropy_of(self._action_size),
-            mean=optim.batch_mean(average),
+            mean=batch_mean(average),
             policy_value=POLICY_VALUES[cfg.policy_value],
         )
 
@@ -171,10 +171,10 @@ class Learner(Generic[ArrayT]):
 
     def keep_gradients(self) -> None:
         """Keep the gradients of the last step from now on."""
-        keep, state, update = self.backend.optim.KeepGradients, self.state, self.update
+        state, update = self.state, self.update
         for slot, (_, tree) in _optimized(state).items():
-            update = replace(update, **{slot: keep(getattr(update, slot))})
-            state = state._replace(**{slot: keep.around(tree, getattr(state, slot))})
+            update = replace(update, **{slot: KeepGradients(getattr(update, slot))})
+            state = state._replace(**{slot: KeepGradients.around(tree, getattr(state, slot))})
         self.update, self.runner.state = update, state
         self.compile()
 
@@ -184,7 +184,7 @@ class Learner(Generic[ArrayT]):
         Raises:
             ValueError: if they are not kept.
         """
-        if not isinstance(self.update.policy_optimizer, self.backend.optim.KeepGradients):
+        if not isinstance(self.update.policy_optimizer, KeepGradients):
             raise ValueError("gradients: they are not kept: call keep_gradients() before the step")
         state = self.state
         policy = self._flatten("policy", state.policy_optimizer[1], "policy")

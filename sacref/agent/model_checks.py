@@ -110,6 +110,17 @@ def check_targets(parameters: Mapping[str, Mapping[str, Any]], constants: Mappin
                     )
 
 
+def require_names(expected: Collection[str], given: Collection[str]) -> None:
+    """Refuse arrays of other names than a model's parameters.
+
+    Raises:
+        ValueError: naming those that are missing, and those that are unknown.
+    """
+    if set(expected) != set(given):
+        missing, unknown = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
+        raise ValueError(f"parameters do not fit the model: missing {missing}, unknown {unknown}: build the model as it was when saved")
+
+
 def require_learning(parameters: Mapping[str, Collection[str]], critics: Sequence[str]) -> None:
     """Refuse critics beside a policy, or a policy beside critics, that have no parameter to learn."""
     if critics and not (parameters["policy"] and any(parameters[name] for name in critics)):

@@ -1,23 +1,30 @@
-"""What the default models are before a backend builds them: their sizes, and their first weights.
+"""The default models before a backend builds them: their sizes, their first weights, and what their layers compute alike.
 
-The weights are drawn once with NumPy, so that one seed gives the same networks on both backends.
+The weights are drawn with NumPy, so that one seed gives the same networks on both backends.
 """
 
 import math
 import zlib
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
+import gymnasium
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import NDArray
 
+from sacref.algorithm.data import Inputs
 from sacref.algorithm.tree import Tree, named_leaves
-from sacref.envs.spaces import Spaces, flat_size
+from sacref.envs.spaces import check_spaces, flat_size
+from sacref.spec.arrays import ArrayT, namespace
+
+ModelT = TypeVar("ModelT")
+DTypeT = TypeVar("DTypeT")
 
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
-"""Kind of recurrent cell -> how many gates it computes, in PyTorch's order: GRU reset, update, new; LSTM input, forget, cell, output."""
+"""Kind of recurrent cell -> number of its gates, in PyTorch's order: GRU reset, update, new; LSTM input, forget, cell, output."""
 PREVIOUS = ("actions", "rewards")
-"""What of the step before can be fed to a recurrent network."""
+"""Parts of the step before that can be fed to a recurrent network."""
 
 
 class Cell(NamedTuple):
@@ -26,17 +33,22 @@ class Cell(NamedTuple):
     kind: str
     """One of `GATES`."""
     inputs: int
+    """Width of its input."""
     size: int
-    """Of the hidden state."""
+    """Width of its hidden state."""
+
+    def initial_carry(self, hidden: ArrayT) -> ArrayT | tuple[ArrayT, ArrayT]:
+        """Return the carry that begins with this hidden state of zeros, `(batch, size)`; of an LSTM a tuple of two."""
+        return (hidden, namespace(hidden).zeros_like(hidden)) if self.kind == "lstm" else hidden
 
 
 class Network(NamedTuple):
-    """What a default network is built of."""
+    """The structure of a default network."""
 
     reads: str
     """`observations` or `states`."""
     paths: tuple[str, ...]
-    """Which arrays of those, in the order in which they are concatenated: dotted keys of a Dict space, `""` of a Box."""
+    """Arrays of those that it reads, in the order in which they are concatenated: dotted keys of a Dict space, `""` of a Box."""
     inputs: int
     """Width of the first dense layer's input."""
     hidden: tuple[int, ...]
@@ -48,8 +60,50 @@ class Network(NamedTuple):
     cell: Cell | None = None
     feed_previous: tuple[str, ...] = ()
 
+    @property
+    def draw_widths(self) -> tuple[int, ...]:
+        """Widths of the draws that its random layers take."""
+        return self.hidden if self.dropout else ()
+
+    @property
+    def recurrent_cell(self) -> Cell:
+        """The cell.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        if self.cell is None:
+            raise ValueError("a recurrent network needs a cell: Network(..., cell=Cell(kind, inputs, size))")
+        return self.cell
+
+    def read(self, inputs: Inputs[ArrayT], axes: int, dtype: object) -> list[ArrayT]:
+        """Return the arrays that the network reads, in its order, each `(*batch, n)` in `dtype`; `axes` counts the batch axes."""
+
+        def flat(array: ArrayT) -> ArrayT:
+            xp: Any = namespace(array)
+            if array.ndim != axes + 1:
+                array = xp.reshape(array, (*array.shape[:axes], math.prod(array.shape[axes:])))
+            converted: ArrayT = xp.astype(array, dtype, copy=False)
+            return converted
+
+        return [flat(array) for array in self.leaves(inputs["states"] if self.reads == "states" else inputs["observations"])]
+
+    def cell_inputs(self, inputs: Inputs[ArrayT], seen: Sequence[ArrayT], carry: Tree) -> list[ArrayT]:
+        """Return the cell's inputs, `(time, batch, n)` each: what was `seen`, and what is fed of the step before.
+
+        Raises:
+            ValueError: if the carry does not fit the inputs.
+        """
+        cell, fed = self.recurrent_cell, list(seen)
+        if "actions" in self.feed_previous:
+            fed.append(inputs["previous_actions"])
+        if "rewards" in self.feed_previous:
+            fed.append(inputs["previous_rewards"][..., None])
+        check_carry(carry, (seen[0].shape[1], cell.size), parts=2 if cell.kind == "lstm" else 1)
+        return fed
+
     def leaves(self, tree: Tree) -> list[Any]:
-        """The arrays that the network reads, in its order.
+        """Return the arrays that the network reads, in its order.
 
         Raises:
             ValueError: if there are others than in the space that the network was built for.
@@ -64,7 +118,7 @@ class Network(NamedTuple):
         return [found[path] for path in self.paths]
 
     def draw(self, *, seed: int, model: str) -> dict[str, NDArray[np.float64]]:
-        """The first weights; see `dense_layers`."""
+        """Draw the first weights; see `dense_layers`."""
         return dense_layers(
             inputs=self.inputs,
             hidden=self.hidden,
@@ -76,35 +130,229 @@ class Network(NamedTuple):
         )
 
 
-def default_networks(
-    spaces: Spaces,
-    *,
-    hidden: Sequence[int],
-    num_critics: int,
-    layer_norm: bool,
-    dropout: float,
-    recurrent: str | None,
-    recurrent_size: int,
-    feed_previous: Sequence[str],
-) -> dict[str, Network]:
-    """What the models `policy`, `critic_1` ... are built of; for the arguments see `default_models`.
+class Perceptron(Protocol[ArrayT]):
+    """A backend's perceptron: hidden blocks of Linear -> [Dropout] -> [LayerNorm] -> ReLU, and a linear head.
+
+    The order of the block is DroQ's (Hiraoka et al. 2022, arXiv:2110.02034).
+    """
+
+    network: Network
+
+    @property
+    def hidden(self) -> Any: ...
+    @property
+    def dropouts(self) -> Any: ...
+    @property
+    def norms(self) -> Any: ...
+    @property
+    def head(self) -> Any: ...
+    @property
+    def dtype(self) -> Any:
+        """The dtype that inputs are cast to."""
+        ...
+
+    def relu(self, x: ArrayT, /) -> ArrayT: ...
+    def halves(self, x: ArrayT, /) -> Sequence[ArrayT]:
+        """Split the last axis in two."""
+        ...
+
+
+class RecurrentPerceptron(Perceptron[ArrayT], Protocol[ArrayT]):
+    """A cell over the inputs, the previous actions and the previous rewards; above it a perceptron that sees the inputs, too.
+
+    The networks of Ni et al. 2022 (arXiv:2110.05038): each owns its cell, and has a shortcut of the current input.
+    """
+
+    def run_cell(self, inputs: list[ArrayT], carry: Tree, /) -> tuple[ArrayT, Tree]:
+        """Return the cell's output at each step, and the carry after the last one; for inputs side by side."""
+        ...
+
+
+def gaussian_policy(
+    self: Perceptron[ArrayT], inputs: Inputs[ArrayT]
+) -> tuple[Float[ArrayT, "batch action"], Float[ArrayT, "batch action"]]:
+    """Return mean and raw log standard deviation of the Gaussian before the squashing."""
+    mean, raw_log_std = self.halves(perceive(self, self.network.read(inputs, 1, self.dtype)))
+    return mean, raw_log_std
+
+
+def q_function(
+    self: Perceptron[ArrayT], inputs: Inputs[ArrayT], actions: Float[ArrayT, "batch action"], *draws: ArrayT
+) -> Float[ArrayT, "batch"]:
+    """Return the soft values of actions in (-1, 1); `draws` are uniform, `(batch, width)`, one for each of `draw_widths`."""
+    values: ArrayT = perceive(self, [*self.network.read(inputs, 1, self.dtype), actions], draws)[..., 0]
+    return values
+
+
+def recurrent_policy(
+    self: RecurrentPerceptron[ArrayT], inputs: Inputs[ArrayT], carry: Tree
+) -> tuple[Float[ArrayT, "time batch action"], Float[ArrayT, "time batch action"], Tree]:
+    """Return mean and raw log standard deviation of the Gaussians before the squashing, and the carry after the last step."""
+    seen, carry = _unroll(self, inputs, carry)
+    mean, raw_log_std = self.halves(perceive(self, seen))
+    return mean, raw_log_std, carry
+
+
+def recurrent_q_function(
+    self: RecurrentPerceptron[ArrayT], inputs: Inputs[ArrayT], actions: Float[ArrayT, "time batch action"], carry: Tree, *draws: ArrayT
+) -> tuple[Float[ArrayT, "time batch"], Tree]:
+    """Return the soft values of actions in (-1, 1), and the carry after the last step.
+
+    The evaluated actions enter above the cell: the carry knows what was done, not what is asked about, so that one pass serves both.
+
+    Args:
+        draws: uniform, `(time, batch, width)`, one for each of `draw_widths`.
+    """
+    seen, carry = _unroll(self, inputs, carry)
+    return perceive(self, [*seen, actions], draws)[..., 0], carry
+
+
+def _unroll(model: RecurrentPerceptron[ArrayT], inputs: Inputs[ArrayT], carry: Tree) -> tuple[list[ArrayT], Tree]:
+    """Return the perceptron's inputs at each step, the cell's output first, and the carry after the last step."""
+    seen = model.network.read(inputs, 2, model.dtype)
+    outputs, carry = model.run_cell(model.network.cell_inputs(inputs, seen, carry), carry)
+    return [outputs, *seen], carry
+
+
+def perceive(model: Perceptron[ArrayT], inputs: Sequence[ArrayT], draws: Sequence[ArrayT] = ()) -> Float[ArrayT, "*batch outputs"]:
+    """Return the head's output for `inputs` side by side, `(*batch, n)` each.
+
+    Args:
+        draws: uniform, `(*batch, width)`, one for each of the network's `draw_widths`; or none in evaluation mode.
+    """
+    network = model.network
+    if draws and len(draws) != len(network.draw_widths):
+        raise ValueError(f"got {len(draws)} draws, expected uniform arrays of the widths {network.draw_widths}: one per Dropout layer")
+    xp: Any = namespace(*inputs)
+    x = xp.concat(list(inputs), axis=-1) if len(inputs) > 1 else inputs[0]
+    for i, layer in enumerate(model.hidden):
+        x = layer(x)
+        if network.draw_widths:
+            x = model.dropouts[i](x, draws[i] if draws else None)
+        if network.layer_norm:
+            x = model.norms[i](x)
+        x = model.relu(x)
+    outputs: ArrayT = model.head(x)
+    return outputs
+
+
+def drop(x: Float[ArrayT, "*batch width"], draws: ArrayT | None, rate: float) -> Float[ArrayT, "*batch width"]:
+    """Keep a unit where its draw is at least the rate, scaled by 1 / (1 - rate): the layer `Dropout` of either backend.
+
+    Its random numbers are an argument, so that an update with it is a function of its arguments. A model of your own with such layers says
+    in `draw_widths: tuple[int, ...]` how wide each of them is, and is called with one uniform array for each. In evaluation mode
+    (`model.eval()`) nothing is dropped and the draws may be left out.
+
+    Args:
+        x: activations. draws: of the same shape, uniform in [0, 1). rate: the fraction of units that is dropped, in [0, 1).
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: if draws are missing or have another shape.
     """
-    fed = _check_options(hidden, num_critics, layer_norm, dropout, recurrent, recurrent_size, feed_previous)
+    if draws is None or draws.shape != x.shape:
+        raise ValueError(
+            f"Dropout: draws are {None if draws is None else tuple(draws.shape)}, expected an array {tuple(x.shape)} of uniform "
+            f"numbers: call the model with one of them per Dropout layer (its draw_widths), or after model.eval() without"
+        )
+    xp: Any = namespace(x)
+    uniform: Any = draws
+    kept: ArrayT = xp.where(uniform >= rate, x * (1.0 / (1.0 - rate)), 0.0)
+    return kept
 
-    def network(reads: str, fields: Tree, actions: int, outputs: int, **options: Any) -> Network:
-        _refuse_images(fields, reads)
-        seen, previous = flat_size(fields), sum({"actions": spaces.action_size, "rewards": 1}[name] for name in fed)
-        cell = None if recurrent is None else Cell(recurrent, seen + previous, recurrent_size)
-        inputs = seen + actions + (0 if cell is None else cell.size)
-        return Network(reads, tuple(named_leaves(fields)), inputs, tuple(hidden), outputs, cell=cell, feed_previous=fed, **options)
 
-    reads, fields = ("observations", spaces.observations) if spaces.states is None else ("states", spaces.states)
-    critic = network(reads, fields, spaces.action_size, 1, layer_norm=layer_norm, dropout=dropout)
-    policy = network("observations", spaces.observations, 0, 2 * spaces.action_size)
-    return {"policy": policy, **{f"critic_{i + 1}": critic for i in range(num_critics)}}
+def check_dropout(rate: float) -> float:
+    """Return the rate of a Dropout layer.
+
+    Raises:
+        ValueError: if it is not in [0, 1).
+    """
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"Dropout: rate is {rate}, expected at least 0 and less than 1: it is the fraction that is dropped")
+    return rate
+
+
+class DefaultModels(Generic[ModelT, DTypeT]):
+    """A backend's function `default_models`.
+
+    Args:
+        policies, critics: classes of models, without a cell and with one.
+        dtype_of: -> float32 or float64 of the backend's; None for any other dtype.
+        fill: `(model, weights)` -> the model with these weights, by common names.
+    """
+
+    def __init__(
+        self,
+        policies: tuple[Callable[[Network, DTypeT], ModelT], Callable[[Network, DTypeT], ModelT]],
+        critics: tuple[Callable[[Network, DTypeT], ModelT], Callable[[Network, DTypeT], ModelT]],
+        dtype_of: Callable[[Any], DTypeT | None],
+        fill: Callable[[ModelT, dict[str, NDArray[np.float64]]], ModelT],
+    ) -> None:
+        self._policies, self._critics, self._dtype_of, self._fill = policies, critics, dtype_of, fill
+        self.__doc__ = type(self).__call__.__doc__
+
+    def __call__(
+        self,
+        *,
+        observation_space: gymnasium.Space[Any],
+        state_space: gymnasium.Space[Any] | None = None,
+        action_space: gymnasium.Space[Any],
+        hidden: Sequence[int] = (256, 256),
+        seed: int = 0,
+        dtype: str | DTypeT = "float32",
+        num_critics: int = 2,
+        layer_norm: bool = False,
+        dropout: float = 0.0,
+        recurrent: str | None = None,
+        recurrent_size: int = 128,
+        feed_previous: Sequence[str] = ("actions",),
+    ) -> dict[str, ModelT]:
+        """Build the usual ReLU networks: `policy` and `critic_1` ... `critic_<num_critics>`.
+
+        The weights come from one NumPy draw per model (`sacref.agent.networks`), so one seed gives the same networks on both backends.
+        Arrays of a Dict space are flattened and put side by side in the space's order.
+
+        Args:
+            observation_space: a Box, or a (nested) Dict of Boxes; no images (uint8 with two or more axes). action_space: a Box.
+            state_space: what the critics read instead of the observations, of the same kinds; None for symmetric critics.
+            hidden: widths of the hidden layers.
+            seed: of the initial weights.
+            dtype: "float32" or "float64".
+            num_critics: how many critics; the target takes their minimum.
+            layer_norm: normalise the hidden layers of the critics.
+            dropout: the fraction of the critics' hidden units that is dropped, in [0, 1). With layer_norm: DroQ's critics (Hiraoka et
+                al. 2022, arXiv:2110.02034).
+            recurrent: None, or the kind of cell that each model owns: "rnn", "gru" or "lstm" (models for SAC_RNN).
+            recurrent_size: width of the cell's hidden state.
+            feed_previous: what of the step before enters the cell beside the inputs: some of "actions" and "rewards".
+
+        Returns:
+            Model name -> module of the backend's library. Target critics are made by the agent, by copying.
+
+        Raises:
+            ValueError, TypeError: if a space or an argument is not supported.
+        """
+        spaces = check_spaces(observation_space, state_space, action_space)
+        kind = self._dtype_of(dtype)
+        if kind is None:
+            raise ValueError(f"default_models: dtype is {dtype}, expected float32 or float64")
+        fed = _check_options(hidden, num_critics, layer_norm, dropout, recurrent, recurrent_size, feed_previous)
+
+        def network(reads: str, fields: Tree, actions: int, outputs: int, **options: Any) -> Network:
+            _refuse_images(fields, reads)
+            seen, previous = flat_size(fields), sum({"actions": spaces.action_size, "rewards": 1}[name] for name in fed)
+            cell = None if recurrent is None else Cell(recurrent, seen + previous, recurrent_size)
+            inputs = seen + actions + (0 if cell is None else cell.size)
+            return Network(reads, tuple(named_leaves(fields)), inputs, tuple(hidden), outputs, cell=cell, feed_previous=fed, **options)
+
+        reads, fields = ("observations", spaces.observations) if spaces.states is None else ("states", spaces.states)
+        critic = network(reads, fields, spaces.action_size, 1, layer_norm=layer_norm, dropout=dropout)
+        policy = network("observations", spaces.observations, 0, 2 * spaces.action_size)
+
+        def build(name: str, network: Network) -> ModelT:
+            model = (self._policies if name == "policy" else self._critics)[recurrent is not None](network, kind)
+            return self._fill(model, network.draw(seed=seed, model=name))
+
+        return {"policy": build("policy", policy), **{f"critic_{i + 1}": build(f"critic_{i + 1}", critic) for i in range(num_critics)}}
 
 
 def _check_options(
@@ -117,8 +365,7 @@ def _check_options(
     feed_previous: Sequence[str],
 ) -> tuple[str, ...]:
     """Refuse what no network can have, or would ignore; return what is fed of the step before, in its order."""
-    widths: Any = hidden
-    if not isinstance(widths, list | tuple) or not all(_is_count(width) for width in widths):
+    if not isinstance(hidden, list | tuple) or not all(_is_count(width) for width in hidden):
         raise ValueError(f"default_models: hidden is {hidden!r}, expected the widths of the hidden layers, integers >= 1, as (256, 256)")
     for name, count in {"num_critics": num_critics, "recurrent_size": recurrent_size}.items():
         if isinstance(count, bool) or not isinstance(count, int | np.integer):
@@ -145,11 +392,11 @@ def _check_options(
     return tuple(name for name in PREVIOUS if name in feed_previous)
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
 
 
-def check_carry(carry: Any, shape: tuple[int, ...], *, parts: int) -> None:
+def check_carry(carry: Tree, shape: tuple[int, ...], *, parts: int) -> None:
     """Refuse a carry that is not `parts` arrays (one array: 1) of the shape `(batch, size)`.
 
     Raises:
@@ -171,7 +418,7 @@ def _refuse_images(fields: Tree, reads: str) -> None:
             )
 
 
-def _describe(paths: Any) -> str:
+def _describe(paths: Collection[str]) -> str:
     return "one array" if list(paths) == [""] else f"a dict of {sorted(paths)}"
 
 

@@ -1,13 +1,16 @@
-"""Agents that share nothing, and learn and act in one call: what the backends' populations have in common."""
+"""Populations: agents that share nothing, and learn and act in one call."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Generic, NamedTuple, Protocol, TypeAlias
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from sacref.agent.execution import Act, ActInputs, AgentRunner, Learn, MemoryT, Streams, StreamT
+from sacref.agent.execution import Act, ActInputs, Actor, AgentRunner, Bounds, Learn, Streams
 from sacref.agent.lockstep import Lockstep
+from sacref.algorithm.sequences import MemoryT, StreamT
 from sacref.algorithm.tree import Tree, leaves, map_leaves
 from sacref.algorithm.update import State, Update
 from sacref.spec.arrays import ArrayT, namespace
+
+UpdateT = TypeVar("UpdateT", bound=Update[Any, Any])
 
 VARYING = ("discount_factor", "target_entropy")
 """Numbers of an update in which members may differ."""
@@ -15,7 +18,7 @@ OPTIMIZERS = ("policy_optimizer", "critic_optimizer", "temperature_optimizer")
 
 
 class LearnRequest(NamedTuple, Generic[MemoryT, StreamT]):
-    """What a member gives to gradient steps."""
+    """A member's request for gradient steps."""
 
     memory: MemoryT
     moments: Tree
@@ -23,7 +26,7 @@ class LearnRequest(NamedTuple, Generic[MemoryT, StreamT]):
 
 
 class ActRequest(NamedTuple, Generic[ArrayT, StreamT]):
-    """What a member gives to an action."""
+    """A member's request for an action."""
 
     streams: Streams[StreamT]
     inputs: ActInputs[ArrayT]
@@ -87,6 +90,31 @@ class MemberRunner(Generic[ArrayT, MemoryT, StreamT]):
         return acted
 
 
+class Members(NamedTuple, Generic[ArrayT, UpdateT]):
+    """The ingredients of a population."""
+
+    updates: Sequence[UpdateT]
+    """One for each member. They may differ in the fields `VARYING`; on JAX in the optimizers' base rates, too."""
+    specs: Sequence[Any]
+    """One `DrawSpec` for each member, alike but for the discount of n steps."""
+    actor: Actor[ArrayT]
+    bounds: Bounds[ArrayT]
+    states: Sequence[State[ArrayT]]
+    """One for each member."""
+
+
+def members_of(agents: Sequence[Any]) -> Members[Any, Any]:
+    """Collect the ingredients of a population of these agents."""
+    learners = [agent.learner for agent in agents]
+    return Members(
+        [learner.update for learner in learners],
+        [learner.draw_spec() for learner in learners],
+        learners[0].actor(),
+        learners[0].bounds,
+        [learner.state for learner in learners],
+    )
+
+
 def meet(agents: Sequence[Any], population: Population[ArrayT, MemoryT, StreamT]) -> Lockstep[Any, Any]:
     """Let agents be the members of a population from now on, each in a thread of its own.
 
@@ -104,10 +132,11 @@ def meet(agents: Sequence[Any], population: Population[ArrayT, MemoryT, StreamT]
     return lockstep
 
 
-def detach(agent: Any, state: State[ArrayT]) -> None:
-    """Let an agent of a population go on alone from `state`, which must be a copy."""
-    agent.learner.runner = AgentRunner(state)
-    agent.learner.compile()
+def depart(agent: Any) -> None:
+    """Let an agent of a population go on alone, from a copy of its state."""
+    learner = agent.learner
+    learner.runner = AgentRunner(map_leaves(learner.backend.copy, learner.state))
+    learner.compile()
 
 
 def urgency(kind: Any) -> int:

@@ -10,7 +10,7 @@ OtherT = TypeVar("OtherT", bound=Array)
 
 
 class Inputs(TypedDict, Generic[ArrayT]):
-    """What a model sees: arrays, or dicts of arrays where the space is a Dict; `(batch, ...)`, of a sequence `(time, batch, ...)`."""
+    """Inputs of a model: arrays, or dicts of arrays where the space is a Dict; `(batch, ...)`, of a sequence `(time, batch, ...)`."""
 
     observations: Tree
     states: Tree | None
@@ -48,13 +48,13 @@ class Transition(NamedTuple, Generic[ArrayT]):
     """`(envs, ...)` each: the policy's carry before it saw `observations`; of recurrent agents."""
 
     def map(self, function: Callable[[ArrayT], OtherT]) -> "Transition[OtherT]":
-        """The transition with `function` applied to each array."""
+        """Apply `function` to each array."""
         mapped: Transition[OtherT] = map_leaves(function, self)
         return mapped
 
 
 class Batch(NamedTuple, Generic[ArrayT]):
-    """Transitions drawn from the memory; the fields of `Transition` with a batch axis in the place of the environments'."""
+    """Transitions drawn from the memory; the fields of `Transition` with a batch axis instead of the environments'."""
 
     observations: Tree
     """`(batch, *observation)`; a dict of those where the space is a Dict."""
@@ -76,18 +76,18 @@ class Batch(NamedTuple, Generic[ArrayT]):
     """`(batch,)`, bool: which rows count; None where all do."""
 
     def map(self, function: Callable[[ArrayT], OtherT]) -> "Batch[OtherT]":
-        """The batch with `function` applied to each array."""
+        """Apply `function` to each array."""
         mapped: Batch[OtherT] = map_leaves(function, self)
         return mapped
 
     @property
     def inputs(self) -> Inputs[ArrayT]:
-        """What the models see before the action."""
+        """Inputs of the models before the action."""
         return {"observations": self.observations, "states": self.states}
 
     @property
     def next_inputs(self) -> Inputs[ArrayT]:
-        """What the models see after the action."""
+        """Inputs of the models after the action."""
         return {"observations": self.next_observations, "states": self.next_states}
 
 
@@ -103,11 +103,11 @@ class Window(NamedTuple, Generic[ArrayT]):
 
 
 Seen: TypeAlias = Inputs[ArrayT] | Window[ArrayT]
-"""What a model is called with in an update: of a batch, or of sequences."""
+"""Inputs of a model in an update: a batch's, or a window of sequences."""
 
 
 class Sequences(NamedTuple, Generic[ArrayT]):
-    """Sequences drawn from the memory, in the place of a `Batch`. None of them crosses an episode's end.
+    """Sequences drawn from the memory, instead of a `Batch`. None of them crosses an episode's end.
 
     Each begins with up to `burn_in` steps that only warm up the carries, goes on with up to `sequence_length` steps that are learned from,
     and is padded at its end. `mask` says which steps are learned from.
@@ -134,18 +134,18 @@ class Sequences(NamedTuple, Generic[ArrayT]):
     discounts: None = None
 
     def map(self, function: Callable[[ArrayT], OtherT]) -> "Sequences[OtherT]":
-        """The sequences with `function` applied to each array."""
+        """Apply `function` to each array."""
         mapped: Sequences[OtherT] = map_leaves(function, self)
         return mapped
 
     @property
     def inputs(self) -> Window[ArrayT]:
-        """What the models see before the actions."""
+        """Inputs of the models before the actions."""
         return self._window(0)
 
     @property
     def next_inputs(self) -> Window[ArrayT]:
-        """What the models see after the actions."""
+        """Inputs of the models after the actions."""
         return self._window(1)
 
     def _window(self, shift: int) -> Window[ArrayT]:
@@ -159,11 +159,11 @@ class Sequences(NamedTuple, Generic[ArrayT]):
 
 
 Sampled: TypeAlias = Batch[ArrayT] | Sequences[ArrayT]
-"""What the memory draws for an update."""
+"""A draw from the memory for an update."""
 
 
 Draws: TypeAlias = Mapping[str, tuple[ArrayT, ...]]
-"""Critic -> what its random layers take, one array for each: `(batch, width)`, uniform in [0, 1). Empty for critics without any."""
+"""Critic -> draws for its random layers, one array for each: `(batch, width)`, uniform in [0, 1). Empty for critics without any."""
 
 
 class Noise(NamedTuple, Generic[ArrayT]):
@@ -179,13 +179,13 @@ class Noise(NamedTuple, Generic[ArrayT]):
     """For the target critics, the critics, and the critics that judge the policy."""
 
     def map(self, function: Callable[[ArrayT], OtherT]) -> "Noise[OtherT]":
-        """The noise with `function` applied to each array."""
+        """Apply `function` to each array."""
         mapped: Noise[OtherT] = map_leaves(function, self)
         return mapped
 
 
 Metrics = Mapping[str, ArrayT]
-"""Name -> array on the device: what one update measured. `()` for scalars, `(critic,)` for what each critic has."""
+"""Name -> array on the device: the measurements of one update. `()` for scalars, `(critic,)` for what each critic has."""
 
 METRICS = (
     "critic_loss",

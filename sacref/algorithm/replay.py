@@ -1,21 +1,24 @@
-"""What the replay memories of the backends share: where rows lie, the checks of size and of checkpoints, the rows that wait on the host.
+"""The replay memory: rings of transitions on the device, the rows that wait on the host, and checks of sizes and of checkpoints.
 
-Each environment has a ring of its own, of `slots` rows, so that what follows a row is known. Row `slot * envs + env` of the memory is slot
-`slot` of environment `env`. `head` and `size` have an entry for each environment.
+Positions are chosen on the device, so that nothing waits for it. For the rings' layout see `sacref.algorithm.sequences`.
 """
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from sacref.algorithm.data import Batch, Sequences, Transition
-from sacref.algorithm.tree import Tree, map_leaves
-from sacref.spec.arrays import namespace
+from sacref.algorithm.data import Transition
+from sacref.algorithm.sequences import Follow, MemoryT, check_follow
+from sacref.algorithm.tree import Tree, leaves, map_leaves, named_leaves
+from sacref.spec.arrays import NumpyArray
+
+DeviceT = TypeVar("DeviceT")
 
 MOST_ROWS = 2**31 - 1
 """Rows that a position of 32 bits can tell apart, which JAX has unless told otherwise."""
@@ -24,17 +27,18 @@ ROWS_AT_ONCE = 65_536
 
 
 def blocks(size: int) -> Iterator[slice]:
-    """The rows of a ring from 0 to `size`, `ROWS_AT_ONCE` at a time."""
+    """Return the rows of a ring from 0 to `size`, `ROWS_AT_ONCE` at a time."""
     return (slice(start, min(start + ROWS_AT_ONCE, size)) for start in range(0, size, ROWS_AT_ONCE))
 
 
-def check_size(capacity: Any, num_envs: Any) -> None:
+def check_size(capacity: int, num_envs: int) -> None:
     """Refuse a capacity or a number of environments that no memory can have.
 
     Raises:
         TypeError: if one is not an integer. ValueError: if one is too small.
     """
-    for name, value in {"capacity": capacity, "num_envs": num_envs}.items():
+    given: dict[str, object] = {"capacity": capacity, "num_envs": num_envs}
+    for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
             raise TypeError(f"ReplayMemory: {name} is {value!r}, expected an integer: int({value!r})")
     if num_envs < 1:
@@ -63,7 +67,7 @@ def check_room(capacity: int, row_bytes: int, device_bytes: int | None = None) -
 
 
 def host_bytes() -> int | None:
-    """Bytes of memory that this machine, or its container, can still give, those that are swapped included; None where none is known."""
+    """Return the bytes of memory that this machine, or its container, can still give, swap included; None where none is known."""
     known = []
     with suppress(OSError, ValueError, LookupError):
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -78,7 +82,7 @@ def host_bytes() -> int | None:
 
 
 def check_arrays(
-    arrays: Mapping[str, NDArray[Any]], rings: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]], slots: int, envs: int
+    arrays: Mapping[str, NumpyArray], rings: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]], slots: int, envs: int
 ) -> None:
     """Refuse arrays that are not the filled rows of each ring, with a `head` and a `size` that rings of `slots` rows can have.
 
@@ -104,8 +108,8 @@ def check_arrays(
             )
 
 
-def filled_rows(size: NDArray[Any]) -> int:
-    """Rows from the memory's first to the last that holds a transition of any environment."""
+def filled_rows(size: NumpyArray) -> int:
+    """Count the rows from the memory's first to the last that holds a transition of any environment."""
     return int(size.max()) * len(size)
 
 
@@ -122,209 +126,30 @@ def check_block(timesteps: int, envs: int, capacity: int) -> None:
         )
 
 
-class Follow(NamedTuple):
-    """How a batch is made of the rows of a memory, beyond drawing them one by one."""
-
-    n_step: int = 1
-    """Steps of a transition."""
-    discount_factor: float = 0.99
-    """Of the rewards within the n steps."""
-    sequence_length: int = 0
-    """Steps of a sequence that are learned from; 0 draws transitions."""
-    burn_in: int = 0
-    """Steps before those, at most."""
-    stored_carry: bool = True
-    """Whether a sequence begins with the carry that the policy had, else with zeros."""
-
-    @property
-    def needs_first(self) -> bool:
-        """Whether rows must know what they follow."""
-        return self.n_step > 1 or self.sequence_length > 0
-
-
-def check_follow(settings: Follow, slots: int) -> None:
-    """Refuse settings that ask for more successive rows than a ring of `slots` rows has.
-
-    Raises:
-        ValueError: naming the setting.
-    """
-    for name, rows in {"n_step": settings.n_step, "burn_in + sequence_length": settings.burn_in + settings.sequence_length}.items():
-        if rows > slots:
-            raise ValueError(
-                f"ReplayMemory: {name} is {rows}, and each environment has room for {slots} rows (capacity / num_envs): "
-                f"lower it, or make the memory larger"
-            )
-
-
-class Rings(Protocol):
-    """The memory of a backend, `MemoryState`, as what follows sees it."""
-
-    @property
-    def rows(self) -> Any: ...
-    @property
-    def head(self) -> Any: ...
-    @property
-    def size(self) -> Any: ...
-    @property
-    def slots(self) -> int: ...
-    def take(self, ring: Any, index: Any, /) -> Any: ...
-
-
-def locate(number: Any, size: Any) -> tuple[Any, Any]:
-    """Slot and environment of the `number`-th of all rows that are stored, `(batch,)` each; `size` is `(envs,)`."""
-    xp: Any = namespace(number, size)
-    if size.shape[0] == 1:
-        return number, xp.zeros_like(number)
-    ends = xp.cumulative_sum(size, dtype=number.dtype)
-    environment = xp.sum(xp.astype(number[:, None] >= ends[None, :-1], number.dtype), axis=1, dtype=number.dtype)
-    return number - (ends - size)[environment], environment
-
-
-def index_of(slot: Any, environment: Any, envs: int) -> Any:
-    """The memory's row of a slot."""
-    return slot if envs == 1 else slot * envs + environment
-
-
-def row_of(number: Any, size: Any) -> Any:
-    """The memory's row of the `number`-th of all rows that are stored."""
-    return number if size.shape[0] == 1 else index_of(*locate(number, size), size.shape[0])
-
-
-def follow(memory: Rings, slot: Any, environment: Any, steps: Any) -> tuple[Any, Any]:
-    """The rows after a row, and how many of them continue it.
-
-    Args:
-        slot, environment: where to begin, `(batch,)`; slots count around the ring. steps: 0, 1, ..., `(time,)`.
-
-    Returns:
-        Rows of the memory, `(time, batch)`, and whether each belongs to the same episode as the first one and was stored after it.
-    """
-    xp: Any = namespace(slot)
-    index = _index(memory, slot[None, :] + steps[:, None], environment)
-    newer = memory.size[environment] - _older(memory, slot, environment)
-    broken = (memory.take(memory.rows.first, index) & (steps[:, None] > 0)) | (steps[:, None] >= newer[None, :])
-    return index, xp.cumulative_sum(xp.astype(broken, steps.dtype), axis=0) == 0
-
-
-def steps_before(memory: Rings, slot: Any, environment: Any, steps: Any) -> Any:
-    """How many rows before a row belong to its episode, `(batch,)`, counted up to the length of `steps` = 0, 1, ..."""
-    xp: Any = namespace(slot)
-    index = _index(memory, slot[None, :] - steps[:, None], environment)
-    broken = memory.take(memory.rows.first, index) | (steps[:, None] >= _older(memory, slot, environment)[None, :])
-    unbroken = xp.cumulative_sum(xp.astype(broken, steps.dtype), axis=0) == 0
-    return xp.sum(xp.astype(unbroken, slot.dtype), axis=0, dtype=slot.dtype)
-
-
-def _index(memory: Rings, slots: Any, environment: Any) -> Any:
-    """The memory's rows of slots, `(time, batch)`."""
-    return index_of(slots % memory.slots, environment[None, :], memory.size.shape[0])
-
-
-def _older(memory: Rings, slot: Any, environment: Any) -> Any:
-    """How many rows of the environment are older than a row, `(batch,)`."""
-    oldest = memory.head - memory.size
-    return (slot - oldest[environment]) % memory.slots
-
-
-def gather(memory: Rings, number: Any) -> Batch[Any]:
-    """Transitions of one step: the `number`-th of all rows that are stored, `(batch,)`."""
-    return Batch(*_take(memory, tuple(memory.rows[:7]), row_of(number, memory.size)))
-
-
-def gather_steps(memory: Rings, number: Any, settings: Follow, steps: Any) -> Batch[Any]:
-    """Transitions of n steps, or of fewer where the episode or the memory ends before.
-
-    Sutton & Barto 2018, equation 7.1: the rewards of m steps, then the value of the m-th successor times gamma^m. No correction for the
-    policy having changed since.
-
-    Args:
-        number: the first rows, counted as in `gather`, `(batch,)`. steps: 0, 1, ..., n.
-    """
-    xp: Any = namespace(number)
-    rows = memory.rows
-    index, alive = follow(memory, *locate(number, memory.size), steps[:-1])
-    count = xp.sum(xp.astype(alive, index.dtype), axis=0, dtype=index.dtype)
-    first, last = index[0], xp.take_along_axis(index, (count - 1)[None, :], axis=0)[0]
-    gamma = settings.discount_factor ** xp.astype(steps, rows.rewards.dtype)
-    rewards = memory.take(rows.rewards, index) * gamma[:-1][:, None]
-    observations, states, actions = _take(memory, (rows.observations, rows.states, rows.actions), first)
-    next_observations, next_states, terminated = _take(memory, (rows.next_observations, rows.next_states, rows.terminated), last)
-    return Batch(
-        observations=observations,
-        states=states,
-        actions=actions,
-        rewards=xp.sum(xp.where(alive, rewards, xp.zeros_like(rewards)), axis=0),
-        next_observations=next_observations,
-        next_states=next_states,
-        terminated=terminated,
-        discounts=gamma[count],
-    )
-
-
-def gather_sequences(memory: Rings, number: Any, settings: Follow, steps: Any) -> Sequences[Any]:
-    """Sequences of successive rows: up to `burn_in`, then up to `sequence_length` from the given ones on.
-
-    Args:
-        number: the first rows that are learned from, counted as in `gather`, `(batch,)`. steps: 0, 1, ..., burn_in + sequence_length - 1.
-    """
-    xp: Any = namespace(number)
-    rows = memory.rows
-    slot, environment = locate(number, memory.size)
-    warm_up = steps_before(memory, slot, environment, steps[: settings.burn_in])
-    index, alive = follow(memory, slot - warm_up, environment, steps)
-    learned = steps[:, None] - warm_up[None, :]
-
-    def with_last(ring: Any, successors: Any) -> Any:
-        """`(time + 1, batch, ...)`: where a sequence has ended, what came after its last row."""
-        now, after = memory.take(ring, index), memory.take(successors, index)
-        continues = xp.reshape(alive[1:], (*alive[1:].shape, *(1 for _ in now.shape[2:])))
-        return xp.concat([now[:1], xp.where(continues, now[1:], after[:-1]), after[-1:]])
-
-    observations, states = map_leaves(with_last, (rows.observations, rows.states), (rows.next_observations, rows.next_states))
-    actions, rewards, terminated = _take(memory, (rows.actions, rows.rewards, rows.terminated), index)
-    before = _take(memory, (rows.previous_actions, rows.previous_rewards), index[:1])
-    carry = _take(memory, rows.carry, index[0])
-    return Sequences(
-        observations=observations,
-        states=states,
-        previous_actions=xp.concat([before[0], actions]),
-        previous_rewards=xp.concat([before[1], rewards]),
-        actions=actions,
-        rewards=rewards,
-        terminated=terminated,
-        mask=alive & (learned >= 0) & (learned < settings.sequence_length),
-        carry=carry if settings.stored_carry else map_leaves(xp.zeros_like, carry),
-    )
-
-
-def _take(memory: Rings, tree: Tree, index: Any) -> Tree:
-    return map_leaves(lambda ring: memory.take(ring, index), tree)
-
-
 class Staging:
-    """Rows of NumPy arrays on their way into a ring, handed over in blocks of one shape, so that one compiled function takes them all.
+    """Host rows that wait for the ring, handed over in blocks of one shape, so that one compiled function takes them all.
 
     Args:
         like: arrays with the rows' dtypes and shapes.
         rows: rows of a block.
     """
 
-    def __init__(self, like: Transition[NDArray[Any]], rows: int) -> None:
+    def __init__(self, like: Transition[NumpyArray], rows: int) -> None:
         self.rows = rows
         self._dtypes = map_leaves(lambda leaf: leaf.dtype, like)
-        self._waiting: list[tuple[Transition[NDArray[Any]], NDArray[np.bool_]]] = []
+        self._waiting: list[tuple[Transition[NumpyArray], NDArray[np.bool_]]] = []
         self._count = 0
 
     def __len__(self) -> int:
-        """How many rows wait."""
+        """Count the rows that wait."""
         return self._count
 
     @property
     def full(self) -> bool:
-        """Whether the block must be taken before more rows can be added."""
+        """True where the block must be taken before more rows can be added."""
         return len(self) >= self.rows
 
-    def add(self, transition: Transition[NDArray[Any]], keep: NDArray[np.bool_]) -> None:
+    def add(self, transition: Transition[NumpyArray], keep: NDArray[np.bool_]) -> None:
         """Copy rows, `(envs, ...)`; the caller may write into its arrays again.
 
         Raises:
@@ -334,19 +159,216 @@ class Staging:
             raise ValueError(f"ReplayMemory: {keep.shape[0]} rows came, room is for {self.rows - self._count}: add num_envs rows at a time")
         # Rows that are not kept may hold anything.
         with nullcontext() if np.count_nonzero(keep) == keep.size else np.errstate(over="ignore"):
-            stored: Transition[NDArray[Any]] = map_leaves(lambda dtype, values: np.array(values, dtype), self._dtypes, transition)
+            stored: Transition[NumpyArray] = map_leaves(lambda dtype, values: np.array(values, dtype), self._dtypes, transition)
         self._waiting.append((stored, np.array(keep, np.bool_)))
         self._count += keep.shape[0]
 
-    def take(self) -> tuple[Transition[NDArray[Any]], NDArray[np.bool_]]:
-        """The rows that wait, in order, filled up to a block with rows that are not kept: `(rows, ...)` and `(rows,)`."""
+    def take(self) -> tuple[Transition[NumpyArray], NDArray[np.bool_]]:
+        """Hand over the rows that wait, in order, filled up to a block with rows that are not kept: `(rows, ...)` and `(rows,)`."""
         waiting, self._waiting = self._waiting, []
         count, self._count = self._count, 0
         if len(waiting) == 1 and count == self.rows:
             return waiting[0]
         missing = self.rows - count
 
-        def block(*arrays: NDArray[Any]) -> NDArray[Any]:
+        def block(*arrays: NumpyArray) -> NumpyArray:
             return np.concatenate([*arrays, np.zeros((missing, *arrays[0].shape[1:]), arrays[0].dtype)])
 
         return map_leaves(block, *(row for row, _ in waiting)), block(*(keep for _, keep in waiting))
+
+
+class RowSpaces(Protocol):
+    """The spaces of one environment, as the memory stores them."""
+
+    @property
+    def observations(self) -> Tree:
+        """Fields with a shape and a `stored_dtype`."""
+        ...
+
+    @property
+    def states(self) -> Tree | None: ...
+    @property
+    def action_size(self) -> int: ...
+
+
+class RingLibrary(Protocol[MemoryT, DeviceT]):
+    """A library's rings: what a backend provides for a replay memory."""
+
+    def device(self, name: Any, /) -> DeviceT:
+        """Return the device of that name."""
+        ...
+
+    def free_bytes(self, device: DeviceT, /) -> int | None:
+        """Return the bytes that are free on a device of its own memory; None for the host's."""
+        ...
+
+    def numpy_dtype(self, dtype: Any, /) -> np.dtype[Any]:
+        """Return NumPy's dtype for the library's."""
+        ...
+
+    def zeros(self, like: Transition[NumpyArray], slots: int, envs: int, device: DeviceT, /) -> MemoryT:
+        """Make empty rings for rows of these shapes and dtypes."""
+        ...
+
+    def write(self, memory: MemoryT, transition: Transition[Any], keep: Any, /) -> MemoryT:
+        """Store the rows that `keep` names, timestep by timestep, over the oldest ones; arrays of the library or of NumPy."""
+        ...
+
+    def to_numpy(self, array: Any, rows: int | None = None, /) -> NumpyArray:
+        """Return an array, or its first rows, on the host; where it can, without a copy."""
+        ...
+
+    def take(self, memory: MemoryT, index: NumpyArray, /) -> Mapping[str, NumpyArray]:
+        """Return rows by name, on the host."""
+        ...
+
+    def fill(self, memory: MemoryT, arrays: Mapping[str, NumpyArray], /) -> MemoryT:
+        """Write rows from the first one on, in place, and the counters `head` and `size`."""
+        ...
+
+
+class ReplayMemory(Generic[MemoryT, DeviceT]):
+    """Storage for the transitions of all environments together.
+
+    Args:
+        capacity: how many transitions, of all environments together, each having the same share; the oldest are overwritten.
+        num_envs: how many environments are stepped at a time.
+        device: where the transitions lie; None for the agent's device. The agent allocates at its construction.
+
+    Raises:
+        ValueError: if `capacity` or `num_envs` is not positive, or one step of all environments does not fit.
+    """
+
+    library: RingLibrary[MemoryT, DeviceT]
+
+    def __init__(self, capacity: int, num_envs: int, device: str | DeviceT | None = None) -> None:
+        check_size(capacity, num_envs)
+        self.capacity: int = capacity
+        self.num_envs: int = num_envs
+        self.device: DeviceT | None = None if device is None else self.library.device(device)
+        self.written: bool = False
+        """True once anything was stored, as far as the host knows without waiting for the device."""
+        self.added: int = 0
+        """Timesteps that were ever stored, a restored memory's not counted."""
+        self.settings: Follow = Follow()
+        self._state: MemoryT | None = None
+        self._staging: Staging | None = None
+
+    def allocate(
+        self,
+        spaces: RowSpaces,
+        dtype: Any,
+        device: DeviceT,
+        *,
+        staged_timesteps: int = 1,
+        settings: Follow | None = None,
+        carry: Tree = None,
+    ) -> None:
+        """Make room for transitions of these spaces; floats in `dtype`. An agent calls this once, at its construction.
+
+        Args:
+            staged_timesteps: how many timesteps of host rows are collected before they are stored together.
+            settings: how batches are made; None for transitions of one step.
+            carry: of a recurrent policy, for one environment, `(1, ...)` each.
+        """
+        if self._state is not None:
+            raise ValueError("ReplayMemory: this memory belongs to another agent already: make one for each agent")
+        if self.device not in (None, device):
+            raise ValueError(f"ReplayMemory: it is on {self.device}, the agent on {device}: leave the memory's device out")
+        check_block(staged_timesteps, self.num_envs, self.capacity)
+        settings = settings or Follow()
+        check_follow(settings, self.slots)
+        self.device, self.settings = device, settings
+        self._like = self._empty_rows(spaces, self.library.numpy_dtype(dtype), carry)
+        check_room(
+            self.slots * self.num_envs,
+            sum(row.dtype.itemsize * math.prod(row.shape[1:]) for row in leaves(self._like)),
+            self.library.free_bytes(device),
+        )
+        self._state = self.library.zeros(self._like, self.slots, self.num_envs, device)
+        self._staging = Staging(self._like, staged_timesteps * self.num_envs)
+
+    def _empty_rows(self, spaces: RowSpaces, floats: np.dtype[Any], carry: Tree) -> Transition[NumpyArray]:
+        """Return arrays of no row, which have the rows' shapes and dtypes."""
+
+        def none(shape: tuple[int, ...], kind: DTypeLike) -> NumpyArray:
+            return np.empty((0, *shape), kind)
+
+        def of_space(fields: Tree) -> Tree:
+            return map_leaves(lambda field: none(field.shape, field.stored_dtype(floats)), fields)
+
+        recurrent = self.settings.sequence_length > 0
+        return Transition(
+            observations=of_space(spaces.observations),
+            states=of_space(spaces.states),
+            actions=none((spaces.action_size,), floats),
+            rewards=none((), floats),
+            next_observations=of_space(spaces.observations),
+            next_states=of_space(spaces.states),
+            terminated=none((), np.bool_),
+            first=none((), np.bool_) if self.settings.needs_first else None,
+            previous_actions=none((spaces.action_size,), floats) if recurrent else None,
+            previous_rewards=none((), floats) if recurrent else None,
+            carry=map_leaves(lambda leaf: none(tuple(leaf.shape[1:]), self.library.numpy_dtype(leaf.dtype)), carry) if recurrent else None,
+        )
+
+    @property
+    def state(self) -> MemoryT:
+        """The rings on the device, with everything in them that was added."""
+        if self._state is None or self._staging is None:
+            raise ValueError("ReplayMemory: not allocated yet: give it to an agent first, SAC(memory=...)")
+        if len(self._staging):
+            self._state = self.library.write(self._state, *self._staging.take())
+        return self._state
+
+    def __len__(self) -> int:
+        """Count the transitions that are stored; waits for the device."""
+        return int(self.state.size.sum())
+
+    def add(self, transition: Transition[Any], keep: Any) -> None:
+        """Store one row per environment where `keep`, `(envs,)`, is True. NumPy rows wait on the host until they are needed."""
+        if self._staging is not None and isinstance(keep, np.ndarray):
+            if self._staging.full:
+                self._state = self.state
+            self._staging.add(transition, keep)
+        else:
+            self._state = self.library.write(self.state, transition, keep)
+        self.written = True
+        self.added += 1
+
+    @property
+    def slots(self) -> int:
+        """Transitions that each environment has room for."""
+        return self.capacity // self.num_envs
+
+    def counters(self) -> tuple[NumpyArray, NumpyArray]:
+        """Return the slot that is written next and the number of transitions, `(envs,)` each, on the host."""
+        head, size = (np.array(self.library.to_numpy(array), np.int64) for array in (self.state.head, self.state.size))
+        return head, size
+
+    def rows(self, index: NumpyArray) -> dict[str, NumpyArray]:
+        """Return rows of the memory by name, on the host."""
+        return dict(self.library.take(self.state, index))
+
+    def arrays(self, *, copy: bool = True) -> dict[str, NumpyArray]:
+        """Return the stored transitions and the write heads, as NumPy arrays.
+
+        Args:
+            copy: False gives views of the memory where it lies on the CPU, to be let go of before the next write.
+        """
+        head, size = self.counters()
+        rings, filled = named_leaves(self.state.rows), filled_rows(size)
+        rows = {name: np.array(self.library.to_numpy(ring, filled), copy=copy or None) for name, ring in rings.items()}
+        return {**rows, "head": head, "size": size}
+
+    def set_arrays(self, arrays: Mapping[str, NumpyArray]) -> None:
+        """Restore what `arrays` gave.
+
+        Raises:
+            ValueError: if the arrays are not those of a memory of this capacity and these shapes. Nothing is changed then.
+        """
+        state = self.state
+        kinds = {name: (row.shape[1:], row.dtype) for name, row in named_leaves(self._like).items()}
+        check_arrays(arrays, kinds, self.slots, self.num_envs)
+        self.written = bool(arrays["size"].any())
+        self._state = self.library.fill(state, arrays)

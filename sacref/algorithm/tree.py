@@ -1,4 +1,4 @@
-"""Trees of arrays: an array, None, or a mapping or tuple of trees. What a Dict space, a carry and a transition are."""
+"""Trees of arrays, as Dict spaces, carries and transitions are: an array, None, or a mapping or tuple of trees."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -8,7 +8,7 @@ Tree = Any
 
 
 def map_leaves(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
-    """`function` of the leaves that stand at the same place of each tree, as a tree of the same shape: dicts, tuples, None.
+    """Apply `function` to the leaves at the same place of each tree; return a tree of the same shape: dicts, tuples, None.
 
     Raises:
         KeyError, ValueError: if a tree of `others` lacks a branch.
@@ -25,7 +25,7 @@ def map_leaves(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
 
 
 def leaves(tree: Tree) -> list[Any]:
-    """The leaves, in the order of the tree."""
+    """Return the leaves, in the order of the tree."""
     if tree is None:
         return []
     branch_type = _branch_type(type(tree))
@@ -71,7 +71,7 @@ def _walk(tree: Tree, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _branch_type(kind: type) -> type | None:
-    """What a tree of this type branches as: Mapping, tuple, or not at all (None)."""
+    """Return how a tree of this type branches: Mapping, tuple, or not at all (None)."""
     try:
         return _BRANCH_TYPES[kind]
     except KeyError:
@@ -80,4 +80,4 @@ def _branch_type(kind: type) -> type | None:
 
 
 _BRANCH_TYPES: dict[type, type | None] = {}
-"""What was asked before: whether a type is a Mapping takes longer to tell than what is done to one environment's array."""
+"""Answers of `_branch_type`: the check for a Mapping takes longer than most functions of one environment's array."""

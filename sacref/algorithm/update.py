@@ -15,13 +15,13 @@ from sacref.spec.reduce import REDUCTIONS
 
 
 class Policy(Protocol[ArrayT]):
-    """A policy network as a function of its parameters: -> mean and raw log_std, each `(*batch, action)`."""
+    """A policy network as a function of its parameters -> mean and raw log_std, each `(*batch, action)`."""
 
     def __call__(self, parameters: Parameters[ArrayT], inputs: Seen[ArrayT], /) -> tuple[ArrayT, ArrayT]: ...
 
 
 class Critic(Protocol[ArrayT]):
-    """A critic network as a function of its parameters, and of what its random layers take: -> values `(*batch,)`."""
+    """A critic network as a function of its parameters, and of draws for its random layers -> values `(*batch,)`."""
 
     def __call__(self, parameters: Parameters[ArrayT], inputs: Seen[ArrayT], actions: ArrayT, /, *draws: ArrayT) -> ArrayT: ...
 
@@ -51,9 +51,9 @@ class Update(Generic[ArrayT, OptimizerT]):
     polyak: float
     target_entropy: float | ArrayT
     mean: Callable[[ArrayT, ArrayT | None], ArrayT]
-    """Of a loss, `(*leading, *batch)`, over the rows that count (`mask`); `batch_mean`."""
+    """Mean of a loss, `(*leading, *batch)`, over the rows that count (`mask`); `batch_mean`."""
     policy_value: Callable[[ArrayT], ArrayT]
-    """What the actor sees of the critics, `(critic, *batch)`, of which it takes the minimum: all of them, or their mean alone."""
+    """The actor's view of the critics, `(critic, *batch)`, of which it takes the minimum: all of them, or their mean alone."""
 
     def __call__(self, state: State[ArrayT], batch: Sampled[ArrayT], noise: Noise[ArrayT]) -> tuple[State[ArrayT], Metrics[ArrayT]]:
         """Return the state after one gradient step, on transitions with actions in (-1, 1), and what was measured on the way."""
@@ -120,12 +120,12 @@ class Update(Generic[ArrayT, OptimizerT]):
     def distribution(
         self, policy: Parameters[ArrayT], inputs: Seen[ArrayT]
     ) -> tuple[Float[ArrayT, "*batch action"], Float[ArrayT, "*batch action"]]:
-        """Mean and log standard deviation of the policy's Gaussian, before the tanh."""
+        """Return mean and log standard deviation of the policy's Gaussian, before the tanh."""
         mean, raw_log_std = self.policy(policy, inputs)
         return mean, bound_log_std(raw_log_std)
 
     def evaluate(
         self, critics: dict[str, Parameters[ArrayT]], inputs: Seen[ArrayT], actions: Float[ArrayT, "*batch action"], draws: Draws[ArrayT]
     ) -> Float[ArrayT, "critic *batch"]:
-        """The values of all critics."""
+        """Return the values of all critics."""
         return namespace(actions).stack([run(critics[name], inputs, actions, *draws.get(name, ())) for name, run in self.critics.items()])

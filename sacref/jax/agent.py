@@ -17,7 +17,7 @@ from sacref.agent.backend import Functions
 from sacref.agent.carry import Carry
 from sacref.agent.execution import Actor, Bounds, Streams
 from sacref.agent.model_checks import draw_widths
-from sacref.algorithm.replay import Follow
+from sacref.algorithm.sequences import Follow
 from sacref.algorithm.tree import Tree, map_leaves
 from sacref.config import ConfigError, Execution, SACConfig
 from sacref.jax import optim, weights

@@ -1,4 +1,4 @@
-"""What XLA compiled, kept from run to run. It is a setting of the whole process: for programs, never for `import sacref.jax`."""
+"""A cache of compiled functions on disk. It is a setting of the whole process: for programs, never for `import sacref.jax`."""
 
 import os
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 SHORTEST_SECONDS = 0.2
-"""What compiles faster is not kept."""
+"""Functions that compile faster are not kept."""
 
 
 def keep_compilations() -> Path | None:

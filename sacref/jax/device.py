@@ -23,12 +23,12 @@ class Device(Protocol):
 
 
 def device_of(device: str | Device | None) -> Device:
-    """The first of `devices_of`: where an agent acts, and where its memory lies."""
+    """Return the first of `devices_of`: where an agent acts, and where its memory lies."""
     return devices_of(device)[0]
 
 
 def devices_of(device: str | Device | None) -> Sequence[Device]:
-    """This process's devices of that name: `platform`, `platform:index`, several of those with commas between them, or `platform:all`.
+    """Return this process's devices of that name: `platform`, `platform:index`, several of those separated by commas, or `platform:all`.
 
     Args:
         device: None for JAX's default device.
@@ -47,7 +47,7 @@ def devices_of(device: str | Device | None) -> Sequence[Device]:
 
 
 def local_devices() -> Sequence[Device]:
-    """This process's devices of JAX's default platform.
+    """Return this process's devices of JAX's default platform.
 
     Raises:
         BackendError: if there is none.
@@ -74,7 +74,7 @@ def _named(name: str) -> Sequence[Device]:
 
 
 def free_bytes(device: Device) -> int | None:
-    """Bytes that can still be allocated on a device of its own memory; None where JAX does not say."""
-    said = device.memory_stats() or {}
+    """Return the bytes that can still be allocated on a device of its own memory; None where JAX does not say."""
+    said = {} if device.platform == "cpu" else device.memory_stats() or {}
     limit, used = said.get("bytes_limit"), said.get("bytes_in_use")
     return None if limit is None or used is None else int(limit) - int(used)

@@ -36,7 +36,7 @@ DISTRIBUTIONS: dict[str, Callable[..., Array]] = {"uniform": jax.random.uniform,
 
 @dataclass(frozen=True)
 class DrawSpec(shared.DrawSpec[Array, MemoryState, Array]):
-    """What the draw of a gradient step takes."""
+    """The specification of a draw, with keys for Flax's own random layers."""
 
     keyed: frozenset[str] = frozenset()
     """Critics that take a key instead of numbers: models of a user's own with random layers of Flax."""

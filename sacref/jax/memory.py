@@ -1,6 +1,5 @@
-"""The replay memory: a ring of transitions on the device. Positions are chosen on the device too, so nothing waits for it."""
+"""The replay memory's rings as arrays of JAX, donated to each write."""
 
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -9,39 +8,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import DTypeLike
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike
 
-from sacref.algorithm.data import Batch, Sequences, Transition
-from sacref.algorithm.replay import (
-    Follow,
-    Staging,
-    blocks,
-    check_arrays,
-    check_block,
-    check_follow,
-    check_room,
-    check_size,
-    filled_rows,
-    gather,
-    gather_sequences,
-    gather_steps,
-    index_of,
-)
-from sacref.algorithm.tree import Tree, leaves, map_leaves, named_leaves
-from sacref.envs.spaces import Spaces
+from sacref.algorithm import replay
+from sacref.algorithm.data import Sampled, Transition
+from sacref.algorithm.replay import blocks, filled_rows
+from sacref.algorithm.sequences import Sampler, index_of
+from sacref.algorithm.tree import map_leaves, named_leaves
 from sacref.jax.device import Device, device_of, free_bytes
+from sacref.spec.arrays import NumpyArray
 
 
 class MemoryState(NamedTuple):
-    """The rings of the environments, see `sacref.algorithm.replay`, and where their next transitions go."""
+    """The rings of the environments (`sacref.algorithm.sequences.Rings`)."""
 
     rows: Transition[Array]
-    """`(slots * envs, ...)` each."""
     head: Array
-    """`(envs,)`, int32: the slot written next."""
     size: Array
-    """`(envs,)`, int32: how many slots hold transitions."""
 
     @property
     def slots(self) -> int:
@@ -49,12 +32,12 @@ class MemoryState(NamedTuple):
         return int(self.rows.rewards.shape[0]) // int(self.size.shape[0])
 
     def take(self, ring: Array, index: Array) -> Array:
-        """Rows of a ring, `(*index.shape, ...)`."""
+        """Return rows of a ring, `(*index.shape, ...)`."""
         return ring[index]
 
 
 def write(memory: MemoryState, transition: Transition[Any], keep: Any) -> MemoryState:
-    """Store the rows of `transition` that `keep` names, timestep by timestep, over the oldest ones; JAX or NumPy arrays."""
+    """Return the memory with the rows of `transition` that `keep` names."""
     envs, slots = memory.size.shape[0], memory.slots
     keep = jnp.asarray(keep).reshape(-1, envs)
     slot = (memory.head[None, :] + jnp.cumsum(keep, 0, dtype=jnp.int32) - 1) % slots
@@ -68,211 +51,65 @@ def write(memory: MemoryState, transition: Transition[Any], keep: Any) -> Memory
     return MemoryState(rows, (memory.head + count) % slots, jnp.minimum(memory.size + count, slots))
 
 
-write_in_place: Callable[..., MemoryState] = jax.jit(write, donate_argnums=0)
-"""`write`, compiled; the rings are donated: written, not copied."""
-
-
-def sample(memory: MemoryState, batch_size: int, key: Array) -> Batch[Array]:
-    """Draw transitions uniformly, with replacement."""
-    return gather(memory, _draw(memory, batch_size, key))
-
-
-def sample_steps(memory: MemoryState, batch_size: int, key: Array, settings: Follow) -> Batch[Array]:
-    """Draw transitions of n steps: their first rows uniformly, with replacement."""
-    return gather_steps(memory, _draw(memory, batch_size, key), settings, _steps(settings.n_step + 1))
-
-
-def sample_sequences(memory: MemoryState, batch_size: int, key: Array, settings: Follow) -> Sequences[Array]:
-    """Draw sequences: the first rows that are learned from uniformly, with replacement."""
-    steps = _steps(settings.burn_in + settings.sequence_length)
-    return gather_sequences(memory, _draw(memory, batch_size, key), settings, steps)
-
-
-Sampler = Callable[[MemoryState, int, Array], Batch[Array] | Sequences[Array]]
-
-
-def sampler(settings: Follow) -> Sampler:
-    """The way to draw a batch."""
-    if settings.sequence_length > 0:
-        return partial(sample_sequences, settings=settings)
-    return sample if settings.n_step == 1 else partial(sample_steps, settings=settings)
-
-
 def _draw(memory: MemoryState, batch_size: int, key: Array) -> Array:
-    """Numbers of rows, among all that are stored, drawn uniformly."""
     stored = jnp.maximum(memory.size.sum(dtype=jnp.int32), 1)
     return jax.random.randint(key, (batch_size,), 0, stored, dtype=jnp.int32)
 
 
-def _steps(length: int) -> Array:
-    return jnp.arange(length, dtype=jnp.int32)
+sampler: Sampler[MemoryState, Array] = Sampler(_draw, lambda memory, length: jnp.arange(length, dtype=jnp.int32))
 
 
-class ReplayMemory:
-    """Storage for the transitions of all environments together.
+class ArrayRings:
+    """JAX's part of a replay memory (`RingLibrary`)."""
 
-    Args:
-        capacity: how many transitions, of all environments together, each having the same share; the oldest are overwritten.
-        num_envs: how many environments are stepped at a time.
-        device: where the transitions lie; None for the agent's device. The agent allocates at its construction.
+    device = staticmethod(device_of)
+    free_bytes = staticmethod(free_bytes)
+    write: Callable[..., MemoryState] = staticmethod(jax.jit(write, donate_argnums=0))
 
-    Raises:
-        ValueError: if `capacity` or `num_envs` is not positive, or one step of all environments does not fit.
-    """
+    def numpy_dtype(self, dtype: DTypeLike) -> np.dtype[Any]:
+        return np.dtype(dtype)
 
-    def __init__(self, capacity: int, num_envs: int, device: str | Device | None = None) -> None:
-        check_size(capacity, num_envs)
-        self.capacity: int = capacity
-        self.num_envs: int = num_envs
-        self.device = None if device is None else device_of(device)
-        self.written: bool = False
-        """Whether anything was ever stored: what the host knows without waiting for the device."""
-        self.added: int = 0
-        """Timesteps that were ever stored, a restored memory's not counted."""
-        self.settings: Follow = Follow()
-        self._state: MemoryState | None = None
-        self._staging: Staging | None = None
+    def zeros(self, like: Transition[NumpyArray], slots: int, envs: int, device: Device) -> MemoryState:
+        rows = like.map(lambda row: jnp.zeros((slots * envs, *row.shape[1:]), dtype=row.dtype, device=device))
+        head, size = (jnp.zeros(envs, dtype=jnp.int32, device=device) for _ in range(2))
+        return MemoryState(rows, head, size)
 
-    def allocate(
-        self,
-        spaces: Spaces,
-        dtype: DTypeLike,
-        device: Device,
-        *,
-        staged_timesteps: int = 1,
-        settings: Follow | None = None,
-        carry: Tree = None,
-    ) -> None:
-        """Make room for transitions of these spaces; floats in `dtype`. An agent calls this once, at its construction.
+    def to_numpy(self, array: Array, rows: int | None = None) -> NumpyArray:
+        return np.asarray(array)[:rows]
 
-        Args:
-            staged_timesteps: how many timesteps of host rows are collected before they are stored together.
-            settings: how batches are made; None for transitions of one step.
-            carry: of a recurrent policy, for one environment, `(1, ...)` each.
-        """
-        if self._state is not None:
-            raise ValueError("ReplayMemory: this memory belongs to another agent already: make one for each agent")
-        if self.device not in (None, device):
-            raise ValueError(f"ReplayMemory: it is on {self.device}, the agent on {device}: leave the memory's device out")
-        check_block(staged_timesteps, self.num_envs, self.capacity)
-        settings, slots = settings or Follow(), self.capacity // self.num_envs
-        check_follow(settings, slots)
-        self.device, self.settings = device, settings
-        rows = slots * self.num_envs
-
-        def none(shape: tuple[int, ...], kind: DTypeLike) -> NDArray[Any]:
-            return np.empty((0, *shape), kind)
-
-        def of_space(fields: Tree) -> Tree:
-            return map_leaves(lambda field: none(field.shape, field.stored_dtype(dtype)), fields)
-
-        recurrent = settings.sequence_length > 0
-        like: Transition[NDArray[Any]] = Transition(
-            observations=of_space(spaces.observations),
-            states=of_space(spaces.states),
-            actions=none((spaces.action_size,), dtype),
-            rewards=none((), dtype),
-            next_observations=of_space(spaces.observations),
-            next_states=of_space(spaces.states),
-            terminated=none((), np.bool_),
-            first=none((), np.bool_) if settings.needs_first else None,
-            previous_actions=none((spaces.action_size,), dtype) if recurrent else None,
-            previous_rewards=none((), dtype) if recurrent else None,
-            carry=map_leaves(lambda leaf: none(tuple(leaf.shape[1:]), leaf.dtype), carry) if recurrent else None,
-        )
-        check_room(
-            rows,
-            sum(row.dtype.itemsize * math.prod(row.shape[1:]) for row in leaves(like)),
-            None if device.platform == "cpu" else free_bytes(device),
-        )
-        self._state = MemoryState(
-            rows=like.map(lambda row: jnp.zeros((rows, *row.shape[1:]), dtype=row.dtype, device=device)),
-            head=jnp.zeros(self.num_envs, dtype=jnp.int32, device=self.device),
-            size=jnp.zeros(self.num_envs, dtype=jnp.int32, device=self.device),
-        )
-        self._staging = Staging(like, staged_timesteps * self.num_envs)
-
-    @property
-    def state(self) -> MemoryState:
-        """The ring on the device, with everything in it that was added."""
-        if self._state is None or self._staging is None:
-            raise ValueError("ReplayMemory: not allocated yet: give it to an agent first, SAC(memory=...)")
-        if len(self._staging):
-            self._state = write_in_place(self._state, *self._staging.take())
-        return self._state
-
-    def __len__(self) -> int:
-        """How many transitions are stored; waits for the device."""
-        return int(self.state.size.sum())
-
-    def add(self, transition: Transition[Any], keep: Any) -> None:
-        """Store one row per environment where `keep`, `(envs,)`, is True. NumPy rows wait on the host until they are needed."""
-        if self._staging is not None and isinstance(keep, np.ndarray):
-            if self._staging.full:
-                self._state = self.state
-            self._staging.add(transition, keep)
-        else:
-            self._state = write_in_place(self.state, transition, keep)
-        self.written = True
-        self.added += 1
-
-    @property
-    def slots(self) -> int:
-        """Transitions that each environment has room for."""
-        return self.capacity // self.num_envs
-
-    def sample(self, batch_size: int, key: Array) -> Batch[Array] | Sequences[Array]:
-        """Draw `batch_size` transitions, or sequences of a recurrent agent, uniformly, with replacement."""
-        return sampler(self.settings)(self.state, batch_size, key)
-
-    def counters(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The slot that is written next and the number of transitions, `(envs,)` each, on the host."""
-        head, size = (np.array(array, np.int64) for array in (self.state.head, self.state.size))
-        return head, size
-
-    def rows(self, index: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Rows of the memory, by name, on the host."""
+    def take(self, memory: MemoryState, index: NumpyArray) -> dict[str, NumpyArray]:
         # Padded to a power of two, so that few sizes are compiled.
         padded = np.zeros(1 << max(len(index) - 1, 0).bit_length(), np.int32)
         padded[: len(index)] = index
-        return {name: np.asarray(_take(ring, padded))[: len(index)] for name, ring in named_leaves(self.state.rows).items()}
+        return {name: np.asarray(_take(ring, padded))[: len(index)] for name, ring in named_leaves(memory.rows).items()}
 
-    def arrays(self, *, copy: bool = True) -> dict[str, NDArray[Any]]:
-        """The stored transitions and the write head, as NumPy arrays.
-
-        Args:
-            copy: False gives views of the memory where it lies on the CPU, to be let go of before the next write.
-        """
-        head, size = self.counters()
-        filled = filled_rows(size)
-        rows = {name: np.array(np.asarray(ring)[:filled], copy=copy or None) for name, ring in named_leaves(self.state.rows).items()}
-        return {**rows, "head": head, "size": size}
-
-    def set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Restore what `arrays` gave.
-
-        Raises:
-            ValueError: if the arrays are not those of a memory of this capacity and these shapes. Nothing is changed then.
-        """
-        rings = named_leaves(self.state.rows)
-        kinds = {name: (ring.shape[1:], np.dtype(ring.dtype)) for name, ring in rings.items()}
-        check_arrays(arrays, kinds, self.state.slots, self.num_envs)
-        self.written = bool(arrays["size"].any())
+    def fill(self, memory: MemoryState, arrays: Mapping[str, NumpyArray]) -> MemoryState:
+        rings = named_leaves(memory.rows)
         for rows in blocks(filled_rows(arrays["size"])):
             for name in rings:
                 filled = _fill_in_place(rings[name], np.array(arrays[name][rows]), np.int32(rows.start))
                 rings[name] = filled.block_until_ready()  # else the blocks that wait add up to a second copy
         restored = iter(rings.values())
-        ring = map_leaves(lambda _: next(restored), self.state.rows)
-        head, size = (jax.device_put(np.array(arrays[name], np.int32), self.device) for name in ("head", "size"))
-        self._state = MemoryState(ring, head, size)
+        ring = map_leaves(lambda _: next(restored), memory.rows)
+        head, size = (jax.device_put(np.array(arrays[name], np.int32), memory.head.sharding) for name in ("head", "size"))
+        return MemoryState(ring, head, size)
+
+
+class ReplayMemory(replay.ReplayMemory[MemoryState, Device]):
+    """Storage on JAX for the transitions of all environments together; see `sacref.algorithm.replay.ReplayMemory`."""
+
+    library: ArrayRings = ArrayRings()
+
+    def sample(self, batch_size: int, key: Array) -> Sampled[Array]:
+        """Draw `batch_size` transitions, or sequences of a recurrent agent, uniformly, with replacement."""
+        return sampler(self.settings)(self.state, batch_size, key)
 
 
 @jax.jit
-def _take(ring: Array, index: Array) -> Array:
+def _take(ring: Array, index: NumpyArray) -> Array:
     return jnp.take(ring, index, axis=0)
 
 
 @partial(jax.jit, donate_argnums=0)
-def _fill_in_place(ring: Array, rows: Array, start: Array) -> Array:
+def _fill_in_place(ring: Array, rows: NumpyArray, start: NumpyArray) -> Array:
     return jax.lax.dynamic_update_slice_in_dim(ring, rows, start, 0)

@@ -20,7 +20,7 @@ from sacref.jax.device import Device
 from sacref.jax.optim import State, Update
 
 AXIS = "parts"
-"""Of the mesh: the parts of a batch."""
+"""Axis of the mesh: the parts of a batch."""
 
 # JAX types none of these.
 _partition: Callable[..., Any] = PartitionSpec
@@ -30,7 +30,7 @@ _max: Callable[..., Any] = jax.lax.pmax
 
 
 def average(tree: Tree) -> Tree:
-    """Of each array over all parts, in one message; every device gets the same. Only within `DataParallel.steps`."""
+    """Average each array over all parts, in one message; every device gets the same. Only within `DataParallel.steps`."""
     flat, unflatten = ravel_pytree(tree)
     return unflatten(_mean(flat, AXIS))
 
@@ -56,11 +56,11 @@ class DataParallel:
 
     @property
     def local_parts(self) -> int:
-        """Into how many parts this process's batch is divided."""
+        """Number of parts of this process's batch."""
         return len(self.devices)
 
     def steps(self, update: Update) -> Callable[[State, Tree], tuple[State, Metrics[Array]]]:
-        """`(state, parts) -> (state, metrics)`: gradient steps, one after the other.
+        """Return `(state, parts) -> (state, metrics)`: gradient steps, one after the other.
 
         `parts` is (batch, noise), each array `(local_parts, steps, ...)`. The metrics are those of all parts together, `(steps, ...)` each.
         The state is donated.
@@ -105,7 +105,7 @@ def _here(leaf: Array) -> Array:
 
 
 def _over_parts(metrics: Metrics[Array]) -> Metrics[Array]:
-    """Those of the whole batch: largest, smallest, and for all others the mean."""
+    """Return the metrics of the whole batch: largest, smallest, and for all others the mean."""
     sign = {name: 1.0 if name.endswith("_max") else -1.0 for name in metrics if name.endswith(("_max", "_min"))}
     means: dict[str, Array] = average({name: values for name, values in metrics.items() if name not in sign})
     flat, unflatten = ravel_pytree({name: sign[name] * metrics[name] for name in sign})
@@ -114,7 +114,7 @@ def _over_parts(metrics: Metrics[Array]) -> Metrics[Array]:
 
 
 def divided(batch: Batch[Array] | Sequences[Array], noise: Noise[Array], parts: int) -> tuple[Any, Any]:
-    """A batch and its noise as `parts` equal ones, `(parts, ...)` each array. What is drawn once for a batch is the same for all.
+    """Divide a batch and its noise into `parts` equal ones, `(parts, ...)` each array. Numbers drawn once for a batch are the same for all.
 
     Raises:
         ValueError: if the batch does not divide.

@@ -12,13 +12,13 @@ import numpy as np
 from jax import Array
 
 from sacref.agent import population as shared
-from sacref.agent.execution import Actor, Bounds, action_modes, pack
+from sacref.agent.execution import action_modes, pack
 from sacref.agent.lockstep import Lockstep
-from sacref.agent.population import OPTIMIZERS, detach, differences, meet, member_of, stacked
+from sacref.agent.population import OPTIMIZERS, Members, differences, meet, member_of, members_of, stacked
 from sacref.algorithm.data import Noise, Sampled
 from sacref.algorithm.optimizer import Parameters
 from sacref.algorithm.tree import map_leaves
-from sacref.jax.execution import Act, DrawSpec, Streams, acting, advance, draw_noise
+from sacref.jax.execution import Act, Streams, acting, advance, draw_noise
 from sacref.jax.memory import MemoryState
 from sacref.jax.optim import State, Update
 
@@ -29,25 +29,14 @@ Acted: TypeAlias = shared.Acted[Array, Array]
 
 
 class Population:
-    """The members' states, stacked; the update is mapped over them.
+    """The members' states, stacked; the update is mapped over them (`sacref.agent.population.Population`).
 
     Args:
-        updates: one for each member. They may differ in the fields `VARYING`, and the optimizers in their base rates.
-        specs: one for each member, alike but for the discount of n steps.
-        actor, bounds, block: as for one agent.
-        states: one for each member.
+        block: gradient steps of one compiled call, as for one agent.
     """
 
-    def __init__(
-        self,
-        updates: Sequence[Update],
-        specs: Sequence[DrawSpec],
-        actor: Actor[Array],
-        bounds: Bounds[Array],
-        states: Sequence[State],
-        *,
-        block: int = 1,
-    ) -> None:
+    def __init__(self, members: Members[Array, Update], *, block: int = 1) -> None:
+        updates, specs, actor, bounds, states = members
         self.members: int = len(states)
         self._block = block
         self._state: State = stacked(states)
@@ -102,7 +91,6 @@ class Population:
             self._state = self._with(self._state, member, state)
 
     def learn(self, requests: Mapping[int, LearnRequest], steps: int) -> dict[int, Learned]:
-        """Take gradient steps of the members that ask; the others stay as they are."""
         anyone = next(iter(requests.values()))
         given = [requests.get(member, anyone) for member in range(self.members)]
         learns = np.array([member in requests for member in range(self.members)])
@@ -115,7 +103,6 @@ class Population:
         return {member: (given[member].streams, of_member) for member, of_member in packed.items()}
 
     def act(self, mode: str, requests: Mapping[int, ActRequest]) -> dict[int, Acted]:
-        """Choose actions of the members that ask."""
         anyone = next(iter(requests.values()))
         acted = self._modes[mode](self._state.policy, [requests.get(member, anyone) for member in range(self.members)])
         return {member: acted[member] for member in requests}
@@ -140,17 +127,4 @@ def populate(agents: Sequence[Any]) -> Lockstep[Any, Any]:
     """
     if agents[0].learner.backend.parallel is not None:
         raise ValueError("a population learns on one device: leave out the other devices, or train its members one by one")
-    population = Population(
-        [agent.learner.update for agent in agents],
-        [agent.learner.draw_spec() for agent in agents],
-        agents[0].learner.actor(),
-        agents[0].learner.bounds,
-        [agent.learner.state for agent in agents],
-        block=agents[0].learner.block,
-    )
-    return meet(agents, population)
-
-
-def depart(agent: Any) -> None:
-    """Let an agent of a population go on alone."""
-    detach(agent, agent.learner.state)
+    return meet(agents, Population(members_of(agents), block=agents[0].learner.block))

@@ -1,4 +1,4 @@
-"""What is computed in which type: the networks in low precision, all but their head, and everything else as it is."""
+"""Networks in low precision by casts of parameters and inputs, all but their head; everything else is computed as it is."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,12 +14,12 @@ DTYPES = {"bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 
 def has_head(model: nnx.Module) -> bool:
-    """Whether the model says which layer is its last one."""
+    """Return whether the model says which layer is its last one."""
     return isinstance(getattr(model, "head", None), nnx.Module)
 
 
 def low_precision(model: nnx.Module, precision: str, *, arguments: int) -> Callable[..., Any]:
-    """`functional(model)` of parameters and inputs that are cast down, with outputs in float32.
+    """Return `functional(model)` of parameters and inputs that are cast down, with outputs in float32.
 
     What the model has as its `head`, a module, keeps its parameters, and so is computed in float32 from up-cast inputs: to cast its result
     up would keep the quantisation, which at |Q| = 1,000 is 4 apart in bfloat16 and 0.5 in float16 (Bjorck et al. 2021, arXiv:2102.13565).

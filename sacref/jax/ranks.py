@@ -34,7 +34,7 @@ class JaxRanks(Ranks):
         first = [next(device for device in devices if device.process_index == rank) for rank in range(self.size)]
         mesh = Mesh(np.array(first), ("rank",))
         self._split = NamedSharding(mesh, _partition("rank"))
-        # multihost_utils.process_allgather, without making its mesh and its function anew each time.
+        # multihost_utils.process_allgather, without making its mesh and its function each time.
         self._gather = jax.jit(lambda data: data, out_shardings=NamedSharding(mesh, _partition()))
 
     def _exchange(self, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -53,7 +53,7 @@ class JaxRanks(Ranks):
 
 
 def ranks() -> Ranks:
-    """The ranks of `jax.distributed`; where it is not initialised, this process alone.
+    """Return the ranks of `jax.distributed`; where it is not initialised, this process alone.
 
     Raises:
         BackendError: if JAX finds no device.
@@ -63,7 +63,7 @@ def ranks() -> Ranks:
 
 
 def join(device: str | None = None, *, timeout: float = TIMEOUT) -> Ranks:
-    """Meet the other ranks that the environment names (`sacref.ranks.launched`): over gloo on a CPU, over NCCL between GPUs.
+    """Initialise `jax.distributed` with the ranks that the environment names (`sacref.ranks.launched`).
 
     Ranks of one machine take a GPU each. For programs, not for libraries, and before JAX computes anything. Nothing happens where the
     environment names no others, or where `jax.distributed` is initialised. The coordinator listens at JAX_COORDINATOR_ADDRESS where that is
@@ -84,10 +84,8 @@ def join(device: str | None = None, *, timeout: float = TIMEOUT) -> Ranks:
     # It would take SIGTERM, by which a launcher ends a rank, for a notice of later.
     _set_flag("jax_enable_preemption_service", False)
     seconds = max(1, round(timeout))
-    alone = Ranks()
-    alone.rank, alone.size = place.rank, place.size
-    try:
-        jax.distributed.initialize(
+    place.begin(
+        lambda: jax.distributed.initialize(
             _coordinator(place),
             place.size,
             place.rank,
@@ -97,8 +95,7 @@ def join(device: str | None = None, *, timeout: float = TIMEOUT) -> Ranks:
             heartbeat_timeout_seconds=seconds,
             shutdown_timeout_seconds=seconds,
         )
-    except RuntimeError as error:
-        raise alone.lost(error) from error
+    )
     return ranks()
 
 

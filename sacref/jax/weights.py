@@ -1,4 +1,4 @@
-"""Own names and layout of parameters <-> the common ones, which both backends write and read.
+"""Flax's parameters under the names and in the layout that both backends write and read.
 
 Common: `<layer>.kernel` of shape (in, out) and `<layer>.bias`. Flax has the same, so that here only paths become names.
 """
@@ -13,25 +13,25 @@ from flax import nnx
 from jax import Array
 from numpy.typing import NDArray
 
-from sacref.agent.model_checks import HiddenStateError, changes, check_constants
+from sacref.agent.model_checks import HiddenStateError, changes, check_constants, require_names
+from sacref.algorithm import optimizer
 from sacref.jax.device import Device
 
-Parameters = dict[str, Array]
-"""Parameter name, the path in the module joined by dots -> array."""
+Parameters = optimizer.Parameters[Array]
 
 
 class CommonLayout(nnx.Module):
-    """A model of dense and recurrent layers and norms whose parameters have common names. Models without this base keep their own."""
+    """A model of dense and recurrent layers and norms, all named by the common names; one without this base keeps its own."""
 
 
 def parameters_of(model: nnx.Module, device: Device, names: Collection[str] | None = None) -> Parameters:
-    """A copy on `device` of the model's parameters, which are its nnx.Param, or of the variables that are named."""
+    """Copy the model's parameters, which are its nnx.Param, or the variables that are named, to `device`."""
     variables = _named(model, nnx.Param) if names is None else {name: v for name, v in _named(model).items() if name in names}
     return {name: jax.device_put(np.array(variable[...]), device) for name, variable in variables.items()}
 
 
 def constants_of(model: nnx.Module, names: Collection[str]) -> Parameters:
-    """All that the model computes with but the parameters that are named: its other variables and arrays.
+    """Return all that the model computes with but the parameters that are named: its other variables and arrays.
 
     Those are nnx's way of saying that something does not learn. Random state, and values that were only looked at (`sow`), are none.
     """
@@ -40,17 +40,17 @@ def constants_of(model: nnx.Module, names: Collection[str]) -> Parameters:
 
 
 def identities_of(model: nnx.Module) -> dict[str, Hashable]:
-    """Name of each parameter -> what identifies it, equal for one that is shared."""
+    """Identify each parameter, equally where it is shared."""
     return {name: id(variable) for name, variable in _named(model, nnx.Param).items()}
 
 
 def own_copies(models: Mapping[str, nnx.Module]) -> dict[str, nnx.Module]:
-    """Copies of the models, whose constants are on no device in particular: a compiled call takes them to its own."""
+    """Copy the models; their constants are on no device in particular: a compiled call takes them to its own."""
     return {name: set_constants(model, constants_of(model, identities_of(model))) for name, model in models.items()}
 
 
 def set_constants(model: nnx.Module, constants: Mapping[str, Any]) -> nnx.Module:
-    """A copy of the model with these values in the place of its own."""
+    """Copy the model with these values for its own."""
     graph, variables, rest = _split(model)
     held = [(path, _replaced(variable, constants.get(name_of(path)))) for path, variable in nnx.to_flat_state(rest)]
     merged: nnx.Module = nnx.merge(graph, variables, nnx.from_flat_state(held), copy=True)
@@ -58,7 +58,7 @@ def set_constants(model: nnx.Module, constants: Mapping[str, Any]) -> nnx.Module
 
 
 def _replaced(variable: Any, value: Any) -> Any:
-    """A variable, or a plain array, with another value; where that is None, as it is."""
+    """Return a variable, or a plain array, with another value; where that is None, as it is."""
     if value is None:
         return variable
     array = jnp.asarray(np.asarray(value))
@@ -66,12 +66,12 @@ def _replaced(variable: Any, value: Any) -> Any:
 
 
 def _named(model: nnx.Module, kept: Any = ...) -> dict[str, Any]:
-    """Name -> variable or plain array of the model, of those that the filter `kept` lets through."""
+    """Return the model's variables and plain arrays that the filter `kept` lets through, by name."""
     return {name_of(path): variable for path, variable in nnx.to_flat_state(nnx.state(model, kept))}
 
 
 def with_parameters(model: nnx.Module, parameters: Mapping[str, Array]) -> nnx.Module:
-    """A copy of `model` that owns a copy of `parameters`."""
+    """Copy `model`, with a copy of `parameters`."""
     graph, variables, rest = _split(model)
     copied = {name: jnp.array(array, copy=True) for name, array in parameters.items()}
     merged: nnx.Module = nnx.merge(graph, _fill(variables, copied), nnx.clone(rest))
@@ -79,7 +79,7 @@ def with_parameters(model: nnx.Module, parameters: Mapping[str, Array]) -> nnx.M
 
 
 def functional(model: nnx.Module) -> Callable[..., Any]:
-    """`model` as a function of its parameters: `(parameters, *inputs) -> outputs`.
+    """Return `model` as a function of its parameters: `(parameters, *inputs) -> outputs`.
 
     A model with random state (`random_state`) takes one input more, at the end: the key that all its streams start from in this call,
     uint32 `(2,)`, as `jax.random.key_data` of a threefry key.
@@ -109,23 +109,23 @@ def functional(model: nnx.Module) -> Callable[..., Any]:
 
 
 def _held(model: nnx.Module) -> dict[str, Any]:
-    """Name -> array of each variable that no call may change. A parameter may be: the next call starts from the agent's again."""
+    """Return the variables that no call may change, by name. A parameter may change: the next call starts from the agent's again."""
     held = _named(model, nnx.Not(nnx.Any(nnx.Param, nnx.RngState, nnx.Intermediate)))
     return {name: each.get_value() if isinstance(each, nnx.Variable) else each for name, each in held.items()}
 
 
 def fingerprint(value: Any) -> Hashable:
-    """Variables and arrays of JAX change in no call but in a copy, where `functional` looks; None of everything else."""
+    """Return "" for variables and arrays of JAX, whose changes `functional` finds in its copy; None for everything else."""
     return "" if isinstance(value, nnx.Variable | Array) else None
 
 
 def random_state(model: nnx.Module) -> bool:
-    """Whether layers of the model draw random numbers, as `nnx.Dropout` does."""
+    """Return whether layers of the model draw random numbers, as `nnx.Dropout` does."""
     return bool(nnx.to_flat_state(nnx.state(model, nnx.RngState)))
 
 
 def _reseed(rest: Any, key: Array) -> Any:
-    """The variables with a new key for each stream, `key` folded with the stream's number, and all counts 0."""
+    """Return the variables with a new key for each stream, `key` folded with the stream's number, and all counts 0."""
     base = jax.random.wrap_key_data(key, impl="threefry2x32")
     filled = []
     for number, (path, variable) in enumerate(nnx.to_flat_state(rest)):
@@ -139,7 +139,7 @@ def _reseed(rest: Any, key: Array) -> Any:
 
 
 def _split(model: nnx.Module) -> tuple[Any, Any, Any]:
-    """The module's structure, its parameters, and its other variables, which are constants here."""
+    """Return the module's structure, its parameters, and its other variables, which are constants here."""
     parts: Any = nnx.split(model, nnx.Param, ...)
     return parts[0], parts[1], parts[2]
 
@@ -150,12 +150,12 @@ def _fill(variables: Any, parameters: Mapping[str, Array]) -> Any:
 
 
 def name_of(path: tuple[Any, ...]) -> str:
-    """A path in the module, `("hidden", 0, "kernel")`, as a name, `hidden.0.kernel`."""
+    """Return the name of a path in the module: `hidden.0.kernel` for `("hidden", 0, "kernel")`."""
     return ".".join(str(part) for part in path)
 
 
 def refuse_hidden_state(name: str, model: nnx.Module) -> None:
-    """Refuse layers that change variables when they are called; random ones are seeded anew in each call.
+    """Refuse layers that change variables when they are called; random ones are seeded in each call.
 
     Raises:
         ValueError: naming the variable. TypeError: if the model is none of Flax's nnx.
@@ -172,22 +172,18 @@ def refuse_hidden_state(name: str, model: nnx.Module) -> None:
 
 
 def to_common(model: nnx.Module, parameters: Mapping[str, Array]) -> dict[str, NDArray[Any]]:
-    """Parameters, gradients or moments of `model` under common names, as NumPy copies."""
+    """Copy parameters, gradients or moments of `model`, under common names, to the host."""
     return {name: np.array(array) for name, array in parameters.items()}
 
 
 def from_common(model: nnx.Module, arrays: Mapping[str, NDArray[Any]], *, like: Mapping[str, Array]) -> Parameters:
-    """The inverse of `to_common`, in the dtypes and on the devices of `like`.
+    """Invert `to_common`, in the dtypes and on the devices of `like`.
 
     Raises:
         ValueError: if names or shapes are not those of `like`.
     """
-    if set(like) != set(arrays):
-        missing, unknown = sorted(set(like) - set(arrays)), sorted(set(arrays) - set(like))
-        raise ValueError(f"parameters do not fit the model: missing {missing}, unknown {unknown}: build the model as it was when saved")
-    parameters: Parameters = {}
+    require_names(like, arrays)
     for name, own in like.items():
         if arrays[name].shape != own.shape:
             raise ValueError(f"parameter {name} has shape {arrays[name].shape}, the model's has {own.shape}")
-        parameters[name] = jax.device_put(jnp.array(arrays[name], dtype=own.dtype), own.sharding)
-    return parameters
+    return {name: jax.device_put(jnp.array(arrays[name], dtype=own.dtype), own.sharding) for name, own in like.items()}

@@ -4,7 +4,7 @@ import torch
 
 
 def device_of(device: str | torch.device | None) -> torch.device:
-    """The device of that name; for None, the process's CUDA device (the first, unless it was set) where there is one, else the CPU.
+    """Return the device of that name; for None, the process's CUDA device (the first, unless it was set) where there is one, else the CPU.
 
     Raises:
         ValueError: if this machine has no such device.
@@ -21,7 +21,7 @@ def device_of(device: str | torch.device | None) -> torch.device:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Bytes that can still be allocated on a device of its own memory; None where PyTorch does not say."""
+    """Return the bytes that can still be allocated on a device of its own memory; None where PyTorch does not say."""
     if device.type != "cuda":
         return None
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

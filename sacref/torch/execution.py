@@ -36,7 +36,7 @@ DISTRIBUTIONS: dict[str, Callable[..., Tensor]] = {"uniform": torch.rand, "norma
 
 @dataclass(frozen=True)
 class DrawSpec(shared.DrawSpec[Tensor, MemoryState, torch.Generator]):
-    """What the draw of a gradient step takes."""
+    """The specification of a draw, with PyTorch's own generators."""
 
     generators: tuple[torch.Generator, ...] = ()
     """Those of models of a user's own, whose layers draw from them."""

@@ -1,4 +1,4 @@
-"""A function of tensors, recorded as the graph of ATen operations that it does: no modules, no autograd, no Python between them."""
+"""Recordings: the graph of ATen operations that a function of tensors does, without modules, autograd or Python between them."""
 
 import functools
 import logging
@@ -27,7 +27,7 @@ _RECORDING = threading.RLock()
 
 
 def leaves_of(tree: Any) -> Iterator[Any]:
-    """The tensors of nested dicts and tuples, and None where one is left out, in the order of `torch.utils._pytree` and faster."""
+    """Yield the tensors of nested dicts and tuples, and None where one is left out, in the order of `torch.utils._pytree` and faster."""
     if isinstance(tree, Tensor) or tree is None:
         yield tree
     else:
@@ -36,7 +36,7 @@ def leaves_of(tree: Any) -> Iterator[Any]:
 
 
 def detects_anomalies() -> bool:
-    """Whether torch.autograd.set_detect_anomaly is on: updates then run plain, since a recording has no autograd for it to watch."""
+    """Return whether torch.autograd.set_detect_anomaly is on: updates then run plain, since a recording has no autograd for it to watch."""
     if not torch.is_anomaly_enabled():
         return False
     _say_plain()
@@ -61,7 +61,7 @@ class Recorded:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self.recordings: int = 0
-        """How often the function was recorded."""
+        """Number of recordings of the function."""
         self._runs: dict[Any, tuple[Callable[..., Any], pytree.TreeSpec]] = {}
         self._state: Any = None
         self._state_leaves: list[Any] = []
@@ -155,7 +155,7 @@ def adam_(
     maximize: bool,
     found_inf: Tensor | None = None,
 ) -> None:
-    """What the kernel `torch._fused_adam_` does, as `optim.Optimizer` calls it, one operation at a time (Kingma & Ba 2015, algorithm 1)."""
+    """Do what the kernel `torch._fused_adam_` does for `optim.Optimizer`, one operation at a time (Kingma & Ba 2015, algorithm 1)."""
     for parameter, gradient, first, second, count in zip(parameters, gradients, first_moments, second_moments, counts, strict=True):
         steps = count.to(torch.float64)
         correction1, correction2 = ((1.0 - beta**steps).to(parameter.dtype) for beta in (beta1, beta2))
@@ -167,7 +167,7 @@ def adam_(
 
 
 def uses_onednn(leaves: Sequence[Any]) -> bool:
-    """Whether products of these tensors go to oneDNN: float32 on a CPU with AVX-512.
+    """Return whether products of these tensors go to oneDNN: float32 on a CPU with AVX-512.
 
     PyTorch multiplies float32 with MKL, which runs AVX2 code on processors that are not Intel's, at half the speed there.
     """
@@ -178,7 +178,7 @@ def uses_onednn(leaves: Sequence[Any]) -> bool:
 
 
 def onednn_available() -> bool:
-    """Whether this machine's CPU and this build of PyTorch have what `multiply_with_onednn` needs."""
+    """Return whether this machine's CPU and this build of PyTorch have what `multiply_with_onednn` needs."""
     return (
         torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch leaves it unannotated.
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
@@ -187,7 +187,7 @@ def onednn_available() -> bool:
 
 
 def onednn_multiplies(dtype: torch.dtype) -> bool:
-    """Whether oneDNN multiplies this type on this CPU; of what it does not, it raises at the first product."""
+    """Return whether oneDNN multiplies this type on this CPU; for others it raises at the first product."""
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if dtype == torch.float16:
@@ -302,7 +302,7 @@ class _Shaped:
 
 
 def _call(graph: Graph, operation: Any, *arguments: Any, shape: tuple[int, ...]) -> Node:
-    """A new node; what it gives is of its first argument's dtype."""
+    """Insert a node, whose result has its first argument's dtype."""
     node = graph.call_function(operation, arguments)
     node.meta["val"] = _Shaped(shape, _dtype(arguments[0]))
     return node

@@ -1,16 +1,12 @@
 """The default networks: a Gaussian policy and a Q-function, both ReLU multilayer perceptrons."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping
 
-import gymnasium
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
-from sacref.agent.networks import default_networks
-from sacref.algorithm.data import Inputs
-from sacref.envs.spaces import check_spaces
+from sacref.agent.networks import DefaultModels, gaussian_policy, q_function
+from sacref.spec.arrays import NumpyArray
 from sacref.torch.layers import Dropout, Perceptron
 from sacref.torch.recurrent import RecurrentPolicy, RecurrentQFunction
 from sacref.torch.weights import from_common, parameters_of, with_parameters
@@ -21,80 +17,23 @@ __all__ = ["Dropout", "GaussianPolicy", "QFunction", "default_models"]
 class GaussianPolicy(Perceptron):
     """Observations -> mean and raw log standard deviation of the Gaussian before the squashing."""
 
-    def forward(self, inputs: Inputs[Tensor]) -> tuple[Float[Tensor, "batch action"], Float[Tensor, "batch action"]]:
-        """Return mean and raw log_std, each `(batch, action)`."""
-        mean, raw_log_std = self.perceive(self.read(inputs, 1)).chunk(2, dim=-1)
-        return mean, raw_log_std
+    forward = gaussian_policy
 
 
 class QFunction(Perceptron):
     """Observations (or states) and actions in (-1, 1) -> the soft action value."""
 
-    def forward(self, inputs: Inputs[Tensor], actions: Float[Tensor, "batch action"], *draws: Tensor) -> Float[Tensor, "batch"]:
-        """Return values, `(batch,)`; `draws` are uniform, `(batch, width)`, one for each of `draw_widths`."""
-        value: Tensor = self.perceive([*self.read(inputs, 1), actions], draws)[..., 0]
-        return value
+    forward = q_function
 
 
-def default_models(
-    *,
-    observation_space: gymnasium.Space[Any],
-    state_space: gymnasium.Space[Any] | None = None,
-    action_space: gymnasium.Space[Any],
-    hidden: Sequence[int] = (256, 256),
-    seed: int = 0,
-    dtype: str | torch.dtype = "float32",
-    num_critics: int = 2,
-    layer_norm: bool = False,
-    dropout: float = 0.0,
-    recurrent: str | None = None,
-    recurrent_size: int = 128,
-    feed_previous: Sequence[str] = ("actions",),
-) -> dict[str, nn.Module]:
-    """Build the usual ReLU networks: `policy` and `critic_1` ... `critic_<num_critics>`.
+def _fill(model: nn.Module, weights: Mapping[str, NumpyArray]) -> nn.Module:
+    return with_parameters(model, from_common(model, weights, like=parameters_of(model, torch.device("cpu"))))
 
-    The weights come from one NumPy draw per model (`sacref.agent.networks`), so one seed gives the same networks on both backends.
-    Arrays of a Dict space are flattened and put side by side in the space's order.
 
-    Args:
-        observation_space: a Box, or a (nested) Dict of Boxes; no images (uint8 with two or more axes). action_space: a Box.
-        state_space: what the critics read in the place of the observations, of the same kinds; None for symmetric critics.
-        hidden: widths of the hidden layers.
-        seed: of the initial weights.
-        dtype: "float32" or "float64".
-        num_critics: how many critics; the target takes their minimum.
-        layer_norm: normalise the hidden layers of the critics.
-        dropout: the fraction of the critics' hidden units that is dropped, in [0, 1). With layer_norm: DroQ's critics (Hiraoka et
-            al. 2022, arXiv:2110.02034).
-        recurrent: None, or the kind of cell that each model owns: "rnn", "gru" or "lstm" (models for SAC_RNN).
-        recurrent_size: of the cell's hidden state.
-        feed_previous: what of the step before enters the cell beside the inputs: some of "actions" and "rewards".
+def _dtype_of(dtype: str | torch.dtype) -> torch.dtype | None:
+    return {"float32": torch.float32, "float64": torch.float64}.get(str(dtype).removeprefix("torch."))
 
-    Returns:
-        Model name -> `torch.nn.Module`. Target critics are made by the agent, by copying.
 
-    Raises:
-        ValueError, TypeError: if a space or an argument is not supported.
-    """
-    spaces = check_spaces(observation_space, state_space, action_space)
-    dtypes: dict[object, torch.dtype] = {"float32": torch.float32, "float64": torch.float64}
-    kind = dtypes.get(str(dtype).removeprefix("torch."))
-    if kind is None:
-        raise ValueError(f"default_models: dtype is {dtype}, expected float32 or float64")
-    networks = default_networks(
-        spaces,
-        hidden=hidden,
-        num_critics=num_critics,
-        layer_norm=layer_norm,
-        dropout=dropout,
-        recurrent=recurrent,
-        recurrent_size=recurrent_size,
-        feed_previous=feed_previous,
-    )
-    policy, critic = (GaussianPolicy, QFunction) if recurrent is None else (RecurrentPolicy, RecurrentQFunction)
-    cpu = torch.device("cpu")
-    models: dict[str, nn.Module] = {}
-    for name, network in networks.items():
-        model = (policy if name == "policy" else critic)(network, kind)
-        models[name] = with_parameters(model, from_common(model, network.draw(seed=seed, model=name), like=parameters_of(model, cpu)))
-    return models
+default_models: DefaultModels[nn.Module, torch.dtype] = DefaultModels(
+    (GaussianPolicy, RecurrentPolicy), (QFunction, RecurrentQFunction), dtype_of=_dtype_of, fill=_fill
+)

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from sacref.agent import population as shared
-from sacref.agent.execution import Actor, Bounds, action_modes
+from sacref.agent.execution import action_modes
 from sacref.agent.lockstep import Lockstep
-from sacref.agent.population import OPTIMIZERS, detach, differences, meet, member_of, stacked
+from sacref.agent.population import OPTIMIZERS, Members, differences, meet, member_of, members_of, stacked
 from sacref.algorithm.data import Noise
-from sacref.algorithm.tree import leaves, map_leaves
+from sacref.algorithm.tree import leaves
 from sacref.config import Execution
 from sacref.torch.capture import Captured
-from sacref.torch.execution import DrawSpec, advance_schedules, draw, in_place, learner, numbers
+from sacref.torch.execution import advance_schedules, draw, in_place, learner, numbers
 from sacref.torch.graph import RecordedTogether, detects_anomalies
 from sacref.torch.memory import MemoryState
 from sacref.torch.optim import State, Update
@@ -27,29 +27,17 @@ Acted: TypeAlias = shared.Acted[Tensor, torch.Generator]
 
 
 class Population:
-    """The members' states, stacked; the update is mapped over them.
+    """The members' states, stacked; the update is mapped over them (`sacref.agent.population.Population`).
 
     Args:
-        updates: one for each member. They may differ in the fields `VARYING`.
-        specs: one for each member, alike but for the discount of n steps.
-        actor, bounds: as for one agent.
         execution: as for one agent. Where it is "plain", or only some members learn, they take their steps one after another.
-        states: one for each member.
 
     Raises:
         ValueError: if the members differ in a learning rate, which here is a constant of a recording.
     """
 
-    def __init__(
-        self,
-        updates: Sequence[Update],
-        specs: Sequence[DrawSpec],
-        actor: Actor[Tensor],
-        bounds: Bounds[Tensor],
-        states: Sequence[State],
-        *,
-        execution: Execution,
-    ) -> None:
+    def __init__(self, members: Members[Tensor, Update], *, execution: Execution) -> None:
+        updates, specs, actor, bounds, states = members
         self.members: int = len(states)
         self._updates, self._specs, self._bounds = updates, specs, bounds
         self._state: State = stacked(states)
@@ -78,7 +66,6 @@ class Population:
                 old.copy_(new)
 
     def learn(self, requests: Mapping[int, LearnRequest], steps: int) -> dict[int, Learned]:
-        """Take gradient steps of the members that ask; the others stay as they are."""
         if self._plain or len(requests) < self.members or detects_anomalies():
             return {member: self._learn_one[member](self._states[member], *request, steps)[1:] for member, request in requests.items()}
         memories, moments, streams = zip(*(requests[member] for member in range(self.members)), strict=True)
@@ -91,7 +78,6 @@ class Population:
         return {member: (request.streams, [] if packed is None else [packed[member]]) for member, request in requests.items()}
 
     def act(self, mode: str, requests: Mapping[int, ActRequest]) -> dict[int, Acted]:
-        """Choose actions of the members that ask."""
         function, distribution = self._modes[mode]
         drawn = {member: numbers(distribution, *request, self._bounds) for member, request in requests.items()}
         if self._plain:
@@ -119,17 +105,4 @@ class Population:
 
 def populate(agents: Sequence[Any]) -> Lockstep[Any, Any]:
     """Let agents that are alike learn and act together from now on; see `meet`."""
-    population = Population(
-        [agent.learner.update for agent in agents],
-        [agent.learner.draw_spec() for agent in agents],
-        agents[0].learner.actor(),
-        agents[0].learner.bounds,
-        [agent.learner.state for agent in agents],
-        execution=agents[0].execution,
-    )
-    return meet(agents, population)
-
-
-def depart(agent: Any) -> None:
-    """Let an agent of a population go on alone."""
-    detach(agent, map_leaves(torch.clone, agent.learner.state))
+    return meet(agents, Population(members_of(agents), execution=agents[0].execution))

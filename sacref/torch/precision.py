@@ -1,4 +1,4 @@
-"""What is computed in which type: the networks in low precision, all but their head, and everything else as it is."""
+"""Networks in low precision by autocast, all but their head; everything else is computed as it is."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,12 +14,12 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def has_head(model: nn.Module) -> bool:
-    """Whether the model says which layer is its last one."""
+    """Return whether the model says which layer is its last one."""
     return isinstance(getattr(model, "head", None), nn.Module)
 
 
 def low_precision(model: nn.Module, precision: str, device: torch.device) -> Callable[..., Any]:
-    """`functional(model)` under `torch.autocast`, with outputs in float32.
+    """Return `functional(model)` under `torch.autocast`, with outputs in float32.
 
     What the model has as its `head`, a module, is computed in float32 from up-cast inputs: to cast its result up would keep the
     quantisation, which at |Q| = 1,000 is 4 apart in bfloat16 and 0.5 in float16 (Bjorck et al. 2021, arXiv:2102.13565).

@@ -38,12 +38,12 @@ class TorchRanks(Ranks):
 
 
 def ranks() -> Ranks:
-    """The ranks of the process group that is initialised; without one, this process alone."""
+    """Return the ranks of the process group that is initialised; without one, this process alone."""
     return TorchRanks() if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1 else Ranks()
 
 
 def join(device: str | None = None, *, timeout: float = TIMEOUT) -> Ranks:
-    """Meet the other ranks that the environment names (`sacref.ranks.launched`): over gloo on a CPU, over NCCL between GPUs.
+    """Initialise `torch.distributed` with the ranks that the environment names (`sacref.ranks.launched`), by gloo and, between GPUs, NCCL.
 
     Ranks of one machine take a GPU each. For programs, not for libraries. Nothing happens where the environment names no others, or where
     the group is initialised.
@@ -61,13 +61,9 @@ def join(device: str | None = None, *, timeout: float = TIMEOUT) -> Ranks:
     cuda = torch.cuda.is_available() if device is None else torch.device(device).type == "cuda"
     if cuda:
         torch.cuda.set_device(_gpu(place, device))
-    alone = Ranks()
-    alone.rank, alone.size = place.rank, place.size
-    try:
-        # gloo beside NCCL: what is told on the host does not wait for the device.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout))
-    except RuntimeError as error:
-        raise alone.lost(error) from error
+    # gloo beside NCCL: what is told on the host does not wait for the device.
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    place.begin(lambda: dist.init_process_group(backend, timeout=timedelta(seconds=timeout)))
     # Its threads free tensors: after the interpreter's end, that is an abort of the process.
     atexit.register(_leave)
     return ranks()
@@ -79,7 +75,7 @@ def _leave() -> None:
 
 
 def _gpu(place: Launch, device: str | None) -> int:
-    """The index of this rank's GPU."""
+    """Return the index of this rank's GPU."""
     index = None if device is None else torch.device(device).index
     if index is not None and place.local_size > 1:
         raise ValueError(f"device is {device!r} for {place.local_size} ranks of one machine: leave the index out, each takes its own GPU")

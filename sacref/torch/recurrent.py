@@ -6,65 +6,43 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor
 
-from sacref.agent.networks import Network, check_carry
-from sacref.algorithm.data import Inputs
-from sacref.algorithm.tree import map_leaves
+from sacref.agent.networks import Network, recurrent_policy, recurrent_q_function
+from sacref.algorithm.tree import Tree, map_leaves
 from sacref.torch.layers import Perceptron
 
 CELLS: dict[str, Callable[..., nn.RNNBase]] = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
 
 class Recurrent(Perceptron):
-    """A cell over the inputs, the previous actions and the previous rewards; above it a perceptron that sees the inputs, too.
-
-    The networks of Ni et al. 2022 (arXiv:2110.05038): each owns its cell, and has a shortcut of the current input.
-    """
+    """A cell below a perceptron (`sacref.agent.networks.RecurrentPerceptron`)."""
 
     def __init__(self, network: Network, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(network, dtype)
-        if network.cell is None:
-            raise ValueError("a recurrent network needs a cell: Network(..., cell=Cell(kind, inputs, size))")
-        self.kind: str = network.cell.kind
-        self.size: int = network.cell.size
-        self.cell: nn.RNNBase = recurrent_cell(self.kind, network.cell.inputs, self.size, dtype)
+        self.cell: nn.RNNBase = recurrent_cell(*network.recurrent_cell, dtype)
 
-    def initial_carry(self, batch: int) -> Any:
-        """Zeros: `(batch, size)`, of an LSTM a tuple of two."""
-        zeros = self.head.weight.new_zeros
-        return (zeros(batch, self.size), zeros(batch, self.size)) if self.kind == "lstm" else zeros(batch, self.size)
+    def initial_carry(self, batch: int) -> Tree:
+        """Return zeros, `(batch, size)`; see `Cell.initial_carry`."""
+        cell = self.network.recurrent_cell
+        return cell.initial_carry(self.head.weight.new_zeros(batch, cell.size))
 
     def train(self, mode: bool = True) -> Self:
-        """As any module; the cell stays in training mode, where it computes the same, since cuDNN has no gradient in the other."""
+        """Set the mode of all but the cell, which computes the same in either: cuDNN has no gradient in evaluation mode."""
         super().train(mode)
         self.cell.train()
         return self
 
-    def unroll(self, inputs: Inputs[Tensor], carry: Any) -> tuple[list[Tensor], Any]:
-        """What the perceptron sees at each step, the cell's output first, and the carry after the last step.
-
-        Raises:
-            ValueError: if the carry does not fit the inputs.
-        """
-        seen = self.read(inputs, 2)
-        fed = list(seen)
-        if "actions" in self.network.feed_previous:
-            fed.append(inputs["previous_actions"])
-        if "rewards" in self.network.feed_previous:
-            fed.append(inputs["previous_rewards"][..., None])
-        check_carry(carry, (seen[0].shape[1], self.size), parts=2 if self.kind == "lstm" else 1)
-        state = tuple(part[None] for part in carry) if self.kind == "lstm" else carry[None]
-        x = torch.cat(fed, dim=-1)
+    def run_cell(self, inputs: list[Tensor], carry: Tree) -> tuple[Tensor, Tree]:
+        x = torch.cat(inputs, dim=-1)
         with _pytorchs_own(x), _without_warning(x):
-            outputs, state = self._run_cell(x, state)
-        return [outputs, *seen], tuple(part[0] for part in state) if self.kind == "lstm" else state[0]
+            outputs, state = self._in_precision(x, map_leaves(lambda leaf: leaf[None], carry))
+        return outputs, map_leaves(lambda leaf: leaf[0], state)
 
-    def _run_cell(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """The cell in the precision in force. On CUDA, autocast has cuDNN's cells compute in float16 where bfloat16 is asked for, too."""
+    def _in_precision(self, x: Tensor, state: Tree) -> tuple[Tensor, Tree]:
+        """Run the cell in the precision in force: on CUDA, autocast has cuDNN's cells compute in float16 where bfloat16 is asked."""
         device = x.device.type
         if not x.is_cuda or not torch.is_autocast_enabled(device):
             outputs, state = self.cell(x, state)
@@ -77,36 +55,19 @@ class Recurrent(Perceptron):
 
 
 class RecurrentPolicy(Recurrent):
-    """Sequences of observations -> mean and raw log standard deviation of the Gaussians before the squashing."""
+    """Sequences of observations -> Gaussians before the squashing, and the carry."""
 
-    def forward(
-        self, inputs: Inputs[Tensor], carry: Any
-    ) -> tuple[Float[Tensor, "time batch action"], Float[Tensor, "time batch action"], Any]:
-        """Return mean and raw log_std, each `(time, batch, action)`, and the carry after the last step."""
-        parts, carry = self.unroll(inputs, carry)
-        mean, raw_log_std = self.perceive(parts).chunk(2, dim=-1)
-        return mean, raw_log_std, carry
+    forward = recurrent_policy
 
 
 class RecurrentQFunction(Recurrent):
-    """Sequences of observations (or states) and of actions in (-1, 1) -> the soft action values.
+    """Sequences of observations (or states) and of actions in (-1, 1) -> the soft action values, and the carry."""
 
-    The evaluated actions enter above the cell: the carry knows what was done, not what is asked about, so that one pass serves both.
-    """
-
-    def forward(
-        self, inputs: Inputs[Tensor], actions: Float[Tensor, "time batch action"], carry: Any, *draws: Tensor
-    ) -> tuple[Float[Tensor, "time batch"], Any]:
-        """Return values, `(time, batch)`, and the carry after the last step.
-
-        `draws` are uniform, `(time, batch, width)`, one for each of `draw_widths`.
-        """
-        parts, carry = self.unroll(inputs, carry)
-        return self.perceive([*parts, actions], draws)[..., 0], carry
+    forward = recurrent_q_function
 
 
 def recurrent_cell(kind: str, inputs: int, size: int, dtype: torch.dtype) -> nn.RNNBase:
-    """One layer of zeros, over `(time, batch, inputs)`: the weights are drawn by default_models."""
+    """Make one layer of zeros, over `(time, batch, inputs)`: the weights are drawn by default_models."""
     cell = CELLS[kind](inputs, size, dtype=dtype, device="meta")  # torch's own draw would move the global generator
     cell = cell.to_empty(device="cpu")
     for parameter in cell.parameters():

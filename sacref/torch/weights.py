@@ -1,4 +1,4 @@
-"""Own names and layout of parameters <-> the common ones, which both backends write and read.
+"""PyTorch's parameters under the names and in the layout that both backends write and read.
 
 Common: `<layer>.kernel` of shape (in, out) and `<layer>.bias`. PyTorch: `<layer>.weight` of shape (out, in). A norm's weight is its
 scale, and a recurrent layer holds what are two dense layers in common: of the input, and of the hidden state.
@@ -16,22 +16,20 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sacref.agent.model_checks import HiddenStateError, check_constants
+from sacref.agent.model_checks import HiddenStateError, check_constants, require_names
+from sacref.algorithm import optimizer
 
-Parameters = dict[str, Tensor]
-"""Name of a parameter that learns, as in `named_parameters()` -> tensor."""
-
-
+Parameters = optimizer.Parameters[Tensor]
 RECURRENT = {"weight_ih_l0": "input.kernel", "weight_hh_l0": "hidden.kernel", "bias_ih_l0": "input.bias", "bias_hh_l0": "hidden.bias"}
 """Parameter of PyTorch's recurrent layers -> its common name."""
 
 
 class CommonLayout(nn.Module):
-    """A model of dense and recurrent layers and norms whose parameters have common names. Models without this base keep their own."""
+    """A model whose parameters have common names. Models without this base keep their own."""
 
 
 def parameters_of(model: nn.Module, device: torch.device, names: Collection[str] | None = None) -> Parameters:
-    """A copy on `device` of the model's parameters that learn, or of those that are named.
+    """Copy the model's parameters that learn, or those that are named, to `device`.
 
     Contiguous: the optimizer walks through parameters and gradients side by side.
     """
@@ -40,18 +38,18 @@ def parameters_of(model: nn.Module, device: torch.device, names: Collection[str]
 
 
 def constants_of(model: nn.Module, names: Collection[str]) -> Parameters:
-    """All that the model computes with but the parameters that are named: its frozen parameters and its buffers, themselves."""
+    """Return all that the model computes with but the parameters that are named: its frozen parameters and its buffers, themselves."""
     held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return {name: tensor.detach() for name, tensor in held.items() if name not in names}
 
 
 def identities_of(model: nn.Module) -> dict[str, Hashable]:
-    """Name of each parameter that learns -> its place in memory, equal for what is shared."""
+    """Return the place in memory of each parameter that learns."""
     return {name: (str(p.device), p.data_ptr()) for name, p in model.named_parameters() if p.requires_grad and p.numel() > 0}
 
 
 def own_copies(models: Mapping[str, nn.Module], device: torch.device) -> dict[str, nn.Module]:
-    """Copies on `device`. Frozen parts and generators that the models share stay shared.
+    """Copy the models to `device`. Frozen parts and generators that they share stay shared.
 
     Raises:
         ValueError: if one cannot be copied.
@@ -72,7 +70,7 @@ def own_copies(models: Mapping[str, nn.Module], device: torch.device) -> dict[st
 
 
 def set_constants(model: nn.Module, constants: Mapping[str, Tensor]) -> nn.Module:
-    """The model, with these values written where its frozen parameters and buffers are."""
+    """Write these values where the model's frozen parameters and buffers are; return the model."""
     held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():
         for name, tensor in constants.items():
@@ -81,7 +79,7 @@ def set_constants(model: nn.Module, constants: Mapping[str, Tensor]) -> nn.Modul
 
 
 def with_parameters(model: nn.Module, parameters: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of `model` that owns a copy of `parameters`, and of what does not learn as the model has it."""
+    """Copy `model`, with a copy of `parameters`."""
     copied = copy.deepcopy(model)
     with torch.no_grad():
         for name, parameter in copied.named_parameters():
@@ -91,7 +89,7 @@ def with_parameters(model: nn.Module, parameters: Mapping[str, Tensor]) -> nn.Mo
 
 
 def functional(model: nn.Module) -> Callable[..., Any]:
-    """`model` as a function of its parameters that learn: `(parameters, *inputs) -> outputs`. The others, and buffers, it has itself."""
+    """Return `model` as a function `(parameters that learn, *inputs) -> outputs`; the other parameters, and buffers, it has itself."""
 
     cells = [layer for layer in model.modules() if isinstance(layer, nn.RNNBase)]
 
@@ -107,7 +105,7 @@ def _left_in_place(cells: Sequence[nn.RNNBase]) -> Iterator[None]:
     """Keep recurrent layers from moving the parameters that they are called with.
 
     On CUDA they see that these are not those of the last call, and move them, side by side, to memory of that moment. In a CUDA graph, each
-    replay would copy them there anew, from where they lay at the capture, and what was learned in between would be lost.
+    replay would copy them there again, from where they lay at the capture, and what was learned in between would be lost.
     """
     for cell in cells:
         vars(cell)["flatten_parameters"] = _nothing
@@ -119,11 +117,11 @@ def _left_in_place(cells: Sequence[nn.RNNBase]) -> Iterator[None]:
 
 
 def _nothing() -> None:
-    """In the place of `flatten_parameters`."""
+    """Stand in for `flatten_parameters`."""
 
 
 def generators(model: nn.Module) -> dict[str, torch.Generator]:
-    """Dotted path -> generator, of those that the model's own layers draw from: random state that belongs to the agent's."""
+    """Return the generators that the model's own layers draw from, by dotted path: random state that belongs to the agent's."""
     found: dict[str, torch.Generator] = {}
     for path, layer in model.named_modules():
         for name, value in vars(layer).items():
@@ -176,7 +174,7 @@ def refuse_hidden_state(name: str, model: nn.Module) -> None:
 
 
 def refuse_draws() -> AbstractContextManager[Any]:
-    """Meanwhile, operations of this thread that draw from torch's global generators raise a HiddenStateError that names them."""
+    """Let operations of this thread that draw from torch's global generators raise a HiddenStateError that names them, meanwhile."""
     mode = type("RefusedDraws", (TorchDispatchMode,), {"__torch_dispatch__": _run_without_draws})
     context: AbstractContextManager[Any] = mode()
     return context
@@ -197,7 +195,7 @@ def _run_without_draws(_: Any, operation: Any, types: Any, arguments: Any = (), 
 
 
 def fingerprint(value: Any) -> Hashable:
-    """What a tensor holds, and how often it was written; None of everything else."""
+    """Return what a tensor holds, and how often it was written; None for everything else."""
     if not isinstance(value, Tensor):
         return None
     return (
@@ -209,7 +207,7 @@ def fingerprint(value: Any) -> Hashable:
 
 
 def to_common(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
-    """Parameters, gradients or moments of `model` under common names, as NumPy copies."""
+    """Return parameters, gradients or moments of `model` under common names, as NumPy copies."""
     arrays = {name: tensor.detach().cpu().numpy().copy() for name, tensor in parameters.items()}
     if not isinstance(model, CommonLayout):
         return arrays
@@ -217,16 +215,14 @@ def to_common(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, N
 
 
 def from_common(model: nn.Module, arrays: Mapping[str, NDArray[Any]], *, like: Mapping[str, Tensor]) -> Parameters:
-    """The inverse of `to_common`, in the dtypes and on the devices of `like`.
+    """Return the model's own parameters for arrays under common names, in the dtypes and on the devices of `like`.
 
     Raises:
         ValueError: if names or shapes are not those of `like`.
     """
     common = isinstance(model, CommonLayout)
     expected = {(_common_name(name) if common else name): name for name in like}
-    if set(expected) != set(arrays):
-        missing, unknown = sorted(set(expected) - set(arrays)), sorted(set(arrays) - set(expected))
-        raise ValueError(f"parameters do not fit the model: missing {missing}, unknown {unknown}: build the model as it was when saved")
+    require_names(expected, arrays)
     parameters: Parameters = {}
     for name, own in expected.items():
         array = arrays[name].T if common and _is_matrix(own) else arrays[name]

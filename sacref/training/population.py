@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sacref.agent.lockstep import Lockstep
+from sacref.agent.population import depart
 from sacref.config import ConfigError, SACConfig
 from sacref.config.train_config import TrainConfig
 from sacref.training import checkpoints, experiment
@@ -226,7 +227,7 @@ class _Meeting:
         agents = [self._agents[number] for number in sorted(self._agents)]
         try:
             _require_alike(agents)
-            self._lockstep = _population_of(agents[0]).populate(agents)
+            self._lockstep = importlib.import_module(f"sacref.{agents[0].backend}.population").populate(agents)
         except BaseException as error:
             self._failure = error
         self._condition.notify_all()
@@ -246,7 +247,7 @@ class _Member:
         self._meeting.join(self._number, agent)
 
     def on_end(self, agent: Any) -> None:
-        _population_of(agent).depart(agent)
+        depart(agent)
         self._meeting.leave(self._number)
 
 
@@ -258,8 +259,3 @@ def _require_alike(agents: Sequence[Any]) -> None:
         values = [each[name] for each in settings]
         if name not in own and any(other != value for other in values):
             raise RunError(f"the members' {name} are {values}: they may differ in {', '.join(VARYING)}, train the others one by one")
-
-
-def _population_of(agent: Any) -> Any:
-    """Return the module `population` of an agent's backend."""
-    return importlib.import_module(f"sacref.{agent.backend}.population")

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from sacref.algorithm.optimizer import KeepGradients, batch_mean
+from sacref.algorithm.tree import map_leaves
 from sacref.config import ConfigError, SACConfig, Schedule
 from sacref.spec.schedules import FACTORS, SCHEDULES, KLAdaptive
 from tests.backends import BACKENDS, Backend, installed_backends, load_backend
@@ -121,7 +123,7 @@ def test_frozen_steps_nowhere_and_remembers_nothing(backend: Backend) -> None:
 
 def test_kept_gradients_are_those_before_clipping_and_change_nothing(backend: Backend) -> None:
     optim = backend.module("optim")
-    plain, keeping = optim.Optimizer(0.01, 1.0), optim.KeepGradients(optim.Optimizer(0.01, 1.0))
+    plain, keeping = optim.Optimizer(0.01, 1.0), KeepGradients(optim.Optimizer(0.01, 1.0))
     results = []
     for optimizer in (plain, keeping):
         parameters = backend.tree(PARAMETERS)
@@ -154,11 +156,6 @@ def test_value_and_grad_differentiates_by_its_argument_alone(backend: Backend) -
     assert host(aux).tolist() == [4.0, 10.0]
     assert host(gradients)["used"].tolist() == [32.0, 100.0]
     assert host(gradients)["unused"].tolist() == [0.0]
-
-
-def test_tree_map_takes_several_trees(backend: Backend) -> None:
-    total = backend.module("optim").tree_map(lambda a, b: a + 2 * b, backend.tree(PARAMETERS), backend.tree(GRADIENTS[0]))
-    assert flat(host(total)).tolist() == [7.0, -2.0, -7.5]
 
 
 # Scaled losses, and several ranks.
@@ -220,9 +217,9 @@ def test_gradients_are_averaged_before_they_are_unscaled_and_clipped(backend: Ba
     def average(tree: Any) -> Any:
         scale = 2.0**16
         seen.extend(flat(host(tree)).tolist())
-        return optim.tree_map(lambda leaf: (leaf + 3.0 * scale) / 2.0, tree)
+        return map_leaves(lambda leaf: (leaf + 3.0 * scale) / 2.0, tree)
 
-    optimizer = optim.KeepGradients(optim.Optimizer(0.01, 0.5, scales_losses=True, average=average))
+    optimizer = KeepGradients(optim.Optimizer(0.01, 0.5, scales_losses=True, average=average))
     parameters = backend.tree(PARAMETERS)
     state = optimizer.init(parameters)
     _, _, parameters, state = optimizer.minimise(objective_of(backend, GRADIENTS[0]), parameters, state)
@@ -241,19 +238,18 @@ def test_an_adaptive_rate_follows_the_divergence_over_all_ranks(backend: Backend
 
 
 def test_the_mean_over_parts_is_that_of_the_whole(backend: Backend) -> None:
-    optim = backend.module("optim")
     mask = backend.array(np.array([True, False, True]))
     values = backend.array(np.array([[1.0, 5.0, 3.0]]))
-    assert optim.batch_mean(None)(values, mask).tolist() == [2.0]
+    assert batch_mean(None)(values, mask).tolist() == [2.0]
     counts: list[float] = []
 
     def average(count: Any) -> Any:
         counts.append(float(count))
         return count * 2.0  # the other ranks have more rows that count
 
-    assert optim.batch_mean(average)(values, mask).tolist() == [1.0]
+    assert batch_mean(average)(values, mask).tolist() == [1.0]
     assert counts == [2.0]
-    assert optim.batch_mean(average)(values, None).tolist() == [3.0]
+    assert batch_mean(average)(values, None).tolist() == [3.0]
 
 
 # What is beside Adam and clipping.
@@ -416,7 +412,7 @@ def test_a_delayed_step_is_applied_at_every_third_call(backend: Backend, schedul
     delayed = optim.Optimizer(0.01, 1.0, None if schedule is None else scheduled(schedule), every=3)
     gradients = gradients_of(backend, 9)
     for i in (0, 3):
-        gradients[i] = optim.tree_map(lambda leaf: leaf * math.nan, gradients[i])
+        gradients[i] = map_leaves(lambda leaf: leaf * math.nan, gradients[i])
     parameters = zeros(backend)
     state = delayed.init(parameters)
     seen, measured = [], []
@@ -475,7 +471,7 @@ def test_keeping_gradients_changes_no_schedule_and_no_delay(backend: Backend, na
     optim = backend.module("optim")
     gradients = gradients_of(backend, 10)
     results = []
-    for wrap in (lambda optimizer: optimizer, optim.KeepGradients):
+    for wrap in (lambda optimizer: optimizer, KeepGradients):
         optimizer = wrap(optim.Optimizer(0.01, 1.0, scheduled(name), 2))
         parameters = zeros(backend)
         parameters, state, measured = go(backend, optimizer, parameters, optimizer.init(parameters), gradients, DIVERGENCES[:10])
@@ -567,9 +563,7 @@ def test_moments_carry_a_scheduler_of_torch_s_on(torch_backend: Backend, every: 
 
 
 def test_a_scheduler_of_torch_s_begins_anew_with_a_new_state(torch_backend: Backend) -> None:
-    optimizer = torch_backend.module("optim").KeepGradients(
-        torch_backend.module("optim").Optimizer(0.01, schedule=torch_scheduler("ExponentialLR", gamma=0.5))
-    )
+    optimizer = KeepGradients(torch_backend.module("optim").Optimizer(0.01, schedule=torch_scheduler("ExponentialLR", gamma=0.5)))
     for _ in range(2):
         parameters = zeros(torch_backend)
         *_, measured = go(torch_backend, optimizer, parameters, optimizer.init(parameters), gradients_of(torch_backend, 3))

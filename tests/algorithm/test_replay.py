@@ -10,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from sacref.algorithm.data import Transition
-from sacref.algorithm.replay import Follow, host_bytes
+from sacref.algorithm.replay import host_bytes
+from sacref.algorithm.sequences import Follow
 from sacref.envs.spaces import check_spaces
 from tests.backends import BACKENDS, Backend, Spaces, assert_same_arrays, box, load_backend
 

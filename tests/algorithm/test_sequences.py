@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from sacref.algorithm.data import Sequences, Transition
-from sacref.algorithm.replay import Follow
+from sacref.algorithm.sequences import Follow
 from sacref.algorithm.tree import leaves, map_leaves, named_leaves
 from sacref.envs.spaces import check_spaces
 from tests.backends import BACKENDS, Backend, assert_same_arrays, box, fill, load_backend
@@ -247,9 +247,9 @@ def test_n_steps_end_where_the_episode_or_the_memory_does(backend: Backend, ring
 
 @pytest.mark.parametrize(("ring", "dtype"), [(ONE, "float32"), (THREE, "float64")], ids=str)
 def test_transitions_of_one_step_are_those_that_are_drawn_one_by_one(backend: Backend, ring: Ring, dtype: str) -> None:
-    module = backend.module("memory")
-    plain, stepwise = (drawer(backend, sample) for sample in (module.sample, partial(module.sample_steps, settings=Follow())))
-    assert module.sampler(Follow()) is module.sample
+    sampler = backend.module("memory").sampler
+    plain, stepwise = (drawer(backend, sample) for sample in (sampler.transitions, partial(sampler.n_steps, settings=Follow())))
+    assert sampler(Follow()) == sampler.transitions
     for _, memory, seed in histories(backend, ring, Follow(n_step=2), dtype=dtype, runs=2):
         one, other = plain(memory, BATCH, seed), stepwise(memory, BATCH, seed)
         assert one.discounts is None

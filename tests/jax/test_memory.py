@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sacref.algorithm.replay import Follow
+from sacref.algorithm.sequences import Follow
 from sacref.algorithm.tree import leaves, named_leaves
 from sacref.envs.spaces import check_spaces
 from sacref.jax import ReplayMemory

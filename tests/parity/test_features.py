@@ -9,6 +9,7 @@ import pytest
 
 from sacref.agent import carry
 from sacref.agent.networks import Network
+from sacref.algorithm import optimizer
 from sacref.algorithm.data import Batch, Window
 from sacref.algorithm.tree import map_leaves
 from sacref.parity.compare import side_by_side
@@ -88,8 +89,7 @@ def adaptive_rates_that_stay(patch: Patch, name: str) -> None:
 
 
 def no_mask(patch: Patch, name: str) -> None:
-    optim = part(name, "optim")
-    patch.setattr(optim, "masked_mean", lambda values, mask, count: values.mean(axis=tuple(range(-mask.ndim, 0))))
+    patch.setattr(optimizer, "masked_mean", lambda values, mask, count: values.mean(axis=tuple(range(-mask.ndim, 0))))
 
 
 def next_step_from_the_current_carry(patch: Patch, name: str) -> None:

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from sacref.algorithm.data import Transition
-from sacref.algorithm.replay import Follow
+from sacref.algorithm.sequences import Follow
 from sacref.algorithm.tree import leaves
 from sacref.envs.spaces import check_spaces
 from sacref.torch import SAC, ReplayMemory
-from sacref.torch.memory import MemoryState, sample, sampler, write
+from sacref.torch.memory import MemoryState, sampler, write
 from tests.backends import Backend, box, fill
 
 BACKEND = Backend("torch")
@@ -86,7 +86,7 @@ def test_rows_that_are_not_kept_go_where_no_draw_comes(envs: int) -> None:
 def test_sampling_gathers_whole_rows() -> None:
     agent = BACKEND.agent()
     fill(agent, 8)
-    batch = sample(agent.memory.state, 5, torch.Generator().manual_seed(0))
+    batch = sampler.transitions(agent.memory.state, 5, torch.Generator().manual_seed(0))
     assert [None if field is None else tuple(field.shape) for field in batch] == [
         *((5, 3), None, (5, 2), (5,), (5, 3), None, (5,)),
         *(None, None),
