@@ -73,7 +73,7 @@ class BatchedVectorEnv(VectorEnv[Numbers, NumpyArray, NumpyArray]):
         self._limit = _time_limit(env)
         self.num_envs: int = num_envs
         self.autoreset_mode: AutoresetMode = AutoresetMode(autoreset_mode)
-        self.metadata: dict[str, Any] = {**env.metadata, "autoreset_mode": self.autoreset_mode, TIME_LIMIT: self._limit}
+        self.metadata: State = {**env.metadata, "autoreset_mode": self.autoreset_mode, TIME_LIMIT: self._limit}
         self.render_mode: str | None = None
         self.single_observation_space: Space = env.observation_space
         self.single_action_space: Space = env.action_space
@@ -173,7 +173,7 @@ class BatchedVectorEnv(VectorEnv[Numbers, NumpyArray, NumpyArray]):
             "simulations": self._simulations.get_state(),
         }
 
-    def set_state(self, state: Mapping[str, Any]) -> None:
+    def set_state(self, state: State) -> None:
         """Go on from what `get_state` returned.
 
         Raises:

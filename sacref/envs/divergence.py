@@ -6,14 +6,13 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
-import gymnasium
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from numpy.typing import ArrayLike, NDArray
 
 from sacref.algorithm.tree import Tree, leaves
 from sacref.config.train_config import Environment
-from sacref.envs.interface import Envs, Step
+from sacref.envs.interface import Envs, EnvWrapper, Step
 from sacref.envs.states import final_states
 from sacref.spec.arrays import NumpyArray
 
@@ -156,10 +155,10 @@ class DivergenceGuard:
         return diverged
 
 
-class ReportDivergence(gymnasium.Wrapper[Any, Any, Any, Any]):
+class ReportDivergence(EnvWrapper):
     """Wrapper that puts MuJoCo's warning into the info, for an environment in a process of its own."""
 
-    def step(self, action: Any) -> Step:
+    def step(self, action: object) -> Step:
         observation, reward, terminated, truncated, info = self.env.step(action)
         words = complaint(self.unwrapped) if _is_simulation(self.unwrapped) else None
         return observation, reward, terminated, truncated, info if words is None else {**info, REPORT: words}

@@ -38,12 +38,12 @@ class EpisodeBoundaries(Generic[ArrayT]):
         self.starts: ArrayT | None = None
         """`(envs,)`, bool: where the next row begins an episode, or follows one that is no transition; None where all do."""
 
-    def state(self, to_numpy: Callable[[Any], Any]) -> dict[str, Any]:
+    def state(self, to_numpy: Callable[[Any], object]) -> dict[str, Tree]:
         """Copy the state to the host."""
         state = {"expects_reset": self._expects_reset, "last_observations": self._last_observations, "starts": self.starts}
         return {name: map_leaves(to_numpy, tree) for name, tree in state.items()}
 
-    def set_state(self, state: Mapping[str, Any]) -> None:
+    def set_state(self, state: Mapping[str, Tree]) -> None:
         """Go on from what `state` returned."""
         self._expects_reset, self._last_observations, self.starts = state["expects_reset"], state["last_observations"], state["starts"]
 
@@ -123,12 +123,13 @@ def _equal_rows(xp: Namespace, a: Tree, b: Tree) -> Any:
     return reduce(xp.logical_and, [xp.all(xp.reshape(left == right, (left.shape[0], -1)), axis=1) for left, right in alike])
 
 
-def _rounded(xp: Namespace, array: Array, dtype: object) -> Any:
+def _rounded(xp: Namespace, array: Array, dtype: object) -> Array:
     with np.errstate(over="ignore"):  # a number that the device does not have equals none of its
-        return xp.asarray(array, dtype=dtype)
+        rounded: Array = xp.asarray(array, dtype=dtype)
+        return rounded
 
 
-def _apply_final_observations(xp: Namespace, next_observations: Tree, ended: Any, infos: object) -> tuple[Any, Tree]:
+def _apply_final_observations(xp: Namespace, next_observations: Tree, ended: ArrayT, infos: object) -> tuple[ArrayT, Tree]:
     """Return which rows hold a final observation, `(envs,)`, and the next observations with those in place."""
     final = infos.get("final_obs") if isinstance(infos, Mapping) else None
     if not isinstance(infos, Mapping) or final is None:
@@ -154,14 +155,15 @@ def has_entries(final: object) -> bool:
     return isinstance(final, list | tuple) or (isinstance(final, np.ndarray) and final.dtype == object)
 
 
-def select_rows(xp: Namespace, mask: Any, new: Array, old: Any) -> Any:
+def select_rows(xp: Namespace, mask: Array, new: Array, old: ArrayT) -> ArrayT:
     """Return `old`, `(envs, ...)`, with the rows of `new` where `mask`, `(envs,)`, in the dtype and on the device of `old`."""
     device = getattr(old, "device", None)
     lifted = xp.reshape(xp.asarray(mask, device=device), (old.shape[0], *(1 for _ in old.shape[1:])))
-    return xp.where(lifted, xp.asarray(new, dtype=old.dtype, device=device), old)
+    selected: ArrayT = xp.where(lifted, xp.asarray(new, dtype=old.dtype, device=device), old)
+    return selected
 
 
-def _replace(xp: Namespace, mask: Any, final: Tree, next_observations: Tree, name: str) -> Tree:
+def _replace(xp: Namespace, mask: Array, final: Tree, next_observations: Tree, name: str) -> Tree:
     if isinstance(next_observations, Mapping):
         return {key: _replace(xp, mask, _branch(final, key, name), old, f"{name}[{key!r}]") for key, old in next_observations.items()}
     shape = tuple(next_observations.shape)

@@ -17,6 +17,7 @@ from sacref.spec.arrays import NumpyArray, as_numpy
 
 Envs: TypeAlias = VectorEnv[Any, Any, Any]
 Space: TypeAlias = gymnasium.Space[Any]
+EnvWrapper: TypeAlias = gymnasium.Wrapper[Any, Any, Any, Any]
 Infos: TypeAlias = dict[str, Any]
 Step: TypeAlias = tuple[Tree, Any, Any, Any, Infos]
 """Observation, reward, terminated, truncated and info."""
@@ -76,7 +77,7 @@ class _Checked:
                 f"reset(self, *, seed=None, options=None), and call super().reset(seed=seed) in it"
             )
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Tree, Infos]:
+    def reset(self, *, seed: int | None = None, options: Infos | None = None) -> tuple[Tree, Infos]:
         returned = self._reset(seed=seed, options=options)
         _require_parts(self._name, "reset", returned, 2, _RESET)
         observation, info = returned

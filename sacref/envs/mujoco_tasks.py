@@ -15,6 +15,8 @@ from sacref.spec.arrays import NumpyArray
 
 Mask: TypeAlias = NDArray[np.bool_]
 Numbers: TypeAlias = NDArray[np.float64]
+MujocoEnv: TypeAlias = Any
+"""A `gymnasium.envs.mujoco.MujocoEnv`; each task has its options in attributes of its own."""
 Fields: TypeAlias = Mapping[str, NumpyArray]
 """Field of MjData -> its values, `(envs, *field)`."""
 
@@ -56,8 +58,8 @@ class Task(ABC):
     hidden: ClassVar[int] = 2
     """Positions that are not observed, unless the environment is told to show them."""
 
-    def __init__(self, env: Any, version: int) -> None:
-        self.env: Any = env
+    def __init__(self, env: MujocoEnv, version: int) -> None:
+        self.env: MujocoEnv = env
         self.version: int = version
         self.dt: float = env.dt
 
@@ -159,7 +161,7 @@ class Ant(Task):
     # v4 rarely needs them, but reads `xpos` before the step, too, which only a simulation that stays in its MjData knows.
     forces = True
 
-    def __init__(self, env: Any, version: int) -> None:
+    def __init__(self, env: MujocoEnv, version: int) -> None:
         super().__init__(env, version)
         self.body: int = env.data.body("torso" if version == 4 else env._main_body).id
         self.pays_contacts: bool = version > 4 or env._use_contact_forces
@@ -215,7 +217,7 @@ class _Humanoid(Task):
     )
     forces = True
 
-    def __init__(self, env: Any, version: int) -> None:
+    def __init__(self, env: MujocoEnv, version: int) -> None:
         super().__init__(env, version)
         # v5 leaves out the world's body and the free joint, whose values are always 0.
         body, joint = (0, 0) if version == 4 else (1, 6)
@@ -280,7 +282,7 @@ class HumanoidStandup(_Humanoid):
 class Reacher(Task):
     fields: ClassVar[tuple[str, ...]] = ("qpos", "qvel", "xpos")
 
-    def __init__(self, env: Any, version: int) -> None:
+    def __init__(self, env: MujocoEnv, version: int) -> None:
         super().__init__(env, version)
         self.fingertip: int
         self.target: int
@@ -303,7 +305,7 @@ class Reacher(Task):
 class Pusher(Task):
     fields: ClassVar[tuple[str, ...]] = ("qpos", "qvel", "xpos")
 
-    def __init__(self, env: Any, version: int) -> None:
+    def __init__(self, env: MujocoEnv, version: int) -> None:
         super().__init__(env, version)
         self.bodies: tuple[int, ...] = _bodies(env, "tips_arm", "object", "goal")
 
@@ -366,7 +368,7 @@ NAMES = tuple(f"{task.__name__}-{module.rpartition('_')[2]}" for module, task in
 """Ids of the tasks."""
 
 
-def task_of(env: Any) -> Task | None:
+def task_of(env: MujocoEnv) -> Task | None:
     """Return the task of an environment without wrappers; None if it is none of Gymnasium's that are known."""
     package, _, module = type(env).__module__.rpartition(".")
     if package != "gymnasium.envs.mujoco" or module not in TASKS:
@@ -374,7 +376,7 @@ def task_of(env: Any) -> Task | None:
     return TASKS[module](env, int(module[-1]))
 
 
-def _bodies(env: Any, *names: str) -> tuple[int, ...]:
+def _bodies(env: MujocoEnv, *names: str) -> tuple[int, ...]:
     return tuple(env.data.body(name).id for name in names)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sacref.algorithm.tree import Tree
 from sacref.config.train_config import Environment
-from sacref.envs.interface import Infos, Space, Step
+from sacref.envs.interface import EnvWrapper, Infos, Space, Step
 from sacref.spec.arrays import NumpyArray
 
 
@@ -101,7 +101,7 @@ class DictObservation(_ObservationWrapper, RecordConstructorArgs):
         return {name: observation[entries] for name, entries in self._parts.items()}
 
 
-class PrivilegedState(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
+class PrivilegedState(EnvWrapper, RecordConstructorArgs):
     """Wrapper that hands over the observation at its place among the wrappers as the critics' state, in `info["state"]`.
 
     It goes inside of the wrapper that hides something from the policy: `wrappers=[PrivilegedState, HideVelocities]`.
@@ -128,11 +128,11 @@ class PrivilegedState(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorAr
             inner = inner.env
         self.state_space: Space = env.observation_space
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Tree, Infos]:
+    def reset(self, *, seed: int | None = None, options: Infos | None = None) -> tuple[Tree, Infos]:
         observation, info = self.env.reset(seed=seed, options=options)
         return observation, _with_state(info, observation)
 
-    def step(self, action: Any) -> Step:
+    def step(self, action: object) -> Step:
         observation, reward, terminated, truncated, info = self.env.step(action)
         return observation, reward, terminated, truncated, _with_state(info, observation)
 

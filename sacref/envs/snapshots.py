@@ -475,7 +475,7 @@ def _has_methods(layer: Environment) -> bool:
     """Tell whether a layer has methods for its state; `MujocoEnv.set_state` sets positions and velocities."""
     get, set_ = getattr(type(layer), "get_state", None), getattr(type(layer), "set_state", None)
     mujoco_env = _mujoco_env()
-    return get is not None and set_ is not None and (mujoco_env is None or set_ is not mujoco_env.set_state)
+    return get is not None and set_ is not None and (set_ is not getattr(mujoco_env, "set_state", None))
 
 
 def _is_mujoco_task(layer: Environment) -> bool:
@@ -484,10 +484,10 @@ def _is_mujoco_task(layer: Environment) -> bool:
     return mujoco_env is not None and isinstance(layer, mujoco_env) and type(layer).__module__.startswith("gymnasium.envs.mujoco.")
 
 
-def _mujoco_env() -> Any:
+def _mujoco_env() -> type | None:
     """Return Gymnasium's class, or None where it is not imported: no environment can be of it then."""
     module = sys.modules.get("gymnasium.envs.mujoco.mujoco_env")
-    return None if module is None else module.MujocoEnv
+    return getattr(module, "MujocoEnv", None)
 
 
 def _mujoco_version(envs: SyncVector) -> str | None:

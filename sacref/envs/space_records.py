@@ -1,7 +1,6 @@
 """Spaces as JSON, and differences between an agent's spaces and an environment's."""
 
 import math
-from collections.abc import Mapping
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import gymnasium
@@ -25,9 +24,9 @@ SPACES = ("observation_space", "state_space", "action_space")
 class HasSpaces(Protocol):
     """An agent that says which spaces it was made for."""
 
-    observation_space: Any
-    state_space: Any
-    action_space: Any
+    observation_space: Space
+    state_space: Space | None
+    action_space: Space
 
 
 def write_space(space: Space) -> Record:
@@ -44,7 +43,7 @@ def _write_bound(bound: NumpyArray) -> object:
     return numbers[0] if len(set(numbers)) == 1 else numbers
 
 
-def read_space(stored: Mapping[str, Any]) -> Space:
+def read_space(stored: Record) -> Space:
     """Return the space that `write_space` was given.
 
     Raises:

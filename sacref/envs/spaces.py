@@ -146,7 +146,7 @@ def rows_like(space: Tree, rows: int) -> Tree:
     return map_leaves(lambda box: Like((rows, *box.shape), "fiub"), space)
 
 
-def check_values(values: Tree, fields: Tree, name: str, is_device_array: Callable[[Any], bool]) -> Tree:
+def check_values(values: Tree, fields: Tree, name: str, is_device_array: Callable[[object], bool]) -> Tree:
     """Return `values` as a tree of arrays `(envs, *shape)` that branches as the fields do: NumPy, unless they are the backend's own.
 
     Each in its field's `kept` dtype, or as float32 or float64 where that is either of them.
@@ -170,7 +170,7 @@ def _require_keys(name: str, fields: Mapping[str, Tree], values: Tree) -> None:
         raise ValueError(f"{name} lacks the keys {missing} and has the unknown keys {unknown}: give what the Dict space says")
 
 
-def _check_array(is_device_array: Callable[[Any], bool], name: str, field: Field, values: Any) -> Any:
+def _check_array(is_device_array: Callable[[object], bool], name: str, field: Field, values: Tree) -> Tree:
     if isinstance(values, Mapping):
         raise TypeError(f"{name} is a dict with the keys {sorted(values, key=str)}, expected one array: the space is a Box")
     array = values if is_device_array(values) else as_numpy(values, name)
@@ -192,9 +192,9 @@ def _array_as(array: NumpyArray, field: Field, name: str) -> NumpyArray:
     return exactly(exactly(array, field.dtype, name), field.kept, name, says=field.dtype)
 
 
-def _device_array_as(array: Any, field: Field, name: str) -> Any:
+def _device_array_as(array: Tree, field: Field, name: str) -> Tree:
     """Convert by the dtype alone: nothing waits for the array's values."""
-    xp: Any = namespace(array)
+    xp = namespace(array)
     found = str(array.dtype).rpartition(".")[2]
     if field.dtype in AGENT_FLOATS and xp.isdtype(array.dtype, ("bool", "integral", "real floating")):
         # JAX has float64 where it has int64.

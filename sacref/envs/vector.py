@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from sacref.config.train_config import Environment, EnvironmentFactory, Vectorization, Wrapper
 from sacref.envs.divergence import ReportDivergence
-from sacref.envs.interface import AsyncEnvs, Envs, SyncEnvs, check_interface
+from sacref.envs.interface import AsyncEnvs, Envs, EnvWrapper, SyncEnvs, check_interface
 from sacref.envs.mujoco_log import redirect_mujoco_warnings
 
 VectorT = TypeVar("VectorT", bound=Envs | None)
@@ -187,7 +187,7 @@ def time_limits(env: Environment) -> list[int]:
     return limits
 
 
-class _InProcess(gymnasium.Wrapper[Any, Any, Any, Any]):
+class _InProcess(EnvWrapper):
     """Wrapper of an environment in a process of its own, which tells its time limit and logs there that it cannot be closed."""
 
     @property

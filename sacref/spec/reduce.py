@@ -4,7 +4,7 @@ import math
 
 from jaxtyping import Bool, Float
 
-from sacref.spec.arrays import Array, ArrayT, Namespace, require_one_dtype, require_shape
+from sacref.spec.arrays import ArrayT, Namespace, require_one_dtype, require_shape
 
 
 def masked_mean(
@@ -87,7 +87,7 @@ def masked_min(values: Float[ArrayT, "*leading_and_batch"], mask: Bool[ArrayT, "
     return xp.min(values, axis=-1)
 
 
-def _rows(function: str, xp: Namespace, values: ArrayT, mask: Array) -> tuple[ArrayT, ArrayT]:
+def _rows(function: str, xp: Namespace, values: ArrayT, mask: ArrayT) -> tuple[ArrayT, ArrayT]:
     """Return values `(*leading, rows)` and mask `(*1, rows)`: one axis for the batch, over which both are summed alike."""
     if mask.dtype != xp.bool:
         raise TypeError(f"{function}: mask has dtype {mask.dtype}, expected bool: make it of a comparison, such as weights > 0")
