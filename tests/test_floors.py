@@ -111,7 +111,6 @@ def test_a_module_imports_only_its_own_folder_and_lower_floors(module: str) -> N
         assert {other for other in others if part(other) != part(module) and FLOORS[part(other)] >= FLOORS[part(module)]} == set()
 
 
-@pytest.mark.xfail(reason="the modules of parity and of examine import their own packages, whose __init__ imports them")
 def test_no_module_imports_itself_by_way_of_others() -> None:
     below = imports()
     while free := {module for module, others in below.items() if not others & below.keys()}:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sacref.examine import probes
+import sacref.examine.probes as probes
 from sacref.examine.adapter import Adapter, check_noise, record
 from sacref.examine.choices import MISTAKES, VALUES, Choices, is_mistake
 from sacref.examine.identify import Identification, Left, identify, replay

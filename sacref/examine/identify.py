@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from sacref.examine import oracle
+import sacref.examine.oracle as oracle
 from sacref.examine.choices import FRESH, FROZEN, VALUES, Choices, canonical, contradictions
 from sacref.examine.observed import Trajectory, difference, recovered
 from sacref.examine.oracle import DENSITY, Adam, Oracle

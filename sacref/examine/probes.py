@@ -14,7 +14,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from sacref.examine import oracle
+import sacref.examine.oracle as oracle
 from sacref.examine.adapter import Acting, Adapter, Collecting, Saving, check_acting
 from sacref.examine.choices import Choices
 from sacref.examine.observed import difference

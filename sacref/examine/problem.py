@@ -10,8 +10,8 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+import sacref.parity.data as data
 from sacref.algorithm.data import Batch
-from sacref.parity import data
 from sacref.parity.compare import kind_of
 from sacref.parity.networks import Arrays, Floats
 

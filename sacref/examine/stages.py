@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sacref.examine import oracle
+import sacref.examine.oracle as oracle
 from sacref.examine.choices import AFTER, BEFORE, NEWEST, VALUES, Choices, canonical
 from sacref.examine.observed import Trajectory, Update, difference
 from sacref.examine.oracle import DENSITY, Adam

@@ -12,6 +12,8 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+import sacref.jax.optim as optim
+import sacref.jax.weights as weights
 from sacref.agent.agent import Agent
 from sacref.agent.backend import Functions
 from sacref.agent.carry import Carry
@@ -20,7 +22,6 @@ from sacref.agent.model_checks import draw_widths
 from sacref.algorithm.sequences import Follow
 from sacref.algorithm.tree import Tree, map_leaves
 from sacref.config import ConfigError, Execution, SACConfig
-from sacref.jax import optim, weights
 from sacref.jax.device import Device, device_of, devices_of
 from sacref.jax.execution import DrawSpec, actors, choose, learner, stepper
 from sacref.jax.memory import ReplayMemory, sampler

@@ -10,8 +10,8 @@ from numpy.typing import DTypeLike
 from sacref.agent.networks import Cell, dense_layers
 from sacref.algorithm.data import Batch, Noise, Sequences
 from sacref.algorithm.tree import Tree
-from sacref.parity import oracle
 from sacref.parity.networks import Arrays, Floats
+from sacref.parity.oracle import OPTIMIZERS, moment_name
 from sacref.parity.schedules import Schedule
 
 TERMINATED_SHARE = 0.02
@@ -215,9 +215,9 @@ def initial_state(
         optimized.append(("temperature_optimizer", "log_alpha"))
     for optimizer, name in optimized:
         for moment in ("first_moment", "second_moment"):
-            state[oracle.moment_name(optimizer, moment, name)] = np.zeros_like(state[name])
+            state[moment_name(optimizer, moment, name)] = np.zeros_like(state[name])
     counters = {"gradient_steps", *(f"{optimizer}.count" for optimizer, _ in optimized)}
-    for optimizer, rate, schedule in zip(oracle.OPTIMIZERS, learning_rates, schedules, strict=True):
+    for optimizer, rate, schedule in zip(OPTIMIZERS, learning_rates, schedules, strict=True):
         if schedule is not None:
             state[f"{optimizer}.learning_rate"] = np.asarray(rate)
         if f"{optimizer}.count" in counters and (schedule is not None or (policy_delay > 1 and optimizer != "critic_optimizer")):

@@ -15,11 +15,13 @@ from sacref.algorithm.data import Batch, Noise
 from sacref.config import SACConfig
 from sacref.envs.interface import Space
 from sacref.envs.spaces import DType
-from sacref.parity import data, oracle
+from sacref.parity.data import draws, initial_state, sequence_draws, split_observations, synthetic_replay
 from sacref.parity.networks import Arrays, Floats
+from sacref.parity.oracle import Data, Settings
+from sacref.parity.oracle import update as update_oracle
 from sacref.parity.schedules import Schedule, make
 
-Draw: TypeAlias = tuple[oracle.Data, Noise[Floats]]
+Draw: TypeAlias = tuple[Data, Noise[Floats]]
 Kwargs: TypeAlias = dict[str, Any]
 
 BACKENDS = ("torch", "jax")
@@ -83,9 +85,9 @@ class Problem:
         """Return the fields as JSON."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
-    def settings(self) -> oracle.Settings:
+    def settings(self) -> Settings:
         """Return the settings of the oracle."""
-        return oracle.Settings(
+        return Settings(
             target_entropy=-float(self.action) if self.target_entropy is None else self.target_entropy,
             discount_factor=self.discount_factor,
             polyak=self.polyak,
@@ -126,7 +128,7 @@ class Problem:
         def box(width: int) -> Space:
             return gymnasium.spaces.Box(-math.inf, math.inf, (width,), np.float64)
 
-        observations = data.split_observations(np.zeros(self.observation)) if self.dict_observations else np.zeros(self.observation)
+        observations = split_observations(np.zeros(self.observation)) if self.dict_observations else np.zeros(self.observation)
         return {
             "observation_space": gymnasium.spaces.Dict({name: box(len(part)) for name, part in observations.items()})
             if isinstance(observations, dict)
@@ -137,7 +139,7 @@ class Problem:
 
     def initial_state(self) -> Arrays:
         """Return the state in which every implementation starts, in `dtype`."""
-        return data.initial_state(
+        return initial_state(
             observation=self.observation,
             action=self.action,
             hidden=self.hidden,
@@ -169,22 +171,20 @@ class Problem:
         }
         dtype = np.dtype(self.dtype)
         if self.recurrent is None:
-            replay = data.synthetic_replay(
+            replay = synthetic_replay(
                 self.replay_size, **sizes, seed=self.seed, dtype=dtype, n_step=self.n_step, discount_factor=self.discount_factor
             )
-            pairs = data.draws(replay, **drawn, masked=self.masked)
+            pairs = draws(replay, **drawn, masked=self.masked)
         else:
             carry = (self.recurrent_size,) * (2 if self.recurrent == "lstm" else 1)
-            pairs = data.sequence_draws(
-                **sizes, **drawn, carry=carry, sequence_length=self.sequence_length, burn_in=self.burn_in, dtype=dtype
-            )
+            pairs = sequence_draws(**sizes, **drawn, carry=carry, sequence_length=self.sequence_length, burn_in=self.burn_in, dtype=dtype)
         return map(self._with_leaves, pairs) if self.dict_observations else pairs
 
     def _with_leaves(self, pair: Draw) -> Draw:
         batch, noise = pair
-        batch = batch._replace(observations=data.split_observations(batch.observations))
+        batch = batch._replace(observations=split_observations(batch.observations))
         if isinstance(batch, Batch):
-            batch = batch._replace(next_observations=data.split_observations(batch.next_observations))
+            batch = batch._replace(next_observations=split_observations(batch.next_observations))
         return batch, noise
 
     def _schedules(self) -> tuple[Schedule | None, Schedule | None, Schedule | None]:
@@ -209,7 +209,7 @@ class Implementation(Protocol):
         """Go on from `state`."""
         ...
 
-    def update(self, batch: oracle.Data, noise: Noise[Floats]) -> Outcome:
+    def update(self, batch: Data, noise: Noise[Floats]) -> Outcome:
         """Make one update."""
         ...
 
@@ -218,17 +218,17 @@ class Oracle:
     """The NumPy oracle, in a floating type of its own: in float64 it is the truth that float32 drifts from."""
 
     def __init__(self, problem: Problem, state: Arrays, dtype: str = "float64") -> None:
-        self.settings: oracle.Settings = problem.settings()
+        self.settings: Settings = problem.settings()
         self.dtype: DType = np.dtype(dtype)
         self.reset(state)
 
     def reset(self, state: Arrays) -> None:
         self.state: Arrays = {name: self._cast(array) for name, array in state.items()}
 
-    def update(self, batch: oracle.Data, noise: Noise[Floats]) -> Outcome:
+    def update(self, batch: Data, noise: Noise[Floats]) -> Outcome:
         batch = batch.map(self._cast)
         noise = noise.map(self._cast)
-        self.state, metrics, gradients = oracle.update(self.state, batch, noise, self.settings)
+        self.state, metrics, gradients = update_oracle(self.state, batch, noise, self.settings)
         return Outcome(metrics, gradients, self.state)
 
     def _cast(self, array: Floats) -> Floats:
@@ -266,7 +266,7 @@ class BackendAgent:
         with self._precision():
             self.agent.set_arrays(state)
 
-    def update(self, batch: oracle.Data, noise: Noise[Floats]) -> Outcome:
+    def update(self, batch: Data, noise: Noise[Floats]) -> Outcome:
         with self._precision():
             metrics = self.agent.update_on(batch, noise)
             return Outcome(dict(metrics), self.agent.gradients(), self.agent.arrays())

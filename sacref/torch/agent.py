@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import sacref.torch.optim as optim
+import sacref.torch.weights as weights
 from sacref.agent.agent import Agent
 from sacref.agent.backend import Functions
 from sacref.agent.carry import Carry
@@ -19,7 +21,6 @@ from sacref.algorithm.tree import Tree, map_leaves
 from sacref.config import ConfigError, Execution, SACConfig
 from sacref.ranks import Ranks
 from sacref.spec.arrays import NumpyArray, as_numpy
-from sacref.torch import optim, weights
 from sacref.torch.device import device_of
 from sacref.torch.execution import DrawSpec, actors, advance_schedules, choose, learner, stepper
 from sacref.torch.memory import ReplayMemory, sampler
