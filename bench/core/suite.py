@@ -1,6 +1,7 @@
 """A benchmark suite: a folder of bench/suites that registers itself."""
 
 import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -28,8 +29,6 @@ class Suite:
 
     package: str
     """The folder's package, `__name__` in its `__init__.py`."""
-    about: str
-    """A line about the suite."""
     section_order: int
     """Place of its section on the page."""
     stage_order: int | None = None
@@ -39,6 +38,11 @@ class Suite:
     def name(self) -> str:
         """Name of the suite, of its folder and of its folder under results/."""
         return self.package.rpartition(".")[2]
+
+    @property
+    def about(self) -> str:
+        """A line about the suite: the docstring of its package."""
+        return (sys.modules[self.package].__doc__ or "").strip()
 
     @property
     def samples(self) -> "type[Samples] | None":

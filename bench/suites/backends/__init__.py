@@ -2,5 +2,4 @@
 
 from bench.core.suite import Suite
 
-assert __doc__
-SUITE = Suite(package=__name__, about=__doc__, section_order=20)
+SUITE = Suite(package=__name__, section_order=20)

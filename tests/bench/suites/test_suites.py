@@ -20,7 +20,7 @@ TOY = {
 
 from bench.core.suite import Suite
 
-SUITE = Suite(package=__name__, about="Sums per second.", section_order=1_000, stage_order=1_000)
+SUITE = Suite(package=__name__, section_order=1_000, stage_order=1_000)
 ''',
     "samples.py": """
 from collections.abc import Iterator
