@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sacref.config import SACConfig as SACConfig
     from sacref.config import paper_config as paper_config
     from sacref.config import presets as presets
+    from sacref.config.train_config import TrainConfig as TrainConfig
     from sacref.training.evaluation import Evaluation as Evaluation
     from sacref.training.evaluation import evaluate as evaluate
     from sacref.training.experiment import TrainingResult as TrainingResult
@@ -29,6 +30,7 @@ _HOMES = {
     "SACConfig": "sacref.config",
     "paper_config": "sacref.config",
     "presets": "sacref.config",
+    "TrainConfig": "sacref.config.train_config",
     "Evaluation": "sacref.training.evaluation",
     "evaluate": "sacref.training.evaluation",
     "TrainingResult": "sacref.training.experiment",

@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> int:
-    """`sacref.cli.main.main`, with one line in the place of a traceback for a Ctrl-C while the program is still being loaded."""
+    """Run the command line; a Ctrl-C while it is still being loaded is one line and no traceback."""
     try:
         from sacref.cli.main import main as run
     except KeyboardInterrupt:

@@ -22,7 +22,7 @@ class LostRankError(RuntimeError):
     """Another rank ended, or did not answer in time; the message says what to do."""
 
 
-def speaks_of_a_lost_rank(error: BaseException) -> bool:
+def says_a_rank_is_lost(error: BaseException) -> bool:
     """Return whether a library's error, raised wherever the result of an exchange was read, says that another rank is gone."""
     return re.search(_LOST, str(error), re.IGNORECASE) is not None
 
@@ -31,7 +31,7 @@ _LOST = "gloo|nccl|connection (closed|reset|refused)|coordination service"
 
 
 class Ranks:
-    """All ranks, as one of them sees them. This class is the only rank of its kind: a process that trains alone."""
+    """Exchanges of one rank with the others. This class is that of a process that trains alone."""
 
     rank: int = 0
     """The number of this process, from 0. Rank 0 tracks and writes."""
@@ -86,7 +86,7 @@ class Ranks:
         return {name: np.asarray(self.all_gather(array)[0]) for name, array in arrays.items()}  # a scalar stays an array
 
     def wait(self) -> None:
-        """Go on when all ranks have come here."""
+        """Wait until all ranks have come here."""
         self._exchange(np.zeros(1, np.uint8))
 
     def _parts(self, array: NDArray[Any]) -> list[NDArray[Any]]:

@@ -1,4 +1,4 @@
-"""What each command does. Libraries are imported by the command that needs them, so that `sacref --help` is there at once."""
+"""The work of each command. Libraries are imported by the command that needs them, so that `sacref --help` is there at once."""
 
 import json
 import math
@@ -107,7 +107,6 @@ def _seeds(flags: Train) -> list[int] | None:
 
 
 def _train_population(flags: Train, seeds: Sequence[int], arguments: dict[str, Any]) -> int:
-    """An agent for each of `seeds`."""
     from sacref.training.population import train_population
 
     population = train_population(seeds=seeds, **arguments)
@@ -271,7 +270,7 @@ def list_presets(flags: Presets) -> int:
 
 
 def _task(config: dict[str, Any]) -> dict[str, Any]:
-    """The environment that a run names, with its arguments and wrappers: what `sacref.envs.make` takes."""
+    """Return the environment that a run names, as the arguments of `sacref.envs.make`."""
     from sacref.training.evaluation import with_plain_rewards
 
     wrappers = [named(name, "wrappers of the run: ") for name in config["wrappers"]]
@@ -283,7 +282,7 @@ def _task(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _environment(name: str, where: str = "--env: ") -> Any:
-    """A Gymnasium id as it is; the callable that makes an environment where "module:name" names one.
+    """Return a Gymnasium id as it is, and the callable that "module:name" names.
 
     Raises:
         ValueError: if the name is that of a callable, which is not there.
@@ -298,7 +297,7 @@ def _environment(name: str, where: str = "--env: ") -> Any:
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of several values, and the 95% confidence interval of the mean (Student's t)."""
+    """Return the mean of several values, and its 95% confidence interval (Student's t)."""
     from scipy import stats
 
     found = stats.ttest_1samp(values, 0.0)
@@ -315,5 +314,5 @@ def _summary(evaluation: Any) -> str:
 
 
 def _speed(steps_per_second: float, together: str = "") -> str:
-    """Of the training alone: the progress bar's is that of everything. Nothing where nothing was trained."""
+    """Say the speed of the training alone (the progress bar's is that of everything); nothing where nothing was trained."""
     return "" if math.isnan(steps_per_second) else f" ({steps_per_second:,.0f} steps/s{together}, evaluations left out)"

@@ -1,4 +1,4 @@
-"""What this machine has for sacref: backends, devices, versions, and whether an environment steps."""
+"""Report of what this machine has for sacref: backends, devices, versions, and whether an environment steps."""
 
 import importlib
 import importlib.metadata
@@ -26,15 +26,15 @@ class Finding(TypedDict):
     """One part of what sacref uses, tried out."""
 
     works: bool
-    """Whether it was imported and did a small piece of work."""
+    """It was imported and did a small piece of work."""
     found: list[str]
-    """What it runs on: devices by their names, or the environment that stepped."""
+    """Devices by their names, or the environment that stepped."""
     problem: str
-    """What went wrong and how to mend it; empty if it works."""
+    """The error and its fix; empty if it works."""
 
 
 class Report(TypedDict):
-    """What `sacref doctor --json` prints."""
+    """The content of `sacref doctor --json`."""
 
     sacref: str
     python: str
@@ -45,7 +45,7 @@ class Report(TypedDict):
     backends: dict[str, Finding]
     environments: dict[str, Finding]
     healthy: bool
-    """Whether at least one backend works."""
+    """At least one backend works."""
 
 
 def examine() -> Report:

@@ -70,7 +70,7 @@ class Train(RunOptions):
     cfg: Annotated[SACConfig, arg(name="")] = field(default_factory=paper_config)
 
     def directory(self) -> Path | None:
-        """Where the run is written: --run-dir, or what the experiment's two fields say.
+        """Return where the run is written: --run-dir, or what the experiment's two fields say.
 
         Raises:
             ValueError: if both are given.
@@ -86,7 +86,7 @@ class Train(RunOptions):
         return Path(experiment.directory or "runs") / (experiment.experiment_name or f"{datetime.now():%Y%m%d-%H%M%S-%f}")
 
     def defaults(self) -> "Train":
-        """The defaults that follow from these flags: a preset's, the random steps from the number of environments, all from a resumed run.
+        """Return the defaults that follow from these flags: a preset's, random steps by the number of environments, all of a resumed run.
 
         Where the environment says how many ranks there are, that is their number.
         """
@@ -196,7 +196,7 @@ class Parity:
     updates: int = 1000
     """Number of updates."""
     dtype: Literal["float64", "float32"] = "float64"
-    """What is computed in."""
+    """Precision that is computed in."""
     seed: int = 0
     """Seed of weights, batches and noise."""
     backends: tuple[Literal["torch", "jax"], ...] = ()
@@ -284,7 +284,7 @@ def _refuse_beside_sweep(arguments: Sequence[str]) -> None:
 
 
 def _types() -> ConstructorRegistry:
-    """How flags are read whose types tyro does not know, or reads otherwise than we wish."""
+    """Return how flags are read whose types tyro does not know."""
     registry = ConstructorRegistry()
 
     @registry.primitive_rule
@@ -324,7 +324,7 @@ def _json_for_each(text: str) -> dict[str, Any] | tuple[dict[str, Any], ...]:
 
 
 def _scheduler(text: str) -> Any:
-    """A schedule's name, module:name, None, or a JSON list of three of those; the configuration finds what they name."""
+    """Read a schedule's name, module:name, None, or a JSON list of three of those; the configuration finds what they name."""
     return tuple(json.loads(text)) if text.lstrip().startswith("[") else None if text == "None" else text
 
 
@@ -337,7 +337,7 @@ def _name(function: Any) -> str:
 
 
 def named(name: str, where: str = "") -> Any:
-    """What `sacref.config.callables.find` finds. `where` begins the message of the error.
+    """Find what `module:name` names. `where` begins the message of the error.
 
     Raises:
         ValueError: if there is no such thing.

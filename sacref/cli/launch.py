@@ -1,4 +1,4 @@
-"""Starts the ranks of one machine: `sacref train --ranks N` is N processes of the same command, as torchrun would start them."""
+"""Start of the ranks of one machine: `sacref train --ranks N` is N processes of the same command, as torchrun would start them."""
 
 import os
 import queue
@@ -24,7 +24,7 @@ LAST_LINES = 40
 
 
 class _Process:
-    """A rank. Rank 0 writes to the terminal; what others write is kept, and shown if they end the run."""
+    """Process of a rank. Rank 0 writes to the terminal; the output of others is kept, and shown if they end the run."""
 
     def __init__(self, rank: int, command: Sequence[str], environment: dict[str, str], ended: "queue.Queue[_Process]") -> None:
         self.rank = rank
@@ -85,7 +85,7 @@ def run(arguments: Sequence[str], ranks: int, *, run_dir: str = "RUN_DIR") -> in
 
 
 def supervise(command: Sequence[str], ranks: int, *, run_dir: str = "RUN_DIR") -> int:
-    """`run` for any command."""
+    """Run any command as `ranks` processes; see `run`."""
     ended: queue.Queue[_Process] = queue.Queue()
     port = _free_port()
     processes: list[_Process] = []
@@ -154,7 +154,7 @@ def _report(failed: Sequence[_Process], run_dir: str) -> int:
 
 
 def _environment(rank: int, ranks: int, port: int) -> dict[str, str]:
-    """What torchrun would say; see `sacref.ranks.launched`."""
+    """Return the variables that torchrun would set; see `sacref.ranks.launched`."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         "OMP_NUM_THREADS": str(max(1, cores // ranks)),

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import sacref
 from sacref.cli import commands, launch
 from sacref.cli.flags import TRACEBACK, Train, parse
-from sacref.ranks import LostRankError, launched, speaks_of_a_lost_rank
+from sacref.ranks import LostRankError, launched, says_a_rank_is_lost
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit status.
+    """Run a command and return its exit status.
 
     Args:
         arguments: those of the command line unless given.
@@ -35,12 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _is_alone() -> bool:
-    """Whether no other rank may wait for this process."""
+    """Return whether no other rank may wait for this process."""
     return os.environ.get("WORLD_SIZE", "1") in ("", "1")
 
 
 def _failed(status: int) -> int:
-    """The exit status after an error. A rank ends at once: an orderly exit would wait for the others, which wait for this one."""
+    """Return the exit status after an error. A rank ends at once: an orderly exit would wait for the others, which wait for this one."""
     if not _is_alone():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -72,7 +72,7 @@ def _run(arguments: Sequence[str]) -> int:
         print("sacref: interrupted at once; what was written before stays in the run directory", file=sys.stderr)
         return _failed(130)
     except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
-        if not _is_alone() and speaks_of_a_lost_rank(error):
+        if not _is_alone() and says_a_rank_is_lost(error):
             return _lost(LostRankError(f"another rank ended or did not answer in time ({error})"))
         if os.environ.get(TRACEBACK) == "1":
             raise

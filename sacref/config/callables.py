@@ -34,7 +34,7 @@ class UnnamedError(ValueError):
 
 
 def find(text: str) -> Any:
-    """What a text names, a callable where it is one's text. Its module is imported, which runs it.
+    """Find what a text names, a callable where it is one's text. Its module is imported, which runs it.
 
     Raises:
         NotFoundError: if the text has another form, or there is no such thing.
@@ -61,7 +61,7 @@ def find(text: str) -> Any:
 
 
 def text_of(function: Any) -> str:
-    """The text by which `find` finds a callable.
+    """Return the text by which `find` finds a callable.
 
     Raises:
         UnnamedError: if there is none: for a lambda, a local function, a method of an instance, or an instance.
@@ -77,7 +77,7 @@ def text_of(function: Any) -> str:
 
 
 def description(function: Any) -> str:
-    """The text by which `find` finds a callable; of one without, what it is, in angle brackets."""
+    """Return the text by which `find` finds a callable; for one without, its description in angle brackets."""
     try:
         return text_of(function)
     except UnnamedError as error:
@@ -85,14 +85,14 @@ def description(function: Any) -> str:
 
 
 def why_lost(text: str) -> str | None:
-    """Why another process cannot find what `description` gave, and the fix; None where it can, if the module is there."""
+    """Return why another process cannot find what `description` gave, and the fix; None where it can, if the module is there."""
     if SCRIPT.search(text) and not has_no_name(text):
         return f"is of the script that was run (__main__), and found in no other process: {MODULE}"
     return has_no_name(text)
 
 
 def has_no_name(text: str) -> str | None:
-    """Why not even this process can tell what `description` gave from another callable, and the fix; None where it can."""
+    """Return why not even this process can tell what `description` gave from another callable, and the fix; None where it can."""
     if "<" in text.partition("(")[0]:
         return f"has no name that leads to it alone: {MODULE}"
     return "was written without its arguments: train again" if text == "functools:partial" else None
@@ -120,7 +120,7 @@ def _arguments(positional: Iterable[Any], keywords: Mapping[str, Any]) -> str:
 
 
 def _expression(value: Any) -> str:
-    """A value as Python would write it, if `_value` reads it again.
+    """Write a value as Python would, if `_value` reads it again.
 
     Raises:
         UnnamedError: for any other.
@@ -158,7 +158,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
 
 
 def _value(node: ast.expr) -> Any:
-    """The inverse of `_expression`."""
+    """Invert `_expression`."""
     if isinstance(node, ast.Constant):
         return node.value
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):

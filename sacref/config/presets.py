@@ -32,7 +32,7 @@ class Preset:
 
     @property
     def differences(self) -> dict[str, Any]:
-        """Settings other than the paper's, by the names of the flags, for one environment."""
+        """Return the settings other than the paper's, by the names of the flags, for one environment."""
         steps = {"random_timesteps": self.random_steps}
         if self.learning_starts is not None:
             steps["learning_starts"] = self.learning_starts
@@ -52,7 +52,7 @@ class Preset:
 
     @property
     def critics(self) -> dict[str, Any]:
-        """Arguments of the critics' networks, as `sacref.train` takes them."""
+        """Return the arguments of the critics' networks, as `sacref.train` takes them."""
         return {"num_critics": 2, "layer_norm": False, "dropout": 0.0, **self.arguments}
 
 

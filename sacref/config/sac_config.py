@@ -49,7 +49,7 @@ Execution: TypeAlias = Literal["auto", "plain", "scan", "traced", "cuda_graph"]
 ConfigT = TypeVar("ConfigT", bound="_Config")
 
 LARGEST_SEED = 2**32 - 1
-"""What every library's generator takes without folding two seeds into one."""
+"""Largest seed that every library's generator takes without folding two seeds into one."""
 
 
 HARMLESS = frozenset({*SCHEDULES, "sacref.preprocessing:RunningStandardScaler"})
@@ -91,7 +91,7 @@ def _require_arguments(path: str, function: Callable[..., Any], positional: int,
 
 
 def _name_of(path: str, function: Any) -> str:
-    """The text by which a callable is found again.
+    """Return the text by which a callable is found again.
 
     Raises:
         ConfigError: if the callable has no name that would find it again.
@@ -105,7 +105,7 @@ def _name_of(path: str, function: Any) -> str:
 
 
 class _Config:
-    """What the two configurations share: checks on assignment, and the way to and from dicts and JSON."""
+    """Base of the two configurations: checks on assignment, and the way to and from dicts and JSON."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -130,7 +130,7 @@ class _Config:
             setattr(self, entry.name, getattr(self, entry.name))
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as values that JSON can hold; a callable becomes its name, "module:name".
+        """Return the fields as values that JSON can hold; a callable becomes its name, "module:name".
 
         Raises:
             ConfigError: if a callable has no importable name (a lambda, a local function, an instance).
@@ -139,7 +139,7 @@ class _Config:
 
     @classmethod
     def from_dict(cls: type[ConfigT], values: Mapping[str, Any], *, import_callables: bool = True) -> ConfigT:
-        """A configuration from the fields in `values`; those left out keep their defaults.
+        """Make a configuration from the fields in `values`; those left out keep their defaults.
 
         Args:
             values: field -> value; `experiment` may be a dict.
@@ -152,12 +152,12 @@ class _Config:
         return _filled(cls, values, import_callables)
 
     def to_json(self) -> str:
-        """`to_dict` as JSON text, indented for reading."""
+        """Return `to_dict` as JSON text, indented for reading."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls: type[ConfigT], text: str, *, import_callables: bool = True) -> ConfigT:
-        """The inverse of `to_json`; for the arguments and the refusals see `from_dict`."""
+        """Invert `to_json`; for the arguments and the refusals see `from_dict`."""
         try:
             values = json.loads(text)
         except (ValueError, TypeError, RecursionError) as error:
@@ -189,7 +189,7 @@ def _filled(cls: type[ConfigT], values: Any, import_callables: bool) -> ConfigT:
 
 
 def _unknown(cls: type[_Config], name: Any) -> str:
-    """The unknown name, and the nearest right one; a field of `experiment` is named with its path."""
+    """Say the unknown name, and the nearest right one; a field of `experiment` is named with its path."""
     known = list(cls.__dataclass_fields__)
     if "experiment" in known:
         known += [f"experiment.{inner}" for inner in ExperimentConfig.__dataclass_fields__]
@@ -245,7 +245,7 @@ _REWARDS_SHAPER = named('a callable (rewards, timestep, timesteps) -> rewards, i
 
 @dataclass(kw_only=True)
 class ExperimentConfig(_Config):
-    """Where and how often an agent writes what it tracks."""
+    """Directory and intervals of an agent's metrics and checkpoints."""
 
     directory: str = field(default="", metadata=text())
     """Folder that the runs' folders are made in; empty means `runs` in the working directory."""
@@ -277,7 +277,7 @@ class SACConfig(_Config):
     """
 
     experiment: ExperimentConfig = field(default_factory=ExperimentConfig, metadata=_EXPERIMENT)
-    """Where and how often the agent writes."""
+    """Directory and intervals of what the agent writes."""
     gradient_steps: int = field(default=1, metadata=integer(0))
     """Gradient steps after each timestep; 0 collects without learning."""
     update_to_data: float | None = field(
@@ -300,9 +300,9 @@ class SACConfig(_Config):
     polyak: float = field(default=0.005, metadata=number("a number from 0 to 1", lambda value: 0 <= value <= 1))
     """Share of the online critics in their targets' moving average; 0 keeps the targets, 1 copies."""
     target_subset: int | None = field(default=None, metadata=integer_or("an integer >= 1, or None for all target critics", 1))
-    """Number of target critics, drawn anew for each gradient step, whose minimum is the target (REDQ); None takes all."""
+    """Number of target critics, drawn for each gradient step, whose minimum is the target (REDQ); None takes all."""
     policy_value: Literal["min", "mean"] = field(default="min", metadata=choice("min", "mean"))
-    """What the policy maximises: the minimum of the critics, or their mean (REDQ, DroQ)."""
+    """The policy maximises the minimum of the critics, or their mean (REDQ, DroQ)."""
     policy_delay: int = field(default=1, metadata=integer(1))
     """The policy and the entropy coefficient step at every policy_delay-th gradient step of the critics only."""
     sequence_length: int = field(default=32, metadata=integer(1))
@@ -343,13 +343,13 @@ class SACConfig(_Config):
     target_entropy_per_dimension: float = field(default=-1.0, metadata=number("a finite number in nats"))
     """Entropy per action dimension that alpha is steered to where target_entropy is None: -1 is the paper's, -0.5 jaxrl's and REDQ's."""
     reward_scale: float = field(default=1.0, metadata=number("a finite number > 0", lambda value: value > 0))
-    """What rewards are multiplied by, before the rewards shaper and before storing; above 0."""
+    """Factor of the rewards, before the rewards shaper and before storing; above 0."""
     rewards_shaper: RewardsShaper | None = field(default=None, metadata=_REWARDS_SHAPER)
     """Function (rewards, timestep, timesteps) -> rewards applied before storing, or its name module:name."""
     mixed_precision: bool = field(default=False, metadata=flag())
     """Compute the networks in `precision`; parameters, log-probabilities, targets, losses and the optimizers stay float32."""
     precision: Literal["bfloat16", "float16"] = field(default="bfloat16", metadata=choice("bfloat16", "float16"))
-    """What mixed precision computes in, and nothing without it; float16 scales its losses (dynamically), bfloat16 needs no scale."""
+    """Precision of mixed precision, unused without it; float16 scales its losses (dynamically), bfloat16 needs no scale."""
     seed: int = field(default=0, metadata=integer(0, LARGEST_SEED))
     """Seed that all random streams of the agent are derived from."""
 
@@ -374,16 +374,16 @@ class SACConfig(_Config):
         _ = self.schedules
 
     def gradient_steps_per_timestep(self, num_envs: int) -> float:
-        """Gradient steps for each timestep of `num_envs` environments."""
+        """Return the gradient steps for each timestep of `num_envs` environments."""
         return self.gradient_steps if self.update_to_data is None else self.update_to_data * num_envs
 
     def target_entropy_of(self, action_size: int) -> float:
-        """Entropy that alpha is steered to, in nats, with so many action dimensions."""
+        """Return the entropy that alpha is steered to, in nats, with so many action dimensions."""
         return self.target_entropy_per_dimension * action_size if self.target_entropy is None else self.target_entropy
 
     @property
     def schedules(self) -> dict[str, Schedule | None]:
-        """Part (policy, critic, entropy) -> its learning-rate schedule, or None.
+        """Map policy, critic and entropy to their learning-rate schedules, or None.
 
         Raises:
             ConfigError: for arguments that a schedule does not take, and for a schedule or arguments that nothing would read.
@@ -406,18 +406,18 @@ class SACConfig(_Config):
 
     @property
     def scales_losses(self) -> bool:
-        """Whether losses are scaled so that gradients do not vanish in the precision."""
+        """Return whether losses are scaled so that gradients do not vanish in the precision."""
         return self.mixed_precision and self.precision == "float16"
 
     @property
     def learning_rates(self) -> tuple[float, float, float]:
-        """The learning rates of (policy, critic, entropy), one each."""
+        """Return the learning rates of (policy, critic, entropy), one each."""
         rate = self.learning_rate
         return rate if isinstance(rate, tuple) else (rate, rate, rate)
 
 
 def paper_config(num_envs: int = 1) -> SACConfig:
-    """The settings of the paper, which `sacref.train`, the command line and the benchmarks start from.
+    """Return the settings of the paper, which `sacref.train`, the command line and the benchmarks start from.
 
     Haarnoja et al. 2018b (arXiv:1812.05905), appendix D, with 5,000 random environment steps before learning.
 

@@ -1,4 +1,4 @@
-"""What a run keeps on disk to go on from, and the way back to it.
+"""Checkpoints of a run on disk: their names, their writer, and the newest that is whole.
 
 A checkpoint `checkpoints/agent_<timestep>` holds the agent, what it was in the middle of, the state of its environments, and how long the
 files were that a run appends to. The replay memory of all of them is in `checkpoints/replay`, in segments. The last few are kept, and
@@ -34,22 +34,21 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 
 def checkpoints_of(directory: Path) -> Path:
-    """Where a run keeps its checkpoints."""
     return directory / "checkpoints"
 
 
 def finished_checkpoints(directory: Path) -> dict[int, Path]:
-    """Timestep -> checkpoint, oldest first."""
+    """Map the timesteps of the checkpoints to their directories, oldest first."""
     return {timestep: path for timestep, rank, path in sorted(_written(directory)) if rank == 0}
 
 
 def parts_of(directory: Path) -> list[tuple[int, Path]]:
-    """Timestep and directory of each part of a checkpoint that a rank beside the first one wrote."""
+    """Return timestep and directory of each part of a checkpoint that a rank beside the first one wrote."""
     return [(timestep, path) for timestep, rank, path in sorted(_written(directory)) if rank > 0]
 
 
 def _written(directory: Path) -> list[tuple[int, int, Path]]:
-    """Timestep, rank and directory of each checkpoint, or part of one."""
+    """Return timestep, rank and directory of each checkpoint, or part of one."""
     found = []
     for path in checkpoints_of(directory).glob("agent_*"):
         timestep, _, rank = path.name.removeprefix("agent_").partition(".rank_")
@@ -161,7 +160,7 @@ class CheckpointWriter:
 
 
 def entry_of(path: Path) -> Entry | None:
-    """What a checkpoint says of the replay memory in segments; None for nothing, or a damaged checkpoint."""
+    """Read a checkpoint's entry of the replay memory in segments; None if it has none, or is damaged."""
     try:
         entry: Entry = checkpoint.read(path, only=()).metadata.get("replay", {})
         replay_log.segments_of(path, entry)
@@ -171,23 +170,23 @@ def entry_of(path: Path) -> Entry | None:
 
 
 def slots_of(entry: Entry | None) -> int:
-    """Rows that the replay memory of an entry had room for, of each environment; 0 where it does not say."""
+    """Return the rows that the replay memory of an entry had room for, of each environment; 0 where it does not say."""
     slots = (entry or {}).get("slots")
     return slots if type(slots) is int and slots > 0 else 0
 
 
 def holds_memory(path: Path) -> bool:
-    """Whether a checkpoint has a replay memory, in it or in segments beside it."""
+    """Return whether a checkpoint has a replay memory, in it or in segments beside it."""
     return (path / "memory.safetensors").is_file() or entry_of(path) is not None
 
 
 def newest_whole(ranks: Ranks, directory: Path) -> int:
-    """The timestep of the newest checkpoint that is sound, on all ranks.
+    """Return the timestep of the newest checkpoint that is whole, on all ranks.
 
     Damage is found by checksums, of the segments of its replay memory too. A warning says which checkpoint is left out, and why.
 
     Raises:
-        CheckpointError: if none is sound, with what is wrong with the newest.
+        CheckpointError: if none is whole, with what is wrong with the newest.
     """
     first: str | None = None
     for timestep, path in sorted(finished_checkpoints(directory).items(), reverse=True):
@@ -231,7 +230,7 @@ def require_own(directory: Path) -> None:
 
 
 def lengths(directory: Path) -> dict[str, int]:
-    """How many bytes the files have that a run appends to."""
+    """Return the sizes of the files that a run appends to, in bytes."""
     files = [directory / METRICS_FILE, *directory.glob(EVENTS)]
     return {file.name: file.stat().st_size for file in files if file.is_file()}
 
@@ -252,7 +251,7 @@ def drop_after(directory: Path, timestep: int, files: Mapping[str, Any]) -> None
 
 
 def writings(directory: Path) -> list[Path]:
-    """All checkpoints and segments of a run, those that a killed process left half written too."""
+    """Return all checkpoints and segments of a run, those that a killed process left half written too."""
     where = checkpoints_of(directory)
     found = [*where.glob("*"), *(segment for log in where.glob(f"{REPLAY}*") if _REPLAY.fullmatch(log.name) for segment in log.glob("*"))]
     return sorted(path for path in found if _WRITING.fullmatch(path.name))

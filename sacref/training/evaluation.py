@@ -1,4 +1,4 @@
-"""How good an agent is: the returns of whole episodes under its deterministic actions."""
+"""Evaluation of an agent: the returns of whole episodes under its deterministic actions."""
 
 import logging
 from dataclasses import dataclass
@@ -51,16 +51,16 @@ class Evaluation:
 
     @property
     def mean(self) -> float:
-        """Mean return."""
+        """Return the mean of the returns."""
         return float(np.mean(self.returns))
 
     @property
     def std(self) -> float:
-        """Standard deviation of the returns, of the population (no correction)."""
+        """Return the standard deviation of the returns, of the population (no correction)."""
         return float(np.std(self.returns))
 
     def to_entry(self, step: int) -> dict[str, Any]:
-        """The entry of `evaluation.json` for an evaluation after `step` environment steps."""
+        """Return the entry of `evaluation.json` for an evaluation after `step` environment steps."""
         entry = {"step": step, "returns": list(self.returns), "mean": self.mean, "std": self.std}
         if self.diverged:
             entry |= {"diverged": len(self.diverged), "diverged_seeds": list(self.diverged)}
@@ -68,7 +68,7 @@ class Evaluation:
 
 
 def with_plain_rewards(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
-    """A copy that is evaluated: its rewards as they are, where `NormalizeReward` divides them by a deviation that it learns."""
+    """Return the environment with its rewards as they are, where `NormalizeReward` divides them by a deviation that it learns."""
     layer = env
     while isinstance(layer, gymnasium.Wrapper):
         if isinstance(layer, gymnasium.wrappers.NormalizeReward):
@@ -173,14 +173,13 @@ def evaluate(
 
 
 def _quota(episodes: int, copies: int) -> NDArray[np.int64]:
-    """Episodes of each copy of the environment."""
     quota = np.full(copies, episodes // copies, np.int64)
     quota[: episodes % copies] += 1
     return quota
 
 
 class _Episodes:
-    """The episodes of one rank's copies: those that are over, by copy, and those that are under way.
+    """The finished and current episodes of one rank's copies.
 
     Args:
         quota: episodes of each copy. number: of the first copy, among those of all ranks. seed: of the first copy. limit: steps.
@@ -198,12 +197,12 @@ class _Episodes:
 
     @property
     def wanted(self) -> NDArray[np.bool_]:
-        """`(envs,)`: which copies have episodes left, the one under way included."""
+        """Return which copies have episodes left, the one under way included, `(envs,)`."""
         over = [len(finished) + len(lost) for finished, lost in zip(self.returns, self.diverged, strict=True)]
         return np.asarray(over, np.int64) < self.quota
 
     def diverge(self, copy: int, reason: str) -> None:
-        """The episode of a copy has diverged: report and count it, where it is one of the quota."""
+        """Report and count the episode of a copy that has diverged, where it is one of the quota."""
         if self.wanted[copy]:
             logger.warning(
                 "evaluation: environment %d (seed %d) diverged in its episode %d, at step %d: %s. The episode is left out",
@@ -218,7 +217,7 @@ class _Episodes:
         self.current_return[copy], self.current_length[copy] = 0.0, 0
 
     def end(self, ended: NDArray[np.bool_], cut: NDArray[np.bool_]) -> None:
-        """The episodes of these copies are over: by themselves, or cut."""
+        """Count the episodes of copies that have ended by themselves, or are cut."""
         ended = ended | cut
         for copy in np.flatnonzero(ended & self.wanted).tolist():
             if abs(self.current_return[copy]) <= LARGEST_RETURN:
@@ -231,7 +230,7 @@ class _Episodes:
 
 
 def _run_episodes(agent: Agent, envs: VectorEnv[Any, Any, Any], episodes: _Episodes, state_space: gymnasium.Space[Any] | None) -> None:
-    """Run the episodes of this rank's copies, and enter them into `episodes`."""
+    """Run the episodes of this rank's copies."""
     autoreset_mode = envs.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
     resetting = np.zeros(envs.num_envs, np.bool_)
     largest = getattr(agent, "float_limit", np.inf)
@@ -302,7 +301,7 @@ def _run_episodes(agent: Agent, envs: VectorEnv[Any, Any, Any], episodes: _Episo
 
 
 def _finite(rows: NDArray[np.bool_], largest: float, values: NDArray[Any]) -> NDArray[Any]:
-    """The values, `(envs, ...)`, with numbers in those rows that have others, or larger ones."""
+    """Replace what is not finite, or larger than `largest`, in these rows of the values, `(envs, ...)`."""
     if not rows.any() or finite(values, largest).all():
         return values
     return np.where(rows.reshape(-1, *(1,) * (values.ndim - 1)), np.clip(np.nan_to_num(values), -largest, largest), values)

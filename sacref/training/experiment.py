@@ -67,7 +67,7 @@ class TrainingResult:
 def train(config: TrainConfig) -> TrainingResult:
     """Train an agent on a task and write the run to a directory: configuration, metrics, evaluations, checkpoints and curve.
 
-    The arguments are the fields of `sacref.config.train_config.TrainConfig`, which say what each means.
+    The keyword arguments are the fields of `sacref.TrainConfig`, which says what each means: `train(env="Hopper-v5", steps=100_000)`.
 
     Ctrl-C stops cleanly, with everything written (a second one at once).
 
@@ -78,7 +78,8 @@ def train(config: TrainConfig) -> TrainingResult:
 
     With `resume`, a run goes on from its last whole checkpoint, on the same machine to the bit as if it had never stopped: in the middle of
     its episodes, where all of its environments can be captured (`sacref.envs.snapshots`; the log says where not). All arguments must be
-    what they were, but for `CHANGEABLE` and `progress`; `cfg=None` takes the run's own. On the other backend, or with another number of
+    what they were, but for `steps`, the evaluations', `keep_checkpoints`, `backend`, `device`, `vectorization`, `preset` and `progress`;
+    `cfg=None` takes the run's own. On the other backend, or with another number of
     ranks, the weights, moments and memories go on, and the random streams are drawn from new seeds: see `Agent.load`.
 
     Returns:

@@ -44,7 +44,7 @@ class LoopState:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training loop did."""
+    """The result of a training loop."""
 
     timesteps: int
     """Timesteps finished, those before `start` included."""
@@ -154,7 +154,7 @@ def run(
 
 
 class _Stop:
-    """Whether Ctrl-C ends the loop. Ranks stop after the same timestep, as one that went on alone would wait for the others for ever.
+    """Decision whether Ctrl-C ends the loop. Ranks stop after the same timestep: one that went on alone would wait for the others for ever.
 
     They ask each other at timesteps that all of them know: asking at each would cost an exchange at each.
     """
@@ -177,13 +177,13 @@ class _Stop:
         return any(pressed for pressed, _ in told)
 
     def agreed(self) -> bool:
-        """Whether any rank was interrupted by now."""
+        """Return whether any rank was interrupted by now."""
         return any(self._ranks.gather(self._pressed()))
 
 
 @contextmanager
 def interruption() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed. The first one is only noted, the handler before takes the second."""
+    """Note whether Ctrl-C was pressed. The first one is only noted, the handler before takes the second."""
     pressed = False
     if threading.current_thread() is not threading.main_thread():
         # Python delivers signals to the main thread alone, which is not ours to stop from here.

@@ -1,4 +1,4 @@
-"""Return curves of runs: what `curve.png` and `sacref plot` show."""
+"""Curves of runs: the returns that `curve.png` and `sacref plot` show."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,7 +101,7 @@ def _draw(axes: Axes, curve: Curve, colour: str, line: str) -> None:
 
 
 def _curve(runs: list[_Run]) -> Curve:
-    """The mean and the band of the runs of one group, at the evaluations that all of them have."""
+    """Compute the mean and the band of the runs of one group, at the evaluations that all of them have."""
     shared = sorted(set.intersection(*(set(run.returns) for run in runs)))
     if not shared:
         names = ", ".join(str(run.directory) for run in runs)
@@ -122,13 +122,13 @@ def _curve(runs: list[_Run]) -> Curve:
 
 
 def _range(returns: list[NDArray[np.float64]]) -> str:
-    """How many episodes an evaluation had: one number, or the lowest and the highest."""
+    """Say how many episodes an evaluation had: one number, or the lowest and the highest."""
     counts = {len(episodes) for episodes in returns}
     return "-".join(str(count) for count in sorted({min(counts), max(counts)}))
 
 
 def _grouped(runs: list[_Run]) -> dict[tuple[str, str], list[_Run]]:
-    """(environment, backend) -> its runs, no two of one seed."""
+    """Group the runs by environment and backend, no two of one seed."""
     groups: dict[tuple[str, str], list[_Run]] = {}
     for run in runs:
         group = groups.setdefault((run.environment, run.backend), [])
@@ -143,7 +143,7 @@ def _grouped(runs: list[_Run]) -> dict[tuple[str, str], list[_Run]]:
 
 
 def _read(directory: Path) -> _Run:
-    """The parts of a run directory that a curve is made of."""
+    """Read the parts of a run directory that a curve is made of."""
     if not directory.is_dir():
         raise PlotError(f"{directory} is no directory, expected a run directory as `sacref train --run-dir` writes it")
     config, evaluations = (_read_json(directory, name) for name in ("config.json", "evaluation.json"))

@@ -30,12 +30,12 @@ class PopulationError(RuntimeError):
 
 @dataclass(frozen=True)
 class PopulationResult:
-    """What the training of a population gave."""
+    """The outcome of a population's training."""
 
     run_dir: Path
-    """Where it is written: a run directory for each member, and `curve.png`, or a curve for each combination."""
+    """Directory with a run directory for each member, and `curve.png`, or a curve for each combination."""
     members: Mapping[str, TrainingResult]
-    """Name of a member -> what its training gave, as `sacref.train` says it."""
+    """Name of a member -> the outcome of its training, as `sacref.train` returns it."""
 
 
 def train_population(
@@ -116,7 +116,7 @@ def train_population(
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Seeds as `0:10` (without the last) or `0,3,5` say them.
+    """Read seeds from `0:10` (without the last) or `0,3,5`.
 
     Raises:
         ValueError: if it says none.
@@ -132,7 +132,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def _members(seeds: Sequence[int], vary: Mapping[str, Sequence[Any]]) -> dict[str, tuple[int, dict[str, Any]]]:
-    """Name of each member -> its seed, and its fields of the configuration."""
+    """Map the name of each member to its seed and its fields of the configuration."""
     unknown = [name for name in vary if name not in VARYING]
     if unknown:
         raise ValueError(f"vary has {', '.join(unknown)}: members may differ in {', '.join(VARYING)}; for others start a sweep")
@@ -152,7 +152,7 @@ def _members(seeds: Sequence[int], vary: Mapping[str, Sequence[Any]]) -> dict[st
 
 
 def _judged(names: Mapping[str, tuple[int, Mapping[str, Any]]], given: Mapping[str, Any], directory: Path) -> dict[str, TrainConfig]:
-    """Name of each member -> the arguments of its run, all of which can be trained as far as they alone say.
+    """Map the name of each member to the options of its run, all of which can be trained as far as they alone say.
 
     Raises:
         ConfigError: naming the members that cannot, and why. ValueError: if what suits none is said by an argument of all.
@@ -183,7 +183,7 @@ def _with_fields(cfg: SACConfig | Mapping[str, Any] | None, fields: Mapping[str,
 
 
 class _Meeting:
-    """Where members meet: once to begin together, and then at each call."""
+    """Meeting of the members: once to begin together, and then at each call."""
 
     def __init__(self, members: int) -> None:
         self._coming = set(range(members))
@@ -205,7 +205,7 @@ class _Meeting:
             raise self._failure
 
     def leave(self, number: int) -> None:
-        """The others no longer wait for a member."""
+        """Let the others no longer wait for a member."""
         with self._condition:
             self._coming.discard(number)
             if number not in self._agents:

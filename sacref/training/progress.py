@@ -1,4 +1,4 @@
-"""How far a training is: a bar on a terminal, a line every few percent elsewhere."""
+"""Progress of a training: a bar on a terminal, a line every few percent elsewhere."""
 
 import time
 from datetime import timedelta
@@ -17,7 +17,7 @@ LINES = 20
 
 
 class TrainingProgress:
-    """Shows steps per second, the last returns, alpha and the time left.
+    """Display of steps per second, the last returns, alpha and the time left.
 
     Args:
         agent: whose returns and alpha are shown.

@@ -1,4 +1,4 @@
-"""The way back to a checkpoint: the environments and the agent as they were in the middle of a run."""
+"""Resuming a run from a checkpoint: its environments and its agent as they were between two timesteps."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Resumption:
-    """What a run was in the middle of, when a checkpoint was written."""
+    """In-flight state of a run when a checkpoint was written."""
 
     begin: LoopState | None
     """Where to go on; None where episodes begin anew."""
@@ -40,7 +40,7 @@ def resume(
     timestep: int,
     uncaptured: str | None = None,
 ) -> Resumption:
-    """Restore the environments to how they were at a checkpoint, and say how the agent's own part is restored.
+    """Restore the environments as they were at a checkpoint, and return how the agent's own part is restored.
 
     Where that cannot be, the log says why, and the episodes begin anew.
 
@@ -84,7 +84,7 @@ def resume(
 
 @contextmanager
 def _fitting(path: Path) -> Iterator[None]:
-    """Say of which checkpoint it is that something does not fit."""
+    """Name the checkpoint in the error of what does not fit."""
     try:
         yield
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:

@@ -1,4 +1,4 @@
-"""The step that training and evaluation take alike: act, step the environments, record."""
+"""One step of an agent in its environments, for training and evaluation: act, step, record."""
 
 import time
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class Step:
 
     @property
     def ended(self) -> NDArray[np.bool_]:
-        """`(envs,)`: terminated or truncated."""
+        """Return which environments have terminated or truncated, `(envs,)`."""
         return self.terminated | self.truncated
 
 

@@ -1,4 +1,4 @@
-"""The directory of a run: what it was asked to do, its evaluations, and the checkpoint from which it goes on."""
+"""The directory of a run: its configuration, its evaluations, and the checkpoint from which it is resumed."""
 
 import json
 import math
@@ -37,7 +37,7 @@ class RunError(ValueError):
 
 @dataclass
 class Resumed:
-    """Where a run is taken up."""
+    """The checkpoint from which a run is resumed."""
 
     config: dict[str, Any]
     checkpoint: Path
@@ -49,13 +49,13 @@ class Resumed:
 
 
 def fresh_directory(env_name: str, backend: str, seed: int) -> Path:
-    """Where a run is written that was given no directory."""
+    """Return where a run is written that was given no directory."""
     slug = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in env_name.partition("(")[0][:LONGEST_SLUG])
     return Path("runs") / f"{slug}-{backend}-{seed}-{datetime.now():%Y%m%d-%H%M%S-%f}"
 
 
 def prepare(ranks: Ranks, directory: Path, *, overwrite: bool, resume: bool) -> Resumed | None:
-    """Rank 0 judges the directory, and what it refuses all refuse; all then read what is to be resumed. Nothing is changed: see `begin`."""
+    """Judge the directory on rank 0, and find the checkpoint to resume from. Nothing is changed: see `begin`."""
     on_every_rank(ranks, lambda: _refuse_or_read(directory, overwrite=overwrite, resume=resume) if ranks.rank == 0 else None)
     config = _refuse_or_read(directory, overwrite=overwrite, resume=resume) if resume else None
     return None if config is None else _newest_whole(ranks, directory, config)
@@ -64,7 +64,7 @@ def prepare(ranks: Ranks, directory: Path, *, overwrite: bool, resume: bool) -> 
 def begin(
     ranks: Ranks, directory: Path, config: Mapping[str, Any], resumed: Resumed | None, *, overwrite: bool
 ) -> list[tuple[int, Evaluation]]:
-    """Take the directory for a run that has all that its first step needs: clear it, or drop what comes again, and write `config.json`.
+    """Take the directory for a run that has recorded its first step: clear it, or drop what comes again, and write `config.json`.
 
     Returns:
         The evaluations of the resumed run that stay; rank 0 alone has them.
@@ -106,7 +106,7 @@ def on_every_rank(ranks: Ranks, work: Callable[[], T]) -> T:
 
 
 def _refuse_or_read(directory: Path, *, overwrite: bool, resume: bool) -> dict[str, Any] | None:
-    """Refuse a directory that cannot be used as asked; the configuration of the run in it that is to be resumed, None for a fresh run."""
+    """Refuse a directory that cannot be used as asked; return the configuration of the run to resume, None for a fresh run."""
     if overwrite and resume:
         raise RunError("overwrite and resume are both set: leave one of them out")
     if directory.exists() and not directory.is_dir():
@@ -132,12 +132,12 @@ def _refuse_or_read(directory: Path, *, overwrite: bool, resume: bool) -> dict[s
 
 
 def _files(directory: Path) -> list[Path]:
-    """What a run has written into its directory, beside the checkpoints."""
+    """Return the files of a run beside its checkpoints."""
     return [*(directory / name for name in RUN_FILES if (directory / name).exists()), *sorted(directory.glob(checkpoints.EVENTS))]
 
 
 def _foreign(directory: Path, files: list[Path]) -> str | None:
-    """What has the name of a run's file or checkpoint, and is none; None where there is nothing of the kind."""
+    """Return what has the name of a run's file or checkpoint, and is none; None where there is nothing of the kind."""
     written = checkpoints.writings(directory)
     for path in written:
         if (name := checkpoint.foreign(path)) is not None:
@@ -183,7 +183,7 @@ def _newest_whole(ranks: Ranks, directory: Path, config: dict[str, Any]) -> Resu
 
 @contextmanager
 def reading_config_of(directory: Path) -> Iterator[None]:
-    """Say of a run's configuration that it is damaged, in the place of what using it raises."""
+    """Say that a run's configuration is damaged, where using it raises an error."""
     try:
         yield
     except RunError:
@@ -196,7 +196,7 @@ def reading_config_of(directory: Path) -> Iterator[None]:
 
 
 def read_config(run_dir: str | Path) -> dict[str, Any]:
-    """What a run's `config.json` holds.
+    """Read a run's `config.json`.
 
     Raises:
         RunError: if there is none, or it is no JSON object.
@@ -214,7 +214,7 @@ def read_config(run_dir: str | Path) -> dict[str, Any]:
 
 
 def named_callables(config: Mapping[str, Any]) -> dict[str, str]:
-    """Option -> the text of each callable that a run was given, of what `config.json` holds."""
+    """Map options to the text of each callable in the content of `config.json`."""
     cfg = config.get("cfg")
     fields = {f"cfg.{name}": cfg.get(name) for name in CALLABLES} if isinstance(cfg, Mapping) else {}
     given = {"env": config.get("env"), "wrappers": config.get("wrappers"), **fields}
@@ -256,7 +256,7 @@ def require_same(directory: Path, resumed: Resumed, config: Mapping[str, Any]) -
 
 
 def _said(value: Any) -> str:
-    """The value as Python writes it, of a stranger's length no more than a line."""
+    """Write a value as Python does, at most a line of it."""
     text = repr(value)
     return text if len(text) < 500 else f"{text[:500]}..."
 
@@ -272,7 +272,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def find_checkpoints(directory: Path, name: str | Path | None) -> list[Path]:
-    """The checkpoint of that name; all, the newest first, for None."""
+    """Find the checkpoint of that name; all, the newest first, for None."""
     found = checkpoints.finished_checkpoints(directory)
     if name is None:
         if not found:
@@ -289,7 +289,7 @@ def find_checkpoints(directory: Path, name: str | Path | None) -> list[Path]:
 
 
 def drop_after(directory: Path, resumed: Resumed) -> list[tuple[int, Evaluation]]:
-    """Take back what the run wrote after the checkpoint: those steps come again. Returns the evaluations that stay."""
+    """Delete what the run wrote after the checkpoint: those steps come again. Returns the evaluations that stay."""
     evaluations = _read_evaluations(directory / "evaluation.json")
     files = checkpoint.read(resumed.checkpoint, only=()).metadata.get("files")
     checkpoints.drop_after(directory, resumed.timestep, files if isinstance(files, dict) else {})
@@ -318,6 +318,6 @@ def _read_evaluations(path: Path) -> list[tuple[int, Evaluation]]:
 
 
 def states_space(config: Mapping[str, Any]) -> gymnasium.Space[Any] | None:
-    """The space of the privileged states that a run's environments hand over, from what `read_config` gives; None for none."""
+    """Return the space of the privileged states of a run's environments, from its configuration; None for none."""
     stored = config["state_space"]
     return None if stored is None else read_space(stored)

@@ -1,4 +1,4 @@
-"""Pictures of the behaviour: episodes under an agent's deterministic actions, drawn into a GIF or an MP4 file."""
+"""Videos of episodes under an agent's deterministic actions, as a GIF or an MP4 file."""
 
 import importlib
 import os
@@ -55,7 +55,7 @@ class VideoError(RuntimeError):
 
 @dataclass(frozen=True)
 class Video:
-    """What was drawn."""
+    """A video that was drawn."""
 
     evaluation: Evaluation
     """The whole episodes, in order, whether all of their steps are shown or not."""
@@ -169,7 +169,7 @@ def prepare_gl() -> str | None:
 
 
 def _try_gl(name: str) -> str | None:
-    """Why MuJoCo cannot draw by this platform of OpenGL; None if it can."""
+    """Return why MuJoCo cannot draw by this platform of OpenGL; None if it can."""
     try:
         tried = subprocess.run(
             [sys.executable, "-c", GL_PROBE, name], capture_output=True, text=True, timeout=120, env={**os.environ, "MUJOCO_GL": name}
@@ -185,7 +185,7 @@ def _try_gl(name: str) -> str | None:
 
 
 class _Drawn(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Hands each picture of its environment to `show`."""
+    """Wrapper that hands each picture of its environment to `show`."""
 
     def __init__(self, env: gymnasium.Env[Any, Any], show: "_Show", gl_problem: str | None) -> None:
         super().__init__(env)
@@ -218,7 +218,7 @@ class _Drawn(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 class _Show:
-    """Takes the frames that are to be shown, and writes the file at the end.
+    """Frames that are shown, and the writer of their file.
 
     Args:
         size: (width, height) that a frame is scaled to; None leaves it as it was drawn.
@@ -245,7 +245,7 @@ class _Show:
         return np.frombuffer(zlib.decompress(self._frames[index]), np.uint8).reshape(self.height, self.width, 3)
 
     def begin(self, render_fps: float | None, draw: Callable[[], NDArray[np.uint8]]) -> None:
-        """An episode begins, of an environment that takes so many steps in a second; None if it does not say."""
+        """Begin an episode of an environment that takes so many steps in a second; None if it does not say."""
         rate = float(render_fps or self._asked or MOST_FPS)
         self._every = max(1, round(rate / self._asked) if self._asked else int(np.ceil(rate / MOST_FPS)))
         self.fps = self._asked or rate / self._every
@@ -253,7 +253,7 @@ class _Show:
         self._take(draw)
 
     def step(self, draw: Callable[[], NDArray[np.uint8]]) -> None:
-        """The environment took a step."""
+        """Take a step of the environment."""
         self._steps += 1
         if self._steps % self._every == 0:
             self._take(draw)
@@ -285,7 +285,7 @@ class _Show:
 
 
 def _write_gif(path: Path, show: _Show) -> None:
-    """With one palette and undithered: what stands still is then stored once."""
+    """Write a GIF with one palette, undithered: what stands still is then stored once."""
     count = len(show)
     chosen = np.linspace(0, count - 1, min(PALETTE_FRAMES, count)).astype(int).tolist()
     palette = Image.fromarray(np.concatenate([show[index] for index in chosen])).quantize(256)
@@ -297,7 +297,6 @@ def _write_gif(path: Path, show: _Show) -> None:
 
 
 def _write_mp4(path: Path, show: _Show) -> None:
-    """H.264."""
     imageio: Any = importlib.import_module("imageio")
     with imageio.get_writer(path, fps=show.fps, macro_block_size=2) as writer:
         for index in range(len(show)):
@@ -308,7 +307,7 @@ _WRITERS: Mapping[str, Callable[[Path, _Show], None]] = {".gif": _write_gif, ".m
 
 
 def _is_mujoco_id(env: str | EnvironmentFactory) -> bool:
-    """Whether a Gymnasium id is one of its MuJoCo tasks, which take a width and a height."""
+    """Return whether a Gymnasium id is one of its MuJoCo tasks, which take a width and a height."""
     spec = gymnasium.registry.get(env) if isinstance(env, str) else None
     return spec is not None and str(spec.entry_point).startswith("gymnasium.envs.mujoco")
 

@@ -84,7 +84,7 @@ def run(
 
 
 def _watch(place: Local | OnSlurm, todo: Sequence[Run], record: Record, display: Display, pressed: Callable[[], int]) -> bool:
-    """Wait until all runs have ended, and write down how far they are. Returns whether it was interrupted."""
+    """Wait until all runs have ended, and record their progress. Returns whether it was interrupted."""
     unfinished = {run.name: run for run in todo}
     presses = 0
     while unfinished:
@@ -112,7 +112,7 @@ def _watch(place: Local | OnSlurm, todo: Sequence[Run], record: Record, display:
 
 
 def _outcome(run: Run, how: str, *, interrupted: bool) -> dict[str, object]:
-    """The fields of a run that has ended: its directory says whether it is finished."""
+    """Return the fields of a run that has ended: its directory says whether it is finished."""
     evaluation = last_evaluation(run.directory)
     if finished(run):
         return {"state": "done", "evaluation": evaluation, "job": None, "error": None}
@@ -122,7 +122,7 @@ def _outcome(run: Run, how: str, *, interrupted: bool) -> dict[str, object]:
 
 
 def _submitted(directory: Path, record: Record, todo: Sequence[Run], on: str) -> dict[str, str]:
-    """The jobs of earlier calls that have not ended.
+    """Return the jobs of earlier calls that have not ended.
 
     Raises:
         SweepError: if there are any and the runs shall run here.
@@ -180,7 +180,7 @@ def _locked(directory: Path) -> Iterator[int]:
 
 @contextmanager
 def _interruption() -> Iterator[Callable[[], int]]:
-    """How often Ctrl-C was pressed, or the process was asked to end."""
+    """Count how often Ctrl-C was pressed, or the process was asked to end."""
     presses = 0
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""How far a sweep is: a line for each run that starts or ends, on a terminal a table of those that run; the returns at the end."""
+"""Progress of a sweep: a line for each run that starts or ends, on a terminal a table of those that run; the returns at the end."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from sacref.cli.sweep.record import Record
 
 
 class Display:
-    """Shows the record of a sweep while it runs.
+    """Display of a sweep's record while it runs.
 
     Args:
         record: what is shown.
@@ -46,7 +46,7 @@ class Display:
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def ended(self, run: Run) -> None:
-        """Say how a run ended."""
+        """Print how a run ended."""
         entry = self._record[run]
         said = {"done": _evaluated(entry["evaluation"]), "failed": f"{entry['error']} (see {run.directory / LOG})"}.get(entry["state"], "")
         over = len(self._record.named("done")) + len(self._record.named("failed"))
@@ -70,7 +70,7 @@ class Display:
 
 
 def returns_table(returns: Sequence[Mapping[str, Any]]) -> Table:
-    """The returns of a sweep, a line for each environment, backend and other value of the grid."""
+    """Return a table with a line for each environment, backend and other value of the grid."""
     names = list(dict.fromkeys(name for group in returns for name in group["values"]))
     table = Table(title="Return of the last evaluation", title_justify="left")
     for name in names:
@@ -85,7 +85,7 @@ def returns_table(returns: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def plot_command(runs: Sequence[Run], directory: Path) -> str | None:
-    """The shell's command that draws the curves; None where it cannot, as the grid has more than what makes a panel, a curve or a seed."""
+    """Return the shell's command that draws the curves; None where the grid has more than what makes a panel, a curve or a seed."""
     if not runs or set(runs[0].values) - {"env", "backend", "seed"}:
         return None
     return f"sacref plot {directory}/*/ --output {directory / 'returns.png'}"

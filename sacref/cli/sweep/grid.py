@@ -40,7 +40,7 @@ Slurm = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Run:
-    """One `sacref train`."""
+    """One `sacref train` of a sweep."""
 
     directory: Path
     """Its run directory, absolute."""
@@ -60,13 +60,13 @@ class Run:
 
     @property
     def arguments(self) -> list[str]:
-        """The command line after `sacref train`, without the directory."""
+        """Return the command line after `sacref train`, without the directory."""
         return [word for words in self.flags.values() for word in words]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the file of a sweep says."""
+    """The content of a sweep's file."""
 
     runs: tuple[Run, ...]
     slurm: Slurm
@@ -138,7 +138,7 @@ def _tables(file: Path) -> dict[str, dict[str, Any]]:
 
 
 def _flat(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Flag as the command line spells it -> value."""
+    """Spell flags as the command line does."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
         # The one part of the configuration whose flags have a prefix; any other table is a flag's JSON object.
@@ -189,7 +189,7 @@ def _run(
 
 
 def _words(where: str, name: str, value: Any) -> tuple[str, ...]:
-    """The words that set a flag. A string is what would stand on the command line."""
+    """Return the words that set a flag. A string is the text of the command line."""
     if isinstance(value, bool):
         prefix, dot, last = name.rpartition(".")
         return (f"--{name}" if value else f"--{prefix}{dot}no-{last}",)
@@ -203,11 +203,11 @@ def _words(where: str, name: str, value: Any) -> tuple[str, ...]:
 
 
 class _Refused(Exception):
-    """What the parser said."""
+    """A message of the parser."""
 
 
 def _parse(arguments: list[str]) -> Train:
-    """The command of a run.
+    """Parse the command of a run.
 
     Raises:
         _Refused: with the parser's message on one line.
@@ -229,13 +229,13 @@ def _parse(arguments: list[str]) -> Train:
 
 
 def _unboxed(text: str) -> str:
-    """What tyro prints between the line under its title and the next, behind which it gives advice; of ASCII where stdout is not UTF-8."""
+    """Return the text between the line under tyro's title and the next, behind which it gives advice; ASCII where stdout is not UTF-8."""
     parts = re.split(r"^[ │]*(?:╭.*|╰.*|[─-]{5,}[ │]*)$", text, maxsplit=2, flags=re.MULTILINE)
     return " ".join(parts[min(1, len(parts) - 1)].replace("│", " ").split())
 
 
 def _blamed(places: Mapping[str, tuple[str, Any]], flags: Mapping[str, tuple[str, ...]], message: str) -> str | None:
-    """The line of the file that is refused with the same message also by itself."""
+    """Find the line of the file that is refused with the same message also by itself."""
     for name, (table, value) in places.items():
         try:
             _parse(list(flags[name]))
@@ -250,12 +250,10 @@ def _combination(values: Mapping[str, Any]) -> str:
 
 
 def _said(value: Any) -> str:
-    """A value of the file, for a message."""
     return one_line(json.dumps(value, default=str))
 
 
 def _text(value: Any, words: tuple[str, ...]) -> str:
-    """A grid value as the command line has it."""
     return json.dumps(value) if isinstance(value, bool) else " ".join(words[1:])
 
 
@@ -264,7 +262,7 @@ def _texts(file: Path, name: str, values: list[Any]) -> list[str]:
 
 
 def _labels(name: str, texts: list[str]) -> dict[str, str]:
-    """Text of each value of a flag -> its part of a directory's name, which no other value of the flag shares."""
+    """Map the text of each value of a flag to its part of a directory's name, which no other value of the flag shares."""
     slugs = {text: _slug(text) for text in texts}
     shared = Counter(slugs.values())
     # A checksum only where letters that a name cannot hold would tell values apart, so that most names can be read, and old ones stay.
@@ -272,7 +270,7 @@ def _labels(name: str, texts: list[str]) -> dict[str, str]:
 
 
 def _slug(text: str) -> str:
-    """The text with a dash for what a directory's name should not hold; the sign of a number stays."""
+    """Replace what a directory's name should not hold by a dash; the sign of a number stays."""
     return "-" * text.startswith("-") + re.sub(r"[^A-Za-z0-9._+]+", "-", text).strip("-")
 
 
@@ -281,7 +279,7 @@ def _digest(text: str) -> str:
 
 
 def _directories(record: Path) -> dict[str, str]:
-    """Grid values of the runs that the directory's record names -> their directories' names; a damaged record is refused by `Record`."""
+    """Map the grid values of the recorded runs to their directories' names; a damaged record is refused by `Record`."""
     try:
         found = {_key(entry["values"]): str(entry["directory"]) for entry in read_json(record)["runs"]}
     except (OSError, ValueError, LookupError, TypeError):
@@ -294,7 +292,7 @@ def _key(values: Mapping[str, Any]) -> str:
 
 
 def _name(values: Mapping[str, Any], labels: list[str], before: Mapping[str, str]) -> str:
-    """The directory of a run: the one that it has, or its grid values, as far as a directory's name can hold them."""
+    """Name the directory of a run: the one that it has, or its grid values, as far as a directory's name can hold them."""
     if _key(values) in before:
         return before[_key(values)]
     joined, digest = ",".join(labels), _digest(json.dumps(dict(values)))

@@ -1,4 +1,4 @@
-"""The runs of a sweep on this machine: so many processes at a time."""
+"""Runs of a sweep as processes of this machine, several at a time."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from sacref.cli.sweep.process import Process, threads
 
 
 class Local:
-    """Runs in processes of this machine.
+    """Processes of this machine.
 
     Args:
         runs: those to run.
@@ -50,7 +50,7 @@ class Local:
 
 
 def environment(slot: int, jobs: int, flags: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """The variables of the run in a slot: one thread, and of the GPUs that CUDA_VISIBLE_DEVICES lists the slot's own."""
+    """Return the variables of the run in a slot: one thread, and of the GPUs that CUDA_VISIBLE_DEVICES lists the slot's own."""
     variables = threads()
     if jobs > 1:
         # Two runs beside each other on one GPU: neither may take its memory whole.

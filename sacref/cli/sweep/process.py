@@ -18,7 +18,7 @@ LOG = "train.log"
 
 @dataclass(frozen=True)
 class Process:
-    """What a machine needs to know to start a run, or to go on with it."""
+    """Command and variables that start a run, or go on with it."""
 
     directory: Path
     arguments: Sequence[str]
@@ -26,7 +26,7 @@ class Process:
     """Variables that are set beside those that the machine has."""
 
     def command(self) -> list[str]:
-        """Go on from the last checkpoint; without one, from the beginning. Decided when the process starts, not when it is planned."""
+        """Return the command that goes on from the last checkpoint, or begins; decided when the process starts, not when it is planned."""
         begun = any((self.directory / "checkpoints").glob("agent_*"))
         how = ["--resume"] if begun else ["--overwrite"]
         return [*PROGRAM, *self.arguments, *how, "--run-dir", str(self.directory)]
@@ -43,7 +43,7 @@ class Process:
 
 
 def threads() -> dict[str, str]:
-    """One thread for each run, unless OMP_NUM_THREADS says otherwise.
+    """Return the variables that give each run one thread, unless OMP_NUM_THREADS says otherwise.
 
     Torch splits a sum among its threads, so that their number is in the numbers: with as many threads as a machine has cores, two machines
     would give two results. And runs beside each other would fight for the cores. PJRT_NPROC is how XLA is told.
@@ -53,7 +53,7 @@ def threads() -> dict[str, str]:
 
 
 def last_evaluation(directory: Path) -> dict[str, Any] | None:
-    """Step and mean return of a run's last evaluation; None before the first."""
+    """Read step and mean return of a run's last evaluation; None before the first."""
     try:
         entries = read_json(directory / "evaluation.json")
         return {"step": int(entries[-1]["step"]), "mean": float(entries[-1]["mean"])}
@@ -62,7 +62,7 @@ def last_evaluation(directory: Path) -> dict[str, Any] | None:
 
 
 def reason(directory: Path) -> str:
-    """Why a run failed: what it printed last since it was started last."""
+    """Return why a run failed: the last line of its last attempt."""
     try:
         lines = (directory / LOG).read_text(errors="replace").splitlines()
     except OSError:

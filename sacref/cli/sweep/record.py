@@ -18,7 +18,7 @@ FREE = ("steps", "device", "vectorization")
 
 
 class Record:
-    """What is known of a sweep's runs; every change is written at once.
+    """Record of a sweep's runs; every change is written at once.
 
     Args:
         directory: of the sweep.
@@ -59,7 +59,7 @@ class Record:
         return self._entries[run.name]
 
     def named(self, state: str) -> list[Run]:
-        """The runs in a state: "waiting", "running", "done" or "failed"."""
+        """Return the runs in a state: "waiting", "running", "done" or "failed"."""
         return [run for run in self._runs if self[run]["state"] == state]
 
     def update(self, changes: Mapping[str, Mapping[str, Any]]) -> None:
@@ -76,7 +76,7 @@ class Record:
         checkpoint.write_json(self._path, {**self._head, "runs": entries, "returns": self.returns()})
 
     def returns(self) -> list[dict[str, Any]]:
-        """Of each environment, backend and other value of the grid: mean and sample standard deviation over the seeds that are done."""
+        """Return mean and sample standard deviation over the seeds that are done, for each other combination of the grid."""
         groups: dict[str, dict[str, Any]] = {}
         for run in self.named("done"):
             values = {"env": run.env, "backend": run.backend, **{name: value for name, value in run.values.items() if name != "seed"}}
@@ -95,7 +95,7 @@ class Record:
 
 
 def finished(run: Run) -> bool:
-    """Whether a run has been evaluated after its last step."""
+    """Return whether a run has been evaluated after its last step."""
     evaluation = last_evaluation(run.directory)
     return evaluation is not None and evaluation["step"] >= run.steps
 
@@ -110,7 +110,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _refuse_another(run: Run, before: Mapping[str, Any] | None) -> None:
-    """Nothing that was made with other settings is passed off as this run."""
+    """Refuse a directory whose run was made with other settings."""
     if not (run.directory / "config.json").exists():
         return
     fix = "choose another --run-dir, or delete that directory"

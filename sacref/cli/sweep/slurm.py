@@ -45,7 +45,7 @@ CLEAN_STOP_SECONDS = 75
 
 
 def settings(file: Path, table: Slurm) -> dict[str, Any]:
-    """The table [slurm] of a sweep's file, checked; needs no submitit.
+    """Check the table [slurm] of a sweep's file; needs no submitit.
 
     Raises:
         SweepError: for a key that there is not, or a value of another type.
@@ -68,7 +68,7 @@ def settings(file: Path, table: Slurm) -> dict[str, Any]:
 
 
 def require(file: Path, found: Mapping[str, Any]) -> None:
-    """Refuse before anything is submitted.
+    """Refuse a sweep that cannot be submitted.
 
     Raises:
         SweepError: if submitit or Slurm is missing, or the time limit.
@@ -100,7 +100,7 @@ class Job:
         return self._wait(None)
 
     def checkpoint(self) -> Any:
-        """What submitit requeues when Slurm warns."""
+        """Stop the run and return what submitit requeues; called when Slurm warns."""
         if self._child is not None:
             self._child.send_signal(signal.SIGINT)
             self._wait(CLEAN_STOP_SECONDS)
@@ -116,7 +116,7 @@ class Job:
 
 
 class OnSlurm:
-    """Runs in the jobs of a cluster.
+    """Jobs of a cluster.
 
     Args:
         runs: those to run.
@@ -142,11 +142,11 @@ class OnSlurm:
 
     @property
     def job_ids(self) -> dict[str, str]:
-        """Name of a run -> the job that has not ended."""
+        """Map the names of runs to their jobs that have not ended."""
         return {name: str(job.job_id) for name, job in self._jobs.items()}
 
     def poll(self) -> tuple[set[str], dict[str, str]]:
-        """The names of the runs that run, and of those that ended since, with what Slurm says of them."""
+        """Return the names of the runs that run, and of those that ended since, with what Slurm says of them."""
         ended = {name: f"Slurm job {job.job_id}" for name, job in self._jobs.items() if job.done()}
         for name in ended:
             del self._jobs[name]
@@ -158,13 +158,13 @@ class OnSlurm:
 
 
 def not_ended(folder: Path, job_ids: Mapping[str, str]) -> dict[str, str]:
-    """Those of the jobs that are queued or running."""
+    """Return those of the jobs that are queued or running."""
     submitit = _submitit()
     return {name: job_id for name, job_id in job_ids.items() if not submitit.SlurmJob(folder, job_id).done(force_check=True)}
 
 
 def cancel_command(job_ids: Mapping[str, str]) -> str:
-    """The shell's command that cancels these jobs."""
+    """Return the shell's command that cancels these jobs."""
     return shlex.join(["scancel", *sorted(set(job_ids.values()))])
 
 
