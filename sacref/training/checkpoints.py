@@ -13,12 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import gymnasium
-from gymnasium.vector import VectorEnv
-
 from sacref.agent.checkpoints import LIVE, REPLAY, rank_part
 from sacref.envs import snapshots
+from sacref.envs.interface import Envs
 from sacref.ranks import Ranks
+from sacref.spec.arrays import NumpyArray
 from sacref.storage import checkpoint, replay_log
 from sacref.storage.checkpoint import CheckpointError
 from sacref.storage.metric_files import METRICS_FILE
@@ -74,7 +73,7 @@ class CheckpointWriter:
         agent: Any,
         ranks: Ranks,
         directory: Path,
-        envs: gymnasium.vector.VectorEnv[Any, Any, Any],
+        envs: Envs,
         *,
         every: int,
         keep: int,
@@ -130,9 +129,9 @@ class CheckpointWriter:
         self.agent.save(checkpoints_of(self.directory) / BEST, keep_memory=False)
 
     def _live(self, state: LoopState) -> tuple[dict[str, Any], dict[str, Any]]:
-        arrays: dict[str, Any] = {}
+        arrays: dict[str, NumpyArray] = {}
         value = {"agent": self.agent.live_state(), "observations": state.observations, "states": state.states}
-        metadata: dict[str, Any] = {"live": encode(value, "live", arrays), "files": lengths(self.directory)}
+        metadata: dict[str, object] = {"live": encode(value, "live", arrays), "files": lengths(self.directory)}
         groups = {LIVE[0]: arrays}
         snapshot = self._uncaptured or snapshots.capture(self.envs)
         if isinstance(snapshot, str):
@@ -235,7 +234,7 @@ def lengths(directory: Path) -> dict[str, int]:
     return {file.name: file.stat().st_size for file in files if file.is_file()}
 
 
-def drop_after(directory: Path, timestep: int, files: Mapping[str, Any]) -> None:
+def drop_after(directory: Path, timestep: int, files: Mapping[str, object]) -> None:
     """Take back what a run wrote after a checkpoint, in which its files had the lengths `files`; later event files go."""
     for later, _, path in _written(directory):
         if later > timestep:

@@ -8,15 +8,18 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from sacref.agent.protocol import Agent
 from sacref.algorithm.tree import map_leaves
+from sacref.config.train_config import Environment
 from sacref.envs.divergence import Divergences, bad_rows, can_reset_one, finite
+from sacref.envs.interface import Envs, Space
 from sacref.envs.space_records import refuse_other_environments
 from sacref.envs.vector import require_separate, time_limit
 from sacref.ranks import Ranks
+from sacref.spec.arrays import NumpyArray
 from sacref.training.rollout import Rollout
 
 MAX_EPISODE_STEPS = 10_000
@@ -67,7 +70,7 @@ class Evaluation:
         return entry | ({"truncated": self.truncated} if self.truncated else {})
 
 
-def with_plain_rewards(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+def with_plain_rewards(env: Environment) -> Environment:
     """Return the environment with its rewards as they are, where `NormalizeReward` divides them by a deviation that it learns."""
     layer = env
     while isinstance(layer, gymnasium.Wrapper):
@@ -79,12 +82,12 @@ def with_plain_rewards(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
 
 def evaluate(
     agent: Agent,
-    envs: VectorEnv[Any, Any, Any] | None,
+    envs: Envs | None,
     *,
     episodes: int = 10,
     seed: int = 0,
     max_episode_steps: int | None = None,
-    state_space: gymnasium.Space[Any] | None = None,
+    state_space: Space | None = None,
     ranks: Ranks | None = None,
 ) -> Evaluation:
     """Run whole episodes with deterministic actions. The agent learns nothing, stores nothing and draws no random number.
@@ -229,7 +232,7 @@ class _Episodes:
         self.current_return[ended], self.current_length[ended] = 0.0, 0
 
 
-def _run_episodes(agent: Agent, envs: VectorEnv[Any, Any, Any], episodes: _Episodes, state_space: gymnasium.Space[Any] | None) -> None:
+def _run_episodes(agent: Agent, envs: Envs, episodes: _Episodes, state_space: Space | None) -> None:
     """Run the episodes of this rank's copies."""
     autoreset_mode = envs.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
     resetting = np.zeros(envs.num_envs, np.bool_)
@@ -300,7 +303,7 @@ def _run_episodes(agent: Agent, envs: VectorEnv[Any, Any, Any], episodes: _Episo
             restart(again, "diverged" if diverged.any() else f"has an episode that did not end within {episodes.limit} steps")
 
 
-def _finite(rows: NDArray[np.bool_], largest: float, values: NDArray[Any]) -> NDArray[Any]:
+def _finite(rows: NDArray[np.bool_], largest: float, values: NumpyArray) -> NumpyArray:
     """Replace what is not finite, or larger than `largest`, in these rows of the values, `(envs, ...)`."""
     if not rows.any() or finite(values, largest).all():
         return values

@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import gymnasium
-
 from sacref.agent.checkpoints import LIVE
 from sacref.agent.protocol import Agent
 from sacref.algorithm.tree import leaves
 from sacref.config import SACConfig
+from sacref.envs.interface import Space
 from sacref.envs.space_records import read_space
 from sacref.envs.spaces import boxes
 from sacref.storage import checkpoint
@@ -79,9 +78,7 @@ def _widths(stored: object) -> tuple[int, ...]:
     return tuple(stored)
 
 
-def refuse_large_models(
-    paths: Sequence[Path], observation_space: gymnasium.Space[Any], hidden: Sequence[int], options: Mapping[str, Any]
-) -> None:
+def refuse_large_models(paths: Sequence[Path], observation_space: Space, hidden: Sequence[int], options: Mapping[str, Any]) -> None:
     """Refuse models that none of the checkpoints could fill, before they are made: a file may ask for any size."""
     observations = sum(math.prod(box.shape) for box in leaves(boxes(observation_space)))
     one = sum(before * after for before, after in itertools.pairwise([observations, *hidden]))

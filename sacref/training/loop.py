@@ -7,15 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
 
-import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode
 
 from sacref.agent.protocol import Agent
 from sacref.algorithm.tree import Tree
 from sacref.envs.divergence import DivergenceGuard
+from sacref.envs.interface import Envs, Space
 from sacref.envs.space_records import refuse_other_environments
 from sacref.envs.vector import require_separate
 from sacref.ranks import Ranks
@@ -56,12 +55,12 @@ class Outcome:
 
 def run(
     agent: Agent,
-    envs: VectorEnv[Any, Any, Any],
+    envs: Envs,
     *,
     timesteps: int,
     start: int = 0,
     seed: int | None = None,
-    state_space: gymnasium.Space[Any] | None = None,
+    state_space: Space | None = None,
     after_timestep: AfterTimestep | None = None,
     after_all: Callable[[LoopState], None] | None = None,
     begin: LoopState | None = None,

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, TypedDict
 
-import gymnasium
 import numpy as np
 
 import sacref
@@ -19,6 +18,7 @@ from sacref.config import SACConfig, presets
 from sacref.config.callables import description
 from sacref.config.train_config import Backend, TrainConfig, Wrapper
 from sacref.envs import snapshots
+from sacref.envs.interface import Envs, Space
 from sacref.envs.space_records import write_space
 from sacref.envs.spaces import check_spaces
 from sacref.envs.states import state_space_of
@@ -30,8 +30,6 @@ from sacref.training.checkpoints import slots_of
 from sacref.training.evaluation import with_plain_rewards
 from sacref.training.run_directory import Resumed, fresh_directory, reading_config_of
 
-VectorEnv: TypeAlias = gymnasium.vector.VectorEnv[Any, Any, Any]
-
 BACKENDS: Mapping[str, tuple[str, ...]] = {"torch": ("torch",), "jax": ("jax", "jaxlib", "flax", "optax")}
 """Backend -> the packages that its extra installs."""
 
@@ -42,17 +40,17 @@ EVALUATION_COPIES = 10
 class Spaces(TypedDict):
     """The spaces of one environment, by the names that an agent takes."""
 
-    observation_space: gymnasium.Space[Any]
-    state_space: gymnasium.Space[Any] | None
-    action_space: gymnasium.Space[Any]
+    observation_space: Space
+    state_space: Space | None
+    action_space: Space
 
 
 @dataclass(frozen=True)
 class Environments:
     """The environments of a run on one rank."""
 
-    training: VectorEnv
-    evaluation: VectorEnv | None
+    training: Envs
+    evaluation: Envs | None
     """None on a rank that evaluates no episode."""
     spaces: Spaces
     uncaptured: str | None
@@ -132,7 +130,7 @@ class Plan:
                 uncaptured = snapshots.refused(tried)
         return Environments(training, evaluation, spaces, uncaptured)
 
-    def _make_envs(self, copies: int, *more: Wrapper) -> VectorEnv:
+    def _make_envs(self, copies: int, *more: Wrapper) -> Envs:
         options = self.options
         wrappers = (*options.wrappers, *more)
         return envs.make(options.env, copies, vectorization=options.vectorization, env_kwargs=options.env_kwargs, wrappers=wrappers)

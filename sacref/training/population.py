@@ -4,7 +4,7 @@ import importlib
 import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class PopulationResult:
 
 
 def train_population(
-    *, seeds: Sequence[int], vary: Mapping[str, Sequence[Any]] | None = None, run_dir: str | Path | None = None, **arguments: Any
+    *, seeds: Sequence[int], vary: Mapping[str, Sequence[object]] | None = None, run_dir: str | Path | None = None, **arguments: Any
 ) -> PopulationResult:
     """Train an agent for each seed, all of them together in this process, on one device.
 
@@ -58,15 +58,12 @@ def train_population(
             RunError: if an argument cannot be used. All members' configurations are judged first: where one cannot be trained, none is.
     """
     names = _members(seeds, vary or {})
-    defaults = {option.name: option.default for option in fields(TrainConfig)}
-    if unknown := [name for name in arguments if name not in defaults or name == "seed"]:
+    if unknown := [name for name in arguments if name not in {option.name for option in fields(TrainConfig)} - {"seed"}]:
         raise TypeError(f"train_population got {', '.join(unknown)}: expected seeds, vary, and the arguments of sacref.train but for seed")
-    given = {**defaults, **arguments}
-    if run_dir is None:
-        run_dir = fresh_run_directory(TrainConfig(**{**given, "seed": seeds[0]}))
-    directory = Path(run_dir).expanduser().absolute()
-    asked = _judged(names, given, directory)
-    import_backend(given["backend"])  # here, once
+    shared = TrainConfig(**arguments, seed=seeds[0])
+    directory = Path(fresh_run_directory(shared) if run_dir is None else run_dir).expanduser().absolute()
+    asked = _judged(names, shared, directory)
+    import_backend(shared.backend)  # here, once
     meeting = _Meeting(len(names))
     results: dict[str, TrainingResult] = {}
     failures: dict[str, BaseException] = {}
@@ -131,18 +128,19 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def _members(seeds: Sequence[int], vary: Mapping[str, Sequence[Any]]) -> dict[str, tuple[int, dict[str, Any]]]:
+def _members(seeds: Sequence[int], vary: Mapping[str, Sequence[object]]) -> dict[str, tuple[int, dict[str, object]]]:
     """Map the name of each member to its seed and its fields of the configuration."""
     unknown = [name for name in vary if name not in VARYING]
     if unknown:
         raise ValueError(f"vary has {', '.join(unknown)}: members may differ in {', '.join(VARYING)}; for others start a sweep")
     for name, several in {"seeds": seeds, **vary}.items():
-        if isinstance(several, str) or not np.ndim(several):
+        if not isinstance(several, Sequence | np.ndarray) or isinstance(several, str):
             raise TypeError(f"{name} is {several!r}, expected several values: a list, or a range")
     members = {}
-    for *values, seed in itertools.product(*vary.values(), seeds):
-        fields = dict(zip(vary, values, strict=True))
-        members[",".join(f"{name}={value}" for name, value in {**fields, "seed": seed}.items())] = (seed, fields)
+    for values in itertools.product(*vary.values()):
+        varied = dict(zip(vary, values, strict=True))
+        for seed in seeds:
+            members[",".join(f"{name}={value}" for name, value in {**varied, "seed": seed}.items())] = (seed, varied)
     count = len(seeds)
     for values_of in vary.values():
         count *= len(values_of)
@@ -151,21 +149,21 @@ def _members(seeds: Sequence[int], vary: Mapping[str, Sequence[Any]]) -> dict[st
     return members
 
 
-def _judged(names: Mapping[str, tuple[int, Mapping[str, Any]]], given: Mapping[str, Any], directory: Path) -> dict[str, TrainConfig]:
+def _judged(names: Mapping[str, tuple[int, Mapping[str, object]]], shared: TrainConfig, directory: Path) -> dict[str, TrainConfig]:
     """Map the name of each member to the options of its run, all of which can be trained as far as they alone say.
 
     Raises:
         ConfigError: naming the members that cannot, and why. ValueError: if what suits none is said by an argument of all.
     """
-    if given["backend"] == "torch" and len(rates := {str(varied.get("learning_rate")) for _, varied in names.values()}) > 1:
+    if shared.backend == "torch" and len(rates := {str(varied.get("learning_rate")) for _, varied in names.values()}) > 1:
         raise ValueError(f"vary has learning_rate {', '.join(sorted(rates))}: on PyTorch members share it, on JAX it may differ")
     asked, refusals = {}, {}
     for number, (name, (seed, varied)) in enumerate(names.items()):
-        own = {**given, "seed": seed, "run_dir": directory / name, "progress": given["progress"] and number == 0}
-        if given["resume"] and not checkpoints.finished_checkpoints(directory / name):
-            own |= {"resume": False, "overwrite": True}
+        own = replace(shared, seed=seed, run_dir=directory / name, progress=shared.progress and number == 0)
+        if shared.resume and not checkpoints.finished_checkpoints(directory / name):
+            own = replace(own, resume=False, overwrite=True)
         try:
-            asked[name] = TrainConfig(**{**own, "cfg": _with_fields(given["cfg"], varied)}).checked()
+            asked[name] = replace(own, cfg=_with_fields(shared.cfg, varied)).checked()
         except (TypeError, ValueError) as error:
             refusals[name] = error
     if len(refusals) == len(names) and len({str(error) for error in refusals.values()}) == 1:
@@ -176,10 +174,10 @@ def _judged(names: Mapping[str, tuple[int, Mapping[str, Any]]], given: Mapping[s
     return asked
 
 
-def _with_fields(cfg: SACConfig | Mapping[str, Any] | None, fields: Mapping[str, Any]) -> SACConfig | Mapping[str, Any] | None:
-    if not fields:
+def _with_fields(cfg: SACConfig | Mapping[str, object] | None, varied: Mapping[str, object]) -> SACConfig | Mapping[str, object] | None:
+    if not varied:
         return cfg
-    return SACConfig.from_dict({**cfg.to_dict(), **fields}) if isinstance(cfg, SACConfig) else {**(cfg or {}), **fields}
+    return SACConfig.from_dict({**cfg.to_dict(), **varied}) if isinstance(cfg, SACConfig) else {**(cfg or {}), **varied}
 
 
 class _Meeting:

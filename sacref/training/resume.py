@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 
 from sacref.agent.checkpoints import LIVE, rank_part
 from sacref.algorithm.tree import leaves
 from sacref.envs import snapshots
+from sacref.envs.interface import Envs
 from sacref.envs.spaces import rows_like
 from sacref.ranks import Ranks
 from sacref.storage import checkpoint
@@ -36,7 +36,7 @@ def resume(
     path: Path,
     agent: Any,
     ranks: Ranks,
-    envs: gymnasium.vector.VectorEnv[Any, Any, Any],
+    envs: Envs,
     timestep: int,
     uncaptured: str | None = None,
 ) -> Resumption:

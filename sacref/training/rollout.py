@@ -4,31 +4,30 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import gymnasium
 import numpy as np
-from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from sacref.agent.numerics import require_finite_actions
 from sacref.agent.protocol import Agent
 from sacref.algorithm.tree import Tree, map_leaves
 from sacref.envs.episodes import DROPPED
-from sacref.envs.interface import step
+from sacref.envs.interface import Envs, Space, step
 from sacref.envs.scaling import as_box
 from sacref.envs.states import states_of
+from sacref.spec.arrays import NumpyArray
 
 
 @dataclass
 class Step:
     """The outcome of one step of all environments."""
 
-    actions: NDArray[Any]
+    actions: NumpyArray
     """`(envs, action)`: those taken, in the Box's units and dtype."""
     observations: Tree
     """`(envs, *observation)` after the step."""
     states: Tree | None
     """`(envs, *state)` after the step, or None."""
-    rewards: NDArray[Any]
+    rewards: NumpyArray
     """`(envs,)`."""
     terminated: NDArray[np.bool_]
     """`(envs,)`."""
@@ -60,7 +59,7 @@ class Rollout:
     states: Tree | None
     """`(envs, *state)`, or None."""
 
-    def __init__(self, agent: Agent, envs: VectorEnv[Any, Any, Any], state_space: gymnasium.Space[Any] | None) -> None:
+    def __init__(self, agent: Agent, envs: Envs, state_space: Space | None) -> None:
         self._agent, self._envs, self._state_space = agent, envs, state_space
 
     def reset(self, seed: int | None = None) -> None:

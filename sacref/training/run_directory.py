@@ -9,11 +9,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-import gymnasium
-
 from sacref.config import CALLABLES, CallableError, SACConfig
 from sacref.config.callables import has_no_name
 from sacref.config.train_config import CHANGEABLE
+from sacref.envs.interface import Space
 from sacref.envs.space_records import read_space
 from sacref.ranks import Ranks
 from sacref.storage import checkpoint
@@ -62,7 +61,7 @@ def prepare(ranks: Ranks, directory: Path, *, overwrite: bool, resume: bool) -> 
 
 
 def begin(
-    ranks: Ranks, directory: Path, config: Mapping[str, Any], resumed: Resumed | None, *, overwrite: bool
+    ranks: Ranks, directory: Path, config: Mapping[str, object], resumed: Resumed | None, *, overwrite: bool
 ) -> list[tuple[int, Evaluation]]:
     """Take the directory for a run that has recorded its first step: clear it, or drop what comes again, and write `config.json`.
 
@@ -213,7 +212,7 @@ def read_config(run_dir: str | Path) -> dict[str, Any]:
     return config
 
 
-def named_callables(config: Mapping[str, Any]) -> dict[str, str]:
+def named_callables(config: Mapping[str, object]) -> dict[str, str]:
     """Map options to the text of each callable in the content of `config.json`."""
     cfg = config.get("cfg")
     fields = {f"cfg.{name}": cfg.get(name) for name in CALLABLES} if isinstance(cfg, Mapping) else {}
@@ -255,14 +254,14 @@ def require_same(directory: Path, resumed: Resumed, config: Mapping[str, Any]) -
         )
 
 
-def _said(value: Any) -> str:
+def _said(value: object) -> str:
     """Write a value as Python does, at most a line of it."""
     text = repr(value)
     return text if len(text) < 500 else f"{text[:500]}..."
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
             flat |= _flat(value, f"{prefix}{key}.")
@@ -317,7 +316,7 @@ def _read_evaluations(path: Path) -> list[tuple[int, Evaluation]]:
         raise RunError(f"{path} is damaged ({said}): restore it, or move it away") from error
 
 
-def states_space(config: Mapping[str, Any]) -> gymnasium.Space[Any] | None:
+def states_space(config: Mapping[str, Any]) -> Space | None:
     """Return the space of the privileged states of a run's environments, from its configuration; None for none."""
     stored = config["state_space"]
     return None if stored is None else read_space(stored)

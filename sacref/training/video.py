@@ -20,7 +20,8 @@ from PIL import Image
 
 from sacref import envs
 from sacref.agent.protocol import Agent
-from sacref.config.train_config import EnvironmentFactory, Wrapper
+from sacref.config.train_config import Environment, EnvironmentFactory, Wrapper
+from sacref.envs.interface import Space
 from sacref.envs.vector import closing
 from sacref.training.evaluation import AllDivergedError, Evaluation, evaluate
 
@@ -72,9 +73,9 @@ def render_episodes(
     output: str | Path,
     *,
     env: str | EnvironmentFactory,
-    env_kwargs: Mapping[str, Any] | None = None,
+    env_kwargs: Mapping[str, object] | None = None,
     wrappers: Sequence[Wrapper] = (),
-    state_space: gymnasium.Space[Any] | None = None,
+    state_space: Space | None = None,
     episodes: int = 1,
     seed: int = 0,
     max_episode_steps: int | None = None,
@@ -116,7 +117,7 @@ def render_episodes(
     if path.suffix == ".mp4" and find_spec("imageio_ffmpeg") is None:
         raise VideoError(f'{path} needs imageio-ffmpeg, which is not installed: pip install "sacref[video]", or write a .gif')
     problem = prepare_gl()
-    arguments: dict[str, Any] = {**(env_kwargs or {}), "render_mode": "rgb_array"}
+    arguments: dict[str, object] = {**(env_kwargs or {}), "render_mode": "rgb_array"}
     if _is_mujoco_id(env):
         if problem is not None:  # said here, since where MUJOCO_GL names what does not work, MuJoCo cannot even be imported
             raise VideoError(f"{env} cannot be drawn: {problem}")
@@ -187,7 +188,7 @@ def _try_gl(name: str) -> str | None:
 class _Drawn(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Wrapper that hands each picture of its environment to `show`."""
 
-    def __init__(self, env: gymnasium.Env[Any, Any], show: "_Show", gl_problem: str | None) -> None:
+    def __init__(self, env: Environment, show: "_Show", gl_problem: str | None) -> None:
         super().__init__(env)
         self.show = show
         self.name = type(env.unwrapped).__name__ if env.unwrapped.spec is None else env.unwrapped.spec.id
@@ -206,7 +207,7 @@ class _Drawn(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def _draw(self) -> NDArray[np.uint8]:
         try:
-            picture: Any = self.env.render()
+            picture: object = self.env.render()
         except Exception as error:  # of a library that draws, which may raise anything
             raise VideoError(
                 f"{self.name} cannot be drawn ({type(error).__name__}: {error}): install what that names, or mend the environment's render"
@@ -312,7 +313,7 @@ def _is_mujoco_id(env: str | EnvironmentFactory) -> bool:
     return spec is not None and str(spec.entry_point).startswith("gymnasium.envs.mujoco")
 
 
-def _is_simulation(task: Any) -> bool:
+def _is_simulation(task: object) -> bool:
     mujoco = sys.modules.get("mujoco")
     return mujoco is not None and isinstance(getattr(task, "model", None), mujoco.MjModel)
 

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sacref.cli.flags import SweepError, Train, parse
 from sacref.storage.checkpoint import CheckpointError, one_line, read_json, short
@@ -35,7 +34,7 @@ MOST_RUNS = 10_000
 LONGEST_NAME = 200
 """Letters of a run directory's name; file systems take 255 bytes."""
 
-Slurm = Mapping[str, Any]
+Slurm = Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Run:
 
     directory: Path
     """Its run directory, absolute."""
-    values: Mapping[str, Any]
+    values: Mapping[str, object]
     """Flag of the grid -> this run's value."""
     flags: Mapping[str, tuple[str, ...]]
     """Flag -> the words on the command line that set it."""
@@ -89,7 +88,7 @@ def read(file: Path, directory: Path) -> Plan:
         raise SweepError(
             f"{file}: [grid] is empty or missing, expected the flags that vary: for one run, call sacref train without --sweep"
         )
-    for table, names in {"train": fixed, "grid": alternatives}.items():
+    for table, names in (("train", fixed.keys()), ("grid", alternatives.keys())):
         for name in names:
             if name in RESERVED:
                 raise SweepError(f"{file}: [{table}] has {name}: leave it out, as {RESERVED[name]}")
@@ -108,14 +107,14 @@ def read(file: Path, directory: Path) -> Plan:
     return Plan(tuple(runs.values()), tables["slurm"])
 
 
-def _tables(file: Path) -> dict[str, dict[str, Any]]:
+def _tables(file: Path) -> dict[str, dict[str, object]]:
     if not file.is_file():
         raise SweepError(f"--sweep: {file} is no file: name a TOML or JSON file with the tables [train] and [grid]")
     if (size := file.stat().st_size) > LARGEST_FILE:
         raise SweepError(f"--sweep: {file} has {size} bytes, expected at most {LARGEST_FILE}: name the file of a sweep")
     try:
         if file.suffix == ".toml":
-            content: Any = tomllib.loads(file.read_text())
+            content: object = tomllib.loads(file.read_text())
         elif file.suffix == ".json":
             content = read_json(file)
         else:
@@ -137,9 +136,9 @@ def _tables(file: Path) -> dict[str, dict[str, Any]]:
     return tables
 
 
-def _flat(table: Mapping[str, Any]) -> dict[str, Any]:
+def _flat(table: Mapping[str, object]) -> dict[str, object]:
     """Spell flags as the command line does."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key, value in table.items():
         # The one part of the configuration whose flags have a prefix; any other table is a flag's JSON object.
         inner = {f"experiment.{name}": entry for name, entry in value.items()} if key == "experiment" and isinstance(value, dict) else None
@@ -147,7 +146,7 @@ def _flat(table: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _alternatives(file: Path, name: str, values: Any) -> list[Any]:
+def _alternatives(file: Path, name: str, values: object) -> list[object]:
     span = re.fullmatch(r"([0-9]{1,18}):([0-9]{1,18})", values) if isinstance(values, str) else None
     found = list(range(int(span[1]), min(int(span[2]), int(span[1]) + MOST_RUNS + 1))) if span else values
     if not isinstance(found, list) or not found:
@@ -161,8 +160,8 @@ def _alternatives(file: Path, name: str, values: Any) -> list[Any]:
 def _run(
     file: Path,
     directory: Path,
-    fixed: Mapping[str, Any],
-    values: Mapping[str, Any],
+    fixed: Mapping[str, object],
+    values: Mapping[str, object],
     labels: Mapping[str, Mapping[str, str]],
     before: Mapping[str, str],
 ) -> Run:
@@ -188,7 +187,7 @@ def _run(
     )
 
 
-def _words(where: str, name: str, value: Any) -> tuple[str, ...]:
+def _words(where: str, name: str, value: object) -> tuple[str, ...]:
     """Return the words that set a flag. A string is the text of the command line."""
     if isinstance(value, bool):
         prefix, dot, last = name.rpartition(".")
@@ -234,7 +233,7 @@ def _unboxed(text: str) -> str:
     return " ".join(parts[min(1, len(parts) - 1)].replace("│", " ").split())
 
 
-def _blamed(places: Mapping[str, tuple[str, Any]], flags: Mapping[str, tuple[str, ...]], message: str) -> str | None:
+def _blamed(places: Mapping[str, tuple[str, object]], flags: Mapping[str, tuple[str, ...]], message: str) -> str | None:
     """Find the line of the file that is refused with the same message also by itself."""
     for name, (table, value) in places.items():
         try:
@@ -245,19 +244,19 @@ def _blamed(places: Mapping[str, tuple[str, Any]], flags: Mapping[str, tuple[str
     return None
 
 
-def _combination(values: Mapping[str, Any]) -> str:
+def _combination(values: Mapping[str, object]) -> str:
     return "the combination of [train] with [grid] " + ", ".join(f"{name} = {_said(value)}" for name, value in values.items())
 
 
-def _said(value: Any) -> str:
+def _said(value: object) -> str:
     return one_line(json.dumps(value, default=str))
 
 
-def _text(value: Any, words: tuple[str, ...]) -> str:
+def _text(value: object, words: tuple[str, ...]) -> str:
     return json.dumps(value) if isinstance(value, bool) else " ".join(words[1:])
 
 
-def _texts(file: Path, name: str, values: list[Any]) -> list[str]:
+def _texts(file: Path, name: str, values: list[object]) -> list[str]:
     return [_text(value, _words(f"{file}: [grid] {name}", name, value)) for value in values]
 
 
@@ -287,11 +286,11 @@ def _directories(record: Path) -> dict[str, str]:
     return {key: name for key, name in found.items() if name == Path(name).name}
 
 
-def _key(values: Mapping[str, Any]) -> str:
+def _key(values: Mapping[str, object]) -> str:
     return json.dumps(dict(values), sort_keys=True)
 
 
-def _name(values: Mapping[str, Any], labels: list[str], before: Mapping[str, str]) -> str:
+def _name(values: Mapping[str, object], labels: list[str], before: Mapping[str, str]) -> str:
     """Name the directory of a run: the one that it has, or its grid values, as far as a directory's name can hold them."""
     if _key(values) in before:
         return before[_key(values)]
