@@ -64,14 +64,14 @@ def rule(
 def integer(low: int, high: int | None = None) -> Mapping[str, Any]:
     """Return the rule of an integer within bounds, the bounds included."""
     wanted = f"an integer >= {low}" if high is None else f"an integer from {low} to {high}"
-    return rule(wanted, lambda value: _is_integer(value) and low <= value and (high is None or value <= high))
+    return rule(wanted, lambda value: is_integer(value) and low <= value and (high is None or value <= high))
 
 
 def integer_or(wanted: str, low: int | None, *names: str) -> Mapping[str, Any]:
     """Return the rule of an integer from `low` on, or one of some names; of None, too, where there are no names."""
     return rule(
         wanted,
-        lambda value: (_is_integer(value) and (low is None or value >= low)) or (isinstance(value, str) and value in names),
+        lambda value: (is_integer(value) and (low is None or value >= low)) or (isinstance(value, str) and value in names),
         none=not names,
     )
 
@@ -141,7 +141,8 @@ def _find(name: str) -> object:
         raise ExpectedError(str(error)) from error
 
 
-def _is_integer(value: object) -> bool:
+def is_integer(value: object) -> bool:
+    """Return whether a value is an integer, and no boolean."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from sacref.config import presets
 from sacref.config.callables import description
-from sacref.config.fields import as_json, from_json, plain
+from sacref.config.fields import ExpectedError, as_json, flag, from_json, is_integer, plain, rule
 from sacref.config.sac_config import SACConfig
 
 if TYPE_CHECKING:
@@ -32,59 +32,42 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _positive(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError("an integer of at least 1")
-    return value
+Rule: TypeAlias = Mapping[str, Any]
 
-
-def _positive_or_none(value: object) -> int | None:
-    return None if value is None else _positive(value)
-
-
-def _flag(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError("True or False")
-    return value
-
-
-def _widths(value: Any) -> list[int]:
-    if np.ndim(value) != 1:
-        raise ValueError("the widths of the hidden layers, as (256, 256)")
-    widths: list[int] = np.asarray(value).tolist()
-    return widths
-
-
-def _path(value: object) -> object:
-    if not isinstance(value, str | Path | None):
-        raise TypeError("a path, or None for one of its own below runs")
-    return value
-
-
-def _arguments(value: object) -> Mapping[str, object]:
-    if not isinstance(value, Mapping | None):
-        raise TypeError("a dict of the environment's arguments by their names")
-    return value or {}
-
-
-def _callables(value: object) -> object:
-    if not isinstance(value, list | tuple) or not all(map(callable, value)):
-        raise TypeError("a list of callables, each of which wraps an environment")
-    return value
+_ANY = rule("", lambda value: True)
+_POSITIVE = rule("an integer of at least 1", lambda value: is_integer(value) and value >= 1)
+_POSITIVE_OR_NONE = rule("an integer of at least 1", lambda value: is_integer(value) and value >= 1, none=True)
+_WIDTHS = rule(
+    "the widths of the hidden layers, as (256, 256)",
+    lambda value: isinstance(value, list) and np.ndim(value) == 1,
+    read=lambda value: np.asarray(value).tolist(),
+)
+_FLAG = flag()
+_PATH = rule("a path, or None for one of its own below runs", lambda value: isinstance(value, str | Path), none=True)
+_ARGUMENTS = rule(
+    "a dict of the environment's arguments by their names",
+    lambda value: isinstance(value, Mapping),
+    read=lambda value: {} if value is None else value,
+)
+_WRAPPERS = rule(
+    "a list of callables, each of which wraps an environment",
+    lambda value: isinstance(value, list | tuple) and all(map(callable, value)),
+)
 
 
 def _option(
-    check: Callable[[Any], object] = lambda value: value, *, changeable: bool = False, stored: bool = True, model: bool = False
-) -> Mapping[str, Any]:
+    values: Rule = _ANY, *, error: type[Exception] = TypeError, changeable: bool = False, stored: bool = True, model: bool = False
+) -> Rule:
     """Return the metadata of an option's field.
 
     Args:
-        check: what turns a value into the option's, or raises what was expected.
+        values: the rule of its values.
+        error: raised for others.
         changeable: whether a run may be resumed with another value.
         stored: whether `config.json` holds it.
         model: whether it is an argument of `default_models`, which stand together in `config.json`, under "models".
     """
-    return {"check": check, "changeable": changeable, "stored": stored, "model": model}
+    return {**values, "error": error, "changeable": changeable, "stored": stored, "model": model}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,29 +80,29 @@ class RunOptions:
     """Gymnasium id, or a callable that makes one environment. It and the wrappers are written by their names, a `functools.partial` with
     its arguments (numbers, text, lists, dicts, NumPy arrays, importable callables); a run with one that has no name (a lambda, a local
     function, an instance) cannot be resumed, nor evaluated from the command line."""
-    steps: int = field(default=1_000_000, metadata=_option(_positive, changeable=True))
+    steps: int = field(default=1_000_000, metadata=_option(_POSITIVE, error=ValueError, changeable=True))
     """Environment steps of the whole run, of all environments of all ranks together; rounded up to whole vector steps."""
-    run_dir: str | Path | None = field(default=None, metadata=_option(_path, stored=False))
+    run_dir: str | Path | None = field(default=None, metadata=_option(_PATH, stored=False))
     """Directory to write to; None makes runs/<env>-<backend>-<seed>-<date>."""
     preset: str | None = field(default=None, metadata=_option(changeable=True))
     """Published settings to start from in the place of the paper's, and of the critics' defaults; what is given beside it wins.
     `sacref presets` lists them."""
-    overwrite: bool = field(default=False, metadata=_option(_flag, stored=False))
+    overwrite: bool = field(default=False, metadata=_option(_FLAG, stored=False))
     """Delete the run that is in the directory, once this one has recorded its first step. What no run wrote stays; it is refused where a
     run's file would take its place."""
-    resume: bool = field(default=False, metadata=_option(_flag, stored=False))
+    resume: bool = field(default=False, metadata=_option(_FLAG, stored=False))
     """Go on from the last whole checkpoint of the run in the directory. Imports all code that the run names."""
-    num_envs: int = field(default=1, metadata=_option(_positive))
+    num_envs: int = field(default=1, metadata=_option(_POSITIVE, error=ValueError))
     """Environments stepped together, of each rank: a timestep is so many environment steps."""
     vectorization: Vectorization = field(default="sync", metadata=_option(changeable=True))
     """Step the environments in turn, in a process each, or (Gymnasium's MuJoCo tasks) together in threads, with the numbers of sync."""
-    env_kwargs: Mapping[str, Any] | None = field(default=None, metadata=_option(_arguments))
+    env_kwargs: Mapping[str, Any] | None = field(default=None, metadata=_option(_ARGUMENTS))
     """Arguments of the environment: numbers (infinity, and NumPy's, too), text, paths, NumPy arrays, lists and dicts."""
-    hidden: Sequence[int] = field(default=(256, 256), metadata=_option(_widths))
+    hidden: Sequence[int] = field(default=(256, 256), metadata=_option(_WIDTHS, error=ValueError))
     """Widths of the networks' hidden layers."""
     num_critics: int | None = field(default=None, metadata=_option(model=True))
     """Critics; the target takes the minimum of all, or of target_subset of them. None is the preset's; without one 2."""
-    layer_norm: bool | None = field(default=None, metadata=_option(_flag, model=True))
+    layer_norm: bool | None = field(default=None, metadata=_option(_FLAG, model=True))
     """Normalise the critics' hidden layers. None is the preset's; without one False."""
     dropout: float | None = field(default=None, metadata=_option(model=True))
     """Fraction of the critics' hidden units that is dropped; 0.01 with layer_norm is DroQ's. None is the preset's; without one 0."""
@@ -129,19 +112,19 @@ class RunOptions:
     """Width of the cell's hidden state."""
     feed_previous: Sequence[str] = field(default=("actions",), metadata=_option(model=True))
     """What of the step before enters the cell beside the observations: "actions", "rewards"."""
-    memory_capacity: int = field(default=1_000_000, metadata=_option(_positive))
+    memory_capacity: int = field(default=1_000_000, metadata=_option(_POSITIVE, error=ValueError))
     """Transitions in the replay memory of a rank, of its environments together; no more than its steps are allocated."""
-    evaluation_interval: int | None = field(default=None, metadata=_option(_positive_or_none, changeable=True))
+    evaluation_interval: int | None = field(default=None, metadata=_option(_POSITIVE_OR_NONE, error=ValueError, changeable=True))
     """Environment steps between evaluations; None is a twentieth of the steps. The end is always evaluated."""
-    evaluation_episodes: int = field(default=10, metadata=_option(_positive, changeable=True))
+    evaluation_episodes: int = field(default=10, metadata=_option(_POSITIVE, error=ValueError, changeable=True))
     """Deterministic episodes of an evaluation, on environments of its own. One that diverges is left out."""
-    evaluation_max_steps: int | None = field(default=None, metadata=_option(_positive_or_none, changeable=True))
+    evaluation_max_steps: int | None = field(default=None, metadata=_option(_POSITIVE_OR_NONE, error=ValueError, changeable=True))
     """Steps after which an episode of an evaluation is cut; None is the task's time limit, and 10,000 where it has none."""
-    keep_checkpoints: int = field(default=3, metadata=_option(_positive, changeable=True))
+    keep_checkpoints: int = field(default=3, metadata=_option(_POSITIVE, error=ValueError, changeable=True))
     """Last checkpoints that stay, each with its replay memory; beside them `best`, of the best evaluation."""
     device: str | None = field(default=None, metadata=_option(changeable=True))
     """Device by the backend's name for it (cpu, cuda:0); None lets the backend choose."""
-    progress: bool = field(default=True, metadata=_option(_flag, stored=False))
+    progress: bool = field(default=True, metadata=_option(_FLAG, stored=False))
     """Show a bar, or a line every few percent where there is no terminal."""
 
 
@@ -155,7 +138,7 @@ class TrainConfig(RunOptions):
     """The agent's configuration. A dict changes the paper's settings, which None stands for: of several environments, too, one gradient
     step for each environment step (`update_to_data`), unless the dict says others. Its `experiment` has the intervals; directory and name
     are replaced by the run directory's."""
-    wrappers: Sequence[Wrapper] = field(default=(), metadata=_option(_callables))
+    wrappers: Sequence[Wrapper] = field(default=(), metadata=_option(_WRAPPERS))
     """Wrappers put around each environment, the first one innermost. Evaluations have the same, but for the rewards of Gymnasium's
     `NormalizeReward`, which are evaluated as they are."""
 
@@ -175,8 +158,8 @@ class TrainConfig(RunOptions):
             value = values[option.name]
             try:
                 values[option.name] = option.metadata["check"](value)
-            except (TypeError, ValueError) as expected:
-                raise type(expected)(f"{option.name} is {value!r}, expected {expected}") from None
+            except ExpectedError as expected:
+                raise option.metadata["error"](f"{option.name} is {value!r}, expected {expected}") from None
         config = replace(self, **values)
         as_json("env_kwargs", config.env_kwargs)
         if config.cfg is not None or not config.resume:
