@@ -4,9 +4,9 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sacref.cli.flags import Command, Doctor, Evaluate, Examine, Parity, Plot, Presets, Train, Video, named
 from sacref.config import from_json, presets
@@ -14,29 +14,17 @@ from sacref.config.callables import NotFoundError, find, why_lost
 from sacref.config.train_config import RunOptions
 from sacref.ranks import launched
 
+if TYPE_CHECKING:
+    from sacref.agent.protocol import Agent
+    from sacref.training.evaluation import Evaluation
+
 PARITY_TOLERANCE = 1e-9
 """Largest relative difference that rounding explains in float64, after 1,000 updates."""
 
 
 def run(flags: Command) -> int:
     """Run the command of these flags and return its exit status."""
-    match flags:
-        case Train():
-            return train(flags)
-        case Evaluate():
-            return evaluate(flags)
-        case Video():
-            return video(flags)
-        case Plot():
-            return plot(flags)
-        case Parity():
-            return parity(flags)
-        case Examine():
-            return examine(flags)
-        case Presets():
-            return list_presets(flags)
-        case Doctor():
-            return doctor(flags)
+    return _COMMANDS[type(flags)](flags)
 
 
 def train(flags: Train) -> int:
@@ -134,23 +122,12 @@ def _train_population(flags: Train, seeds: Sequence[int], arguments: dict[str, A
 
 def evaluate(flags: Evaluate) -> int:
     from sacref.envs.vector import closing, make
-    from sacref.training import load, run_directory
     from sacref.training.evaluation import evaluate as run_episodes
     from sacref.training.plan import EVALUATION_COPIES
 
-    config = run_directory.read_config(flags.run_dir)
-    agent = load.load(flags.run_dir, checkpoint=flags.checkpoint, device=flags.device, import_callables=flags.import_callables)
-    copies = max(1, min(flags.episodes, EVALUATION_COPIES))
-    task = _task(config)
-    with closing(make(task.pop("env"), copies, **task)) as environments:
-        evaluation = run_episodes(
-            agent,
-            environments,
-            episodes=flags.episodes,
-            seed=flags.seed,
-            max_episode_steps=flags.evaluation_max_steps or config.get("evaluation_max_steps"),
-            state_space=run_directory.states_space(config),
-        )
+    config, agent, task, episodes = _load(flags)
+    with closing(make(num_envs=max(1, min(flags.episodes, EVALUATION_COPIES)), **task)) as environments:
+        evaluation = run_episodes(agent, environments, **episodes)
     print(f"{config['env']} on {config['backend']}: {_summary(evaluation)}")
     print("returns: " + ", ".join(f"{value:,.1f}" for value in evaluation.returns))
     return 0
@@ -161,13 +138,10 @@ def video(flags: Video) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from sacref.training import load, run_directory
     from sacref.training.video import render_episodes
 
-    config = run_directory.read_config(flags.run_dir)
-    agent = load.load(flags.run_dir, checkpoint=flags.checkpoint, device=flags.device, import_callables=flags.import_callables)
-    output, task = flags.output or flags.run_dir / "video.gif", _task(config)
-    spec = registry.get(config["env"])
+    config, agent, task, episodes = _load(flags)
+    output, spec = flags.output or flags.run_dir / "video.gif", registry.get(config["env"])
     longest = None if spec is None or spec.max_episode_steps is None else flags.episodes * spec.max_episode_steps
     with Progress(console=Console(stderr=True), transient=True) as bar:
         steps = bar.add_task("steps", total=longest)
@@ -175,10 +149,7 @@ def video(flags: Video) -> int:
             agent,
             output,
             **task,
-            state_space=run_directory.states_space(config),
-            episodes=flags.episodes,
-            seed=flags.seed,
-            max_episode_steps=flags.evaluation_max_steps or config.get("evaluation_max_steps"),
+            **episodes,
             fps=flags.fps,
             seconds=flags.seconds,
             width=flags.width,
@@ -190,6 +161,28 @@ def video(flags: Video) -> int:
         print(f"{config['env']} on {config['backend']}, seed {seed}: return {value:,.1f} in {length:,} steps")
     print(f"written to {output}: {video.frames:,} frames of {video.width} x {video.height}, {video.fps:g} a second")
     return 0
+
+
+def _load(flags: Evaluate) -> tuple[dict[str, Any], "Agent", dict[str, Any], dict[str, Any]]:
+    """Load a run: its configuration, its agent, the arguments of `sacref.envs.make`, and those that episodes are run with."""
+    from sacref.training import load, run_directory
+    from sacref.training.evaluation import with_plain_rewards
+
+    config = run_directory.read_config(flags.run_dir)
+    agent = load.load(flags.run_dir, checkpoint=flags.checkpoint, device=flags.device, import_callables=flags.import_callables)
+    wrappers = [named(name, "wrappers of the run: ") for name in config["wrappers"]]
+    task = {
+        "env": _environment(config["env"], "env of the run: "),
+        "env_kwargs": from_json(config["env_kwargs"]),
+        "wrappers": [*wrappers, with_plain_rewards],
+    }
+    episodes = {
+        "episodes": flags.episodes,
+        "seed": flags.seed,
+        "max_episode_steps": flags.evaluation_max_steps or config.get("evaluation_max_steps"),
+        "state_space": run_directory.states_space(config),
+    }
+    return config, agent, task, episodes
 
 
 def plot(flags: Plot) -> int:
@@ -269,18 +262,6 @@ def list_presets(flags: Presets) -> int:
     return 0
 
 
-def _task(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the environment that a run names, as the arguments of `sacref.envs.make`."""
-    from sacref.training.evaluation import with_plain_rewards
-
-    wrappers = [named(name, "wrappers of the run: ") for name in config["wrappers"]]
-    return {
-        "env": _environment(config["env"], "env of the run: "),
-        "env_kwargs": from_json(config["env_kwargs"]),
-        "wrappers": [*wrappers, with_plain_rewards],
-    }
-
-
 def _environment(name: str, where: str = "--env: ") -> Any:
     """Return a Gymnasium id as it is, and the callable that "module:name" names.
 
@@ -305,7 +286,7 @@ def _interval(values: Sequence[float]) -> tuple[float, float, float]:
     return statistics.fmean(values), float(low), float(high)
 
 
-def _summary(evaluation: Any) -> str:
+def _summary(evaluation: "Evaluation") -> str:
     several = f"mean return {evaluation.mean:,.1f}, standard deviation {evaluation.std:,.1f}, {len(evaluation.returns)} episodes"
     said = f"return {evaluation.mean:,.1f}, 1 episode" if len(evaluation.returns) == 1 else several
     if evaluation.truncated:
@@ -316,3 +297,15 @@ def _summary(evaluation: Any) -> str:
 def _speed(steps_per_second: float, together: str = "") -> str:
     """Say the speed of the training alone (the progress bar's is that of everything); nothing where nothing was trained."""
     return "" if math.isnan(steps_per_second) else f" ({steps_per_second:,.0f} steps/s{together}, evaluations left out)"
+
+
+_COMMANDS: Mapping[type, Callable[[Any], int]] = {
+    Train: train,
+    Evaluate: evaluate,
+    Video: video,
+    Plot: plot,
+    Parity: parity,
+    Examine: examine,
+    Presets: list_presets,
+    Doctor: doctor,
+}

@@ -132,7 +132,7 @@ class Evaluate:
     evaluation_max_steps: int | None = None
     """Steps after which an episode is cut; None is what the run was trained with."""
     checkpoint: str | None = None
-    """Name of one of the run's checkpoints; None is the newest."""
+    """Name of one of the run's checkpoints, such as best; None is the newest."""
     device: str | None = None
     """Device by the backend's name for it (cpu, cuda:0); None lets the backend choose."""
     import_callables: bool = False
@@ -140,24 +140,18 @@ class Evaluate:
 
 
 @dataclass(kw_only=True)
-class Video:
+class Video(Evaluate):
     """Draw deterministic episodes of the agent of a run into a GIF or an MP4 file, and print their returns.
 
     MuJoCo's tasks draw by OpenGL. Where MUJOCO_GL is not set, the first of glfw (with a display), egl and osmesa that draws is taken.
     """
 
-    run_dir: Positional[Annotated[Path, arg(metavar="RUN_DIR")]]
-    """Run directory, as `sacref train` wrote it."""
-    output: Path | None = None
-    """The file; its suffix chooses the format, .gif or .mp4. None is RUN_DIR/video.gif."""
     episodes: int = 1
     """Number of episodes, one after the other."""
     seed: int = 0
     """Seed of the first episode's start; the next ones have the next seeds."""
-    evaluation_max_steps: int | None = None
-    """Steps after which an episode is cut; None is what the run was trained with."""
-    checkpoint: str | None = None
-    """Name of one of the run's checkpoints, such as best; None is the newest."""
+    output: Path | None = None
+    """The file; its suffix chooses the format, .gif or .mp4. None is RUN_DIR/video.gif."""
     fps: float | None = None
     """Frames per second; None is real time, with at most 30."""
     seconds: float | None = None
@@ -166,10 +160,6 @@ class Video:
     """Pixels; None leaves it to the environment."""
     height: int | None = None
     """Pixels; None leaves it to the environment."""
-    device: str | None = None
-    """Device by the backend's name for it (cpu, cuda:0); None lets the backend choose."""
-    import_callables: bool = False
-    """Import what the agent needs of the run's own code, as a preprocessor. Environment and wrappers are imported in any case."""
 
 
 @dataclass(kw_only=True)
