@@ -119,7 +119,7 @@ class Launch:
     local_size: int
     """Processes of its machine."""
     address: str
-    """Where rank 0 is."""
+    """Host of rank 0."""
     port: int
     """A free port there."""
 

@@ -63,7 +63,7 @@ class Train(RunOptions):
     sweep: Path | None = None
     """TOML or JSON file of many runs, each trained in a process of its own; its flags stand in the file, as the README says."""
     sweep_on: Literal["local", "slurm"] = "local"
-    """Where the runs of --sweep run: processes of this machine, or jobs of a Slurm cluster."""
+    """Place of the runs of --sweep: processes of this machine, or jobs of a Slurm cluster."""
     sweep_jobs: int | None = None
     """Runs of --sweep at a time; None is one on this machine, and as many as Slurm lets run."""
     # Without a name of its own: --batch-size, not --cfg.batch-size.
@@ -155,7 +155,7 @@ class Video(Evaluate):
     fps: float | None = None
     """Frames per second; None is real time, with at most 30."""
     seconds: float | None = None
-    """How much of each episode is shown, from its start on; None for all. The return is that of the whole."""
+    """Seconds of each episode that are shown, from its start on; None for all. The return is that of the whole."""
     width: int | None = None
     """Pixels; None leaves it to the environment."""
     height: int | None = None

@@ -21,7 +21,7 @@ SCALARS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32
 LONGEST = 10_000
 """Characters of a callable's text."""
 SCRIPT = re.compile(r"(?<![\w.])__main__[:.]")
-"""What the name of a thing begins with that is defined in the script which runs, or in a notebook."""
+"""Begin of the name of what is defined in the script that runs, or in a notebook."""
 MODULE = "define it with `def` or `class` at the top level of a module"
 
 

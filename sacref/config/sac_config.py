@@ -53,14 +53,14 @@ LARGEST_SEED = 2**32 - 1
 
 
 HARMLESS = frozenset({*SCHEDULES, "sacref.preprocessing:RunningStandardScaler"})
-"""Names of sacref's own that stand for a callable: what a stranger's file may name."""
+"""Names of sacref's own callables, which a file that may not import others may name."""
 
 
 class Schedule(NamedTuple):
     """A learning-rate schedule and its arguments, which the backend puts together."""
 
     function: Callable[..., Any]
-    """Of `sacref.spec.schedules`: -> factor of the base rate. Any other is the backend's own: -> rate."""
+    """One of `sacref.spec.schedules` gives the factor of the base rate; any other is the backend's own and gives the rate."""
     kwargs: Mapping[str, Any]
 
 
@@ -284,13 +284,13 @@ class SACConfig(_Config):
         default=None,
         metadata=number("a number >= 1e-6, or None for gradient_steps after each timestep", lambda value: value >= 1e-6, none=True),
     )
-    """Gradient steps for each environment step, in the place of gradient_steps (then left at 1); fractions add up over the timesteps."""
+    """Gradient steps for each environment step, instead of gradient_steps (then left at 1); fractions add up over the timesteps."""
     chunk: int = field(default=1, metadata=integer(1))
     """Timesteps between two updates, which then take all their gradient steps at once; with 1, each action follows the newest update."""
     overlap: bool = field(default=False, metadata=flag())
     """Choose the next action before the update that precedes it, so that JAX learns while the environments step; PyTorch gains nothing."""
     execution: Execution = field(default="auto", metadata=choice(*get_args(Execution)))
-    """How updates run: auto chooses for the device, plain is the simple twin; scan is JAX's, traced and cuda_graph are PyTorch's."""
+    """Execution of updates: auto chooses for the device, plain is the simple twin; scan is JAX's, traced and cuda_graph are PyTorch's."""
     batch_size: int = field(default=64, metadata=integer(1))
     """Transitions in the batch of one gradient step."""
     discount_factor: float = field(default=0.99, metadata=number("a number from 0 to 1", lambda value: 0 <= value <= 1))
@@ -325,7 +325,7 @@ class SACConfig(_Config):
     observation_preprocessor_kwargs: dict[str, Any] = field(default_factory=dict, metadata=arguments())
     """Keyword arguments of the observation preprocessor, behind the space."""
     state_preprocessor: Preprocessor | None = field(default=None, metadata=_PREPROCESSOR)
-    """The same for the states that the critics see."""
+    """Class that standardises the states that the critics see, or its name."""
     state_preprocessor_kwargs: dict[str, Any] = field(default_factory=dict, metadata=arguments())
     """Keyword arguments of the state preprocessor, behind the space."""
     random_timesteps: int = field(default=0, metadata=integer(0))

@@ -85,11 +85,11 @@ class RunOptions:
     run_dir: str | Path | None = field(default=None, metadata=_option(_PATH, stored=False))
     """Directory to write to; None makes runs/<env>-<backend>-<seed>-<date>."""
     preset: str | None = field(default=None, metadata=_option(changeable=True))
-    """Published settings to start from in the place of the paper's, and of the critics' defaults; what is given beside it wins.
+    """Published settings to start from, instead of the paper's and the critics' defaults; options given beside it win.
     `sacref presets` lists them."""
     overwrite: bool = field(default=False, metadata=_option(_FLAG, stored=False))
-    """Delete the run that is in the directory, once this one has recorded its first step. What no run wrote stays; it is refused where a
-    run's file would take its place."""
+    """Delete the run that is in the directory, once this one has recorded its first step. Files of others stay, and it is refused where a
+    run's file would take the place of one."""
     resume: bool = field(default=False, metadata=_option(_FLAG, stored=False))
     """Go on from the last whole checkpoint of the run in the directory. Imports all code that the run names."""
     num_envs: int = field(default=1, metadata=_option(_POSITIVE, error=ValueError))
@@ -111,7 +111,7 @@ class RunOptions:
     recurrent_size: int = field(default=128, metadata=_option(model=True))
     """Width of the cell's hidden state."""
     feed_previous: Sequence[str] = field(default=("actions",), metadata=_option(model=True))
-    """What of the step before enters the cell beside the observations: "actions", "rewards"."""
+    """Inputs of the cell beside the observations, from the step before: "actions", "rewards"."""
     memory_capacity: int = field(default=1_000_000, metadata=_option(_POSITIVE, error=ValueError))
     """Transitions in the replay memory of a rank, of its environments together; no more than its steps are allocated."""
     evaluation_interval: int | None = field(default=None, metadata=_option(_POSITIVE_OR_NONE, error=ValueError, changeable=True))

@@ -48,9 +48,9 @@ class Evaluation:
     lengths: tuple[int, ...]
     """Steps of each episode."""
     diverged: tuple[int, ...] = ()
-    """Of each episode that diverged and is left out: the seed of the copy that it ran in, which is the seed of that copy's first one."""
+    """Seeds of the copies in which episodes diverged and were left out, one for each; a copy's seed is that of its first episode."""
     truncated: int = 0
-    """How many of the episodes were cut by `max_episode_steps`; their returns are those until then."""
+    """Number of episodes cut by `max_episode_steps`; their returns are those until then."""
 
     @property
     def mean(self) -> float:
@@ -195,7 +195,7 @@ class _Episodes:
         self.diverged: list[list[int]] = [[] for _ in quota]
         self.truncated = 0
         self.reason: str | None = None
-        """Why an episode diverged last."""
+        """Reason why an episode diverged last."""
         self.current_return, self.current_length = np.zeros(len(quota)), np.zeros(len(quota), np.int64)
 
     @property

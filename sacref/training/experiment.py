@@ -28,7 +28,7 @@ class RunCallbacks(Protocol):
     """Calls that a member of a population takes from its run; see `sacref.training.population`."""
 
     first: bool
-    """Whether this is the member that warns of what all share."""
+    """This is the member that warns of what all share."""
 
     def on_ready(self, agent: Any) -> None:
         """Receive the agent before its first step, with all that it was restored to."""
@@ -60,7 +60,7 @@ class TrainingResult:
     steps_per_second: float
     """Environment steps of all ranks per second of training, without the evaluations; NaN if there was nothing left to train."""
     interrupted: bool
-    """Whether Ctrl-C ended it early."""
+    """Ctrl-C ended it early."""
 
 
 @takes_options(TrainConfig)

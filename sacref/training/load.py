@@ -56,7 +56,7 @@ def load(run_dir: str | Path, *, checkpoint: str | Path | None = None, device: s
             "action_space": read_space(config["action_space"]),
         }
         options = dict(config["models"])
-        # What shapes the rates is not needed to act, nor what shapes rewards that the policy does not see, and its name would be imported.
+        # Acting needs no learning-rate schedule, and no shaper of rewards that the policy does not see, whose names would be imported.
         unneeded: dict[str, Any] = {"learning_rate_scheduler": None, "learning_rate_scheduler_kwargs": {}}
         if options.get("recurrent") is None or "rewards" not in options.get("feed_previous", ()):
             unneeded["rewards_shaper"] = None

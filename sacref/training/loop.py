@@ -23,7 +23,7 @@ from sacref.training.rollout import Rollout
 AGREEMENT_SECONDS = 1.0
 """About how often ranks tell each other whether Ctrl-C was pressed."""
 AGREEMENT_TIMESTEPS = 100
-"""How often at least: timesteps become slower when learning starts."""
+"""Timesteps between two exchanges, at most: timesteps become slower when learning starts."""
 
 AfterTimestep = Callable[[int], None]
 """Called with the number of timesteps that are finished."""
@@ -50,7 +50,7 @@ class Outcome:
     seconds: float
     """Time that the timesteps of this loop took, without what `after_timestep` did."""
     interrupted: bool
-    """Whether Ctrl-C ended it."""
+    """Ctrl-C ended it."""
 
 
 def run(
@@ -74,7 +74,7 @@ def run(
     Strict order: the action of timestep t uses the parameters after the update that follows transition t-1, and that update may
     sample the newest transition.
 
-    Ctrl-C ends the loop after the timestep at hand (a second one raises KeyboardInterrupt at once). Of several ranks, any one's ends all
+    Ctrl-C ends the loop after the current timestep (a second one raises KeyboardInterrupt at once). Of several ranks, any one's ends all
     loops after the same timestep, about a second later.
 
     An environment that diverges is reported and reset, its episode dropped: see `sacref.envs.divergence`.
@@ -93,7 +93,7 @@ def run(
         on_begin: called when agent and environments are ready.
         on_recorded: called once, when the first transition is recorded and before it is learned from; at the end, if there is none.
         ranks: the processes that train this agent together, each of which runs this loop; None for this one alone.
-        interrupted: whether the loop is to end, asked in the place of Ctrl-C.
+        interrupted: tells whether the loop is to end, instead of Ctrl-C.
 
     Raises:
         EnvError: if two copies are one environment. ValueError: if `start` is not within [0, timesteps], or the environments have

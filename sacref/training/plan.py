@@ -54,7 +54,7 @@ class Environments:
     """None on a rank that evaluates no episode."""
     spaces: Spaces
     uncaptured: str | None
-    """Why the methods by which users' environments are captured cannot be used; None if they can."""
+    """Reason why the methods by which users' environments are captured cannot be used; None if they can."""
 
 
 @dataclass(frozen=True)

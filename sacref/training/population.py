@@ -44,7 +44,7 @@ def train_population(
     """Train an agent for each seed, all of them together in this process, on one device.
 
     Each member is the run that `sacref.train` makes of its seed: its own networks, memory, environments and random streams, its own
-    evaluations, checkpoints and directory, `<run_dir>/seed=<seed>`. What they share is the calls: the gradient steps of all are one
+    evaluations, checkpoints and directory, `<run_dir>/seed=<seed>`. They share the calls: the gradient steps of all are one
     call that is mapped over a leading axis of members, and so are their actions.
 
     Args:
@@ -62,7 +62,7 @@ def train_population(
         raise TypeError(f"train_population got {', '.join(unknown)}: expected seeds, vary, and the arguments of sacref.train but for seed")
     shared = TrainConfig(**arguments, seed=seeds[0])
     directory = Path(fresh_run_directory(shared) if run_dir is None else run_dir).expanduser().absolute()
-    asked = _judged(names, shared, directory)
+    members = _judged(names, shared, directory)
     import_backend(shared.backend)  # here, once
     meeting = _Meeting(len(names))
     results: dict[str, TrainingResult] = {}
@@ -79,7 +79,9 @@ def train_population(
             meeting.leave(number)
 
     with interruption() as pressed:
-        threads = [threading.Thread(target=train, args=(number, name, own), name=name) for number, (name, own) in enumerate(asked.items())]
+        threads = [
+            threading.Thread(target=train, args=(number, name, own), name=name) for number, (name, own) in enumerate(members.items())
+        ]
         started = []
         try:
             for thread in threads:
@@ -157,13 +159,13 @@ def _judged(names: Mapping[str, tuple[int, Mapping[str, object]]], shared: Train
     """
     if shared.backend == "torch" and len(rates := {str(varied.get("learning_rate")) for _, varied in names.values()}) > 1:
         raise ValueError(f"vary has learning_rate {', '.join(sorted(rates))}: on PyTorch members share it, on JAX it may differ")
-    asked, refusals = {}, {}
+    judged, refusals = {}, {}
     for number, (name, (seed, varied)) in enumerate(names.items()):
         own = replace(shared, seed=seed, run_dir=directory / name, progress=shared.progress and number == 0)
         if shared.resume and not checkpoints.finished_checkpoints(directory / name):
             own = replace(own, resume=False, overwrite=True)
         try:
-            asked[name] = replace(own, cfg=_with_fields(shared.cfg, varied)).checked()
+            judged[name] = replace(own, cfg=_with_fields(shared.cfg, varied)).checked()
         except (TypeError, ValueError) as error:
             refusals[name] = error
     if len(refusals) == len(names) and len({str(error) for error in refusals.values()}) == 1:
@@ -171,7 +173,7 @@ def _judged(names: Mapping[str, tuple[int, Mapping[str, object]]], shared: Train
     if refusals:
         said = "\n".join(f"  {name}: {error}" for name, error in refusals.items())
         raise ConfigError(f"{len(refusals)} of {len(names)} members cannot be trained, and none was:\n{said}")
-    return asked
+    return judged
 
 
 def _with_fields(cfg: SACConfig | Mapping[str, object] | None, varied: Mapping[str, object]) -> SACConfig | Mapping[str, object] | None:
@@ -241,7 +243,7 @@ class _Member:
     def on_ready(self, agent: Any) -> None:
         if agent.ranks.size > 1:
             raise RunError("a population trains in one process: leave out ranks, or seeds")
-        agent.enable_training_mode(True, apply_to_models=True)  # while its functions can still be compiled anew
+        agent.enable_training_mode(True, apply_to_models=True)  # while its functions can still be compiled again
         self._meeting.join(self._number, agent)
 
     def on_end(self, agent: Any) -> None:

@@ -28,7 +28,7 @@ class Resumption:
     """In-flight state of a run when a checkpoint was written."""
 
     begin: LoopState | None
-    """Where to go on; None where episodes begin anew."""
+    """State to go on from; None where new episodes begin."""
     on_begin: Callable[[], None] | None
 
 
@@ -42,7 +42,7 @@ def resume(
 ) -> Resumption:
     """Restore the environments as they were at a checkpoint, and return how the agent's own part is restored.
 
-    Where that cannot be, the log says why, and the episodes begin anew.
+    Where that cannot be, the log says why, and new episodes begin.
 
     Args:
         uncaptured: why the environments cannot be restored; None to try.

@@ -21,7 +21,7 @@ from sacref.training.evaluation import LARGEST_RETURN, Evaluation
 
 CONFIG = "config.json"
 RUN_FILES = (CONFIG, "evaluation.json", "metrics.jsonl", "curve.png")
-"""What a run writes into its directory, beside `checkpoints/agent_*` and TensorBoard's `events.out.tfevents.*`."""
+"""Files that a run writes into its directory, beside `checkpoints/agent_*` and TensorBoard's `events.out.tfevents.*`."""
 
 MOST_STEPS = 2**53
 LONGEST_SLUG = 100
@@ -44,7 +44,7 @@ class Resumed:
     steps: int
     """Environment steps, of all ranks together."""
     ranks: int
-    """How many wrote the checkpoint."""
+    """Number of ranks that wrote the checkpoint."""
 
 
 def fresh_directory(env_name: str, backend: str, seed: int) -> Path:

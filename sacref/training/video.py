@@ -26,7 +26,7 @@ from sacref.envs.vector import closing
 from sacref.training.evaluation import AllDivergedError, Evaluation, evaluate
 
 MOST_FPS = 30.0
-"""Of a video whose rate is not asked for: environments that take more steps a second are shown by every second, third, ... of them."""
+"""Frames per second of a video, unless others are given: of environments that take more steps, every second, third, ... is shown."""
 GIF_FPS = 50.0
 """A GIF counts in hundredths of a second, and what is shown for one of them, browsers show for ten."""
 PALETTE_FRAMES = 32

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -376,6 +377,13 @@ def test_fields_that_exclude_each_other_are_judged_before_any_member_is_made(tmp
     with pytest.raises(ValueError, match=r"vary has learning_rate 0\.001, 0\.1: on PyTorch members share it, on JAX it may differ"):
         train_population(backend="torch", seeds=[0], vary={"learning_rate": [1e-3, 0.1]}, run_dir=tmp_path, **SETTINGS)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_member_warns_for_all(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("torch")
+    wrapped = {"wrappers": [gymnasium.wrappers.NormalizeObservation], "steps": 4}
+    train_population(backend="torch", seeds=[0, 1], run_dir=tmp_path, **{**SETTINGS, **wrapped})
+    assert caplog.text.count("NormalizeObservation learns moments of its own") == 1
 
 
 def test_combinations_are_members(backend: Backend, tmp_path: Path) -> None:

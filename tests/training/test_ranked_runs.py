@@ -19,9 +19,12 @@ from numpy.typing import NDArray
 import sacref
 from sacref.agent.checkpoints import REPLAY, rank_part
 from sacref.cli import launch
+from sacref.envs.vector import EnvError
+from sacref.ranks import Ranks
 from sacref.storage import checkpoint, replay_log
 from sacref.training.checkpoints import entry_of
-from tests.ranked import TOO_LONG, free_port
+from sacref.training.run_directory import on_every_rank
+from tests.ranked import TOO_LONG, free_port, together
 
 ROOT = str(Path(sacref.__file__).parents[1])
 
@@ -143,6 +146,21 @@ def memories(run: Path, timestep: int, ranks: int) -> list[Any]:
 
 def take(arrays: dict[str, NDArray[Any]], index: NDArray[Any]) -> dict[str, NDArray[Any]]:
     return {name: array[index] for name, array in arrays.items()}
+
+
+def test_environments_that_one_rank_refuses_all_refuse() -> None:
+    def make(ranks: Ranks) -> int:
+        if ranks.rank == 1:
+            raise EnvError("rank 1 has no such task")
+        return ranks.rank
+
+    def refusal(ranks: Ranks) -> tuple[str, str]:
+        with pytest.raises(ValueError, match="rank 1 has no such task") as refused:
+            on_every_rank(ranks, lambda: make(ranks))
+        return type(refused.value).__name__, str(refused.value)
+
+    said = together(2, refusal)
+    assert said == [("RunError", "rank 1 has no such task"), ("EnvError", "rank 1 has no such task")]
 
 
 def test_a_killed_rank_ends_the_run_everywhere_and_the_run_goes_on(killed: Killed) -> None:

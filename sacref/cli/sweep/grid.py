@@ -216,7 +216,7 @@ def _parse(arguments: list[str]) -> Train:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             command = parse(["train", *arguments])
             if isinstance(command, Train):
-                # What one field asks of another; the agent would say it only when it is built.
+                # Fields that exclude each other, which the agent would refuse only when it is built.
                 command.cfg.validate()
     except SystemExit as stopped:
         raise _Refused(_unboxed(said.getvalue())) from stopped

@@ -41,7 +41,7 @@ REQUEUES = 1000
 """Times that a run may be out of time. Each goes on from a checkpoint, so that there is no harm in many."""
 
 CLEAN_STOP_SECONDS = 75
-"""What a run may take to write its checkpoint; Slurm warns 90 seconds before it kills."""
+"""Seconds that a run may take to write its checkpoint; Slurm warns 90 seconds before it kills."""
 
 
 def settings(file: Path, table: Slurm) -> dict[str, Any]:
