@@ -61,11 +61,14 @@ class CheckpointWriter:
     """Writer of a run's checkpoints, which deletes old ones.
 
     Args:
-        agent: what is written. ranks: all of them call the same methods, at the same timesteps.
-        directory: of the run. envs: whose state is captured where it can be.
-        every: timesteps between checkpoints; none at 0. keep: how many of the last checkpoints stay.
-        entry: of the checkpoint that the agent's memory was restored from; None for another memory.
-        uncaptured: why the environments' state is not captured; None to try.
+        agent: the agent that is written.
+        ranks: all of them call the same methods, at the same timesteps.
+        directory: the run's.
+        envs: the training environments, whose state is captured where it can be.
+        every: timesteps between checkpoints; none at 0.
+        keep: how many of the last checkpoints stay.
+        entry: of the replay log that the agent's memory was restored from; None for another memory.
+        uncaptured: why the environments' state is not captured, which has been reported; None to try.
     """
 
     def __init__(
@@ -90,7 +93,7 @@ class CheckpointWriter:
         if entry is not None:
             self._replay.restored(agent.memory)
         self._uncaptured = uncaptured
-        self._said_why = uncaptured is not None  # by who gave it
+        self._reported = uncaptured is not None
 
     def after_timestep(self, state: LoopState, timesteps: int) -> None:
         """Write a checkpoint where one is due; the end's is for `write`.
@@ -98,19 +101,16 @@ class CheckpointWriter:
         A checkpoint that cannot be written is reported and left out: training goes on, and the one before stays.
         """
         if self.every > 0 and state.timesteps % self.every == 0 and state.timesteps < timesteps:
-            failure: Exception | None = None
             try:
                 self.write(state)
             except (OSError, CheckpointError) as error:
-                failure = error
                 if self.ranks.size > 1:
                     raise  # the others wait for this rank
-            if failure is not None:
                 newest = max(finished_checkpoints(self.directory), default=None)
                 logger.warning(
                     "no checkpoint at timestep %d: %s. Training goes on; %s",
                     state.timesteps,
-                    failure,
+                    error,
                     "there is none yet" if newest is None else f"agent_{newest} is the last one",
                 )
 
@@ -136,9 +136,9 @@ class CheckpointWriter:
         snapshot = self._uncaptured or snapshots.capture(self.envs)
         if isinstance(snapshot, str):
             metadata["not_captured"] = snapshot
-            if not self._said_why and self.ranks.rank == 0:
+            if not self._reported and self.ranks.rank == 0:
                 logger.info("a resumed run would begin its episodes anew: %s", snapshot)
-            self._said_why = True
+            self._reported = True
         else:
             groups[LIVE[1]], metadata["environment"] = snapshot.arrays, snapshot.metadata
         return groups, metadata

@@ -53,7 +53,6 @@ def resume(
     part = rank_part(path, ranks.rank)
     read = checkpoint.read(part if part.is_dir() else path, only=LIVE)
     written_by = checkpoint.read(path, only=()).metadata.get("ranks", 1)
-    reason = None
     if written_by != ranks.size:
         reason = f"{written_by} ranks wrote it"
     elif "live" not in read.metadata:
