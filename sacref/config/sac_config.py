@@ -90,26 +90,12 @@ def _require_arguments(path: str, function: Callable[..., Any], positional: int,
         raise ConfigError(f"{path} is {dict(kwargs)}, and {name} has {error}; expected {', '.join(takes) or 'none at all'}") from error
 
 
-def _name_of(path: str, function: Any) -> str:
-    """Return the text by which a callable is found again.
-
-    Raises:
-        ConfigError: if the callable has no name that would find it again.
-    """
-    try:
-        return text_of(function)
-    except UnnamedError as error:
-        raise ConfigError(
-            f"{path} is {function!r}, which has no importable name ({error}), so it cannot be written: {MODULE} and assign that"
-        ) from error
-
-
 class _Config:
     """Base of the two configurations: checks on assignment, and the way to and from dicts and JSON."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         cls = type(self)
         if name not in self.__dataclass_fields__:
             raise ConfigError(f"{cls.__name__} has no field {_unknown(cls, name)}")
@@ -149,7 +135,28 @@ class _Config:
         Raises:
             ConfigError: for an unknown key (with the nearest right name) and for a value that its field does not take.
         """
-        return _filled(cls, values, import_callables)
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{cls.__name__} cannot be made of {shortened.repr(values)}, expected a dict of its fields")
+        cfg = cls()
+        for name, value in values.items():
+            if name not in cls.__dataclass_fields__:
+                raise ConfigError(f"{cls.__name__} has no field {_unknown(cls, name)}")
+            if name in CALLABLES and not import_callables:
+                for text in value if isinstance(value, list | tuple) else [value]:
+                    if isinstance(text, str) and text not in HARMLESS:
+                        raise CallableError(
+                            f"{cls.__name__}.{name} is {text!r}, which names code to import, and importing is off here: "
+                            f"set {name} to None, or load with import_callables=True (--import-callables) if you trust the source"
+                        )
+            try:
+                setattr(cfg, name, from_json(value) if name.endswith("_kwargs") else value)
+            except ConfigError:
+                raise
+            except (ValueError, TypeError) as error:
+                raise ConfigError(
+                    f"{cls.__name__}.{name} cannot be read ({error}): expected what to_json wrote, or plain values"
+                ) from error
+        return cfg
 
     def to_json(self) -> str:
         """Return `to_dict` as JSON text, indented for reading."""
@@ -162,33 +169,10 @@ class _Config:
             values = json.loads(text)
         except (ValueError, TypeError, RecursionError) as error:
             raise ConfigError(f"{cls.__name__}.from_json got text that is not JSON ({error}): pass what to_json wrote") from error
-        return _filled(cls, values, import_callables)
+        return cls.from_dict(values, import_callables=import_callables)
 
 
-def _filled(cls: type[ConfigT], values: Any, import_callables: bool) -> ConfigT:
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{cls.__name__} cannot be made of {shortened.repr(values)}, expected a dict of its fields")
-    cfg = cls()
-    for name, value in values.items():
-        if name not in cls.__dataclass_fields__:
-            raise ConfigError(f"{cls.__name__} has no field {_unknown(cls, name)}")
-        if name in CALLABLES and not import_callables:
-            for text in value if isinstance(value, list | tuple) else [value]:
-                if isinstance(text, str) and text not in HARMLESS:
-                    raise CallableError(
-                        f"{cls.__name__}.{name} is {text!r}, which names code to import, and importing is off here: "
-                        f"set {name} to None, or load with import_callables=True (--import-callables) if you trust the source"
-                    )
-        try:
-            setattr(cfg, name, from_json(value) if name.endswith("_kwargs") else value)
-        except ConfigError:
-            raise
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"{cls.__name__}.{name} cannot be read ({error}): expected what to_json wrote, or plain values") from error
-    return cfg
-
-
-def _unknown(cls: type[_Config], name: Any) -> str:
+def _unknown(cls: type[_Config], name: object) -> str:
     """Say the unknown name, and the nearest right one; a field of `experiment` is named with its path."""
     known = list(cls.__dataclass_fields__)
     if "experiment" in known:
@@ -197,23 +181,26 @@ def _unknown(cls: type[_Config], name: Any) -> str:
     return f"{name!r}: did you mean {near[0]!r}?" if near else f"{name!r}: its fields are {', '.join(known)}"
 
 
-def _written(path: str, value: Any) -> Any:
+def _written(path: str, value: object) -> object:
     if isinstance(value, _Config):
         return value.to_dict()
     if isinstance(value, tuple):
         return [_written(path, element) for element in value]
     if isinstance(value, dict):
-        return _written_arguments(path, value)
-    if callable(value):
-        return next((name for name, schedule in SCHEDULES.items() if schedule is value), None) or _name_of(path, value)
-    return value
-
-
-def _written_arguments(path: str, kwargs: dict[str, Any]) -> Any:
+        try:
+            return json.loads(json.dumps(as_json(path, value), allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"{path} is {value}, which cannot be written ({error}): expected numbers, strings, lists and dicts"
+            ) from error
+    if not callable(value):
+        return value
     try:
-        return json.loads(json.dumps(as_json(path, kwargs), allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{path} is {kwargs}, which cannot be written ({error}): expected numbers, strings, lists and dicts") from error
+        return next((name for name, schedule in SCHEDULES.items() if schedule is value), None) or text_of(value)
+    except UnnamedError as error:
+        raise ConfigError(
+            f"{path} is {value!r}, which has no importable name ({error}), so it cannot be written: {MODULE} and assign that"
+        ) from error
 
 
 CALLABLES = ("learning_rate_scheduler", "observation_preprocessor", "state_preprocessor", "rewards_shaper")

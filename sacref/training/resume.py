@@ -53,6 +53,7 @@ def resume(
     part = rank_part(path, ranks.rank)
     read = checkpoint.read(part if part.is_dir() else path, only=LIVE)
     written_by = checkpoint.read(path, only=()).metadata.get("ranks", 1)
+    reason: str | None
     if written_by != ranks.size:
         reason = f"{written_by} ranks wrote it"
     elif "live" not in read.metadata:
