@@ -11,8 +11,9 @@ import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+from sacref.agent.agent import Agent
 from sacref.agent.checkpoints import LIVE, REPLAY, rank_part
 from sacref.envs import snapshots
 from sacref.envs.interface import Envs
@@ -24,6 +25,8 @@ from sacref.storage.metric_files import METRICS_FILE
 from sacref.storage.replay_log import Entry, ReplayLog
 from sacref.storage.values import encode
 from sacref.training.loop import LoopState
+
+AnyAgent: TypeAlias = Agent[Any]
 
 BEST = "best"
 """Name of the checkpoint of the best evaluation."""
@@ -73,7 +76,7 @@ class CheckpointWriter:
 
     def __init__(
         self,
-        agent: Any,
+        agent: AnyAgent,
         ranks: Ranks,
         directory: Path,
         envs: Envs,

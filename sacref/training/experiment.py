@@ -15,6 +15,7 @@ from sacref.config.train_config import TrainConfig, takes_options
 from sacref.envs.states import have
 from sacref.storage import checkpoint
 from sacref.training import checkpoints, loop, resume, run_directory
+from sacref.training.checkpoints import AnyAgent
 from sacref.training.evaluation import Evaluation, evaluate
 from sacref.training.load import refuse_large_models
 from sacref.training.plan import Environments, Plan, derive_seed, prepare
@@ -30,11 +31,11 @@ class RunCallbacks(Protocol):
     first: bool
     """This is the member that warns of what all share."""
 
-    def on_ready(self, agent: Any) -> None:
+    def on_ready(self, agent: AnyAgent) -> None:
         """Receive the agent before its first step, with all that it was restored to."""
         ...
 
-    def on_end(self, agent: Any) -> None:
+    def on_end(self, agent: AnyAgent) -> None:
         """Receive the agent after its last step."""
         ...
 
@@ -194,7 +195,7 @@ def _warn(made: Environments, config: Mapping[str, Any]) -> None:
 class _Run:
     """The evaluations and checkpoints between the timesteps of a run, and after the last one."""
 
-    def __init__(self, plan: Plan, agent: Any, made: Environments, writer: checkpoints.CheckpointWriter) -> None:
+    def __init__(self, plan: Plan, agent: AnyAgent, made: Environments, writer: checkpoints.CheckpointWriter) -> None:
         self.plan, self.agent, self.made, self.writer, self.ranks = plan, agent, made, writer, plan.ranks
         self.every = math.ceil(plan.evaluation_interval / plan.steps_per_timestep)
         self.evaluations: list[tuple[int, Evaluation]] = []

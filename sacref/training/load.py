@@ -93,7 +93,7 @@ def refuse_large_models(paths: Sequence[Path], observation_space: Space, hidden:
         raise ValueError(f"its models have over {needed} parameters, and no checkpoint has as many")
 
 
-def _load_first(agent: Any, paths: Sequence[Path]) -> None:
+def _load_first(agent: Agent, paths: Sequence[Path]) -> None:
     """Load the first checkpoint that is whole, and warn of those that are not."""
     for path, following in zip(paths, [*paths[1:], None], strict=True):
         try:

@@ -26,7 +26,7 @@ from sacref.envs.vector import closing, require_separate
 from sacref.ranks import Ranks
 from sacref.storage.replay_log import Entry
 from sacref.training import run_directory
-from sacref.training.checkpoints import slots_of
+from sacref.training.checkpoints import AnyAgent, slots_of
 from sacref.training.evaluation import with_plain_rewards
 from sacref.training.run_directory import Resumed, fresh_directory, reading_config_of
 
@@ -149,13 +149,13 @@ class Plan:
             "action_space": write_space(spaces["action_space"]),
         }
 
-    def make_agent(self, spaces: Spaces, entry: Entry | None) -> Any:
+    def make_agent(self, spaces: Spaces, entry: Entry | None) -> AnyAgent:
         """Make the agent as it begins, with a memory that takes the rows of a replay log's entry."""
         options, settings = self.options, self.settings
         # One timestep more than the run fills: a ring that was never full also fits into the larger one of a run resumed with more steps.
         # With less steps than were once asked for, it is as large as it was.
         room = max((self.timesteps + 1) * options.num_envs, settings.batch_size, slots_of(entry) * options.num_envs)
-        agent = algorithm(self.backend, options.model_options)(
+        agent: AnyAgent = algorithm(self.backend, options.model_options)(
             models=self.backend.default_models(**spaces, hidden=tuple(options.hidden), seed=options.seed, **options.model_options),
             memory=self.backend.ReplayMemory(min(options.memory_capacity, room), options.num_envs, device=options.device),
             **spaces,

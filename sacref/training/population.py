@@ -15,6 +15,7 @@ from sacref.agent.population import depart
 from sacref.config import ConfigError, SACConfig
 from sacref.config.train_config import TrainConfig
 from sacref.training import checkpoints, experiment
+from sacref.training.checkpoints import AnyAgent
 from sacref.training.experiment import TrainingResult
 from sacref.training.loop import interruption
 from sacref.training.plan import fresh_run_directory, import_backend
@@ -187,12 +188,12 @@ class _Meeting:
 
     def __init__(self, members: int) -> None:
         self._coming = set(range(members))
-        self._agents: dict[int, Any] = {}
+        self._agents: dict[int, AnyAgent] = {}
         self._lockstep: Lockstep[Any, Any] | None = None
         self._failure: BaseException | None = None
         self._condition = threading.Condition()
 
-    def join(self, number: int, agent: Any) -> None:
+    def join(self, number: int, agent: AnyAgent) -> None:
         """Wait for the agents of all members that have not failed by now, and learn and act with them from here on."""
         with self._condition:
             self._coming.discard(number)
@@ -240,18 +241,18 @@ class _Member:
         self._meeting, self._number, self.interrupted = meeting, number, interrupted
         self.first = number == 0
 
-    def on_ready(self, agent: Any) -> None:
+    def on_ready(self, agent: AnyAgent) -> None:
         if agent.ranks.size > 1:
             raise RunError("a population trains in one process: leave out ranks, or seeds")
         agent.enable_training_mode(True, apply_to_models=True)  # while its functions can still be compiled again
         self._meeting.join(self._number, agent)
 
-    def on_end(self, agent: Any) -> None:
+    def on_end(self, agent: AnyAgent) -> None:
         depart(agent)
         self._meeting.leave(self._number)
 
 
-def _require_alike(agents: Sequence[Any]) -> None:
+def _require_alike(agents: Sequence[AnyAgent]) -> None:
     """Refuse agents that one call cannot stand for: runs that are resumed each have a configuration of their own."""
     settings = [agent.cfg.to_dict() for agent in agents]
     own = {*VARYING, "seed", "experiment"}

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from sacref.ranks import Ranks
 from sacref.storage import checkpoint
 from sacref.storage.checkpoint import CheckpointError, one_line
 from sacref.storage.values import decode, refuse_unlike
+from sacref.training.checkpoints import AnyAgent
 from sacref.training.loop import LoopState
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class Resumption:
 
 def resume(
     path: Path,
-    agent: Any,
+    agent: AnyAgent,
     ranks: Ranks,
     envs: Envs,
     timestep: int,
