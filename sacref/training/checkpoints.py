@@ -44,11 +44,6 @@ def finished_checkpoints(directory: Path) -> dict[int, Path]:
     return {timestep: path for timestep, rank, path in sorted(_written(directory)) if rank == 0}
 
 
-def parts_of(directory: Path) -> list[tuple[int, Path]]:
-    """Return timestep and directory of each part of a checkpoint that a rank beside the first one wrote."""
-    return [(timestep, path) for timestep, rank, path in sorted(_written(directory)) if rank > 0]
-
-
 def _written(directory: Path) -> list[tuple[int, int, Path]]:
     """Return timestep, rank and directory of each checkpoint, or part of one."""
     found = []
@@ -156,8 +151,8 @@ class CheckpointWriter:
         if self.ranks.rank == 0:
             # Of ranks that there were once, and are no more.
             whole = {timestep for timestep, _ in own[-self.keep :]}
-            for timestep, path in parts_of(self.directory):
-                if timestep not in whole and timestep < max(whole, default=0) and int(path.name.rpartition("_")[2]) >= self.ranks.size:
+            for timestep, rank, path in _written(self.directory):
+                if rank >= self.ranks.size and timestep not in whole and timestep < max(whole, default=0):
                     checkpoint.remove(path)
 
 

@@ -137,7 +137,8 @@ def evaluate(
     copies = ranks.gather(0 if envs is None else envs.num_envs)
     if not sum(copies):
         raise ValueError("evaluate: envs is None on every rank, expected environments: make them with sacref.envs.make")
-    quota, first = _quota(episodes, sum(copies)), sum(copies[: ranks.rank])
+    first = sum(copies[: ranks.rank])
+    quota = np.array([episodes // sum(copies) + (copy < episodes % sum(copies)) for copy in range(sum(copies))])
     training = agent.training
     agent.enable_training_mode(False, apply_to_models=True)
     episodes_here: _Episodes | None = None
@@ -173,12 +174,6 @@ def evaluate(
             f"or take a smaller time step of the simulation"
         )
     return evaluation
-
-
-def _quota(episodes: int, copies: int) -> NDArray[np.int64]:
-    quota = np.full(copies, episodes // copies, np.int64)
-    quota[: episodes % copies] += 1
-    return quota
 
 
 class _Episodes:

@@ -3,8 +3,10 @@
 import contextlib
 import importlib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypedDict
@@ -28,11 +30,13 @@ from sacref.storage.replay_log import Entry
 from sacref.training import run_directory
 from sacref.training.checkpoints import AnyAgent, slots_of
 from sacref.training.evaluation import with_plain_rewards
-from sacref.training.run_directory import Resumed, fresh_directory, reading_config_of
+from sacref.training.run_directory import Resumed, reading_config_of
 
 BACKENDS: Mapping[str, tuple[str, ...]] = {"torch": ("torch",), "jax": ("jax", "jaxlib", "flax", "optax")}
 """Backend -> the packages that its extra installs."""
 
+LONGEST_SLUG = 100
+"""Letters of the environment's name in that of a directory."""
 EVALUATION_COPIES = 10
 """Copies of the environment that an evaluation runs side by side, at most."""
 
@@ -190,7 +194,8 @@ def prepare(options: TrainConfig) -> Plan:
 def fresh_run_directory(options: TrainConfig) -> Path:
     """Return where a run is written that was given no directory."""
     env = options.env if isinstance(options.env, str) else description(options.env)
-    return fresh_directory(env, options.backend, options.seed)
+    slug = re.sub(r"[^\w.-]", "-", env.partition("(")[0][:LONGEST_SLUG])
+    return Path("runs") / f"{slug}-{options.backend}-{options.seed}-{datetime.now():%Y%m%d-%H%M%S-%f}"
 
 
 def prepare_process(backend: Backend, device: str | None = None) -> None:

@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,8 +23,6 @@ RUN_FILES = (CONFIG, "evaluation.json", "metrics.jsonl", "curve.png")
 """Files that a run writes into its directory, beside `checkpoints/agent_*` and TensorBoard's `events.out.tfevents.*`."""
 
 MOST_STEPS = 2**53
-LONGEST_SLUG = 100
-"""Letters of the environment's name in that of a directory."""
 
 T = TypeVar("T")
 
@@ -47,16 +44,10 @@ class Resumed:
     """Number of ranks that wrote the checkpoint."""
 
 
-def fresh_directory(env_name: str, backend: str, seed: int) -> Path:
-    """Return where a run is written that was given no directory."""
-    slug = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in env_name.partition("(")[0][:LONGEST_SLUG])
-    return Path("runs") / f"{slug}-{backend}-{seed}-{datetime.now():%Y%m%d-%H%M%S-%f}"
-
-
 def prepare(ranks: Ranks, directory: Path, *, overwrite: bool, resume: bool) -> Resumed | None:
     """Judge the directory on rank 0, and find the checkpoint to resume from. Nothing is changed: see `begin`."""
-    on_every_rank(ranks, lambda: _refuse_or_read(directory, overwrite=overwrite, resume=resume) if ranks.rank == 0 else None)
-    config = _refuse_or_read(directory, overwrite=overwrite, resume=resume) if resume else None
+    judges = resume or ranks.rank == 0
+    config = on_every_rank(ranks, lambda: _refuse_or_read(directory, overwrite=overwrite, resume=resume) if judges else None)
     return None if config is None else _newest_whole(ranks, directory, config)
 
 
