@@ -122,7 +122,6 @@ def run(options: TrainConfig, callbacks: RunCallbacks | None = None) -> Training
             entry=entry if resumed is not None and resumed.ranks == ranks.size else None,
             uncaptured=made.uncaptured,
         )
-        between = _Run(plan, agent, made, writer)
         bar = TrainingProgress(
             agent,
             timesteps=plan.timesteps,
@@ -131,18 +130,10 @@ def run(options: TrainConfig, callbacks: RunCallbacks | None = None) -> Training
             steps_offset=plan.steps_offset,
             enabled=options.progress and ranks.rank == 0,
         )
+        between = _Run(plan, agent, made, writer, config, bar)
         if callbacks is not None:
             callbacks.on_ready(agent)
         with bar:
-
-            def take_directory() -> None:
-                """Take the directory: only now, as the first step is recorded, is anything in it changed."""
-                between.evaluations += run_directory.begin(ranks, directory, config, resumed, overwrite=options.overwrite)
-
-            def after_timestep(finished: int) -> None:
-                bar.update(finished)
-                between.after_timestep(finished)
-
             outcome = loop.run(
                 agent,
                 made.training,
@@ -150,11 +141,11 @@ def run(options: TrainConfig, callbacks: RunCallbacks | None = None) -> Training
                 start=plan.start,
                 seed=plan.env_seed,
                 state_space=made.spaces["state_space"],
-                after_timestep=after_timestep,
+                after_timestep=between.after_timestep,
                 after_all=between.after_all,
                 begin=resumption.begin,
                 on_begin=resumption.on_begin,
-                on_recorded=take_directory,
+                on_recorded=between.take_directory,
                 ranks=ranks,
                 interrupted=None if callbacks is None else callbacks.interrupted,
             )
@@ -195,13 +186,28 @@ def _warn(made: Environments, config: Mapping[str, Any]) -> None:
 class _Run:
     """The evaluations and checkpoints between the timesteps of a run, and after the last one."""
 
-    def __init__(self, plan: Plan, agent: AnyAgent, made: Environments, writer: checkpoints.CheckpointWriter) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        agent: AnyAgent,
+        made: Environments,
+        writer: checkpoints.CheckpointWriter,
+        config: Mapping[str, Any],
+        bar: TrainingProgress,
+    ) -> None:
         self.plan, self.agent, self.made, self.writer, self.ranks = plan, agent, made, writer, plan.ranks
+        self.config, self.bar = config, bar
         self.every = math.ceil(plan.evaluation_interval / plan.steps_per_timestep)
         self.evaluations: list[tuple[int, Evaluation]] = []
         self.state: loop.LoopState | None = None  # before the first timestep of this process
 
+    def take_directory(self) -> None:
+        """Take the directory: only now, as the first step is recorded, is anything in it changed."""
+        plan = self.plan
+        self.evaluations += run_directory.begin(self.ranks, plan.directory, self.config, plan.resumed, overwrite=plan.options.overwrite)
+
     def after_timestep(self, finished: int) -> None:
+        self.bar.update(finished)
         # The last one is evaluated by `finish`, when the checkpoint is written.
         if finished % self.every == 0 and finished < self.plan.timesteps:
             self.evaluate(finished)

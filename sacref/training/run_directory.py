@@ -67,7 +67,11 @@ def begin(
         if resumed is None:
             _refuse_or_read(directory, overwrite=overwrite, resume=False)
             _clear(directory)
-        evaluations = [] if resumed is None else drop_after(directory, resumed)
+            evaluations = []
+        else:  # delete what the run wrote after the checkpoint: those steps come again
+            evaluations = [entry for entry in _read_evaluations(directory / "evaluation.json") if entry[0] <= resumed.steps]
+            files = checkpoint.read(resumed.checkpoint, only=()).metadata.get("files")
+            checkpoints.drop_after(directory, resumed.timestep, files if isinstance(files, dict) else {})
         directory.mkdir(parents=True, exist_ok=True)
         checkpoint.write_json(directory / CONFIG, config)
         return evaluations
@@ -276,14 +280,6 @@ def find_checkpoints(directory: Path, name: str | Path | None) -> list[Path]:
         f"checkpoint {str(name)!r} is neither in {checkpoints.checkpoints_of(directory)} (there: {names}) nor a directory: "
         f"name one of those"
     )
-
-
-def drop_after(directory: Path, resumed: Resumed) -> list[tuple[int, Evaluation]]:
-    """Delete what the run wrote after the checkpoint: those steps come again. Returns the evaluations that stay."""
-    evaluations = _read_evaluations(directory / "evaluation.json")
-    files = checkpoint.read(resumed.checkpoint, only=()).metadata.get("files")
-    checkpoints.drop_after(directory, resumed.timestep, files if isinstance(files, dict) else {})
-    return [(step, evaluation) for step, evaluation in evaluations if step <= resumed.steps]
 
 
 def _read_evaluations(path: Path) -> list[tuple[int, Evaluation]]:
