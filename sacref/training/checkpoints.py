@@ -81,12 +81,8 @@ class CheckpointWriter:
         entry: Entry | None = None,
         uncaptured: str | None = None,
     ) -> None:
-        self.agent: Any = agent
-        self.ranks: Ranks = ranks
-        self.directory: Path = directory
-        self.envs: VectorEnv[Any, Any, Any] = envs
-        self.every: int = every
-        self.keep: int = keep
+        self._agent, self._ranks, self._directory, self._envs = agent, ranks, directory, envs
+        self._every, self._keep = every, keep
         self._replay = ReplayLog(rank_part(checkpoints_of(directory) / REPLAY, ranks.rank), entry)
         if entry is not None:
             self._replay.restored(agent.memory)
@@ -98,13 +94,13 @@ class CheckpointWriter:
 
         A checkpoint that cannot be written is reported and left out: training goes on, and the one before stays.
         """
-        if self.every > 0 and state.timesteps % self.every == 0 and state.timesteps < timesteps:
+        if self._every > 0 and state.timesteps % self._every == 0 and state.timesteps < timesteps:
             try:
                 self.write(state)
             except (OSError, CheckpointError) as error:
-                if self.ranks.size > 1:
+                if self._ranks.size > 1:
                     raise  # the others wait for this rank
-                newest = max(finished_checkpoints(self.directory), default=None)
+                newest = max(finished_checkpoints(self._directory), default=None)
                 logger.warning(
                     "no checkpoint at timestep %d: %s. Training goes on; %s",
                     state.timesteps,
@@ -118,23 +114,23 @@ class CheckpointWriter:
         Raises:
             OSError, CheckpointError: if it cannot be written. Those that were there are as they were.
         """
-        path = checkpoints_of(self.directory) / f"agent_{state.timesteps}"
-        self.agent.save(path, replay=self._replay, live=self._live(state))
+        path = checkpoints_of(self._directory) / f"agent_{state.timesteps}"
+        self._agent.save(path, replay=self._replay, live=self._live(state))
         self.delete_old()
 
     def write_best(self) -> None:
         """Write the agent, without its memory, as the best one so far."""
-        self.agent.save(checkpoints_of(self.directory) / BEST, keep_memory=False)
+        self._agent.save(checkpoints_of(self._directory) / BEST, keep_memory=False)
 
     def _live(self, state: LoopState) -> tuple[dict[str, Any], dict[str, Any]]:
         arrays: dict[str, NumpyArray] = {}
-        value = {"agent": self.agent.live_state(), "observations": state.observations, "states": state.states}
-        metadata: dict[str, object] = {"live": encode(value, "live", arrays), "files": lengths(self.directory)}
+        value = {"agent": self._agent.live_state(), "observations": state.observations, "states": state.states}
+        metadata: dict[str, object] = {"live": encode(value, "live", arrays), "files": lengths(self._directory)}
         groups = {LIVE[0]: arrays}
-        snapshot = self._uncaptured or snapshots.capture(self.envs)
+        snapshot = self._uncaptured or snapshots.capture(self._envs)
         if isinstance(snapshot, str):
             metadata["not_captured"] = snapshot
-            if not self._reported and self.ranks.rank == 0:
+            if not self._reported and self._ranks.rank == 0:
                 logger.info("a resumed run would begin its episodes anew: %s", snapshot)
             self._reported = True
         else:
@@ -143,16 +139,16 @@ class CheckpointWriter:
 
     def delete_old(self) -> None:
         """Delete this rank's parts of the checkpoints that are too many, and the segments that none needs."""
-        own = [(timestep, path) for timestep, rank, path in sorted(_written(self.directory)) if rank == self.ranks.rank]
-        for _, path in own[: -self.keep]:
+        own = [(timestep, path) for timestep, rank, path in sorted(_written(self._directory)) if rank == self._ranks.rank]
+        for _, path in own[: -self._keep]:
             checkpoint.remove(path)
-        kept = [entry_of(path) for _, path in own[-self.keep :]]
+        kept = [entry_of(path) for _, path in own[-self._keep :]]
         self._replay.prune([entry for entry in kept if entry is not None])
-        if self.ranks.rank == 0:
+        if self._ranks.rank == 0:
             # Of ranks that there were once, and are no more.
-            whole = {timestep for timestep, _ in own[-self.keep :]}
-            for timestep, rank, path in _written(self.directory):
-                if rank >= self.ranks.size and timestep not in whole and timestep < max(whole, default=0):
+            whole = {timestep for timestep, _ in own[-self._keep :]}
+            for timestep, rank, path in _written(self._directory):
+                if rank >= self._ranks.size and timestep not in whole and timestep < max(whole, default=0):
                     checkpoint.remove(path)
 
 
