@@ -10,7 +10,6 @@ from sacref.agent.backend import Backend
 from sacref.agent.transitions import Rows
 from sacref.algorithm.tree import Tree, map_leaves, named_leaves
 from sacref.config import SACConfig
-from sacref.envs.spaces import boxes
 from sacref.preprocessing import Preprocessor
 from sacref.spec.arrays import ArrayT, NumpyArray
 from sacref.storage.naming import prefixed, under
@@ -34,7 +33,7 @@ def make_preprocessors(
             continue
         if space is None:
             raise ValueError(f"{kind}_preprocessor is set and there is no {kind}_space: construct the agent with one, or leave it at None")
-        made |= {name: factory(box, **kwargs) for name, box in named_leaves(boxes(space), f"{kind}s").items()}
+        made |= {name: factory(box, **kwargs) for name, box in named_leaves(space, f"{kind}s").items()}
     return made
 
 

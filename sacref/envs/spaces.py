@@ -136,11 +136,6 @@ def flat_size(fields: Tree) -> int:
     return sum(math.prod(field.shape) for field in leaves(fields))
 
 
-def boxes(space: Tree) -> Tree:
-    """Return the Boxes of a space, in the tree that `field_tree` gives."""
-    return map_leaves(lambda box: box, space)
-
-
 def rows_like(space: Tree, rows: int) -> Tree:
     """Describe rows of a space for `refuse_unlike`; None for no space."""
     return map_leaves(lambda box: Like((rows, *box.shape), "fiub"), space)

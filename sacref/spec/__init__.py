@@ -51,7 +51,7 @@ kl_divergence       sum[log sigma' - log sigma + (sigma^2 + (mu - mu')^2) / 2 si
 
 Reductions
 ----------
-What a caller takes over elements where rows do not count: padding of sequences, steps that warm up a carry. [5]
+Over elements of which some rows do not count: padding of sequences, steps that warm up a carry. [5]
 
 ==================  ==========================================================
 call                result, over the axes of the mask
@@ -61,7 +61,7 @@ masked_max          max(where(mask, values, -inf))
 masked_min          min(where(mask, values, inf))
 ==================  ==========================================================
 
-`masked_mean` takes a count in the place of its own where the batch is a part of a larger one, on one of several ranks.
+`masked_mean` takes a count where the batch is a part of a larger one, on one of several ranks.
 
 Loss scale
 ----------
@@ -69,7 +69,7 @@ Loss scale
 
 Moments
 -------
-What a running normaliser knows, in float64 on the host, and what the models see by it.
+A running normaliser keeps them in float64 on the host.
 
 ==================  =====================================================================  ========================
 call                result                                                                 source
@@ -133,7 +133,7 @@ Masks: rows that do not count enter neither value nor gradient, and the mean is 
     each sequence: every step weighs the same.
 n-step returns: the discounted sum of up to n rewards, then the value of the last successor; cut at an episode's end and at the write head.
     Rewards alone are summed: the entropy of the steps between is left out, and nothing corrects for older policies (also SB3).
-Random subset of target critics: drawn anew for each update, one for the whole batch, as in REDQ's code [9]; `policy_value="mean"` lets the
+Random subset of target critics: drawn for each update, one for the whole batch, as in REDQ's code [9]; `policy_value="mean"` lets the
     actor see the mean of all critics, as REDQ [9] and DroQ [10] do; without it, their minimum.
 Dropout: fresh masks for the target, the critics' loss and the actor's, in the target networks too, as DroQ's code has it [10].
 Sequences: the policy starts from the carry that it had when it acted [11], the critics from zeros; each warms its own up over the burn-in,

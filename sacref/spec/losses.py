@@ -102,7 +102,7 @@ def temperature_loss(
 ) -> Float[ArrayT, "*batch"]:
     """Return the loss of the temperature: -log_alpha (log pi + target_entropy).
 
-    Haarnoja et al. 2018b (arXiv:1812.05905), equation 18, with log alpha in the place of alpha as in the authors' code: the same
+    Haarnoja et al. 2018b (arXiv:1812.05905), equation 18, with log alpha instead of alpha as in the authors' code: the same
     sign of the gradient, and alpha stays positive by itself.
 
     Args:

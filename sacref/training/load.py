@@ -3,18 +3,16 @@
 import contextlib
 import itertools
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sacref.agent.checkpoints import LIVE
 from sacref.agent.protocol import Agent
-from sacref.algorithm.tree import leaves
 from sacref.config import SACConfig
 from sacref.envs.interface import Space
 from sacref.envs.space_records import read_space
-from sacref.envs.spaces import boxes
+from sacref.envs.spaces import flat_size
 from sacref.storage import checkpoint
 from sacref.training.plan import BACKENDS, Spaces, algorithm, import_backend
 from sacref.training.run_directory import find_checkpoints, read_config, reading_config_of, states_space
@@ -80,7 +78,7 @@ def _widths(stored: object) -> tuple[int, ...]:
 
 def refuse_large_models(paths: Sequence[Path], observation_space: Space, hidden: Sequence[int], options: Mapping[str, Any]) -> None:
     """Refuse models that none of the checkpoints could fill, before they are made: a file may ask for any size."""
-    observations = sum(math.prod(box.shape) for box in leaves(boxes(observation_space)))
+    observations = flat_size(observation_space)
     one = sum(before * after for before, after in itertools.pairwise([observations, *hidden]))
     if options.get("recurrent") is not None:
         one += options["recurrent_size"] ** 2

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from sacref.algorithm.tree import leaves, map_leaves, named_leaves
+from sacref.algorithm.tree import leaves, map_leaves, map_named, named_leaves
 
 
 class Pair(NamedTuple):
@@ -45,3 +45,11 @@ def test_an_array_is_a_leaf_whatever_its_type() -> None:
     for _ in range(2):  # asked for the first time, and remembered
         assert leaves({"a": array})[0] is array
         assert map_leaves(lambda leaf: leaf, array) is array
+
+
+def test_a_named_map_tells_each_leaf_its_place_and_each_branching_is_checked() -> None:
+    checked: list[str] = []
+    tree, other = {"a": {"b": 1}, "c": (2, 3)}, {"a": {"b": 10}, "c": 20, "d": 30}
+    found = map_named(lambda *parts: parts, "it", tree, other, require=lambda name, *trees: checked.append(f"{name} {len(trees)}"))
+    assert found == {"a": {"b": ("it['a']['b']", 1, 10)}, "c": ("it['c']", (2, 3), 20)}
+    assert checked == ["it 2", "it['a'] 2"]

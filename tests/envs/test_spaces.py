@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Tuple
 
-from sacref.envs.spaces import Field, boxes, check_spaces, check_values, flat_size
+from sacref.algorithm.tree import named_leaves
+from sacref.envs.spaces import Field, check_spaces, check_values, flat_size
 
 OBSERVATIONS = Box(-np.inf, np.inf, (3,), np.float64)
 ACTIONS = Box(np.array([-1.0, 0.0], np.float32), np.array([1.0, 4.0], np.float32))
@@ -121,7 +122,7 @@ def test_a_dict_space_is_a_tree_of_fields_in_its_order() -> None:
     assert list(spaces.observations) == list(space.spaces) and list(spaces.observations["a"]) == list(part.spaces)
     assert spaces.states == inner
     assert flat_size(spaces.observations) == 3 + 4 + 1
-    assert boxes(space)["a"]["y"] is part["y"]
+    assert named_leaves(space)["a.y"] is part["y"]
 
 
 def test_values_are_checked_against_the_fields() -> None:
