@@ -5,6 +5,7 @@ import logging
 import re
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import griffe
 import gymnasium
@@ -22,7 +23,7 @@ BESIDE = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGE
 AT_ROOT = ("contributing.md", "changelog.md")
 LANGUAGES = {".py": "python", ".toml": "toml", ".cff": "yaml", ".json": "json"}
 """Suffix of a file that a page may link to -> how it is highlighted."""
-PUBLIC = re.compile(r"^::: (\S+)", re.MULTILINE)
+PUBLIC = re.compile(r"^::: (\S+)(?:\n    options:\n      members: \[(.*)\])?", re.MULTILINE)
 GYMNASIUM = set(dir(gymnasium.ObservationWrapper))
 """Methods that Gymnasium documents."""
 logger = logging.getLogger("mkdocs.hooks.sacref")
@@ -75,7 +76,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     markdown = re.sub(r"<!-- spec: (.+) -->", lambda marker: _spec(marker[1]), markdown)
     markdown = re.sub(r"<!-- source: (\S+) (\S+) -->", lambda marker: _code(ROOT / marker[1], marker[2]), markdown)
     markdown = markdown.replace("<!-- presets -->", _presets())
-    _require_docstrings(PUBLIC.findall(markdown), here)
+    _require_docstrings([found.groups() for found in PUBLIC.finditer(markdown)], here)
     return markdown
 
 
@@ -136,15 +137,22 @@ def _presets() -> str:
     return "\n".join(rows)
 
 
-def _require_docstrings(names: list[str], page: str) -> None:
-    """Warn of each public object on a page of the API reference that has no docstring."""
-    if not names:
+def _require_docstrings(shown: list[tuple[str | Any, ...]], page: str) -> None:
+    """Warn of objects on a page of the API reference that have no docstring.
+
+    Args:
+        shown: dotted name, and the members that the page shows, separated by commas; None is all public methods.
+        page: name of the page, for the message.
+    """
+    if not shown:
         return
     package = griffe.load("sacref", search_paths=[ROOT], allow_inspection=False, resolve_aliases=True)
-    for name in names:
+    for name, chosen in shown:
         item = package[name.removeprefix("sacref.")]
         item = item.final_target if item.is_alias else item
-        members = item.all_members.values() if item.is_class else []
-        for each in [item, *(member for member in members if member.is_function and not member.name.startswith("_"))]:
+        members = list(item.all_members.values()) if item.is_class else []
+        public = [member.name for member in members if member.is_function and not member.name.startswith("_")]
+        names = public if chosen is None else chosen.split(", ")
+        for each in [item, *(member for member in members if member.name in names)]:
             if each.docstring is None and each.name not in GYMNASIUM:
                 logger.warning("%s: %s has no docstring", page, each.path)
