@@ -23,7 +23,7 @@ BESIDE = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGE
 AT_ROOT = ("contributing.md", "changelog.md")
 LANGUAGES = {".py": "python", ".toml": "toml", ".cff": "yaml", ".json": "json"}
 """Suffix of a file that a page may link to -> how it is highlighted."""
-PUBLIC = re.compile(r"^::: (\S+)(?:\n    options:\n      members: \[(.*)\])?", re.MULTILINE)
+PUBLIC = re.compile(r"^::: (\S+)(?:\n    options:\n      members: (.*))?", re.MULTILINE)
 GYMNASIUM = set(dir(gymnasium.ObservationWrapper))
 """Methods that Gymnasium documents."""
 logger = logging.getLogger("mkdocs.hooks.sacref")
@@ -141,7 +141,7 @@ def _require_docstrings(shown: list[tuple[str | Any, ...]], page: str) -> None:
     """Warn of objects on a page of the API reference that have no docstring.
 
     Args:
-        shown: dotted name, and the members that the page shows, separated by commas; None is all public methods.
+        shown: dotted name, and the page's option `members`; None is all public methods.
         page: name of the page, for the message.
     """
     if not shown:
@@ -152,7 +152,7 @@ def _require_docstrings(shown: list[tuple[str | Any, ...]], page: str) -> None:
         item = item.final_target if item.is_alias else item
         members = list(item.all_members.values()) if item.is_class else []
         public = [member.name for member in members if member.is_function and not member.name.startswith("_")]
-        names = public if chosen is None else chosen.split(", ")
+        names = public if chosen is None else chosen.strip("[]").split(", ")
         for each in [item, *(member for member in members if member.name in names)]:
             if each.docstring is None and each.name not in GYMNASIUM:
                 logger.warning("%s: %s has no docstring", page, each.path)
