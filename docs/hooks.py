@@ -4,6 +4,7 @@ import ast
 import logging
 import re
 import textwrap
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def equation(source: str, *_: object, **__: object) -> str:
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Register the `math` fence."""
+    _package.cache_clear()
     config.mdx_configs["pymdownx.superfences"] = {"custom_fences": [{"name": "math", "class": "equation", "format": equation}]}
     return config
 
@@ -137,6 +139,11 @@ def _presets() -> str:
     return "\n".join(rows)
 
 
+@cache
+def _package() -> griffe.Module | griffe.Alias | griffe.Object:
+    return griffe.load("sacref", search_paths=[ROOT], allow_inspection=False, resolve_aliases=True)
+
+
 def _require_docstrings(shown: list[tuple[str | Any, ...]], page: str) -> None:
     """Warn of objects on a page of the API reference that have no docstring.
 
@@ -144,11 +151,8 @@ def _require_docstrings(shown: list[tuple[str | Any, ...]], page: str) -> None:
         shown: dotted name, and the page's option `members`; None is all public methods.
         page: name of the page, for the message.
     """
-    if not shown:
-        return
-    package = griffe.load("sacref", search_paths=[ROOT], allow_inspection=False, resolve_aliases=True)
     for name, chosen in shown:
-        item = package[name.removeprefix("sacref.")]
+        item = _package()[name.removeprefix("sacref.")]
         item = item.final_target if item.is_alias else item
         members = list(item.all_members.values()) if item.is_class else []
         public = [member.name for member in members if member.is_function and not member.name.startswith("_")]

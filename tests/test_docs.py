@@ -23,7 +23,7 @@ from tests.backends import without_shape_checks
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
 WITH_PYTHON = [page for page in PAGES if "```python" in page.read_text()]
-OTHERS = {"docs/examine.md": "tests/examine/test_guide.py runs it", "README.md": "tests/test_examples.py runs it"}
+OTHERS = {"docs/examine.md": "tests/examine/test_guide.py runs it"}
 """Page -> who runs its Python."""
 PROGRAMS = {"export", "cd", "tensorboard", "docker"}
 """Programs of others, whose arguments nothing here knows."""
@@ -36,22 +36,22 @@ def reduced(example: Example) -> None:
     exec(code, example.namespace)
 
 
-def run(page: Path, evaluate: Callable[[Example], None]) -> int:
-    """Run the page's blocks of Python in one namespace; returns how many."""
+def run(page: Path, evaluate: Callable[[Example], None]) -> dict[str, Any]:
+    """Run the page's blocks of Python in one namespace, which it returns."""
     document = Document.parse(str(page), CodeBlockParser("python", evaluate), SkipParser())
     document.namespace.update(__name__="__main__", missing=lambda name: find_spec(name) is None)
-    ran = 0
     for example in document.examples():
         with contextlib.suppress(SkipTest):
             example.evaluate()
-            ran += 1
-    return ran
+    namespace: dict[str, Any] = document.namespace
+    return namespace
 
 
 @pytest.fixture
 def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("jax")
+    pytest.importorskip("mujoco")
     monkeypatch.chdir(tmp_path)
 
 
@@ -62,11 +62,22 @@ def test_the_pages_python_runs(page: Path, in_a_folder: None, monkeypatch: pytes
     train = sacref.train
 
     def short(**arguments: Any) -> sacref.TrainingResult:
-        return train(**{**arguments, "hidden": (8, 8), "evaluation_episodes": 1, "evaluation_interval": None, "progress": False})
+        return train(
+            **{**arguments, "hidden": (8, 8), "evaluation_episodes": 1, "evaluation_interval": arguments["steps"], "progress": False}
+        )
 
     monkeypatch.setattr(sacref, "train", short)
     with without_shape_checks():
-        assert run(page, reduced) > 0
+        run(page, reduced)
+
+
+def test_the_loop_of_the_life_cycle_learns(in_a_folder: None) -> None:
+    text = (ROOT / "docs" / "life-cycle.md").read_text()
+    (loop,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "for timestep in" in block]
+    Path("loop.md").write_text(f"```python\n{loop}```\n")
+    agent = run(Path("loop.md"), reduced)["agent"]
+    assert agent.gradient_step_count == 10
+    assert len(agent.memory) == 20
 
 
 @pytest.mark.full

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -53,20 +52,3 @@ def test_the_example_runs(path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
             runpy.run_path(str(path), run_name="__main__")
         printed = capsys.readouterr().out
     assert re.search(RESULT.get(path.stem, r"mean return -?\d+"), printed), printed
-
-
-def test_the_loop_of_the_readme_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("torch")
-    pytest.importorskip("mujoco")
-    monkeypatch.chdir(tmp_path)  # the agent tracks to runs/
-    blocks = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
-    (loop,) = [block for block in blocks if "for timestep in range(1_000)" in block]
-    for written, reduced in {"range(1_000)": "range(9)", "timesteps=1_000": "timesteps=9", "batch_size=256": "batch_size=4"}.items():
-        assert written in loop
-        loop = loop.replace(written, reduced)
-    names: dict[str, Any] = {"__name__": "readme"}
-    exec(loop, names)
-    names["envs"].close()
-    names["agent"].close()
-    assert names["agent"].gradient_step_count == 9
-    assert len(names["agent"].memory) == 9

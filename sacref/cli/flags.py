@@ -61,7 +61,7 @@ class Train(RunOptions):
     seeds: str | None = None
     """Seeds of agents that learn together in this process, as 0:10 (ten) or 0,3,5: each is the run of --seed, in RUN_DIR/seed=<seed>."""
     sweep: Path | None = None
-    """TOML or JSON file of many runs, each trained in a process of its own; its flags stand in the file, as the README says."""
+    """TOML or JSON file of many runs, each trained in a process of its own; its flags stand in the file, as docs/seeds.md says."""
     sweep_on: Literal["local", "slurm"] = "local"
     """Place of the runs of --sweep: processes of this machine, or jobs of a Slurm cluster."""
     sweep_jobs: int | None = None

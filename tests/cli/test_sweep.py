@@ -606,8 +606,8 @@ def test_where_submitit_is_missing_its_extra_is_named(monkeypatch: pytest.Monkey
         sweep.run(written(Path("s.json"), grid={"seed": [0]}), on="slurm")
 
 
-def test_the_readmes_file_is_one() -> None:
-    text = (Path(sacref.__file__).parents[1] / "README.md").read_text()
+def test_the_documentations_file_is_one() -> None:
+    text = (Path(sacref.__file__).parents[1] / "docs" / "seeds.md").read_text()
     (block,) = re.findall(r"```toml\n(# halfcheetah\.toml\n.*?)```", text, re.DOTALL)
     Path("halfcheetah.toml").write_text(block)
     found = plan("halfcheetah.toml")

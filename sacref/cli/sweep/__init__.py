@@ -41,7 +41,7 @@ def run(
     Ctrl-C stops local runs cleanly, each with a checkpoint; jobs on a cluster go on without this process, and the next call finds them.
 
     Args:
-        file: TOML or JSON; see "Sweeps" in the README.
+        file: TOML or JSON; see "Sweeps" in docs/seeds.md.
         directory: of the sweep; None is `runs/` with the file's name.
         on: "local" for processes of this machine, "slurm" for jobs of a cluster.
         jobs: runs at a time; None is one here, and as many as Slurm lets run there.
