@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar, Generic, cast
+from typing import Any, ClassVar, Generic, NoReturn, cast
 
 import gymnasium
 
@@ -20,6 +20,7 @@ from sacref.agent.normalisers import Normalisers, make_preprocessors
 from sacref.agent.transitions import Transitions
 from sacref.agent.update_schedule import UpdateSchedule
 from sacref.algorithm.data import Noise, Sampled
+from sacref.algorithm.tree import Tree
 from sacref.config import SACConfig
 from sacref.envs.space_records import records_of
 from sacref.envs.spaces import Spaces, check_spaces
@@ -148,7 +149,7 @@ class Agent(Generic[ArrayT]):
             carry=self.carry.stored_carry(),
         )
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
         """Refuse to be copied and pickled, which `save` and `load` do.
 
         Raises:
@@ -162,7 +163,7 @@ class Agent(Generic[ArrayT]):
 
     # The life cycle.
 
-    def init(self, *, trainer_cfg: Any = None) -> None:
+    def init(self, *, trainer_cfg: object = None) -> None:
         """Prepare for a run in freshly reset environments.
 
         Args:
@@ -202,7 +203,7 @@ class Agent(Generic[ArrayT]):
         """Set the models' own training mode (`train` and `eval` of their modules)."""
         self.learner.switch_mode(enabled)
 
-    def act(self, observations: Any, states: Any, *, timestep: int, timesteps: int) -> tuple[Any, dict[str, Any]]:
+    def act(self, observations: Tree, states: Tree | None, *, timestep: int, timesteps: int) -> tuple[ArrayT, dict[str, ArrayT]]:
         """Choose actions: uniform ones before `random_timesteps`, then the policy's; outside of training its deterministic ones.
 
         Args:
@@ -226,15 +227,15 @@ class Agent(Generic[ArrayT]):
     def record_transition(
         self,
         *,
-        observations: Any,
-        states: Any,
-        actions: Any,
-        rewards: Any,
-        next_observations: Any,
-        next_states: Any,
-        terminated: Any,
-        truncated: Any,
-        infos: Any,
+        observations: Tree,
+        states: Tree | None,
+        actions: object,
+        rewards: object,
+        next_observations: Tree,
+        next_states: Tree | None,
+        terminated: object,
+        truncated: object,
+        infos: object,
         timestep: int,
         timesteps: int,
     ) -> None:
@@ -364,7 +365,7 @@ class Agent(Generic[ArrayT]):
         """Wait until the device has done all that it was asked for."""
         self.learner.synchronise()
 
-    def to_numpy(self, array: Any) -> NumpyArray:
+    def to_numpy(self, array: object) -> NumpyArray:
         """Bring an array of this agent's to the host, as a copy."""
         return self._backend.to_numpy(array)
 

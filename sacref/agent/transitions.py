@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Generic, NamedTuple
+from typing import Any, Generic, NamedTuple, cast
 
 import gymnasium
 import numpy as np
@@ -125,14 +125,14 @@ class Transitions(Generic[ArrayT]):
         self,
         *,
         observations: Tree,
-        states: Tree,
-        actions: Any,
-        rewards: Any,
+        states: Tree | None,
+        actions: object,
+        rewards: object,
         next_observations: Tree,
-        next_states: Tree,
-        terminated: Any,
-        truncated: Any,
-        infos: Any,
+        next_states: Tree | None,
+        terminated: object,
+        truncated: object,
+        infos: object,
         timestep: int,
         timesteps: int,
         training: bool,
@@ -162,26 +162,26 @@ class Transitions(Generic[ArrayT]):
                 f"record_transition: {envs} environments came, the memory was made for {self._memory_envs}: "
                 f"make it with ReplayMemory(num_envs={envs})"
             )
-        terminated = self._column(terminated, "terminated", envs, device, bool)
-        truncated = self._column(truncated, "truncated", envs, device, bool)
-        actions = self._floats(actions, "actions", device)
-        if tuple(actions.shape) != (envs, *self._spaces.action_shape):
+        terminations = self._column(terminated, "terminated", envs, device, bool)
+        truncations = self._column(truncated, "truncated", envs, device, bool)
+        box_actions = self._floats(actions, "actions", device)
+        if tuple(box_actions.shape) != (envs, *self._spaces.action_shape):
             raise ValueError(
-                f"actions have shape {tuple(actions.shape)}, expected {(envs, *self._spaces.action_shape)}: "
+                f"actions have shape {tuple(box_actions.shape)}, expected {(envs, *self._spaces.action_shape)}: "
                 f"pass what `act` returned, in the Box's own units"
             )
-        actions = actions.reshape(envs, -1)
+        box_actions = box_actions.reshape(envs, -1)
         if boundaries.latest is not None and self._is_array(boundaries.latest) != device:
             # A trainer may hand over NumPy arrays now and the backend's then.
             boundaries.set_state(boundaries.state(self._backend.upload if device else self._backend.to_numpy))
         first = boundaries.starts
-        if first is None or first.shape != terminated.shape:
-            first = terminated | ~terminated
+        if first is None or first.shape != terminations.shape:
+            first = terminations | ~terminations
         if isinstance(infos, Mapping) and (final := infos.get("final_obs")) is not None and not has_entries(final):
             convert = self._backend.upload if device else partial(as_numpy, name="infos['final_obs']")
             infos = {**infos, "final_obs": map_leaves(convert, final)}
         next_observations, keep = boundaries.resolve(
-            observations=observations, next_observations=next_observations, terminated=terminated, truncated=truncated, infos=infos
+            observations=observations, next_observations=next_observations, terminated=terminations, truncated=truncations, infos=infos
         )
         # Until this row is known to be stored, or left out: a row that is refused below is followed by none.
         boundaries.starts = None
@@ -192,22 +192,24 @@ class Transitions(Generic[ArrayT]):
         named = {
             **named_leaves(observations, "observations"),
             **named_leaves(states, "states"),
-            "actions": actions,
+            "actions": box_actions,
             "rewards": reward,
             **named_leaves(next_observations, "next_observations"),
             **named_leaves(next_states, "next_states"),
             "shaped rewards": shaped,
         }
-        if not device and not np.isfinite(actions).all():
+        if not device and not np.isfinite(box_actions).all():
             self._check_numbers()  # which the policy's come from
         keep = self._refuse_not_finite(named, keep, device)
-        ended = terminated | truncated
+        ended = terminations | truncations
         boundaries.starts = ended | ~keep
         low, high = self.bounds if device else self._host_bounds
-        transition = Transition(observations, states, from_box(actions, low, high), shaped, next_observations, next_states, terminated)
+        transition = Transition(
+            observations, states, from_box(box_actions, low, high), shaped, next_observations, next_states, terminations
+        )
         if self._memory_envs is None:
             self.num_envs = envs
-        return Rows(transition, reward, ended, keep, first, boundaries.starts, dropped_rows(infos, terminated), device)
+        return Rows(transition, reward, ended, keep, first, boundaries.starts, dropped_rows(infos, terminations), device)
 
     def narrow(self, actions: ArrayT) -> ArrayT:
         """Convert device actions to the Box's dtype where that has fewer digits, or it would not contain them."""
@@ -256,7 +258,7 @@ class Transitions(Generic[ArrayT]):
 
     # Conversions.
 
-    def _shaped(self, rewards: Any, reward: Any, device: bool, *, timestep: int, timesteps: int) -> Any:
+    def _shaped(self, rewards: object, reward: Any, device: bool, *, timestep: int, timesteps: int) -> Any:
         """Scale, then shape rewards, `(envs,)`."""
         scaled = reward
         if self._cfg.reward_scale != 1.0:
@@ -271,7 +273,7 @@ class Transitions(Generic[ArrayT]):
         shaped = self._cfg.rewards_shaper(scaled.reshape(-1, 1), timestep, timesteps)
         return self._column(shaped, "the rewards_shaper's result", reward.shape[0], device)
 
-    def _column(self, values: Any, name: str, envs: int, device: bool, dtype: type | None = None) -> Any:
+    def _column(self, values: object, name: str, envs: int, device: bool, dtype: type | None = None) -> Any:
         """Return a `(envs, 1)` or `(envs,)` input as `(envs,)`; a copy, as the caller may write into its own."""
         array = self._array(values, name, device)
         if device:
@@ -285,16 +287,16 @@ class Transitions(Generic[ArrayT]):
             return array != 0 if device else array.astype(np.bool_)
         return self._floats(array if device else array.copy(), name, device)
 
-    def _array(self, values: Any, name: str, device: bool) -> Any:
+    def _array(self, values: object, name: str, device: bool) -> Any:
         """Return an array of NumPy; in rows on the device the backend's own are left as they are."""
         if not (device and self._is_array(values)):
             return as_numpy(values, name)
-        xp: Any = namespace(values)
-        if not xp.isdtype(values.dtype, ("bool", "integral", "real floating")):
-            raise TypeError(f"{name} have dtype {values.dtype}, expected real numbers: convert them")
-        return values
+        array = cast(ArrayT, values)
+        if not namespace(array).isdtype(array.dtype, ("bool", "integral", "real floating")):
+            raise TypeError(f"{name} have dtype {array.dtype}, expected real numbers: convert them")
+        return array
 
-    def _floats(self, values: Any, name: str, device: bool) -> Any:
+    def _floats(self, values: object, name: str, device: bool) -> Any:
         """Return actions or rewards, which may be integers, as floating-point numbers."""
         array = self._array(values, name, device)
         if device:
