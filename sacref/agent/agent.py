@@ -20,6 +20,7 @@ from sacref.agent.normalisers import Normalisers, make_preprocessors
 from sacref.agent.transitions import Transitions
 from sacref.agent.update_schedule import UpdateSchedule
 from sacref.algorithm.data import Noise, Sampled
+from sacref.algorithm.replay import ReplayMemory
 from sacref.algorithm.tree import Tree
 from sacref.config import SACConfig
 from sacref.envs.space_records import records_of
@@ -50,7 +51,7 @@ class Agent(Generic[ArrayT]):
         backend: Backend[ArrayT],
         *,
         models: Mapping[str, Any],
-        memory: Any,
+        memory: ReplayMemory[Any, Any] | None,
         observation_space: gymnasium.Space[Any],
         state_space: gymnasium.Space[Any] | None,
         action_space: gymnasium.Space[Any],
@@ -135,7 +136,7 @@ class Agent(Generic[ArrayT]):
         if self.ranks.size > 1:  # all begin with what rank 0 does, whatever their models were drawn from
             self.set_arrays(self.ranks.from_first(self.arrays()))
 
-    def _allocate(self, memory: Any) -> None:
+    def _allocate(self, memory: ReplayMemory[Any, Any]) -> None:
         if self.cfg.batch_size > memory.capacity:
             raise ValueError(
                 f"batch_size is {self.cfg.batch_size}, the memory's capacity {memory.capacity}: lower batch_size or make the memory larger"
@@ -256,9 +257,9 @@ class Agent(Generic[ArrayT]):
             ValueError: if a shape is wrong, or a host array holds NaN or infinity: nothing of the row is stored then. In device
                 arrays such an environment's row is left out, and the error is raised at the next write interval.
         """
-        training = self.training
+        training, memory = self.training, self.memory
         if training:
-            if self.memory is None:
+            if memory is None:
                 raise ValueError("record_transition: this agent has no memory to store in: construct it with memory=ReplayMemory(...)")
             self._resolve_intervals(timesteps)
         rows = self.transitions.check(
@@ -278,9 +279,9 @@ class Agent(Generic[ArrayT]):
         )
         self.metrics.add_rows(rows, training)
         stored = self.carry.stored(rows, training)
-        if training:
+        if training and memory is not None:
             self.normalisers.feed(rows)
-            self.memory.add(stored, rows.keep)
+            memory.add(stored, rows.keep)
             self.acting.expect(next_observations, next_states)
 
     def post_interaction(self, *, timestep: int, timesteps: int) -> None:

@@ -16,6 +16,7 @@ from sacref.agent.backend import Backend
 from sacref.agent.health import Health
 from sacref.agent.learner import Learner
 from sacref.agent.update_schedule import UpdateSchedule
+from sacref.algorithm.replay import ReplayMemory
 from sacref.config import SACConfig
 from sacref.envs.space_records import SPACES, differences
 from sacref.spec.arrays import ArrayT, NumpyArray
@@ -55,7 +56,7 @@ class Checkpoints(Generic[ArrayT]):
         *,
         learner: Learner[ArrayT],
         layouts: Mapping[str, str],
-        memory: Any,
+        memory: ReplayMemory[Any, Any] | None,
         update_schedule: UpdateSchedule,
         health: Health[ArrayT],
         has_states: bool,
@@ -91,10 +92,10 @@ class Checkpoints(Generic[ArrayT]):
         for name, array in {**learned, **self._learner.constant_arrays()}.items() if self._ranks.rank == 0 else ():
             groups[name.split(".")[0] if self._cfg.experiment.store_separately else "agent"][name] = array
         groups["streams"] = self._learner.stream_states()
-        remembers = self._memory is not None and keep_memory
-        entry, added = replay.append(self._memory) if remembers and replay is not None else (None, 0)
-        if remembers and replay is None:
-            groups["memory"] = self._memory.arrays(copy=False)
+        memory = self._memory if keep_memory else None
+        entry, added = replay.append(memory) if memory is not None and replay is not None else (None, 0)
+        if memory is not None and replay is None:
+            groups["memory"] = memory.arrays(copy=False)
         metadata = {
             "algorithm": algorithm,
             "backend": self._backend.name,

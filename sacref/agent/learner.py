@@ -16,6 +16,7 @@ from sacref.agent.normalisers import Normalisers
 from sacref.agent.population import MemberRunner
 from sacref.algorithm.data import Noise, Sampled
 from sacref.algorithm.optimizer import KeepGradients, Parameters, batch_mean
+from sacref.algorithm.replay import ReplayMemory
 from sacref.algorithm.tree import Tree, map_leaves
 from sacref.algorithm.update import State
 from sacref.config import Execution, SACConfig
@@ -50,7 +51,7 @@ class Learner(Generic[ArrayT]):
         *,
         action_size: int,
         bounds: Bounds[ArrayT],
-        memory: Any,
+        memory: ReplayMemory[Any, Any] | None,
     ) -> None:
         self.backend: Backend[ArrayT] = backend
         self._cfg, self._action_size = cfg, action_size
