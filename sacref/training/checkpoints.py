@@ -84,7 +84,7 @@ class CheckpointWriter:
         self._agent, self._ranks, self._directory, self._envs = agent, ranks, directory, envs
         self._every, self._keep = every, keep
         self._replay = ReplayLog(rank_part(checkpoints_of(directory) / REPLAY, ranks.rank), entry)
-        if entry is not None:
+        if entry is not None and agent.memory is not None:
             self._replay.restored(agent.memory)
         self._uncaptured = uncaptured
         self._reported = uncaptured is not None
