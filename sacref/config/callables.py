@@ -60,7 +60,7 @@ def find(text: str) -> Any:
     return found
 
 
-def text_of(function: Any) -> str:
+def text_of(function: object) -> str:
     """Return the text by which `find` finds a callable.
 
     Raises:
@@ -76,7 +76,7 @@ def text_of(function: Any) -> str:
     return text
 
 
-def description(function: Any) -> str:
+def description(function: object) -> str:
     """Return the text by which `find` finds a callable; for one without, its description in angle brackets."""
     try:
         return text_of(function)
@@ -115,7 +115,7 @@ def _name_of(function: Any) -> str:
     return text
 
 
-def _arguments(positional: Iterable[Any], keywords: Mapping[str, Any]) -> str:
+def _arguments(positional: Iterable[object], keywords: Mapping[str, object]) -> str:
     return ", ".join([*map(_expression, positional), *(f"{key}={_expression(value)}" for key, value in sorted(keywords.items()))])
 
 
@@ -176,7 +176,7 @@ def _value(node: ast.expr) -> Any:
     raise ValueError(f"{ast.unparse(node)[:100]} is no literal, and no dotted name")
 
 
-def _called(function: Callable[..., Any], first: list[Any], call: ast.Call) -> Any:
+def _called(function: Callable[..., Any], first: list[object], call: ast.Call) -> Any:
     keywords = {}
     for keyword in call.keywords:
         if keyword.arg is None:

@@ -5,7 +5,7 @@ import os
 import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -19,6 +19,10 @@ shortened: reprlib.Repr = reprlib.Repr()
 shortened.maxstring = shortened.maxother = 160
 
 
+Rule: TypeAlias = Mapping[str, Any]
+"""Metadata of a field; under "check" the function that turns an assigned value into the field's, or raises `ExpectedError`."""
+
+
 class ExpectedError(ValueError):
     """A value that its field does not take; the message says what the field should have held."""
 
@@ -30,7 +34,7 @@ def rule(
     read: Callable[[Any], object] = lambda value: value,
     none: bool = False,
     three: bool = False,
-) -> Mapping[str, Callable[[object], Any]]:
+) -> Rule:
     """Return the metadata of a field: the check that turns an assigned value into the field's.
 
     Args:
@@ -61,13 +65,13 @@ def rule(
     return {"check": check}
 
 
-def integer(low: int, high: int | None = None) -> Mapping[str, Any]:
+def integer(low: int, high: int | None = None) -> Rule:
     """Return the rule of an integer within bounds, the bounds included."""
     wanted = f"an integer >= {low}" if high is None else f"an integer from {low} to {high}"
     return rule(wanted, lambda value: is_integer(value) and low <= value and (high is None or value <= high))
 
 
-def integer_or(wanted: str, low: int | None, *names: str) -> Mapping[str, Any]:
+def integer_or(wanted: str, low: int | None, *names: str) -> Rule:
     """Return the rule of an integer from `low` on, or one of some names; of None, too, where there are no names."""
     return rule(
         wanted,
@@ -76,31 +80,29 @@ def integer_or(wanted: str, low: int | None, *names: str) -> Mapping[str, Any]:
     )
 
 
-def number(
-    wanted: str, accept: Callable[[float], bool] = lambda value: True, *, none: bool = False, three: bool = False
-) -> Mapping[str, Any]:
+def number(wanted: str, accept: Callable[[float], bool] = lambda value: True, *, none: bool = False, three: bool = False) -> Rule:
     """Return the rule of a finite number."""
     return rule(wanted, lambda value: math.isfinite(value) and accept(value), read=_as_float, none=none, three=three)
 
 
-def flag() -> Mapping[str, Any]:
+def flag() -> Rule:
     """Return the rule of a boolean."""
     return rule("True or False", lambda value: isinstance(value, bool))
 
 
-def text() -> Mapping[str, Any]:
+def text() -> Rule:
     """Return the rule of text, or of a path, which is text then."""
     return rule(
         "a string", lambda value: isinstance(value, str), read=lambda value: os.fspath(value) if isinstance(value, os.PathLike) else value
     )
 
 
-def choice(*names: str) -> Mapping[str, Any]:
+def choice(*names: str) -> Rule:
     """Return the rule of one of some names."""
     return rule(f"one of {', '.join(names)}", lambda value: isinstance(value, str) and value in names)
 
 
-def named(wanted: str, *methods: str) -> Mapping[str, Any]:
+def named(wanted: str, *methods: str) -> Rule:
     """Return the rule of a callable, with methods where they are named, of its name, or of None."""
     return rule(
         wanted,
@@ -110,7 +112,7 @@ def named(wanted: str, *methods: str) -> Mapping[str, Any]:
     )
 
 
-def scheduler() -> Mapping[str, Any]:
+def scheduler() -> Rule:
     """Return the rule of a schedule's callable, of its name or of None, or of three of those."""
     return rule(
         f'one of {", ".join(SCHEDULES)}, a callable, its name as "module:name", or None; '
@@ -122,7 +124,7 @@ def scheduler() -> Mapping[str, Any]:
     )
 
 
-def arguments(*, three: bool = False) -> Mapping[str, Any]:
+def arguments(*, three: bool = False) -> Rule:
     """Return the rule of keyword arguments, or of three times some."""
     return rule(
         "a dict of keyword arguments" + (", or three of them in the order (policy, critic, entropy)" if three else ""),

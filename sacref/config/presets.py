@@ -23,7 +23,7 @@ class Preset:
     """Environment steps with uniform actions."""
     learning_starts: int | None = None
     """Environment steps before the first gradient step; None is `random_steps`."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
     """Fields of `SACConfig` in which it differs from the paper's settings."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the critics' networks (`num_critics`, `layer_norm`, `dropout`) in which it differs from the paper's."""
@@ -31,7 +31,7 @@ class Preset:
     """Parts of the source that sacref does not have, or has otherwise."""
 
     @property
-    def differences(self) -> dict[str, Any]:
+    def differences(self) -> dict[str, object]:
         """Return the settings other than the paper's, by the names of the flags, for one environment."""
         steps = {"random_timesteps": self.random_steps}
         if self.learning_starts is not None:
@@ -70,7 +70,7 @@ def find(name: str | None) -> Preset:
     return PRESETS[name]
 
 
-def changes(name: str | None, cfg: SACConfig, networks: Mapping[str, Any], num_envs: int) -> dict[str, Any]:
+def changes(name: str | None, cfg: SACConfig, networks: Mapping[str, object], num_envs: int) -> dict[str, object]:
     """List what a run has beside its preset: fields of the configuration and arguments of the critics, each with the run's value.
 
     Args:

@@ -72,7 +72,7 @@ class CallableError(ConfigError):
     """A name of code in a configuration that was not imported: it may not be, or there is no such thing."""
 
 
-def _require_arguments(path: str, function: Callable[..., Any], positional: int, kwargs: Mapping[str, Any]) -> None:
+def _require_arguments(path: str, function: Callable[..., Any], positional: int, kwargs: Mapping[str, object]) -> None:
     """Refuse arguments that `function` does not take, or lacks, behind `positional` others.
 
     Raises:
@@ -124,7 +124,7 @@ class _Config:
         return {entry.name: _written(f"{type(self).__name__}.{entry.name}", getattr(self, entry.name)) for entry in fields(self)}
 
     @classmethod
-    def from_dict(cls: type[ConfigT], values: Mapping[str, Any], *, import_callables: bool = True) -> ConfigT:
+    def from_dict(cls: type[ConfigT], values: Mapping[str, object], *, import_callables: bool = True) -> ConfigT:
         """Make a configuration from the fields in `values`; those left out keep their defaults.
 
         Args:
@@ -207,7 +207,7 @@ CALLABLES = ("learning_rate_scheduler", "observation_preprocessor", "state_prepr
 """Fields that hold callables, which are written by their names."""
 
 
-def _schedule(path: str, part: str, rate: float, function: Callable[..., Any], kwargs: Mapping[str, Any]) -> Schedule:
+def _schedule(path: str, part: str, rate: float, function: Callable[..., Any], kwargs: Mapping[str, object]) -> Schedule:
     if function in SCHEDULES.values():
         is_factor = function in FACTORS.values()
         _require_arguments(path, function, 1 if is_factor else 0, kwargs)

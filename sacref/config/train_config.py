@@ -12,7 +12,7 @@ import numpy as np
 
 from sacref.config import presets
 from sacref.config.callables import description
-from sacref.config.fields import ExpectedError, as_json, flag, from_json, is_integer, plain, rule
+from sacref.config.fields import ExpectedError, Rule, as_json, flag, from_json, is_integer, plain, rule
 from sacref.config.sac_config import SACConfig
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ Vectorization: TypeAlias = Literal["sync", "async", "batched"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-
-Rule: TypeAlias = Mapping[str, Any]
 
 _ANY = rule("", lambda value: True)
 _POSITIVE = rule("an integer of at least 1", lambda value: is_integer(value) and value >= 1)
@@ -96,7 +94,7 @@ class RunOptions:
     """Environments stepped together, of each rank: a timestep is so many environment steps."""
     vectorization: Vectorization = field(default="sync", metadata=_option(changeable=True))
     """Step the environments in turn, in a process each, or (Gymnasium's MuJoCo tasks) together in threads, with the numbers of sync."""
-    env_kwargs: Mapping[str, Any] | None = field(default=None, metadata=_option(_ARGUMENTS))
+    env_kwargs: Mapping[str, object] | None = field(default=None, metadata=_option(_ARGUMENTS))
     """Arguments of the environment: numbers (infinity, and NumPy's, too), text, paths, NumPy arrays, lists and dicts."""
     hidden: Sequence[int] = field(default=(256, 256), metadata=_option(_WIDTHS, error=ValueError))
     """Widths of the networks' hidden layers."""
@@ -134,7 +132,7 @@ class TrainConfig(RunOptions):
 
     seed: int = field(default=0, metadata=_option())
     """Seed of everything: weights, agent, environments, evaluations. It replaces the configuration's."""
-    cfg: SACConfig | Mapping[str, Any] | None = field(default=None, metadata=_option())
+    cfg: SACConfig | Mapping[str, object] | None = field(default=None, metadata=_option())
     """The agent's configuration. A dict changes the paper's settings, which None stands for: of several environments, too, one gradient
     step for each environment step (`update_to_data`), unless the dict says others. Its `experiment` has the intervals; directory and name
     are replaced by the run directory's."""
@@ -168,7 +166,7 @@ class TrainConfig(RunOptions):
             settings.validate()
         return config
 
-    def settings(self, num_envs: int, stored: Mapping[str, Any] | None = None) -> SACConfig:
+    def settings(self, num_envs: int, stored: Mapping[str, object] | None = None) -> SACConfig:
         """Make the agent's configuration, so that the caller's stays as it is.
 
         Args:
