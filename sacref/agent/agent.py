@@ -39,7 +39,17 @@ class Agent(Generic[ArrayT]):
 
     Args:
         backend: what computes.
-        models, memory, observation_space, state_space, action_space, cfg: see the backends' `SAC`.
+        models: `policy`, and for training `critic_1` ... `critic_N`; `target_critic_1` ... are copied from the critics when left out.
+            Every array is copied: the caller's objects stay as they are. Arrays that do not learn stay as they are, and are saved; target
+            critics have those of their critics.
+        memory: a `ReplayMemory` of its own, or None for an agent that only acts.
+        observation_space: a Box, or a Dict of such, of one environment. action_space: a Box.
+        state_space: what the critics see instead of the observations, a Box or a Dict, or None.
+        cfg: a `SACConfig`, or a dict of its fields.
+
+    Raises:
+        ValueError, TypeError: if a model is missing or returns a wrong shape, a space is not supported, the device is unknown, or the batch
+            is larger than the memory.
     """
 
     backend: ClassVar[str]

@@ -1,6 +1,6 @@
 """Protocol of a backend: what a library must provide to learn and act with."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Generic, NamedTuple, Protocol
 
@@ -81,34 +81,16 @@ class Backend(Protocol[ArrayT]):
 
     # Models.
 
-    def check_model(self, name: str, model: Any, /) -> None:
-        """Raise ValueError for a model that the library cannot run as a pure function."""
-
-    def identities(self, model: Any, /) -> Mapping[str, Hashable]:
-        """Return what identifies each parameter that learns."""
-
-    def fingerprint(self, value: object, /) -> Hashable:
-        """Return what tells an array of the library, or a generator, from one with another value; None for anything else."""
+    weights: Any
+    """The library's module `weights`: a model's parameters and constants, their common names, and what a model may not do."""
 
     def own_copies(self, models: Mapping[str, Any], /) -> dict[str, Any]: ...
-
-    def parameters(self, model: Any, names: Parameters[ArrayT] | None = None, /) -> Parameters[ArrayT]:
-        """Copy the parameters that learn to the device; of a target critic those that learn in its critic."""
-
-    def constants(self, model: Any, parameters: Parameters[ArrayT], /) -> Parameters[ArrayT]:
-        """Return what a model computes with beside its parameters: buffers and frozen ones."""
 
     def take_dtype(self, arrays: Mapping[str, Parameters[ArrayT]], mixed_precision: bool, /) -> None:
         """Set `dtype` to the models'. Raises TypeError if they have several, ConfigError if mixed precision has no use for it."""
 
     def function(self, name: str, model: Any, precision: str | None, /) -> Callable[..., Any]:
         """Return a model as a function of its parameters, computed in a low `precision` where one is given."""
-
-    def has_head(self, model: Any, /) -> bool:
-        """Tell whether a model names its last layer, which stays in float32."""
-
-    def layout(self, model: Any, /) -> str:
-        """Return "common" for a model whose parameters have common names, else the library's name."""
 
     def example_draws(self, model: Any, rows: tuple[int, ...], /) -> list[ArrayT]:
         """Return what the random layers of a critic may take for `rows` of inputs."""
@@ -134,15 +116,6 @@ class Backend(Protocol[ArrayT]):
         Returns:
             New models where those given cannot be written into, else None.
         """
-
-    def with_parameters(self, model: Any, parameters: Parameters[ArrayT], /) -> Any:
-        """Return a copy of a model that holds these parameters."""
-
-    def to_common(self, model: Any, parameters: Parameters[ArrayT], /) -> dict[str, NumpyArray]:
-        """Return parameters, gradients or moments of a model under common names."""
-
-    def from_common(self, model: Any, arrays: Mapping[str, NumpyArray], like: Parameters[ArrayT], /) -> Parameters[ArrayT]:
-        """Invert `to_common`, in the dtypes of `like`."""
 
     # Learning and acting.
 

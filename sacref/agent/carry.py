@@ -275,7 +275,14 @@ class Ongoing:
 
 
 class Carry(Generic[ArrayT]):
-    """The carries of the policy's episodes, and the models over sequences. For arguments and methods see `NoCarry`."""
+    """The carries of the policy's episodes, and the models over sequences. For arguments and methods see `NoCarry`.
+
+    A model with a carry has `initial_carry(batch)`, and is called on `(time, batch, ...)`: `policy(inputs, carry) -> (mean, raw log_std,
+    carry)`, `critic(inputs, actions, carry) -> (values, carry)` (`default_models(recurrent=...)`). Models without one take part.
+
+    `batch_size` counts sequences. The policy starts from its stored carry (Kapturowski et al. 2019, R2D2), the critics from their initial
+    one; `burn_in` steps warm both up and have no loss of their own, though gradients pass through them.
+    """
 
     shapes_evaluation = True  # the policy may see the previous reward
 

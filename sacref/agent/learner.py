@@ -213,7 +213,7 @@ class Learner(Generic[ArrayT]):
 
     def current_models(self) -> dict[str, Any]:
         """Return copies of the models with their current parameters."""
-        modules, state, fill = self._models.modules, self.state, self.backend.with_parameters
+        modules, state, fill = self._models.modules, self.state, self.backend.weights.with_parameters
         models = {name: fill(modules[name], own) for name, own in {"policy": state.policy, **state.critics}.items()}
         return models | {f"target_{name}": fill(modules[name], own) for name, own in state.target_critics.items()}
 
@@ -285,7 +285,7 @@ class Learner(Generic[ArrayT]):
         self.runner.state, self.gradient_step_count = state, int(arrays["gradient_steps"])
 
     def _from_common(self, model: str, arrays: Mapping[str, NumpyArray], like: Any) -> Any:
-        return self.backend.from_common(self._models.modules[model], arrays, like)
+        return self.backend.weights.from_common(self._models.modules[model], arrays, like=like)
 
     def _flatten(self, prefix: str, tree: Any, kind: str) -> dict[str, NumpyArray]:
         if kind == "scalar":
@@ -294,7 +294,7 @@ class Learner(Generic[ArrayT]):
         flat: dict[str, NumpyArray] = {}
         for name, branch in branches.items():
             path = prefix if kind == "policy" else f"{prefix}.{name}" if prefix else name
-            flat |= prefixed(path, self.backend.to_common(self._models.modules[name], branch))
+            flat |= prefixed(path, self.backend.weights.to_common(self._models.modules[name], branch))
         return flat
 
     def _unflatten(self, prefix: str, arrays: Mapping[str, NumpyArray], like: Any, kind: str) -> Any:

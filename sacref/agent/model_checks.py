@@ -242,6 +242,11 @@ def draw_widths(model: Any) -> tuple[int, ...]:
     return tuple(getattr(model, "draw_widths", ()))
 
 
+def has_head(model: object) -> bool:
+    """Return whether a model says which layer is its last one, by a module `head`."""
+    return hasattr(getattr(model, "head", None), "train")
+
+
 def warn_of_quantisation(models: Sequence[str], precision: str) -> None:
     """Warn of models without a `head`, whose values have no more digits than `precision` has: "bfloat16" or "float16"."""
     if models:

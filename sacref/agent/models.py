@@ -7,6 +7,7 @@ from sacref.agent.backend import Backend
 from sacref.agent.model_checks import (
     call_on_trial,
     check_targets,
+    has_head,
     held_values,
     refuse_changed,
     refuse_shared,
@@ -32,7 +33,7 @@ class Models(Generic[ArrayT]):
     """
 
     def __init__(self, backend: Backend[ArrayT], cfg: SACConfig, models: Mapping[str, Any], *, learns: bool) -> None:
-        self._backend = backend
+        self._backend, weights = backend, backend.weights
         self._precision = cfg.precision if cfg.mixed_precision else None
         self.critics: list[str]
         self.critics, targets = split_models(models, learns=learns)
@@ -44,17 +45,17 @@ class Models(Generic[ArrayT]):
             )
         names = ("policy", *self.critics)
         for name in (*names, *targets):
-            backend.check_model(name, models[name])
-        refuse_shared(models, {name: backend.identities(models[name]) for name in (*names, *targets)})
+            weights.refuse_hidden_state(name, models[name])
+        refuse_shared(models, {name: weights.identities_of(models[name]) for name in (*names, *targets)})
         self.modules: dict[str, Any] = backend.own_copies({name: models[name] for name in names})
-        parameters = {name: backend.parameters(models[name]) for name in names}
+        parameters = {name: weights.parameters_of(models[name], backend.device) for name in names}
         for target in targets:
-            parameters[target] = backend.parameters(models[target], parameters[target.removeprefix("target_")])
+            parameters[target] = weights.parameters_of(models[target], backend.device, parameters[target.removeprefix("target_")])
         self.initial_parameters: dict[str, Parameters[ArrayT]] = parameters
         """Model, target critics included where they were given -> its parameters before the first gradient step."""
-        constants = {name: backend.constants(models[name], own) for name, own in parameters.items()}
+        constants = {name: weights.constants_of(models[name], own) for name, own in parameters.items()}
         self.constants: dict[str, Parameters[ArrayT]] = {
-            name: backend.constants(model, parameters[name]) for name, model in self.modules.items()
+            name: weights.constants_of(model, parameters[name]) for name, model in self.modules.items()
         }
         """Model -> what it computes with and does not learn: buffers and frozen parameters, by name."""
         backend.take_dtype({name: parameters[name] or constants[name] for name in parameters}, cfg.mixed_precision)
@@ -64,8 +65,10 @@ class Models(Generic[ArrayT]):
         """Model -> the model as a function of its parameters."""
         self.take_functions()
         if self._precision is not None:
-            warn_of_quantisation([name for name, model in self.modules.items() if not backend.has_head(model)], self._precision)
-        self.layouts: dict[str, str] = {name: backend.layout(model) for name, model in self.modules.items()}
+            warn_of_quantisation([name for name, model in self.modules.items() if not has_head(model)], self._precision)
+        self.layouts: dict[str, str] = {
+            name: "common" if isinstance(model, weights.CommonLayout) else backend.name for name, model in self.modules.items()
+        }
         """Model -> "common", or the backend whose own layout its parameters have."""
 
     @property
@@ -106,8 +109,8 @@ class Models(Generic[ArrayT]):
 
     def try_out(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a model on example inputs; raise ValueError if that fails, or changes the model."""
-        before = held_values(self.modules[name], self._backend.fingerprint)
+        before = held_values(self.modules[name], self._backend.weights.fingerprint)
         with self._backend.trial():
             outputs = call_on_trial(name, function, *arguments)
-        refuse_changed(name, before, held_values(self.modules[name], self._backend.fingerprint))
+        refuse_changed(name, before, held_values(self.modules[name], self._backend.weights.fingerprint))
         return outputs

@@ -27,7 +27,7 @@ from sacref.jax.execution import DrawSpec, actors, choose, learner, stepper
 from sacref.jax.memory import ReplayMemory, sampler
 from sacref.jax.mesh import DataParallel, average
 from sacref.jax.optim import State, Update
-from sacref.jax.precision import has_head, low_precision
+from sacref.jax.precision import low_precision
 from sacref.jax.ranks import ranks
 from sacref.ranks import Ranks
 from sacref.spec.arrays import NumpyArray, as_numpy
@@ -41,6 +41,7 @@ class JaxBackend:
     name = "jax"
     dtype: np.dtype[Any]
     optim: Any = optim
+    weights: Any = weights
 
     def __init__(self, device: str | Device | None) -> None:
         self.device: Device = device_of(device)
@@ -107,24 +108,7 @@ class JaxBackend:
 
     # Models.
 
-    def check_model(self, name: str, model: nnx.Module) -> None:
-        weights.refuse_hidden_state(name, model)
-        if name == "policy" and weights.random_state(model):
-            raise ValueError(
-                "model 'policy' has random layers (nnx.RngState), expected them in critics alone: an update's own noise makes the policy "
-                "stochastic. Leave them out of it"
-            )
-
-    identities = staticmethod(weights.identities_of)
-    fingerprint = staticmethod(weights.fingerprint)
     own_copies = staticmethod(weights.own_copies)
-    has_head = staticmethod(has_head)
-    constants = staticmethod(weights.constants_of)
-    with_parameters = staticmethod(weights.with_parameters)
-    to_common = staticmethod(weights.to_common)
-
-    def parameters(self, model: nnx.Module, names: Parameters | None = None) -> Parameters:
-        return weights.parameters_of(model, self.device, names)
 
     def take_dtype(self, arrays: Mapping[str, Parameters], mixed_precision: bool) -> None:
         found = {name: {np.dtype(p.dtype) for p in own.values() if jnp.issubdtype(p.dtype, jnp.floating)} for name, own in arrays.items()}
@@ -140,9 +124,6 @@ class JaxBackend:
             return weights.functional(model)
         arguments = 1 + (name != "policy") + hasattr(model, "initial_carry")
         return low_precision(model, precision, arguments=arguments)
-
-    def layout(self, model: nnx.Module) -> str:
-        return "common" if isinstance(model, weights.CommonLayout) else self.name
 
     def example_draws(self, model: nnx.Module, rows: tuple[int, ...]) -> list[Array]:
         draws = [jnp.ones((*rows, width), self.dtype) for width in draw_widths(model)]
@@ -167,9 +148,6 @@ class JaxBackend:
         if all(np.array_equal(own[key], array) for name, own in held.items() for key, array in constants[name].items()):
             return None  # nothing is compiled again
         return {name: weights.set_constants(model, constants[name]) for name, model in models.items()}
-
-    def from_common(self, model: nnx.Module, arrays: Mapping[str, NumpyArray], like: Parameters) -> Parameters:
-        return weights.from_common(model, arrays, like=like)
 
     # Learning and acting.
 
@@ -206,22 +184,13 @@ class JaxBackend:
 
 
 class SAC(Agent[Array]):
-    """Soft Actor-Critic (Haarnoja et al. 2018b, arXiv:1812.05905).
+    """Soft Actor-Critic on JAX (Haarnoja et al. 2018b, arXiv:1812.05905).
 
     Args:
-        models: `policy`, and for training `critic_1` ... `critic_N`; `target_critic_1` ... are copied from the critics when left
-            out. Every array is copied: the caller's objects stay as they are.
-            Variables that are no nnx.Param, and plain arrays, stay as they are, and are saved; target critics have those of their critics.
-        memory: a `ReplayMemory` of its own, or None for an agent that only acts.
-        observation_space: a Box, or a Dict of such, of one environment. action_space: a Box.
-        state_space: what the critics see in the place of the observations, a Box or a Dict, or None.
+        models, memory, observation_space, state_space, action_space, cfg: see `sacref.agent.agent.Agent`.
+            Variables that are no nnx.Param, and plain arrays, do not learn.
         device: where to compute, as "cuda" or "cuda:1"; None for JAX's default device. Of several, "cuda:0,cuda:1" or "cuda:all", each
             computes a part of every batch; acting and the memory are on the first.
-        cfg: a `SACConfig`, or a dict of its fields.
-
-    Raises:
-        ValueError, TypeError: if a model is missing or returns a wrong shape, a space is not supported, the device is unknown, or
-            the batch is larger than the memory.
     """
 
     backend = "jax"
@@ -256,13 +225,6 @@ class SAC(Agent[Array]):
 
 
 class SAC_RNN(SAC):
-    """Soft Actor-Critic whose models may have a carry: `SAC`, over sequences. For the arguments see there.
-
-    A model with a carry has `initial_carry(batch)`, and is called on `(time, batch, ...)`: `policy(inputs, carry) -> (mean, raw log_std,
-    carry)`, `critic(inputs, actions, carry) -> (values, carry)` (`default_models(recurrent=...)`). Models without one take part.
-
-    `batch_size` counts sequences. The policy starts from its stored carry (Kapturowski et al. 2019, R2D2), the critics from their initial
-    one; `burn_in` steps warm both up and have no loss of their own, though gradients pass through them.
-    """
+    """`SAC` over sequences, whose models may have a carry: see `sacref.agent.carry.Carry`."""
 
     carry_type: ClassVar[type[Carry[Any]]] = Carry

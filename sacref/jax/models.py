@@ -48,3 +48,4 @@ def _dtype_of(dtype: DTypeLike) -> DTypeLike | None:
 default_models: DefaultModels[nnx.Module, DTypeLike] = DefaultModels(
     (GaussianPolicy, RecurrentPolicy), (QFunction, RecurrentQFunction), dtype_of=_dtype_of, fill=_fill
 )
+"""Build the usual ReLU networks; for the arguments see `sacref.agent.networks.DefaultModels`."""

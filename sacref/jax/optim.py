@@ -10,7 +10,7 @@ import optax
 from jax import Array
 
 from sacref.algorithm import optimizer, update
-from sacref.algorithm.optimizer import KeepGradients, Moments, Objective, Rate, Step, rate_function
+from sacref.algorithm.optimizer import Moments, Objective, Rate, Step, rate_function
 from sacref.algorithm.tree import Tree, leaves, map_leaves
 from sacref.config import Schedule
 from sacref.spec.schedules import KLAdaptive
@@ -102,5 +102,4 @@ def _rate_of(schedule: Schedule | None, learning_rate: float | Array) -> Rate[Ar
 
 Frozen: Callable[[], optimizer.Frozen[Array]] = partial(optimizer.Frozen[Array], value_and_grad)
 State: TypeAlias = update.State[Array]
-AnyOptimizer: TypeAlias = Optimizer | optimizer.Frozen[Array] | KeepGradients[Array]
-Update: TypeAlias = update.Update[Array, AnyOptimizer]
+Update: TypeAlias = update.Update[Array, Any]

@@ -13,11 +13,6 @@ from sacref.jax.weights import functional
 DTYPES = {"bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 
-def has_head(model: nnx.Module) -> bool:
-    """Return whether the model says which layer is its last one."""
-    return isinstance(getattr(model, "head", None), nnx.Module)
-
-
 def low_precision(model: nnx.Module, precision: str, *, arguments: int) -> Callable[..., Any]:
     """Return `functional(model)` of parameters and inputs that are cast down, with outputs in float32.
 

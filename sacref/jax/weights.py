@@ -162,6 +162,11 @@ def refuse_hidden_state(name: str, model: nnx.Module) -> None:
     """
     if not isinstance(model, nnx.Module):
         raise TypeError(f"model {name!r} is a {type(model).__name__}, expected a flax.nnx.Module: sacref.jax.default_models makes such")
+    if name == "policy" and random_state(model):
+        raise ValueError(
+            "model 'policy' has random layers (nnx.RngState), expected them in critics alone: an update's own noise makes the policy "
+            "stochastic. Leave them out of it"
+        )
     check_constants(name, {key: str(array.dtype) for key, array in constants_of(model, identities_of(model)).items()})
     for path, variable in nnx.to_flat_state(nnx.state(model)):
         if isinstance(variable, nnx.BatchStat):

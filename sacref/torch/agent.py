@@ -26,7 +26,7 @@ from sacref.torch.execution import DrawSpec, actors, advance_schedules, choose, 
 from sacref.torch.memory import ReplayMemory, sampler
 from sacref.torch.modes import in_no_mode
 from sacref.torch.optim import State, Update, average_over_ranks
-from sacref.torch.precision import has_head, low_precision
+from sacref.torch.precision import low_precision
 from sacref.torch.ranks import ranks
 
 Parameters = dict[str, Tensor]
@@ -39,6 +39,7 @@ class TorchBackend:
     longest_integer: np.dtype[Any] = np.dtype(np.int64)
     dtype: torch.dtype
     optim: Any = optim
+    weights: Any = weights
 
     def __init__(self, device: str | torch.device | None) -> None:
         self.device: torch.device = device_of(device)
@@ -92,21 +93,8 @@ class TorchBackend:
 
     # Models.
 
-    def check_model(self, name: str, model: nn.Module) -> None:
-        weights.refuse_hidden_state(name, model)
-
-    identities = staticmethod(weights.identities_of)
-    fingerprint = staticmethod(weights.fingerprint)
-    has_head = staticmethod(has_head)
-    constants = staticmethod(weights.constants_of)
-    with_parameters = staticmethod(weights.with_parameters)
-    to_common = staticmethod(weights.to_common)
-
     def own_copies(self, models: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
         return weights.own_copies(models, self.device)
-
-    def parameters(self, model: nn.Module, names: Parameters | None = None) -> Parameters:
-        return weights.parameters_of(model, self.device, names)
 
     def take_dtype(self, arrays: Mapping[str, Parameters], mixed_precision: bool) -> None:
         found = {name: {p.dtype for p in tensors.values() if p.is_floating_point()} for name, tensors in arrays.items()}
@@ -119,9 +107,6 @@ class TorchBackend:
 
     def function(self, name: str, model: nn.Module, precision: str | None) -> Callable[..., Any]:
         return weights.functional(model) if precision is None else low_precision(model, precision, self.device)
-
-    def layout(self, model: nn.Module) -> str:
-        return "common" if isinstance(model, weights.CommonLayout) else self.name
 
     def example_draws(self, model: nn.Module, rows: tuple[int, ...]) -> list[Tensor]:
         return [torch.ones((*rows, width), dtype=self.dtype, device=self.device) for width in draw_widths(model)]
@@ -138,7 +123,7 @@ class TorchBackend:
         changed = any(layer.training != training for model in models.values() for layer in model.modules())
         for model in models.values():
             model.train(training)
-        if not changed or all(self.layout(model) == "common" for model in models.values()):
+        if not changed or all(isinstance(model, weights.CommonLayout) for model in models.values()):
             return False
         states = {generator: generator.get_state() for generator in _generators(models).values()}
         check()
@@ -149,9 +134,6 @@ class TorchBackend:
     def set_constants(self, models: Mapping[str, nn.Module], held: Mapping[str, Parameters], constants: Mapping[str, Parameters]) -> None:
         for name, own in constants.items():
             weights.set_constants(models[name], own)
-
-    def from_common(self, model: nn.Module, arrays: Mapping[str, NumpyArray], like: Parameters) -> Parameters:
-        return weights.from_common(model, arrays, like=like)
 
     # Learning and acting.
 
@@ -197,22 +179,12 @@ def _generators(models: Mapping[str, nn.Module]) -> dict[str, torch.Generator]:
 
 @in_no_mode
 class SAC(Agent[Tensor]):
-    """Soft Actor-Critic (Haarnoja et al. 2018b, arXiv:1812.05905).
+    """Soft Actor-Critic on PyTorch (Haarnoja et al. 2018b, arXiv:1812.05905).
 
     Args:
-        models: `policy`, and for training `critic_1` ... `critic_N`; `target_critic_1` ... are copied from the critics when left
-            out. Every array is copied: the caller's objects stay as they are.
-            Parameters that do not require gradients, and buffers, stay as they are, and are saved; target critics have those of their
-            critics.
-        memory: a `ReplayMemory` of its own, or None for an agent that only acts.
-        observation_space: a Box, or a Dict of such, of one environment. action_space: a Box.
-        state_space: what the critics see in the place of the observations, a Box or a Dict, or None.
+        models, memory, observation_space, state_space, action_space, cfg: see `sacref.agent.agent.Agent`.
+            Parameters that do not require gradients, and buffers, do not learn.
         device: where to compute; None for the first CUDA device where there is one, else the CPU.
-        cfg: a `SACConfig`, or a dict of its fields.
-
-    Raises:
-        ValueError, TypeError: if a model is missing or returns a wrong shape, a space is not supported, the device is unknown, or
-            the batch is larger than the memory.
     """
 
     backend = "torch"
@@ -248,13 +220,6 @@ class SAC(Agent[Tensor]):
 
 @in_no_mode
 class SAC_RNN(SAC):
-    """Soft Actor-Critic whose models may have a carry: `SAC`, over sequences. For the arguments see there.
-
-    A model with a carry has `initial_carry(batch)`, and is called on `(time, batch, ...)`: `policy(inputs, carry) -> (mean, raw log_std,
-    carry)`, `critic(inputs, actions, carry) -> (values, carry)` (`default_models(recurrent=...)`). Models without one take part.
-
-    `batch_size` counts sequences. The policy starts from its stored carry (Kapturowski et al. 2019, R2D2), the critics from their initial
-    one; `burn_in` steps warm both up and have no loss of their own, though gradients pass through them.
-    """
+    """`SAC` over sequences, whose models may have a carry: see `sacref.agent.carry.Carry`."""
 
     carry_type: ClassVar[type[Carry[Any]]] = Carry

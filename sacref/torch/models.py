@@ -37,3 +37,4 @@ def _dtype_of(dtype: str | torch.dtype) -> torch.dtype | None:
 default_models: DefaultModels[nn.Module, torch.dtype] = DefaultModels(
     (GaussianPolicy, RecurrentPolicy), (QFunction, RecurrentQFunction), dtype_of=_dtype_of, fill=_fill
 )
+"""Build the usual ReLU networks; for the arguments see `sacref.agent.networks.DefaultModels`."""

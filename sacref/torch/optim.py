@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from sacref.algorithm import optimizer, update
 from sacref.algorithm.data import Metrics, Noise, Sampled
-from sacref.algorithm.optimizer import KeepGradients, Moments, Objective, Rate, Step, rate_function
+from sacref.algorithm.optimizer import Moments, Objective, Rate, Step, rate_function
 from sacref.algorithm.tree import Tree, leaves, map_leaves
 from sacref.config import ConfigError, Schedule
 from sacref.spec.schedules import KLAdaptive
@@ -176,10 +176,9 @@ class _HostSchedule:
 
 Frozen: Callable[[], optimizer.Frozen[Tensor]] = partial(optimizer.Frozen[Tensor], value_and_grad)
 State: TypeAlias = update.State[Tensor]
-AnyOptimizer: TypeAlias = Optimizer | optimizer.Frozen[Tensor] | KeepGradients[Tensor]
 
 
-class Update(update.Update[Tensor, AnyOptimizer]):
+class Update(update.Update[Tensor, Any]):
     """The gradient step, which carries no gradient but within an optimizer's `minimise`."""
 
     @torch.no_grad()

@@ -7,15 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sacref.agent.model_checks import has_head
 from sacref.algorithm.tree import map_leaves
 from sacref.torch.weights import functional
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def has_head(model: nn.Module) -> bool:
-    """Return whether the model says which layer is its last one."""
-    return isinstance(getattr(model, "head", None), nn.Module)
 
 
 def low_precision(model: nn.Module, precision: str, device: torch.device) -> Callable[..., Any]:
