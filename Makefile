@@ -39,6 +39,7 @@ NEEDS_DEV := array_api_strict beartype hypothesis mpmath msgspec mypy nox pytest
 EXTRAS := all,dev
 setup test test-full parity types lint bench-micro: NEEDS := $(NEEDS_RUN) $(NEEDS_DEV) torch jax flax optax
 bench-micro: NEEDS += pytest_benchmark
+types: NEEDS += basedpyright
 train bench setup-bench bench-peers: NEEDS := $(NEEDS_RUN)
 bench setup-bench: NEEDS += msgspec
 train: NEEDS += $(if $(filter jax,$(BACKEND)),jax flax optax,torch)
