@@ -49,7 +49,7 @@ class JaxBackend:
         self.longest_integer: np.dtype[Any] = np.dtype(jax.dtypes.canonicalize_dtype(np.int64))
         devices = devices_of(device)
         self.parallel: DataParallel | None = DataParallel(devices) if self.ranks.size > 1 or len(devices) > 1 else None
-        self.average = average if self.parallel is not None else None
+        self.average: Callable[[Tree], Tree] | None = average if self.parallel is not None else None
 
     # Arrays.
 

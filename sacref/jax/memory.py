@@ -62,8 +62,8 @@ sampler: Sampler[MemoryState, Array] = Sampler(_draw, lambda memory, length: jnp
 class ArrayRings:
     """JAX's part of a replay memory (`RingLibrary`)."""
 
-    device = staticmethod(device_of)
-    free_bytes = staticmethod(free_bytes)
+    device: Callable[[str | Device | None], Device] = staticmethod(device_of)
+    free_bytes: Callable[[Device], int | None] = staticmethod(free_bytes)
     write: Callable[..., MemoryState] = staticmethod(jax.jit(write, donate_argnums=0))
 
     def numpy_dtype(self, dtype: DTypeLike) -> np.dtype[Any]:

@@ -31,7 +31,7 @@ def value_and_grad(objective: Objective[Array], parameters: Tree, scale: Array |
 class Optimizer(optimizer.Adam[Array]):
     """Adam of optax. The state is optax's where a step is plain; else a dict of that, `adam`, and the scalars."""
 
-    differentiate = staticmethod(value_and_grad)
+    differentiate: optimizer.Differentiate[Array] = staticmethod(value_and_grad)
 
     def rate_of(self, schedule: Schedule | None) -> Rate[Array] | None:
         clip = optax.clip_by_global_norm(self.grad_norm_clip) if self.grad_norm_clip > 0 else optax.identity()

@@ -44,7 +44,7 @@ class TorchBackend:
     def __init__(self, device: str | torch.device | None) -> None:
         self.device: torch.device = device_of(device)
         self.ranks: Ranks = ranks()
-        self.average = average_over_ranks if self.ranks.size > 1 else None
+        self.average: Callable[[Tree], Tree] | None = average_over_ranks if self.ranks.size > 1 else None
 
     # Arrays.
 

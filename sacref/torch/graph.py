@@ -81,6 +81,8 @@ class Recorded:
             results = run(*self._state_leaves, *leaves)
         return results[0] if structure.is_leaf() else pytree.tree_unflatten(results, structure)
 
+    recordings: int
+
     def _record(self, *arguments: Any) -> tuple[Callable[..., Any], pytree.TreeSpec]:
         leaves, structure = pytree.tree_flatten(arguments)
         returned: list[pytree.TreeSpec] = []
@@ -105,6 +107,8 @@ class RecordedTogether(Recorded):
 
     What it does to one is recorded first, without autograd; that is mapped over the axis (`torch.vmap`), and recorded again.
     """
+
+    recordings: int
 
     def _record(self, *arguments: Any) -> tuple[Callable[..., Any], pytree.TreeSpec]:
         leaves, structure = pytree.tree_flatten(arguments)

@@ -1,6 +1,6 @@
 """The replay memory's rings as tensors, written in place."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,9 +64,9 @@ sampler: Sampler[MemoryState, torch.Generator] = Sampler(_draw, lambda memory, l
 class TensorRings:
     """PyTorch's part of a replay memory (`RingLibrary`)."""
 
-    device = staticmethod(device_of)
-    free_bytes = staticmethod(free_bytes)
-    write = staticmethod(write)
+    device: Callable[[str | torch.device | None], torch.device] = staticmethod(device_of)
+    free_bytes: Callable[[torch.device], int | None] = staticmethod(free_bytes)
+    write: Callable[..., MemoryState] = staticmethod(write)
 
     def numpy_dtype(self, dtype: torch.dtype) -> np.dtype[Any]:
         return torch.empty(0, dtype=dtype).numpy().dtype

@@ -42,7 +42,7 @@ def value_and_grad(objective: Objective[Tensor], parameters: Tree, scale: Tensor
 class Optimizer(optimizer.Adam[Tensor]):
     """Adam by PyTorch's fused kernel. The state is a tree of tensors, so that a step can be recorded, captured and batched."""
 
-    differentiate = staticmethod(value_and_grad)
+    differentiate: optimizer.Differentiate[Tensor] = staticmethod(value_and_grad)
 
     def rate_of(self, schedule: Schedule | None) -> Rate[Tensor] | None:
         self._host = (
