@@ -68,9 +68,9 @@ def flax_epsilon(patch: Patch, name: str) -> None:
 
 
 def delay_short_by_one(patch: Patch, name: str) -> None:
-    agent = part(name, "agent")
-    right = agent.Optimizer
-    patch.setattr(agent, "Optimizer", lambda rate, clip, schedule, every=1, **more: right(rate, clip, schedule, max(every - 1, 1), **more))
+    optim = part(name, "optim")
+    right = optim.Optimizer
+    patch.setattr(optim, "Optimizer", lambda rate, clip, schedule, every=1, **more: right(rate, clip, schedule, max(every - 1, 1), **more))
 
 
 def factors_that_multiply_each_other(patch: Patch, name: str) -> None:
