@@ -23,7 +23,7 @@ from tests.backends import without_shape_checks
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
 WITH_PYTHON = [page for page in PAGES if "```python" in page.read_text()]
-OTHERS = {"docs/examine.md": "tests/examine/test_guide.py runs it"}
+OTHERS = {"docs/changing.md": "tests/test_changing.py runs it", "docs/examine.md": "tests/examine/test_guide.py runs it"}
 """Page -> who runs its Python."""
 PROGRAMS = {"export", "cd", "tensorboard", "docker"}
 """Programs of others, whose arguments nothing here knows."""

@@ -13,78 +13,14 @@ from bench import __main__ as command
 from bench import compare, pipeline, report, suites
 from bench.core import runner
 from bench.core.stage import Choices
-
-TOY = {
-    "__init__.py": '''
-"""Sums per second."""
-
-from bench.core.suite import Suite
-
-SUITE = Suite(package=__name__, section_order=1_000, stage_order=1_000)
-''',
-    "samples.py": """
-from collections.abc import Iterator
-from typing import ClassVar
-
-from bench.core.samples import Figure, Samples, Timing, rates
-
-
-class ToySamples(Samples, frozen=True, kw_only=True):
-    suite: ClassVar[str] = "toy"
-    timings: list[Timing]
-
-    def figures(self) -> Iterator[tuple[str, Figure]]:
-        yield from rates("sums", self.timings, "sums/s")
-""",
-    "measure.py": """
-from functools import partial
-
-from bench.core import runner, timing
-from bench.core.stage import Preset
-from bench.core.timing import Timed
-from bench.suites.toy.samples import ToySamples
-
-SIZES: dict[Preset, int] = {"smoke": 10, "cpu": 1_000, "gpu": 1_000}
-
-
-def plan(preset: Preset, threads: int, seed: int) -> runner.Plan[ToySamples]:
-    size = SIZES[preset]
-    piece = runner.Piece(name="sums", seconds=1.0, measure=partial(measure, size))
-    return runner.Plan(title="Sums per second", configuration={"size": size}, pieces=[piece])
-
-
-def measure(size: int) -> ToySamples:
-    timed = Timed(call=lambda: sum(range(size)), synchronise=lambda: None)
-    return ToySamples(timings=[timing.stretch(timed, 3) for _ in range(2)])
-
-
-SWEEP = runner.Sweep(ToySamples, plan)
-main, stages = SWEEP.main, SWEEP.stages
-""",
-    "section.py": """
-from pathlib import Path
-
-from bench.core.newest import newest
-from bench.core.page import Finding, Section
-from bench.suites.toy.samples import ToySamples
-
-
-def section(results: Path) -> Section:
-    found = newest(results, ToySamples)
-    lines = [f"{one.heading}: {len(one.record.samples.timings)} rounds\\n" for one in found]
-    return Section(["## Toys\\n", *lines], {}, [Finding("Sums", f"{len(found)} runs")])
-""",
-}
+from tests.changing import examples
 
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A suite in a folder of its own."""
-    folder = tmp_path / "suites" / "toy"
-    folder.mkdir(parents=True)
-    for name, text in TOY.items():
-        (folder / name).write_text(text)
-    monkeypatch.setattr(suites, "__path__", [*suites.__path__, str(folder.parent)])
+    examples()["Benchmark suite"].apply(tmp_path)
+    monkeypatch.setattr(suites, "__path__", [*suites.__path__, str(tmp_path / "bench" / "suites")])
     importlib.invalidate_caches()
     yield
     for name in [name for name in sys.modules if name.startswith("bench.suites.toy")]:
