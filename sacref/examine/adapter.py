@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -13,7 +13,7 @@ from sacref.examine.observed import Trajectory, Update, steps_by_network
 from sacref.examine.problem import Problem, Scene
 from sacref.parity.networks import Arrays, Floats, Named
 
-Env = gymnasium.Env[Any, Any]
+Env = gymnasium.Env[Floats, Floats]
 
 
 class AdapterError(TypeError):
@@ -95,6 +95,52 @@ class Collecting(Protocol):
 
     def collect(self, make_env: Callable[[], Env], num_envs: int, steps: int) -> Batch[Floats]:
         """Act in so many environments for so many steps of each, and give the transitions that the replay memory then holds."""
+        ...
+
+
+@runtime_checkable
+class Training(Protocol):
+    """An adapter whose agent learns in the implementation's own loop."""
+
+    def make(self, problem: Problem) -> None:
+        """Make an agent, as `Adapter` has it."""
+        ...
+
+    def train(self, make_env: Callable[[], Env], num_envs: int, steps: int, gradient_steps: int) -> Sequence[Floats]:
+        """Learn in so many environments for so many steps of each, with `gradient_steps` to an update that follows each step.
+
+        Returns:
+            The observations of each gradient step's batch, `(batch, observation)`, in turn.
+        """
+        ...
+
+
+class Windows(NamedTuple):
+    """Transitions of several steps, as a replay memory gives them."""
+
+    observations: Floats
+    """`(batch, observation)`"""
+    rewards: Floats
+    """`(batch,)`: discounted sums."""
+    next_observations: Floats
+    """`(batch, observation)`"""
+    terminated: Floats
+    """`(batch,)`"""
+    discounts: Floats
+    """`(batch,)`: factors of the next observation's value, where it has one."""
+
+
+@runtime_checkable
+class Replaying(Protocol):
+    """An adapter whose implementation has a replay memory of transitions of several steps."""
+
+    def windows(self, rows: Batch[Floats], truncated: Floats, capacity: int, n_step: int, discount: float) -> Windows:
+        """Store the rows of one environment, in turn, in a new memory of this capacity, and give all windows that it would sample.
+
+        Args:
+            rows: with actions in (-1, 1). truncated: `(batch,)`, the rows that end an episode without terminating.
+            capacity: less than there are rows. n_step: steps of a window. discount: of rewards and values.
+        """
         ...
 
 

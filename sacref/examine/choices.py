@@ -6,21 +6,22 @@ that papers leave open. "before" and "after" speak of the step of the gradient u
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 BEFORE, AFTER = "before its step", "after its step"
 NEWEST = "newest, the policy being stepped twice"
 FRESH, FROZEN = "fresh", "that of the first update, for ever"
 
 
-def one_of(about: str, *values: str) -> Any:
-    """A field whose default is the first value."""
-    return field(default=values[0], metadata={"about": about, "values": values})
+def one_of(about: str, *values: str) -> str:
+    """Declare a field whose default is the first value."""
+    declared: str = field(default=values[0], metadata={"about": about, "values": values})
+    return declared
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """What an update does where implementations of SAC differ. Without arguments it is sacref's.
+    """Behaviour of an update where implementations of SAC differ; without arguments, sacref's.
 
     Raises:
         ValueError: if a field holds none of its values.
@@ -93,7 +94,7 @@ class Choices:
         "step of the target networks", "tau of the new critics", "tau of the critics before their step", "1 - tau of the new critics"
     )
     averaging_interval: str = one_of("target networks step at", "every update", "every second update")
-    # What is seen where the implementation has the option.
+    # Seen where the implementation has the option, or a loop of its own.
     clipping: str = one_of(
         "gradient clipping, where it is asked for",
         "norm of all critics, norm of the policy",
@@ -105,6 +106,8 @@ class Choices:
         "learning-rate factor, where it is asked for", "of the base rate", "multiplied in again at each step", "accepted and ignored"
     )
     temperature_schedule: str = one_of("the temperature's learning-rate factor", "of the base rate", "accepted and ignored")
+    update_ratio: str = one_of("gradient steps, with several environments", "for each step of all of them", "for each transition")
+    batches: str = one_of("batch of a gradient step", "its own", "one for all of an update")
 
     def __post_init__(self) -> None:
         for name, value in self.__dict__.items():
@@ -112,22 +115,22 @@ class Choices:
                 raise ValueError(f"Choices: {name} is {value!r}, expected one of {', '.join(map(repr, VALUES[name]))}")
 
     def items(self) -> Iterator[tuple[str, str]]:
-        """Name and value of each field."""
+        """Iterate over the names and values of the fields."""
         return iter(self.__dict__.items())
 
     def mistakes(self) -> list["Mistake"]:
-        """Those of `MISTAKES` that are in it."""
+        """List those of `MISTAKES` that are in it."""
         return [mistake for mistake in MISTAKES if getattr(self, mistake.field) == mistake.value]
 
     def differences(self) -> dict[str, str]:
-        """The fields that are not as sacref has them."""
+        """Return the fields that are not as sacref has them."""
         return {name: value for name, value in self.items() if value != VALUES[name][0]}
 
 
 VALUES: Mapping[str, tuple[str, ...]] = {each.name: each.metadata["values"] for each in fields(Choices)}
-"""Field -> its values, sacref's first."""
+"""Values by field, sacref's first."""
 ABOUT: Mapping[str, str] = {each.name: each.metadata["about"] for each in fields(Choices)}
-"""Field -> what it is about."""
+"""Title by field."""
 
 
 class Mistake(NamedTuple):
@@ -164,16 +167,19 @@ MISTAKES = (
     Mistake("schedule", "multiplied in again at each step", "learning-rate factor compounded", "the rate falls much faster than it should"),
     Mistake("schedule", "accepted and ignored", "learning-rate schedule accepted and ignored", "the rate stays"),
     Mistake("temperature_schedule", "accepted and ignored", "the temperature's schedule accepted and ignored", "its rate stays"),
+    Mistake(
+        "batches", "one for all of an update", "one batch for all gradient steps of an update", "the same rows are fitted again and again"
+    ),
 )
 
 
 def is_mistake(name: str, value: str) -> bool:
-    """Whether no SAC should have this value."""
+    """Say whether no SAC should have this value."""
     return any((mistake.field, mistake.value) == (name, value) for mistake in MISTAKES)
 
 
 def contradictions(choices: Choices) -> list[str]:
-    """Values that cannot stand together, since each needs a step of the update before the other's."""
+    """List values that cannot stand together, since each needs a step of the update before the other's."""
     found = []
     if choices.target_policy == AFTER and choices.policy_critics == AFTER:
         found.append("target_policy and policy_critics are both after their step")
@@ -189,7 +195,7 @@ def contradictions(choices: Choices) -> list[str]:
 
 
 def canonical(choices: Choices) -> Choices:
-    """The same update where two ways of writing it exist: values that another one leaves without effect are sacref's."""
+    """Replace values that another one leaves without effect by sacref's, so that equal updates are equal choices."""
     changed: Mapping[str, tuple[str, ...]] = {}
     if choices.squash != "tanh":
         changed = {"log_prob": (), "log_prob_units": ()}

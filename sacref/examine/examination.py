@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 import sacref.examine.probes as probes
-from sacref.examine.adapter import Adapter, check_noise, record
+from sacref.examine.adapter import Adapter, Training, check_noise, record
 from sacref.examine.choices import MISTAKES, VALUES, Choices, is_mistake
 from sacref.examine.identify import Identification, Left, identify, replay
 from sacref.examine.oracle import Oracle
@@ -16,6 +16,8 @@ from sacref.examine.problem import Problem, ordinary, wide
 
 OPTIONS = {"clip": ("clipping",), "schedule": ("schedule", "temperature_schedule")}
 """Option that an adapter may support -> the choices that are seen with it alone."""
+LOOP = ("update_ratio", "batches")
+"""Choices that are seen in an implementation's own loop."""
 MORE = 2
 """Times that other data are drawn where several combinations are left."""
 SHOWN = 8
@@ -33,6 +35,7 @@ class Examination:
     updates: int
     """Compared with the oracle, of all scenes together."""
     seconds: float
+    """Of processor time."""
     choices: Mapping[str, Sequence[str]]
     """Field of `Choices` -> the values that reproduce the numbers: one, or several that the data cannot tell apart; none if not seen."""
     unseen: Mapping[str, str]
@@ -66,8 +69,8 @@ def examine(adapter: Adapter, *, problem: Problem | None = None, on_stage: Calla
     Raises:
         AdapterError: if the adapter does not do what the examiner relies on.
     """
-    began = time.perf_counter()
-    problem = replace(problem or Problem(), clip=0.0, decay=1.0)
+    began = time.process_time()
+    problem = replace(problem or Problem(dtype=getattr(adapter, "dtype", "float64")), clip=0.0, decay=1.0)
     on_stage("weights")
     adapter.make(problem)
     made = {name: np.array(array) for name, array in adapter.weights().items()}
@@ -96,21 +99,29 @@ def examine(adapter: Adapter, *, problem: Problem | None = None, on_stage: Calla
             differences = largest
     on_stage("options")
     base = next(iter(found.combinations), None)
-    options, unseen = _options(adapter, problem, base, found.combinations.get(base, ()) if base else ())
-    choices = _values(found, options, unseen)
+    optional, unseen = options(adapter, problem, base, found.combinations.get(base, ()) if base else ())
+    on_stage("loop")
+    usual = replace(problem, dtype="float32")
+    if isinstance(adapter, Training):
+        seen, why = probes.training(adapter, usual)
+        optional, unseen = optional | seen, unseen | why
+    else:
+        unseen |= dict.fromkeys(LOOP, "the adapter has no train()")
+    choices = _values(found, optional, unseen)
     on_stage("probes")
     findings = [*_mistakes(choices, found, unseen), probes.log_density(list(reproduced)), *probes.start(made)]
     findings += [
         *probes.acting(adapter, scenes[0], list(reproduced)),
-        probes.saving(adapter, ordinary(replace(problem, dtype="float32"))),
-        *probes.collecting(adapter, problem),
+        probes.saving(adapter, ordinary(usual)),
+        *probes.collecting(adapter, usual),
+        *probes.windows(adapter, usual),
     ]
     return Examination(
         name=adapter.name,
         versions=dict(adapter.versions()),
         dtype=problem.dtype,
         updates=sum(len(trajectory.updates) for trajectory in trajectories),
-        seconds=time.perf_counter() - began,
+        seconds=time.process_time() - began,
         choices=choices,
         unseen=unseen,
         combinations=list(reproduced),
@@ -120,8 +131,18 @@ def examine(adapter: Adapter, *, problem: Problem | None = None, on_stage: Calla
     )
 
 
-def _options(adapter: Adapter, problem: Problem, base: Choices | None, order: Sequence[int]) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Choices that are seen where an option is on: those whose oracle takes the same steps."""
+def options(adapter: Adapter, problem: Problem, base: Choices | None, order: Sequence[int]) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Find the choices that are seen where an option is on: those whose oracle takes the same steps.
+
+    Args:
+        adapter: of the implementation.
+        problem: sizes and settings, without an option.
+        base: choices of the plain update, or None if it is not identified.
+        order: in which its noise is drawn.
+
+    Returns:
+        The values of the choices that were seen, and why others were not.
+    """
     found: dict[str, list[str]] = {}
     unseen: dict[str, str] = {}
     supported = getattr(adapter, "supports", ())

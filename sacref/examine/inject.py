@@ -73,7 +73,7 @@ def torch_noise(noise: Noise) -> Iterator[None]:
         (torch, "normal", normal),
         (of_distributions, "_standard_normal", standard_normal),
     ]
-    with _patched(patches):
+    with patched(patches):
         yield
 
 
@@ -100,7 +100,7 @@ def float32_is(dtype: str, *modules: str) -> Iterator[None]:
         def __getattr__(self, name: str) -> Any:
             return getattr(torch, name)
 
-    with _patched([(importlib.import_module(module), "torch", Torch()) for module in modules]):
+    with patched([(importlib.import_module(module), "torch", Torch()) for module in modules]):
         yield
 
 
@@ -132,7 +132,7 @@ def jax_noise(noise: Noise) -> Iterator[None]:
 
     _jax_sources.append(noise)
     try:
-        with _patched([(jax.random, "normal", normal)]):
+        with patched([(jax.random, "normal", normal)]):
             yield
             jax.effects_barrier()
     finally:
@@ -171,6 +171,7 @@ def to_numpy(array: Any, transposed: bool = False, scalar: bool = False) -> NDAr
     return found.reshape(()) if scalar else found.T if transposed else found
 
 
+KINDS = ("kernel", "bias")
 MEAN, LOG_STD = "policy.head.mean.", "policy.head.log_std."
 """Prefixes of a head that is two layers: `merge_heads` makes one of them, as the common names have it."""
 
@@ -214,73 +215,69 @@ def torch_places(models: Mapping[str, Any], log_alpha: Any = None) -> Places:
     return found
 
 
-def read(places: Places) -> Arrays:
-    """The weights that tensors hold, by common names."""
-    return merge_heads({name: to_numpy(tensor, transposed, name == "log_alpha") for name, (tensor, transposed) in places.items()})
+def read_flax(params: Mapping[str, object], model: str, hidden: int) -> Arrays:
+    """Read a model of `nn.Dense` layers by common names, told by their order; stacked models give stacked arrays.
 
-
-def write(places: Places, weights: Named) -> None:
-    """Write weights into torch tensors."""
-    torch = importlib.import_module("torch")
-    split = split_heads(weights)
-    with torch.no_grad():
-        for name, (tensor, transposed) in places.items():
-            value = torch.as_tensor(np.ascontiguousarray(split.get(name, weights.get(name))), dtype=tensor.dtype)
-            tensor.copy_(value.T if transposed else value.reshape(tensor.shape))
-
-
-def adam_moments(state: Any) -> Any:
-    """The tree of first moments in an optax state: that of its only part that has `mu`.
-
-    Raises:
-        ValueError: if there is none, or more than one.
+    Args:
+        params: `Dense_0` and so on -> `kernel`, `bias`. model: "policy", "critic_1" and so on.
+        hidden: layers before the head; a policy with two more has a mean and a log standard deviation.
     """
-    found: list[Any] = []
-
-    def look(part: Any) -> None:
-        if hasattr(part, "mu"):
-            found.append(part.mu)
-        elif isinstance(part, Mapping):
-            for each in part.values():
-                look(each)
-        elif isinstance(part, tuple | list):
-            for each in part:
-                look(each)
-        elif hasattr(part, "inner_state"):
-            look(part.inner_state)
-
-    look(state)
-    if len(found) != 1:
-        raise ValueError(
-            f"adam_moments: {len(found)} parts of the optimizer's state have moments, expected one: hand over one optimizer's state"
-        )
-    return found[0]
+    layers = _flax_layers(model, hidden, two_heads=f"Dense_{hidden + 1}" in params)
+    found = {f"{prefix}{kind}": np.array(params[layer][kind]) for layer, prefix in layers.items() for kind in KINDS}  # type: ignore[index]
+    return merge_heads(found)
 
 
-class GradientsOfMoments:
-    """Gradients from Adam's first moments: g = (m - decay m_before) / (1 - decay)."""
+def write_flax(weights: Named, model: str, hidden: int, *, two_heads: bool = False) -> dict[str, dict[str, Floats]]:
+    """Make the tree that `read_flax` reads."""
+    split = split_heads(weights) if two_heads else weights
+    layers = _flax_layers(model, hidden, two_heads=two_heads)
+    return {layer: {kind: split[f"{prefix}{kind}"] for kind in KINDS} for layer, prefix in layers.items()}
 
-    def __init__(self, decay: float = 0.9) -> None:
-        self._decay = decay
-        self._before: Arrays = {}
 
-    def reset(self) -> None:
-        """Forget the moments: those of a new optimizer are zero."""
-        self._before = {}
+def _flax_layers(model: str, hidden: int, *, two_heads: bool) -> dict[str, str]:
+    """Flax's name of each layer -> prefix of its common names."""
+    heads = [MEAN, LOG_STD] if two_heads else [f"{model}.head."]
+    return {f"Dense_{i}": prefix for i, prefix in enumerate([*(f"{model}.hidden.{i}." for i in range(hidden)), *heads])}
 
-    def __call__(self, moments: Named) -> Arrays:
-        """The gradients of the last step, of parameters whose moments changed."""
-        found = {}
-        for name, moment in moments.items():
-            before = self._before.get(name, np.zeros_like(moment))
-            if not np.array_equal(moment, before):
-                found[name] = (moment - self._decay * before) / (1 - self._decay)
-        self._before = {name: np.array(moment) for name, moment in moments.items()}
-        return found
+
+class TorchWeights:
+    """Weights and gradients of torch modules, and the noise of their update.
+
+    Args:
+        dtype: that torch is to compute in.
+        places: gives the tensors by their common names; see `torch_places`.
+    """
+
+    def __init__(self, dtype: str, places: Callable[[], Places]) -> None:
+        self._dtype, self._places, self._noise = dtype, places, Noise()
+        self.gradients: list[Arrays] = []
+        """Those that each optimizer step of the last update was taken with."""
+
+    def read(self) -> Arrays:
+        """Read the weights by common names."""
+        places = self._places()
+        return merge_heads({name: to_numpy(tensor, transposed, name == "log_alpha") for name, (tensor, transposed) in places.items()})
+
+    def write(self, weights: Named) -> None:
+        """Write weights into the tensors."""
+        torch = importlib.import_module("torch")
+        split = split_heads(weights)
+        with torch.no_grad():
+            for name, (tensor, transposed) in self._places().items():
+                value = torch.as_tensor(np.ascontiguousarray(split.get(name, weights.get(name))), dtype=tensor.dtype)
+                tensor.copy_(value.T if transposed else value.reshape(tensor.shape))
+
+    @contextmanager
+    def update(self, draws: Floats) -> Iterator[None]:
+        """Let what runs within draw this noise, and keep its gradients."""
+        self._noise.fill(draws)
+        with torch_dtype(self._dtype), torch_noise(self._noise), torch_gradients(self._places) as self.gradients:
+            yield
 
 
 @contextmanager
-def _patched(patches: Sequence[tuple[Any, str, Any]]) -> Iterator[None]:
+def patched(patches: Sequence[tuple[object, str, object]]) -> Iterator[None]:
+    """Set attributes of modules or objects for a while."""
     kept = [(module, name, getattr(module, name)) for module, name, _ in patches]
     for module, name, value in patches:
         setattr(module, name, value)

@@ -3,6 +3,7 @@
 Each is optional: an adapter without the method gets "not checkable", with what it would have to offer.
 """
 
+import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -15,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import sacref.examine.oracle as oracle
-from sacref.examine.adapter import Acting, Adapter, Collecting, Saving, check_acting
-from sacref.examine.choices import Choices
+from sacref.algorithm.data import Batch
+from sacref.examine.adapter import Acting, Adapter, Collecting, Replaying, Saving, Training, Windows, check_acting
+from sacref.examine.choices import VALUES, Choices
 from sacref.examine.observed import difference
 from sacref.examine.problem import Problem, Scene
 from sacref.parity.networks import Arrays, Floats, Named, Seen, forward
@@ -182,7 +184,8 @@ class Counting(gymnasium.Env[NDArray[Any], NDArray[Any]]):
     def step(self, action: NDArray[Any]) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
         self._step += 1
         even = self._episode % 2 == 0
-        return self._see(), 1.0, even and self._step == self.TERMINATED, not even and self._step == self.TRUNCATED, {}
+        ends = even and self._step == self.TERMINATED, not even and self._step == self.TRUNCATED
+        return self._see(), float(self._step), *ends, {}
 
 
 COLLECTED = (
@@ -222,6 +225,93 @@ def stored(observations: Floats, next_observations: Floats, terminated: Floats) 
             yield Finding(title, "present", f"{int(wrong.sum())} rows of {int(of.sum())} ends", "none", consequence)
         else:
             yield Finding(title, "absent")
+
+
+WINDOWS = ("n-step exponents wrong", "n-step windows over the write head", "n-step windows over an episode's end")
+N_STEP, CAPACITY, STORED, DISCOUNT = 3, 20, 33, 0.9
+
+
+def windows(adapter: Adapter, problem: Problem) -> Iterator[Finding]:
+    """Check the n-step transitions of a replay memory that has overwritten its oldest rows."""
+    if not isinstance(adapter, Replaying):
+        yield from (Finding(title, "not checkable", why="the adapter has no windows()") for title in WINDOWS)
+        return
+    adapter.make(problem)
+    rows, truncated = played(problem, STORED)
+    yield from windowed(adapter.windows(rows, truncated, CAPACITY, N_STEP, DISCOUNT), rows.observations[-1])
+
+
+def played(problem: Problem, steps: int) -> tuple[Batch[Floats], Floats]:
+    """Play `Counting`: its transitions, and those that are truncated."""
+    environment, rows = Counting(problem), []
+    now, _ = environment.reset()
+    for _ in range(steps):
+        after, reward, terminated, truncated, _ = environment.step(now)
+        rows.append((now, reward, after, terminated, truncated))
+        now = environment.reset()[0] if terminated or truncated else after
+    observations, rewards, next_observations, ends, cuts = (np.array(part) for part in zip(*rows, strict=True))
+    actions = np.zeros((steps, problem.action), np.float32)
+    return Batch(observations, None, actions, rewards.astype(np.float32), next_observations, None, ends), cuts
+
+
+def windowed(seen: Windows, newest: Floats) -> Iterator[Finding]:
+    """Judge windows of `Counting`; `newest` is the observation of the row that was stored last."""
+    (episode, step), (next_episode, next_step) = seen.observations[:, :2].T, seen.next_observations[:, :2].T
+    taken = np.where(next_episode == episode, next_step - step, 0)
+    inside = (taken >= 1) & (taken <= N_STEP)
+    powers = DISCOUNT ** np.arange(N_STEP)
+    # The reward of a step is the number of the step that it leads to.
+    sums = np.array(
+        [float((powers[: int(k)] * (s + 1 + np.arange(int(k)))).sum()) for s, k in zip(step, np.where(inside, taken, 0), strict=True)]
+    )
+    away = np.abs(np.asarray(seen.rewards, np.float64).ravel() - sums)
+    ends = np.asarray(seen.terminated, bool).ravel()
+    away = np.maximum(away, np.where(ends, 0, np.abs(np.asarray(seen.discounts, np.float64).ravel() - DISCOUNT**taken)))
+    # At most n steps before the newest row, in its episode.
+    at_head = (episode == newest[0]) & (step > newest[1] - N_STEP)
+    cases = (
+        (inside & (away > 1e-5), inside, "values of other steps are discounted as if they were n steps away"),
+        (~inside & at_head, at_head, "the newest rows are followed by the oldest ones"),
+        (~inside & ~at_head, ~at_head, "rewards leak from one episode into the next"),
+    )
+    for title, (wrong, of, consequence) in zip(WINDOWS, cases, strict=True):
+        if not of.any():
+            yield Finding(title, "not checkable", why="no such window is sampled")
+        elif wrong.any():
+            yield Finding(title, "present", f"{int(wrong.sum())} windows of {int(of.sum())}", "none", consequence)
+        else:
+            yield Finding(title, "absent")
+
+
+ENVIRONMENTS, FIRST_STEPS, MORE_STEPS = 4, 20, 8
+
+
+def training(adapter: Training, problem: Problem) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Find how many gradient steps an implementation's own loop takes, and on which batches.
+
+    Returns:
+        The values of the choices that were seen, and why others were not.
+    """
+
+    def batches(num_envs: int, steps: int, gradient_steps: int) -> Sequence[Floats]:
+        adapter.make(problem)
+        return adapter.train(lambda: Counting(problem), num_envs, steps, gradient_steps)
+
+    numbers = [len(batches(ENVIRONMENTS, FIRST_STEPS + more, 1)) for more in (0, MORE_STEPS)]
+    each = (numbers[1] - numbers[0]) / MORE_STEPS
+    # From the first steps a memory may hold a single row.
+    pairs = list(itertools.pairwise(batches(1, FIRST_STEPS, 2)))[::2][-MORE_STEPS:]
+    alike = [np.array_equal(one, other) for one, other in pairs]
+    ratio, own = VALUES["update_ratio"], VALUES["batches"]
+    found = {
+        "update_ratio": [value for value, expected in zip(ratio, (1, ENVIRONMENTS), strict=True) if each == expected],
+        "batches": [own[all(alike)]] if pairs and len(set(alike)) == 1 else [],
+    }
+    why = {
+        "update_ratio": f"{each:g} gradient steps for each step of {ENVIRONMENTS} environments",
+        "batches": f"{sum(alike)} of {len(pairs)} pairs of batches are equal",
+    }
+    return found, {name: why[name] for name, values in found.items() if not values}
 
 
 def _copy(arrays: Named) -> Arrays:

@@ -15,13 +15,15 @@ import numpy as np
 
 import sacref.examine.oracle as oracle
 from sacref.examine.choices import AFTER, BEFORE, NEWEST, VALUES, Choices, canonical
-from sacref.examine.observed import Trajectory, Update, difference
+from sacref.examine.observed import Trajectory, Update, gradient_difference
 from sacref.examine.oracle import DENSITY, Adam
 from sacref.parity.networks import Arrays, Floats, Named, Seen, backward, forward
 from sacref.parity.oracle import critics
 
 FEW = 4
 """Rows of a batch that rule out almost every variant."""
+BIAS = 1e-4
+"""Relative difference of the head's bias up to which a variant of the policy is looked at closely."""
 IN_BOX = "in the Box's units"
 NEVER = "none: it never moves"
 NO_STEP = "no optimizer makes this step of one gradient, as weights alone show it"
@@ -145,7 +147,7 @@ class Target(Stage):
                 source = i if chosen.critic_gradient == "its own" else len(jacobians) - 1
                 part = jacobians[source].gradient(errors[source])
                 predicted |= {f"{jacobian.model}.{name}": array for name, array in part.items()}
-            distance = difference(predicted, gradient, update.errors)
+            distance = gradient_difference(predicted, gradient, update.errors)
             self.near(distance, variant)
             if distance <= trajectory.tolerance:
                 kept.add(variant)
@@ -321,7 +323,7 @@ class Policy(Stage):
                     if key not in slopes:
                         slopes[key] = oracle.by_actions(judges[chosen.policy_critics], observations, drawn.action, chosen.policy_value)
                     predicted = oracle.policy_gradients(drawn, gradient, slopes[key], alphas[chosen.policy_alpha], chosen)
-                    distance = difference(predicted, seen, update.errors)
+                    distance = gradient_difference(predicted, seen, update.errors)
                     self.near(distance, variant)
                     if distance <= trajectory.tolerance:
                         kept.add(variant)
@@ -344,7 +346,7 @@ class Policy(Stage):
         """Find variants that give the gradient of the head's bias, which is the sum of the derivatives by the policy's output."""
         bound, batch, noise = trajectory.scene.problem.bound, update.batch, update.noise()
         seen, size = gradient["policy.head.bias"], len(batch.rewards)
-        loose = trajectory.loose * float(np.abs(seen).max())
+        loose = BIAS * float(np.abs(seen).max())
         signs = {"there": 1.0, "left out": 0.0, "with the wrong sign": -1.0}
         terms = [(e, a, signs[e] * alphas[a]) for e, a in itertools.product(signs, alphas) if e != "left out" or a == BEFORE]
         factors = np.array([factor for _, _, factor in terms])[:, None, None, None]

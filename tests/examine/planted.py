@@ -11,7 +11,7 @@ from sacref.examine.identify import Identification, identify
 from sacref.examine.observed import Trajectory
 from sacref.examine.problem import Problem, Scene, ordinary, wide
 
-WITH_OPTIONS = ("clipping", "schedule", "temperature_schedule")
+WITH_OPTIONS = ("clipping", "schedule", "temperature_schedule", "update_ratio", "batches")
 """Fields that plain updates do not show."""
 
 

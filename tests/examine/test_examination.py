@@ -4,13 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sacref.cli import main as cli
 from sacref.examine import Examination, Problem, examination, examine, markdown, record
 from sacref.examine.adapter import record as observe
 from sacref.examine.adapters import load
 from sacref.examine.adapters.oracle import OracleAdapter
-from sacref.examine.choices import MISTAKES, VALUES
+from sacref.examine.choices import MISTAKES, VALUES, Choices
 from sacref.examine.identify import identify
 from sacref.examine.problem import ordinary, wide
 
@@ -34,6 +36,15 @@ def planted() -> Examination:
             target_entropy="-1",
         )
     )
+
+
+@pytest.mark.parametrize("name", ["clipping", "schedule", "temperature_schedule"])
+def test_each_option_is_named(name: str) -> None:
+    for value in VALUES[name]:
+        adapter = OracleAdapter(**{name: value})
+        found, unseen = examination.options(adapter, Problem(), adapter.choices, (0, 1))
+        assert found == {each: [getattr(adapter.choices, each)] for each in ("clipping", "schedule", "temperature_schedule")}
+        assert unseen == {}
 
 
 def test_choices_and_mistakes_are_kept_apart(planted: Examination) -> None:
@@ -62,7 +73,7 @@ def test_a_record_holds_all_of_it(planted: Examination) -> None:
     value = json.loads(json.dumps(record(planted)))
     assert (value["suite"], value["identified"], value["left"], value["updates"]) == ("examined", True, None, 6)
     assert value["choices"]["target_alpha"] == ["after its step"]
-    assert len(value["findings"]) == len(MISTAKES) + 12
+    assert len(value["findings"]) == len(MISTAKES) + 15
     assert [finding["mistake"] for finding in value["findings"] if finding["status"] == "present"] == [
         each.mistake for each in planted.mistakes
     ]
@@ -97,6 +108,37 @@ def test_sacrefs_own_agents_are_clean(backend: str) -> None:
     assert [dict(each.differences()) for each in found.combinations] == [{}]
     assert max(found.differences.values()) < 1e-9
     assert {finding.status for finding in found.findings} == {"absent"}
+
+
+@pytest.mark.parametrize("backend", ["torch", pytest.param("jax", marks=pytest.mark.full)])
+@pytest.mark.parametrize("examples", [1, pytest.param(50, marks=pytest.mark.full)])
+def test_there_is_no_false_alarm_on_sacrefs_own_agents(backend: str, examples: int) -> None:
+    pytest.importorskip(backend)
+    adapter = load(f"sacref-{backend}")
+
+    @settings(max_examples=examples, database=None, deadline=None)
+    @given(st.integers(0, 2**32))
+    def clean(seed: int) -> None:
+        problem = Problem(seed=seed)
+        trajectories = [observe(adapter, scene(problem)) for scene in (ordinary, wide)]
+        assert list(identify(trajectories).combinations) == [Choices()]
+
+    clean()
+
+
+class Narrow(OracleAdapter):
+    """An oracle that cannot compute in float64."""
+
+    dtype = "float32"
+
+
+def test_an_update_in_float32_is_identified() -> None:
+    planted = {"target_alpha": "after its step", "log_prob": "log(1 - a^2 + 1e-6)", "target_value": "mean"}
+    found = examine(Narrow("narrow", **planted))
+    assert (found.identified, found.dtype) == (True, "float32")
+    assert {name: found.choices[name] for name in planted} == {name: [value] for name, value in planted.items()}
+    assert found.choices["weight_decay"] == ["none", "decoupled, 0.0001"]  # a ten-thousandth of a step of float32
+    assert max(found.differences.values()) <= 1e-5
 
 
 def test_other_data_are_drawn_where_several_combinations_are_left(monkeypatch: pytest.MonkeyPatch) -> None:

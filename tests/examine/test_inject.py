@@ -5,17 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from sacref.examine.inject import (
-    GradientsOfMoments,
-    Noise,
-    adam_moments,
-    jax_noise,
-    read,
-    torch_gradients,
-    torch_noise,
-    torch_places,
-    write,
-)
+from sacref.examine.inject import Noise, TorchWeights, jax_noise, read_flax, torch_noise, torch_places, write_flax
 from sacref.examine.problem import Problem, ordinary
 
 DRAWS = np.random.default_rng(0).standard_normal((4, 2, 3))
@@ -81,28 +71,31 @@ def test_weights_go_into_torch_modules_by_shape_and_order_and_gradients_come_out
     models = {"policy": policy, "critic_1": torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(4, 1)).double()}
     log_alpha = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     places = torch_places(models, log_alpha)
-    write(places, weights)
-    got = read(places)
+    held = TorchWeights("float64", lambda: places)
+    held.write(weights)
+    got = held.read()
     assert set(got) == {name for name in weights if name.startswith(("policy.", "critic_1.")) or name == "log_alpha"}
     for name, array in got.items():
         np.testing.assert_array_equal(array, weights[name], err_msg=name)
     np.testing.assert_array_equal(policy[1].weight.detach().numpy(), weights["policy.head.kernel"][:, :3].T)
     optimizer = torch.optim.Adam([*models["policy"].parameters(), log_alpha], lr=0.1)
     sum((i + 1) * parameter.sum() for i, parameter in enumerate(models["policy"].parameters())).backward()
-    with torch_gradients(lambda: places) as seen:
+    with held.update(DRAWS):
         optimizer.step()
-    (step,) = seen
+        np.testing.assert_array_equal(torch.randn(2, 3), DRAWS[0])
+    (step,) = held.gradients
     assert set(step) == {name for name in weights if name.startswith("policy.")}
     np.testing.assert_array_equal(step["policy.head.bias"], [4, 4, 4, 6, 6, 6])
 
 
-def test_gradients_are_told_by_adams_moments() -> None:
-    optax, jnp = pytest.importorskip("optax"), pytest.importorskip("jax.numpy")
-    optimizer = optax.chain(optax.clip_by_global_norm(1e9), optax.adam(0.1))
-    parameters, gradients = {"w": jnp.zeros(3)}, GradientsOfMoments()
-    state = optimizer.init(parameters)
-    for scale in (1.0, -2.0):
-        _, state = optimizer.update({"w": jnp.array([1.0, 2.0, 3.0]) * scale}, state, parameters)
-        np.testing.assert_allclose(gradients(adam_moments(state))["w"], np.array([1.0, 2.0, 3.0]) * scale, rtol=1e-12)
-    with pytest.raises(ValueError, match="adam_moments: 0 parts of the optimizer's state have moments, expected one"):
-        adam_moments(optax.sgd(0.1).init(parameters))
+@pytest.mark.parametrize("two_heads", [True, False])
+def test_weights_go_into_trees_of_flax_and_come_out(two_heads: bool) -> None:
+    problem = Problem()
+    weights = {name: array for name, array in ordinary(problem).weights.items() if name.startswith("policy.")}
+    tree = write_flax(weights, "policy", len(problem.hidden), two_heads=two_heads)
+    assert list(tree) == [f"Dense_{i}" for i in range(3 + two_heads)]
+    assert tree["Dense_2"]["bias"].shape == ((3,) if two_heads else (6,))
+    got = read_flax(tree, "policy", len(problem.hidden))
+    assert set(got) == set(weights)
+    for name, array in got.items():
+        np.testing.assert_array_equal(array, weights[name], err_msg=name)

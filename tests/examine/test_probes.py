@@ -1,6 +1,6 @@
 """The checks beyond the update: each finds the mistake that was put in, and none where there is none."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from sacref.examine import probes
-from sacref.examine.adapter import AdapterError
+from sacref.examine.adapter import AdapterError, Windows
 from sacref.examine.adapters.oracle import OracleAdapter
-from sacref.examine.choices import Choices
+from sacref.examine.choices import VALUES, Choices
 from sacref.examine.oracle import Moments
-from sacref.examine.probes import COLLECTED, Counting, Finding
+from sacref.examine.probes import CAPACITY, COLLECTED, DISCOUNT, N_STEP, STORED, WINDOWS, Counting, Finding, played, windowed
 from sacref.examine.problem import Problem, ordinary
 from sacref.parity.networks import Floats
 
@@ -149,12 +149,65 @@ def test_a_loop_that_stores_what_happened_is_fine() -> None:
     assert statuses(rows()) == {"absent"}
 
 
+def windows(**wrong: bool) -> list[Finding]:
+    """Findings about a ring of rows whose windows have a mistake."""
+    rows, truncated = played(PROBLEM, STORED)
+    oldest = STORED - CAPACITY
+    ring = [oldest + i for i in range(CAPACITY)]
+    found = []
+    for first in range(CAPACITY):
+        reward, last = 0.0, ring[first]
+        for taken in range(N_STEP):
+            last = ring[(first + taken) % CAPACITY]
+            reward += DISCOUNT**taken * float(rows.rewards[last])
+            ends = bool(rows.terminated[last] or truncated[last]) and not wrong.get("on", False)
+            if ends or (last == STORED - 1 and not wrong.get("round", False)):
+                break
+        power = N_STEP if wrong.get("exponent", False) else taken + 1
+        found.append((rows.observations[ring[first]], reward, rows.next_observations[last], rows.terminated[last], DISCOUNT**power))
+    return list(windowed(Windows(*(np.array(part) for part in zip(*found, strict=True))), rows.observations[-1]))
+
+
+@pytest.mark.parametrize(("wrong", "titles"), [("exponent", WINDOWS[:1]), ("round", WINDOWS[1:2]), ("on", WINDOWS[2:])])
+def test_windows_of_several_steps_are_checked(wrong: str, titles: tuple[str, ...]) -> None:
+    assert tuple(present(windows(**{wrong: True}))) == titles
+
+
+def test_windows_that_end_where_they_should_are_fine() -> None:
+    assert statuses(windows()) == {"absent"}
+
+
+@pytest.mark.parametrize("name", ["update_ratio", "batches"])
+@pytest.mark.parametrize("place", [0, 1])
+def test_gradient_steps_of_a_loop_and_their_batches_are_named(name: str, place: int) -> None:
+    found, unseen = probes.training(OracleAdapter(**{name: VALUES[name][place]}), PROBLEM)
+    assert found == {"update_ratio": [VALUES["update_ratio"][0]], "batches": [VALUES["batches"][0]]} | {name: [VALUES[name][place]]}
+    assert unseen == {}
+
+
+def test_other_numbers_of_gradient_steps_are_said() -> None:
+    class Skips(OracleAdapter):
+        def train(self, *arguments: Any) -> Sequence[Floats]:
+            drawn = list(super().train(*arguments))
+            return [*drawn[::2], drawn[-1]]
+
+    found, unseen = probes.training(Skips(), PROBLEM)
+    assert found["update_ratio"] == []
+    assert unseen["update_ratio"] == "0.5 gradient steps for each step of 4 environments"
+
+
 def test_what_an_adapter_does_not_offer_is_not_checkable() -> None:
     bare = type("Bare", (), {"name": "bare"})()
-    findings = [*probes.acting(bare, SCENE, []), probes.saving(bare, SCENE), *probes.collecting(bare, PROBLEM)]
+    findings = [
+        *probes.acting(bare, SCENE, []),
+        probes.saving(bare, SCENE),
+        *probes.collecting(bare, PROBLEM),
+        *probes.windows(bare, PROBLEM),
+    ]
     assert statuses(findings) == {"not checkable"}
     assert {finding.why for finding in findings} == {
         "the adapter has no act()",
         "the adapter has no save() and load()",
         "the adapter has no collect()",
+        "the adapter has no windows()",
     }

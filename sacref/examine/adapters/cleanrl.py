@@ -13,7 +13,7 @@ import numpy as np
 
 from sacref.algorithm.data import Batch
 from sacref.examine.adapters import version
-from sacref.examine.inject import Noise, Places, read, torch_dtype, torch_gradients, torch_noise, torch_places, write
+from sacref.examine.inject import Places, TorchWeights, torch_dtype, torch_places
 from sacref.examine.problem import Problem
 from sacref.parity.networks import Arrays, Floats, Named
 
@@ -36,7 +36,7 @@ class CleanRL:
             raise ValueError(f"cleanrl: {VARIABLE} is {str(path)!r}, expected the path of CleanRL's sac_continuous_action.py: set it")
         source = path.read_text(encoding="utf-8")
         self._digest = hashlib.sha256(source.encode()).hexdigest()[:12]
-        self._problem, self._noise, self._seen, self._step = problem, Noise(), list[Arrays](), 0
+        self._problem, self._step, self._torch = problem, 0, TorchWeights(problem.dtype, self._places)
         names: dict[str, Any] = {"torch": torch, "nn": torch.nn, "F": torch.nn.functional, "np": np}
         tree = ast.parse(source)
         networks: list[ast.stmt] = [
@@ -79,7 +79,7 @@ class CleanRL:
         return torch_places({common: self._names[name] for common, name in models.items()}, self._names["log_alpha"])
 
     def set_weights(self, weights: Named) -> None:
-        write(self._places(), weights)
+        self._torch.write(weights)
         self._names["alpha"] = float(np.exp(weights["log_alpha"]))
 
     def update(self, batch: Batch[Floats], draws: Floats) -> None:
@@ -93,15 +93,20 @@ class CleanRL:
         )
         self._step += 1  # never a multiple of 100, at which it writes to TensorBoard
         self._names |= {"rb": SimpleNamespace(sample=lambda _: rows), "global_step": self._step}
-        self._noise.fill(draws)
-        with torch_dtype(self._problem.dtype), torch_noise(self._noise), torch_gradients(self._places) as self._seen:
+        with self._torch.update(draws):
             exec(self._train, self._names)
 
     def weights(self) -> Arrays:
-        return read(self._places())
+        return self._torch.read()
 
     def gradients(self) -> Sequence[Named]:
-        return self._seen
+        return self._torch.gradients
+
+    def act(self, observations: Floats, *, deterministic: bool) -> Floats:
+        torch = importlib.import_module("torch")
+        with torch_dtype(self._problem.dtype), torch.no_grad():
+            action, _, mean = self._names["actor"].get_action(torch.as_tensor(observations))
+        return np.array(mean if deterministic else action)
 
     def versions(self) -> Mapping[str, str]:
         return {"sac_continuous_action.py, sha256": self._digest, **version("torch")}

@@ -1,12 +1,13 @@
 """The NumPy oracle itself: with choices and mistakes put in, what the examiner's own tests hold it to."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from sacref.algorithm.data import Batch
+from sacref.examine.adapter import Env
 from sacref.examine.choices import Choices
 from sacref.examine.oracle import Moments, Oracle, draw
 from sacref.examine.problem import Problem, ordinary
@@ -66,6 +67,16 @@ class OracleAdapter:
         self.agent.moments = {
             name: Moments(found[f"first.{name}"], found[f"second.{name}"], int(found[f"steps.{name}"])) for name in self.agent.weights
         }
+
+    def train(self, make_env: Callable[[], Env], num_envs: int, steps: int, gradient_steps: int) -> Sequence[Floats]:
+        rows, drawn = np.arange(num_envs * steps * self._problem.observation, dtype=float).reshape(-1, self._problem.observation), []
+        for step in range(1, steps):
+            stored, batch = rows[: step * num_envs], None
+            for _ in range(gradient_steps * (num_envs if self.choices.update_ratio == "for each transition" else 1)):
+                if batch is None or self.choices.batches == "its own":
+                    batch = stored[self._acted.integers(len(stored), size=self._problem.batch_size)]
+                drawn.append(batch)
+        return drawn
 
     def versions(self) -> Mapping[str, str]:
         return {"numpy": np.__version__}

@@ -7,17 +7,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sacref.algorithm.data import Batch, Noise
+from sacref.algorithm.data import Batch, Noise, Transition
+from sacref.algorithm.replay import Follow, gather_steps
 from sacref.config import ExperimentConfig, SACConfig
 from sacref.envs import make
-from sacref.examine.adapter import Env
+from sacref.examine.adapter import Env, Windows
 from sacref.examine.adapters import version
-from sacref.examine.inject import GradientsOfMoments
+from sacref.examine.inject import patched
 from sacref.examine.problem import Problem
 from sacref.parity.networks import Arrays, Floats, Named
 from sacref.training import loop
+
+QUIET = ExperimentConfig(write_interval=0, checkpoint_interval=0)
+START = 8
+"""Transitions of a batch, and steps before it learns, in a run of its own."""
 
 
 class _Sacref:
@@ -28,7 +32,7 @@ class _Sacref:
     supports: tuple[str, ...] = ("clip", "schedule")
 
     def make(self, problem: Problem) -> None:
-        self._problem, self._gradients = problem, GradientsOfMoments()
+        self._problem = problem
         package = importlib.import_module(f"sacref.{self.backend}")
         spaces = {"observation_space": problem.observation_space, "action_space": problem.action_space}
         schedule: dict[str, Any] = {}
@@ -60,20 +64,11 @@ class _Sacref:
             arrays = self.agent.arrays()
         return {name: array for name, array in arrays.items() if "_optimizer." not in name and name != "gradient_steps"}
 
-    def gradients(self) -> Sequence[Named]:
-        with self._precision():
-            arrays = self.agent.arrays()
-        moments: Arrays = {}
-        for optimizer, prefix in (("policy_optimizer", "policy."), ("critic_optimizer", "")):
-            start = f"{optimizer}.first_moment."
-            moments |= {prefix + name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
-        return [self._gradients(moments | {"log_alpha": arrays["temperature_optimizer.first_moment"]})]
-
-    def act(self, observations: NDArray[Any], *, deterministic: bool) -> NDArray[Any]:
+    def act(self, observations: Floats, *, deterministic: bool) -> Floats:
         self.agent.enable_training_mode(not deterministic)
         with self._precision():
             actions, _ = self.agent.act(observations, None, timestep=10**6, timesteps=10**7)
-        found: NDArray[Any] = self.agent.to_numpy(actions)
+        found: Floats = self.agent.to_numpy(actions)
         return found
 
     def save(self, path: Path) -> None:
@@ -83,17 +78,65 @@ class _Sacref:
         self.agent.load(path)
 
     def collect(self, make_env: Callable[[], Env], num_envs: int, steps: int) -> Batch[Floats]:
+        memory = self._run(make_env, num_envs, steps, learning_starts=steps)
+        with self._precision():
+            rows = memory.rows(np.arange(len(memory)))
+        return Batch(rows["observations"], None, rows["actions"], rows["rewards"], rows["next_observations"], None, rows["terminated"])
+
+    def train(self, make_env: Callable[[], Env], num_envs: int, steps: int, gradient_steps: int) -> Sequence[Floats]:
+        drawn, agent = list[Floats](), importlib.import_module(f"sacref.{self.backend}.agent")
+        sampler = agent.sampler
+
+        def kept(settings: Follow) -> Callable[..., object]:
+            sample = sampler(settings)
+
+            def draw(*arguments: object) -> object:
+                batch = sample(*arguments)
+                if self.backend == "torch":
+                    drawn.append(batch.observations.numpy())
+                else:
+                    importlib.import_module("jax").debug.callback(
+                        lambda rows: drawn.append(np.array(rows)), batch.observations, ordered=True
+                    )
+                return batch
+
+            return draw
+
+        with patched([(agent, "sampler", kept)]):
+            self._run(make_env, num_envs, steps, learning_starts=START, batch_size=START, gradient_steps=gradient_steps, execution="plain")
+        return drawn
+
+    def windows(self, rows: Batch[Floats], truncated: Floats, capacity: int, n_step: int, discount: float) -> Windows:
+        problem, package = self._problem, importlib.import_module(f"sacref.{self.backend}")
+        spaces = {"observation_space": problem.observation_space, "action_space": problem.action_space}
+        with self._precision():
+            memory = package.ReplayMemory(capacity, 1)
+            models = package.default_models(**spaces, hidden=(4,), seed=0)
+            cfg = SACConfig(n_step=n_step, discount_factor=discount, batch_size=START, experiment=QUIET)
+            package.SAC(models=models, memory=memory, **spaces, device="cpu", cfg=cfg)
+            first = np.concatenate([[True], (rows.terminated | truncated)[:-1]])
+            for i in range(len(first)):
+                now, action, reward, after, end, starts = (
+                    column[i : i + 1]
+                    for column in (rows.observations, rows.actions, rows.rewards, rows.next_observations, rows.terminated, first)
+                )
+                memory.add(Transition(now, None, action, reward, after, None, end, starts), np.array([True]))
+            arrays = importlib.import_module("torch" if self.backend == "torch" else "jax.numpy")
+            seen = gather_steps(memory.state, arrays.arange(capacity), memory.settings, arrays.arange(n_step + 1))
+        fields = (seen.observations, seen.rewards, seen.next_observations, seen.terminated, seen.discounts)
+        return Windows(*(np.array(each) for each in fields))
+
+    def _run(self, make_env: Callable[[], Env], num_envs: int, steps: int, **settings: Any) -> Any:
+        """Run an agent of these settings; give its replay memory."""
         package, envs = importlib.import_module(f"sacref.{self.backend}"), make(make_env, num_envs)
         spaces = {"observation_space": envs.single_observation_space, "action_space": envs.single_action_space}
-        quiet = ExperimentConfig(write_interval=0, checkpoint_interval=0)
-        cfg = SACConfig(random_timesteps=steps, learning_starts=steps, experiment=quiet)
+        cfg = SACConfig(random_timesteps=steps, experiment=QUIET, **settings)
         with self._precision():
             memory = package.ReplayMemory(2 * num_envs * steps, num_envs)
             models = package.default_models(**spaces, hidden=(4,), seed=0)
             agent = package.SAC(models=models, memory=memory, **spaces, device="cpu", cfg=cfg)
             loop.run(agent, envs, timesteps=steps)
-            rows = memory.rows(np.arange(len(memory)))
-        return Batch(rows["observations"], None, rows["actions"], rows["rewards"], rows["next_observations"], None, rows["terminated"])
+        return memory
 
     def versions(self) -> Mapping[str, str]:
         return version("sacref", self.backend)

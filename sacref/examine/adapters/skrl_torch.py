@@ -1,4 +1,4 @@
-"""skrl's SAC on PyTorch, with models of its Gaussian and deterministic mixins."""
+"""skrl's SAC on PyTorch, with models of its Gaussian and deterministic mixins, and what its JAX agent shares with it."""
 
 import importlib
 import itertools
@@ -8,32 +8,28 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from numpy.typing import NDArray
 
 from sacref.algorithm.data import Batch
 from sacref.examine.adapter import Env
 from sacref.examine.adapters import version
-from sacref.examine.inject import Noise, Places, read, torch_dtype, torch_gradients, torch_noise, torch_places, write
+from sacref.examine.inject import Places, TorchWeights, torch_places
 from sacref.examine.problem import Problem
 from sacref.parity.networks import Arrays, Floats, Named
 
 MODELS = ("policy", "critic_1", "critic_2", "target_critic_1", "target_critic_2")
+START = 8
+"""Transitions of a batch, and steps before it learns, in a run of its own."""
 
 
-class SkrlTorch:
-    """Its `update` on a batch of ours. Its Gaussian is not squashed: actions are cut to the Box, as its examples have it."""
+class Skrl:
+    """skrl's `update` on a batch of ours. Its Gaussian is not squashed: actions are cut to the Box, as its examples have it."""
 
-    name = "skrl torch"
-    supports: tuple[str, ...] = ("clip", "schedule")
+    backend: str
+    supports = ("clip", "schedule")
 
-    def make(self, problem: Problem) -> None:
-        torch, sac = importlib.import_module("torch"), importlib.import_module("skrl.agents.torch.sac")
-        self._problem, self._noise, self._seen = problem, Noise(), list[Arrays]()
-        self._timestep = 0
-        schedule: dict[str, Any] = {}
-        if problem.decay < 1:
-            exponential = torch.optim.lr_scheduler.ExponentialLR
-            schedule = {"learning_rate_scheduler": exponential, "learning_rate_scheduler_kwargs": {"gamma": problem.decay}}
+    def _make(self, problem: Problem, **settings: object) -> None:
+        sac = importlib.import_module(f"skrl.agents.{self.backend}.sac")
+        self._problem, self._timestep = problem, 0
         cfg = sac.SAC_CFG(
             batch_size=problem.batch_size,
             discount_factor=problem.discount,
@@ -41,52 +37,31 @@ class SkrlTorch:
             learning_rate=problem.learning_rate,
             initial_entropy_value=problem.alpha,
             grad_norm_clip=problem.clip,
-            **schedule,
+            **settings,
         )
-        cfg.experiment.write_interval = cfg.experiment.checkpoint_interval = 0
-        spaces = {"observation_space": problem.observation_space, "action_space": problem.action_space, "device": "cpu"}
-        self.models: dict[str, Any] = {name: _model(name, problem, spaces).to(getattr(torch, problem.dtype)) for name in MODELS}
-        memory = importlib.import_module("skrl.memories.torch").RandomMemory(memory_size=1, num_envs=1, device="cpu")
-        self.agent: Any = sac.SAC(models=self.models, memory=memory, cfg=cfg, **spaces)
+        spaces = {"observation_space": problem.observation_space, "action_space": problem.action_space}
+        memory = importlib.import_module(f"skrl.memories.{self.backend}").RandomMemory(memory_size=1, num_envs=1, device="cpu")
+        self.agent, self.models = self._agent(cfg, memory, spaces)
         self.agent.init()
-        alpha = self.agent.log_entropy_coefficient
-        alpha.data = alpha.data.to(getattr(torch, problem.dtype))
 
-    def _places(self) -> Places:
-        return torch_places(self.models, self.agent.log_entropy_coefficient)
+    def _agent(self, cfg: Any, memory: object, spaces: Mapping[str, object]) -> tuple[Any, dict[str, Any]]:
+        """Make an agent and its models."""
+        cfg.experiment.write_interval = cfg.experiment.checkpoint_interval = 0
+        models = {name: self._model(name, spaces) for name in MODELS}
+        kind = importlib.import_module(f"skrl.agents.{self.backend}.sac").SAC
+        return kind(models=models, memory=memory, cfg=cfg, device="cpu", **spaces), models
 
-    def set_weights(self, weights: Named) -> None:
-        write(self._places(), weights)
-        self.agent._entropy_coefficient = self.agent.log_entropy_coefficient.detach().exp()
+    def _model(self, name: str, spaces: Mapping[str, object]) -> Any:
+        raise NotImplementedError
 
-    def update(self, batch: Batch[Floats], draws: Floats) -> None:
-        torch = importlib.import_module("torch")
-        arrays = {
-            "observations": batch.observations,
-            "states": None,
-            "actions": self._problem.box(batch.actions),
-            "rewards": batch.rewards[:, None],
-            "next_observations": batch.next_observations,
-            "next_states": None,
-            "terminated": batch.terminated[:, None],
-        }
-        sample = [None if arrays[name] is None else torch.as_tensor(arrays[name]) for name in self.agent._tensors_names]
-        self.agent.memory.sample = lambda *_, **__: [sample]
+    def _learn(self, batch: Batch[Floats], array: Callable[[Floats], object]) -> None:
+        rows = batch._replace(
+            actions=self._problem.box(batch.actions), rewards=batch.rewards[:, None], terminated=batch.terminated[:, None]
+        )
+        found = [getattr(rows, name, None) for name in self.agent._tensors_names]
+        self.agent.memory.sample = lambda *_, **__: [[None if each is None else array(each) for each in found]]
         self._timestep += 1
-        self._noise.fill(draws)
-        with torch_dtype(self._problem.dtype), torch_noise(self._noise), torch_gradients(self._places) as self._seen:
-            self.agent.update(timestep=self._timestep, timesteps=1000)
-
-    def weights(self) -> Arrays:
-        return read(self._places())
-
-    def gradients(self) -> Sequence[Named]:
-        return self._seen
-
-    def act(self, observations: NDArray[Any], *, deterministic: bool) -> NDArray[Any]:
-        actions, outputs = self.agent.act(importlib.import_module("torch").as_tensor(observations), None, timestep=1000, timesteps=1000)
-        found: NDArray[Any] = (outputs["mean_actions"] if deterministic else actions).detach().numpy()
-        return np.array(found)
+        self.agent.update(timestep=self._timestep, timesteps=1000)
 
     def save(self, path: Path) -> None:
         self.agent.save(str(path))
@@ -94,47 +69,102 @@ class SkrlTorch:
     def load(self, path: Path) -> None:
         self.agent.load(str(path))
 
-    def collect(self, make_env: Callable[[], Env], num_envs: int, steps: int) -> Batch[Floats]:
-        parts = ("agents.torch.sac", "envs.wrappers.torch", "trainers.torch", "memories.torch")
-        sac, wrappers, trainers, memories = (importlib.import_module(f"skrl.{name}") for name in parts)
+    def _run(self, make_env: Callable[[], Env], num_envs: int, steps: int, **settings: int) -> tuple[Any, list[Floats]]:
+        """Run its trainer; give its memory, and the observations of each batch."""
+        agents, wrappers, trainers, memories = (
+            importlib.import_module(f"skrl.{name}")
+            for name in (
+                f"agents.{self.backend}.sac",
+                f"envs.wrappers.{self.backend}",
+                f"trainers.{self.backend}",
+                f"memories.{self.backend}",
+            )
+        )
         env = wrappers.wrap_env(gymnasium.vector.SyncVectorEnv([make_env] * num_envs), wrapper="gymnasium", verbose=False)
         memory = memories.RandomMemory(memory_size=2 * steps, num_envs=num_envs, device="cpu")
-        cfg = sac.SAC_CFG(random_timesteps=steps, learning_starts=steps)
-        cfg.experiment.write_interval = cfg.experiment.checkpoint_interval = 0
-        spaces = {"observation_space": env.observation_space, "action_space": env.action_space, "device": "cpu"}
-        agent = sac.SAC(models={name: _model(name, self._problem, spaces) for name in MODELS}, memory=memory, cfg=cfg, **spaces)
+        cfg = agents.SAC_CFG(random_timesteps=steps, batch_size=START, **settings)
+        agent, _ = self._agent(cfg, memory, {"observation_space": env.observation_space, "action_space": env.action_space})
+        drawn, sample = list[Floats](), memory.sample
+
+        def keep(*arguments: object, **named: object) -> object:
+            batch = sample(*arguments, **named)
+            drawn.append(np.array(batch[0][agent._tensors_names.index("observations")]))
+            return batch
+
+        memory.sample = keep
         options = trainers.SequentialTrainerCfg(timesteps=steps, headless=True, disable_progressbar=True)
         trainers.SequentialTrainer(env=env, agents=agent, cfg=options).train()
+        return memory, drawn
+
+    def collect(self, make_env: Callable[[], Env], num_envs: int, steps: int) -> Batch[Floats]:
+        memory, _ = self._run(make_env, num_envs, steps, learning_starts=steps)
         names = ("observations", "actions", "rewards", "next_observations", "terminated")
-        rows = [memory.get_tensor_by_name(name)[:steps].reshape(steps * num_envs, -1).numpy() for name in names]
+        rows = [np.array(memory.get_tensor_by_name(name))[:steps].reshape(steps * num_envs, -1) for name in names]
         return Batch(rows[0], None, rows[1], rows[2][:, 0], rows[3], None, rows[4][:, 0])
+
+    def train(self, make_env: Callable[[], Env], num_envs: int, steps: int, gradient_steps: int) -> Sequence[Floats]:
+        return self._run(make_env, num_envs, steps, learning_starts=START, gradient_steps=gradient_steps)[1]
+
+
+class SkrlTorch(Skrl):
+    """skrl's SAC on PyTorch."""
+
+    name = "skrl torch"
+    backend = "torch"
+
+    def make(self, problem: Problem) -> None:
+        torch, schedule = importlib.import_module("torch"), dict[str, object]()
+        if problem.decay < 1:
+            exponential = torch.optim.lr_scheduler.ExponentialLR
+            schedule = {"learning_rate_scheduler": exponential, "learning_rate_scheduler_kwargs": {"gamma": problem.decay}}
+        self._make(problem, **schedule)
+        alpha = self.agent.log_entropy_coefficient
+        alpha.data = alpha.data.to(getattr(torch, problem.dtype))
+        self._torch = TorchWeights(problem.dtype, self._places)
+
+    def _places(self) -> Places:
+        return torch_places(self.models, self.agent.log_entropy_coefficient)
+
+    def set_weights(self, weights: Named) -> None:
+        self._torch.write(weights)
+        self.agent._entropy_coefficient = self.agent.log_entropy_coefficient.detach().exp()
+
+    def update(self, batch: Batch[Floats], draws: Floats) -> None:
+        with self._torch.update(draws):
+            self._learn(batch, importlib.import_module("torch").as_tensor)
+
+    def weights(self) -> Arrays:
+        return self._torch.read()
+
+    def gradients(self) -> Sequence[Named]:
+        return self._torch.gradients
+
+    def act(self, observations: Floats, *, deterministic: bool) -> Floats:
+        actions, outputs = self.agent.act(importlib.import_module("torch").as_tensor(observations), None, timestep=1000, timesteps=1000)
+        return np.array((outputs["mean_actions"] if deterministic else actions).detach())
 
     def versions(self) -> Mapping[str, str]:
         return version("skrl", "torch")
 
-
-def _model(name: str, problem: Problem, spaces: Mapping[str, Any]) -> Any:
-    """A policy or a critic, as skrl's documentation writes them."""
-    torch, skrl = importlib.import_module("torch"), importlib.import_module("skrl.models.torch")
-    nn, judges = torch.nn, name != "policy"
-
-    def network(inputs: int, outputs: int) -> Any:
-        widths = [inputs, *problem.hidden]
+    def _model(self, name: str, spaces: Mapping[str, object]) -> Any:
+        """Make a policy or a critic, as skrl's documentation writes them."""
+        torch, skrl = importlib.import_module("torch"), importlib.import_module("skrl.models.torch")
+        nn, problem, judges = torch.nn, self._problem, name != "policy"
+        widths = [problem.observation + judges * problem.action, *problem.hidden]
         layers = [part for pair in itertools.pairwise(widths) for part in (nn.Linear(*pair), nn.ReLU())]
-        return nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
 
-    # Classes whose bases are known when skrl is there.
-    def initialise(self: Any) -> None:
-        skrl.Model.__init__(self, **spaces)
-        mixin.__init__(self, **({} if judges else {"clip_actions": True}))
-        self.net = network(problem.observation + judges * problem.action, 1 if judges else 2 * problem.action)
+        # Classes whose bases are known when skrl is there.
+        def initialise(model: Any) -> None:
+            skrl.Model.__init__(model, **spaces, device="cpu")
+            mixin.__init__(model, **({} if judges else {"clip_actions": True}))
+            model.net = nn.Sequential(*layers, nn.Linear(widths[-1], 1 if judges else 2 * problem.action))
 
-    def policy(self: Any, inputs: Mapping[str, Any], role: str = "") -> tuple[Any, dict[str, Any]]:
-        mean, log_std = self.net(inputs["observations"]).chunk(2, dim=-1)
-        return mean, {"log_std": log_std}
+        def policy(model: Any, inputs: Mapping[str, Any], role: str = "") -> tuple[object, dict[str, object]]:
+            mean, log_std = model.net(inputs["observations"]).chunk(2, dim=-1)
+            return mean, {"log_std": log_std}
 
-    def critic(self: Any, inputs: Mapping[str, Any], role: str = "") -> tuple[Any, dict[str, Any]]:
-        return self.net(torch.cat([inputs["observations"], inputs["taken_actions"]], dim=-1)), {}
+        def critic(model: Any, inputs: Mapping[str, Any], role: str = "") -> tuple[object, dict[str, object]]:
+            return model.net(torch.cat([inputs["observations"], inputs["taken_actions"]], dim=-1)), {}
 
-    mixin, compute = (skrl.DeterministicMixin, critic) if judges else (skrl.GaussianMixin, policy)
-    return type("Model", (mixin, skrl.Model), {"__init__": initialise, "compute": compute})()
+        mixin, compute = (skrl.DeterministicMixin, critic) if judges else (skrl.GaussianMixin, policy)
+        return type("Model", (mixin, skrl.Model), {"__init__": initialise, "compute": compute})().to(getattr(torch, problem.dtype))

@@ -1,36 +1,36 @@
-"""Stable-Baselines3's SAC."""
+"""Stable-Baselines3's SAC, and what SBX shares with it."""
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
+import numpy as np
 
 from sacref.algorithm.data import Batch
-from sacref.examine.adapter import Env
+from sacref.examine.adapter import Env, Windows
 from sacref.examine.adapters import version
-from sacref.examine.inject import Noise, Places, read, torch_dtype, torch_gradients, torch_noise, torch_places, write
+from sacref.examine.inject import Places, TorchWeights, torch_places
 from sacref.examine.problem import Problem, Still
 from sacref.parity.networks import Arrays, Floats, Named
 
 STEPS = 128
 """Updates of the run that its schedule believes to be in."""
+START = 8
+"""Transitions before it learns in a run of its own."""
 
 
-class StableBaselines3:
-    """Its `train` with one gradient step, on a batch of ours; float64 throughout."""
+class Family:
+    """A SAC with the interface of Stable-Baselines3: its `train` with one gradient step, on a batch of ours."""
 
-    name = "Stable-Baselines3"
-    supports: tuple[str, ...] = ("schedule",)
+    package: str
+    supports = ("schedule",)
 
     def make(self, problem: Problem) -> None:
-        sb3 = importlib.import_module("stable_baselines3")
-        self._problem, self._noise, self._seen = problem, Noise(), list[Arrays]()
+        self._problem, self._updates = problem, 0
         # It casts observations to float32 before they reach the networks.
-        policies: Any = importlib.import_module("stable_baselines3.common.policies")
-        policies.preprocess_obs = lambda obs, *_, **__: obs
-        self.model: Any = sb3.SAC(
+        setattr(importlib.import_module("stable_baselines3.common.policies"), "preprocess_obs", lambda obs, *_, **__: obs)  # noqa: B010
+        self.model = importlib.import_module(self.package).SAC(
             "MlpPolicy",
             Still(problem),
             # Its schedules are functions of the progress that remains.
@@ -43,46 +43,23 @@ class StableBaselines3:
             device="cpu",
             seed=problem.seed,
         )
-        self._updates = 0
         self._prepare()
 
     def _prepare(self) -> None:
-        kind = getattr(importlib.import_module("torch"), self._problem.dtype)
         self.model.set_logger(importlib.import_module("stable_baselines3.common.logger").Logger(None, []))
-        self.model.policy.to(kind)
-        self.model.log_ent_coef.data = self.model.log_ent_coef.data.to(kind)
 
-    def _places(self) -> Places:
-        model = self.model
-        models = {"policy": model.actor}
-        for kind, critics in (("", model.critic), ("target_", model.critic_target)):
-            models |= {f"{kind}critic_{i + 1}": network for i, network in enumerate(critics.q_networks)}
-        return torch_places(models, model.log_ent_coef)
-
-    def set_weights(self, weights: Named) -> None:
-        write(self._places(), weights)
-
-    def update(self, batch: Batch[Floats], draws: Floats) -> None:
-        torch = importlib.import_module("torch")
+    def _learn(self, batch: Batch[Floats]) -> None:
+        torch, problem = importlib.import_module("torch"), self._problem
         samples = importlib.import_module("stable_baselines3.common.type_aliases").ReplayBufferSamples
-        kind = getattr(torch, self._problem.dtype)
-        column = {name: torch.as_tensor(value).to(kind)[:, None] for name, value in (("r", batch.rewards), ("t", batch.terminated))}
-        observations, actions, after = (torch.as_tensor(x) for x in (batch.observations, batch.actions, batch.next_observations))
-        self.model.replay_buffer.sample = lambda *_, **__: samples(observations, actions, after, column["t"], column["r"])
-        self._noise.fill(draws)
+        columns = (batch.terminated, batch.rewards, np.full(problem.batch_size, problem.discount))
+        arrays = (batch.observations, batch.actions, batch.next_observations, *(problem.cast(each)[:, None] for each in columns))
+        self.model.replay_buffer.sample = lambda *_, **__: samples(*map(torch.as_tensor, arrays))
         self.model._current_progress_remaining = 1 - self._updates / STEPS
         self._updates += 1
-        with torch_dtype(self._problem.dtype), torch_noise(self._noise), torch_gradients(self._places) as self._seen:
-            self.model.train(gradient_steps=1, batch_size=self._problem.batch_size)
+        self.model.train(gradient_steps=1, batch_size=problem.batch_size)
 
-    def weights(self) -> Arrays:
-        return read(self._places())
-
-    def gradients(self) -> Sequence[Named]:
-        return self._seen
-
-    def act(self, observations: NDArray[Any], *, deterministic: bool) -> NDArray[Any]:
-        actions: NDArray[Any] = self.model.predict(observations.astype(self._problem.dtype), deterministic=deterministic)[0]
+    def act(self, observations: Floats, *, deterministic: bool) -> Floats:
+        actions: Floats = self.model.predict(observations.astype(self._problem.dtype), deterministic=deterministic)[0]
         return actions
 
     def save(self, path: Path) -> None:
@@ -93,16 +70,77 @@ class StableBaselines3:
         self._prepare()
 
     def collect(self, make_env: Callable[[], Env], num_envs: int, steps: int) -> Batch[Floats]:
-        vector = importlib.import_module("stable_baselines3.common.vec_env").DummyVecEnv([make_env] * num_envs)
         size = num_envs * steps
-        model = type(self.model)("MlpPolicy", vector, buffer_size=2 * size, learning_starts=2 * size, device="cpu")
-        model.learn(size)
-        buffer = model.replay_buffer
+        agent = self._agent(make_env, num_envs, buffer_size=2 * size, learning_starts=2 * size).learn(size)
+        buffer = agent.replay_buffer
         # A timeout is stored as an end, and taken back when a batch is sampled.
         ends = buffer.dones * (1 - buffer.timeouts)
         arrays = [array[: buffer.pos].reshape(size, -1) for array in (buffer.observations, buffer.actions, buffer.next_observations)]
         rewards, terminated = (array[: buffer.pos].reshape(size) for array in (buffer.rewards, ends))
         return Batch(arrays[0], None, arrays[1], rewards, arrays[2], None, terminated)
+
+    def train(self, make_env: Callable[[], Env], num_envs: int, steps: int, gradient_steps: int) -> Sequence[Floats]:
+        agent = self._agent(make_env, num_envs, learning_starts=START, batch_size=START, gradient_steps=gradient_steps)
+        drawn, sample = [], agent.replay_buffer.sample
+
+        def keep(size: int, *arguments: object, **named: object) -> object:
+            batch = sample(size, *arguments, **named)
+            drawn.extend(np.split(batch.observations.numpy(), size // START))
+            return batch
+
+        agent.replay_buffer.sample = keep
+        agent.learn(num_envs * steps)
+        return drawn
+
+    def _agent(self, make_env: Callable[[], Env], num_envs: int, **settings: object) -> Any:
+        vector = importlib.import_module("stable_baselines3.common.vec_env").DummyVecEnv([make_env] * num_envs)
+        return importlib.import_module(self.package).SAC("MlpPolicy", vector, device="cpu", **settings)
+
+    def windows(self, rows: Batch[Floats], truncated: Floats, capacity: int, n_step: int, discount: float) -> Windows:
+        agent = importlib.import_module(self.package).SAC(
+            "MlpPolicy", Still(self._problem), buffer_size=capacity, n_steps=n_step, gamma=discount, device="cpu"
+        )
+        buffer, columns = agent.replay_buffer, zip(*(rows.observations, rows.next_observations, rows.actions, rows.rewards), strict=True)
+        for (now, after, action, reward), end, cut in zip(columns, rows.terminated, truncated, strict=True):
+            buffer.add(
+                now[None], after[None], action[None], np.array([reward]), np.array([end or cut]), [{"TimeLimit.truncated": bool(cut)}]
+            )
+        seen = buffer._get_samples(np.arange(capacity))
+        names = ("observations", "rewards", "next_observations", "dones", "discounts")
+        return Windows(*(getattr(seen, name).numpy() for name in names))
+
+
+class StableBaselines3(Family):
+    """Stable-Baselines3's SAC, in float64 throughout."""
+
+    name = "Stable-Baselines3"
+    package = "stable_baselines3"
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        kind = getattr(importlib.import_module("torch"), self._problem.dtype)
+        self.model.policy.to(kind)
+        self.model.log_ent_coef.data = self.model.log_ent_coef.data.to(kind)
+        self._torch = TorchWeights(self._problem.dtype, self._places)
+
+    def _places(self) -> Places:
+        models = {"policy": self.model.actor}
+        for kind, critics in (("", self.model.critic), ("target_", self.model.critic_target)):
+            models |= {f"{kind}critic_{i + 1}": network for i, network in enumerate(critics.q_networks)}
+        return torch_places(models, self.model.log_ent_coef)
+
+    def set_weights(self, weights: Named) -> None:
+        self._torch.write(weights)
+
+    def update(self, batch: Batch[Floats], draws: Floats) -> None:
+        with self._torch.update(draws):
+            self._learn(batch)
+
+    def weights(self) -> Arrays:
+        return self._torch.read()
+
+    def gradients(self) -> Sequence[Named]:
+        return self._torch.gradients
 
     def versions(self) -> Mapping[str, str]:
         return version("stable-baselines3", "torch")

@@ -1,14 +1,16 @@
 """Tianshou's SAC, of version 2."""
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sacref.algorithm.data import Batch
+from sacref.examine.adapter import Env, Windows
 from sacref.examine.adapters import version
-from sacref.examine.inject import Noise, Places, float32_is, read, torch_dtype, torch_gradients, torch_noise, torch_places, write
+from sacref.examine.inject import Places, TorchWeights, float32_is, torch_dtype, torch_places
 from sacref.examine.problem import Problem
 from sacref.parity.networks import Arrays, Floats, Named
 
@@ -22,30 +24,31 @@ class Tianshou:
         torch, sac = importlib.import_module("torch"), importlib.import_module("tianshou.algorithm.modelfree.sac")
         net, continuous = (importlib.import_module(f"tianshou.utils.net.{name}") for name in ("common", "continuous"))
         adam = importlib.import_module("tianshou.algorithm.optim").AdamOptimizerFactory(lr=problem.learning_rate)
-        self._problem, self._noise, self._seen = problem, Noise(), list[Arrays]()
+        self._problem = problem
         shapes = {"state_shape": (problem.observation,), "hidden_sizes": problem.hidden}
-
-        def critic() -> Any:
-            body = net.Net(**shapes, action_shape=(problem.action,), concat=True)
-            return continuous.ContinuousCritic(preprocess_net=body)
-
         with torch_dtype(problem.dtype):
-            actor = continuous.ContinuousActorProbabilistic(
-                preprocess_net=net.Net(**shapes), action_shape=(problem.action,), unbounded=True, conditioned_sigma=True
+            actor, *critics = (
+                continuous.ContinuousActorProbabilistic(
+                    preprocess_net=net.Net(**shapes), action_shape=(problem.action,), unbounded=True, conditioned_sigma=True
+                ),
+                *(
+                    continuous.ContinuousCritic(preprocess_net=net.Net(**shapes, action_shape=(problem.action,), concat=True))
+                    for _ in range(2)
+                ),
             )
-            policy = sac.SACPolicy(actor=actor, action_space=problem.action_space)
-            alpha = sac.AutoAlpha(-float(problem.action), float(np.log(problem.alpha)), adam)
-            self.algorithm: Any = sac.SAC(
-                policy=policy,
+            self.algorithm = sac.SAC(
+                policy=sac.SACPolicy(actor=actor, action_space=problem.action_space),
                 policy_optim=adam,
-                critic=critic(),
+                critic=critics[0],
                 critic_optim=adam,
-                critic2=critic(),
+                critic2=critics[1],
+                critic2_optim=adam,
                 tau=problem.tau,
                 gamma=problem.discount,
-                alpha=alpha,
+                alpha=sac.AutoAlpha(-float(problem.action), float(np.log(problem.alpha)), adam),
             )
         self.algorithm.to(getattr(torch, problem.dtype))
+        self._torch = TorchWeights(problem.dtype, self._places)
 
     def _places(self) -> Places:
         algorithm = self.algorithm
@@ -54,32 +57,70 @@ class Tianshou:
         return torch_places(models, algorithm.alpha._log_alpha)
 
     def set_weights(self, weights: Named) -> None:
-        write(self._places(), weights)
+        self._torch.write(weights)
 
     def update(self, batch: Batch[Floats], draws: Floats) -> None:
-        data, base = importlib.import_module("tianshou.data"), importlib.import_module("tianshou.algorithm.algorithm_base")
+        base, dtype = importlib.import_module("tianshou.algorithm.algorithm_base"), self._problem.dtype
         size = self._problem.batch_size
-        buffer = data.ReplayBuffer(size)
-        for i in range(size):
-            row = {"obs": batch.observations[i], "act": batch.actions[i], "rew": batch.rewards[i], "obs_next": batch.next_observations[i]}
-            buffer.add(data.Batch(**row, terminated=bool(batch.terminated[i]), truncated=False, info={}))
+        buffer = _stored(batch, np.zeros(size, bool), size)
         buffer.sample_indices = lambda _: np.arange(size)
-        self._noise.fill(draws)
-        dtype = self._problem.dtype
-        with (
-            float32_is(dtype, "tianshou.utils.net.common", "tianshou.utils.net.continuous"),
-            torch_dtype(dtype),
-            torch_noise(self._noise),
-            torch_gradients(self._places) as self._seen,
-            base.policy_within_training_step(self.algorithm.policy),
-        ):
+        modules = ("tianshou.utils.net.common", "tianshou.utils.net.continuous")
+        with float32_is(dtype, *modules), self._torch.update(draws), base.policy_within_training_step(self.algorithm.policy):
             self.algorithm.update(buffer, size)
 
     def weights(self) -> Arrays:
-        return read(self._places())
+        return self._torch.read()
 
     def gradients(self) -> Sequence[Named]:
-        return self._seen
+        return self._torch.gradients
+
+    def act(self, observations: Floats, *, deterministic: bool) -> Floats:
+        base, data = (importlib.import_module(f"tianshou.{name}") for name in ("algorithm.algorithm_base", "data"))
+        chosen, modules = self.algorithm.policy, ("tianshou.utils.net.common", "tianshou.utils.net.continuous")
+        with float32_is(self._problem.dtype, *modules), base.policy_within_training_step(chosen, enabled=not deterministic):
+            acted = chosen(data.Batch(obs=observations, info={})).act.detach().numpy()
+        actions: Floats = chosen.map_action(acted)
+        return actions
+
+    def save(self, path: Path) -> None:
+        importlib.import_module("torch").save(self.algorithm.state_dict(), path)
+
+    def load(self, path: Path) -> None:
+        self.algorithm.load_state_dict(importlib.import_module("torch").load(path, weights_only=False))
+
+    def collect(self, make_env: Callable[[], Env], num_envs: int, steps: int) -> Batch[Floats]:
+        data, env = importlib.import_module("tianshou.data"), importlib.import_module("tianshou.env")
+        buffer = data.VectorReplayBuffer(2 * num_envs * steps, num_envs)
+        collector = data.Collector(self.algorithm.policy, env.DummyVectorEnv([make_env] * num_envs), buffer)
+        collector.collect(n_step=num_envs * steps, reset_before_collect=True)
+        rows = buffer.sample(0)[0]
+        return Batch(rows.obs, None, rows.act, rows.rew, rows.obs_next, None, rows.terminated)
+
+    def windows(self, rows: Batch[Floats], truncated: Floats, capacity: int, n_step: int, discount: float) -> Windows:
+        torch, buffer = importlib.import_module("torch"), _stored(rows, truncated, capacity)
+        indices, last = np.arange(capacity), list[Floats]()
+
+        def returns(value: float) -> Floats:
+            def values(_: object, at: Floats) -> object:
+                last.append(at)
+                return torch.full((capacity, 1), value, dtype=torch.float64)
+
+            found = self.algorithm.compute_nstep_return(buffer[indices], buffer, indices, values, discount, n_step).returns
+            return np.array(found).ravel()
+
+        rewards, with_value = returns(0.0), returns(1.0)
+        after = buffer[last[0]]
+        return Windows(buffer[indices].obs, rewards, after.obs_next, after.terminated, with_value - rewards)
 
     def versions(self) -> Mapping[str, str]:
         return version("tianshou", "torch")
+
+
+def _stored(rows: Batch[Floats], truncated: Floats, capacity: int) -> Any:
+    """Make a replay buffer of these rows."""
+    data = importlib.import_module("tianshou.data")
+    buffer = data.ReplayBuffer(capacity)
+    columns = (rows.observations, rows.actions, rows.rewards, rows.next_observations, rows.terminated, truncated)
+    for now, action, reward, after, end, cut in zip(*columns, strict=True):
+        buffer.add(data.Batch(obs=now, act=action, rew=reward, obs_next=after, terminated=bool(end), truncated=bool(cut), info={}))
+    return buffer

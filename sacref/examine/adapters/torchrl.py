@@ -40,6 +40,7 @@ class TorchRL:
             critic = rl.ValueOperator(
                 rl.MLP(in_features=problem.observation + problem.action, out_features=1, **layers), in_keys=["observation", "action"]
             )
+            self._actor = actor
             self.loss: Any = objectives.SACLoss(actor, critic, alpha_init=problem.alpha)
             self.loss.make_value_estimator(gamma=problem.discount)
         self.loss.to(getattr(torch, problem.dtype))
@@ -108,6 +109,13 @@ class TorchRL:
 
     def gradients(self) -> Sequence[Named]:
         return [self._seen]
+
+    def act(self, observations: Floats, *, deterministic: bool) -> Floats:
+        torch, tensordict, envs = (importlib.import_module(name) for name in ("torch", "tensordict", "torchrl.envs.utils"))
+        kind = envs.ExplorationType.DETERMINISTIC if deterministic else envs.ExplorationType.RANDOM
+        rows = tensordict.TensorDict({"observation": torch.as_tensor(observations)}, [len(observations)])
+        with torch_dtype(self._problem.dtype), envs.set_exploration_type(kind), torch.no_grad():
+            return np.array(self._actor(rows)["action"])
 
     def versions(self) -> Mapping[str, str]:
         return version("torchrl", "tensordict", "torch")
