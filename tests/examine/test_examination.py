@@ -133,7 +133,7 @@ class Narrow(OracleAdapter):
 
 
 def test_an_update_in_float32_is_identified() -> None:
-    planted = {"target_alpha": "after its step", "log_prob": "log(1 - a^2 + 1e-6)", "target_value": "mean"}
+    planted = {"target_value": "mean", "target_entropy": "-dim / 2"}
     found = examine(Narrow("narrow", **planted))
     assert (found.identified, found.dtype) == (True, "float32")
     assert {name: found.choices[name] for name in planted} == {name: [value] for name, value in planted.items()}

@@ -23,6 +23,13 @@ READING = (
     " squashed, another standard deviation, and critics that see the policy of another moment make another algorithm, with curves of its"
     " own.\n"
 )
+WEAK = {
+    "log_prob": ("exact, from u", "log(1 - a^2 + 1e-6)", "log(1 - a^2 + 1.2e-7)", "log(max(1 - a^2, 1e-6))"),
+    "critic_loss": ("1/2 (Q - y)^2, summed over critics", "(Q - y)^2, summed over critics", "1/2 (Q - y)^2, mean over critics"),
+}
+"""Values of a choice that hardly change a run where actions do not saturate: Adam divides a factor of the loss out again."""
+ASKED = ("clipping", "schedule", "temperature_schedule", "update_ratio", "batches")
+"""Choices that are no part of the plain update."""
 
 
 def section(results: Path) -> Section:
@@ -45,6 +52,7 @@ def section(results: Path) -> Section:
         "Choices that are not the same everywhere; empty where it is sacref's:\n",
         table(["choice", *names], rows),
         READING,
+        "\n".join(comparable(records)) + "\n",
         "Known mistakes that some of them make:\n",
         table(["mistake", *names], shown),
         f"Absent, or not checkable, in all of them: {'; '.join(absent)}.\n",
@@ -52,6 +60,36 @@ def section(results: Path) -> Section:
     ]
     said = f"{identified} of {len(records)} updates reproduced to rounding, choice by choice"
     return Section(paragraphs, {}, [Finding("Which SAC other implementations are", said)])
+
+
+def comparable(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say which implementations can be compared with which, and what makes another algorithm of the others."""
+    known = [record for record in records if record["identified"]]
+    groups: dict[tuple[tuple[str, ...], ...], list[Mapping[str, Any]]] = {}
+    for record in known:
+        alike = [_weakened(name, record["choices"][name]) for name in VALUES if name not in ASKED]
+        groups.setdefault(tuple(tuple(values) for values in alike), []).append(record)
+    lines = []
+    for members in groups.values():
+        names = [record["name"] for record in members]
+        apart = [ABOUT[name] for name in VALUES if name not in ASKED and len({tuple(record["choices"][name]) for record in members}) > 1]
+        strong = [
+            f"{ABOUT[name]} ({' or '.join(members[0]['choices'][name])})"
+            for name, values in VALUES.items()
+            if name not in ASKED and values[0] not in _weakened(name, members[0]["choices"][name])
+        ]
+        if len(names) > 1:
+            said = f"{', '.join(names[:-1])} and {names[-1]} can be compared with each other"
+            said += f"; they differ in what hardly changes a run: {'; '.join(apart)}" if apart else ": they make the same update"
+        else:
+            said = f"{names[0]} can be compared with none of the others"
+        lines.append(f"- {said}" + (f"; unlike in sacref: {'; '.join(strong)}." if strong else "."))
+    return lines
+
+
+def _weakened(name: str, values: Sequence[str]) -> list[str]:
+    """Replace values that hardly differ from the first of their choice by it."""
+    return [WEAK[name][0] if value in WEAK.get(name, ()) else value for value in values]
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -64,8 +102,7 @@ def read(path: Path) -> dict[str, Any]:
         value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if (value["suite"], value["schema_version"]) != ("examined", SCHEMA_VERSION):
             raise ValueError(f"suite {value['suite']!r} of schema {value['schema_version']}")
-        if missing := set(VALUES) - set(value["choices"]):
-            raise ValueError(f"no choice {min(missing)}")
+        value["choices"] = {name: [] for name in VALUES} | value["choices"]  # Records of an examiner that saw less are read, too.
     except (ValueError, KeyError, TypeError) as error:
         raise RecordError(f"{path}: {type(error).__name__}: {error}; run `sacref examine {path.stem} --json {path.name}` again") from error
     return value

@@ -14,7 +14,7 @@ from sacref.config import ExperimentConfig, SACConfig
 from sacref.envs import make
 from sacref.examine.adapter import Env, Windows
 from sacref.examine.adapters import version
-from sacref.examine.inject import patched
+from sacref.examine.inject import patched, to_numpy
 from sacref.examine.problem import Problem
 from sacref.parity.networks import Arrays, Floats, Named
 from sacref.training import loop
@@ -124,7 +124,7 @@ class _Sacref:
             arrays = importlib.import_module("torch" if self.backend == "torch" else "jax.numpy")
             seen = gather_steps(memory.state, arrays.arange(capacity), memory.settings, arrays.arange(n_step + 1))
         fields = (seen.observations, seen.rewards, seen.next_observations, seen.terminated, seen.discounts)
-        return Windows(*(np.array(each) for each in fields))
+        return Windows(*(to_numpy(each) for each in fields))
 
     def _run(self, make_env: Callable[[], Env], num_envs: int, steps: int, **settings: Any) -> Any:
         """Run an agent of these settings; give its replay memory."""

@@ -20,7 +20,7 @@ class SBX(Family):
     """SBX's SAC, in float64 throughout."""
 
     name = "SBX"
-    package = "sbx"
+    package: str = "sbx"
 
     def make(self, problem: Problem) -> None:
         importlib.import_module("jax").config.update("jax_enable_x64", problem.dtype == "float64")

@@ -18,7 +18,7 @@ class SkrlJax(Skrl):
     """skrl's SAC on JAX."""
 
     name = "skrl jax"
-    backend = "jax"
+    backend: str = "jax"
 
     def make(self, problem: Problem) -> None:
         importlib.import_module("jax").config.update("jax_enable_x64", problem.dtype == "float64")

@@ -25,7 +25,7 @@ class Skrl:
     """skrl's `update` on a batch of ours. Its Gaussian is not squashed: actions are cut to the Box, as its examples have it."""
 
     backend: str
-    supports = ("clip", "schedule")
+    supports: tuple[str, ...] = ("clip", "schedule")
 
     def _make(self, problem: Problem, **settings: object) -> None:
         sac = importlib.import_module(f"skrl.agents.{self.backend}.sac")
@@ -110,7 +110,7 @@ class SkrlTorch(Skrl):
     """skrl's SAC on PyTorch."""
 
     name = "skrl torch"
-    backend = "torch"
+    backend: str = "torch"
 
     def make(self, problem: Problem) -> None:
         torch, schedule = importlib.import_module("torch"), dict[str, object]()

@@ -24,7 +24,7 @@ class Family:
     """A SAC with the interface of Stable-Baselines3: its `train` with one gradient step, on a batch of ours."""
 
     package: str
-    supports = ("schedule",)
+    supports: tuple[str, ...] = ("schedule",)
 
     def make(self, problem: Problem) -> None:
         self._problem, self._updates = problem, 0
@@ -114,7 +114,7 @@ class StableBaselines3(Family):
     """Stable-Baselines3's SAC, in float64 throughout."""
 
     name = "Stable-Baselines3"
-    package = "stable_baselines3"
+    package: str = "stable_baselines3"
 
     def _prepare(self) -> None:
         super()._prepare()

@@ -43,6 +43,21 @@ def test_the_table_shows_what_differs_and_which_mistakes_are_there(tmp_path: Pat
     assert section.findings[0].found == "2 of 2 updates reproduced to rounding, choice by choice"
 
 
+def test_the_page_says_in_words_which_can_be_compared(tmp_path: Path) -> None:
+    close = {"log_prob": ["log(1 - a^2 + 1e-6)"], "schedule": []}
+    far = {"squash": [VALUES["squash"][1]]}
+    for name, choices in {"sacref torch": {}, "near": close, "far": far}.items():
+        write(a_record(name, choices=choices), tmp_path / "examined" / f"{name}.json")
+    text = "\n".join(examined.section(tmp_path).paragraphs)
+    assert (
+        "sacref torch and near can be compared with each other; they differ in what hardly changes a run: log |da/du| of the tanh." in text
+    )
+    assert (
+        "- far can be compared with none of the others; unlike in sacref: action from the Gaussian's sample"
+        " (cut at the Box's bounds, not squashed)." in text
+    )
+
+
 def test_a_quantity_that_leaves_every_variant_is_said(tmp_path: Path) -> None:
     write(a_record("other", identified=False, left={"quantity": "target"}), tmp_path / "examined" / "b.json")
     section = examined.section(tmp_path)
