@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sacref.algorithm.data import Batch, Noise, Transition
-from sacref.algorithm.replay import Follow, gather_steps
+from sacref.algorithm.sequences import Follow, gather_steps
 from sacref.config import ExperimentConfig, SACConfig
 from sacref.envs import make
 from sacref.examine.adapter import Env, Windows

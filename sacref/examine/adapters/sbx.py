@@ -28,7 +28,7 @@ class SBX(Family):
         super().make(problem)
 
     def set_weights(self, weights: Named) -> None:
-        jax, hidden = importlib.import_module("jax"), len(self._problem.hidden)
+        jax, hidden = importlib.import_module("jax"), len(self.problem.hidden)
 
         def critics(prefix: str) -> object:
             one, two = (write_flax(weights, f"{prefix}critic_{i}", hidden) for i in (1, 2))
@@ -48,10 +48,10 @@ class SBX(Family):
     def update(self, batch: Batch[Floats], draws: Floats) -> None:
         self._noise.fill(draws)
         with jax_noise(self._noise):
-            self._learn(batch)
+            self.learn_from(batch)
 
     def weights(self) -> Arrays:
-        policy, hidden = self.model.policy, len(self._problem.hidden)
+        policy, hidden = self.model.policy, len(self.problem.hidden)
         found = read_flax(policy.actor_state.params["params"], "policy", hidden)
         for prefix, tree in (("", policy.qf_state.params), ("target_", policy.qf_state.target_params)):
             for name, both in read_flax(tree["params"][TWINS], "critic", hidden).items():

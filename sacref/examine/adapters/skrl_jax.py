@@ -23,10 +23,10 @@ class SkrlJax(Skrl):
     def make(self, problem: Problem) -> None:
         importlib.import_module("jax").config.update("jax_enable_x64", problem.dtype == "float64")
         self._noise = Noise()
-        self._make(problem, **({"learning_rate_scheduler": lambda **_: lambda step: problem.decay**step} if problem.decay < 1 else {}))
+        self.make_with(problem, **({"learning_rate_scheduler": lambda **_: lambda step: problem.decay**step} if problem.decay < 1 else {}))
 
     def set_weights(self, weights: Named) -> None:
-        jax, agent, hidden = importlib.import_module("jax"), self.agent, len(self._problem.hidden)
+        jax, agent, hidden = importlib.import_module("jax"), self.agent, len(self.problem.hidden)
         trees = {name: jax.tree.map(jax.numpy.array, write_flax(weights, name, hidden)) for name in MODELS}
         alpha = agent.log_entropy_coefficient
         for model, params in (
@@ -42,12 +42,12 @@ class SkrlJax(Skrl):
     def update(self, batch: Batch[Floats], draws: Floats) -> None:
         self._noise.fill(draws)
         with jax_noise(self._noise):
-            self._learn(batch._replace(terminated=batch.terminated.astype(np.int8)), importlib.import_module("jax.numpy").array)
+            self.learn_from(batch._replace(terminated=batch.terminated.astype(np.int8)), importlib.import_module("jax.numpy").array)
 
     def weights(self) -> Arrays:
         found = {"log_alpha": np.array(self.agent.log_entropy_coefficient.value).reshape(())}
         for name, model in self.models.items():
-            found |= read_flax(model.state_dict.params["params"], name, len(self._problem.hidden))
+            found |= read_flax(model.state_dict.params["params"], name, len(self.problem.hidden))
         return found
 
     def act(self, observations: Floats, *, deterministic: bool) -> Floats:
@@ -58,10 +58,10 @@ class SkrlJax(Skrl):
     def versions(self) -> Mapping[str, str]:
         return version("skrl", "jax", "flax", "optax")
 
-    def _model(self, name: str, spaces: Mapping[str, object]) -> Any:
+    def build_model(self, name: str, spaces: Mapping[str, object]) -> Any:
         """Make a policy or a critic, as skrl's documentation writes them."""
         nn, jnp, skrl = (importlib.import_module(each) for each in ("flax.linen", "jax.numpy", "skrl.models.jax"))
-        problem = self._problem
+        problem = self.problem
 
         def network(x: Any, outputs: int) -> Any:
             for width in problem.hidden:

@@ -27,9 +27,9 @@ class Skrl:
     backend: str
     supports: tuple[str, ...] = ("clip", "schedule")
 
-    def _make(self, problem: Problem, **settings: object) -> None:
+    def make_with(self, problem: Problem, **settings: object) -> None:
         sac = importlib.import_module(f"skrl.agents.{self.backend}.sac")
-        self._problem, self._timestep = problem, 0
+        self.problem, self._timestep = problem, 0
         cfg = sac.SAC_CFG(
             batch_size=problem.batch_size,
             discount_factor=problem.discount,
@@ -47,17 +47,15 @@ class Skrl:
     def _agent(self, cfg: Any, memory: object, spaces: Mapping[str, object]) -> tuple[Any, dict[str, Any]]:
         """Make an agent and its models."""
         cfg.experiment.write_interval = cfg.experiment.checkpoint_interval = 0
-        models = {name: self._model(name, spaces) for name in MODELS}
+        models = {name: self.build_model(name, spaces) for name in MODELS}
         kind = importlib.import_module(f"skrl.agents.{self.backend}.sac").SAC
         return kind(models=models, memory=memory, cfg=cfg, device="cpu", **spaces), models
 
-    def _model(self, name: str, spaces: Mapping[str, object]) -> Any:
+    def build_model(self, name: str, spaces: Mapping[str, object]) -> Any:
         raise NotImplementedError
 
-    def _learn(self, batch: Batch[Floats], array: Callable[[Floats], object]) -> None:
-        rows = batch._replace(
-            actions=self._problem.box(batch.actions), rewards=batch.rewards[:, None], terminated=batch.terminated[:, None]
-        )
+    def learn_from(self, batch: Batch[Floats], array: Callable[[Floats], object]) -> None:
+        rows = batch._replace(actions=self.problem.box(batch.actions), rewards=batch.rewards[:, None], terminated=batch.terminated[:, None])
         found = [getattr(rows, name, None) for name in self.agent._tensors_names]
         self.agent.memory.sample = lambda *_, **__: [[None if each is None else array(each) for each in found]]
         self._timestep += 1
@@ -117,7 +115,7 @@ class SkrlTorch(Skrl):
         if problem.decay < 1:
             exponential = torch.optim.lr_scheduler.ExponentialLR
             schedule = {"learning_rate_scheduler": exponential, "learning_rate_scheduler_kwargs": {"gamma": problem.decay}}
-        self._make(problem, **schedule)
+        self.make_with(problem, **schedule)
         alpha = self.agent.log_entropy_coefficient
         alpha.data = alpha.data.to(getattr(torch, problem.dtype))
         self._torch = TorchWeights(problem.dtype, self._places)
@@ -131,7 +129,7 @@ class SkrlTorch(Skrl):
 
     def update(self, batch: Batch[Floats], draws: Floats) -> None:
         with self._torch.update(draws):
-            self._learn(batch, importlib.import_module("torch").as_tensor)
+            self.learn_from(batch, importlib.import_module("torch").as_tensor)
 
     def weights(self) -> Arrays:
         return self._torch.read()
@@ -146,10 +144,10 @@ class SkrlTorch(Skrl):
     def versions(self) -> Mapping[str, str]:
         return version("skrl", "torch")
 
-    def _model(self, name: str, spaces: Mapping[str, object]) -> Any:
+    def build_model(self, name: str, spaces: Mapping[str, object]) -> Any:
         """Make a policy or a critic, as skrl's documentation writes them."""
         torch, skrl = importlib.import_module("torch"), importlib.import_module("skrl.models.torch")
-        nn, problem, judges = torch.nn, self._problem, name != "policy"
+        nn, problem, judges = torch.nn, self.problem, name != "policy"
         widths = [problem.observation + judges * problem.action, *problem.hidden]
         layers = [part for pair in itertools.pairwise(widths) for part in (nn.Linear(*pair), nn.ReLU())]
 

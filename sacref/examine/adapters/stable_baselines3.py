@@ -27,7 +27,7 @@ class Family:
     supports: tuple[str, ...] = ("schedule",)
 
     def make(self, problem: Problem) -> None:
-        self._problem, self._updates = problem, 0
+        self.problem, self._updates = problem, 0
         # It casts observations to float32 before they reach the networks.
         setattr(importlib.import_module("stable_baselines3.common.policies"), "preprocess_obs", lambda obs, *_, **__: obs)  # noqa: B010
         self.model = importlib.import_module(self.package).SAC(
@@ -43,13 +43,13 @@ class Family:
             device="cpu",
             seed=problem.seed,
         )
-        self._prepare()
+        self.prepare()
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
         self.model.set_logger(importlib.import_module("stable_baselines3.common.logger").Logger(None, []))
 
-    def _learn(self, batch: Batch[Floats]) -> None:
-        torch, problem = importlib.import_module("torch"), self._problem
+    def learn_from(self, batch: Batch[Floats]) -> None:
+        torch, problem = importlib.import_module("torch"), self.problem
         samples = importlib.import_module("stable_baselines3.common.type_aliases").ReplayBufferSamples
         columns = (batch.terminated, batch.rewards, np.full(problem.batch_size, problem.discount))
         arrays = (batch.observations, batch.actions, batch.next_observations, *(problem.cast(each)[:, None] for each in columns))
@@ -59,7 +59,7 @@ class Family:
         self.model.train(gradient_steps=1, batch_size=problem.batch_size)
 
     def act(self, observations: Floats, *, deterministic: bool) -> Floats:
-        actions: Floats = self.model.predict(observations.astype(self._problem.dtype), deterministic=deterministic)[0]
+        actions: Floats = self.model.predict(observations.astype(self.problem.dtype), deterministic=deterministic)[0]
         return actions
 
     def save(self, path: Path) -> None:
@@ -67,7 +67,7 @@ class Family:
 
     def load(self, path: Path) -> None:
         self.model = type(self.model).load(path, device="cpu")
-        self._prepare()
+        self.prepare()
 
     def collect(self, make_env: Callable[[], Env], num_envs: int, steps: int) -> Batch[Floats]:
         size = num_envs * steps
@@ -98,7 +98,7 @@ class Family:
 
     def windows(self, rows: Batch[Floats], truncated: Floats, capacity: int, n_step: int, discount: float) -> Windows:
         agent = importlib.import_module(self.package).SAC(
-            "MlpPolicy", Still(self._problem), buffer_size=capacity, n_steps=n_step, gamma=discount, device="cpu"
+            "MlpPolicy", Still(self.problem), buffer_size=capacity, n_steps=n_step, gamma=discount, device="cpu"
         )
         buffer, columns = agent.replay_buffer, zip(*(rows.observations, rows.next_observations, rows.actions, rows.rewards), strict=True)
         for (now, after, action, reward), end, cut in zip(columns, rows.terminated, truncated, strict=True):
@@ -116,12 +116,12 @@ class StableBaselines3(Family):
     name = "Stable-Baselines3"
     package: str = "stable_baselines3"
 
-    def _prepare(self) -> None:
-        super()._prepare()
-        kind = getattr(importlib.import_module("torch"), self._problem.dtype)
+    def prepare(self) -> None:
+        super().prepare()
+        kind = getattr(importlib.import_module("torch"), self.problem.dtype)
         self.model.policy.to(kind)
         self.model.log_ent_coef.data = self.model.log_ent_coef.data.to(kind)
-        self._torch = TorchWeights(self._problem.dtype, self._places)
+        self._torch = TorchWeights(self.problem.dtype, self._places)
 
     def _places(self) -> Places:
         models = {"policy": self.model.actor}
@@ -134,7 +134,7 @@ class StableBaselines3(Family):
 
     def update(self, batch: Batch[Floats], draws: Floats) -> None:
         with self._torch.update(draws):
-            self._learn(batch)
+            self.learn_from(batch)
 
     def weights(self) -> Arrays:
         return self._torch.read()
