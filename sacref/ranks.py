@@ -38,7 +38,7 @@ class Ranks:
     size: int = 1
     """Number of ranks."""
 
-    def all_gather(self, array: NDArray[Any]) -> NDArray[Any]:
+    def all_gather(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
         """Return the arrays of all ranks, `(size, *shape)`, bit for bit.
 
         Args:
@@ -60,7 +60,7 @@ class Ranks:
         encoded = np.frombuffer(json.dumps(value).encode(), np.uint8)
         return [json.loads(part.tobytes()) for part in self._parts(encoded)]
 
-    def rows(self, array: NDArray[Any]) -> NDArray[Any]:
+    def rows(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
         """Return the rows of all ranks, `(n_0 + n_1 + ..., *shape)`, in the ranks' order.
 
         Args:
@@ -68,7 +68,7 @@ class Ranks:
         """
         return np.concatenate(self._parts(np.asarray(array)))
 
-    def from_first(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def from_first(self, arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
         """Return the arrays of rank 0.
 
         Raises:
@@ -89,7 +89,7 @@ class Ranks:
         """Wait until all ranks have come here."""
         self._exchange(np.zeros(1, np.uint8))
 
-    def _parts(self, array: NDArray[Any]) -> list[NDArray[Any]]:
+    def _parts(self, array: NDArray[np.generic]) -> list[NDArray[np.generic]]:
         """Return the arrays of all ranks, whose first axes differ."""
         lengths = self.all_gather(np.array(len(array), np.int64))
         padded = np.zeros((int(lengths.max()), *array.shape[1:]), array.dtype)

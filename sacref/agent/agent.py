@@ -23,6 +23,7 @@ from sacref.algorithm.data import Noise, Sampled
 from sacref.algorithm.replay import ReplayMemory
 from sacref.algorithm.tree import Tree
 from sacref.config import SACConfig
+from sacref.envs.interface import Space
 from sacref.envs.space_records import records_of
 from sacref.envs.spaces import Spaces, check_spaces
 from sacref.ranks import Ranks
@@ -62,15 +63,15 @@ class Agent(Generic[ArrayT]):
         *,
         models: Mapping[str, Any],
         memory: ReplayMemory[Any, Any] | None,
-        observation_space: gymnasium.Space[Any],
-        state_space: gymnasium.Space[Any] | None,
-        action_space: gymnasium.Space[Any],
+        observation_space: Space,
+        state_space: Space | None,
+        action_space: Space,
         cfg: SACConfig | Mapping[str, Any] | None,
     ) -> None:
         self.spaces: Spaces = check_spaces(observation_space, state_space, action_space, longest_integer=backend.longest_integer)
-        self.observation_space: gymnasium.Space[Any] = observation_space
-        self.state_space: gymnasium.Space[Any] | None = state_space
-        self.action_space: gymnasium.Space[Any] = action_space
+        self.observation_space: Space = observation_space
+        self.state_space: Space | None = state_space
+        self.action_space: Space = action_space
         self.cfg: SACConfig = cfg if isinstance(cfg, SACConfig) else SACConfig.from_dict({} if cfg is None else cfg)
         self.cfg.validate()
         self.carry_type.check_options(self.cfg, type(self).__name__)

@@ -41,7 +41,7 @@ class Backend(Protocol[ArrayT]):
     """float32 or float64, as the library names it: the models' dtype, see `take_dtype`."""
     ranks: Ranks
     """The processes that train this agent together."""
-    longest_integer: np.dtype[Any]
+    longest_integer: np.dtype[np.generic]
     """Dtype of the longest integers that its arrays hold."""
 
     # Arrays.

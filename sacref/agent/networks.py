@@ -8,13 +8,13 @@ import zlib
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-import gymnasium
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
 from sacref.algorithm.data import Inputs
 from sacref.algorithm.tree import Tree, named_leaves
+from sacref.envs.interface import Space
 from sacref.envs.spaces import check_spaces, flat_size
 from sacref.spec.arrays import ArrayT, namespace
 
@@ -293,9 +293,9 @@ class DefaultModels(Generic[ModelT, DTypeT]):
     def __call__(
         self,
         *,
-        observation_space: gymnasium.Space[Any],
-        state_space: gymnasium.Space[Any] | None = None,
-        action_space: gymnasium.Space[Any],
+        observation_space: Space,
+        state_space: Space | None = None,
+        action_space: Space,
         hidden: Sequence[int] = (256, 256),
         seed: int = 0,
         dtype: str | DTypeT = "float32",

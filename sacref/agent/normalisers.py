@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any, Generic
 
-import gymnasium
 import numpy as np
 
 from sacref.agent.backend import Backend
 from sacref.agent.transitions import Rows
 from sacref.algorithm.tree import Tree, map_leaves, named_leaves
 from sacref.config import SACConfig
+from sacref.envs.interface import Space
 from sacref.preprocessing import Preprocessor
 from sacref.spec.arrays import ArrayT, NumpyArray
 from sacref.storage.naming import prefixed, under
@@ -18,9 +18,7 @@ FIELDS = {"observations": "observations", "states": "states", "next_observations
 """Field of a batch -> the kind of its values."""
 
 
-def make_preprocessors(
-    cfg: SACConfig, observation_space: gymnasium.Space[Any], state_space: gymnasium.Space[Any] | None
-) -> dict[str, Preprocessor]:
+def make_preprocessors(cfg: SACConfig, observation_space: Space, state_space: Space | None) -> dict[str, Preprocessor]:
     """Return the preprocessor of each Box, by name ("observations", "observations.camera", "states"); none where none is asked for.
 
     Raises:

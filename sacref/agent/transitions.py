@@ -14,8 +14,9 @@ from sacref.algorithm.data import Transition
 from sacref.algorithm.tree import Tree, leaves, map_leaves, named_leaves
 from sacref.config import SACConfig
 from sacref.envs.episodes import EpisodeBoundaries, dropped_rows, has_entries
+from sacref.envs.interface import Space
 from sacref.envs.scaling import action_bounds, from_box
-from sacref.envs.spaces import Spaces, check_values, exactly, rows_like
+from sacref.envs.spaces import DType, Spaces, check_values, exactly, rows_like
 from sacref.envs.states import final_states
 from sacref.spec.arrays import ArrayT, NumpyArray, as_numpy, largest_finite, namespace
 from sacref.storage.values import Like, Maybe
@@ -60,8 +61,8 @@ class Transitions(Generic[ArrayT]):
         cfg: SACConfig,
         spaces: Spaces,
         *,
-        observation_space: gymnasium.Space[Any],
-        state_space: gymnasium.Space[Any] | None,
+        observation_space: Space,
+        state_space: Space | None,
         action_space: gymnasium.spaces.Box,
         memory_envs: int | None,
         check_numbers: Callable[[], None],
@@ -80,7 +81,7 @@ class Transitions(Generic[ArrayT]):
         self._host_bounds = low, high
         self.bounds: Bounds[ArrayT] = Bounds(backend.upload(low), backend.upload(high))
         """Low and high of the actions on the device, `(action,)` each, in the agent's dtype."""
-        own: np.dtype[Any] = np.dtype(action_space.dtype)
+        own: DType = np.dtype(action_space.dtype)
         self._acts_in: str | None = own.name if np.finfo(own).bits < np.finfo(self._dtype).bits else None
         self.bad_rows: ArrayT | None = None
         """`(envs,)`: which environments had device rows that were not finite; None before the first."""

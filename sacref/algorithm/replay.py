@@ -82,7 +82,7 @@ def host_bytes() -> int | None:
 
 
 def check_arrays(
-    arrays: Mapping[str, NumpyArray], rings: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]], slots: int, envs: int
+    arrays: Mapping[str, NumpyArray], rings: Mapping[str, tuple[tuple[int, ...], np.dtype[np.generic]]], slots: int, envs: int
 ) -> None:
     """Refuse arrays that are not the filled rows of each ring, with a `head` and a `size` that rings of `slots` rows can have.
 
@@ -202,7 +202,7 @@ class RingLibrary(Protocol[MemoryT, DeviceT]):
         """Return the bytes that are free on a device of its own memory; None for the host's."""
         ...
 
-    def numpy_dtype(self, dtype: Any, /) -> np.dtype[Any]:
+    def numpy_dtype(self, dtype: Any, /) -> np.dtype[np.generic]:
         """Return NumPy's dtype for the library's."""
         ...
 
@@ -288,7 +288,7 @@ class ReplayMemory(Generic[MemoryT, DeviceT]):
         self._state = self.library.zeros(self._like, self.slots, self.num_envs, device)
         self._staging = Staging(self._like, staged_timesteps * self.num_envs)
 
-    def _empty_rows(self, spaces: RowSpaces, floats: np.dtype[Any], carry: Tree) -> Transition[NumpyArray]:
+    def _empty_rows(self, spaces: RowSpaces, floats: np.dtype[np.generic], carry: Tree) -> Transition[NumpyArray]:
         """Return arrays of no row, which have the rows' shapes and dtypes."""
 
         def none(shape: tuple[int, ...], kind: DTypeLike) -> NumpyArray:

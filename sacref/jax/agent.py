@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, ClassVar
 
-import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +21,7 @@ from sacref.agent.model_checks import draw_widths
 from sacref.algorithm.sequences import Follow
 from sacref.algorithm.tree import Tree, map_leaves
 from sacref.config import ConfigError, Execution, SACConfig
+from sacref.envs.interface import Space
 from sacref.jax.device import Device, device_of, devices_of
 from sacref.jax.execution import DrawSpec, actors, choose, learner, stepper
 from sacref.jax.memory import ReplayMemory, sampler
@@ -39,14 +39,14 @@ class JaxBackend:
     """JAX, with the devices and dtype of one agent; see `sacref.agent.backend.Backend`."""
 
     name = "jax"
-    dtype: np.dtype[Any]
+    dtype: np.dtype[np.generic]
     optim: Any = optim
     weights: Any = weights
 
     def __init__(self, device: str | Device | None) -> None:
         self.device: Device = device_of(device)
         self.ranks: Ranks = ranks()
-        self.longest_integer: np.dtype[Any] = np.dtype(jax.dtypes.canonicalize_dtype(np.int64))
+        self.longest_integer: np.dtype[np.generic] = np.dtype(jax.dtypes.canonicalize_dtype(np.int64))
         devices = devices_of(device)
         self.parallel: DataParallel | None = DataParallel(devices) if self.ranks.size > 1 or len(devices) > 1 else None
         self.average: Callable[[Tree], Tree] | None = average if self.parallel is not None else None
@@ -200,9 +200,9 @@ class SAC(Agent[Array]):
         *,
         models: Mapping[str, nnx.Module],
         memory: ReplayMemory | None = None,
-        observation_space: gymnasium.Space[Any],
-        state_space: gymnasium.Space[Any] | None = None,
-        action_space: gymnasium.Space[Any],
+        observation_space: Space,
+        state_space: Space | None = None,
+        action_space: Space,
         device: str | Device | None = None,
         cfg: SACConfig | Mapping[str, Any] | None = None,
     ) -> None:

@@ -66,7 +66,7 @@ class ArrayRings:
     free_bytes: Callable[[Device], int | None] = staticmethod(free_bytes)
     write: Callable[..., MemoryState] = staticmethod(jax.jit(write, donate_argnums=0))
 
-    def numpy_dtype(self, dtype: DTypeLike) -> np.dtype[Any]:
+    def numpy_dtype(self, dtype: DTypeLike) -> np.dtype[np.generic]:
         return np.dtype(dtype)
 
     def zeros(self, like: Transition[NumpyArray], slots: int, envs: int, device: Device) -> MemoryState:

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from numpy.typing import NDArray
 
 from sacref.agent.model_checks import HiddenStateError, changes, check_constants, require_names
 from sacref.algorithm import optimizer
 from sacref.jax.device import Device
+from sacref.spec.arrays import NumpyArray
 
 Parameters = optimizer.Parameters[Array]
 
@@ -176,12 +176,12 @@ def refuse_hidden_state(name: str, model: nnx.Module) -> None:
             )
 
 
-def to_common(model: nnx.Module, parameters: Mapping[str, Array]) -> dict[str, NDArray[Any]]:
+def to_common(model: nnx.Module, parameters: Mapping[str, Array]) -> dict[str, NumpyArray]:
     """Copy parameters, gradients or moments of `model`, under common names, to the host."""
     return {name: np.array(array) for name, array in parameters.items()}
 
 
-def from_common(model: nnx.Module, arrays: Mapping[str, NDArray[Any]], *, like: Mapping[str, Array]) -> Parameters:
+def from_common(model: nnx.Module, arrays: Mapping[str, NumpyArray], *, like: Mapping[str, Array]) -> Parameters:
     """Invert `to_common`, in the dtypes and on the devices of `like`.
 
     Raises:

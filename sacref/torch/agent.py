@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-import gymnasium
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from sacref.agent.model_checks import draw_widths
 from sacref.algorithm.sequences import Follow
 from sacref.algorithm.tree import Tree, map_leaves
 from sacref.config import ConfigError, Execution, SACConfig
+from sacref.envs.interface import Space
 from sacref.ranks import Ranks
 from sacref.spec.arrays import NumpyArray, as_numpy
 from sacref.torch.device import device_of
@@ -36,7 +36,7 @@ class TorchBackend:
     """PyTorch, with the device and dtype of one agent; see `sacref.agent.backend.Backend`."""
 
     name = "torch"
-    longest_integer: np.dtype[Any] = np.dtype(np.int64)
+    longest_integer: np.dtype[np.generic] = np.dtype(np.int64)
     dtype: torch.dtype
     optim: Any = optim
     weights: Any = weights
@@ -194,9 +194,9 @@ class SAC(Agent[Tensor]):
         *,
         models: Mapping[str, nn.Module],
         memory: ReplayMemory | None = None,
-        observation_space: gymnasium.Space[Any],
-        state_space: gymnasium.Space[Any] | None = None,
-        action_space: gymnasium.Space[Any],
+        observation_space: Space,
+        state_space: Space | None = None,
+        action_space: Space,
         device: str | torch.device | None = None,
         cfg: SACConfig | Mapping[str, Any] | None = None,
     ) -> None:

@@ -68,7 +68,7 @@ class TensorRings:
     free_bytes: Callable[[torch.device], int | None] = staticmethod(free_bytes)
     write: Callable[..., MemoryState] = staticmethod(write)
 
-    def numpy_dtype(self, dtype: torch.dtype) -> np.dtype[Any]:
+    def numpy_dtype(self, dtype: torch.dtype) -> np.dtype[np.generic]:
         return torch.empty(0, dtype=dtype).numpy().dtype
 
     def zeros(self, like: Transition[NumpyArray], slots: int, envs: int, device: torch.device) -> MemoryState:

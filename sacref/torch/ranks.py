@@ -2,7 +2,6 @@
 
 import atexit
 from datetime import timedelta
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ import torch.distributed.nn.functional
 from numpy.typing import NDArray
 
 from sacref.ranks import TIMEOUT, Launch, Ranks, launched
+from sacref.spec.arrays import NumpyArray
 
 
 class TorchRanks(Ranks):
@@ -31,7 +31,7 @@ class TorchRanks(Ranks):
         received = [torch.empty_like(sent) for _ in range(self.size)]
         try:
             dist.all_gather(received, sent)
-            gathered: NDArray[Any] = torch.stack(received).cpu().numpy()
+            gathered: NumpyArray = torch.stack(received).cpu().numpy()
         except RuntimeError as error:
             raise self.lost(error) from error
         return gathered

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sacref.agent.model_checks import HiddenStateError, check_constants, require_names
 from sacref.algorithm import optimizer
+from sacref.spec.arrays import NumpyArray
 
 Parameters = optimizer.Parameters[Tensor]
 RECURRENT = {"weight_ih_l0": "input.kernel", "weight_hh_l0": "hidden.kernel", "bias_ih_l0": "input.bias", "bias_hh_l0": "hidden.bias"}
@@ -206,7 +206,7 @@ def fingerprint(value: Any) -> Hashable:
     )
 
 
-def to_common(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
+def to_common(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, NumpyArray]:
     """Return parameters, gradients or moments of `model` under common names, as NumPy copies."""
     arrays = {name: tensor.detach().cpu().numpy().copy() for name, tensor in parameters.items()}
     if not isinstance(model, CommonLayout):
@@ -214,7 +214,7 @@ def to_common(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, N
     return {_common_name(name): np.ascontiguousarray(a.T) if _is_matrix(name) else a for name, a in arrays.items()}
 
 
-def from_common(model: nn.Module, arrays: Mapping[str, NDArray[Any]], *, like: Mapping[str, Tensor]) -> Parameters:
+def from_common(model: nn.Module, arrays: Mapping[str, NumpyArray], *, like: Mapping[str, Tensor]) -> Parameters:
     """Return the model's own parameters for arrays under common names, in the dtypes and on the devices of `like`.
 
     Raises:
