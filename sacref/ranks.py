@@ -51,7 +51,7 @@ class Ranks:
         gathered = self._exchange(np.frombuffer(array.tobytes(), np.uint8))
         return np.frombuffer(gathered.tobytes(), array.dtype).reshape((self.size, *array.shape)).copy()
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: object) -> list[Any]:
         """Return the values of all ranks, in their order.
 
         Args:

@@ -472,7 +472,7 @@ class Agent(Generic[ArrayT]):
         *,
         replay: ReplayLog | None = None,
         keep_memory: bool = True,
-        live: tuple[Mapping[str, Mapping[str, NumpyArray]], Mapping[str, Any]] | None = None,
+        live: tuple[Mapping[str, Mapping[str, NumpyArray]], Mapping[str, object]] | None = None,
     ) -> None:
         """Write the whole agent to a checkpoint directory: safetensors for arrays, JSON for the rest, nothing that runs code.
 
@@ -527,7 +527,7 @@ class Agent(Generic[ArrayT]):
         envs = self.transitions.num_envs
         return {name: like for part in self._in_flight for name, like in part.state_like(envs).items()}
 
-    def set_live_state(self, state: Mapping[str, Any]) -> None:
+    def set_live_state(self, state: Mapping[str, object]) -> None:
         """Go on from what `live_state` gave; after `init`, and with the environments as they were.
 
         Raises:

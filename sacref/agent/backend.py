@@ -49,10 +49,10 @@ class Backend(Protocol[ArrayT]):
     def is_array(self, value: object, /) -> bool:
         """Tell whether a value is an array of this library."""
 
-    def to_numpy(self, array: Any, /) -> NumpyArray:
+    def to_numpy(self, array: object, /) -> NumpyArray:
         """Copy an array to the host."""
 
-    def upload(self, array: Any, /, *, copy: bool = False) -> ArrayT:
+    def upload(self, array: object, /, *, copy: bool = False) -> ArrayT:
         """Put an array, of this library or of any that NumPy reads, on the device.
 
         float32 and float64 become the agent's dtype, all else keeps its own. The result has no gradients. With `copy` it shares nothing
@@ -95,7 +95,7 @@ class Backend(Protocol[ArrayT]):
     def example_draws(self, model: Any, rows: tuple[int, ...], /) -> list[ArrayT]:
         """Return what the random layers of a critic may take for `rows` of inputs."""
 
-    def on_trial(self, function: Callable[..., Any], /) -> Callable[..., Any]:
+    def on_trial(self, function: Callable[..., object], /) -> Callable[..., Any]:
         """Return a function whose results have at least the shapes and dtypes of those of `function`."""
 
     def trial(self) -> AbstractContextManager[Any]:

@@ -45,7 +45,7 @@ Chosen: TypeAlias = tuple[Any, Any]
 """Actions and mean actions in the Box's units, `(envs, action)` each."""
 
 
-def refuse_carries(models: Mapping[str, Any]) -> None:
+def refuse_carries(models: Mapping[str, object]) -> None:
     """Refuse models with a carry, for an agent that keeps none.
 
     Raises:
@@ -270,7 +270,7 @@ class Ongoing:
     """The carry before the last observation, which belongs to the row that is recorded next; None once it is."""
     previous: tuple[Any, Any] | None = None
     """Actions in [-1, 1], `(envs, action)`, and rewards, `(envs,)`, of the last row; None before the first."""
-    starts: Any = None
+    starts: object = None
     """`(envs,)`, bool: where the next observation begins an episode; None where nothing has begun since the last reset."""
 
 
@@ -413,7 +413,7 @@ class Carry(Generic[ArrayT]):
     def stored(self, rows: Rows[Any], training: bool) -> Transition[Any]:
         now, transition = self.ongoing[training], rows.transition
         envs = rows.keep.shape[0]
-        convert: Callable[[Any], Any] = self._backend.upload if rows.on_device else self._backend.to_numpy
+        convert: Callable[[object], object] = self._backend.upload if rows.on_device else self._backend.to_numpy
         before, now.before = now.before, None
         if before is None:  # recorded without an act: nobody knows what a policy would have carried
             before = self._models.initial_carry("policy", envs)

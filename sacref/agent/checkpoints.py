@@ -83,7 +83,7 @@ class Checkpoints(Generic[ArrayT]):
         *,
         replay: ReplayLog | None = None,
         keep_memory: bool = True,
-        live: tuple[Mapping[str, Arrays], Mapping[str, Any]] | None = None,
+        live: tuple[Mapping[str, Arrays], Mapping[str, object]] | None = None,
     ) -> None:
         """Write a checkpoint of an `algorithm`; for the other arguments see `Agent.save`."""
         groups: dict[str, dict[str, NumpyArray]] = defaultdict(dict)
@@ -282,7 +282,7 @@ def _bytes(arrays: Arrays) -> int:
     return sum(array.nbytes for array in arrays.values())
 
 
-def _own(groups: Mapping[str, Any]) -> dict[str, Any]:
+def _own(groups: Mapping[str, object]) -> dict[str, Any]:
     """Return those groups of a checkpoint that are a rank's own."""
     return {name: group for name, group in groups.items() if name in ("streams", "memory")}
 

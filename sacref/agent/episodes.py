@@ -47,7 +47,7 @@ class EpisodeStatistics:
         """An array of the unfinished episodes, `(envs,)`; None where there is none."""
         return None if self._running is None else self._running[0]
 
-    def convert(self, convert: Callable[[Any], Any], to_numpy: Callable[[Any], NumpyArray]) -> None:
+    def convert(self, convert: Callable[[object], object], to_numpy: Callable[[object], NumpyArray]) -> None:
         """Convert the unfinished episodes, where rows come in arrays of another kind from now on."""
         self.read_returns(to_numpy)  # those of before come first
         if self._running is not None:
@@ -78,14 +78,14 @@ class EpisodeStatistics:
         elif finished.any():
             self.recent_returns.extend(returns[finished].tolist())
 
-    def read_returns(self, to_numpy: Callable[[Any], NumpyArray]) -> tuple[float, ...]:
+    def read_returns(self, to_numpy: Callable[[object], NumpyArray]) -> tuple[float, ...]:
         """Fetch the returns that are on the device; give those of the last finished episodes, oldest first, at most `RECENT`."""
         unread, self._unread = self._unread, []
         for returns, finished in unread:
             self.recent_returns.extend(to_numpy(returns)[to_numpy(finished)].tolist())
         return tuple(self.recent_returns)
 
-    def summary(self, to_numpy: Callable[[Any], NumpyArray]) -> Summary:
+    def summary(self, to_numpy: Callable[[object], NumpyArray]) -> Summary:
         """Fetch and forget the rows since the last call; the unfinished episodes go on."""
         self.read_returns(to_numpy)
         rows, self._rows = self._rows, []

@@ -17,7 +17,7 @@ from sacref.spec.arrays import NumpyArray
 from sacref.storage.checkpoint import DTYPES, one_line
 
 
-def split_models(models: Mapping[str, Any], *, learns: bool) -> tuple[list[str], list[str]]:
+def split_models(models: Mapping[str, object], *, learns: bool) -> tuple[list[str], list[str]]:
     """Return the names of the critics and of the target critics in `models`, in the order of their numbers.
 
     Args:
@@ -52,7 +52,7 @@ class HiddenStateError(ValueError):
     """A model's call changes the model; the message is what `call_on_trial` puts behind the model's name."""
 
 
-def refuse_shared(models: Mapping[str, Any], parameters: Mapping[str, Mapping[str, Hashable]]) -> None:
+def refuse_shared(models: Mapping[str, object], parameters: Mapping[str, Mapping[str, Hashable]]) -> None:
     """Refuse models that are one module, or that share parameters which learn.
 
     Args:
@@ -145,7 +145,7 @@ def check_constants(name: str, dtypes: Mapping[str, str]) -> None:
             )
 
 
-def call_on_trial(name: str, function: Callable[..., Any], parameters: Any, inputs: Any, *others: Any) -> Any:
+def call_on_trial(name: str, function: Callable[..., object], parameters: object, inputs: object, *others: object) -> Any:
     """Call a model on example inputs.
 
     Raises:
@@ -178,7 +178,7 @@ def _described(tree: Tree) -> str:
     return "None" if tree is None else f"{str(tree.dtype).removeprefix('torch.')} {tuple(tree.shape)}"
 
 
-def held_values(model: Any, fingerprint: Callable[[Any], Hashable]) -> dict[str, Hashable]:
+def held_values(model: object, fingerprint: Callable[[object], Hashable]) -> dict[str, Hashable]:
     """Return all in a model that its call could change, by path: arrays, numbers, text and generators, in nested objects too.
 
     Args:
@@ -188,7 +188,7 @@ def held_values(model: Any, fingerprint: Callable[[Any], Hashable]) -> dict[str,
 
 
 def _walk(
-    value: Any, path: tuple[str, ...], seen: set[int], fingerprint: Callable[[Any], Hashable]
+    value: object, path: tuple[str, ...], seen: set[int], fingerprint: Callable[[object], Hashable]
 ) -> Iterator[tuple[tuple[str, ...], Hashable]]:
     if (found := fingerprint(value)) is not None:
         yield path, found
@@ -212,7 +212,7 @@ _OPAQUE = {*sys.stdlib_module_names, "torch", "jax", "jaxlib", "flax", "numpy", 
 """Packages into whose objects nobody looks, but for modules."""
 
 
-def _branches(value: Any) -> Iterator[tuple[str, Any]]:
+def _branches(value: object) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         yield from ((str(key), branch) for key, branch in value.items())
     elif isinstance(value, list | tuple | set | frozenset | deque):
@@ -237,7 +237,7 @@ def changes(path: str) -> str:
     )
 
 
-def draw_widths(model: Any) -> tuple[int, ...]:
+def draw_widths(model: object) -> tuple[int, ...]:
     """Return the widths of what the random layers of a critic take, one array for each; () for one without."""
     return tuple(getattr(model, "draw_widths", ()))
 
@@ -283,7 +283,7 @@ def check_reads_states(values: Mapping[str, NumpyArray], others: Mapping[str, Nu
         )
 
 
-def check_parts(name: str, outputs: Any, expected: int) -> tuple[Any, ...]:
+def check_parts(name: str, outputs: object, expected: int) -> tuple[Any, ...]:
     """Refuse a model with a carry that does not return a tuple of so many parts, the carry last."""
     if not isinstance(outputs, tuple) or len(outputs) != expected:
         got = f"a tuple of {len(outputs)}" if isinstance(outputs, tuple) else type(outputs).__name__
@@ -302,7 +302,7 @@ def check_carry_output(name: str, carry: Tree, after: Tree) -> None:
         )
 
 
-def check_policy_output(outputs: Any, *, rows: tuple[int, ...], action_size: int, dtype: Any) -> None:
+def check_policy_output(outputs: object, *, rows: tuple[int, ...], action_size: int, dtype: object) -> None:
     """Refuse a policy that does not return mean and raw log_std, `(*rows, action_size)` each, in `dtype`."""
     expected = (*rows, action_size)
     if not isinstance(outputs, tuple) or len(outputs) != 2:

@@ -107,7 +107,7 @@ class Models(Generic[ArrayT]):
             )
         return carry
 
-    def try_out(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    def try_out(self, name: str, function: Callable[..., object], *arguments: object) -> Any:
         """Call a model on example inputs; raise ValueError if that fails, or changes the model."""
         before = held_values(self.modules[name], self._backend.weights.fingerprint)
         with self._backend.trial():

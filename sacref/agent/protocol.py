@@ -13,7 +13,7 @@ class Agent(Protocol):
 
     training: bool
 
-    def init(self, *, trainer_cfg: Any = None) -> None: ...
+    def init(self, *, trainer_cfg: object = None) -> None: ...
 
     def act(self, observations: Any, states: Any, *, timestep: int, timesteps: int) -> tuple[Any, dict[str, Any]]:
         """Choose actions in the Box's units, `(envs, action)`, as the backend's arrays; the extras hold `mean_actions`."""
@@ -22,15 +22,15 @@ class Agent(Protocol):
     def record_transition(
         self,
         *,
-        observations: Any,
-        states: Any,
-        actions: Any,
-        rewards: Any,
-        next_observations: Any,
-        next_states: Any,
-        terminated: Any,
-        truncated: Any,
-        infos: Any,
+        observations: object,
+        states: object,
+        actions: object,
+        rewards: object,
+        next_observations: object,
+        next_states: object,
+        terminated: object,
+        truncated: object,
+        infos: object,
         timestep: int,
         timesteps: int,
     ) -> None: ...
@@ -51,7 +51,7 @@ class Agent(Protocol):
     def save(self, path: str | Path) -> None: ...
     def load(self, path: str | Path) -> None: ...
 
-    def to_numpy(self, array: Any) -> NDArray[np.generic]:
+    def to_numpy(self, array: object) -> NDArray[np.generic]:
         """Copy a backend array to the host."""
         ...
 

@@ -257,7 +257,7 @@ class ReplayMemory(Generic[MemoryT, DeviceT]):
     def allocate(
         self,
         spaces: RowSpaces,
-        dtype: Any,
+        dtype: object,
         device: DeviceT,
         *,
         staged_timesteps: int = 1,
@@ -325,7 +325,7 @@ class ReplayMemory(Generic[MemoryT, DeviceT]):
         """Count the transitions that are stored; waits for the device."""
         return int(self.state.size.sum())
 
-    def add(self, transition: Transition[Any], keep: Any) -> None:
+    def add(self, transition: Transition[Any], keep: object) -> None:
         """Store one row per environment where `keep`, `(envs,)`, is True. NumPy rows wait on the host until they are needed."""
         if self._staging is not None and isinstance(keep, np.ndarray):
             if self._staging.full:

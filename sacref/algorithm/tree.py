@@ -7,7 +7,7 @@ Tree = Any
 """An array (a leaf), None, or a mapping or tuple of trees."""
 
 
-def map_leaves(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
+def map_leaves(function: Callable[..., object], tree: Tree, *others: Tree) -> Tree:
     """Apply `function` to the leaves at the same place of each tree; return a tree of the same shape: dicts, tuples, None.
 
     Raises:

@@ -47,7 +47,7 @@ class Train(RunOptions):
     'module:name(size=3)'."""
     run_dir: Path | None = None
     preset: Literal["paper", "sb3", "cleanrl", "jaxrl", "tianshou", "spinningup", "crossq-baseline", "redq", "droq"] | None = None
-    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    env_kwargs: dict[str, object] = field(default_factory=dict)
     wrappers: tuple[str, ...] = ()
     """Wrappers put around each environment, the first one innermost, each as module:name, with arguments as in
     'gymnasium.wrappers:TimeLimit(max_episode_steps=7)'."""
@@ -292,7 +292,7 @@ def _types() -> ConstructorRegistry:
     return registry
 
 
-def _spec(metavar: str, read: Callable[[str], Any], write: Callable[[Any], str]) -> PrimitiveConstructorSpec[Any]:
+def _spec(metavar: str, read: Callable[[str], object], write: Callable[[object], str]) -> PrimitiveConstructorSpec[Any]:
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar=metavar,
@@ -318,11 +318,11 @@ def _scheduler(text: str) -> Any:
     return tuple(json.loads(text)) if text.lstrip().startswith("[") else None if text == "None" else text
 
 
-def _schedulers_name(schedule: Any) -> str:
+def _schedulers_name(schedule: object) -> str:
     return json.dumps([None if one is None else _name(one) for one in schedule]) if isinstance(schedule, tuple) else _name(schedule)
 
 
-def _name(function: Any) -> str:
+def _name(function: object) -> str:
     return description(function) if callable(function) else str(function)
 
 

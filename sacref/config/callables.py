@@ -148,7 +148,7 @@ def _expression(value: Any) -> str:
     raise UnnamedError(f"the argument {value!r:.100} is a {kind.__module__}.{kind.__qualname__}, which cannot be written")
 
 
-_CALLS: dict[str, Callable[..., Any]] = {
+_CALLS: dict[str, Callable[..., object]] = {
     "functools.partial": partial,
     "numpy.array": np.array,
     "pathlib.Path": Path,
@@ -176,7 +176,7 @@ def _value(node: ast.expr) -> Any:
     raise ValueError(f"{ast.unparse(node)[:100]} is no literal, and no dotted name")
 
 
-def _called(function: Callable[..., Any], first: list[object], call: ast.Call) -> Any:
+def _called(function: Callable[..., object], first: list[object], call: ast.Call) -> Any:
     keywords = {}
     for keyword in call.keywords:
         if keyword.arg is None:

@@ -25,7 +25,7 @@ class Preset:
     """Environment steps before the first gradient step; None is `random_steps`."""
     settings: Mapping[str, object] = field(default_factory=dict)
     """Fields of `SACConfig` in which it differs from the paper's settings."""
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, object] = field(default_factory=dict)
     """Arguments of the critics' networks (`num_critics`, `layer_norm`, `dropout`) in which it differs from the paper's."""
     not_reproduced: tuple[str, ...] = ()
     """Parts of the source that sacref does not have, or has otherwise."""

@@ -72,7 +72,7 @@ class CallableError(ConfigError):
     """A name of code in a configuration that was not imported: it may not be, or there is no such thing."""
 
 
-def _require_arguments(path: str, function: Callable[..., Any], positional: int, kwargs: Mapping[str, object]) -> None:
+def _require_arguments(path: str, function: Callable[..., object], positional: int, kwargs: Mapping[str, object]) -> None:
     """Refuse arguments that `function` does not take, or lacks, behind `positional` others.
 
     Raises:
@@ -207,7 +207,7 @@ CALLABLES = ("learning_rate_scheduler", "observation_preprocessor", "state_prepr
 """Fields that hold callables, which are written by their names."""
 
 
-def _schedule(path: str, part: str, rate: float, function: Callable[..., Any], kwargs: Mapping[str, object]) -> Schedule:
+def _schedule(path: str, part: str, rate: float, function: Callable[..., object], kwargs: Mapping[str, object]) -> Schedule:
     if function in SCHEDULES.values():
         is_factor = function in FACTORS.values()
         _require_arguments(path, function, 1 if is_factor else 0, kwargs)
@@ -303,17 +303,17 @@ class SACConfig(_Config):
     learning_rate_scheduler: Scheduler | tuple[Scheduler | None, ...] | None = field(default=None, metadata=scheduler())
     """Schedule of the learning rates, stepped once a gradient step: one for all, or three for policy, critic and entropy (JSON list).
     constant, linear, cosine, exponential, warm_up, piecewise, kl_adaptive, or the backend's own as module:name (in torch.optim, optax)."""
-    learning_rate_scheduler_kwargs: dict[str, Any] | tuple[dict[str, Any], ...] = field(
+    learning_rate_scheduler_kwargs: dict[str, object] | tuple[dict[str, object], ...] = field(
         default_factory=dict, metadata=arguments(three=True)
     )
     """Keyword arguments of the schedule: for all, or three for policy, critic and entropy (a flag takes JSON: an object, or a list)."""
     observation_preprocessor: Preprocessor | None = field(default=None, metadata=_PREPROCESSOR)
     """Class that standardises observations before the models see them, or its name, as sacref.preprocessing:RunningStandardScaler."""
-    observation_preprocessor_kwargs: dict[str, Any] = field(default_factory=dict, metadata=arguments())
+    observation_preprocessor_kwargs: dict[str, object] = field(default_factory=dict, metadata=arguments())
     """Keyword arguments of the observation preprocessor, behind the space."""
     state_preprocessor: Preprocessor | None = field(default=None, metadata=_PREPROCESSOR)
     """Class that standardises the states that the critics see, or its name."""
-    state_preprocessor_kwargs: dict[str, Any] = field(default_factory=dict, metadata=arguments())
+    state_preprocessor_kwargs: dict[str, object] = field(default_factory=dict, metadata=arguments())
     """Keyword arguments of the state preprocessor, behind the space."""
     random_timesteps: int = field(default=0, metadata=integer(0))
     """Timesteps at the start whose actions are drawn uniformly from the action space."""

@@ -231,7 +231,7 @@ def takes_options(options: Callable[P, TrainConfig]) -> Callable[[Callable[[Trai
     return decorate
 
 
-def _written(value: Any) -> Any:
+def _written(value: object) -> Any:
     if isinstance(value, SACConfig):
         return value.to_dict()
     if isinstance(value, Mapping):

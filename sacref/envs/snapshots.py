@@ -314,7 +314,7 @@ def require_alike(what: str, found: Tree, expected: Tree) -> None:
         raise ValueError(f"{what} has the arrays {described[0]}, expected {described[1]}")
 
 
-def _own(envs: Any) -> Any:
+def _own(envs: object) -> Any:
     """Return a vector environment that takes part by methods of its own; None for another."""
     return envs if hasattr(type(envs), "get_state") and hasattr(type(envs), "set_state") else None
 

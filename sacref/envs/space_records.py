@@ -63,7 +63,7 @@ def read_space(stored: Record) -> Space:
     return gymnasium.spaces.Box(low, high, shape, dtype.type)
 
 
-def _numbers(numbers: list[Any], dtype: DType) -> NumpyArray:
+def _numbers(numbers: list[object], dtype: DType) -> NumpyArray:
     return np.array([float(number) if isinstance(number, str) else number for number in numbers], dtype)
 
 

@@ -63,10 +63,10 @@ class JaxBackend:
             )
         return True
 
-    def to_numpy(self, array: Any) -> NumpyArray:
+    def to_numpy(self, array: object) -> NumpyArray:
         return np.array(array)
 
-    def upload(self, array: Any, *, copy: bool = False) -> Array:
+    def upload(self, array: object, *, copy: bool = False) -> Array:
         # JAX's own arrays cannot be written into: they need no copy.
         if isinstance(array, Array):
             dtype = self.dtype if array.dtype in (np.float32, np.float64) else array.dtype
@@ -103,7 +103,7 @@ class JaxBackend:
         return np.concatenate(jax.device_get(list(metrics)))
 
     def synchronise(self, tree: Tree) -> None:
-        wait: Callable[[Any], Any] = jax.block_until_ready
+        wait: Callable[[object], object] = jax.block_until_ready
         wait(tree)
 
     # Models.
@@ -129,7 +129,7 @@ class JaxBackend:
         draws = [jnp.ones((*rows, width), self.dtype) for width in draw_widths(model)]
         return [*draws, jnp.zeros(2, jnp.uint32)] if weights.random_state(model) else draws
 
-    def on_trial(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def on_trial(self, function: Callable[..., object]) -> Callable[..., Any]:
         return partial(jax.eval_shape, function)
 
     def trial(self) -> AbstractContextManager[Any]:

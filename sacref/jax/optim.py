@@ -81,7 +81,7 @@ class Optimizer(optimizer.Adam[Array]):
     def _adam(self, state: Tree) -> Tree:
         return state if self.plain else state["adam"]
 
-    def _state(self, parameters: Tree, adam: Tree, given: Mapping[str, Any]) -> Tree:
+    def _state(self, parameters: Tree, adam: Tree, given: Mapping[str, object]) -> Tree:
         # Committed to the parameters' device, as the state of every later step is: else the first step compiles twice.
         state = adam if self.plain else {"adam": adam, **self.scalars(parameters, given)}
         return jax.device_put(state, leaves(parameters)[0].sharding)

@@ -115,7 +115,7 @@ class Population:
 
         return act_together
 
-    def _apart(self, tree: Any) -> list[Any]:
+    def _apart(self, tree: object) -> list[Any]:
         return [member_of(tree, member) for member in range(self.members)]
 
 

@@ -31,7 +31,7 @@ def low_precision(model: nnx.Module, precision: str, *, arguments: int) -> Calla
     def down(value: Any) -> Any:
         return value.astype(dtype) if jnp.issubdtype(value.dtype, jnp.floating) else value
 
-    def run(parameters: Any, *inputs: Any) -> Any:
+    def run(parameters: Any, *inputs: object) -> Any:
         lowered = {path: array if path.startswith("head.") else down(array) for path, array in parameters.items()}
         # The head's product in float32, where a GPU's would be in TF32 unless told; of low-precision inputs it changes nothing.
         with jax.default_matmul_precision("highest"):

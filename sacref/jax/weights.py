@@ -49,7 +49,7 @@ def own_copies(models: Mapping[str, nnx.Module]) -> dict[str, nnx.Module]:
     return {name: set_constants(model, constants_of(model, identities_of(model))) for name, model in models.items()}
 
 
-def set_constants(model: nnx.Module, constants: Mapping[str, Any]) -> nnx.Module:
+def set_constants(model: nnx.Module, constants: Mapping[str, object]) -> nnx.Module:
     """Copy the model with these values for its own."""
     graph, variables, rest = _split(model)
     held = [(path, _replaced(variable, constants.get(name_of(path)))) for path, variable in nnx.to_flat_state(rest)]
@@ -57,7 +57,7 @@ def set_constants(model: nnx.Module, constants: Mapping[str, Any]) -> nnx.Module
     return merged
 
 
-def _replaced(variable: Any, value: Any) -> Any:
+def _replaced(variable: object, value: object) -> Any:
     """Return a variable, or a plain array, with another value; where that is None, as it is."""
     if value is None:
         return variable
@@ -89,7 +89,7 @@ def functional(model: nnx.Module) -> Callable[..., Any]:
     """
     graph, variables, rest = _split(model)
 
-    def call(parameters: Parameters, rest: Any, inputs: Sequence[Any]) -> Any:
+    def call(parameters: Parameters, rest: object, inputs: Sequence[object]) -> Any:
         called = nnx.merge(graph, _fill(variables, parameters), rest, copy=True)
         before = _held(called)
         outputs = called(*inputs)
@@ -98,7 +98,7 @@ def functional(model: nnx.Module) -> Callable[..., Any]:
                 raise HiddenStateError(changes(path))
         return outputs
 
-    def apply(parameters: Parameters, *inputs: Any) -> Any:
+    def apply(parameters: Parameters, *inputs: object) -> Any:
         return call(parameters, rest, inputs)
 
     def apply_random(parameters: Parameters, *inputs_and_key: Any) -> Any:
@@ -114,7 +114,7 @@ def _held(model: nnx.Module) -> dict[str, Any]:
     return {name: each.get_value() if isinstance(each, nnx.Variable) else each for name, each in held.items()}
 
 
-def fingerprint(value: Any) -> Hashable:
+def fingerprint(value: object) -> Hashable:
     """Return "" for variables and arrays of JAX, whose changes `functional` finds in its copy; None for everything else."""
     return "" if isinstance(value, nnx.Variable | Array) else None
 
@@ -149,7 +149,7 @@ def _fill(variables: Any, parameters: Mapping[str, Array]) -> Any:
     return nnx.from_flat_state(filled)
 
 
-def name_of(path: tuple[Any, ...]) -> str:
+def name_of(path: tuple[object, ...]) -> str:
     """Return the name of a path in the module: `hidden.0.kernel` for `("hidden", 0, "kernel")`."""
     return ".".join(str(part) for part in path)
 

@@ -173,7 +173,7 @@ FACTORS: dict[str, Callable[..., Any]] = {
     function.__name__: function for function in (constant, linear, cosine, exponential, warm_up, piecewise)
 }
 """Name -> function from the step to the factor."""
-SCHEDULES: dict[str, Callable[..., Any]] = {**FACTORS, "kl_adaptive": KLAdaptive}
+SCHEDULES: dict[str, Callable[..., object]] = {**FACTORS, "kl_adaptive": KLAdaptive}
 """Name in a configuration -> schedule."""
 
 

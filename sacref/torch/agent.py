@@ -51,15 +51,14 @@ class TorchBackend:
     def is_array(self, value: object) -> bool:
         return isinstance(value, Tensor)
 
-    def to_numpy(self, array: Any) -> NumpyArray:
+    def to_numpy(self, array: object) -> NumpyArray:
         return np.array(array.detach().cpu().numpy() if isinstance(array, Tensor) else array)
 
-    def upload(self, array: Any, *, copy: bool = False) -> Tensor:
-        own = isinstance(array, Tensor)
+    def upload(self, array: object, *, copy: bool = False) -> Tensor:
         # Detached: what is handed over is data, whatever it was computed from.
-        tensor = array.detach() if own else torch.from_numpy(np.array(as_numpy(array, "the array"), copy=True))
+        tensor = array.detach() if isinstance(array, Tensor) else torch.from_numpy(np.array(as_numpy(array, "the array"), copy=True))
         dtype = self.dtype if tensor.dtype in (torch.float32, torch.float64) else tensor.dtype
-        return tensor.to(device=self.device, dtype=dtype, copy=copy and own)
+        return tensor.to(device=self.device, dtype=dtype, copy=copy and isinstance(array, Tensor))
 
     def as_floats(self, array: Tensor) -> Tensor:
         return array.to(self.dtype)
@@ -111,7 +110,7 @@ class TorchBackend:
     def example_draws(self, model: nn.Module, rows: tuple[int, ...]) -> list[Tensor]:
         return [torch.ones((*rows, width), dtype=self.dtype, device=self.device) for width in draw_widths(model)]
 
-    def on_trial(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def on_trial(self, function: Callable[..., object]) -> Callable[..., Any]:
         return function
 
     @contextmanager

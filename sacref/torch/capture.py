@@ -69,10 +69,10 @@ class Captured:
             self._captured_of = given
         return self._replay().clone()
 
-    def _drawn_from(self, streams: Any) -> tuple[torch.Generator, ...]:
+    def _drawn_from(self, streams: object) -> tuple[torch.Generator, ...]:
         return (*(generator for each in _each(streams) for generator in (each.noise, each.sampling)), *self.generators)
 
-    def _warm_up(self, state: State, memory: Any, moments: Any, streams: Any) -> None:
+    def _warm_up(self, state: State, memory: object, moments: object, streams: object) -> None:
         generators = self._drawn_from(streams)
         before = [generator.get_state() for generator in generators]
         copied = map_leaves(torch.clone, state)
@@ -82,6 +82,6 @@ class Captured:
             generator.set_state(state_before)
 
 
-def _each(given: Any) -> tuple[Any, ...]:
+def _each(given: object) -> tuple[Any, ...]:
     """Return what each member of a population gave, or the one agent."""
     return given if type(given) is tuple else (given,)

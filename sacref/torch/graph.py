@@ -83,11 +83,11 @@ class Recorded:
 
     recordings: int
 
-    def _record(self, *arguments: Any) -> tuple[Callable[..., Any], pytree.TreeSpec]:
+    def _record(self, *arguments: object) -> tuple[Callable[..., Any], pytree.TreeSpec]:
         leaves, structure = pytree.tree_flatten(arguments)
         returned: list[pytree.TreeSpec] = []
 
-        def flat(*tensors: Any) -> list[Any]:
+        def flat(*tensors: object) -> list[Any]:
             results, spec = pytree.tree_flatten(self.function(*pytree.tree_unflatten(list(tensors), structure)))
             returned.append(spec)
             return results
@@ -110,12 +110,12 @@ class RecordedTogether(Recorded):
 
     recordings: int
 
-    def _record(self, *arguments: Any) -> tuple[Callable[..., Any], pytree.TreeSpec]:
+    def _record(self, *arguments: object) -> tuple[Callable[..., Any], pytree.TreeSpec]:
         leaves, structure = pytree.tree_flatten(arguments)
         axes = tuple(None if leaf is None else 0 for leaf in leaves)
         returned: list[pytree.TreeSpec] = []
 
-        def one(*tensors: Any) -> list[Any]:
+        def one(*tensors: object) -> list[Any]:
             results, spec = pytree.tree_flatten(self.function(*pytree.tree_unflatten(list(tensors), structure)))
             returned.append(spec)
             return results
@@ -170,7 +170,7 @@ def adam_(
             held.copy_(new if found_inf is None else torch.where(found_inf == 1, held, new))
 
 
-def uses_onednn(leaves: Sequence[Any]) -> bool:
+def uses_onednn(leaves: Sequence[object]) -> bool:
     """Return whether products of these tensors go to oneDNN: float32 on a CPU with AVX-512.
 
     PyTorch multiplies float32 with MKL, which runs AVX2 code on processors that are not Intel's, at half the speed there.
@@ -225,7 +225,7 @@ def simplify(recorded: GraphModule) -> None:
 def interpolate_in_place(recorded: GraphModule) -> None:
     """Let one operation write all moving averages: target <- weight online + (1 - weight) target, and nothing in between."""
     graph = recorded.graph
-    averages: dict[float, list[tuple[Node, Any, Any]]] = {}
+    averages: dict[float, list[tuple[Node, object, object]]] = {}
     for node in graph.nodes:
         if not (_is(node, aten.copy_.default) and _is(node.args[1], aten.add.Tensor) and len(node.args[1].users) == 1):
             continue
@@ -285,7 +285,7 @@ def _finish(recorded: GraphModule) -> None:
     recorded.recompile()
 
 
-def _is(node: Any, operation: Any) -> bool:
+def _is(node: object, operation: object) -> bool:
     return isinstance(node, Node) and node.op == "call_function" and node.target is operation
 
 

@@ -43,7 +43,7 @@ def write(memory: MemoryState, transition: Transition[Any], keep: Any) -> Memory
     slot = (memory.head + torch.cumsum(keep, 0) - 1) % slots
     index = torch.where(keep, index_of(slot, torch.arange(envs, device=slot.device), envs), slots * envs).reshape(-1)
 
-    def store(ring: Tensor, values: Any) -> None:
+    def store(ring: Tensor, values: object) -> None:
         ring.index_copy_(0, index, torch.as_tensor(values, dtype=ring.dtype, device=ring.device))
 
     map_leaves(store, memory.rows, transition)

@@ -11,7 +11,7 @@ import torch
 
 Agent = TypeVar("Agent", bound=type)
 
-_DECORATED: WeakSet[Callable[..., Any]] = WeakSet()
+_DECORATED: WeakSet[Callable[..., object]] = WeakSet()
 
 
 def in_no_mode(agent: Agent) -> Agent:
@@ -29,9 +29,9 @@ def in_no_mode(agent: Agent) -> Agent:
     return agent
 
 
-def _in_no_mode(method: Callable[..., Any]) -> Callable[..., Any]:
+def _in_no_mode(method: Callable[..., object]) -> Callable[..., Any]:
     @functools.wraps(method)
-    def run(*arguments: Any, **keywords: Any) -> Any:
+    def run(*arguments: object, **keywords: object) -> Any:
         casting = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
         if not casting and not torch.is_inference_mode_enabled():
             return method(*arguments, **keywords)

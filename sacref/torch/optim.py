@@ -131,7 +131,7 @@ def _rate_of(schedule: Schedule | None, learning_rate: float | Tensor) -> Rate[T
     )
 
 
-def _is_scheduler(function: Any) -> bool:
+def _is_scheduler(function: object) -> bool:
     return isinstance(function, type) and issubclass(function, LRScheduler)
 
 

@@ -26,7 +26,7 @@ def low_precision(model: nn.Module, precision: str, device: torch.device) -> Cal
     head: Any = getattr(model, "head", None) if has_head(model) else None
     apply = functional(model)
 
-    def run(parameters: Any, *inputs: Any) -> Any:
+    def run(parameters: object, *inputs: object) -> Any:
         with torch.autocast(device.type, DTYPES[precision]), _in_float32(head, device):
             outputs = apply(parameters, *inputs)
         return map_leaves(_up, outputs)
@@ -42,7 +42,7 @@ def _in_float32(head: nn.Module | None, device: torch.device) -> Iterator[None]:
         return
     forward = head.forward
 
-    def exact(*inputs: Any, **keywords: Any) -> Any:
+    def exact(*inputs: object, **keywords: object) -> Any:
         with torch.autocast(device.type, enabled=False):
             return forward(*map_leaves(_up, inputs), **map_leaves(_up, keywords))
 
@@ -53,5 +53,5 @@ def _in_float32(head: nn.Module | None, device: torch.device) -> Iterator[None]:
         del head.forward  # the class's own again
 
 
-def _up(value: Any) -> Any:
+def _up(value: object) -> Any:
     return value.float() if isinstance(value, Tensor) and value.dtype in DTYPES.values() else value

@@ -93,7 +93,7 @@ def functional(model: nn.Module) -> Callable[..., Any]:
 
     cells = [layer for layer in model.modules() if isinstance(layer, nn.RNNBase)]
 
-    def apply(parameters: Parameters, *inputs: Any) -> Any:
+    def apply(parameters: Parameters, *inputs: object) -> Any:
         with _left_in_place(cells):
             return torch.func.functional_call(model, parameters, inputs)
 
@@ -176,11 +176,11 @@ def refuse_hidden_state(name: str, model: nn.Module) -> None:
 def refuse_draws() -> AbstractContextManager[Any]:
     """Let operations of this thread that draw from torch's global generators raise a HiddenStateError that names them, meanwhile."""
     mode = type("RefusedDraws", (TorchDispatchMode,), {"__torch_dispatch__": _run_without_draws})
-    context: AbstractContextManager[Any] = mode()
+    context: AbstractContextManager[object] = mode()
     return context
 
 
-def _run_without_draws(_: Any, operation: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+def _run_without_draws(_: object, operation: Any, types: object, arguments: Any = (), keywords: Any = None) -> Any:
     """Run an operation of PyTorch's, unless it draws."""
     if torch.Tag.nondeterministic_seeded in operation.tags:
         names = [argument.name for argument in operation._schema.arguments]
@@ -194,7 +194,7 @@ def _run_without_draws(_: Any, operation: Any, types: Any, arguments: Any = (), 
     return operation(*arguments, **(keywords or {}))
 
 
-def fingerprint(value: Any) -> Hashable:
+def fingerprint(value: object) -> Hashable:
     """Return what a tensor holds, and how often it was written; None for everything else."""
     if not isinstance(value, Tensor):
         return None

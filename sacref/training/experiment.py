@@ -168,7 +168,7 @@ def run(options: TrainConfig, callbacks: RunCallbacks | None = None) -> Training
     )
 
 
-def _warn(made: Environments, config: Mapping[str, Any]) -> None:
+def _warn(made: Environments, config: Mapping[str, object]) -> None:
     """Warn of what a resumed or loaded run will not have."""
     if have(made.training, "obs_rms"):
         logger.warning(

@@ -55,7 +55,7 @@ def load(run_dir: str | Path, *, checkpoint: str | Path | None = None, device: s
         }
         options = dict(config["models"])
         # Acting needs no learning-rate schedule, and no shaper of rewards that the policy does not see, whose names would be imported.
-        unneeded: dict[str, Any] = {"learning_rate_scheduler": None, "learning_rate_scheduler_kwargs": {}}
+        unneeded: dict[str, object] = {"learning_rate_scheduler": None, "learning_rate_scheduler_kwargs": {}}
         if options.get("recurrent") is None or "rewards" not in options.get("feed_previous", ()):
             unneeded["rewards_shaper"] = None
         cfg = SACConfig.from_dict({**config["cfg"], **unneeded}, import_callables=import_callables)

@@ -229,7 +229,7 @@ def import_backend(backend: str) -> ModuleType:
         raise BackendError(f'backend {backend!r} is not installed ({error}): pip install "sacref[{backend}]"') from error
 
 
-def algorithm(backend: ModuleType, model_options: Mapping[str, Any]) -> Any:
+def algorithm(backend: ModuleType, model_options: Mapping[str, object]) -> Any:
     """Return the agent's class for models of these options."""
     return backend.SAC if model_options.get("recurrent") is None else backend.SAC_RNN
 

@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +32,7 @@ class Step:
     """`(envs,)`."""
     truncated: NDArray[np.bool_]
     """`(envs,)`."""
-    infos: dict[str, Any]
+    infos: dict[str, object]
     acted: float
     """Time when the actions were there, in seconds of `time.perf_counter`."""
     stepped: float

@@ -91,5 +91,5 @@ def plot_command(runs: Sequence[Run], directory: Path) -> str | None:
     return f"sacref plot {directory}/*/ --output {directory / 'returns.png'}"
 
 
-def _evaluated(evaluation: Mapping[str, Any] | None) -> str:
+def _evaluated(evaluation: Mapping[str, object] | None) -> str:
     return "" if evaluation is None else f"mean return {evaluation['mean']:,.1f} at step {evaluation['step']:,}"

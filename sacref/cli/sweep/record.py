@@ -62,7 +62,7 @@ class Record:
         """Return the runs in a state: "waiting", "running", "done" or "failed"."""
         return [run for run in self._runs if self[run]["state"] == state]
 
-    def update(self, changes: Mapping[str, Mapping[str, Any]]) -> None:
+    def update(self, changes: Mapping[str, Mapping[str, object]]) -> None:
         """Set fields of runs by the runs' names."""
         changed = False
         for name, fields in changes.items():

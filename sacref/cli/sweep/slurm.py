@@ -67,7 +67,7 @@ def settings(file: Path, table: Slurm) -> dict[str, Any]:
     return found
 
 
-def require(file: Path, found: Mapping[str, Any]) -> None:
+def require(file: Path, found: Mapping[str, object]) -> None:
     """Refuse a sweep that cannot be submitted.
 
     Raises:
