@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sacref.parity.networks import Arrays, Floats, Named
+from sacref.spec.arrays import NumpyArray
 
 Places = Mapping[str, tuple[Any, bool]]
 """Common name -> the array or tensor that holds it, and whether it is transposed there."""
@@ -56,14 +56,14 @@ def torch_noise(noise: Noise) -> Iterator[None]:
     def like(shape: Sequence[int], dtype: Any = None) -> Any:
         return torch.as_tensor(noise.draw(shape)).to(dtype or torch.get_default_dtype())
 
-    def randn(*size: Any, dtype: Any = None, **_: Any) -> Any:
+    def randn(*size: Any, dtype: Any = None, **_: object) -> Any:
         return like(size[0] if size and not isinstance(size[0], int) else size, dtype)
 
     def normal(mean: Any, std: Any = 1.0, size: Any = None, **_: Any) -> Any:
         shape = size if size is not None else torch.broadcast_tensors(torch.as_tensor(mean), torch.as_tensor(std))[0].shape
         return like(shape, getattr(mean, "dtype", None)) * std + mean
 
-    def standard_normal(shape: Sequence[int], dtype: Any, device: Any) -> Any:
+    def standard_normal(shape: Sequence[int], dtype: object, device: object) -> Any:
         return like(shape, dtype)
 
     of_distributions = importlib.import_module("torch.distributions.normal")
@@ -115,13 +115,13 @@ def jax_noise(noise: Noise) -> Iterator[None]:
     A compiled function asks for its numbers each time it runs, with the key that it has then.
     """
     jax = importlib.import_module("jax")
-    callback: Callable[..., Any] = importlib.import_module("jax.experimental").io_callback
+    callback: Callable[..., object] = importlib.import_module("jax.experimental").io_callback
 
-    def normal(key: Any, shape: Sequence[int] = (), dtype: Any = float, **_: Any) -> Any:
+    def normal(key: Any, shape: Sequence[int] = (), dtype: Any = float, **_: object) -> Any:
         typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
         found = jax.ShapeDtypeStruct(tuple(shape), jax.dtypes.canonicalize_dtype(dtype))
 
-        def host(key: Any) -> NDArray[Any]:
+        def host(key: object) -> NumpyArray:
             if not _jax_sources:
                 drawn = np.random.default_rng(np.asarray(key)).standard_normal(found.shape)
             else:
@@ -149,7 +149,7 @@ def torch_gradients(names: Callable[[], Places]) -> Iterator[list[Arrays]]:
     optimizer = importlib.import_module("torch.optim.optimizer")
     seen: list[Arrays] = []
 
-    def before_step(stepped: Any, *_: Any) -> None:
+    def before_step(stepped: Any, *_: object) -> None:
         parameters = {id(parameter) for part in stepped.param_groups for parameter in part["params"] if parameter.grad is not None}
         found = {
             name: to_numpy(tensor.grad, transposed, (tensor.ndim == 1 and tensor.numel() == 1 and name == "log_alpha"))
@@ -165,9 +165,9 @@ def torch_gradients(names: Callable[[], Places]) -> Iterator[list[Arrays]]:
         handle.remove()
 
 
-def to_numpy(array: Any, transposed: bool = False, scalar: bool = False) -> NDArray[Any]:
+def to_numpy(array: object, transposed: bool = False, scalar: bool = False) -> NumpyArray:
     """A torch or JAX array on the host, as a copy."""
-    found: NDArray[Any] = np.array(array.detach().cpu().numpy() if hasattr(array, "detach") else array)
+    found: NumpyArray = np.array(array.detach().cpu().numpy() if hasattr(array, "detach") else array)
     return found.reshape(()) if scalar else found.T if transposed else found
 
 

@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple
 
 import gymnasium
 import numpy as np
-from numpy.typing import NDArray
 
 import sacref.examine.oracle as oracle
 from sacref.algorithm.data import Batch
@@ -22,6 +21,7 @@ from sacref.examine.choices import VALUES, Choices
 from sacref.examine.observed import difference
 from sacref.examine.problem import Problem, Scene
 from sacref.parity.networks import Arrays, Floats, Named, Seen, forward
+from sacref.spec.arrays import NumpyArray
 
 Status = Literal["absent", "present", "not checkable"]
 SATURATED = (20.0, 50.0)
@@ -162,7 +162,7 @@ def saving(adapter: Adapter, scene: Scene) -> Finding:
     return Finding(title, "absent")
 
 
-class Counting(gymnasium.Env[NDArray[Any], NDArray[Any]]):
+class Counting(gymnasium.Env[NumpyArray, NumpyArray]):
     """An environment that shows its episode and step, ends even episodes by termination and odd ones by truncation."""
 
     TERMINATED, TRUNCATED = 3, 5
@@ -172,16 +172,16 @@ class Counting(gymnasium.Env[NDArray[Any], NDArray[Any]]):
         self.action_space: gymnasium.spaces.Box[Any] = problem.action_space
         self._episode, self._step = -1, 0
 
-    def _see(self) -> NDArray[Any]:
+    def _see(self) -> NumpyArray:
         shown = np.zeros(self.observation_space.shape or (), np.float32)
         shown[:2] = self._episode, self._step
         return shown
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[NDArray[Any], dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, object] | None = None) -> tuple[NumpyArray, dict[str, Any]]:
         self._episode, self._step = self._episode + 1, 0
         return self._see(), {}
 
-    def step(self, action: NDArray[Any]) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
+    def step(self, action: NumpyArray) -> tuple[NumpyArray, float, bool, bool, dict[str, Any]]:
         self._step += 1
         even = self._episode % 2 == 0
         ends = even and self._step == self.TERMINATED, not even and self._step == self.TRUNCATED

@@ -8,12 +8,12 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from numpy.typing import NDArray
 
 import sacref.parity.data as data
 from sacref.algorithm.data import Batch
 from sacref.parity.compare import kind_of
 from sacref.parity.networks import Arrays, Floats
+from sacref.spec.arrays import NumpyArray
 
 DRAWS = 8
 """Standard normal arrays that an update may draw."""
@@ -59,11 +59,11 @@ class Problem:
         """The actions' Box, in float32 as environments have it."""
         return gymnasium.spaces.Box(-self.bound, self.bound, (self.action,), np.float32)
 
-    def box(self, actions: NDArray[Any]) -> NDArray[Any]:
+    def box(self, actions: NumpyArray) -> NumpyArray:
         """Actions of (-1, 1) in the Box's units."""
         return actions * self.bound
 
-    def cast(self, array: Any) -> NDArray[Any]:
+    def cast(self, array: object) -> NumpyArray:
         """An array of the problem's dtype, with another memory than `array`."""
         return np.array(array, dtype=self.dtype)
 
@@ -129,15 +129,15 @@ def _weights(problem: Problem) -> Arrays:
     return found
 
 
-class Still(gymnasium.Env[NDArray[Any], NDArray[Any]]):
+class Still(gymnasium.Env[NumpyArray, NumpyArray]):
     """An environment of a problem's spaces that nothing happens in, for libraries that read the spaces off one."""
 
     def __init__(self, problem: Problem) -> None:
         self.observation_space: gymnasium.spaces.Box[Any] = problem.observation_space
         self.action_space: gymnasium.spaces.Box[Any] = problem.action_space
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[NDArray[Any], dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, object] | None = None) -> tuple[NumpyArray, dict[str, Any]]:
         return np.zeros(self.observation_space.shape or (), np.float32), {}
 
-    def step(self, action: NDArray[Any]) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
+    def step(self, action: NumpyArray) -> tuple[NumpyArray, float, bool, bool, dict[str, Any]]:
         return self.reset()[0], 0.0, False, False, {}

@@ -95,7 +95,7 @@ def record(examination: Examination) -> dict[str, Any]:
     }
 
 
-def write(value: Mapping[str, Any], path: Path) -> None:
+def write(value: Mapping[str, object], path: Path) -> None:
     """Write a record as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

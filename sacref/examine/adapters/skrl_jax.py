@@ -63,21 +63,21 @@ class SkrlJax(Skrl):
         nn, jnp, skrl = (importlib.import_module(each) for each in ("flax.linen", "jax.numpy", "skrl.models.jax"))
         problem = self.problem
 
-        def network(x: Any, outputs: int) -> Any:
+        def network(x: object, outputs: int) -> Any:
             for width in problem.hidden:
                 x = nn.relu(nn.Dense(width)(x))
             return nn.Dense(outputs)(x)
 
         # Classes whose bases are known when skrl is there.
-        def initialise(model: Any, **kwargs: object) -> None:
+        def initialise(model: object, **kwargs: object) -> None:
             skrl.Model.__init__(model, **kwargs)
             mixin.__init__(model, **({"clip_actions": True} if name == "policy" else {}))
 
-        def policy(model: Any, inputs: Mapping[str, Any], role: str = "") -> tuple[object, dict[str, object]]:
+        def policy(model: object, inputs: Mapping[str, object], role: str = "") -> tuple[object, dict[str, object]]:
             mean, log_std = jnp.split(network(inputs["observations"], 2 * problem.action), 2, axis=-1)
             return mean, {"log_std": log_std}
 
-        def critic(model: Any, inputs: Mapping[str, Any], role: str = "") -> tuple[object, dict[str, object]]:
+        def critic(model: object, inputs: Mapping[str, object], role: str = "") -> tuple[object, dict[str, object]]:
             return network(jnp.concatenate([inputs["observations"], inputs["taken_actions"]], axis=-1), 1), {}
 
         mixin, call = (skrl.GaussianMixin, policy) if name == "policy" else (skrl.DeterministicMixin, critic)

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sacref.algorithm.data import Batch
 from sacref.examine.adapters import version
 from sacref.examine.inject import Noise, torch_dtype, torch_noise
 from sacref.examine.problem import Problem
 from sacref.parity.networks import Arrays, Floats, Named
+from sacref.spec.arrays import NumpyArray
 
 
 class TorchRL:
@@ -100,7 +100,7 @@ class TorchRL:
         found: Arrays = {}
         for name, (tensor, i) in self._tensors().items():
             if targets or not name.startswith("target_"):
-                array: NDArray[Any] = (of(tensor) if i is None else of(tensor)[i]).detach().numpy()
+                array: NumpyArray = (of(tensor) if i is None else of(tensor)[i]).detach().numpy()
                 found[name] = np.array(array.T if array.ndim == 2 else array)
         return found
 
