@@ -134,14 +134,14 @@ def _steps_of(window: Window[ArrayT], array: ArrayT) -> ArrayT:
 
 
 def _with_blank(window: Window[ArrayT], array: ArrayT) -> ArrayT:
-    xp: Any = namespace(array)
+    xp = namespace(array)
     blank: ArrayT = xp.zeros_like(array[:1])
     return namespace(array).concat([blank, array] if window.shift else [array, blank])
 
 
 def zero_where(starts: Any, array: Any, initial: Any = None) -> Any:
     """Return `array`, `(envs, ...)`, with `initial` (else zeros) in the rows of `starts`."""
-    xp: Any = namespace(starts, array)
+    xp = namespace(starts, array)
     rows = starts.reshape((array.shape[0], *(1 for _ in array.shape[1:])))
     return xp.where(rows, xp.zeros_like(array) if initial is None else initial, array)
 

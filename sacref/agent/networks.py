@@ -80,7 +80,7 @@ class Network(NamedTuple):
         """Return the arrays that the network reads, in its order, each `(*batch, n)` in `dtype`; `axes` counts the batch axes."""
 
         def flat(array: ArrayT) -> ArrayT:
-            xp: Any = namespace(array)
+            xp = namespace(array)
             if array.ndim != axes + 1:
                 array = xp.reshape(array, (*array.shape[:axes], math.prod(array.shape[axes:])))
             converted: ArrayT = xp.astype(array, dtype, copy=False)
@@ -223,7 +223,7 @@ def perceive(model: Perceptron[ArrayT], inputs: Sequence[ArrayT], draws: Sequenc
     network = model.network
     if draws and len(draws) != len(network.draw_widths):
         raise ValueError(f"got {len(draws)} draws, expected uniform arrays of the widths {network.draw_widths}: one per Dropout layer")
-    xp: Any = namespace(*inputs)
+    xp = namespace(*inputs)
     x = xp.concat(list(inputs), axis=-1) if len(inputs) > 1 else inputs[0]
     for i, layer in enumerate(model.hidden):
         x = layer(x)
@@ -254,7 +254,7 @@ def drop(x: Float[ArrayT, "*batch width"], draws: ArrayT | None, rate: float) ->
             f"Dropout: draws are {None if draws is None else tuple(draws.shape)}, expected an array {tuple(x.shape)} of uniform "
             f"numbers: call the model with one of them per Dropout layer (its draw_widths), or after model.eval() without"
         )
-    xp: Any = namespace(x)
+    xp = namespace(x)
     uniform: Any = draws
     kept: ArrayT = xp.where(uniform >= rate, x * (1.0 / (1.0 - rate)), 0.0)
     return kept

@@ -216,7 +216,7 @@ class Transitions(Generic[ArrayT]):
         """Convert device actions to the Box's dtype where that has fewer digits, or it would not contain them."""
         if self._acts_in is None:
             return actions
-        xp: Any = namespace(actions)
+        xp = namespace(actions)
         narrowed: ArrayT = xp.astype(actions, getattr(xp, self._acts_in))
         return narrowed
 

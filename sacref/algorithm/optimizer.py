@@ -172,7 +172,7 @@ class Adam(ABC, Generic[ArrayT]):
         skips = []
         norm: Any = self.norm(gradients) if clips or self.scales_losses else None
         if self.scales_losses:
-            xp: Any = namespace(norm)
+            xp = namespace(norm)
             overflow = ~xp.isfinite(norm)
             scalars["loss_scale"], scalars["good_steps"] = next_scale(state["loss_scale"], state["good_steps"], overflow)
             scalars["skipped_steps"] = state["skipped_steps"] + overflow

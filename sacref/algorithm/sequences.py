@@ -85,7 +85,7 @@ StreamT = TypeVar("StreamT")
 
 def locate(number: Index, size: Index) -> tuple[Index, Index]:
     """Return slot and environment of the `number`-th of all rows that are stored, `(batch,)` each; `size` is `(envs,)`."""
-    xp: Any = namespace(number, size)
+    xp = namespace(number, size)
     if size.shape[0] == 1:
         return number, xp.zeros_like(number)
     ends = xp.cumulative_sum(size, dtype=number.dtype)
@@ -112,7 +112,7 @@ def follow(memory: Rings[ArrayT], slot: Index, environment: Index, steps: Index)
     Returns:
         Rows of the memory, `(time, batch)`, and whether each belongs to the same episode as the first one and was stored after it.
     """
-    xp: Any = namespace(slot)
+    xp = namespace(slot)
     index = _index(memory, slot[None, :] + steps[:, None], environment)
     newer = memory.size[environment] - _older(memory, slot, environment)
     first: Index = memory.rows.first
@@ -122,7 +122,7 @@ def follow(memory: Rings[ArrayT], slot: Index, environment: Index, steps: Index)
 
 def steps_before(memory: Rings[ArrayT], slot: Index, environment: Index, steps: Index) -> Index:
     """Count the rows before a row that belong to its episode, `(batch,)`, up to the length of `steps` = 0, 1, ..."""
-    xp: Any = namespace(slot)
+    xp = namespace(slot)
     index = _index(memory, slot[None, :] - steps[:, None], environment)
     first: Index = memory.rows.first
     broken = memory.take(first, index) | (steps[:, None] >= _older(memory, slot, environment)[None, :])
@@ -155,7 +155,7 @@ def gather_steps(memory: Rings[ArrayT], number: Index, settings: Follow, steps: 
     Args:
         number: the first rows, counted as in `gather`, `(batch,)`. steps: 0, 1, ..., n.
     """
-    xp: Any = namespace(number)
+    xp = namespace(number)
     rows = memory.rows
     index, alive = follow(memory, *locate(number, memory.size), steps[:-1])
     count = xp.sum(xp.astype(alive, index.dtype), axis=0, dtype=index.dtype)
@@ -182,7 +182,7 @@ def gather_sequences(memory: Rings[ArrayT], number: Index, settings: Follow, ste
     Args:
         number: the first rows that are learned from, counted as in `gather`, `(batch,)`. steps: 0, 1, ..., burn_in + sequence_length - 1.
     """
-    xp: Any = namespace(number)
+    xp = namespace(number)
     rows = memory.rows
     slot, environment = locate(number, memory.size)
     warm_up = steps_before(memory, slot, environment, steps[: settings.burn_in])
