@@ -13,19 +13,19 @@ from sacref.agent.transitions import Transitions
 from sacref.algorithm.tree import Tree, leaves, map_leaves
 from sacref.config import SACConfig
 from sacref.envs.spaces import Spaces
-from sacref.spec.arrays import ArrayT
+from sacref.spec.arrays import ArrayT, namespace
 from sacref.storage.values import Like, Maybe
 
 
 @dataclass
-class NextAction:
+class NextAction(Generic[ArrayT]):
     """Inputs of the next timestep's action, and the action once `overlap` has chosen it."""
 
     observations: Tree
     """`(envs, *observation)`: as the environments returned them; NumPy arrays."""
     states: Tree | None
     """`(envs, *state)`, or None."""
-    chosen: Chosen | None = None
+    chosen: Chosen[ArrayT] | None = None
 
 
 class Acting(Generic[ArrayT]):
@@ -43,7 +43,7 @@ class Acting(Generic[ArrayT]):
         self._backend, self._action_shape = backend, spaces.action_shape
         self._random_timesteps, self._overlap = cfg.random_timesteps, cfg.overlap
         self._learner, self._carry, self._transitions = learner, carry, transitions
-        self._next: NextAction | None = None
+        self._next: NextAction[ArrayT] | None = None
 
     def act(self, observations: Tree, states: Tree, timestep: int, training: bool) -> tuple[ArrayT, ArrayT]:
         """Return actions and mean actions, `(envs, *action)`; for the arguments see `Agent.act`."""
@@ -52,10 +52,11 @@ class Acting(Generic[ArrayT]):
         actions, mean_actions = ahead or self.choose(self._mode(timestep, training), observations, states, training)
         shape = (actions.shape[0], *self._action_shape)
         if tuple(actions.shape) != shape:
-            actions, mean_actions = actions.reshape(shape), mean_actions.reshape(shape)
+            xp = namespace(actions)
+            actions, mean_actions = xp.reshape(actions, shape), xp.reshape(mean_actions, shape)
         return self._transitions.narrow(actions), self._transitions.narrow(mean_actions)
 
-    def choose(self, mode: str, observations: Tree, states: Tree | None, training: bool) -> Chosen:
+    def choose(self, mode: str, observations: Tree, states: Tree | None, training: bool) -> Chosen[ArrayT]:
         """Choose actions in a mode, "greedy", "random" or "sampled", on checked observations and states."""
         return self._carry.act(self._learner.act, mode, observations, states, training)
 
@@ -75,7 +76,7 @@ class Acting(Generic[ArrayT]):
         if ahead is not None and ahead.chosen is None:
             ahead.chosen = self.choose(self._mode(timestep + 1, True), ahead.observations, ahead.states, True)
 
-    def _chosen_ahead(self, observations: Tree, states: Tree | None) -> Chosen | None:
+    def _chosen_ahead(self, observations: Tree, states: Tree | None) -> Chosen[ArrayT] | None:
         if self._next is None:
             return None
         ahead, self._next = self._next, None

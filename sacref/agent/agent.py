@@ -27,7 +27,7 @@ from sacref.envs.interface import Space
 from sacref.envs.space_records import records_of
 from sacref.envs.spaces import Spaces, check_spaces
 from sacref.ranks import Ranks
-from sacref.spec.arrays import ArrayT, NumpyArray, namespace
+from sacref.spec.arrays import Array, ArrayT, NumpyArray, namespace
 from sacref.storage.replay_log import ReplayLog
 from sacref.storage.values import refuse_unlike
 
@@ -340,7 +340,7 @@ class Agent(Generic[ArrayT]):
         """Take `gradient_steps` gradient steps, each on a fresh batch from the memory."""
         self._take_gradient_steps(self.cfg.gradient_steps)
 
-    def update_on(self, batch: Sampled[Any], noise: Noise[Any]) -> dict[str, NumpyArray]:
+    def update_on(self, batch: Sampled[Array], noise: Noise[Array]) -> dict[str, NumpyArray]:
         """Take one gradient step on a given batch and noise; return the metrics on the host.
 
         Args:

@@ -32,16 +32,16 @@ from sacref.algorithm.sequences import Follow
 from sacref.algorithm.tree import Tree, leaves, map_leaves
 from sacref.config import ConfigError, SACConfig
 from sacref.envs.spaces import Spaces
-from sacref.spec.arrays import ArrayT, namespace
+from sacref.spec.arrays import Array, ArrayT, namespace
 from sacref.storage.values import Like, Maybe
 
 logger: logging.Logger = logging.getLogger(__name__)
 
 Function: TypeAlias = Callable[..., Any]
 """A model as a function of its parameters, and of what it is called with."""
-Act: TypeAlias = Callable[[str, Inputs[Any], Tree], tuple[Any, Any, Tree]]
+Act: TypeAlias = Callable[[str, Inputs[ArrayT], Tree], tuple[ArrayT, ArrayT, Tree]]
 """`(mode, inputs, carry) -> (actions, mean actions, carry)`; `Learner.act`."""
-Chosen: TypeAlias = tuple[Any, Any]
+Chosen: TypeAlias = tuple[ArrayT, ArrayT]
 """Actions and mean actions in the Box's units, `(envs, action)` each."""
 
 
@@ -83,9 +83,9 @@ def critic_with_carry(function: Function, *, recurrent: bool) -> Function:
     return function if recurrent else plain
 
 
-def _rows(array: Any) -> Any:
+def _rows(array: ArrayT) -> ArrayT:
     """Reshape `(time, batch, ...)` to `(time * batch, ...)`."""
-    return array.reshape((array.shape[0] * array.shape[1], *array.shape[2:]))
+    return namespace(array).reshape(array, (array.shape[0] * array.shape[1], *array.shape[2:]))
 
 
 def _of_steps(draw: ArrayT) -> bool:
@@ -139,11 +139,12 @@ def _with_blank(window: Window[ArrayT], array: ArrayT) -> ArrayT:
     return namespace(array).concat([blank, array] if window.shift else [array, blank])
 
 
-def zero_where(starts: Any, array: Any, initial: Any = None) -> Any:
+def zero_where(starts: ArrayT, array: ArrayT, initial: ArrayT | None = None) -> ArrayT:
     """Return `array`, `(envs, ...)`, with `initial` (else zeros) in the rows of `starts`."""
     xp = namespace(starts, array)
-    rows = starts.reshape((array.shape[0], *(1 for _ in array.shape[1:])))
-    return xp.where(rows, xp.zeros_like(array) if initial is None else initial, array)
+    rows = xp.reshape(starts, (array.shape[0], *(1 for _ in array.shape[1:])))
+    changed: ArrayT = xp.where(rows, xp.zeros_like(array) if initial is None else initial, array)
+    return changed
 
 
 class NoCarry(Generic[ArrayT]):
@@ -227,15 +228,15 @@ class NoCarry(Generic[ArrayT]):
         """Return the carry that the memory stores, for one environment."""
         return None
 
-    def act(self, act: Act, mode: str, observations: Tree, states: Tree | None, training: bool) -> Chosen:
+    def act(self, act: Act[ArrayT], mode: str, observations: Tree, states: Tree | None, training: bool) -> Chosen[ArrayT]:
         """Choose actions; for the arguments see `Acting.choose`."""
         convert = self._backend.act_inputs
         actions, mean_actions, _ = act(mode, {"observations": convert(observations), "states": convert(states)}, ())
         return actions, mean_actions
 
-    def stored(self, rows: Rows[Any], training: bool) -> Transition[Any]:
+    def stored(self, rows: Rows[Array], training: bool) -> Transition[Array]:
         """Return the rows as the memory keeps them. Called for each, in evaluation too, where it keeps none."""
-        transition: Transition[Any] = rows.transition
+        transition: Transition[Array] = rows.transition
         return transition._replace(first=rows.first) if self.follow.needs_first else transition
 
     def is_ready(self) -> bool:
@@ -268,9 +269,9 @@ class Ongoing:
     """The policy's, `(envs, ...)` each, after the last observation; None before the first."""
     before: Tree = None
     """The carry before the last observation, which belongs to the row that is recorded next; None once it is."""
-    previous: tuple[Any, Any] | None = None
+    previous: tuple[Array, Array] | None = None
     """Actions in [-1, 1], `(envs, action)`, and rewards, `(envs,)`, of the last row; None before the first."""
-    starts: object = None
+    starts: Array | None = None
     """`(envs,)`, bool: where the next observation begins an episode; None where nothing has begun since the last reset."""
 
 
@@ -377,11 +378,11 @@ class Carry(Generic[ArrayT]):
     def stored_carry(self) -> Tree:
         return self._models.initial_carry("policy", 1)
 
-    def act(self, act: Act, mode: str, observations: Tree, states: Tree | None, training: bool) -> Chosen:
+    def act(self, act: Act[ArrayT], mode: str, observations: Tree, states: Tree | None, training: bool) -> Chosen[ArrayT]:
         now, backend = self.ongoing[training], self._backend
         sample = leaves(observations)[0]
         envs, on_device = int(sample.shape[0]), backend.is_array(sample)
-        convert: Callable[[Any], Any] = backend.upload if on_device else backend.to_numpy
+        convert: Callable[[object], Array] = backend.upload if on_device else backend.to_numpy
         if (envs, on_device) not in self._initial_carries:
             self._initial_carries[envs, on_device] = map_leaves(convert, self._models.initial_carry("policy", envs))
         initial = self._initial_carries[envs, on_device]
@@ -394,7 +395,7 @@ class Carry(Generic[ArrayT]):
             now.carry = map_leaves(lambda array, fresh: zero_where(starts, convert(array), fresh), now.carry, initial)
             previous = zero_where(starts, previous[0]), zero_where(starts, previous[1])
         now.previous, now.starts, now.before = previous, None, now.carry
-        inputs: Inputs[Any] = {
+        inputs: Inputs[ArrayT] = {
             "observations": backend.act_inputs(observations),
             "states": backend.act_inputs(states),
             "previous_actions": backend.act_inputs(previous[0]),
@@ -404,16 +405,16 @@ class Carry(Generic[ArrayT]):
         now.carry = carry if on_device else map_leaves(backend.to_numpy, carry)
         return actions, mean_actions
 
-    def _previous(self, now: Ongoing, envs: int) -> tuple[Any, Any]:
+    def _previous(self, now: Ongoing, envs: int) -> tuple[Array, Array]:
         """Return actions and rewards of the last row, or zeros before the first one of so many environments."""
         if now.previous is None or now.previous[1].shape[0] != envs:
             return np.zeros((envs, self._spaces.action_size)), np.zeros(envs)
         return now.previous
 
-    def stored(self, rows: Rows[Any], training: bool) -> Transition[Any]:
+    def stored(self, rows: Rows[Array], training: bool) -> Transition[Array]:
         now, transition = self.ongoing[training], rows.transition
         envs = rows.keep.shape[0]
-        convert: Callable[[object], object] = self._backend.upload if rows.on_device else self._backend.to_numpy
+        convert: Callable[[object], Array] = self._backend.upload if rows.on_device else self._backend.to_numpy
         before, now.before = now.before, None
         if before is None:  # recorded without an act: nobody knows what a policy would have carried
             before = self._models.initial_carry("policy", envs)
@@ -424,7 +425,7 @@ class Carry(Generic[ArrayT]):
             self._recorded_timesteps += 1
             if not rows.on_device:
                 self._note_short_episodes(rows)
-        stored: Transition[Any] = transition._replace(
+        stored: Transition[Array] = transition._replace(
             first=rows.first,
             previous_actions=previous_actions,
             previous_rewards=previous_rewards,

@@ -8,7 +8,7 @@ import numpy as np
 from array_api_compat import array_namespace, is_numpy_array
 from numpy.typing import NDArray
 
-from sacref.spec.arrays import NumpyArray
+from sacref.spec.arrays import Array, ArrayT, Namespace, NumpyArray
 
 
 class Summary(NamedTuple):
@@ -37,23 +37,23 @@ class EpisodeStatistics:
     def __init__(self) -> None:
         self.recent_returns: deque[float] = deque(maxlen=RECENT)
         """Those that are on the host; see `read_returns`."""
-        self._unread: list[tuple[Any, Any]] = []
+        self._unread: list[tuple[Array, Array]] = []
         """Returns and which of them are of finished episodes, `(envs,)` each, on the device; packed ones are `(at most RECENT,)`."""
-        self._running: tuple[Any, Any] | None = None
-        self._rows: list[tuple[Any, Any, Any, Any, Any]] = []
+        self._running: tuple[Array, Array] | None = None
+        self._rows: list[tuple[Array, Array, Array, Array, Array]] = []
 
     @property
-    def latest(self) -> Any:
+    def latest(self) -> Array | None:
         """An array of the unfinished episodes, `(envs,)`; None where there is none."""
         return None if self._running is None else self._running[0]
 
-    def convert(self, convert: Callable[[object], object], to_numpy: Callable[[object], NumpyArray]) -> None:
+    def convert(self, convert: Callable[[object], Array], to_numpy: Callable[[object], NumpyArray]) -> None:
         """Convert the unfinished episodes, where rows come in arrays of another kind from now on."""
         self.read_returns(to_numpy)  # those of before come first
         if self._running is not None:
             self._running = (convert(self._running[0]), convert(self._running[1]))
 
-    def add(self, *, rewards: Any, ended: Any, keep: Any, dropped: Any = None, for_summary: bool = True) -> None:
+    def add(self, *, rewards: Array, ended: Array, keep: Array, dropped: Array | None = None, for_summary: bool = True) -> None:
         """Count one row per environment: `rewards`, `ended` (terminated or truncated) and `keep`, each `(envs,)`.
 
         Where `dropped`, `(envs,)`, the current episode is forgotten: it is neither finished nor goes on.
@@ -94,7 +94,7 @@ class EpisodeStatistics:
         rewards, keep, finished, returns, lengths = (np.stack([to_numpy(row[i]) for row in rows]) for i in range(5))
         return Summary(returns[finished].astype(np.float64), lengths[finished].astype(np.int64), rewards[keep].astype(np.float64))
 
-    def state(self, to_numpy: Callable[[Any], NumpyArray]) -> dict[str, Any]:
+    def state(self, to_numpy: Callable[[object], NumpyArray]) -> dict[str, object]:
         """Return the state, on the host."""
         rows = [np.stack([to_numpy(row[i]) for row in self._rows]) for i in range(5)] if self._rows else None
         running = None if self._running is None else [to_numpy(array) for array in self._running]
@@ -116,7 +116,7 @@ class EpisodeStatistics:
         self._rows = []
 
 
-def _last_finished(xp: Any, blocks: list[tuple[Any, Any]]) -> tuple[Any, Any]:
+def _last_finished(xp: Namespace, blocks: list[tuple[ArrayT, ArrayT]]) -> tuple[ArrayT, ArrayT]:
     """Return the last `RECENT` returns of finished episodes, in order, and a mask of those that are one; do not wait for the device."""
     returns, finished = (xp.concat([block[part] for block in blocks]) for part in (0, 1))
     # Of 0, 1, ... where an episode has finished: in order, behind all else.

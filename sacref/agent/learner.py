@@ -14,13 +14,13 @@ from sacref.agent.model_checks import draw_widths
 from sacref.agent.models import Models
 from sacref.agent.normalisers import Normalisers
 from sacref.agent.population import MemberRunner
-from sacref.algorithm.data import Noise, Sampled
+from sacref.algorithm.data import Inputs, Noise, Sampled
 from sacref.algorithm.optimizer import KeepGradients, Parameters, batch_mean
 from sacref.algorithm.replay import ReplayMemory
 from sacref.algorithm.tree import Tree, map_leaves
 from sacref.algorithm.update import State
 from sacref.config import Execution, SACConfig
-from sacref.spec.arrays import ArrayT, NumpyArray
+from sacref.spec.arrays import Array, ArrayT, NumpyArray
 from sacref.spec.policy_value import POLICY_VALUES
 from sacref.storage.naming import prefixed, require_same_arrays, under
 
@@ -152,7 +152,7 @@ class Learner(Generic[ArrayT]):
         self.gradient_step_count += steps
         return packed
 
-    def take_gradient_step_on(self, batch: Sampled[Any], noise: Noise[Any]) -> dict[str, NumpyArray]:
+    def take_gradient_step_on(self, batch: Sampled[Array], noise: Noise[Array]) -> dict[str, NumpyArray]:
         """Take one gradient step on a given batch and noise; return the metrics on the host."""
         self.backend.prepare_step(self.update, self.state)
         prepared = self._normalisers.prepare(self._uploaded_moments(), batch.map(self.backend.upload))
@@ -160,7 +160,7 @@ class Learner(Generic[ArrayT]):
         self.gradient_step_count += 1
         return {name: self.backend.to_numpy(value) for name, value in metrics.items()}
 
-    def act(self, mode: str, inputs: Any, carry: Tree) -> tuple[ArrayT, ArrayT, Tree]:
+    def act(self, mode: str, inputs: Inputs[ArrayT], carry: Tree) -> tuple[ArrayT, ArrayT, Tree]:
         """Return actions and mean actions in the Box's units, `(envs, action)`, and the carry after them.
 
         Args:
@@ -284,10 +284,10 @@ class Learner(Generic[ArrayT]):
             self._take_functions()
         self.runner.state, self.gradient_step_count = state, int(arrays["gradient_steps"])
 
-    def _from_common(self, model: str, arrays: Mapping[str, NumpyArray], like: Any) -> Any:
+    def _from_common(self, model: str, arrays: Mapping[str, NumpyArray], like: Tree) -> Tree:
         return self.backend.weights.from_common(self._models.modules[model], arrays, like=like)
 
-    def _flatten(self, prefix: str, tree: Any, kind: str) -> dict[str, NumpyArray]:
+    def _flatten(self, prefix: str, tree: Tree, kind: str) -> dict[str, NumpyArray]:
         if kind == "scalar":
             return {prefix: self.backend.to_numpy(tree)}
         branches = {"policy": tree} if kind == "policy" else tree
@@ -297,7 +297,7 @@ class Learner(Generic[ArrayT]):
             flat |= prefixed(path, self.backend.weights.to_common(self._models.modules[name], branch))
         return flat
 
-    def _unflatten(self, prefix: str, arrays: Mapping[str, NumpyArray], like: Any, kind: str) -> Any:
+    def _unflatten(self, prefix: str, arrays: Mapping[str, NumpyArray], like: Tree, kind: str) -> Tree:
         if kind == "scalar":
             return self.backend.like(arrays[prefix], like)
         if kind == "policy":
@@ -324,7 +324,7 @@ class Learner(Generic[ArrayT]):
         return [np.random.SeedSequence([*entropy, stream], spawn_key=self.streams_key) for stream in range(STREAMS)]
 
 
-def _optimized(state: State[Any]) -> dict[str, tuple[str, Any]]:
+def _optimized(state: State[ArrayT]) -> dict[str, tuple[str, Tree]]:
     """Return, by optimizer, the kind of tree that it steps and the tree; none without critics, as such an agent only acts."""
     if not state.critics:
         return {}

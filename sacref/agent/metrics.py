@@ -16,7 +16,7 @@ from sacref.agent.transitions import Rows
 from sacref.algorithm.data import METRICS
 from sacref.config import PARTS, SACConfig
 from sacref.ranks import Ranks
-from sacref.spec.arrays import ArrayT, NumpyArray
+from sacref.spec.arrays import Array, ArrayT, NumpyArray
 from sacref.storage.metric_files import Tracker
 from sacref.storage.values import Like, Maybe
 
@@ -126,7 +126,7 @@ class AgentMetrics(Generic[ArrayT]):
         """Return the timestep after which a gradient step was taken; None where it is not known."""
         return next((timestep for count, timestep in self._learned_at if count >= gradient_step), None)
 
-    def add_rows(self, rows: Rows[Any], training: bool) -> None:
+    def add_rows(self, rows: Rows[Array], training: bool) -> None:
         """Count the rewards and episodes of one step of all environments."""
         statistics, to_numpy = self.statistics[training], self._backend.to_numpy
         if statistics.latest is not None and self._backend.is_array(statistics.latest) != rows.on_device:

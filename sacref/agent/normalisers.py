@@ -11,7 +11,7 @@ from sacref.algorithm.tree import Tree, map_leaves, named_leaves
 from sacref.config import SACConfig
 from sacref.envs.interface import Space
 from sacref.preprocessing import Preprocessor
-from sacref.spec.arrays import ArrayT, NumpyArray
+from sacref.spec.arrays import Array, ArrayT, NumpyArray, namespace
 from sacref.storage.naming import prefixed, under
 
 FIELDS = {"observations": "observations", "states": "states", "next_observations": "observations", "next_states": "states"}
@@ -45,7 +45,7 @@ class Normalisers(Generic[ArrayT]):
         """Name of a preprocessor -> its arrays in the agent's dtype, as `Backend.update_moments` gives them."""
         self._update_moments()
 
-    def feed(self, rows: Rows[Any]) -> None:
+    def feed(self, rows: Rows[Array]) -> None:
         """Show each observation that the environments produced to the preprocessors, once: successors, and what episodes began with.
 
         Those of all ranks, in one order: the moments stay equal everywhere.
@@ -53,7 +53,7 @@ class Normalisers(Generic[ArrayT]):
         if not self.preprocessors:
             return
         transition, to_numpy = rows.transition, self._backend.to_numpy
-        keep, begun = to_numpy(rows.keep), to_numpy(rows.keep & rows.first)
+        keep, begun = to_numpy(rows.keep), to_numpy(namespace(rows.keep).logical_and(rows.keep, rows.first))
         now = {**named_leaves(transition.observations, "observations"), **named_leaves(transition.states, "states")}
         then = {**named_leaves(transition.next_observations, "observations"), **named_leaves(transition.next_states, "states")}
         for name, preprocessor in self.preprocessors.items():

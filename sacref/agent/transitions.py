@@ -18,7 +18,7 @@ from sacref.envs.interface import Space
 from sacref.envs.scaling import action_bounds, from_box
 from sacref.envs.spaces import DType, Spaces, check_values, exactly, rows_like
 from sacref.envs.states import final_states
-from sacref.spec.arrays import ArrayT, NumpyArray, as_numpy, largest_finite, namespace
+from sacref.spec.arrays import Array, ArrayT, NumpyArray, as_numpy, largest_finite, namespace
 from sacref.storage.values import Like, Maybe
 
 
@@ -73,7 +73,7 @@ class Transitions(Generic[ArrayT]):
         self._memory_envs = memory_envs
         self.num_envs: int = 1 if memory_envs is None else memory_envs
         """Environments of this rank; without a memory those of the last row."""
-        self._boundaries: dict[bool, EpisodeBoundaries[Any]] = {True: EpisodeBoundaries(), False: EpisodeBoundaries()}
+        self._boundaries: dict[bool, EpisodeBoundaries[Array]] = {True: EpisodeBoundaries(), False: EpisodeBoundaries()}
         self._dtype = np.dtype(str(backend.dtype).removeprefix("torch."))
         self.float_limit: float = largest_finite(self._dtype)
         """The largest number that is finite in the dtype of the parameters."""
@@ -138,7 +138,7 @@ class Transitions(Generic[ArrayT]):
         timesteps: int,
         training: bool,
         shapes_rewards: bool,
-    ) -> Rows[Any]:
+    ) -> Rows[Array]:
         """Return the rows of one step of all environments; for arguments and errors see `Agent.record_transition`.
 
         Args:

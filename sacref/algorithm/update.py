@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol
 
 from jaxtyping import Float
 
 from sacref.algorithm.data import Draws, Metrics, Noise, Sampled, Seen
 from sacref.algorithm.optimizer import OptimizerT, Parameters
-from sacref.algorithm.tree import map_leaves
+from sacref.algorithm.tree import Tree, map_leaves
 from sacref.spec import actor_loss, bound_log_std, critic_loss, kl_divergence, polyak, squash, td_target, temperature_loss
 from sacref.spec.arrays import ArrayT, namespace
 from sacref.spec.reduce import REDUCTIONS
@@ -33,9 +33,9 @@ class State(NamedTuple, Generic[ArrayT]):
     critics: dict[str, Parameters[ArrayT]]
     target_critics: dict[str, Parameters[ArrayT]]
     log_alpha: ArrayT
-    policy_optimizer: Any
-    critic_optimizer: Any
-    temperature_optimizer: Any
+    policy_optimizer: Tree
+    critic_optimizer: Tree
+    temperature_optimizer: Tree
 
 
 @dataclass(frozen=True, eq=False)
