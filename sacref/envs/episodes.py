@@ -38,7 +38,7 @@ class EpisodeBoundaries(Generic[ArrayT]):
         self.starts: ArrayT | None = None
         """`(envs,)`, bool: where the next row begins an episode, or follows one that is no transition; None where all do."""
 
-    def state(self, to_numpy: Callable[[Any], object]) -> dict[str, Tree]:
+    def state(self, to_numpy: Callable[[object], Array]) -> dict[str, Tree]:
         """Copy the state to the host."""
         state = {"expects_reset": self._expects_reset, "last_observations": self._last_observations, "starts": self.starts}
         return {name: map_leaves(to_numpy, tree) for name, tree in state.items()}

@@ -166,7 +166,7 @@ class _UnequalInfos(Envs):
         return vector_infos
 
 
-def _is_like(gathered: Any, value: object) -> bool:
+def _is_like(gathered: NumpyArray | Infos, value: object) -> bool:
     """Tell whether a value may join those of other copies. NumPy would broadcast an array of another shape."""
     if isinstance(gathered, Mapping) or isinstance(value, dict):
         return isinstance(gathered, Mapping) and isinstance(value, dict)

@@ -3,14 +3,17 @@
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sacref.parity.networks import Arrays, Floats, Named
 from sacref.spec.arrays import NumpyArray
 
-Places = Mapping[str, tuple[Any, bool]]
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Places = Mapping[str, tuple["Tensor", bool]]
 """Common name -> the array or tensor that holds it, and whether it is transposed there."""
 
 
@@ -97,7 +100,7 @@ def float32_is(dtype: str, *modules: str) -> Iterator[None]:
     class Torch:
         float32 = getattr(torch, dtype)
 
-        def __getattr__(self, name: str) -> Any:
+        def __getattr__(self, name: str) -> object:
             return getattr(torch, name)
 
     with patched([(importlib.import_module(module), "torch", Torch()) for module in modules]):
@@ -193,7 +196,7 @@ def split_heads(weights: Named) -> Arrays:
     return found
 
 
-def torch_places(models: Mapping[str, Any], log_alpha: Any = None) -> Places:
+def torch_places(models: Mapping[str, "nn.Module"], log_alpha: "Tensor | None" = None) -> Places:
     """The tensors of torch modules by common names, told by their shapes and order: each linear layer in turn, the last one the head.
 
     Args:
@@ -201,7 +204,7 @@ def torch_places(models: Mapping[str, Any], log_alpha: Any = None) -> Places:
             deviation, in this order.
         log_alpha: its tensor.
     """
-    found: dict[str, tuple[Any, bool]] = {}
+    found: dict[str, tuple[Tensor, bool]] = {}
     for model, module in models.items():
         parameters = list(module.parameters())
         layers = [tuple(pair) for pair in zip(parameters[::2], parameters[1::2], strict=True)]

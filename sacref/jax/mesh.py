@@ -14,7 +14,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sacref.algorithm.data import Batch, Metrics, Noise, Sequences
+from sacref.algorithm.data import Metrics, Noise, Sampled, Sequences
 from sacref.algorithm.tree import Tree, map_leaves
 from sacref.jax.device import Device
 from sacref.jax.optim import State, Update
@@ -25,8 +25,8 @@ AXIS = "parts"
 # JAX types none of these.
 _partition: Callable[..., Any] = PartitionSpec
 _assemble: Callable[..., Array] = jax.make_array_from_single_device_arrays
-_mean: Callable[..., Any] = jax.lax.pmean
-_max: Callable[..., Any] = jax.lax.pmax
+_mean: Callable[..., Tree] = jax.lax.pmean
+_max: Callable[[Array, str], Array] = jax.lax.pmax
 
 
 def average(tree: Tree) -> Tree:
@@ -113,7 +113,7 @@ def _over_parts(metrics: Metrics[Array]) -> Metrics[Array]:
     return means | {name: sign[name] * extremes[name] for name in sign}
 
 
-def divided(batch: Batch[Array] | Sequences[Array], noise: Noise[Array], parts: int) -> tuple[Any, Any]:
+def divided(batch: Sampled[Array], noise: Noise[Array], parts: int) -> tuple[Sampled[Array], Noise[Array]]:
     """Divide a batch and its noise into `parts` equal ones, `(parts, ...)` each array. Numbers drawn once for a batch are the same for all.
 
     Raises:
@@ -131,9 +131,9 @@ def divided(batch: Batch[Array] | Sequences[Array], noise: Noise[Array], parts: 
         return jnp.stack([leaf] * parts)
 
     if isinstance(batch, Sequences):
-        cut: Any = batch._replace(carry=None).map(split)._replace(carry=map_leaves(partial(split, axis=0), batch.carry))
+        cut: Sampled[Array] = batch._replace(carry=None).map(split)._replace(carry=map_leaves(partial(split, axis=0), batch.carry))
     else:
         cut = batch.map(split)
-    draws: Any = map_leaves(lambda leaf: split(leaf) if leaf.ndim > 1 else copies(leaf), noise.dropout)  # a key is one for all rows
+    draws: Tree = map_leaves(lambda leaf: split(leaf) if leaf.ndim > 1 else copies(leaf), noise.dropout)  # a key is one for all rows
     subset = None if noise.target_critics is None else copies(noise.target_critics)
     return cut, Noise(split(noise.next_actions), split(noise.actions), subset, draws)

@@ -1,19 +1,19 @@
 """Networks in low precision by casts of parameters and inputs, all but their head; everything else is computed as it is."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import Array
 
-from sacref.algorithm.tree import map_leaves
-from sacref.jax.weights import functional
+from sacref.algorithm.tree import Tree, map_leaves
+from sacref.jax.weights import Parameters, functional
 
 DTYPES = {"bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 
-def low_precision(model: nnx.Module, precision: str, *, arguments: int) -> Callable[..., Any]:
+def low_precision(model: nnx.Module, precision: str, *, arguments: int) -> Callable[..., Tree]:
     """Return `functional(model)` of parameters and inputs that are cast down, with outputs in float32.
 
     What the model has as its `head`, a module, keeps its parameters, and so is computed in float32 from up-cast inputs: to cast its result
@@ -28,10 +28,10 @@ def low_precision(model: nnx.Module, precision: str, *, arguments: int) -> Calla
     apply = functional(model)
     dtype = DTYPES[precision]
 
-    def down(value: Any) -> Any:
+    def down(value: Array) -> Array:
         return value.astype(dtype) if jnp.issubdtype(value.dtype, jnp.floating) else value
 
-    def run(parameters: Any, *inputs: object) -> Any:
+    def run(parameters: Parameters, *inputs: Tree) -> Tree:
         lowered = {path: array if path.startswith("head.") else down(array) for path, array in parameters.items()}
         # The head's product in float32, where a GPU's would be in TF32 unless told; of low-precision inputs it changes nothing.
         with jax.default_matmul_precision("highest"):
@@ -41,5 +41,5 @@ def low_precision(model: nnx.Module, precision: str, *, arguments: int) -> Calla
     return run
 
 
-def _up(value: Any) -> Any:
+def _up(value: Array) -> Array:
     return value.astype(jnp.float32) if value.dtype in DTYPES.values() else value

@@ -57,7 +57,7 @@ def set_constants(model: nnx.Module, constants: Mapping[str, object]) -> nnx.Mod
     return merged
 
 
-def _replaced(variable: object, value: object) -> Any:
+def _replaced(variable: object, value: object) -> object:
     """Return a variable, or a plain array, with another value; where that is None, as it is."""
     if value is None:
         return variable
@@ -65,7 +65,7 @@ def _replaced(variable: object, value: object) -> Any:
     return variable.replace(array) if isinstance(variable, nnx.Variable) else array
 
 
-def _named(model: nnx.Module, kept: Any = ...) -> dict[str, Any]:
+def _named(model: nnx.Module, kept: nnx.filterlib.Filter = ...) -> dict[str, Any]:
     """Return the model's variables and plain arrays that the filter `kept` lets through, by name."""
     return {name_of(path): variable for path, variable in nnx.to_flat_state(nnx.state(model, kept))}
 
@@ -101,7 +101,7 @@ def functional(model: nnx.Module) -> Callable[..., Any]:
     def apply(parameters: Parameters, *inputs: object) -> Any:
         return call(parameters, rest, inputs)
 
-    def apply_random(parameters: Parameters, *inputs_and_key: Any) -> Any:
+    def apply_random(parameters: Parameters, *inputs_and_key: Array) -> Any:
         *inputs, key = inputs_and_key
         return call(parameters, _reseed(rest, key), inputs)
 
@@ -138,7 +138,7 @@ def _reseed(rest: Any, key: Array) -> Any:
     return nnx.from_flat_state(filled)
 
 
-def _split(model: nnx.Module) -> tuple[Any, Any, Any]:
+def _split(model: nnx.Module) -> tuple[nnx.GraphDef[nnx.Module], Any, Any]:
     """Return the module's structure, its parameters, and its other variables, which are constants here."""
     parts: Any = nnx.split(model, nnx.Param, ...)
     return parts[0], parts[1], parts[2]

@@ -1,12 +1,11 @@
 """Gradient steps as CUDA graphs: the host launches draw and step together, once for each step."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from sacref.algorithm.tree import map_leaves
+from sacref.algorithm.tree import Tree, map_leaves
 from sacref.torch.optim import State
 
 
@@ -52,13 +51,13 @@ class Captured:
     WARM_UP = 3
     """Calls before the capture, on copies: libraries allocate their workspaces in the first ones."""
 
-    def __init__(self, draw_and_step: Callable[[State, Any, Any, Any], Tensor], generators: tuple[torch.Generator, ...] = ()) -> None:
+    def __init__(self, draw_and_step: Callable[[State, Tree, Tree, Tree], Tensor], generators: tuple[torch.Generator, ...] = ()) -> None:
         self.draw_and_step = draw_and_step
         self.generators = generators
-        self._captured_of: list[Any] = []
+        self._captured_of: list[Tree] = []
         self._replay: Callable[[], Tensor] | None = None
 
-    def __call__(self, state: State, memory: Any, moments: Any, streams: Any) -> Tensor:
+    def __call__(self, state: State, memory: Tree, moments: Tree, streams: Tree) -> Tensor:
         given = [state, *_each(memory), *_each(moments)]
         if self._replay is None or any(a is not b for a, b in zip(given, self._captured_of, strict=True)):
             self._replay = capture_on_cuda(
@@ -82,6 +81,6 @@ class Captured:
             generator.set_state(state_before)
 
 
-def _each(given: object) -> tuple[Any, ...]:
+def _each(given: object) -> tuple[Tree, ...]:
     """Return what each member of a population gave, or the one agent."""
     return given if type(given) is tuple else (given,)

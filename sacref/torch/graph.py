@@ -5,13 +5,15 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
+
+from sacref.algorithm.tree import Tree
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -26,7 +28,11 @@ _RECORDING = threading.RLock()
 """Held while a function is recorded: torch.fx patches PyTorch for the whole process meanwhile."""
 
 
-def leaves_of(tree: Any) -> Iterator[Any]:
+Run: TypeAlias = Callable[..., Sequence[Tensor | None]]
+"""A recording: of leaves, those of the state first, to leaves."""
+
+
+def leaves_of(tree: Tree) -> Iterator[Any]:
     """Yield the tensors of nested dicts and tuples, and None where one is left out, in the order of `torch.utils._pytree` and faster."""
     if isinstance(tree, Tensor) or tree is None:
         yield tree
@@ -58,15 +64,15 @@ class Recorded:
         function: of trees of tensors (dicts, tuples, named tuples; None stays None). It may write into its arguments.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Tree]) -> None:
         self.function = function
         self.recordings: int = 0
         """Number of recordings of the function."""
-        self._runs: dict[Any, tuple[Callable[..., Any], pytree.TreeSpec]] = {}
-        self._state: Any = None
-        self._state_leaves: list[Any] = []
+        self._runs: dict[tuple[object, ...], tuple[Run, pytree.TreeSpec]] = {}
+        self._state: Tree = None
+        self._state_leaves: list[Tensor | None] = []
 
-    def __call__(self, state: Any, *arguments: Any) -> Any:
+    def __call__(self, state: Tree, *arguments: Tree) -> Tree:
         # The state is the same object from call to call, written in place: its tensors are looked up once.
         if state is not self._state:
             self._state, self._state_leaves = state, list(leaves_of(state))
@@ -83,11 +89,11 @@ class Recorded:
 
     recordings: int
 
-    def _record(self, *arguments: object) -> tuple[Callable[..., Any], pytree.TreeSpec]:
+    def _record(self, *arguments: object) -> tuple[Run, pytree.TreeSpec]:
         leaves, structure = pytree.tree_flatten(arguments)
         returned: list[pytree.TreeSpec] = []
 
-        def flat(*tensors: object) -> list[Any]:
+        def flat(*tensors: Tensor | None) -> list[Tensor | None]:
             results, spec = pytree.tree_flatten(self.function(*pytree.tree_unflatten(list(tensors), structure)))
             returned.append(spec)
             return results
@@ -110,12 +116,12 @@ class RecordedTogether(Recorded):
 
     recordings: int
 
-    def _record(self, *arguments: object) -> tuple[Callable[..., Any], pytree.TreeSpec]:
+    def _record(self, *arguments: object) -> tuple[Run, pytree.TreeSpec]:
         leaves, structure = pytree.tree_flatten(arguments)
         axes = tuple(None if leaf is None else 0 for leaf in leaves)
         returned: list[pytree.TreeSpec] = []
 
-        def one(*tensors: object) -> list[Any]:
+        def one(*tensors: Tensor | None) -> list[Tensor | None]:
             results, spec = pytree.tree_flatten(self.function(*pytree.tree_unflatten(list(tensors), structure)))
             returned.append(spec)
             return results
@@ -289,11 +295,11 @@ def _is(node: object, operation: object) -> bool:
     return isinstance(node, Node) and node.op == "call_function" and node.target is operation
 
 
-def _shape(node: Any) -> tuple[int, ...]:
+def _shape(node: Node) -> tuple[int, ...]:
     return tuple(node.meta["val"].shape)
 
 
-def _dtype(node: Any) -> torch.dtype:
+def _dtype(node: Node) -> torch.dtype:
     dtype: torch.dtype = node.meta["val"].dtype
     return dtype
 

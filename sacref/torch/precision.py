@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from sacref.agent.model_checks import has_head
-from sacref.algorithm.tree import map_leaves
-from sacref.torch.weights import functional
+from sacref.algorithm.tree import Tree, map_leaves
+from sacref.torch.weights import Parameters, functional
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def low_precision(model: nn.Module, precision: str, device: torch.device) -> Callable[..., Any]:
+def low_precision(model: nn.Module, precision: str, device: torch.device) -> Callable[..., Tree]:
     """Return `functional(model)` under `torch.autocast`, with outputs in float32.
 
     What the model has as its `head`, a module, is computed in float32 from up-cast inputs: to cast its result up would keep the
@@ -26,7 +26,7 @@ def low_precision(model: nn.Module, precision: str, device: torch.device) -> Cal
     head: Any = getattr(model, "head", None) if has_head(model) else None
     apply = functional(model)
 
-    def run(parameters: object, *inputs: object) -> Any:
+    def run(parameters: Parameters, *inputs: Tree) -> Tree:
         with torch.autocast(device.type, DTYPES[precision]), _in_float32(head, device):
             outputs = apply(parameters, *inputs)
         return map_leaves(_up, outputs)
@@ -42,7 +42,7 @@ def _in_float32(head: nn.Module | None, device: torch.device) -> Iterator[None]:
         return
     forward = head.forward
 
-    def exact(*inputs: object, **keywords: object) -> Any:
+    def exact(*inputs: object, **keywords: object) -> Tree:
         with torch.autocast(device.type, enabled=False):
             return forward(*map_leaves(_up, inputs), **map_leaves(_up, keywords))
 
@@ -53,5 +53,5 @@ def _in_float32(head: nn.Module | None, device: torch.device) -> Iterator[None]:
         del head.forward  # the class's own again
 
 
-def _up(value: object) -> Any:
+def _up(value: object) -> object:
     return value.float() if isinstance(value, Tensor) and value.dtype in DTYPES.values() else value

@@ -20,9 +20,11 @@ from PIL import Image
 
 from sacref import envs
 from sacref.agent.protocol import Agent
+from sacref.algorithm.tree import Tree
 from sacref.config.train_config import Environment, EnvironmentFactory, Wrapper
-from sacref.envs.interface import Space
+from sacref.envs.interface import EnvWrapper, Infos, Space, Step
 from sacref.envs.vector import closing
+from sacref.spec.arrays import NumpyArray
 from sacref.training.evaluation import AllDivergedError, Evaluation, evaluate
 
 MOST_FPS = 30.0
@@ -185,7 +187,7 @@ def _try_gl(name: str) -> str | None:
     return (errors or lines or [f"it ended with status {tried.returncode}"])[0][:200]
 
 
-class _Drawn(gymnasium.Wrapper[Any, Any, Any, Any]):
+class _Drawn(EnvWrapper):
     """Wrapper that hands each picture of its environment to `show`."""
 
     def __init__(self, env: Environment, show: "_Show", gl_problem: str | None) -> None:
@@ -195,12 +197,12 @@ class _Drawn(gymnasium.Wrapper[Any, Any, Any, Any]):
         if gl_problem is not None and _is_simulation(env.unwrapped):
             raise VideoError(f"{self.name} cannot be drawn: {gl_problem}")
 
-    def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
+    def reset(self, **arguments: Any) -> tuple[Tree, Infos]:
         returned = super().reset(**arguments)
         self.show.begin(self.metadata.get("render_fps"), self._draw)
         return returned
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+    def step(self, action: NumpyArray) -> Step:
         returned = super().step(action)
         self.show.step(self._draw)
         return returned
