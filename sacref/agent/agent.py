@@ -61,12 +61,12 @@ class Agent(Generic[ArrayT]):
         self,
         backend: Backend[ArrayT],
         *,
-        models: Mapping[str, Any],
+        models: Mapping[str, object],
         memory: ReplayMemory[Any, Any] | None,
         observation_space: Space,
         state_space: Space | None,
         action_space: Space,
-        cfg: SACConfig | Mapping[str, Any] | None,
+        cfg: SACConfig | Mapping[str, object] | None,
     ) -> None:
         self.spaces: Spaces = check_spaces(observation_space, state_space, action_space, longest_integer=backend.longest_integer)
         self.observation_space: Space = observation_space

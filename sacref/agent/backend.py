@@ -98,7 +98,7 @@ class Backend(Protocol[ArrayT]):
     def on_trial(self, function: Callable[..., object], /) -> Callable[..., Any]:
         """Return a function whose results have at least the shapes and dtypes of those of `function`."""
 
-    def trial(self) -> AbstractContextManager[Any]:
+    def trial(self) -> AbstractContextManager[object]:
         """Refuse random numbers of global generators, while a model is tried; take no gradients."""
 
     def switch_mode(self, models: Mapping[str, Any], training: bool, check: Callable[[], None], /) -> bool:
@@ -136,7 +136,7 @@ class Backend(Protocol[ArrayT]):
     def choose_execution(self, execution: Execution, default_models: bool, /) -> Execution:
         """Return how updates run. Raises ValueError if the library has no such execution."""
 
-    def draw_spec(self, models: Mapping[str, Any], follow: Follow, /, **options: Any) -> DrawSpec[ArrayT, Any, Any]:
+    def draw_spec(self, models: Mapping[str, Any], follow: Follow, /, **options: object) -> DrawSpec[ArrayT, Any, Any]:
         """Return where a batch and its random numbers come from."""
 
     def functions(

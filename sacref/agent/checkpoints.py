@@ -116,7 +116,7 @@ class Checkpoints(Generic[ArrayT]):
         if keep_memory or self._health.good_checkpoint is None:
             self._health.good_checkpoint = path
 
-    def _write_parts(self, path: str | Path, groups: Mapping[str, Any], metadata: dict[str, Any]) -> None:
+    def _write_parts(self, path: str | Path, groups: Mapping[str, Any], metadata: dict[str, object]) -> None:
         if self._ranks.size == 1:
             checkpoint.write(path, groups, metadata)
             return

@@ -200,7 +200,7 @@ class AgentMetrics(Generic[ArrayT]):
     def state_like(self, envs: int) -> dict[str, object]:
         """Describe `state`, for `refuse_unlike`."""
 
-        def statistics(envs: int | None) -> dict[str, Any]:
+        def statistics(envs: int | None) -> dict[str, object]:
             rows, masks = Like((None, envs), "f"), Like((None, envs), "b")
             return {
                 "recent_returns": [float],

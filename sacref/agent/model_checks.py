@@ -316,7 +316,7 @@ def check_policy_output(outputs: object, *, rows: tuple[int, ...], action_size: 
             )
 
 
-def check_critic_output(name: str, output: Any, *, rows: tuple[int, ...], dtype: Any) -> None:
+def check_critic_output(name: str, output: Any, *, rows: tuple[int, ...], dtype: object) -> None:
     """Refuse a critic that does not return one value per row, in `dtype`."""
     if tuple(output.shape) != rows or output.dtype != dtype:
         fix = "drop the last axis, values[..., 0]" if tuple(output.shape) == (*rows, 1) else "return one value per row"

@@ -32,7 +32,7 @@ class Models(Generic[ArrayT]):
         ValueError, TypeError, ConfigError: if a model is missing, unknown, or cannot be used.
     """
 
-    def __init__(self, backend: Backend[ArrayT], cfg: SACConfig, models: Mapping[str, Any], *, learns: bool) -> None:
+    def __init__(self, backend: Backend[ArrayT], cfg: SACConfig, models: Mapping[str, object], *, learns: bool) -> None:
         self._backend, weights = backend, backend.weights
         self._precision = cfg.precision if cfg.mixed_precision else None
         self.critics: list[str]

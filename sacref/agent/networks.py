@@ -147,7 +147,7 @@ class Perceptron(Protocol[ArrayT]):
     @property
     def head(self) -> Any: ...
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> object:
         """The dtype that inputs are cast to."""
         ...
 

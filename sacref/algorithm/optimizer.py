@@ -339,8 +339,8 @@ def batch_mean(average: Average | None) -> Callable[[ArrayT, ArrayT | None], Arr
 def rate_function(
     schedule: Schedule,
     learning_rate: float | ArrayT,
-    shape_of: Callable[[Callable[[ArrayT], Any]], Sequence[int]],
-    as_rate: Callable[[Any, ArrayT], ArrayT],
+    shape_of: Callable[[Callable[[ArrayT], object]], Sequence[int]],
+    as_rate: Callable[[object, ArrayT], ArrayT],
     arrays: str,
     others: str,
 ) -> Rate[ArrayT]:

@@ -40,7 +40,7 @@ def named_leaves(tree: Tree, prefix: str = "") -> dict[str, Any]:
 
 
 def map_named(
-    function: Callable[..., Any], name: str, tree: Tree, *others: Any, require: Callable[..., None] = lambda name, *trees: None
+    function: Callable[..., object], name: str, tree: Tree, *others: Any, require: Callable[..., None] = lambda name, *trees: None
 ) -> Tree:
     """Map `function(name, leaf, *other leaves)` over trees that branch as the first one does; names are like `observations['image']`.
 
@@ -58,7 +58,7 @@ def map_named(
     }
 
 
-def _walk(tree: Tree, path: str) -> Iterator[tuple[str, Any]]:
+def _walk(tree: Tree, path: str) -> Iterator[tuple[str, object]]:
     if tree is None:
         return
     branch_type = _branch_type(type(tree))

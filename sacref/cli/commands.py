@@ -262,7 +262,7 @@ def list_presets(flags: Presets) -> int:
     return 0
 
 
-def _environment(name: str, where: str = "--env: ") -> Any:
+def _environment(name: str, where: str = "--env: ") -> object:
     """Return a Gymnasium id as it is, and the callable that "module:name" names.
 
     Raises:

@@ -278,7 +278,7 @@ def _types() -> ConstructorRegistry:
     registry = ConstructorRegistry()
 
     @registry.primitive_rule
-    def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[object] | None:
         parts = get_args(info.type) if get_origin(info.type) in (Union, UnionType) else (info.type,)
         kinds = {get_origin(part) for part in parts}
         if dict in kinds:
@@ -292,7 +292,7 @@ def _types() -> ConstructorRegistry:
     return registry
 
 
-def _spec(metavar: str, read: Callable[[str], object], write: Callable[[object], str]) -> PrimitiveConstructorSpec[Any]:
+def _spec(metavar: str, read: Callable[[str], object], write: Callable[[object], str]) -> PrimitiveConstructorSpec[object]:
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar=metavar,
@@ -302,18 +302,18 @@ def _spec(metavar: str, read: Callable[[str], object], write: Callable[[object],
     )
 
 
-def _json(text: str) -> dict[str, Any]:
+def _json(text: str) -> dict[str, object]:
     value = from_json(json.loads(text))
     if not isinstance(value, dict):
         raise ValueError(f'expected a JSON object, such as {{"name": 1}}, got {text}')
     return value
 
 
-def _json_for_each(text: str) -> dict[str, Any] | tuple[dict[str, Any], ...]:
+def _json_for_each(text: str) -> dict[str, object] | tuple[dict[str, object], ...]:
     return tuple(_json(json.dumps(element)) for element in json.loads(text)) if text.lstrip().startswith("[") else _json(text)
 
 
-def _scheduler(text: str) -> Any:
+def _scheduler(text: str) -> object:
     """Read a schedule's name, module:name, None, or a JSON list of three of those; the configuration finds what they name."""
     return tuple(json.loads(text)) if text.lstrip().startswith("[") else None if text == "None" else text
 
@@ -326,7 +326,7 @@ def _name(function: object) -> str:
     return description(function) if callable(function) else str(function)
 
 
-def named(name: str, where: str = "") -> Any:
+def named(name: str, where: str = "") -> object:
     """Find what `module:name` names. `where` begins the message of the error.
 
     Raises:

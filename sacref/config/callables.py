@@ -33,7 +33,7 @@ class UnnamedError(ValueError):
     """A callable that no text would find again; the message says what it is."""
 
 
-def find(text: str) -> Any:
+def find(text: str) -> object:
     """Find what a text names, a callable where it is one's text. Its module is imported, which runs it.
 
     Raises:

@@ -174,7 +174,7 @@ def plain(value: object) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def as_json(name: str, value: object) -> Any:
+def as_json(name: str, value: object) -> object:
     """Return a value as strict JSON can hold it: NumPy's scalars are Python's there, and tuples lists.
 
     Args:
@@ -203,7 +203,7 @@ def as_json(name: str, value: object) -> Any:
     )
 
 
-def from_json(value: object) -> Any:
+def from_json(value: object) -> object:
     """Invert `as_json`.
 
     Raises:

@@ -185,11 +185,11 @@ class TrainConfig(RunOptions):
         return SACConfig.from_dict({**base.to_dict(), **given})
 
     @property
-    def model_options(self) -> dict[str, Any]:
+    def model_options(self) -> dict[str, object]:
         """Arguments of `default_models`, as `config.json` holds them."""
         return {option.name: _written(getattr(self, option.name)) for option in fields(self) if option.metadata["model"]}
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return the options as `config.json` holds them."""
         names = [option.name for option in fields(self) if option.metadata["stored"] and not option.metadata["model"]]
         return {**{name: _written(getattr(self, name)) for name in names}, "models": self.model_options}
@@ -231,7 +231,7 @@ def takes_options(options: Callable[P, TrainConfig]) -> Callable[[Callable[[Trai
     return decorate
 
 
-def _written(value: object) -> Any:
+def _written(value: object) -> object:
     if isinstance(value, SACConfig):
         return value.to_dict()
     if isinstance(value, Mapping):

@@ -128,7 +128,7 @@ def have(envs: Envs, name: str) -> bool:
     return hasattr(envs.unwrapped, "call") and all(_call(envs, "has_wrapper_attr", name))
 
 
-def _call(envs: Envs, name: str, *arguments: object) -> tuple[Any, ...]:
+def _call(envs: Envs, name: str, *arguments: object) -> tuple[object, ...]:
     inner: Any = envs.unwrapped
     return tuple(inner.call(name, *arguments))
 

@@ -132,7 +132,7 @@ class JaxBackend:
     def on_trial(self, function: Callable[..., object]) -> Callable[..., Any]:
         return partial(jax.eval_shape, function)
 
-    def trial(self) -> AbstractContextManager[Any]:
+    def trial(self) -> AbstractContextManager[object]:
         return nullcontext()
 
     def switch_mode(self, models: Mapping[str, nnx.Module], training: bool, check: Callable[[], None]) -> bool:
@@ -204,7 +204,7 @@ class SAC(Agent[Array]):
         state_space: Space | None = None,
         action_space: Space,
         device: str | Device | None = None,
-        cfg: SACConfig | Mapping[str, Any] | None = None,
+        cfg: SACConfig | Mapping[str, object] | None = None,
     ) -> None:
         if memory is not None and not isinstance(memory, ReplayMemory):
             raise TypeError(f"memory is a {type(memory).__name__}, expected a sacref.jax.ReplayMemory, which lies where the agent learns")

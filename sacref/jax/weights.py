@@ -108,7 +108,7 @@ def functional(model: nnx.Module) -> Callable[..., Any]:
     return apply_random if random_state(model) else apply
 
 
-def _held(model: nnx.Module) -> dict[str, Any]:
+def _held(model: nnx.Module) -> dict[str, object]:
     """Return the variables that no call may change, by name. A parameter may change: the next call starts from the agent's again."""
     held = _named(model, nnx.Not(nnx.Any(nnx.Param, nnx.RngState, nnx.Intermediate)))
     return {name: each.get_value() if isinstance(each, nnx.Variable) else each for name, each in held.items()}

@@ -55,7 +55,7 @@ class Report:
             table.add_section()
         return table
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return the record as JSON, with raw samples per update."""
         commit, dirty = _source()
         return {

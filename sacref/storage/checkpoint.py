@@ -550,7 +550,7 @@ def _read_json(file: Path) -> tuple[Any, bytes]:
         return _parse(text), text
 
 
-def _parse(text: bytes) -> Any:
+def _parse(text: bytes) -> object:
     value = json.loads(text.decode(), parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_without_duplicates)
     if _depth(value) > DEEPEST_JSON:
         raise ValueError(f"more than {DEEPEST_JSON} lists and objects within each other")
@@ -594,7 +594,7 @@ def _finite(text: str) -> float:
     return number
 
 
-def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, Any]:
+def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a key comes twice in one object")

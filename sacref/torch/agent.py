@@ -197,7 +197,7 @@ class SAC(Agent[Tensor]):
         state_space: Space | None = None,
         action_space: Space,
         device: str | torch.device | None = None,
-        cfg: SACConfig | Mapping[str, Any] | None = None,
+        cfg: SACConfig | Mapping[str, object] | None = None,
     ) -> None:
         if memory is not None and not isinstance(memory, ReplayMemory):
             raise TypeError(f"memory is a {type(memory).__name__}, expected a sacref.torch.ReplayMemory, which lies where the agent learns")

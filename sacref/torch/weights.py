@@ -173,7 +173,7 @@ def refuse_hidden_state(name: str, model: nn.Module) -> None:
             )
 
 
-def refuse_draws() -> AbstractContextManager[Any]:
+def refuse_draws() -> AbstractContextManager[object]:
     """Let operations of this thread that draw from torch's global generators raise a HiddenStateError that names them, meanwhile."""
     mode = type("RefusedDraws", (TorchDispatchMode,), {"__torch_dispatch__": _run_without_draws})
     context: AbstractContextManager[object] = mode()

@@ -4,7 +4,6 @@ import logging
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any
 
 import gymnasium
 import numpy as np
@@ -62,7 +61,7 @@ class Evaluation:
         """Return the standard deviation of the returns, of the population (no correction)."""
         return float(np.std(self.returns))
 
-    def to_entry(self, step: int) -> dict[str, Any]:
+    def to_entry(self, step: int) -> dict[str, object]:
         """Return the entry of `evaluation.json` for an evaluation after `step` environment steps."""
         entry = {"step": step, "returns": list(self.returns), "mean": self.mean, "std": self.std}
         if self.diverged:

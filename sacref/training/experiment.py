@@ -192,7 +192,7 @@ class _Run:
         agent: AnyAgent,
         made: Environments,
         writer: checkpoints.CheckpointWriter,
-        config: Mapping[str, Any],
+        config: Mapping[str, object],
         bar: TrainingProgress,
     ) -> None:
         self.plan, self.agent, self.made, self.writer, self.ranks = plan, agent, made, writer, plan.ranks

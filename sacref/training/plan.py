@@ -139,7 +139,7 @@ class Plan:
         wrappers = (*options.wrappers, *more)
         return envs.make(options.env, copies, vectorization=options.vectorization, env_kwargs=options.env_kwargs, wrappers=wrappers)
 
-    def config(self, spaces: Spaces) -> dict[str, Any]:
+    def config(self, spaces: Spaces) -> dict[str, object]:
         """Return what `config.json` will hold."""
         options = replace(self.options, cfg=self.settings, evaluation_interval=self.evaluation_interval)
         return {

@@ -37,7 +37,7 @@ class Record:
         before = _read(self._path)
         for run in runs:
             _refuse_another(run, before.get(run.name))
-        self._entries: dict[str, dict[str, Any]] = {
+        self._entries: dict[str, dict[str, object]] = {
             run.name: {
                 "directory": run.name,
                 "values": dict(run.values),
@@ -75,7 +75,7 @@ class Record:
         entries = [*self._entries.values(), *self._others]
         checkpoint.write_json(self._path, {**self._head, "runs": entries, "returns": self.returns()})
 
-    def returns(self) -> list[dict[str, Any]]:
+    def returns(self) -> list[dict[str, object]]:
         """Return mean and sample standard deviation over the seeds that are done, for each other combination of the grid."""
         groups: dict[str, dict[str, Any]] = {}
         for run in self.named("done"):
@@ -100,7 +100,7 @@ def finished(run: Run) -> bool:
     return evaluation is not None and evaluation["step"] >= run.steps
 
 
-def _read(path: Path) -> dict[str, dict[str, Any]]:
+def _read(path: Path) -> dict[str, dict[str, object]]:
     if not path.exists():
         return {}
     try:

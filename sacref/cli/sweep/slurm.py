@@ -44,7 +44,7 @@ CLEAN_STOP_SECONDS = 75
 """Seconds that a run may take to write its checkpoint; Slurm warns 90 seconds before it kills."""
 
 
-def settings(file: Path, table: Slurm) -> dict[str, Any]:
+def settings(file: Path, table: Slurm) -> dict[str, object]:
     """Check the table [slurm] of a sweep's file; needs no submitit.
 
     Raises:
@@ -99,7 +99,7 @@ class Job:
                 signal.signal(number, handler)
         return self._wait(None)
 
-    def checkpoint(self) -> Any:
+    def checkpoint(self) -> object:
         """Stop the run and return what submitit requeues; called when Slurm warns."""
         if self._child is not None:
             self._child.send_signal(signal.SIGINT)
@@ -128,7 +128,9 @@ class OnSlurm:
 
     poll_seconds: float = 5.0
 
-    def __init__(self, runs: Sequence[Run], jobs: int | None, found: Mapping[str, Any], folder: Path, submitted: Mapping[str, str]) -> None:
+    def __init__(
+        self, runs: Sequence[Run], jobs: int | None, found: Mapping[str, object], folder: Path, submitted: Mapping[str, str]
+    ) -> None:
         submitit = _submitit()
         self._jobs: dict[str, Any] = {name: submitit.SlurmJob(folder, job_id) for name, job_id in submitted.items()}
         fresh = [run for run in runs if run.name not in submitted]
