@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from types import ModuleType
 from typing import Any, Generic, NamedTuple, Protocol
 
 import numpy as np
 
 from sacref.agent.execution import Act, Actor, Bounds, DrawSpec, Learn, Streams
 from sacref.algorithm.data import Metrics, Noise
-from sacref.algorithm.optimizer import Parameters
+from sacref.algorithm.optimizer import Average, Parameters
 from sacref.algorithm.sequences import Follow
 from sacref.algorithm.tree import Tree
 from sacref.algorithm.update import State
@@ -81,7 +82,7 @@ class Backend(Protocol[ArrayT]):
 
     # Models.
 
-    weights: Any
+    weights: ModuleType
     """The library's module `weights`: a model's parameters and constants, their common names, and what a model may not do."""
 
     def own_copies(self, models: Mapping[str, Any], /) -> dict[str, Any]: ...
@@ -119,9 +120,9 @@ class Backend(Protocol[ArrayT]):
 
     # Learning and acting.
 
-    optim: Any
+    optim: ModuleType
     """The library's module `optim`: `Optimizer`, `Frozen` and `Update`."""
-    average: Any
+    average: Average | None
     """`tree -> tree`: the average over ranks and devices; None for one."""
 
     def streams(self, seeds: Sequence[np.random.SeedSequence], held: Streams[Any] | None = None, /) -> Streams[Any]:

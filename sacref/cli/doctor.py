@@ -5,7 +5,7 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Callable
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from rich.console import Console
 from rich.table import Table
@@ -91,8 +91,8 @@ def _try(extra: str, modules: tuple[str, ...], work: Callable[[], list[str]]) ->
 
 
 def _torch_devices() -> list[str]:
-    torch: Any = importlib.import_module("torch")
-    execution: Any = importlib.import_module("sacref.torch.execution")
+    torch = importlib.import_module("torch")
+    execution = importlib.import_module("sacref.torch.execution")
     names = {"cpu": "cpu"}
     for index in range(torch.cuda.device_count()):
         names[f"cuda:{index}"] = f"cuda:{index} ({torch.cuda.get_device_name(index)}, CUDA {torch.version.cuda})"
@@ -102,7 +102,7 @@ def _torch_devices() -> list[str]:
 
 
 def _jax_devices() -> list[str]:
-    jax: Any = importlib.import_module("jax")
+    jax = importlib.import_module("jax")
     devices = jax.devices()
     for device in devices:
         _require_two(float(jax.device_put(jax.numpy.ones(2), device).sum()), str(device))
@@ -116,7 +116,7 @@ def _require_two(total: float, device: str) -> None:
 
 
 def _step_half_cheetah() -> list[str]:
-    gymnasium: Any = importlib.import_module("gymnasium")
+    gymnasium = importlib.import_module("gymnasium")
     environment = gymnasium.make("HalfCheetah-v5")
     try:
         environment.reset(seed=0)

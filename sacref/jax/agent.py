@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from types import ModuleType
 from typing import Any, ClassVar
 
 import jax
@@ -40,8 +41,8 @@ class JaxBackend:
 
     name = "jax"
     dtype: np.dtype[np.generic]
-    optim: Any = optim
-    weights: Any = weights
+    optim: ModuleType = optim
+    weights: ModuleType = weights
 
     def __init__(self, device: str | Device | None) -> None:
         self.device: Device = device_of(device)

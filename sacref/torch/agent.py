@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -38,8 +39,8 @@ class TorchBackend:
     name = "torch"
     longest_integer: np.dtype[np.generic] = np.dtype(np.int64)
     dtype: torch.dtype
-    optim: Any = optim
-    weights: Any = weights
+    optim: ModuleType = optim
+    weights: ModuleType = weights
 
     def __init__(self, device: str | torch.device | None) -> None:
         self.device: torch.device = device_of(device)

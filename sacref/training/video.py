@@ -300,7 +300,7 @@ def _write_gif(path: Path, show: _Show) -> None:
 
 
 def _write_mp4(path: Path, show: _Show) -> None:
-    imageio: Any = importlib.import_module("imageio")
+    imageio = importlib.import_module("imageio")
     with imageio.get_writer(path, fps=show.fps, macro_block_size=2) as writer:
         for index in range(len(show)):
             writer.append_data(show[index])
