@@ -103,7 +103,7 @@ while len(pressed) < int(sys.argv[1]) and time.monotonic() < deadline: time.slee
 time.sleep(0.3)
 sys.exit(130 if len(pressed) == int(sys.argv[1]) else 9)
 """
-    program = "import sys; from sacref import launch; sys.exit(launch.supervise(sys.argv[1:], 2))"
+    program = "import sys; from sacref.cli import launch; sys.exit(launch.supervise(sys.argv[1:], 2))"
     command = [sys.executable, "-c", ENDS.format(lines), "2" if second else "1"]
     launcher = subprocess.Popen([sys.executable, "-c", program, *command], stderr=subprocess.PIPE, text=True)
 
