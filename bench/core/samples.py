@@ -1,5 +1,6 @@
 """The samples of a record: what every suite's have in common, and the figures that `bench.compare` holds against each other."""
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, NamedTuple
 
@@ -50,9 +51,9 @@ class Samples(Strict, frozen=True, kw_only=True):
     suite: ClassVar[str]
     """Name of the suite."""
 
+    @abstractmethod
     def figures(self) -> Iterator[tuple[str, Figure]]:
         """Yield the names and figures that two runs are compared by."""
-        raise NotImplementedError
 
 
 def speeds(timings: Sequence[Timing]) -> list[float]:

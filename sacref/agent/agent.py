@@ -495,14 +495,14 @@ class Agent(Generic[ArrayT]):
     def load(self, path: str | Path) -> None:
         """Restore what `save` wrote. A memory that the checkpoint does not hold stays as it is.
 
-        A checkpoint of the other backend gives its weights, moments, temperature and memory; the random streams begin anew from (seed,
+        A checkpoint of the other backend gives its weights, moments, temperature and memory; the random streams restart from (seed,
         rank, the gradient steps so far), and the log says so.
 
         An agent without a memory only acts, and asks for what acting reads: the policy and the preprocessors. Of critics and optimizers it
         takes what both have, and keeps its own of what the checkpoint does not have. Without a state_space it leaves out what is of states.
 
         As many ranks as wrote it go on exactly. Of another number, rank r takes the memory of the old rank r modulo their number, random
-        streams begin anew from (seed, rank, the gradient steps so far), and a warning says so.
+        streams restart from (seed, rank, the gradient steps so far), and a warning says so.
 
         Raises:
             checkpoint.CheckpointError: if the directory is not a whole and sound checkpoint of an agent of this shape. The agent

@@ -85,7 +85,7 @@ class Saving(Protocol):
         ...
 
     def load(self, path: Path) -> None:
-        """Load into an agent that was made anew what `save` wrote to the same path."""
+        """Load what `save` wrote to the same path into a new agent."""
         ...
 
 

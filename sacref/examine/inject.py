@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from sacref.parity.networks import Arrays, Floats, Named
 from sacref.spec.arrays import NumpyArray
@@ -218,7 +219,7 @@ def torch_places(models: Mapping[str, "nn.Module"], log_alpha: "Tensor | None" =
     return found
 
 
-def read_flax(params: Mapping[str, object], model: str, hidden: int) -> Arrays:
+def read_flax(params: Mapping[str, Mapping[str, ArrayLike]], model: str, hidden: int) -> Arrays:
     """Read a model of `nn.Dense` layers by common names, told by their order; stacked models give stacked arrays.
 
     Args:
@@ -226,7 +227,7 @@ def read_flax(params: Mapping[str, object], model: str, hidden: int) -> Arrays:
         hidden: layers before the head; a policy with two more has a mean and a log standard deviation.
     """
     layers = _flax_layers(model, hidden, two_heads=f"Dense_{hidden + 1}" in params)
-    found = {f"{prefix}{kind}": np.array(params[layer][kind]) for layer, prefix in layers.items() for kind in KINDS}  # type: ignore[index]
+    found = {f"{prefix}{kind}": np.array(params[layer][kind]) for layer, prefix in layers.items() for kind in KINDS}
     return merge_heads(found)
 
 

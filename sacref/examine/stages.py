@@ -8,6 +8,7 @@ the derivative of the loss by each row's value, and with it the target.
 import functools
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -33,7 +34,7 @@ Variant = tuple[str, ...]
 Found = set[Variant]
 
 
-class Stage:
+class Stage(ABC):
     """Variants of one part of the update that no data have ruled out yet.
 
     Args:
@@ -50,9 +51,9 @@ class Stage:
         self.found: Found | None = None
         self.nearest: tuple[float, str] = (math.inf, "none")
 
+    @abstractmethod
     def rule_out(self, trajectory: Trajectory, update: Update) -> str | None:
         """Drop the variants that an update contradicts; name the quantity that contradicts all of them."""
-        raise NotImplementedError
 
     def choices(self, variant: Variant) -> tuple[Choices, str]:
         """Split a variant into choices and its draw."""

@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ START = 8
 """Transitions of a batch, and steps before it learns, in a run of its own."""
 
 
-class Skrl:
+class Skrl(ABC):
     """skrl's `update` on a batch of ours. Its Gaussian is not squashed: actions are cut to the Box, as its examples have it."""
 
     backend: str
@@ -51,8 +52,9 @@ class Skrl:
         kind = importlib.import_module(f"skrl.agents.{self.backend}.sac").SAC
         return kind(models=models, memory=memory, cfg=cfg, device="cpu", **spaces), models
 
+    @abstractmethod
     def build_model(self, name: str, spaces: Mapping[str, object]) -> Any:
-        raise NotImplementedError
+        """Make a model of the library."""
 
     def learn_from(self, batch: Batch[Floats], array: Callable[[Floats], object]) -> None:
         rows = batch._replace(actions=self.problem.box(batch.actions), rewards=batch.rewards[:, None], terminated=batch.terminated[:, None])

@@ -29,7 +29,8 @@ class Family:
     def make(self, problem: Problem) -> None:
         self.problem, self._updates = problem, 0
         # It casts observations to float32 before they reach the networks.
-        setattr(importlib.import_module("stable_baselines3.common.policies"), "preprocess_obs", lambda obs, *_, **__: obs)  # noqa: B010
+        policies: Any = importlib.import_module("stable_baselines3.common.policies")
+        policies.preprocess_obs = lambda obs, *_, **__: obs
         self.model = importlib.import_module(self.package).SAC(
             "MlpPolicy",
             Still(problem),
