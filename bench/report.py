@@ -1,4 +1,4 @@
-"""The report, results/README.md, and the plots beside the records: `python -m bench.report [--check]`."""
+"""The report, results/README.md, and the plots and tables beside the records: `python -m bench.report [--check]`."""
 
 import sys
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ configuration, hardware, library versions and commit of one run. `python -m benc
 
 
 class StaleError(RuntimeError):
-    """The report or a plot differs from its records."""
+    """The report, a plot or a table differs from its records."""
 
 
 def main(*, results: Path = RESULTS, check: bool = False) -> int:
-    """Write results/README.md and the plots, or check them.
+    """Write results/README.md, the plots and the tables, or check them.
 
     Args:
         results: folder of the records.
@@ -57,19 +57,19 @@ def build(results: Path, *, check: bool = False) -> list[Path]:
     for section in sections:
         shown |= section.pictures
     text = "\n".join([HEADER, *_summary(sections), *(paragraph for section in sections for paragraph in section.paragraphs)])
-    readme = results / "README.md"
-    files = pictures.files(shown)
-    stale = [path for path, (picture, _) in files.items() if pictures.digest_of(path) != picture.digest]
-    if not readme.exists() or readme.read_text(encoding="utf-8") != text:
-        stale.append(readme)
+    drawn = pictures.files(shown)
+    written = {path: content for section in sections for path, content in section.files.items()}
+    written[results / "README.md"] = text.encode()
+    stale = [path for path, (picture, _) in drawn.items() if pictures.digest_of(path) != picture.digest]
+    stale += [path for path, content in written.items() if not path.exists() or path.read_bytes() != content]
     if check and stale:
         raise StaleError(f"{', '.join(map(str, stale))}: not what the records give; run `python -m bench.report`")
     for path in stale:
-        if path == readme:
+        if path in written:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            path.write_bytes(written[path])
         else:
-            pictures.write(path, *files[path])
+            pictures.write(path, *drawn[path])
     return stale
 
 

@@ -5,6 +5,7 @@ import html
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from bench.core import pictures
@@ -21,11 +22,12 @@ class Finding(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A part of the page, its pictures, and its findings for the summary."""
+    """A part of the page, its pictures, its findings for the summary, and other files that are made of its records."""
 
     paragraphs: list[str]
     pictures: Mapping[Path, Picture]
     findings: Sequence[Finding] = ()
+    files: Mapping[Path, bytes] = MappingProxyType({})
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,6 +1,7 @@
 """Curves of runs: the returns that `curve.png` and `sacref plot` show."""
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ STYLES = {"torch": ("#D55E00", "-"), "jax": ("#0072B2", "--")}
 """Colour and line of each backend: two of Okabe and Ito's colours, told apart with any colour vision, and by the line in grey."""
 
 CONFIDENCE = 0.95
+PANELS_IN_A_ROW = 3
 LEGEND_INCHES = 0.45
 """Between the axes and the legend below them: room for the numbers and the name of the axis."""
 
@@ -28,7 +30,8 @@ class PlotError(ValueError):
 
 
 class _Run(NamedTuple):
-    directory: Path
+    source: Path
+    """Run directory or table."""
     environment: str
     backend: str
     seed: int
@@ -51,11 +54,14 @@ class Curve(NamedTuple):
 def plot_runs(run_dirs: Sequence[str | Path], *, output: str | Path) -> Figure:
     """Draw the evaluation returns of runs over environment steps: one panel per environment, one curve per backend.
 
+    A table (.csv) holds the runs of many, a row for each evaluation: columns `env`, `backend`, `seed`, `step`, `return`, and optionally
+    `preset`, a panel of its own for each.
+
     Several seeds: their mean, and its 95% confidence interval (Student t, so that three seeds look as uncertain as they are). A single
     run: the mean of each evaluation's episodes, and their standard deviation. The legend says which.
 
     Args:
-        run_dirs: run directories, each with `config.json` and `evaluation.json`.
+        run_dirs: run directories, each with `config.json` and `evaluation.json`, and tables.
         output: the picture; its suffix chooses the format (.png, .pdf, .svg).
 
     Returns:
@@ -70,12 +76,14 @@ def plot_runs(run_dirs: Sequence[str | Path], *, output: str | Path) -> Figure:
     formats = Figure().canvas.get_supported_filetypes()
     if output.suffix.removeprefix(".") not in formats:
         raise PlotError(f"output {output} has suffix {output.suffix!r}, expected one of {', '.join('.' + f for f in sorted(formats))}")
-    groups = _grouped([_read(Path(run_dir).expanduser()) for run_dir in run_dirs])
+    groups = _grouped(run for given in run_dirs for run in _read_all(Path(given).expanduser()))
 
     environments = sorted({environment for environment, _ in groups})
-    figure = Figure(figsize=(7.0 * len(environments), 5.0), layout="constrained")
-    panels = figure.subplots(1, len(environments), squeeze=False)[0]
-    for environment, axes in zip(environments, panels, strict=True):
+    columns = min(len(environments), PANELS_IN_A_ROW)
+    rows = -(-len(environments) // columns)
+    figure = Figure(figsize=(7.0 * columns, 5.0 * rows), layout="constrained")
+    for place, environment in enumerate(environments, 1):
+        axes = figure.add_subplot(rows, columns, place)
         for backend in sorted(backend for name, backend in groups if name == environment):
             _draw(axes, _curve(groups[environment, backend]), *STYLES.get(backend, ("#000000", ":")))
         axes.set_title(environment)
@@ -104,7 +112,7 @@ def _curve(runs: list[_Run]) -> Curve:
     """Compute the mean and the band of the runs of one group, at the evaluations that all of them have."""
     shared = sorted(set.intersection(*(set(run.returns) for run in runs)))
     if not shared:
-        names = ", ".join(str(run.directory) for run in runs)
+        names = ", ".join(f"{run.source} (seed {run.seed})" for run in runs)
         raise PlotError(f"{names} have no evaluation at a common step: plot them apart, or train them with one evaluation interval")
     backend, steps = runs[0].backend, np.asarray(shared)
     if len(runs) == 1:
@@ -127,7 +135,7 @@ def _range(returns: list[NDArray[np.float64]]) -> str:
     return "-".join(str(count) for count in sorted({min(counts), max(counts)}))
 
 
-def _grouped(runs: list[_Run]) -> dict[tuple[str, str], list[_Run]]:
+def _grouped(runs: Iterable[_Run]) -> dict[tuple[str, str], list[_Run]]:
     """Group the runs by environment and backend, no two of one seed."""
     groups: dict[tuple[str, str], list[_Run]] = {}
     for run in runs:
@@ -135,11 +143,37 @@ def _grouped(runs: list[_Run]) -> dict[tuple[str, str], list[_Run]]:
         for other in group:
             if other.seed == run.seed:
                 raise PlotError(
-                    f"{other.directory} and {run.directory} are both {run.environment} on {run.backend} with seed {run.seed}, "
+                    f"{other.source} and {run.source} are both {run.environment} on {run.backend} with seed {run.seed}, "
                     f"and would be counted as two seeds: plot one of them"
                 )
         group.append(run)
     return groups
+
+
+def _read_all(source: Path) -> list[_Run]:
+    return _read_table(source) if source.suffix == ".csv" else [_read(source)]
+
+
+def _read_table(path: Path) -> list[_Run]:
+    """Read the runs of a table, a row for each evaluation."""
+    runs: dict[tuple[str, str, int], _Run] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                environment = f"{row['env']} ({row['preset']})" if row.get("preset") else row["env"]
+                key = environment, row["backend"], int(row["seed"])
+                run = runs.setdefault(key, _Run(path, *key, {}))
+                run.returns.setdefault(int(row["step"]), []).append(float(row["return"]))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise PlotError(
+            f"{path}: {type(error).__name__} {error}, expected a table with the columns env, backend, seed, step and return: "
+            f"name a run directory, or a file like results/learning/curves.csv"
+        ) from error
+    if not runs:
+        raise PlotError(f"{path} has no row: name a table that holds evaluations")
+    for run in runs.values():
+        _check_returns(run)
+    return list(runs.values())
 
 
 def _read(directory: Path) -> _Run:
@@ -157,10 +191,15 @@ def _read(directory: Path) -> _Run:
         ) from error
     if not returns:
         raise PlotError(f"{directory}/evaluation.json holds no evaluation yet: train longer, or evaluate more often")
-    for step, values in returns.items():
+    run = _Run(directory, environment, backend, seed, returns)
+    _check_returns(run, "/evaluation.json")
+    return run
+
+
+def _check_returns(run: _Run, file: str = "") -> None:
+    for step, values in run.returns.items():
         if not values or not np.isfinite(values).all():
-            raise PlotError(f"{directory}/evaluation.json has returns {values} at step {step}, expected at least one finite number")
-    return _Run(directory, environment, backend, seed, returns)
+            raise PlotError(f"{run.source}{file} has returns {values} at step {step}, expected at least one finite number")
 
 
 def _read_json(directory: Path, name: str) -> Any:

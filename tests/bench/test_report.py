@@ -281,7 +281,7 @@ def test_two_agents_are_compared_by_the_difference_of_their_means(tmp_path: Path
     assert "difference" not in "".join(learning.section(tmp_path).paragraphs)
     write_runs(tmp_path, BESIDE, {"torch": (-1_300.0, -1_200.0, -1_100.0), "jax": (-1_200.0, -1_000.0)})
     written = report.build(tmp_path)
-    assert names(written) == {"some-gru.png", "some.png", "memory.png", "README.md"}
+    assert names(written) == {"some-gru.png", "some.png", "memory.png", "curves.csv", "curves.npz", "README.md"}
     text = (tmp_path / "README.md").read_text()
     assert "\n### Does it matter? Task-v0, 100,000 steps\n" in text
     assert "GRU: A task, hidden, GRU; feed-forward: A task, hidden. A difference" in text
@@ -426,7 +426,7 @@ def test_one_name_for_two_tasks_is_refused() -> None:
 def test_the_report_repeats_itself(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "write", RENDER)
     written = report.build(results)
-    assert names(written) == {"headline.png", "tasks.png", "throughput.png", "README.md"}
+    assert names(written) == {"headline.png", "tasks.png", "throughput.png", "curves.csv", "curves.npz", "README.md"}
     before = {path: path.read_bytes() for path in written}
     assert report.build(results) == []
     for path in written:

@@ -106,6 +106,32 @@ def test_one_panel_per_environment_and_one_line_per_backend(tmp_path: Path) -> N
     assert ant.get_lines()[0].get_color() == hopper.get_lines()[1].get_color(), "a backend keeps its colour"
 
 
+def test_a_table_is_drawn_as_its_runs_would_be_with_a_panel_for_each_preset(tmp_path: Path) -> None:
+    rows = ["preset,env,backend,seed,step,return,std"]
+    rows += [f"{preset},Ant-v5,jax,{seed},{step},{seed + step},9" for preset in "abcd" for seed in (0, 2) for step in (10, 20)]
+    table = tmp_path / "curves.csv"
+    table.write_text("\n".join([*rows, "a,Ant-v5,torch,0,10,7.5,9"]))
+    panels = plot_runs([table], output=tmp_path / "curve.png").axes
+    assert [axes.get_title() for axes in panels] == [f"Ant-v5 ({preset})" for preset in "abcd"]
+    assert line(panels[0]) == ([10, 20], [11.0, 21.0]) and line(panels[0], 1) == ([10], [7.5])
+    assert panels[3].get_position().y1 < panels[0].get_position().y0, "a row of panels holds three"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("env,backend,seed,step\nAnt-v5,jax,0,10\n", r"curves.csv: KeyError 'return', expected a table with the columns env, backend"),
+        ("env,backend,seed,step,return\nAnt-v5,jax,0,10\n", "curves.csv: TypeError"),
+        ("env,backend,seed,step,return\nAnt-v5,jax,0,10,nan\n", r"curves.csv has returns \[nan\] at step 10"),
+        ("env,backend,seed,step,return\n", "curves.csv has no row"),
+    ],
+)
+def test_refuses_a_table_that_holds_no_curve(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "curves.csv").write_text(text)
+    with pytest.raises(PlotError, match=message):
+        plot_runs([tmp_path / "curves.csv"], output=tmp_path / "curve.png")
+
+
 def test_a_group_is_drawn_where_all_its_seeds_were_evaluated(tmp_path: Path) -> None:
     """An interrupted seed must not let the mean jump where it ends."""
     runs = [write_run(tmp_path, "a", {0: [0.0], 10: [4.0], 20: [9.0]}, seed=0), write_run(tmp_path, "b", {0: [2.0], 10: [0.0]}, seed=1)]

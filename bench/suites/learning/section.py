@@ -10,6 +10,7 @@ from bench.core import bootstrap, statistics
 from bench.core.page import Finding, Section, digest, image, interval, number, signed, source, table
 from bench.core.pictures import Picture
 from bench.core.plots import LIBRARIES
+from bench.suites.learning import curves as tables
 from bench.suites.learning import plots, runs
 from bench.suites.learning import verdicts as agreement
 from bench.suites.learning.presets import COMPARISONS, Comparison
@@ -24,6 +25,11 @@ INTRODUCTION = (
     " 3e-4, two hidden layers of 256, one gradient step per environment step, 5,000 random steps first. A recurrent agent's batch_size"
     " counts sequences. Steps per second count everything, evaluations and compiling included: for a benchmark see Throughput.\n"
 )
+FILES = (
+    "Every seed's curve with its settings: [curves.csv](learning/curves.csv), a row for each evaluation, which `sacref plot` draws;"
+    " [curves.npz](learning/curves.npz), for NumPy: `PRESET/BACKEND/scores` of `(seeds, 1, evaluations)`, as rliable expects the scores"
+    " of an algorithm on one task, with `steps` and `seeds` beside them.\n"
+)
 TITLE_WIDTH = 80
 """Characters of a line above a picture that compares two agents."""
 ASIDE = {"chunk", "mixed_precision"}
@@ -33,7 +39,7 @@ ASIDE = {"chunk", "mixed_precision"}
 def section(results: Path) -> Section:
     """Report each preset: the curve of its newest group, a table of every group, the published points. Then the comparisons."""
     groups = runs.read(results)
-    paragraphs = ["## Learning\n", INTRODUCTION] if groups else []
+    paragraphs = ["## Learning\n", INTRODUCTION, FILES] if groups else []
     if any(map(agreement.beside, groups)):
         paragraphs.append(agreement.INTRODUCTION)
     pictures = {}
@@ -62,7 +68,7 @@ def section(results: Path) -> Section:
         paragraphs += compared.paragraphs
         pictures |= compared.pictures
         findings += compared.findings
-    return Section(paragraphs, pictures, findings)
+    return Section(paragraphs, pictures, findings, tables.files(runs.newest(groups), results / "learning"))
 
 
 def _finding(group: Group) -> list[Finding]:
