@@ -88,7 +88,6 @@ endif
 
 train: setup ## train and draw the curve (BACKEND, ENV, STEPS, SEED, RUN_DIR, TRAIN_FLAGS)
 	$(PY) -m sacref train --backend $(BACKEND) --env $(ENV) --steps $(STEPS) --seed $(SEED) --run-dir $(RUN_DIR) $(TRAIN_FLAGS)
-	@echo "The curve: $(RUN_DIR)/curve.png"
 
 # The tests start many processes, so that bytecode of sacref itself is kept, too.
 PYTEST = env -u PYTHONDONTWRITEBYTECODE $(PY) -m pytest --numprocesses $(WORKERS)

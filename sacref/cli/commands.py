@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -53,30 +54,51 @@ def train(flags: Train) -> int:
         return 130 if result.interrupted else 0
     state = "interrupted" if result.interrupted else "finished"
     print(f"{state} after {result.steps:,} steps of {flags.env} on {flags.backend}{_speed(result.steps_per_second)}")
-    _explain(flags, result.steps, trained=not math.isnan(result.steps_per_second), interrupted=result.interrupted)
+    learned = _says_that_it_learned(flags, result.steps, trained=not math.isnan(result.steps_per_second), interrupted=result.interrupted)
     if result.evaluations:
         step, evaluation = result.evaluations[-1]
         print(f"evaluation at step {step:,}: {_summary(evaluation)}")
+        if learned:
+            _compare(result.config, step, evaluation.mean)
     print(f"written to {result.run_dir}: {', '.join(sorted(path.name for path in result.run_dir.iterdir()))}")
     if result.interrupted:
         print(f"to go on: sacref train --resume --run-dir {result.run_dir}")
         return 130
+    if learned:
+        run_dir = shlex.quote(str(result.run_dir))
+        print(
+            f"next: look at {result.run_dir / 'curve.png'}; beside another seed: sacref plot {run_dir} OTHER_RUN --output curves.png\n"
+            f"      more episodes: sacref eval {run_dir}\n"
+            f"      in Python: agent = sacref.load({str(result.run_dir)!r})\n"
+            f"      longer: sacref train --resume --run-dir {run_dir} --steps {2 * result.steps}"
+        )
     return 0
 
 
-def _explain(flags: Train, steps: int, *, trained: bool, interrupted: bool) -> None:
-    """Say why a run of so many environment steps has learned nothing, where that may surprise."""
+def _compare(config: Mapping[str, Any], step: int, mean: float) -> None:
+    """Say what a return means beside those that are known."""
+    from sacref.training.known_returns import meaning
+
+    for line in meaning(config, step, mean):
+        print(f"compare: {line}")
+
+
+def _says_that_it_learned(flags: Train, steps: int, *, trained: bool, interrupted: bool) -> bool:
+    """Return whether a run of so many environment steps has learned; say why it has not, where that may surprise."""
     if interrupted:
-        return
+        return False
     place = launched()
     timesteps = steps // (flags.num_envs * (flags.ranks if place is None else place.size))
     if not trained:
         print("nothing was left to train: to go on, give more --steps")
-    elif not flags.resume and flags.cfg.gradient_steps and timesteps <= flags.cfg.learning_starts:
+        return False
+    if not flags.resume and flags.cfg.gradient_steps and timesteps <= flags.cfg.learning_starts:
         print(
             f"nothing was learned: gradient steps begin after timestep {flags.cfg.learning_starts:,}, and the run has {timesteps:,};"
             f" give more --steps, or lower --learning-starts and --random-timesteps"
         )
+        return False
+    return flags.cfg.gradient_steps > 0
 
 
 def _seeds(flags: Train) -> list[int] | None:
@@ -104,7 +126,7 @@ def _train_population(flags: Train, seeds: Sequence[int], arguments: dict[str, A
     steps, speed = min(result.steps for result in results), sum(speeds) if speeds else math.nan
     state = "interrupted" if interrupted else "finished"
     print(f"{state} after {steps:,} steps each of {len(results)} x {flags.env} on {flags.backend}{_speed(speed, ' together')}")
-    _explain(flags, steps, trained=not math.isnan(speed), interrupted=interrupted)
+    learned = _says_that_it_learned(flags, steps, trained=not math.isnan(speed), interrupted=interrupted)
     for name, result in population.members.items():
         if result.evaluations:
             step, evaluation = result.evaluations[-1]
@@ -113,6 +135,8 @@ def _train_population(flags: Train, seeds: Sequence[int], arguments: dict[str, A
     if len(final) > 1:
         mean, low, high = _interval(final)
         print(f"over {len(final)} seeds: mean {mean:,.1f}, 95% interval of the mean [{low:,.1f}, {high:,.1f}]")
+        if learned:
+            _compare(next(iter(results)).config, steps, mean)
     print(f"written to {population.run_dir}")
     if interrupted:
         print(f"to go on: sacref train --resume --seeds {flags.seeds} --run-dir {population.run_dir}")

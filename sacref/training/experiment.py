@@ -128,6 +128,8 @@ def run(options: TrainConfig, callbacks: RunCallbacks | None = None) -> Training
             start=plan.start,
             num_envs=plan.steps_per_timestep,
             steps_offset=plan.steps_offset,
+            random_timesteps=plan.settings.random_timesteps,
+            learning_starts=plan.settings.learning_starts,
             enabled=options.progress and ranks.rank == 0,
         )
         between = _Run(plan, agent, made, writer, config, bar)

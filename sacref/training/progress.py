@@ -25,6 +25,8 @@ class TrainingProgress:
         start: timesteps that were finished before.
         num_envs: environment steps in a timestep.
         steps_offset: environment steps of the run beyond those: of timesteps that had another number of them.
+        random_timesteps: timesteps at the start whose actions are random.
+        learning_starts: first timestep that is followed by gradient steps.
         enabled: False shows nothing.
         console: where; standard error unless given.
     """
@@ -37,11 +39,13 @@ class TrainingProgress:
         start: int = 0,
         num_envs: int = 1,
         steps_offset: int = 0,
+        random_timesteps: int = 0,
+        learning_starts: int = 0,
         enabled: bool = True,
         console: Console | None = None,
     ) -> None:
         self._agent, self._timesteps, self._start, self._num_envs = agent, timesteps, start, num_envs
-        self._steps_offset = steps_offset
+        self._steps_offset, self._random_timesteps, self._learning_starts = steps_offset, random_timesteps, learning_starts
         self._console = console if console is not None else Console(stderr=True)
         self._enabled = enabled
         self._bar = Progress(
@@ -90,4 +94,12 @@ class TrainingProgress:
         speed = (finished - self._start) * self._num_envs / max(now - self._began, 1e-9)
         recent = self._agent.recent_returns[-10:]
         shown = f"return {np.mean(recent):,.1f} (last {len(recent)})" if recent else "return -"
-        return f"step {finished * self._num_envs + self._steps_offset:,} | {speed:,.0f} steps/s | {shown} | alpha {self._agent.alpha:.3g}"
+        learned = f"alpha {self._agent.alpha:.3g}" if finished > self._learning_starts else self._why_nothing_is_learned(finished)
+        return f"step {self._steps(finished):,} | {speed:,.0f} steps/s | {shown} | {learned}"
+
+    def _why_nothing_is_learned(self, finished: int) -> str:
+        filling = "random actions fill the memory" if finished <= self._random_timesteps else "the memory fills"
+        return f"nothing learned yet: {filling} until step {self._steps(self._learning_starts):,}"
+
+    def _steps(self, timesteps: int) -> int:
+        return timesteps * self._num_envs + self._steps_offset

@@ -50,6 +50,7 @@ def trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
             steps=50,
             steps_per_second=123.4,
             interrupted=False,
+            config={"env": "Unknown-v0"},
         )
     }
 
@@ -403,6 +404,21 @@ def test_train_says_what_it_wrote(trained: dict[str, Any], tmp_path: Path, capsy
     ]
 
 
+def test_train_that_learned_says_what_its_return_means_and_what_to_do_next(
+    trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert cli.main(["train", "--learning-starts", "49"]) == 0
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "compare: sacref knows no published return of Unknown-v0 with these settings after 40 steps",
+        f"written to {run}: curve.png",
+        f"next: look at {run / 'curve.png'}; beside another seed: sacref plot {run} OTHER_RUN --output curves.png",
+        f"      more episodes: sacref eval {run}",
+        f"      in Python: agent = sacref.load('{run}')",
+        f"      longer: sacref train --resume --run-dir {run} --steps 100",
+    ]
+
+
 def test_train_that_had_nothing_left_to_do_says_so(trained: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     trained["result"].steps_per_second = math.nan
     trained["result"].evaluations = ((50, Evaluation((2.5,), (5,))),)
@@ -457,6 +473,8 @@ def test_several_seeds_are_one_call_with_the_arguments_of_each(
         # Student's t for two values: 12.706 standard errors, of 2.
         "over 2 seeds: mean 4.0, 95% interval of the mean [-21.4, 29.4]",
     ]
+    assert cli.main(["train", "--seeds", "0:2", "--learning-starts", "49"]) == 0
+    assert capsys.readouterr().out.splitlines()[-2].startswith("compare: sacref knows no published return of Unknown-v0")
 
 
 def test_ctrl_c_on_several_seeds_says_how_to_go_on(

@@ -42,6 +42,20 @@ def test_a_resumed_run_counts_on_and_its_speed_is_its_own(clock: list[float]) ->
     assert lines[0].startswith(" 95% | step 950 | 100 steps/s")
 
 
+@pytest.mark.parametrize("random_timesteps", [200, 80])
+def test_before_learning_starts_a_line_says_that_nothing_is_learned_and_why(clock: list[float], random_timesteps: int) -> None:
+    output = io.StringIO()
+    with TrainingProgress(
+        FakeAgent(), timesteps=1000, num_envs=2, random_timesteps=random_timesteps, learning_starts=200, console=Console(file=output)
+    ) as bar:
+        for finished in range(1, 301):
+            clock[0] += 0.01
+            bar.update(finished)
+    filling = ["random actions fill the memory" if finished <= random_timesteps else "the memory fills" for finished in (50, 100, 150, 200)]
+    said = [line.split(" | ")[4] for line in output.getvalue().splitlines()]
+    assert said == [*(f"nothing learned yet: {how} until step 400" for how in filling), "alpha 0.25", "alpha 0.25"]
+
+
 def test_on_a_terminal_a_bar_shows_speed_returns_alpha_and_the_time_left(clock: list[float]) -> None:
     output = io.StringIO()
     run(Console(file=output, force_terminal=True, width=150), clock, timesteps=1000)

@@ -11,7 +11,7 @@ from bench.core.page import Finding, Section, digest, image, interval, number, s
 from bench.core.pictures import Picture
 from bench.core.plots import LIBRARIES
 from bench.suites.learning import curves as tables
-from bench.suites.learning import plots, runs
+from bench.suites.learning import known, plots, runs
 from bench.suites.learning import verdicts as agreement
 from bench.suites.learning.presets import COMPARISONS, Comparison
 from bench.suites.learning.published import published
@@ -32,6 +32,8 @@ FILES = (
 )
 TITLE_WIDTH = 80
 """Characters of a line above a picture that compares two agents."""
+KNOWN = "training/known_returns.json"
+"""File of the package beside the results."""
 ASIDE = {"chunk", "mixed_precision"}
 """Settings whose cost a preset measures: the summary leaves them to their own sections."""
 
@@ -68,7 +70,10 @@ def section(results: Path) -> Section:
         paragraphs += compared.paragraphs
         pictures |= compared.pictures
         findings += compared.findings
-    return Section(paragraphs, pictures, findings, tables.files(runs.newest(groups), results / "learning"))
+    files = tables.files(runs.newest(groups), results / "learning")
+    if (package := results.parent / "sacref").is_dir():
+        files |= {package / KNOWN: known.table(groups).encode()}
+    return Section(paragraphs, pictures, findings, files)
 
 
 def _finding(group: Group) -> list[Finding]:
