@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sacref.config import SACConfig
+from sacref.config.update_to_data import FINEST
 from sacref.storage import checkpoint
 
 logger: logging.Logger = logging.getLogger(__name__)
-
-FINEST = 1_000_000
-"""Gradient steps for each timestep are counted exactly, in fractions with denominators up to this."""
 
 
 class Progress(NamedTuple):

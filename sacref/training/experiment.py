@@ -135,6 +135,7 @@ def run(options: TrainConfig, callbacks: RunCallbacks | None = None) -> Training
         between = _Run(plan, agent, made, writer, config, bar)
         if callbacks is not None:
             callbacks.on_ready(agent)
+        bar.say(str(plan.update_to_data))
         with bar:
             outcome = loop.run(
                 agent,

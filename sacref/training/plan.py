@@ -19,6 +19,7 @@ from sacref.agent.backend import BackendError
 from sacref.config import SACConfig, presets
 from sacref.config.callables import description
 from sacref.config.train_config import Backend, TrainConfig, Wrapper
+from sacref.config.update_to_data import UpdateToData, update_to_data
 from sacref.envs import snapshots
 from sacref.envs.interface import Envs, Space
 from sacref.envs.space_records import write_space
@@ -110,6 +111,12 @@ class Plan:
         """Seed of this rank's training environments."""
         return derive_seed(self.options.seed, 0, self.start, self.ranks.rank)
 
+    @property
+    def update_to_data(self) -> UpdateToData:
+        """How much is learned from each transition."""
+        recurrent = self.options.recurrent is not None
+        return update_to_data(self.settings, self.options.num_envs, ranks=self.ranks.size, recurrent=recurrent)
+
     def make_environments(self, closed_at_end: contextlib.ExitStack) -> Environments:
         """Make this rank's environments. Those for training are reset, and will be once more.
 
@@ -147,6 +154,7 @@ class Plan:
             **options.to_dict(),
             "ranks": self.ranks.size,
             "steps_offset": self.steps_offset,
+            "update_to_data": self.update_to_data.to_dict(),
             "beside_preset": presets.changes(options.preset, self.settings, options.model_options, self.steps_per_timestep),
             "observation_space": write_space(spaces["observation_space"]),
             "state_space": None if spaces["state_space"] is None else write_space(spaces["state_space"]),

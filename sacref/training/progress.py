@@ -71,6 +71,11 @@ class TrainingProgress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self._bar.stop()
 
+    def say(self, text: str) -> None:
+        """Print a line, where progress is shown."""
+        if self._enabled:
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
     def update(self, finished: int) -> None:
         """Show that `finished` timesteps are finished."""
         if not self._enabled:
@@ -84,8 +89,7 @@ class TrainingProgress:
             self._line = self._line_of(finished)
             per_timestep = (now - self._began) / max(1, finished - self._start)
             left = timedelta(seconds=round(per_timestep * (self._timesteps - finished)))
-            text = f"{finished / self._timesteps:4.0%} | {self._describe(finished, now)} | {left} left"
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self.say(f"{finished / self._timesteps:4.0%} | {self._describe(finished, now)} | {left} left")
 
     def _line_of(self, finished: int) -> int:
         return finished * LINES // max(1, self._timesteps)

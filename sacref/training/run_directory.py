@@ -223,7 +223,7 @@ def named_callables(config: Mapping[str, object]) -> dict[str, str]:
 
 def require_same(directory: Path, resumed: Resumed, config: Mapping[str, Any]) -> None:
     """Refuse to resume a run with other settings than its own."""
-    free = {*CHANGEABLE, "sacref", "ranks", "steps_offset", "beside_preset"}
+    free = {*CHANGEABLE, "sacref", "ranks", "steps_offset", "beside_preset", "update_to_data"}
     for values in (resumed.config, config):
         for option, text in named_callables(values).items():
             if (reason := has_no_name(text)) is not None:
