@@ -25,6 +25,7 @@ def newest(results: Path, samples: type[SamplesT]) -> list[Found[SamplesT]]:
     records = (record.read(path, samples) for path in results.glob(f"{suite}/*/*.json"))
     for one in sorted(records, key=lambda one: one.date, reverse=True):
         heading = f"{place(one.hardware)}, {one.hardware.threads} of them used; preset {one.configuration['preset']}"
+        heading += ", in part" if "only" in one.configuration else ""
         picture = results / suite / f"{one.run}-{machine.slug(one.hardware)}.png"
         shown.setdefault(heading, Found(one, heading, picture))
     return list(shown.values())

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic
+from typing import Annotated, Any, Generic
 
 import msgspec
+import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -54,9 +55,10 @@ def default_preset() -> Preset:
     return "gpu" if machine.find_accelerator() else "cpu"
 
 
-def default_results(suite: str, preset: Preset) -> Path:
-    """Return the folder of a suite's records; that of smoke runs, which are no results, stays out of the report."""
-    return (machine.ROOT / "runs" / "smoke" if preset == "smoke" else machine.ROOT / "results") / suite
+def default_results(suite: str, preset: Preset, only: Sequence[str] = ()) -> Path:
+    """Return the folder of a suite's records; that of smoke runs and of parts, which are no results, stays out of the report."""
+    runs = machine.ROOT / "runs"
+    return (runs / "smoke" if preset == "smoke" else runs / "part" if only else machine.ROOT / "results") / suite
 
 
 def bind(threads: int | None) -> int:
@@ -214,11 +216,14 @@ class Sweep(Generic[SamplesT]):
     kind: type[SamplesT]
     plan: Callable[[Preset, int, int], Plan[SamplesT]]
     """Called with the preset, the number of cores, and the seed."""
+    threads: int | None = None
+    """Number of cores unless told otherwise; None for all."""
 
     def main(
         self,
         *,
         preset: Preset | None = None,
+        only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME...")] = (),
         threads: int | None = None,
         seed: int = 0,
         results: Path | None = None,
@@ -228,29 +233,35 @@ class Sweep(Generic[SamplesT]):
 
         Args:
             preset: smoke (a minute or two), cpu (minutes) or gpu (larger sizes); None for cpu or gpu, as the machine is.
-            threads: cores that the processes are bound to; None for all.
+            only: these pieces of the plan, in this order; all, unless given.
+            threads: cores that the processes are bound to; None for the suite's own number, which is all for most suites.
             seed: of weights, transitions and environments.
-            results: folder for the record; None for that of the suite in results/, and in runs/smoke/ with the preset smoke.
+            results: folder for the record; None for that of the suite in results/, in runs/smoke/ with the preset smoke, and in runs/part/
+                with --only.
             dry_run: print the plan with its time, and stop.
 
         Returns:
             Exit status: 0, or 130 after Ctrl-C.
         """
         preset = preset or default_preset()
-        threads = bind(threads)
+        threads = bind(self.threads if threads is None else threads)
         plan = self.plan(preset, threads, seed)
+        by_name = {piece.name: piece for piece in plan.pieces}
+        if unknown := [name for name in only if name not in by_name]:
+            raise SystemExit(f"--only names {'; '.join(unknown)}, expected some of: {'; '.join(by_name)}")
+        chosen = [by_name[name] for name in only] or plan.pieces
         console = Console(soft_wrap=True)
         console.print(f"{plan.title}, preset {preset}, {threads} core(s)")
         for note in plan.notes:
             console.print(f"  {note}")
         run = Run(
-            name=run_name(self.kind.suite, preset, threads),
-            configuration={"preset": preset, **plan.configuration, "threads": threads},
+            name=run_name(self.kind.suite, preset, threads) + ("-part" if only else ""),
+            configuration={"preset": preset, **plan.configuration, "threads": threads, **({"only": list(only)} if only else {})},
             seed=seed,
-            results=results or default_results(self.kind.suite, preset),
+            results=results or default_results(self.kind.suite, preset, only),
             on_cpu=plan.on_cpu,
         )
-        return execute(run, plan.pieces, self.kind, console=console, dry_run=dry_run)
+        return execute(run, chosen, self.kind, console=console, dry_run=dry_run)
 
     def estimated_seconds(self, preset: Preset, threads: int) -> float:
         """Estimate the seconds of a preset on so many cores."""
@@ -258,7 +269,7 @@ class Sweep(Generic[SamplesT]):
 
     def stages(self, choices: Choices) -> list[Stage]:
         """Return the suite's part of `python -m bench`."""
-        suite, cores = self.kind.suite, len(machine.available_cores())
+        suite, cores = self.kind.suite, self.threads or len(machine.available_cores())
         plan, results = self.plan(choices.preset, cores, 0), choices.results / suite
         here = machine.slug(machine.hardware(None if plan.on_cpu else machine.find_accelerator()))
         found = recorded(results, run_name(suite, choices.preset, cores), here)

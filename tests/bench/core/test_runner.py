@@ -10,8 +10,10 @@ import pytest
 from rich.console import Console
 
 from bench.core import machine, record, runner
-from bench.core.runner import Piece, Run
+from bench.core.newest import newest
+from bench.core.runner import Piece, Plan, Run, Sweep
 from bench.core.samples import Timing
+from bench.core.stage import Preset
 from bench.suites.amp.samples import AmpCell, AmpSamples
 from bench.suites.update.samples import MatmulCell, UpdateSamples
 
@@ -142,3 +144,28 @@ def test_an_allocation_that_failed_is_told_from_other_errors(error: Exception, f
 def test_threads_that_the_machine_lacks_are_refused() -> None:
     with pytest.raises(SystemExit, match="--threads is 100000, expected 1 to"):
         runner.bind(100_000)
+
+
+def test_some_pieces_make_a_record_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int] = []
+    bound: list[int | None] = []
+
+    def bind(threads: int | None) -> int:
+        bound.append(threads)
+        return 2
+
+    monkeypatch.setattr(runner, "bind", bind)
+
+    def plan(preset: Preset, threads: int, seed: int) -> Plan[UpdateSamples]:
+        return Plan(title="Sizes", configuration={}, pieces=pieces(measured))
+
+    sweep = Sweep(UpdateSamples, plan, threads=1)
+    with pytest.raises(SystemExit, match="--only names size 7, expected some of: size 1; size 2; size 3"):
+        sweep.main(preset="cpu", only=("size 1", "size 7"))
+    assert sweep.main(preset="cpu", only=("size 3", "size 1"), results=tmp_path / "update") == 0
+    assert measured == [3, 1] and bound == [1, 1]
+    (path,) = tmp_path.glob("update/*/update-cpu-2cores-part.json")
+    assert record.read(path, UpdateSamples).configuration["only"] == ["size 3", "size 1"]
+    assert runner.recorded(tmp_path / "update", "update-cpu-2cores", path.parent.name[11:]) is None
+    assert [found.heading.rpartition("; ")[2] for found in newest(tmp_path, UpdateSamples)] == ["preset cpu, in part"]
+    assert runner.default_results("update", "cpu", ("size 1",)).parts[-2:] == ("part", "update")
