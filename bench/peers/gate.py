@@ -19,6 +19,8 @@ from gymnasium.envs.registration import load_env_creator
 class Gate:
     """Answers each line "advance N" with a line of JSON, after N steps; ends the process at the end of the requests.
 
+    A request may hold further words, which are for `begin`.
+
     The first line is `describe()`, written when the contender is about to take its first step.
 
     Args:
@@ -29,6 +31,9 @@ class Gate:
 
     def __init__(self, read: Callable[[], str], answers: TextIO, synchronise: Callable[[], None]) -> None:
         self.describe: Callable[[], Mapping[str, Any]] = dict
+        self.begin: Callable[[str], Callable[[], Mapping[str, Any]]] = lambda words: dict
+        """Called before a stretch with the further words of its request; it returns what adds to the answer afterwards."""
+        self._end: Callable[[], Mapping[str, Any]] = dict
         self._read = read
         self._answers = answers
         self._synchronise = synchronise
@@ -36,12 +41,12 @@ class Gate:
         self._answer: dict[str, Any] = {}
         self._began = 0.0
 
-    def before_step(self) -> None:
-        """Count a step of the environment, and wait for a request where one is due; call it before each step."""
+    def before_step(self, count: int = 1) -> None:
+        """Count a step of so many environments, and wait for a request where one is due; call it before each step."""
         if not self._left:
             self._stop()
         assert self._left is not None
-        self._left -= 1
+        self._left -= count
 
     def answer(self, value: Mapping[str, Any]) -> None:
         """Write a line of JSON."""
@@ -51,18 +56,20 @@ class Gate:
     def _stop(self) -> None:
         self._synchronise()
         seconds = time.perf_counter() - self._began
-        self.answer(self.describe() if self._left is None else {**self._answer, "seconds": seconds})
+        self.answer(self.describe() if self._left is None else {**self._answer, "seconds": seconds, **self._end()})
         waited, waited_cpu = time.perf_counter(), time.process_time()
         request = self._read()
         if not request:
             raise SystemExit(0)
-        steps = int(request.removeprefix("advance "))
+        _, number, *words = request.split(maxsplit=2)
+        steps = int(number)
         self._left = steps
         self._answer = {
             "steps": steps,
             "waited_seconds": time.perf_counter() - waited,
             "waited_cpu_seconds": time.process_time() - waited_cpu,
         }
+        self._end = self.begin(" ".join(words).strip())
         self._began = time.perf_counter()
 
 

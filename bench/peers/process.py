@@ -114,12 +114,20 @@ class Process:
         Raises:
             MissingError: if it ended or reported an error.
         """
+        return msgspec.convert({"waited_seconds": None, "waited_cpu_seconds": None, **self.ask(f"advance {steps}")}, Round)
+
+    def ask(self, request: str) -> dict[str, Any]:
+        """Return the answer to a request of `bench.peers.gate`.
+
+        Raises:
+            MissingError: if it ended or reported an error.
+        """
         assert self._process.stdin is not None
         # A contender that has ended gives the reason in its output, which is read next.
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(f"advance {steps}\n".encode())
+            self._process.stdin.write(f"{request}\n".encode())
             self._process.stdin.flush()
-        return msgspec.convert({"waited_seconds": None, "waited_cpu_seconds": None, **self._answer()}, Round)
+        return self._answer()
 
     def close(self) -> None:
         """End the contender and whatever it started, and delete its files."""
@@ -165,7 +173,15 @@ class Process:
         return f"its process ended with status {status}" + (f": {lines[-1].strip()}" if lines else "")
 
 
-def open_process(peer: Peer, setting: Setting, *, cores: Sequence[int], folder: Path, scripts: Mapping[str, Path]) -> Process:
+def open_process(
+    peer: Peer,
+    setting: Setting,
+    *,
+    cores: Sequence[int],
+    folder: Path,
+    scripts: Mapping[str, Path],
+    worker: str = "bench.peers.worker",
+) -> Process:
     """Start a contender's process, bound to `cores`.
 
     Args:
@@ -174,6 +190,7 @@ def open_process(peer: Peer, setting: Setting, *, cores: Sequence[int], folder: 
         cores: cores that it is bound to.
         folder: of the peers' environments.
         scripts: environment variable -> path of the script of a peer that is one.
+        worker: module of the process.
 
     Raises:
         MissingError: if it has no interpreter or no script.
@@ -186,7 +203,7 @@ def open_process(peer: Peer, setting: Setting, *, cores: Sequence[int], folder: 
         "options": {**peer.options, **script_of(peer, scripts)},
         "setting": asdict(setting),
     }
-    return Process([str(python), "-m", "bench.peers.worker", json.dumps(job)], threads=len(cores))
+    return Process([str(python), "-m", worker, json.dumps(job)], threads=len(cores))
 
 
 def variables(inherited: Mapping[str, str], threads: int, folder: Path) -> dict[str, str]:

@@ -8,6 +8,8 @@ from bench import pipeline, report
 from bench.core import machine, runner, stage
 from bench.core.stage import Choices, Stage
 from bench.suites.amp import measure as amp
+from bench.suites.executions import measure as executions
+from bench.suites.host import measure as host
 from bench.suites.learning import measure as learning
 from bench.suites.parity import measure as parity
 from bench.suites.population import measure as population
@@ -50,6 +52,7 @@ def test_what_is_recorded_is_not_measured_again(tmp_path: Path, monkeypatch: pyt
     before = {each.name: each.seconds for each in pipeline.stages(Choices("cpu", tmp_path, "smoke"))}
     assert before == {
         "throughput, preset medium": throughput.estimated_seconds(),
+        "host, preset cpu": host.estimated_seconds("cpu", 1),
         "update, preset cpu": update.estimated_seconds("cpu", 2),
         "recurrent, preset cpu": recurrent.estimated_seconds("cpu", 2),
         "population, preset cpu": population.estimated_seconds("cpu", 2),
@@ -58,6 +61,7 @@ def test_what_is_recorded_is_not_measured_again(tmp_path: Path, monkeypatch: pyt
         "scaling, preset cpu": scaling.estimated_seconds("cpu", 2),
         "parity in float64": parity.SECONDS,
         "parity in float32": parity.SECONDS,
+        "executions, preset cpu": executions.estimated_seconds("cpu", 2),
         "learning, preset smoke": 10_000 / learning.UNMEASURED_STEPS_PER_SECOND,
     }
     path = parity.record_path(tmp_path, "float64")
@@ -78,8 +82,9 @@ def test_what_is_recorded_is_not_measured_again(tmp_path: Path, monkeypatch: pyt
         "rollout, preset cpu",
         "parity in float64",
     ]
-    suites = ("update", "recurrent", "population", "rollout", "amp", "scaling")
-    assert sorted(names) == sorted([*(f"HalfCheetah-v5-{cores}" for cores in RUNS), *(f"{suite}-cpu-2cores" for suite in suites)])
+    suites = ("update", "recurrent", "population", "rollout", "amp", "scaling", "executions")
+    on_all = [*(f"HalfCheetah-v5-{cores}" for cores in RUNS), *(f"{suite}-cpu-2cores" for suite in suites)]
+    assert sorted(names) == sorted([*on_all, "host-cpu-1core"])
 
 
 def test_a_throughput_that_was_cut_off_goes_on_with_the_threads_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,14 +182,14 @@ def test_a_stage_that_fails_does_not_keep_the_others_from_running(tmp_path: Path
     assert pipeline.main(preset="smoke", results=tmp_path, dry_run=True) == 0
     assert ran == []
     assert pipeline.main(preset="smoke", results=tmp_path) == 3
-    suites = ["throughput", "update", "recurrent", "population", "rollout", "amp", "scaling"]
+    suites = ["throughput", "host", "update", "recurrent", "population", "rollout", "amp", "scaling"]
     assert [" ".join(arguments[:2]) for arguments in ran] == [
         *(f"bench {name}" for name in suites),
-        *("sacref parity", "sacref parity", "bench learning", "report"),
+        *("sacref parity", "sacref parity", "bench executions", "bench learning", "report"),
     ]
-    assert [arguments[2:4] for arguments in ran[:7]] == [("--preset", "smoke")] * 7
-    assert ran[7][:4] == ("sacref", "parity", "--updates", "100")
-    assert ran[9][2] == "smoke"
+    assert [arguments[2:4] for arguments in ran[:8]] == [("--preset", "smoke")] * 8
+    assert ran[8][:4] == ("sacref", "parity", "--updates", "100")
+    assert ran[11][2] == "smoke"
 
 
 def test_a_smoke_run_stays_out_of_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,12 +203,12 @@ def test_a_smoke_run_stays_out_of_the_results(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(stage, "module", module)
     monkeypatch.setattr(report, "main", lambda results: module(str(results)))
     assert pipeline.main(preset="smoke") == 0
-    assert len(went) == 11
+    assert len(went) == 13
     assert all(path.startswith(str(tmp_path / "runs" / "smoke")) for path in went)
 
 
 def test_a_smoke_run_takes_a_few_minutes(tmp_path: Path) -> None:
-    assert sum(each.seconds for each in pipeline.stages(Choices("smoke", tmp_path))) < 9 * 60
+    assert sum(each.seconds for each in pipeline.stages(Choices("smoke", tmp_path))) < 12 * 60
 
 
 def test_the_preset_follows_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,135 @@
+"""Host work: microseconds of a training step by part, beside the environment's own step and beside peers."""
+
+import statistics as standard
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from bench.core.newest import newest
+from bench.core.page import Finding, Section, digest, image, number, source, table
+from bench.core.pictures import Picture
+from bench.suites.host import plots
+from bench.suites.host.samples import Counts, HostCell, HostSamples, Round, host_seconds
+
+INTRODUCTION = (
+    "Microseconds of a timestep on HalfCheetah-v5 with networks of width 8 and batches of 8, so that arithmetic costs next to nothing: the"
+    " work of the host is left, which decides the speed where the device is fast. One core, one gradient step a timestep, tracking on;"
+    " every contender trains in its own process by its own loop. Medians of rounds that alternate between the contenders. Host work is the"
+    " timestep without the step of the vector environment; learn is all of `post_interaction`, or of a peer's `train`; the rest is between"
+    " the calls. A ratio of 2.0 to the environment means that the host needs twice as long as the simulation. On a GPU, act includes the"
+    " wait for the actions. Uploads, launches and downloads are those of a steady timestep, from the libraries' profilers: a launch is"
+    " the call of a compiled function (JAX), an operation (PyTorch on a CPU), or a kernel or graph (PyTorch on CUDA); an upload or download"
+    " is an array that passes between host and device, and on a CPU nothing is downloaded.\n"
+)
+PARTS = tuple(part for part in plots.PART_STYLES if part != "environment")
+OWN = ("act", "to_numpy", "record", "learn")
+"""Parts that are the agent's."""
+
+
+def section(results: Path) -> Section:
+    """Report the newest run of each preset, kind of machine and number of cores."""
+    paragraphs: list[str] = []
+    pictures = {}
+    findings = []
+    for found, heading, path in newest(results, HostSamples):
+        cells = found.samples.cells
+        paragraphs.append(f"### {heading}\n")
+        if bars := {cell.name: parts(cell) for cell in cells if cell.rounds and together(cell) == 1}:
+            pictures[path] = Picture(digest(bars), partial(plots.part_bars, contenders=bars))
+            paragraphs.append(image("Milliseconds of a timestep by part, per contender", path, results))
+        for count in sorted({together(cell) for cell in cells}):
+            single = [cell for cell in cells if together(cell) == count and cell.members == 1]
+            paragraphs += [f"Microseconds of a timestep with {count} environment{'s' if count > 1 else ''}:\n", _table(single)]
+        paragraphs += [*_populations(cells), f"{source(found.sacref_version, found.commit, found.dirty)}; {found.date[:10]}.\n"]
+        findings += _findings(heading, cells)
+    return Section(["## Host work\n", INTRODUCTION, *paragraphs] if paragraphs else [], pictures, findings)
+
+
+def together(cell: HostCell) -> int:
+    """Return the environments of all agents."""
+    return cell.members * cell.num_envs
+
+
+def parts(cell: HostCell) -> dict[str, float]:
+    """Return part -> median milliseconds of a timestep."""
+    rounds = {part: [_seconds(timed, part) / timed.timesteps for timed in cell.rounds] for part in plots.PART_STYLES}
+    return {part: 1e3 * standard.median(values) for part, values in rounds.items()}
+
+
+def _seconds(timed: Round, part: str) -> float:
+    if part == "rest":
+        return timed.seconds - sum(each.seconds for each in timed.parts.values())
+    return next((each.seconds for name, each in timed.parts.items() if name == part), 0.0)
+
+
+def host_microseconds(cell: HostCell) -> list[float]:
+    """Return the host work of a timestep in each round."""
+    return [1e6 * host_seconds(timed) / timed.timesteps for timed in cell.rounds]
+
+
+def beside_environment(cell: HostCell, which: Sequence[str]) -> float:
+    """Return the median ratio of some parts to the environment's step, of the same rounds."""
+    return standard.median(sum(_seconds(timed, part) for part in which) / _seconds(timed, "environment") for timed in cell.rounds)
+
+
+def processor_microseconds(cell: HostCell) -> float:
+    """Return the median processor time of a timestep without the environments'."""
+    found = [(timed.processor_seconds - timed.parts["environment"].processor_seconds) / timed.timesteps for timed in cell.rounds]
+    return 1e6 * standard.median(found)
+
+
+def _table(cells: Sequence[HostCell]) -> str:
+    rows = []
+    for cell in cells:
+        if not cell.rounds:
+            rows.append([cell.name, f"missing: {cell.missing}", *[""] * (len(PARTS) + 6)])
+            continue
+        host = host_microseconds(cell)
+        rows.append(
+            [
+                cell.name,
+                cell.execution or "",
+                *(number(1e3 * value) if value else "" for part, value in parts(cell).items() if part in PARTS),
+                f"{number(standard.median(host))} ({number(min(host))} to {number(max(host))})",
+                number(1e3 * parts(cell)["environment"]),
+                f"{beside_environment(cell, OWN):.2f}",
+                f"{beside_environment(cell, PARTS):.2f}",
+                *_counts(cell.counts),
+            ]
+        )
+    beside = ["act to learn / environment", "host work / environment"]
+    header = ["", "execution", *PARTS, "host work (range)", "environment", *beside, "uploads, launches, downloads", "of"]
+    return table(header, rows)
+
+
+def _counts(counts: Counts | None) -> list[str]:
+    if counts is None:
+        return ["", ""]
+    shown = ("-" if value is None else f"{value:.3g}" for value in (counts.uploads, counts.launches, counts.downloads))
+    return [", ".join(shown), counts.unit]
+
+
+def _populations(cells: Sequence[HostCell]) -> list[str]:
+    """Compare populations with one agent that has as many environments, both with the execution that they choose."""
+    rows = []
+    for cell in cells:
+        if cell.members == 1 or not cell.rounds:
+            continue
+        one = next((each for each in cells if each.name == f"sacref {cell.library} auto" and together(each) == together(cell)), None)
+        alone = processor_microseconds(one) if one is not None and one.rounds else None
+        mine = processor_microseconds(cell)
+        rows.append([cell.library, number(mine), number(alone), "" if alone is None else f"{mine / alone:.2f}"])
+    if not rows:
+        return [f"{cell.name} is missing: {cell.missing}\n" for cell in cells if cell.members > 1]
+    count = max(together(cell) for cell in cells)
+    about = f"Microseconds of processor time of a timestep, without the environments', of {count} agents with one environment each:\n"
+    return [about, table(["backend", f"{count} agents", f"one agent, {count} environments", "ratio"], rows)]
+
+
+def _findings(heading: str, cells: Sequence[HostCell]) -> list[Finding]:
+    said = [
+        f"{cell.name} {beside_environment(cell, PARTS):.1f} times"
+        for cell in cells
+        if cell.rounds and together(cell) == 1 and not cell.name.endswith(" plain")
+    ]
+    return [Finding(f"Host work of a training step beside the environment's step, {heading}", "; ".join(said))] if said else []
