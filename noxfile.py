@@ -15,6 +15,8 @@ nox.options.default_venv_backend = "none" if NO_VENV else "venv"
 nox.options.reuse_venv = "yes"
 nox.options.sessions = ["lint", "types", "tests", "parity"]
 
+INTEGRATIONS = ("tests/training/test_export.py", "tests/test_docs.py")
+"""Tests that skip what is not installed in the environment of the others."""
 LEAST_COMPLETE = 99.0
 """Percentage of public symbols with complete types."""
 
@@ -43,6 +45,16 @@ def full(session: nox.Session) -> None:
     """All tests, those marked `full` too; arguments after `--` go to pytest."""
     install(session, "--editable", ".[all,dev]")
     python_module(session, "pytest", "--numprocesses", "2", "-m", "", *session.posargs)
+    session.notify("integrations", [])
+
+
+@nox.session
+def integrations(session: nox.Session) -> None:
+    """The tests of what works with other programs, which `.[all,dev]` leaves out; arguments after `--` go to pytest."""
+    install(session, "--editable", ".[all,dev,export-torch]")
+    if not NO_VENV:  # without its own dependencies: it needs an orbax-checkpoint that is older than Flax's
+        session.install("--no-deps", "jax2onnx>=0.17")
+    python_module(session, "pytest", *INTEGRATIONS, "-m", "", *session.posargs)
 
 
 @nox.session

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sacref.training.evaluation import evaluate as evaluate
     from sacref.training.experiment import TrainingResult as TrainingResult
     from sacref.training.experiment import train as train
+    from sacref.training.export import export_policy as export_policy
     from sacref.training.load import load as load
     from sacref.training.population import PopulationError as PopulationError
     from sacref.training.population import PopulationResult as PopulationResult
@@ -34,6 +35,7 @@ _HOMES = {
     "Evaluation": "sacref.training.evaluation",
     "evaluate": "sacref.training.evaluation",
     "TrainingResult": "sacref.training.experiment",
+    "export_policy": "sacref.training.export",
     "load": "sacref.training.load",
     "train": "sacref.training.experiment",
     "NumericalError": "sacref.agent.numerics",

@@ -41,6 +41,7 @@ CONTRACT = {
     "__init__": "*, models, memory=, observation_space, state_space=, action_space, device=, cfg=",
     "init": "*, trainer_cfg=",
     "act": "observations, states, *, timestep, timesteps",
+    "predict": "observations, states=, *, carry=, episode_start=, rewards=, deterministic=",
     "record_transition": f"*, {ROW}",
     "pre_interaction": "*, timestep, timesteps",
     "post_interaction": "*, timestep, timesteps",

@@ -4,19 +4,21 @@ import time
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar, Generic, NoReturn, cast
+from typing import Any, ClassVar, Generic, NoReturn, cast, overload
 
 import gymnasium
 
 from sacref.agent.acting import Acting
 from sacref.agent.backend import Backend
-from sacref.agent.carry import AnyCarry, Carry, NoCarry
+from sacref.agent.carry import AnyCarry, Carry, NoCarry, Prediction
 from sacref.agent.checkpoints import Checkpoints
 from sacref.agent.health import Health
 from sacref.agent.learner import Learner
 from sacref.agent.metrics import AgentMetrics
 from sacref.agent.models import Models
 from sacref.agent.normalisers import Normalisers, make_preprocessors
+from sacref.agent.numerics import require_finite_actions
+from sacref.agent.prediction import NO_CARRY, ExportablePolicy, Predictor
 from sacref.agent.transitions import Transitions
 from sacref.agent.update_schedule import UpdateSchedule
 from sacref.algorithm.data import Noise, Sampled
@@ -128,6 +130,17 @@ class Agent(Generic[ArrayT]):
         )
         self.health: Health[ArrayT] = Health(self.cfg, self.learner, self.metrics)
         self.acting: Acting[ArrayT] = Acting(backend, self.cfg, self.spaces, self.learner, self.carry, self.transitions)
+        self._predictor: Predictor[ArrayT] = Predictor(
+            backend,
+            self.cfg,
+            self.spaces,
+            action_space,
+            models=own_models,
+            normalisers=self.normalisers,
+            learner=self.learner,
+            carry=self.carry,
+            transitions=self.transitions,
+        )
         self.update_schedule: UpdateSchedule = UpdateSchedule(self.cfg, self.transitions.num_envs)
         self.checkpoints: Checkpoints[ArrayT] = Checkpoints(
             backend,
@@ -232,6 +245,64 @@ class Agent(Generic[ArrayT]):
         """
         actions, mean_actions = self.acting.act(observations, states, timestep, self.training)
         return actions, {"mean_actions": mean_actions}
+
+    @overload
+    def predict(self, observations: object, states: object = None, *, deterministic: bool = True) -> NumpyArray: ...
+    @overload
+    def predict(
+        self,
+        observations: object,
+        states: object = None,
+        *,
+        carry: Prediction | None,
+        episode_start: object = None,
+        rewards: object = None,
+        deterministic: bool = True,
+    ) -> tuple[NumpyArray, Prediction]: ...
+    def predict(
+        self,
+        observations: object,
+        states: object = None,
+        *,
+        carry: object = NO_CARRY,
+        episode_start: object = None,
+        rewards: object = None,
+        deterministic: bool = True,
+    ) -> NumpyArray | tuple[NumpyArray, Prediction]:
+        """Return the policy's actions for one observation, or for several. It may be called at any time and changes nothing of a training.
+
+        The policy acts in evaluation mode, behind the preprocessors as they are. A recurrent one needs its `carry`, which a call returns:
+
+            actions, carry = agent.predict(observations, carry=None)
+            actions, carry = agent.predict(observations, carry=carry, episode_start=ended)
+
+        Args:
+            observations: `(*observation)` for one, or `(n, *observation)` for n; an array of any library, (nested) lists, or of a Dict
+                space a dict of such.
+            states: `(*state)` or `(n, *state)`; None for a policy that does not read them.
+            carry: of the call before; None before the first one. Given, it is returned, by agents without one too.
+            episode_start: whether this observation begins an episode, so that its carry begins: True, False, or `(n,)`.
+            rewards: of the step before, a number or `(n,)`, for a policy that sees them (`feed_previous`).
+            deterministic: False to draw actions from the policy, by a random stream of predictions alone; checkpoints do not hold it.
+
+        Returns:
+            Actions in the units and the dtype of the Box and inside it, `(*action)` for one observation and else `(n, *action)`; where
+            `carry` was given, a tuple of them and the carry.
+
+        Raises:
+            ValueError: if a shape is wrong, values are not finite, or a recurrent policy is called without carry, or without rewards that
+                it sees. NumericalError: if the policy's actions are not finite.
+        """
+        actions, carried, batched = self._predictor.predict(
+            observations, states, carry=carry, episode_start=episode_start, rewards=rewards, deterministic=deterministic
+        )
+        require_finite_actions(self, actions)
+        actions = actions if batched else actions[0]
+        return actions if carry is NO_CARRY else (actions, carried)
+
+    def exportable_policy(self) -> ExportablePolicy[ArrayT]:
+        """Return the deterministic policy as a function of arrays, for `sacref.export_policy`."""
+        return self._predictor.exportable()
 
     def pre_interaction(self, *, timestep: int, timesteps: int) -> None:
         """Called before the step of the environments. There is nothing to do."""
@@ -456,6 +527,7 @@ class Agent(Generic[ArrayT]):
         self.metrics.forget_updates()
         self.health.forget_updates()
         self.acting.forget_updates()
+        self._predictor.forget()
 
     def write_checkpoint(self, *, timestep: int, timesteps: int) -> None:
         """Save to `<experiment>/checkpoints/agent_<timestep>`. Only the newest checkpoint of a run keeps its replay memory.

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, TypeAlias
+from typing import Any, Generic, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,6 +147,15 @@ def zero_where(starts: ArrayT, array: ArrayT, initial: ArrayT | None = None) -> 
     return changed
 
 
+class Prediction(NamedTuple):
+    """What a recurrent policy knows of the steps before, on the host: it goes from one call of `Agent.predict` to the next."""
+
+    carry: Tree
+    """The policy's, `(n, ...)` each."""
+    previous: Tree
+    """Its inputs beside observations and states: `previous_actions` in [-1, 1], `(n, action)`; {} for an agent without a carry."""
+
+
 class NoCarry(Generic[ArrayT]):
     """The carry of an agent whose models have none.
 
@@ -190,9 +199,9 @@ class NoCarry(Generic[ArrayT]):
         """Return a critic as the update calls it."""
         return self._models.functions[name]
 
-    def actor(self) -> Actor[ArrayT]:
-        """Return the policy as acting calls it: `(parameters, inputs) -> (mean, raw log_std, carry)`."""
-        policy, prepare = self._models.functions["policy"], self._normalisers.prepare_inputs
+    def actor(self, policy: Function) -> Actor[ArrayT]:
+        """Return a policy as acting calls it: `(parameters, inputs) -> (mean, raw log_std, carry)`."""
+        prepare = self._normalisers.prepare_inputs
 
         def actor(parameters: Parameters[ArrayT], acting: ActInputs[ArrayT]) -> tuple[ArrayT, ArrayT, Tree]:
             mean, raw_log_std = policy(parameters, prepare(acting.moments, acting.inputs))
@@ -227,6 +236,10 @@ class NoCarry(Generic[ArrayT]):
     def stored_carry(self) -> Tree:
         """Return the carry that the memory stores, for one environment."""
         return None
+
+    def initial_prediction(self, rows: int) -> Prediction:
+        """Return what `Agent.predict` carries before the first observations of so many episodes."""
+        return Prediction((), {})
 
     def act(self, act: Act[ArrayT], mode: str, observations: Tree, states: Tree | None, training: bool) -> Chosen[ArrayT]:
         """Choose actions; for the arguments see `Acting.choose`."""
@@ -328,8 +341,9 @@ class Carry(Generic[ArrayT]):
         initial = partial(self._models.initial_carry, name)
         return over_window_critic(self._critic_with_carry(name), initial, recurrent=self._models.is_recurrent(name))
 
-    def actor(self) -> Actor[ArrayT]:
-        policy, prepare = self._policy_with_carry(), self._normalisers.prepare_inputs
+    def actor(self, policy: Function) -> Actor[ArrayT]:
+        policy = policy_with_carry(policy, recurrent=self._models.is_recurrent("policy"))
+        prepare = self._normalisers.prepare_inputs
 
         def actor(parameters: Parameters[ArrayT], acting: ActInputs[ArrayT]) -> tuple[ArrayT, ArrayT, Tree]:
             inputs = map_leaves(lambda leaf: leaf[None], prepare(acting.moments, acting.inputs))  # a sequence of one step
@@ -377,6 +391,10 @@ class Carry(Generic[ArrayT]):
 
     def stored_carry(self) -> Tree:
         return self._models.initial_carry("policy", 1)
+
+    def initial_prediction(self, rows: int) -> Prediction:
+        carry = map_leaves(self._backend.to_numpy, self._models.initial_carry("policy", rows))
+        return Prediction(carry, {"previous_actions": np.zeros((rows, self._spaces.action_size))})
 
     def act(self, act: Act[ArrayT], mode: str, observations: Tree, states: Tree | None, training: bool) -> Chosen[ArrayT]:
         now, backend = self.ongoing[training], self._backend

@@ -110,7 +110,7 @@ class Learner(Generic[ArrayT]):
 
     def compile(self) -> None:
         """Make the functions that learn and act, of the update and the models as they are now."""
-        functions = self.backend.functions(self.update, self.draw_spec(), self._carry.actor(), self.bounds, self.execution, self.block)
+        functions = self.backend.functions(self.update, self.draw_spec(), self.actor(), self.bounds, self.execution, self.block)
         self._step = functions.step
         self.runner.use(functions.learn, functions.act)
 
@@ -129,7 +129,7 @@ class Learner(Generic[ArrayT]):
 
     def actor(self) -> Actor[ArrayT]:
         """Return the policy as acting calls it."""
-        return self._carry.actor()
+        return self._carry.actor(self._models.functions["policy"])
 
     # Learning and acting.
 

@@ -80,6 +80,12 @@ class Models(Generic[ArrayT]):
         """Compute with the models as they are now: functions may read their mode and constants once."""
         self.functions = {name: self._backend.function(name, model, self._precision) for name, model in self.modules.items()}
 
+    def in_evaluation_mode(self, name: str) -> tuple[Any, Callable[..., Any]]:
+        """Return a copy of a model, in evaluation mode, and the copy as a function of its parameters."""
+        copied = self._backend.own_copies({name: self.modules[name]})[name]
+        copied.eval()
+        return copied, self._backend.function(name, copied, self._precision)
+
     def set_constants(self, constants: Mapping[str, Parameters[ArrayT]]) -> bool:
         """Compute with other constants; tell whether `functions` are other ones now."""
         replaced = self._backend.set_constants(self.modules, self.constants, constants)

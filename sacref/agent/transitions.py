@@ -220,6 +220,16 @@ class Transitions(Generic[ArrayT]):
         narrowed: ArrayT = xp.astype(actions, getattr(xp, self._acts_in))
         return narrowed
 
+    def unscaled(self, actions: NumpyArray) -> NumpyArray:
+        """Return host actions in the Box's units, `(envs, *action)`, as the models see them: in [-1, 1], `(envs, action)`."""
+        return from_box(self._floats(actions, "actions", False).reshape(len(actions), -1), *self._host_bounds)
+
+    def shape_rewards(self, rewards: object, envs: int) -> NumpyArray:
+        """Return host rewards, `(envs,)`, scaled and shaped as those of a first timestep."""
+        reward = self._column(rewards, "rewards", envs, False)
+        shaped: NumpyArray = self._shaped(rewards, reward, False, timestep=0, timesteps=1)
+        return shaped
+
     def raise_for_bad_rows(self) -> None:
         """Raise for device rows that were not finite since the last call."""
         if self.bad_rows is None:

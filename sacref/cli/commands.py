@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
-from sacref.cli.flags import Command, Doctor, Evaluate, Examine, Parity, Plot, Presets, Train, Video, named
+from sacref.cli.flags import Command, Doctor, Evaluate, Examine, Export, Parity, Plot, Presets, Train, Video, named
 from sacref.config import from_json, presets
 from sacref.config.callables import NotFoundError, find, why_lost
 from sacref.config.train_config import RunOptions
@@ -162,10 +162,11 @@ def video(flags: Video) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
+    from sacref.training.load import run_of
     from sacref.training.video import render_episodes
 
     config, agent, task, episodes = _load(flags)
-    output, spec = flags.output or flags.run_dir / "video.gif", registry.get(config["env"])
+    output, spec = flags.output or run_of(flags.run_dir)[0] / "video.gif", registry.get(config["env"])
     longest = None if spec is None or spec.max_episode_steps is None else flags.episodes * spec.max_episode_steps
     with Progress(console=Console(stderr=True), transient=True) as bar:
         steps = bar.add_task("steps", total=longest)
@@ -192,7 +193,7 @@ def _load(flags: Evaluate) -> tuple[dict[str, Any], "Agent", dict[str, Any], dic
     from sacref.training import load, run_directory
     from sacref.training.evaluation import with_plain_rewards
 
-    config = run_directory.read_config(flags.run_dir)
+    config = run_directory.read_config(load.run_of(flags.run_dir)[0])
     agent = load.load(flags.run_dir, checkpoint=flags.checkpoint, device=flags.device, import_callables=flags.import_callables)
     wrappers = [named(name, "wrappers of the run: ") for name in config["wrappers"]]
     task = {
@@ -207,6 +208,17 @@ def _load(flags: Evaluate) -> tuple[dict[str, Any], "Agent", dict[str, Any], dic
         "state_space": run_directory.states_space(config),
     }
     return config, agent, task, episodes
+
+
+def export(flags: Export) -> int:
+    from sacref.training.export import export_policy
+    from sacref.training.load import load
+
+    agent = load(flags.run_dir, checkpoint=flags.checkpoint, device="cpu", import_callables=flags.import_callables)
+    written = export_policy(agent, flags.output, to=flags.to)
+    print(f"written to {flags.output}: {', '.join(written.inputs)} -> {', '.join(written.outputs)}")
+    print(f"loaded again, it differs from agent.predict by at most {written.difference:.1g}")
+    return 0
 
 
 def plot(flags: Plot) -> int:
@@ -327,6 +339,7 @@ _COMMANDS: Mapping[type, Callable[[Any], int]] = {
     Train: train,
     Evaluate: evaluate,
     Video: video,
+    Export: export,
     Plot: plot,
     Parity: parity,
     Examine: examine,

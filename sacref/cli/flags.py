@@ -124,7 +124,7 @@ class Evaluate:
     """Run deterministic episodes with the agent of a run, and print their returns."""
 
     run_dir: Positional[Annotated[Path, arg(metavar="RUN_DIR")]]
-    """Run directory, as `sacref train` wrote it."""
+    """Run directory, as `sacref train` wrote it, or one of its checkpoints, as RUN_DIR/best."""
     episodes: int = 10
     """Number of episodes."""
     seed: int = 0
@@ -160,6 +160,25 @@ class Video(Evaluate):
     """Pixels; None leaves it to the environment."""
     height: int | None = None
     """Pixels; None leaves it to the environment."""
+
+
+@dataclass(kw_only=True)
+class Export:
+    """Write the deterministic policy of a run, with its preprocessors inside, to a file that runs without sacref.
+
+    What was written is loaded again, and held against the agent's own actions.
+    """
+
+    run_dir: Positional[Annotated[Path, arg(metavar="RUN_DIR")]]
+    """Run directory, as `sacref train` wrote it, or one of its checkpoints, as RUN_DIR/best."""
+    to: Literal["onnx", "torch", "stablehlo"]
+    """ONNX; a program of torch.export, of a run on PyTorch; or StableHLO as of jax.export, of a run on JAX."""
+    output: Path
+    """The file."""
+    checkpoint: str | None = None
+    """Name of one of the run's checkpoints, such as best; None is the newest."""
+    import_callables: bool = False
+    """Import what the agent needs of the run's own code, as a preprocessor."""
 
 
 @dataclass(kw_only=True)
@@ -227,7 +246,7 @@ class Presets:
     """Print JSON instead of a table."""
 
 
-Command: TypeAlias = Train | Evaluate | Video | Plot | Parity | Examine | Presets | Doctor
+Command: TypeAlias = Train | Evaluate | Video | Export | Plot | Parity | Examine | Presets | Doctor
 
 
 def parse(arguments: Sequence[str]) -> Command:
@@ -252,6 +271,7 @@ def _parse(arguments: Sequence[str], train: Train) -> Command:
         Annotated[Train, subcommand("train", default=train)]
         | Annotated[Evaluate, subcommand("eval")]
         | Annotated[Video, subcommand("video")]
+        | Annotated[Export, subcommand("export")]
         | Annotated[Plot, subcommand("plot")]
         | Annotated[Parity, subcommand("parity")]
         | Annotated[Examine, subcommand("examine")]

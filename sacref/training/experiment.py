@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sacref.agent.checkpoints import rank_part
-from sacref.agent.protocol import Agent
 from sacref.config.callables import why_lost
 from sacref.config.train_config import TrainConfig, takes_options
 from sacref.envs.states import have
@@ -52,7 +51,7 @@ class TrainingResult:
     """Directory that it is written to."""
     evaluations: tuple[tuple[int, Evaluation], ...]
     """(environment steps, evaluation), in order, those before a resumption included."""
-    agent: Agent
+    agent: AnyAgent
     """The trained agent, in evaluation mode."""
     config: Mapping[str, Any]
     """The content of `config.json`."""

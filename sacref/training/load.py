@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from sacref.agent.checkpoints import LIVE
-from sacref.agent.protocol import Agent
 from sacref.config import SACConfig
 from sacref.envs.interface import Space
 from sacref.envs.space_records import read_space
 from sacref.envs.spaces import flat_size
 from sacref.storage import checkpoint
+from sacref.training.checkpoints import AnyAgent, checkpoints_of
 from sacref.training.plan import BACKENDS, Spaces, algorithm, import_backend
-from sacref.training.run_directory import find_checkpoints, read_config, reading_config_of, states_space
+from sacref.training.run_directory import CONFIG, RunError, find_checkpoints, read_config, reading_config_of, states_space
 
 OTHER_GROUPS = {"streams", "memory", *LIVE}
 """Groups of a checkpoint that hold nothing of what was learned."""
@@ -23,13 +23,16 @@ OTHER_GROUPS = {"streams", "memory", *LIVE}
 logger: logging.Logger = logging.getLogger(__name__)
 
 
-def load(run_dir: str | Path, *, checkpoint: str | Path | None = None, device: str | None = None, import_callables: bool = False) -> Agent:
+def load(
+    run_dir: str | Path, *, checkpoint: str | Path | None = None, device: str | None = None, import_callables: bool = False
+) -> AnyAgent:
     """Load the agent of a run, ready to act: in evaluation mode, without a replay memory.
 
     No code that the run names is run, unless allowed.
 
     Args:
-        run_dir: as `train` wrote it.
+        run_dir: as `train` wrote it; or one of its checkpoints, `RUN/checkpoints/agent_<timestep>` or, for short, `RUN/agent_<timestep>`
+            and `RUN/best`.
         checkpoint: the name of one of its checkpoints ("best" is that of the best evaluation), or a path to one; None is the newest that
             is whole.
         device: the backend's name of a device; None lets the backend choose.
@@ -41,9 +44,11 @@ def load(run_dir: str | Path, *, checkpoint: str | Path | None = None, device: s
         BackendError: if its backend is not installed.
         CheckpointError: if the checkpoint is damaged.
     """
-    directory = Path(run_dir).expanduser().absolute()
+    directory, named = run_of(run_dir)
+    if named is not None and checkpoint is not None:
+        raise RunError(f"{run_dir} is a checkpoint, and checkpoint is {str(checkpoint)!r} too: leave out one or the other")
     config = read_config(directory)
-    paths = find_checkpoints(directory, checkpoint)
+    paths = find_checkpoints(directory, named or checkpoint)
     with reading_config_of(directory):
         if config["backend"] not in list(BACKENDS):
             raise ValueError(f"backend is {config['backend']!r}, expected one of {', '.join(BACKENDS)}")
@@ -64,10 +69,20 @@ def load(run_dir: str | Path, *, checkpoint: str | Path | None = None, device: s
     module = import_backend(backend)
     with reading_config_of(directory):
         models = module.default_models(**spaces, hidden=hidden, seed=seed, **options)
-        agent: Agent = algorithm(module, options)(models=models, **spaces, device=device, cfg=cfg)
+        agent: AnyAgent = algorithm(module, options)(models=models, **spaces, device=device, cfg=cfg)
     _load_first(agent, paths)
     agent.enable_training_mode(False, apply_to_models=True)
     return agent
+
+
+def run_of(path: str | Path) -> tuple[Path, str | None]:
+    """Return the run directory, and the name of the checkpoint where the path is one of its checkpoints, or `RUN/<checkpoint>`."""
+    given = Path(path).expanduser().absolute()
+    if not (given / CONFIG).is_file():
+        for directory in (given.parent, given.parent.parent):
+            if (directory / CONFIG).is_file() and given.parent in (directory, checkpoints_of(directory)):
+                return directory, given.name
+    return given, None
 
 
 def _widths(stored: object) -> tuple[int, ...]:
@@ -91,7 +106,7 @@ def refuse_large_models(paths: Sequence[Path], observation_space: Space, hidden:
         raise ValueError(f"its models have over {needed} parameters, and no checkpoint has as many")
 
 
-def _load_first(agent: Agent, paths: Sequence[Path]) -> None:
+def _load_first(agent: AnyAgent, paths: Sequence[Path]) -> None:
     """Load the first checkpoint that is whole, and warn of those that are not."""
     for path, following in zip(paths, [*paths[1:], None], strict=True):
         try:

@@ -122,7 +122,7 @@ def test_a_disk_that_is_full_for_a_while(size: int | str, whole: Any, tmp_path: 
     assert {step for step, _, _ in faults._events(run_dir)} == {10, 20, 30, 40, 80, 90, 100, 110, 120}
     # The evaluation of 60 was kept in mind, and what was learned is what it would have been.
     assert json.loads((run_dir / "evaluation.json").read_text()) == json.loads((whole.run_dir / "evaluation.json").read_text())
-    assert_same_arrays(result.agent.arrays(), whole.agent.arrays())  # type: ignore[attr-defined]  # of both backends' agents
+    assert_same_arrays(result.agent.arrays(), whole.agent.arrays())
     names = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
     assert names == ["agent_100", "agent_120", "agent_80", "best", "replay"]
     for path in finished_checkpoints(run_dir).values():
@@ -197,7 +197,7 @@ def test_a_folder_that_is_gone(whole: Any, tmp_path: Path, caplog: pytest.LogCap
     assert [message for message in said(caplog) if "config.json" not in message] == []
     assert newest_whole(Ranks(), run_dir) == 120
     assert sacref.load(run_dir) is not None
-    assert_same_arrays(result.agent.arrays(), whole.agent.arrays())  # type: ignore[attr-defined]  # of both backends' agents
+    assert_same_arrays(result.agent.arrays(), whole.agent.arrays())
     assert [line["timestep"] for line in faults._lines(run_dir)] == [50, 60, 70, 80, 90, 100, 110, 120]
     assert {step for step, _, _ in faults._events(run_dir)} == {50, 60, 70, 80, 90, 100, 110, 120}
     assert train(run_dir, steps=130, resume=True).steps == 130

@@ -49,6 +49,10 @@ def train(run_dir: str | Path, **changed: Any) -> TrainingResult:
     return experiment.train(**{**SMALL, "run_dir": run_dir, "steps": 100, "evaluation_interval": 40, **changed})
 
 
+def memory_of(result: TrainingResult) -> Any:
+    return result.agent.memory
+
+
 def entries(run_dir: Path) -> Any:
     return json.loads((run_dir / "evaluation.json").read_text())
 
@@ -238,7 +242,7 @@ def test_a_run_is_resumed_with_its_memory_and_counters_for_more_steps(backend: s
     run_dir = tmp_path / "run"
     first = train(run_dir, backend=backend)
     before = entries(run_dir)
-    stored = len(first.agent.memory)  # type: ignore[attr-defined]  # of both backends' agents
+    stored = len(memory_of(first))
     # Episodes of 20 steps and a reset row after each: 4 of 100 rows are none.
     assert stored == 96
     resumed = train(run_dir, backend=backend, steps=200, resume=True)
@@ -246,9 +250,9 @@ def test_a_run_is_resumed_with_its_memory_and_counters_for_more_steps(backend: s
     assert entries(run_dir)[:3] == before
     assert [line["timestep"] for line in metrics(run_dir)] == [25, 50, 75, 100, 125, 150, 175, 200]
     # In the episode that ran: as many reset rows as an uninterrupted run has.
-    assert len(resumed.agent.memory) == 191  # type: ignore[attr-defined]  # of both backends' agents
+    assert len(memory_of(resumed)) == 191
     # No random first steps again, and one gradient step for each of the timesteps 20 to 199.
-    assert resumed.agent.gradient_step_count == 180  # type: ignore[attr-defined]  # of both backends' agents
+    assert resumed.agent.gradient_step_count == 180
     assert json.loads((run_dir / "config.json").read_text())["steps"] == 200
 
 
@@ -258,8 +262,8 @@ def test_a_run_that_was_cut_off_is_resumed_for_less_steps_than_were_asked(tmp_pa
     shutil.rmtree(run_dir / "checkpoints" / "agent_100")
     resumed = train(run_dir, steps=60, resume=True)
     assert resumed.steps == 60
-    assert resumed.agent.memory.capacity == 101  # type: ignore[attr-defined]  # of both backends' agents
-    assert 55 <= len(resumed.agent.memory) <= 60  # type: ignore[attr-defined]  # of both backends' agents
+    assert memory_of(resumed).capacity == 101
+    assert 55 <= len(memory_of(resumed)) <= 60
 
 
 def test_steps_after_the_last_checkpoint_come_again(tmp_path: Path) -> None:
@@ -536,9 +540,9 @@ def test_an_environment_of_ones_own_is_trained_and_its_agent_loads_without_it(tm
     result = train(tmp_path / "run", env=CountingEnv, env_kwargs={"high": 3.0, "lengths": (4,)}, steps=60)
     assert result.config["env"] == "tests.envs.counting:CountingEnv"
     agent = sacref.load(tmp_path / "run", checkpoint="agent_50")
-    space = agent.action_space  # type: ignore[attr-defined]  # of both backends' agents
+    space = agent.action_space
     assert space == CountingEnv(high=3.0).action_space
-    assert agent.observation_space == CountingEnv().observation_space  # type: ignore[attr-defined]  # of both backends' agents
+    assert agent.observation_space == CountingEnv().observation_space
     with pytest.raises(RunError, match=r"checkpoint 'agent_7' is neither .* \(there: agent_50, agent_60\)"):
         sacref.load(tmp_path / "run", checkpoint="agent_7")
 

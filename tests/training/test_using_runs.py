@@ -132,6 +132,18 @@ def test_a_recurrent_policy_that_sees_rewards_needs_their_shaper(seen: str, tmp_
     assert again.returns == pytest.approx(result.evaluations[-1][1].returns, rel=1e-6)
 
 
+def test_a_checkpoint_of_a_run_is_named_by_its_path(finished: Path) -> None:
+    newest = sacref.load(finished)
+    for place in ("checkpoints/agent_12", "agent_12", "checkpoints/best", "best"):
+        assert_same_arrays(sacref.load(finished / place).arrays(), newest.arrays())
+    with pytest.raises(RunError, match=r"checkpoint 'bset' is neither in .*there: agent_6, agent_12"):
+        sacref.load(finished / "bset")
+    with pytest.raises(RunError, match="best is a checkpoint, and checkpoint is 'agent_12' too: leave out one or the other"):
+        sacref.load(finished / "best", checkpoint="agent_12")
+    with pytest.raises(RunError, match="holds no run"):
+        sacref.load(finished / "checkpoints" / "best" / "deeper")
+
+
 @pytest.mark.parametrize("command", ["eval", "video"])
 def test_commands_that_load_hand_on_whether_imports_are_allowed(
     command: str, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
