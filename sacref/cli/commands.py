@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
-from sacref.cli.flags import Command, Doctor, Evaluate, Examine, Export, Parity, Plot, Presets, Train, Video, named
+from sacref.cli.flags import Command, Doctor, Evaluate, Examine, Export, Parity, Plot, Presets, Report, Train, Video, named
 from sacref.config import from_json, presets
 from sacref.config.callables import NotFoundError, find, why_lost
 from sacref.config.train_config import RunOptions
@@ -229,6 +229,14 @@ def plot(flags: Plot) -> int:
     return 0
 
 
+def report(flags: Report) -> int:
+    from sacref.training.report import write_report
+
+    write_report(flags.run_dirs, output=flags.output)
+    print(f"written to {flags.output}")
+    return 0
+
+
 def parity(flags: Parity) -> int:
     from rich.console import Console
     from rich.progress import Progress
@@ -341,6 +349,7 @@ _COMMANDS: Mapping[type, Callable[[Any], int]] = {
     Video: video,
     Export: export,
     Plot: plot,
+    Report: report,
     Parity: parity,
     Examine: examine,
     Presets: list_presets,

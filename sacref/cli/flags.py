@@ -195,6 +195,19 @@ class Plot:
 
 
 @dataclass(kw_only=True)
+class Report:
+    """Write one interactive HTML file about runs: returns, losses, Q-values, entropy, temperature, speed, and the settings that differ.
+
+    It opens from a disk and needs no network. Runs may be unfinished. Needs plotly: pip install 'sacref[report]'.
+    """
+
+    run_dirs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN_DIR [RUN_DIR ...]")]]
+    """Run directories, as `sacref train` wrote them."""
+    output: Path = Path("report.html")
+    """The file."""
+
+
+@dataclass(kw_only=True)
 class Parity:
     """Compare torch, JAX and a NumPy oracle over updates of the same weights, batches and noise.
 
@@ -246,7 +259,7 @@ class Presets:
     """Print JSON instead of a table."""
 
 
-Command: TypeAlias = Train | Evaluate | Video | Export | Plot | Parity | Examine | Presets | Doctor
+Command: TypeAlias = Train | Evaluate | Video | Export | Plot | Report | Parity | Examine | Presets | Doctor
 
 
 def parse(arguments: Sequence[str]) -> Command:
@@ -273,6 +286,7 @@ def _parse(arguments: Sequence[str], train: Train) -> Command:
         | Annotated[Video, subcommand("video")]
         | Annotated[Export, subcommand("export")]
         | Annotated[Plot, subcommand("plot")]
+        | Annotated[Report, subcommand("report")]
         | Annotated[Parity, subcommand("parity")]
         | Annotated[Examine, subcommand("examine")]
         | Annotated[Presets, subcommand("presets")]

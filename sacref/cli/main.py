@@ -1,4 +1,4 @@
-"""The command line: `sacref train`, `eval`, `video`, `export`, `plot`, `parity`, `examine`, `presets` and `doctor`."""
+"""The command line: `sacref train`, `eval`, `video`, `export`, `plot`, `report`, `parity`, `examine`, `presets` and `doctor`."""
 
 import os
 import sys

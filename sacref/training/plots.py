@@ -1,7 +1,7 @@
 """Curves of runs: the returns that `curve.png` and `sacref plot` show."""
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,25 +108,38 @@ def _draw(axes: Axes, curve: Curve, colour: str, line: str) -> None:
     axes.fill_between(curve.steps, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
 
 
+def seeds_curve(returns: Sequence[Mapping[int, Sequence[float]]], label: str = "") -> Curve | None:
+    """Compute the mean over seeds and its interval (Student's t), at the evaluations that all of them have; None if there is none.
+
+    Args:
+        returns: of each seed, environment step -> the returns of that evaluation's episodes. At least two seeds.
+        label: of the curve.
+    """
+    shared = sorted(set.intersection(*map(set, returns)))
+    if not shared:
+        return None
+    of_seeds = np.asarray([[np.mean(seed[step]) for step in shared] for seed in returns])
+    mean = of_seeds.mean(axis=0)
+    half = stats.t.ppf(0.5 + CONFIDENCE / 2, len(returns) - 1) * of_seeds.std(axis=0, ddof=1) / np.sqrt(len(returns))
+    return Curve(np.asarray(shared), mean, mean - half, mean + half, label)
+
+
 def _curve(runs: list[_Run]) -> Curve:
     """Compute the mean and the band of the runs of one group, at the evaluations that all of them have."""
-    shared = sorted(set.intersection(*(set(run.returns) for run in runs)))
-    if not shared:
-        names = ", ".join(f"{run.source} (seed {run.seed})" for run in runs)
-        raise PlotError(f"{names} have no evaluation at a common step: plot them apart, or train them with one evaluation interval")
-    backend, steps = runs[0].backend, np.asarray(shared)
-    if len(runs) == 1:
-        returns = [np.asarray(runs[0].returns[step]) for step in shared]
-        mean = np.asarray([episodes.mean() for episodes in returns])
-        half = np.asarray([episodes.std() for episodes in returns])
-        spread = f"; band: std of {_range(returns)} episodes" if any(len(episodes) > 1 for episodes in returns) else ""
-        label = f"{backend}: seed {runs[0].seed}{spread}"
-    else:
-        of_seeds = np.asarray([[np.mean(run.returns[step]) for step in shared] for run in runs])
-        mean = of_seeds.mean(axis=0)
-        half = stats.t.ppf(0.5 + CONFIDENCE / 2, len(runs) - 1) * of_seeds.std(axis=0, ddof=1) / np.sqrt(len(runs))
+    backend = runs[0].backend
+    if len(runs) > 1:
         label = f"{backend}: mean of {len(runs)} seeds; band: its {CONFIDENCE:.0%} interval"
-    return Curve(steps, mean, mean - half, mean + half, label)
+        curve = seeds_curve([run.returns for run in runs], label)
+        if curve is None:
+            names = ", ".join(f"{run.source} (seed {run.seed})" for run in runs)
+            raise PlotError(f"{names} have no evaluation at a common step: plot them apart, or train them with one evaluation interval")
+        return curve
+    steps = sorted(runs[0].returns)
+    returns = [np.asarray(runs[0].returns[step]) for step in steps]
+    mean = np.asarray([episodes.mean() for episodes in returns])
+    half = np.asarray([episodes.std() for episodes in returns])
+    spread = f"; band: std of {_range(returns)} episodes" if any(len(episodes) > 1 for episodes in returns) else ""
+    return Curve(np.asarray(steps), mean, mean - half, mean + half, f"{backend}: seed {runs[0].seed}{spread}")
 
 
 def _range(returns: list[NDArray[np.float64]]) -> str:

@@ -69,7 +69,7 @@ def begin(
             _clear(directory)
             evaluations = []
         else:  # delete what the run wrote after the checkpoint: those steps come again
-            evaluations = [entry for entry in _read_evaluations(directory / "evaluation.json") if entry[0] <= resumed.steps]
+            evaluations = [entry for entry in read_evaluations(directory / "evaluation.json") if entry[0] <= resumed.steps]
             files = checkpoint.read(resumed.checkpoint, only=()).metadata.get("files")
             checkpoints.drop_after(directory, resumed.timestep, files if isinstance(files, dict) else {})
         directory.mkdir(parents=True, exist_ok=True)
@@ -230,8 +230,8 @@ def require_same(directory: Path, resumed: Resumed, config: Mapping[str, Any]) -
                 raise RunError(f"{directory} cannot be resumed: {option} is {checkpoint.short.repr(text)[1:-1]}, which {reason}")
     # Through JSON, as the stored one went: a tuple is a list there. Fields that are newer than the run had their defaults in it.
     newer = {name: value for name, value in SACConfig().to_dict().items() if name not in resumed.config["cfg"]}
-    wanted = _flat(json.loads(json.dumps(config)))
-    stored = _flat({**resumed.config, "cfg": {**resumed.config["cfg"], **newer}})
+    wanted = flat(json.loads(json.dumps(config)))
+    stored = flat({**resumed.config, "cfg": {**resumed.config["cfg"], **newer}})
     changed = [
         f"  {checkpoint.short.repr(key)[1:-1]}: the run has {_said(stored.get(key, 'none'))}, asked is {_said(wanted.get(key, 'none'))}"
         for key in sorted(wanted.keys() | stored.keys())
@@ -255,14 +255,15 @@ def _said(value: object) -> str:
     return text if len(text) < 500 else f"{text[:500]}..."
 
 
-def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
+def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Map each entry of nested mappings by its path, as "cfg.batch_size", to its value."""
+    entries: dict[str, object] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
+            entries |= flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            entries[f"{prefix}{key}"] = value
+    return entries
 
 
 def find_checkpoints(directory: Path, name: str | Path | None) -> list[Path]:
@@ -282,7 +283,12 @@ def find_checkpoints(directory: Path, name: str | Path | None) -> list[Path]:
     )
 
 
-def _read_evaluations(path: Path) -> list[tuple[int, Evaluation]]:
+def read_evaluations(path: Path) -> list[tuple[int, Evaluation]]:
+    """Read `evaluation.json`: environment steps and evaluations, in order; none where there is no file.
+
+    Raises:
+        RunError: if it is damaged.
+    """
     try:
         entries = checkpoint.read_json(path) if path.is_file() else []
         found = [
