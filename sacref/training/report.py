@@ -36,8 +36,11 @@ PANELS: Mapping[str, str] = {
     "Steps per second, evaluations included": SPEED,
 }
 """Title of a panel -> tag of `metrics.jsonl`, or `SPEED`."""
-NO_DIFFERENCE = ("seed", "cfg.seed", "cfg.experiment.", "beside_preset", "observation_space", "state_space", "action_space", "steps_offset")
-"""Beginnings of the entries of `config.json` that are no setting, or say again what others say."""
+NO_DIFFERENCE = (
+    *("seed", "cfg.seed", "cfg.experiment.", "steps_offset"),
+    *("beside_preset", "update_to_data", "observation_space", "state_space", "action_space"),
+)
+"""Beginnings of the entries of `config.json` that are no setting, or that follow from others."""
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
