@@ -106,7 +106,7 @@ def test_the_other_names_have_the_contracts_signatures(backend: Backend) -> None
     assert written(package.ReplayMemory) == "capacity, num_envs, device="
     assert written(package.default_models) == (
         "*, observation_space, state_space=, action_space, hidden=, seed=, dtype=, num_critics=, layer_norm=, dropout=, recurrent=, "
-        "recurrent_size=, feed_previous="
+        "recurrent_size=, feed_previous=, network=, critic_hidden="
     )
     assert package.SAC_CFG is package.SACConfig is SACConfig
     assert written(package.SAC_RNN) == written(package.SAC)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sacref.algorithm.data import Inputs
 from sacref.algorithm.tree import Tree, named_leaves
+from sacref.config.train_config import NETWORKS, widths_of
 from sacref.envs.interface import Space
 from sacref.envs.spaces import check_spaces, flat_size
 from sacref.spec.arrays import ArrayT, namespace
@@ -23,6 +24,10 @@ DTypeT = TypeVar("DTypeT")
 
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 """Kind of recurrent cell -> number of its gates, in PyTorch's order: GRU reset, update, new; LSTM input, forget, cell, output."""
+NORM_EPSILON = {"mlp": 1e-5, "simba": 1e-6}
+"""Kind of network -> what its LayerNorms add to the variance: PyTorch's default, and Flax's."""
+EXPANSION = 4
+"""Width of a residual block's inner layer, in widths of the block."""
 PREVIOUS = ("actions", "rewards")
 """Parts of the step before that can be fed to a recurrent network."""
 
@@ -52,13 +57,32 @@ class Network(NamedTuple):
     inputs: int
     """Width of the first dense layer's input."""
     hidden: tuple[int, ...]
-    """Widths of the hidden layers."""
+    """Widths of the hidden layers; of "simba" those of the residual blocks, all the same."""
     outputs: int
     """Width of the head."""
     layer_norm: bool = False
     dropout: float = 0.0
     cell: Cell | None = None
     feed_previous: tuple[str, ...] = ()
+    kind: str = "mlp"
+    """One of `NETWORKS`."""
+
+    @property
+    def dense_widths(self) -> tuple[int, ...]:
+        """Widths of the dense layers in a row; of "simba" that of the embedding."""
+        return self.hidden[:1] if self.kind == "simba" else self.hidden
+
+    @property
+    def block_widths(self) -> tuple[int, ...]:
+        """Widths of the residual blocks."""
+        return self.hidden if self.kind == "simba" else ()
+
+    @property
+    def norm_widths(self) -> tuple[int, ...]:
+        """Widths of the LayerNorms: one for each hidden layer or block, and one after the blocks."""
+        if self.kind == "simba":
+            return (*self.hidden, self.hidden[-1])
+        return self.hidden if self.layer_norm else ()
 
     @property
     def draw_widths(self) -> tuple[int, ...]:
@@ -118,7 +142,17 @@ class Network(NamedTuple):
         return [found[path] for path in self.paths]
 
     def draw(self, *, seed: int, model: str) -> dict[str, NDArray[np.float64]]:
-        """Draw the first weights; see `dense_layers`."""
+        """Draw the first weights; see `dense_layers` and `residual_layers`."""
+        if self.kind == "simba":
+            return residual_layers(
+                inputs=self.inputs,
+                blocks=self.hidden,
+                outputs=self.outputs,
+                heads=2 if model == "policy" else 1,
+                seed=seed,
+                model=model,
+                cell=self.cell,
+            )
         return dense_layers(
             inputs=self.inputs,
             hidden=self.hidden,
@@ -133,7 +167,8 @@ class Network(NamedTuple):
 class Perceptron(Protocol[ArrayT]):
     """A backend's perceptron: hidden blocks of Linear -> [Dropout] -> [LayerNorm] -> ReLU, and a linear head.
 
-    The order of the block is DroQ's (Hiraoka et al. 2022, arXiv:2110.02034).
+    The order of the block is DroQ's (Hiraoka et al. 2022, arXiv:2110.02034). Of the kind "simba" it is a linear embedding, residual blocks
+    of LayerNorm -> Linear -> ReLU -> Linear, a LayerNorm, and a linear head (Lee et al. 2025, arXiv:2410.09754).
     """
 
     network: Network
@@ -144,6 +179,10 @@ class Perceptron(Protocol[ArrayT]):
     def dropouts(self) -> Any: ...
     @property
     def norms(self) -> Any: ...
+    @property
+    def expand(self) -> Any: ...
+    @property
+    def contract(self) -> Any: ...
     @property
     def head(self) -> Any: ...
     @property
@@ -225,6 +264,8 @@ def perceive(model: Perceptron[ArrayT], inputs: Sequence[ArrayT], draws: Sequenc
         raise ValueError(f"got {len(draws)} draws, expected uniform arrays of the widths {network.draw_widths}: one per Dropout layer")
     xp = namespace(*inputs)
     x = xp.concat(list(inputs), axis=-1) if len(inputs) > 1 else inputs[0]
+    if network.kind == "simba":
+        return add_blocks(model, x)
     for i, layer in enumerate(model.hidden):
         x = layer(x)
         if network.draw_widths:
@@ -233,6 +274,16 @@ def perceive(model: Perceptron[ArrayT], inputs: Sequence[ArrayT], draws: Sequenc
             x = model.norms[i](x)
         x = model.relu(x)
     outputs: ArrayT = model.head(x)
+    return outputs
+
+
+def add_blocks(model: Perceptron[ArrayT], x: Float[ArrayT, "*batch inputs"]) -> Float[ArrayT, "*batch outputs"]:
+    """Return the head's output behind residual blocks: each adds to a linear path from the embedding to the last LayerNorm."""
+    x = model.hidden[0](x)
+    *before_blocks, last = model.norms
+    for norm, expand, contract in zip(before_blocks, model.expand, model.contract, strict=True):
+        x = x + contract(model.relu(expand(norm(x))))
+    outputs: ArrayT = model.head(last(x))
     return outputs
 
 
@@ -296,7 +347,7 @@ class DefaultModels(Generic[ModelT, DTypeT]):
         observation_space: Space,
         state_space: Space | None = None,
         action_space: Space,
-        hidden: Sequence[int] = (256, 256),
+        hidden: Sequence[int] | None = None,
         seed: int = 0,
         dtype: str | DTypeT = "float32",
         num_critics: int = 2,
@@ -305,6 +356,8 @@ class DefaultModels(Generic[ModelT, DTypeT]):
         recurrent: str | None = None,
         recurrent_size: int = 128,
         feed_previous: Sequence[str] = ("actions",),
+        network: str = "mlp",
+        critic_hidden: Sequence[int] | None = None,
     ) -> dict[str, ModelT]:
         """Build the usual ReLU networks: `policy` and `critic_1` ... `critic_<num_critics>`.
 
@@ -314,7 +367,7 @@ class DefaultModels(Generic[ModelT, DTypeT]):
         Args:
             observation_space: a Box, or a (nested) Dict of Boxes; no images (uint8 with two or more axes). action_space: a Box.
             state_space: what the critics read instead of the observations, of the same kinds; None for symmetric critics.
-            hidden: widths of the hidden layers.
+            hidden: widths of the hidden layers, of "simba" one for each residual block; None is (256, 256), of "simba" (128,).
             seed: of the initial weights.
             dtype: "float32" or "float64".
             num_critics: how many critics; the target takes their minimum.
@@ -324,6 +377,9 @@ class DefaultModels(Generic[ModelT, DTypeT]):
             recurrent: None, or the kind of cell that each model owns: "rnn", "gru" or "lstm" (models for SAC_RNN).
             recurrent_size: width of the cell's hidden state.
             feed_previous: what of the step before enters the cell beside the inputs: some of "actions" and "rewards".
+            network: "mlp", or "simba", residual networks (Lee et al. 2025, arXiv:2410.09754), made for observations that the agent
+                normalises (`observation_preprocessor`).
+            critic_hidden: widths of the critics' hidden layers, or blocks; None is `hidden`, and without it of "simba" (512, 512).
 
         Returns:
             Model name -> module of the backend's library. Target critics are made by the agent, by copying.
@@ -335,18 +391,20 @@ class DefaultModels(Generic[ModelT, DTypeT]):
         kind = self._dtype_of(dtype)
         if kind is None:
             raise ValueError(f"default_models: dtype is {dtype}, expected float32 or float64")
-        fed = _check_options(hidden, num_critics, layer_norm, dropout, recurrent, recurrent_size, feed_previous)
+        hidden, critic_hidden = _check_widths(network, hidden, critic_hidden, layer_norm, dropout)
+        fed = _check_options(num_critics, dropout, recurrent, recurrent_size, feed_previous)
 
-        def network(reads: str, fields: Tree, actions: int, outputs: int, **options: Any) -> Network:
+        def structure(reads: str, fields: Tree, actions: int, widths: Sequence[int], outputs: int, **options: Any) -> Network:
             _refuse_images(fields, reads)
             seen, previous = flat_size(fields), sum({"actions": spaces.action_size, "rewards": 1}[name] for name in fed)
             cell = None if recurrent is None else Cell(recurrent, seen + previous, recurrent_size)
             inputs = seen + actions + (0 if cell is None else cell.size)
-            return Network(reads, tuple(named_leaves(fields)), inputs, tuple(hidden), outputs, cell=cell, feed_previous=fed, **options)
+            paths = tuple(named_leaves(fields))
+            return Network(reads, paths, inputs, tuple(widths), outputs, cell=cell, feed_previous=fed, kind=network, **options)
 
         reads, fields = ("observations", spaces.observations) if spaces.states is None else ("states", spaces.states)
-        critic = network(reads, fields, spaces.action_size, 1, layer_norm=layer_norm, dropout=dropout)
-        policy = network("observations", spaces.observations, 0, 2 * spaces.action_size)
+        critic = structure(reads, fields, spaces.action_size, critic_hidden, 1, layer_norm=layer_norm, dropout=dropout)
+        policy = structure("observations", spaces.observations, 0, hidden, 2 * spaces.action_size)
 
         def build(name: str, network: Network) -> ModelT:
             model = (self._policies if name == "policy" else self._critics)[recurrent is not None](network, kind)
@@ -355,18 +413,42 @@ class DefaultModels(Generic[ModelT, DTypeT]):
         return {"policy": build("policy", policy), **{f"critic_{i + 1}": build(f"critic_{i + 1}", critic) for i in range(num_critics)}}
 
 
+def _check_widths(
+    network: str, hidden: Sequence[int] | None, critic_hidden: Sequence[int] | None, layer_norm: bool, dropout: float
+) -> tuple[Sequence[int], Sequence[int]]:
+    """Refuse widths that the network cannot have, and options that it would ignore; return those of the policy and of the critics."""
+    if network not in NETWORKS:
+        raise ValueError(f"default_models: network is {network!r}, expected one of {list(NETWORKS)}")
+    hidden, critic_hidden = widths_of(network, hidden, critic_hidden)
+    found = hidden, hidden if critic_hidden is None else critic_hidden
+    for name, widths in zip(("hidden", "critic_hidden"), found, strict=True):
+        if not isinstance(widths, list | tuple) or not all(_is_count(width) for width in widths):
+            raise ValueError(
+                f"default_models: {name} is {widths!r}, expected the widths of the hidden layers, integers >= 1, as (256, 256)"
+            )
+        if network == "simba" and len(set(widths)) != 1:
+            raise ValueError(
+                f"default_models: {name} is {widths!r}, expected the width of each residual block of simba, one for all, as (512, 512): "
+                f"a block adds to what it reads"
+            )
+    if network == "simba" and (layer_norm or dropout):
+        raise ValueError(
+            f"default_models: layer_norm is {layer_norm} and dropout {dropout}, expected neither beside network 'simba', which has "
+            f"LayerNorms of its own and no Dropout: leave them out"
+        )
+    if not found[1] and (layer_norm or dropout):
+        raise ValueError("default_models: hidden is empty, so that layer_norm and dropout have no layer: give at least one width")
+    return found
+
+
 def _check_options(
-    hidden: Sequence[int],
     num_critics: int,
-    layer_norm: bool,
     dropout: float,
     recurrent: str | None,
     recurrent_size: int,
     feed_previous: Sequence[str],
 ) -> tuple[str, ...]:
     """Refuse what no network can have, or would ignore; return what is fed of the step before, in its order."""
-    if not isinstance(hidden, list | tuple) or not all(_is_count(width) for width in hidden):
-        raise ValueError(f"default_models: hidden is {hidden!r}, expected the widths of the hidden layers, integers >= 1, as (256, 256)")
     for name, count in {"num_critics": num_critics, "recurrent_size": recurrent_size}.items():
         if isinstance(count, bool) or not isinstance(count, int | np.integer):
             raise ValueError(f"default_models: {name} is {count!r}, expected an integer >= 1")
@@ -374,8 +456,6 @@ def _check_options(
         raise ValueError(f"default_models: num_critics is {num_critics}, expected at least 1 (2 is usual)")
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"default_models: dropout is {dropout}, expected at least 0 and less than 1: it is the fraction that is dropped")
-    if not hidden and (layer_norm or dropout):
-        raise ValueError("default_models: hidden is empty, so that layer_norm and dropout have no layer: give at least one width")
     if recurrent is None:
         if recurrent_size != 128 or tuple(feed_previous) != ("actions",):
             raise ValueError(
@@ -452,17 +532,10 @@ def dense_layers(
         `norms.<i>.scale` of ones and `norms.<i>.bias` of zeros, `(out,)`; of a cell with G gates: `cell.input.kernel`
         `(in, G * size)`, `cell.hidden.kernel` `(size, G * size)`, `cell.input.bias` and `cell.hidden.bias` `(G * size,)`.
     """
-    if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or seed < 0:
-        raise ValueError(f"default_models: seed is {seed!r}, expected an integer >= 0")
-    stream = np.random.default_rng([seed, zlib.crc32(model.encode())])
+    stream = _stream(seed, model)
     widths = [inputs, *hidden, outputs]
     names = [*(f"hidden.{i}" for i in range(len(hidden))), "head"]
-    arrays: dict[str, NDArray[np.float64]] = {}
-    if cell is not None:
-        bound, width = 1.0 / math.sqrt(cell.size), GATES[cell.kind] * cell.size
-        for part, fan_in in (("input", cell.inputs), ("hidden", cell.size)):
-            arrays[f"cell.{part}.kernel"] = stream.uniform(-bound, bound, (fan_in, width))
-            arrays[f"cell.{part}.bias"] = stream.uniform(-bound, bound, width)
+    arrays = _cell_layers(stream, cell)
     for name, fan_in, fan_out in zip(names, widths[:-1], widths[1:], strict=True):
         bound = math.sqrt(6.0 / (fan_in + fan_out))
         arrays[f"{name}.kernel"] = stream.uniform(-bound, bound, (fan_in, fan_out))
@@ -471,3 +544,66 @@ def dense_layers(
         for i, width in enumerate(hidden):
             arrays[f"norms.{i}.scale"], arrays[f"norms.{i}.bias"] = np.ones(width), np.zeros(width)
     return arrays
+
+
+def residual_layers(
+    *, inputs: int, blocks: Sequence[int], outputs: int, heads: int, seed: int, model: str, cell: Cell | None = None
+) -> dict[str, NDArray[np.float64]]:
+    """Draw the layers of a residual network as SimBa's authors do (SonyResearch/simba@4e83770, scale_rl/networks).
+
+    Embedding and heads are orthogonal (Saxe et al. 2014, arXiv:1312.6120), kernels of the blocks normal with variance 2 / in and cut at two
+    standard deviations (He et al. 2015, arXiv:1502.01852), biases zero, and LayerNorms the identity.
+
+    Args:
+        inputs, outputs: width of the embedding's input and of the heads side by side.
+        blocks: widths of the residual blocks, all the same.
+        heads: how many kernels side by side are the last layer's, each orthogonal by itself: a policy's mean and its log std are two.
+        seed, model, cell: see `dense_layers`.
+
+    Returns:
+        Common name -> array: `hidden.0.kernel` `(in, width)` of the embedding; of block i `norms.<i>.scale` `(width,)`, `expand.<i>.kernel`
+        `(width, 4 * width)`, `contract.<i>.kernel` `(4 * width, width)`; `norms.<blocks>.scale`; `head.kernel`; and a bias beside each;
+        `cell.` as of `dense_layers`.
+    """
+    stream, width = _stream(seed, model), blocks[0]
+    arrays = _cell_layers(stream, cell)
+    arrays["hidden.0.kernel"] = _orthogonal(stream, inputs, width)
+    for i in range(len(blocks)):
+        arrays[f"expand.{i}.kernel"] = _he_normal(stream, width, EXPANSION * width)
+        arrays[f"contract.{i}.kernel"] = _he_normal(stream, EXPANSION * width, width)
+    arrays["head.kernel"] = np.concatenate([_orthogonal(stream, width, outputs // heads) for _ in range(heads)], axis=1)
+    arrays |= {name.replace("kernel", "bias"): np.zeros(kernel.shape[1]) for name, kernel in arrays.items() if not name.startswith("cell.")}
+    for i in range(len(blocks) + 1):
+        arrays[f"norms.{i}.scale"], arrays[f"norms.{i}.bias"] = np.ones(width), np.zeros(width)
+    return arrays
+
+
+def _stream(seed: int, model: str) -> np.random.Generator:
+    if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"default_models: seed is {seed!r}, expected an integer >= 0")
+    return np.random.default_rng([seed, zlib.crc32(model.encode())])
+
+
+def _cell_layers(stream: np.random.Generator, cell: Cell | None) -> dict[str, NDArray[np.float64]]:
+    arrays: dict[str, NDArray[np.float64]] = {}
+    if cell is not None:
+        bound, width = 1.0 / math.sqrt(cell.size), GATES[cell.kind] * cell.size
+        for part, fan_in in (("input", cell.inputs), ("hidden", cell.size)):
+            arrays[f"cell.{part}.kernel"] = stream.uniform(-bound, bound, (fan_in, width))
+            arrays[f"cell.{part}.bias"] = stream.uniform(-bound, bound, width)
+    return arrays
+
+
+def _orthogonal(stream: np.random.Generator, fan_in: int, fan_out: int) -> NDArray[np.float64]:
+    """Draw a kernel with orthonormal columns, or rows where it is wider than high."""
+    q, r = np.linalg.qr(stream.standard_normal((max(fan_in, fan_out), min(fan_in, fan_out))))
+    q *= np.sign(np.diag(r))  # uniform: a QR decomposition is unique up to these signs
+    return q if fan_in >= fan_out else q.T
+
+
+def _he_normal(stream: np.random.Generator, fan_in: int, fan_out: int) -> NDArray[np.float64]:
+    kernel = stream.standard_normal((fan_in, fan_out))
+    while (outside := np.abs(kernel) > 2.0).any():
+        kernel[outside] = stream.standard_normal(outside.sum())
+    # The deviation of a normal that is cut at 2 is less than 1.
+    return kernel * (math.sqrt(2.0 / fan_in) / 0.87962566103423978)

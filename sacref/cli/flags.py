@@ -15,7 +15,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 import sacref
 from sacref.config import SACConfig, as_json, from_json, paper_config, presets
 from sacref.config.callables import NotFoundError, description, find, has_no_name, why_lost
-from sacref.config.train_config import RunOptions, options_of
+from sacref.config.train_config import RunOptions, base_config, options_of, widths_of
 from sacref.ranks import launched
 
 TRACEBACK = "SACREF_TRACEBACK"
@@ -51,7 +51,8 @@ class Train(RunOptions):
     wrappers: tuple[str, ...] = ()
     """Wrappers put around each environment, the first one innermost, each as module:name, with arguments as in
     'gymnasium.wrappers:TimeLimit(max_episode_steps=7)'."""
-    hidden: tuple[int, ...] = (256, 256)
+    hidden: tuple[int, ...] | None = None
+    critic_hidden: tuple[int, ...] | None = None
     num_critics: int = 2
     layer_norm: bool = False
     dropout: float = 0.0
@@ -95,8 +96,16 @@ class Train(RunOptions):
             raise ValueError(f"--ranks is {self.ranks}, expected an integer of at least 1")
         if not self.resume:
             ranks = self.ranks if place is None else place.size
-            preset = presets.find(self.preset)
-            return Train(cfg=preset.config(self.num_envs * ranks), preset=self.preset, ranks=ranks, **preset.critics)
+            hidden, critic_hidden = widths_of(self.network, self.hidden, self.critic_hidden)
+            return Train(
+                cfg=base_config(self.preset, self.network, self.num_envs * ranks),
+                preset=self.preset,
+                ranks=ranks,
+                network=self.network,
+                hidden=tuple(hidden),
+                critic_hidden=None if critic_hidden is None else tuple(critic_hidden),
+                **presets.find(self.preset).critics,
+            )
         from sacref.training.run_directory import read_config
 
         directory = self.directory()

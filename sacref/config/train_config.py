@@ -12,7 +12,7 @@ import numpy as np
 
 from sacref.config import presets
 from sacref.config.callables import description
-from sacref.config.fields import ExpectedError, Rule, as_json, flag, from_json, is_integer, plain, rule
+from sacref.config.fields import ExpectedError, Rule, as_json, choice, flag, from_json, is_integer, plain, rule
 from sacref.config.sac_config import SACConfig
 
 if TYPE_CHECKING:
@@ -25,11 +25,39 @@ else:
 EnvironmentFactory: TypeAlias = Callable[..., Environment]
 Wrapper: TypeAlias = Callable[[Environment], Environment]
 Backend: TypeAlias = Literal["torch", "jax"]
+Network: TypeAlias = Literal["mlp", "simba"]
 Recurrent: TypeAlias = Literal["rnn", "gru", "lstm"]
 Vectorization: TypeAlias = Literal["sync", "async", "batched"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+NETWORKS: Mapping[str, tuple[Sequence[int], Sequence[int] | None]] = {"mlp": ((256, 256), None), "simba": ((128,), (512, 512))}
+"""Kind of network -> the usual widths of the hidden layers, or residual blocks, and those of the critics; None where they are the same."""
+NORMALISER = "sacref.preprocessing:RunningStandardScaler"
+"""Preprocessor of observations that is a part of SimBa, by name."""
+
+
+def widths_of(
+    network: str, hidden: Sequence[int] | None, critic_hidden: Sequence[int] | None
+) -> tuple[Sequence[int], Sequence[int] | None]:
+    """Return the widths that were asked for, or the network's; those of the critics are None where they are the same."""
+    if hidden is not None:
+        return hidden, critic_hidden
+    usual, usual_of_critics = NETWORKS[network]
+    return usual, usual_of_critics if critic_hidden is None else critic_hidden
+
+
+def base_config(preset: str | None, network: str, num_envs: int) -> SACConfig:
+    """Make the configuration that a preset, or the paper's settings, and the kind of network begin with.
+
+    Args:
+        num_envs: environments of a timestep, of all ranks together.
+    """
+    base = presets.find(preset).config(num_envs)
+    if network == "simba":
+        base.observation_preprocessor = NORMALISER
+    return base
 
 
 _ANY = rule("", lambda value: True)
@@ -39,7 +67,9 @@ _WIDTHS = rule(
     "the widths of the hidden layers, as (256, 256)",
     lambda value: isinstance(value, list) and np.ndim(value) == 1,
     read=lambda value: np.asarray(value).tolist(),
+    none=True,
 )
+_NETWORK = choice(*NETWORKS)
 _FLAG = flag()
 _PATH = rule("a path, or None for one of its own below runs", lambda value: isinstance(value, str | Path), none=True)
 _ARGUMENTS = rule(
@@ -96,8 +126,13 @@ class RunOptions:
     """Step the environments in turn, in a process each, or (Gymnasium's MuJoCo tasks) together in threads, with the numbers of sync."""
     env_kwargs: Mapping[str, object] | None = field(default=None, metadata=_option(_ARGUMENTS))
     """Arguments of the environment: numbers (infinity, and NumPy's, too), text, paths, NumPy arrays, lists and dicts."""
-    hidden: Sequence[int] = field(default=(256, 256), metadata=_option(_WIDTHS, error=ValueError))
-    """Widths of the networks' hidden layers."""
+    network: Network = field(default="mlp", metadata=_option(_NETWORK, error=ValueError, model=True))
+    """Kind of the networks: multilayer perceptrons, or SimBa's residual blocks (Lee et al. 2025, arXiv:2410.09754). A running normaliser is
+    a part of SimBa, so that it is the default of observation_preprocessor there."""
+    hidden: Sequence[int] | None = field(default=None, metadata=_option(_WIDTHS, error=ValueError))
+    """Widths of the networks' hidden layers; of simba one for each residual block. None is 256 256, of simba 128."""
+    critic_hidden: Sequence[int] | None = field(default=None, metadata=_option(_WIDTHS, error=ValueError, model=True))
+    """Those of the critics; None is those of hidden, where simba is not told hidden either 512 512."""
     num_critics: int | None = field(default=None, metadata=_option(model=True))
     """Critics; the target takes the minimum of all, or of target_subset of them. None is the preset's; without one 2."""
     layer_norm: bool | None = field(default=None, metadata=_option(_FLAG, model=True))
@@ -158,6 +193,7 @@ class TrainConfig(RunOptions):
                 values[option.name] = option.metadata["check"](value)
             except ExpectedError as expected:
                 raise option.metadata["error"](f"{option.name} is {value!r}, expected {expected}") from None
+        values["hidden"], values["critic_hidden"] = widths_of(values["network"], values["hidden"], values["critic_hidden"])
         config = replace(self, **values)
         as_json("env_kwargs", config.env_kwargs)
         if config.cfg is not None or not config.resume:
@@ -179,7 +215,7 @@ class TrainConfig(RunOptions):
             return SACConfig.from_dict(stored)
         given = {} if self.cfg is None else self.cfg
         SACConfig.from_dict(given)  # which says what is wrong with it
-        base = presets.find(self.preset).config(num_envs)
+        base = base_config(self.preset, self.network, num_envs)
         if "gradient_steps" in given:
             base.update_to_data = None  # the given one takes its place
         return SACConfig.from_dict({**base.to_dict(), **given})
@@ -197,7 +233,7 @@ class TrainConfig(RunOptions):
 
 CHANGEABLE = frozenset(option.name for option in fields(TrainConfig) if option.metadata["changeable"])
 """Options that a run may be resumed with other values of."""
-LATER = ("evaluation_max_steps", "preset")
+LATER = ("evaluation_max_steps", "preset", "network", "critic_hidden")
 """Options that the first versions of `config.json` do not hold: they had the defaults."""
 
 
@@ -211,7 +247,7 @@ def options_of(stored: Mapping[str, Any]) -> dict[str, Any]:
     for option in fields(TrainConfig):
         if option.metadata["stored"] and option.name not in ("seed", "cfg"):
             values = stored["models"] if option.metadata["model"] else stored
-            value = values.get(option.name) if option.name in LATER else values[option.name]
+            value = values.get(option.name, option.default) if option.name in LATER else values[option.name]
             found[option.name] = tuple(value) if isinstance(value, list) else from_json(value)
     return found
 

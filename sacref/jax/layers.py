@@ -12,7 +12,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from sacref.agent.networks import Network, check_dropout, drop
+from sacref.agent.networks import EXPANSION, NORM_EPSILON, Network, check_dropout, drop
 from sacref.jax.weights import CommonLayout
 
 
@@ -36,10 +36,14 @@ class Perceptron(CommonLayout):
     def __init__(self, network: Network, dtype: DTypeLike = jnp.float32) -> None:
         self.network: Network = network
         self.draw_widths: tuple[int, ...] = network.draw_widths
-        widths = [network.inputs, *network.hidden]
+        widths = [network.inputs, *network.dense_widths]
         self.hidden: nnx.List[nnx.Linear] = nnx.List([linear(i, o, dtype) for i, o in pairwise(widths)])
         self.dropouts: nnx.List[Dropout] = nnx.List([Dropout(network.dropout) for _ in self.draw_widths])
-        self.norms: nnx.List[nnx.LayerNorm] = nnx.List([layer_norm(width, dtype) for width in network.hidden if network.layer_norm])
+        self.norms: nnx.List[nnx.LayerNorm] = nnx.List(
+            [layer_norm(width, NORM_EPSILON[network.kind], dtype) for width in network.norm_widths]
+        )
+        self.expand: nnx.List[nnx.Linear] = nnx.List([linear(width, EXPANSION * width, dtype) for width in network.block_widths])
+        self.contract: nnx.List[nnx.Linear] = nnx.List([linear(EXPANSION * width, width, dtype) for width in network.block_widths])
         self.head: nnx.Linear = linear(widths[-1], network.outputs, dtype)
 
     @property
@@ -58,6 +62,6 @@ def linear(inputs: int, outputs: int, dtype: DTypeLike) -> nnx.Linear:
     return nnx.Linear(inputs, outputs, param_dtype=dtype, kernel_init=nnx.initializers.zeros_init(), rngs=nnx.Rngs(0))
 
 
-def layer_norm(width: int, dtype: DTypeLike) -> nnx.LayerNorm:
-    """Make PyTorch's layer: Flax's epsilon is 1e-6, and its fast variance loses digits to the mean."""
-    return nnx.LayerNorm(width, epsilon=1e-5, use_fast_variance=False, param_dtype=dtype, rngs=nnx.Rngs(0))
+def layer_norm(width: int, epsilon: float, dtype: DTypeLike) -> nnx.LayerNorm:
+    """Make PyTorch's layer: Flax's fast variance loses digits to the mean."""
+    return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=False, param_dtype=dtype, rngs=nnx.Rngs(0))

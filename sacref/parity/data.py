@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import DTypeLike
 
-from sacref.agent.networks import Cell, dense_layers
+from sacref.agent.networks import Cell, Network
 from sacref.algorithm.data import Batch, Noise, Sequences
 from sacref.algorithm.tree import Tree
 from sacref.parity.networks import Arrays, Floats
@@ -170,6 +170,8 @@ def initial_state(
     seed: int = 0,
     dtype: DTypeLike = np.float64,
     states: int = 0,
+    network: str = "mlp",
+    critic_hidden: Sequence[int] | None = None,
     layer_norm: bool = False,
     recurrent: str | None = None,
     recurrent_size: int = 128,
@@ -182,11 +184,12 @@ def initial_state(
 
     Args:
         observation, action, states: widths; critics see the states where that is above 0.
-        hidden: widths of the hidden layers.
+        hidden: widths of the hidden layers, or residual blocks; those of the critics are `critic_hidden`, where it is not None.
         critics: number of critics.
         alpha: temperature.
         learn_entropy: whether it has an optimizer.
         seed, dtype: for the weights.
+        network: kind of the networks.
         layer_norm: whether critics have it.
         recurrent, recurrent_size: kind of cell or None, and its size.
         fed: width of what cells are fed from the step before.
@@ -198,16 +201,17 @@ def initial_state(
     for model, width in seen.items():
         judges = model != "policy"
         cell = None if recurrent is None else Cell(recurrent, width + fed, recurrent_size)
-        layers = dense_layers(
+        structure = Network(
+            reads="observations",
+            paths=("",),
             inputs=width + judges * action + (0 if cell is None else cell.size),
-            hidden=hidden,
+            hidden=tuple(critic_hidden if judges and critic_hidden is not None else hidden),
             outputs=1 if judges else 2 * action,
-            seed=seed,
-            model=model,
             layer_norm=layer_norm and judges,
             cell=cell,
+            kind=network,
         )
-        state |= {f"{model}.{name}": array for name, array in layers.items()}
+        state |= {f"{model}.{name}": array for name, array in structure.draw(seed=seed, model=model).items()}
     optimized = [(("policy_optimizer" if name.startswith("policy.") else "critic_optimizer"), name) for name in state]
     state |= {f"target_{name}": value.copy() for name, value in state.items() if name.startswith("critic_")}
     state["log_alpha"] = np.asarray(math.log(alpha))

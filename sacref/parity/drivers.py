@@ -59,6 +59,9 @@ class Problem:
     target_subset: int | None = None
     policy_value: Literal["min", "mean"] = "min"
     policy_delay: int = 1
+    network: str = "mlp"
+    critic_hidden: tuple[int, ...] | None = None
+    """Widths of the critics' hidden layers, or residual blocks; None is `hidden`."""
     layer_norm: bool = False
     dropout: float = 0.0
     schedule: tuple[str | None, str | None, str | None] = (None, None, None)
@@ -149,6 +152,8 @@ class Problem:
             seed=self.seed,
             dtype=self.dtype,
             states=self.states,
+            network=self.network,
+            critic_hidden=self.critic_hidden,
             layer_norm=self.layer_norm,
             recurrent=self.recurrent,
             recurrent_size=self.recurrent_size,
@@ -167,7 +172,7 @@ class Problem:
             "seed": self.seed,
             "critics": self.critics,
             "target_subset": self.target_subset,
-            "dropout_widths": self.hidden if self.dropout > 0 else (),
+            "dropout_widths": (self.critic_hidden or self.hidden) if self.dropout > 0 else (),
         }
         dtype = np.dtype(self.dtype)
         if self.recurrent is None:
@@ -253,6 +258,8 @@ class BackendAgent:
                 seed=problem.seed,
                 dtype=problem.dtype,
                 num_critics=problem.critics,
+                network=problem.network,
+                critic_hidden=problem.critic_hidden,
                 layer_norm=problem.layer_norm,
                 dropout=problem.dropout,
                 **cell,

@@ -1,7 +1,8 @@
 """The oracle's networks in NumPy: each forward pass with its backward pass beside it, derived by hand.
 
 Arrays are `(batch, features)` or `(time, batch, features)`; a parameter's gradient is summed over all axes but the last. What a network is
-made of is read off the names of its parameters: `cell.` is a recurrent cell before the layers, `norms.<i>.` a LayerNorm in hidden block i.
+made of is read off the names of its parameters: `cell.` is a recurrent cell before the layers, `norms.<i>.` a LayerNorm in hidden block i,
+`expand.<i>.` the first layer of a residual block.
 `by_x` is the derivative of the loss by x; a tape is what a backward pass needs of its forward pass.
 """
 
@@ -18,6 +19,7 @@ Carry = tuple[Floats, ...]
 """(h,) of RNN and GRU, (h, c) of LSTM: `(batch, size)` each."""
 
 LAYER_NORM_EPSILON = 1e-5
+SIMBA_EPSILON = 1e-6
 
 
 class Seen(NamedTuple):
@@ -49,10 +51,10 @@ def dense_backward(state: Named, layer: str, x: Floats, by_y: Floats) -> tuple[A
     return gradients, by_y @ state[f"{layer}.kernel"].T
 
 
-def layer_norm(state: Named, layer: str, x: Floats) -> tuple[Floats, tuple[Floats, Floats]]:
-    """Normalise (Ba et al. 2016, arXiv:1607.06450): (x - mean) / sqrt(var + 1e-5) * scale + bias, over the features."""
+def layer_norm(state: Named, layer: str, x: Floats, epsilon: float = LAYER_NORM_EPSILON) -> tuple[Floats, tuple[Floats, Floats]]:
+    """Normalise (Ba et al. 2016, arXiv:1607.06450): (x - mean) / sqrt(var + epsilon) * scale + bias, over the features."""
     centred = x - x.mean(axis=-1, keepdims=True)
-    deviation = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + x.dtype.type(LAYER_NORM_EPSILON))
+    deviation = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + x.dtype.type(epsilon))
     standard = centred / deviation
     return standard * state[f"{layer}.scale"] + state[f"{layer}.bias"], (standard, deviation)
 
@@ -70,6 +72,59 @@ def layer_norm_backward(state: Named, layer: str, tape: tuple[Floats, Floats], b
     return gradients, (by_standard - by_standard.mean(axis=-1, keepdims=True) - standard * along) / deviation
 
 
+# Residual layers: an embedding, blocks that each add dense(ReLU(dense(layer norm(x)))) to x, a layer norm, and a dense head.
+
+
+class Residual(NamedTuple):
+    """The tape of what a residual block adds."""
+
+    norm: tuple[Floats, Floats]
+    entered: Floats
+    wide: Floats
+    """Above zero where the ReLU's slope is 1."""
+
+
+class Residuals(NamedTuple):
+    """The tape of residual layers."""
+
+    embedded: Floats
+    """What the embedding read."""
+    blocks: list[Residual]
+    norm: tuple[Floats, Floats]
+    entered: Floats
+    """What the head read."""
+
+
+def residual_layers(state: Named, model: str, x: Floats) -> tuple[Floats, Residuals]:
+    """Apply embedding, blocks, layer norm and head (Lee et al. 2025, arXiv:2410.09754)."""
+    embedded = x
+    blocks: list[Residual] = []
+    x = dense(state, f"{model}.hidden.0", x)
+    while f"{model}.expand.{len(blocks)}.kernel" in state:
+        i = len(blocks)
+        entered, norm = layer_norm(state, f"{model}.norms.{i}", x, SIMBA_EPSILON)
+        wide = np.maximum(dense(state, f"{model}.expand.{i}", entered), 0)
+        x = x + dense(state, f"{model}.contract.{i}", wide)
+        blocks.append(Residual(norm, entered, wide))
+    x, norm = layer_norm(state, f"{model}.norms.{len(blocks)}", x, SIMBA_EPSILON)
+    return dense(state, f"{model}.head", x), Residuals(embedded, blocks, norm, x)
+
+
+def residual_layers_backward(state: Named, model: str, tape: Residuals, by_output: Floats) -> tuple[Arrays, Floats]:
+    """Return the gradients of the layers, and by_x: with x' = x + f(x), dx = dx' + f'(x) dx'."""
+    of_head, by_x = dense_backward(state, f"{model}.head", tape.entered, by_output)
+    of_norm, by_x = layer_norm_backward(state, f"{model}.norms.{len(tape.blocks)}", tape.norm, by_x)
+    gradients = of_head | of_norm
+    for i, block in reversed(list(enumerate(tape.blocks))):
+        of_contract, by_wide = dense_backward(state, f"{model}.contract.{i}", block.wide, by_x)
+        of_expand, by_entered = dense_backward(state, f"{model}.expand.{i}", block.entered, by_wide * (block.wide > 0))
+        of_norm, by_inner = layer_norm_backward(state, f"{model}.norms.{i}", block.norm, by_entered)
+        by_x = by_x + by_inner
+        gradients |= of_contract | of_expand | of_norm
+    of_embedding, by_x = dense_backward(state, f"{model}.hidden.0", tape.embedded, by_x)
+    return gradients | of_embedding, by_x
+
+
 # Layers: blocks of dense -> dropout -> layer norm -> ReLU, and a dense head.
 
 
@@ -84,8 +139,14 @@ class Block(NamedTuple):
     """Above zero where the ReLU's slope is 1."""
 
 
-def layers(state: Named, model: str, x: Floats, draws: Sequence[Floats] = (), dropout: float = 0.0) -> tuple[Floats, list[Block]]:
+Layers = list[Block] | Residuals
+"""The tape of a network's layers above its cell."""
+
+
+def layers(state: Named, model: str, x: Floats, draws: Sequence[Floats] = (), dropout: float = 0.0) -> tuple[Floats, Layers]:
     """Apply hidden blocks and head. Dropout (Srivastava et al. 2014) keeps a unit where its draw is at least `dropout`."""
+    if f"{model}.expand.0.kernel" in state:
+        return residual_layers(state, model, x)
     tape: list[Block] = []
     while f"{model}.hidden.{len(tape)}.kernel" in state:
         i = len(tape)
@@ -102,8 +163,10 @@ def layers(state: Named, model: str, x: Floats, draws: Sequence[Floats] = (), dr
     return dense(state, f"{model}.head", x), [*tape, Block(x, None, None, x)]
 
 
-def layers_backward(state: Named, model: str, tape: list[Block], by_output: Floats) -> tuple[Arrays, Floats]:
+def layers_backward(state: Named, model: str, tape: Layers, by_output: Floats) -> tuple[Arrays, Floats]:
     """Return the gradients of the layers, and by_x."""
+    if isinstance(tape, Residuals):
+        return residual_layers_backward(state, model, tape, by_output)
     *blocks, head = tape
     gradients, by_x = dense_backward(state, f"{model}.head", head.entered, by_output)
     for i, block in reversed(list(enumerate(blocks))):
@@ -233,7 +296,7 @@ def unroll_backward(state: Named, cell: str, tape: Unrolled, by_output: Floats) 
 class Tape(NamedTuple):
     """The tape of a network."""
 
-    blocks: list[Block]
+    layers: Layers
     cell: Unrolled | None
     skip: int
 
@@ -253,13 +316,13 @@ def forward(
         parts = [hidden[seen.skip :], *parts]
     if action is not None:
         parts.append(action)
-    output, blocks = layers(state, model, np.concatenate(parts, axis=-1), draws, dropout)
-    return output, Tape(blocks, tape, seen.skip)
+    output, of_layers = layers(state, model, np.concatenate(parts, axis=-1), draws, dropout)
+    return output, Tape(of_layers, tape, seen.skip)
 
 
 def backward(state: Named, model: str, tape: Tape, by_output: Floats) -> tuple[Arrays, Floats]:
     """Return the gradients of the network, and by the inputs of its layers, of which the action is the last."""
-    gradients, by_parts = layers_backward(state, model, tape.blocks, by_output)
+    gradients, by_parts = layers_backward(state, model, tape.layers, by_output)
     if tape.cell is not None:
         by_hidden = np.zeros_like(tape.cell.hidden)
         by_hidden[tape.skip :] = by_parts[..., : by_hidden.shape[-1]]

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sacref.agent.networks import Network, check_dropout, drop
+from sacref.agent.networks import EXPANSION, NORM_EPSILON, Network, check_dropout, drop
 from sacref.torch.weights import CommonLayout
 
 
@@ -33,12 +33,13 @@ class Perceptron(CommonLayout):
         super().__init__()
         self.network: Network = network
         self.draw_widths: tuple[int, ...] = network.draw_widths
-        widths = [network.inputs, *network.hidden]
+        widths = [network.inputs, *network.dense_widths]
         self.hidden: nn.ModuleList = nn.ModuleList(linear(i, o, dtype) for i, o in pairwise(widths))
         self.dropouts: nn.ModuleList = nn.ModuleList(Dropout(network.dropout) for _ in self.draw_widths)
-        self.norms: nn.ModuleList = nn.ModuleList(
-            nn.LayerNorm(width, eps=1e-5, dtype=dtype) for width in network.hidden if network.layer_norm
-        )
+        epsilon = NORM_EPSILON[network.kind]
+        self.norms: nn.ModuleList = nn.ModuleList(nn.LayerNorm(width, eps=epsilon, dtype=dtype) for width in network.norm_widths)
+        self.expand: nn.ModuleList = nn.ModuleList(linear(width, EXPANSION * width, dtype) for width in network.block_widths)
+        self.contract: nn.ModuleList = nn.ModuleList(linear(EXPANSION * width, width, dtype) for width in network.block_widths)
         self.head: nn.Linear = linear(widths[-1], network.outputs, dtype)
 
     @property

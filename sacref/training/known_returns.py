@@ -20,7 +20,9 @@ MOST_DIFFERENCES = 4
 NOT_THE_RETURNS = {"experiment", "seed", "execution", "target_entropy_per_dimension"}
 """Fields of `SACConfig` that change no return but by chance, or through another field."""
 PLAIN: dict[str, Any] = {
+    "network": "mlp",
     "hidden": [256, 256],
+    "critic_hidden": None,
     "num_envs": 1,
     "ranks": 1,
     "wrappers": [],
@@ -111,7 +113,7 @@ def _differences(run: Mapping[str, Any], row: Known) -> list[str]:
     """List the settings of the source that the run has otherwise."""
     dimensions = math.prod(run["action_space"]["shape"])
     wanted = _settings({**paper_config().to_dict(), **row.settings}, dimensions) | PLAIN
-    own = _settings(run["cfg"], dimensions) | {name: {**run, **run["models"]}[name] for name in PLAIN}
+    own = _settings(run["cfg"], dimensions) | {name: value for name, value in {**run, **run["models"]}.items() if name in PLAIN}
     return [f"{name} {_short(value)} (here {_short(own[name])})" for name, value in wanted.items() if own.get(name, value) != value]
 
 

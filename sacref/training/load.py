@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sacref.agent.checkpoints import LIVE
+from sacref.agent.networks import EXPANSION
 from sacref.config import SACConfig
+from sacref.config.train_config import widths_of
 from sacref.envs.interface import Space
 from sacref.envs.space_records import read_space
 from sacref.envs.spaces import flat_size
@@ -91,13 +93,18 @@ def _widths(stored: object) -> tuple[int, ...]:
     return tuple(stored)
 
 
-def refuse_large_models(paths: Sequence[Path], observation_space: Space, hidden: Sequence[int], options: Mapping[str, Any]) -> None:
+def refuse_large_models(paths: Sequence[Path], observation_space: Space, hidden: Sequence[int] | None, options: Mapping[str, Any]) -> None:
     """Refuse models that none of the checkpoints could fill, before they are made: a file may ask for any size."""
     observations = flat_size(observation_space)
-    one = sum(before * after for before, after in itertools.pairwise([observations, *hidden]))
-    if options.get("recurrent") is not None:
-        one += options["recurrent_size"] ** 2
-    needed, most = one * (1 + options["num_critics"]), 0
+
+    def least(widths: Sequence[int]) -> int:
+        if options.get("network") == "simba":
+            return 2 * EXPANSION * sum(width**2 for width in widths)
+        return sum(before * after for before, after in itertools.pairwise([observations, *widths]))
+
+    cells = 0 if options.get("recurrent") is None else (1 + options["num_critics"]) * options["recurrent_size"] ** 2
+    widths, critic_widths = widths_of(options.get("network", "mlp"), hidden, options.get("critic_hidden"))
+    needed, most = least(widths) + options["num_critics"] * least(widths if critic_widths is None else critic_widths) + cells, 0
     for path in paths:
         with contextlib.suppress(checkpoint.CheckpointError):  # which loading it says
             groups = checkpoint.declared(path).groups

@@ -168,7 +168,7 @@ class Plan:
         # With less steps than were once asked for, it is as large as it was.
         room = max((self.timesteps + 1) * options.num_envs, settings.batch_size, slots_of(entry) * options.num_envs)
         agent: AnyAgent = algorithm(self.backend, options.model_options)(
-            models=self.backend.default_models(**spaces, hidden=tuple(options.hidden), seed=options.seed, **options.model_options),
+            models=self.backend.default_models(**spaces, hidden=options.hidden, seed=options.seed, **options.model_options),
             memory=self.backend.ReplayMemory(min(options.memory_capacity, room), options.num_envs, device=options.device),
             **spaces,
             device=options.device,

@@ -230,8 +230,9 @@ def require_same(directory: Path, resumed: Resumed, config: Mapping[str, Any]) -
                 raise RunError(f"{directory} cannot be resumed: {option} is {checkpoint.short.repr(text)[1:-1]}, which {reason}")
     # Through JSON, as the stored one went: a tuple is a list there. Fields that are newer than the run had their defaults in it.
     newer = {name: value for name, value in SACConfig().to_dict().items() if name not in resumed.config["cfg"]}
+    models = {"network": "mlp", "critic_hidden": None, **resumed.config["models"]}
     wanted = flat(json.loads(json.dumps(config)))
-    stored = flat({**resumed.config, "cfg": {**resumed.config["cfg"], **newer}})
+    stored = flat({**resumed.config, "models": models, "cfg": {**resumed.config["cfg"], **newer}})
     changed = [
         f"  {checkpoint.short.repr(key)[1:-1]}: the run has {_said(stored.get(key, 'none'))}, asked is {_said(wanted.get(key, 'none'))}"
         for key in sorted(wanted.keys() | stored.keys())

@@ -227,8 +227,11 @@ def test_a_checkpoint_moves_between_the_backends(writer: str, reader: str, tmp_p
         np.testing.assert_allclose(b[name], a[name], rtol=1e-3, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize(("writer", "reader"), [("torch", "jax"), ("jax", "torch")])
-def test_a_training_goes_on_alike_on_either_backend(writer: str, reader: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("writer", "reader", "networks"),
+    [("torch", "jax", {"layer_norm": True}), ("jax", "torch", {"network": "simba", "critic_hidden": (5, 5)})],
+)
+def test_a_training_goes_on_alike_on_either_backend(writer: str, reader: str, networks: dict[str, Any], tmp_path: Path) -> None:
     backends = {backend.name: backend for backend in installed_backends()}
     if len(backends) < 2:
         pytest.skip("one backend is installed")
@@ -239,7 +242,7 @@ def test_a_training_goes_on_alike_on_either_backend(writer: str, reader: str, tm
         "learning_rate_scheduler_kwargs": ({"steps": 150}, {"kl_threshold": 1e-3}, {"steps": 150}),
         "grad_norm_clip": 0.5,
         "policy_delay": 2,
-        "networks": {"layer_norm": True},
+        "networks": networks,
     }
     agent, other = trained(backends[writer], **options), trained(backends[reader], seed=4, **options)
     agent.save(tmp_path / "saved")

@@ -103,8 +103,34 @@ def test_one_seed_gives_the_same_networks_on_both_backends(dtype: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "policy", "critic"),
+    [
+        ({}, (256, 256), (256, 256)),
+        ({"hidden": (7,)}, (7,), (7,)),
+        ({"hidden": (7,), "critic_hidden": (9, 5)}, (7,), (9, 5)),
+        ({"critic_hidden": (9, 5)}, (256, 256), (9, 5)),
+        ({"network": "simba"}, (128,), (512, 512)),
+        ({"network": "simba", "hidden": (7, 7)}, (7, 7), (7, 7)),
+        ({"network": "simba", "critic_hidden": (9,)}, (128,), (9,)),
+    ],
+)
+def test_widths_are_those_asked_for_or_the_networks(options: dict[str, Any], policy: tuple[int, ...], critic: tuple[int, ...]) -> None:
+    models = defaults(installed_backends()[0], **{"hidden": None, "num_critics": 1, **options})
+    assert (models["policy"].network.hidden, models["critic_1"].network.hidden) == (policy, critic)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"network": "resnet"}, r"network is 'resnet', expected one of \['mlp', 'simba'\]"),
+        (
+            {"network": "simba", "hidden": (8, 4)},
+            r"hidden is \(8, 4\), expected the width of each residual block of simba, one for all, as",
+        ),
+        ({"network": "simba", "critic_hidden": ()}, r"critic_hidden is \(\), expected the width of each residual block of simba"),
+        ({"critic_hidden": (0,)}, r"critic_hidden is \(0,\), expected the widths of the hidden layers"),
+        ({"network": "simba", "layer_norm": True}, r"expected neither beside network 'simba', which has LayerNorms of its own"),
+        ({"network": "simba", "dropout": 0.1}, r"layer_norm is False and dropout 0.1, expected neither beside network 'simba'"),
         ({"dtype": "float16"}, "dtype is float16, expected float32 or float64"),
         ({"num_critics": 0}, "num_critics is 0, expected at least 1"),
         ({"num_critics": 2.5}, "num_critics is 2.5, expected an integer >= 1"),
@@ -377,6 +403,47 @@ def test_outputs_and_gradients_are_the_same_on_both_backends(options: dict[str, 
     for name in torch:
         assert np.abs(jax[name]).max() > 1e-6, name
         assert np.abs(torch[name] - jax[name]).max() < 1e-12 * np.abs(jax[name]).max(), name
+
+
+# Residual networks.
+
+
+def simba_by_hand(arrays: dict[str, NDArray[Any]], x: NDArray[Any]) -> NDArray[Any]:
+    """Lee et al. 2025: a linear embedding; x + Linear(ReLU(Linear(LayerNorm(x)))) for each block; a LayerNorm; a linear head."""
+
+    def linear(x: NDArray[Any], name: str) -> NDArray[Any]:
+        y: NDArray[Any] = x @ arrays[f"{name}.kernel"] + arrays[f"{name}.bias"]
+        return y
+
+    def norm(x: NDArray[Any], i: int) -> NDArray[Any]:
+        standard = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+        y: NDArray[Any] = standard * arrays[f"norms.{i}.scale"] + arrays[f"norms.{i}.bias"]
+        return y
+
+    x, blocks = linear(x, "hidden.0"), 2
+    for i in range(blocks):
+        x = x + linear(np.maximum(linear(norm(x, i), f"expand.{i}"), 0.0), f"contract.{i}")
+    return linear(norm(x, blocks), "head")
+
+
+def test_residual_networks_are_those_written_by_hand_under_their_common_names(backend: Backend) -> None:
+    models = defaults(backend, network="simba", hidden=(6, 6), critic_hidden=(5, 5), dtype="float64")
+    generator, weights = np.random.default_rng(6), backend.module("weights")
+    observations, actions = generator.normal(size=(6, 3)), generator.uniform(-1, 1, (6, 2))
+    inputs = {"observations": observations, "states": None}
+    for name, width, given in (("policy", 6, []), ("critic_1", 5, [actions])):
+        model = models[name]
+        # Scales and biases that are not ones and zeros; an embedding so small that the epsilon counts.
+        arrays = {key: array + generator.normal(scale=0.1, size=array.shape) for key, array in parameters(backend, model).items()}
+        arrays["hidden.0.kernel"] *= 1e-3
+        arrays["hidden.0.bias"] *= 1e-3
+        assert (arrays["expand.1.kernel"].shape, arrays["contract.0.kernel"].shape) == ((width, 4 * width), (4 * width, width))
+        model = weights.with_parameters(model, weights.from_common(model, arrays, like=weights.parameters_of(model, _cpu(backend))))
+        got = np.stack(values_of(backend, model, inputs, *given), axis=-1).reshape(6, -1)
+        wanted = simba_by_hand(arrays, np.hstack([observations, *given]))
+        if name == "policy":
+            wanted = np.stack(np.split(wanted, 2, axis=-1), axis=-1).reshape(6, -1)
+        np.testing.assert_allclose(got, wanted, rtol=1e-11, atol=1e-13)
 
 
 # Observations of any kind.

@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 import pytest
 
-from sacref.agent.networks import Cell, dense_layers
+from sacref.agent.networks import Cell, dense_layers, residual_layers
 
 
 def test_layers_have_the_common_names_and_shapes() -> None:
@@ -95,3 +95,46 @@ def test_norms_begin_as_the_identity_and_change_no_other_draw() -> None:
         np.testing.assert_array_equal(normed.pop(f"norms.{i}.bias"), np.zeros(width))
     assert set(plain) == set(normed)
     assert all(np.array_equal(plain[name], normed[name]) for name in plain)
+
+
+# Residual networks.
+
+
+def test_residual_layers_have_the_common_names_and_shapes() -> None:
+    layers = residual_layers(inputs=3, blocks=(5, 5), outputs=4, heads=2, seed=0, model="policy", cell=Cell("gru", 2, 3))
+    assert {name: array.shape for name, array in layers.items() if not name.startswith("cell.")} == {
+        "hidden.0.kernel": (3, 5),
+        "hidden.0.bias": (5,),
+        **{f"norms.{i}.{part}": (5,) for i in (0, 1, 2) for part in ("scale", "bias")},
+        **{f"expand.{i}.kernel": (5, 20) for i in (0, 1)},
+        **{f"expand.{i}.bias": (20,) for i in (0, 1)},
+        **{f"contract.{i}.kernel": (20, 5) for i in (0, 1)},
+        **{f"contract.{i}.bias": (5,) for i in (0, 1)},
+        "head.kernel": (5, 4),
+        "head.bias": (4,),
+    }
+    drawn = dense_layers(inputs=3, hidden=(5,), outputs=4, seed=0, model="policy", cell=Cell("gru", 2, 3))
+    assert all(np.array_equal(array, drawn[name]) for name, array in layers.items() if name.startswith("cell."))
+    assert not any(array.any() for name, array in layers.items() if name.endswith("bias") and not name.startswith("cell."))
+    assert all((layers[f"norms.{i}.scale"] == 1.0).all() for i in (0, 1, 2))
+
+
+def test_embeddings_and_heads_are_orthogonal_and_blocks_hes_normal() -> None:
+    layers = residual_layers(inputs=20, blocks=(300,), outputs=12, heads=2, seed=1, model="policy")
+    embedding, head = layers["hidden.0.kernel"], layers["head.kernel"]
+    np.testing.assert_allclose(embedding @ embedding.T, np.eye(20), atol=1e-12)  # wider than high: its rows
+    for half in (head[:, :6], head[:, 6:]):
+        np.testing.assert_allclose(half.T @ half, np.eye(6), atol=1e-12)
+    assert np.abs(head[:, :6].T @ head[:, 6:]).max() > 1e-2  # the mean's and the log std's are drawn apart
+    for name, fan_in in (("expand.0.kernel", 300), ("contract.0.kernel", 1200)):
+        standard = layers[name] * math.sqrt(fan_in / 2)
+        assert abs(standard.mean()) < 5 / math.sqrt(standard.size)
+        assert standard.std() == pytest.approx(1.0, rel=5 / math.sqrt(standard.size))
+        assert 2.2 < np.abs(standard).max() <= 2 / 0.8796
+
+
+def test_a_seed_gives_these_residual_layers_and_each_model_its_own() -> None:
+    """A change of the stream would change every published run."""
+    first, second = (residual_layers(inputs=4, blocks=(2,), outputs=1, heads=1, seed=0, model=f"critic_{i}") for i in (1, 2))
+    np.testing.assert_allclose(first["expand.0.kernel"][0, :2], [-2.0754576273468763, -1.4069648924523082], rtol=1e-12)
+    assert all(not np.array_equal(first[name], second[name]) for name in first if name.endswith("kernel"))

@@ -25,6 +25,7 @@ from sacref.cli import commands, flags, launch
 from sacref.cli import main as cli
 from sacref.config import ExperimentConfig, SACConfig, paper_config, presets
 from sacref.config.train_config import Vectorization
+from sacref.preprocessing import RunningStandardScaler
 from sacref.spec.schedules import KLAdaptive, warm_up
 from sacref.training import experiment, plan, population, video
 from sacref.training.evaluation import Evaluation, evaluate
@@ -164,6 +165,7 @@ def test_train_has_the_parameters_and_the_defaults_of_the_function(trained: dict
     assert arguments.pop("cfg") == paper_config()
     # The function leaves those of the critics to the preset; a flag shows what that is.
     as_written: dict[str, Any] = {"env_kwargs": {}, "wrappers": [], **presets.find(None).critics}
+    as_written["hidden"] = (256, 256)  # the network's
     assert arguments == {name: as_written.get(name, parameters[name].default) for name in arguments}
 
 
@@ -171,6 +173,7 @@ def test_train_passes_on_what_its_flags_say(trained: dict[str, Any], tmp_path: P
     arguments = "--backend jax --env Pendulum-v1 --steps 70 --seed 5 --num-envs 2 --hidden 8 9 --memory-capacity 60 --device cpu".split()
     arguments += ["--evaluation-interval", "35", "--evaluation-episodes", "3", "--vectorization", "async", "--overwrite", "--no-progress"]
     arguments += ["--keep-checkpoints", "4", "--evaluation-max-steps", "50"]
+    arguments += "--network simba --critic-hidden 7 7".split()
     arguments += "--num-critics 3 --layer-norm --dropout 0.01 --recurrent lstm --recurrent-size 7 --feed-previous rewards".split()
     arguments += ["--run-dir", str(tmp_path), "--env-kwargs", '{"g": 9.0}', "--wrappers", "gymnasium.wrappers:ClipAction"]
     assert cli.main(["train", *arguments]) == 0
@@ -184,7 +187,9 @@ def test_train_passes_on_what_its_flags_say(trained: dict[str, Any], tmp_path: P
         "run_dir": tmp_path,
         "num_envs": 2,
         "preset": None,
+        "network": "simba",
         "hidden": (8, 9),
+        "critic_hidden": (7, 7),
         "num_critics": 3,
         "layer_norm": True,
         "dropout": 0.01,
@@ -204,6 +209,15 @@ def test_train_passes_on_what_its_flags_say(trained: dict[str, Any], tmp_path: P
         "resume": False,
         "progress": False,
     }
+
+
+def test_simba_comes_with_its_widths_and_its_normaliser_unless_others_are_asked_for() -> None:
+    usual = parse_train("--network", "simba")
+    assert (usual.hidden, usual.critic_hidden, usual.cfg.observation_preprocessor) == ((128,), (512, 512), RunningStandardScaler)
+    other = parse_train(*"--network simba --hidden 64 --observation-preprocessor None".split())
+    assert (other.hidden, other.critic_hidden, other.cfg.observation_preprocessor) == ((64,), None, None)
+    plain = parse_train("--critic-hidden", "512")
+    assert (plain.hidden, plain.critic_hidden, plain.cfg.observation_preprocessor) == ((256, 256), (512,), None)
 
 
 @pytest.mark.parametrize("way", get_args(Vectorization))

@@ -3,6 +3,7 @@
 Cells are torch.nn's, the log-density torch.distributions', the steps and rates torch.optim's; none of `sacref.spec` or `sacref.torch`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -169,7 +170,10 @@ class Reference:
         else:
             parts = [flat(batch.states if privileged else batch.observations)]
         x = torch.cat(parts if action is None else [*parts, action], -1)
-        for i in range(len(self.problem.hidden)):
+        widths = self.problem.hidden if model == "policy" or self.problem.critic_hidden is None else self.problem.critic_hidden
+        if self.problem.network == "simba":
+            return self.simba(len(widths), x, layer)
+        for i in range(len(widths)):
             x = torch.nn.functional.linear(x, layer(f"hidden.{i}.kernel").T, layer(f"hidden.{i}.bias"))
             if draws:
                 x = torch.where(tensor(draws[i]) >= self.problem.dropout, x, 0) / (1 - self.problem.dropout)
@@ -177,6 +181,18 @@ class Reference:
                 x = torch.nn.functional.layer_norm(x, x.shape[-1:], layer(f"norms.{i}.scale"), layer(f"norms.{i}.bias"))
             x = torch.relu(x)
         return torch.nn.functional.linear(x, layer("head.kernel").T, layer("head.bias"))
+
+    def simba(self, blocks: int, x: Tensor, layer: Callable[[str], Tensor]) -> Tensor:
+        def linear(x: Tensor, name: str) -> Tensor:
+            return torch.nn.functional.linear(x, layer(f"{name}.kernel").T, layer(f"{name}.bias"))
+
+        def norm(x: Tensor, i: int) -> Tensor:
+            return torch.nn.functional.layer_norm(x, x.shape[-1:], layer(f"norms.{i}.scale"), layer(f"norms.{i}.bias"), 1e-6)
+
+        x = linear(x, "hidden.0")
+        for i in range(blocks):
+            x = x + linear(torch.relu(linear(norm(x, i), f"expand.{i}")), f"contract.{i}")
+        return linear(norm(x, blocks), "head")
 
     def cell(self, model: str, seen: Tensor, batch: Sequences[NDArray[Any]]) -> Tensor:
         """The cell's output after each of the time + 1 steps."""

@@ -31,6 +31,7 @@ FEATURES = {
         schedule=("kl_adaptive", "cosine", "exponential"),
         schedule_kwargs=({"kl_threshold": 4e-4}, {"steps": 80, "end": 0.1}, {"decay": 0.98}),
     ),
+    "simba": replace(PLAIN, network="simba", hidden=(8,), critic_hidden=(12, 12)),
     "rnn": replace(RECURRENT, recurrent="rnn"),
     "gru": RECURRENT,
     "recurrent with everything": replace(
@@ -59,6 +60,8 @@ ALONE = {
     "mean of three critics": replace(PLAIN, critics=3, policy_value="mean"),
     "layer norm": replace(PLAIN, layer_norm=True),
     "dropout": replace(PLAIN, dropout=0.3),
+    "critics of their own widths": replace(PLAIN, critic_hidden=(7, 9, 5), dropout=0.3),
+    "simba above a cell": replace(RECURRENT, network="simba", hidden=(8, 8)),
     "policy delay": replace(PLAIN, policy_delay=3),
     "clipped": replace(PLAIN, grad_norm_clip=0.2),
     "fixed temperature": replace(PLAIN, learn_entropy=False),

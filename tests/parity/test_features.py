@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sacref.agent import carry
+from sacref.agent import carry, networks
 from sacref.agent.networks import Network
 from sacref.algorithm import optimizer
 from sacref.algorithm.data import Batch, Window
@@ -126,6 +126,26 @@ def fed_what_is_done_now(patch: Patch, name: str) -> None:
     change_what_is_fed(patch, name, wrong)
 
 
+def blocks_without_a_sum(patch: Patch, name: str) -> None:
+    change_blocks(patch, lambda model, x, norm, expand, contract: contract(model.relu(expand(norm(x)))))
+
+
+def norms_behind_the_sum(patch: Patch, name: str) -> None:
+    change_blocks(patch, lambda model, x, norm, expand, contract: norm(x + contract(model.relu(expand(x)))))
+
+
+def blocks_that_add_to_the_norm(patch: Patch, name: str) -> None:
+    change_blocks(patch, lambda model, x, norm, expand, contract: norm(x) + contract(model.relu(expand(norm(x)))))
+
+
+def no_norm_before_the_head(patch: Patch, name: str) -> None:
+    change_blocks(patch, right_block, last=lambda x, norm: x)
+
+
+def pytorchs_epsilon(patch: Patch, name: str) -> None:
+    patch.setitem(networks.NORM_EPSILON, "simba", 1e-5)
+
+
 MISTAKES: dict[str, list[Callable[[Patch, str], None]]] = {
     "states, dict observations": [next_states_are_the_states, leaves_in_another_order],
     "n-step, mask": [discounts_of_one_step, no_mask],
@@ -137,6 +157,7 @@ MISTAKES: dict[str, list[Callable[[Patch, str], None]]] = {
     ],
     "policy delay, warm-up, piecewise, linear": [delay_short_by_one],
     "adaptive, cosine, exponential": [factors_that_multiply_each_other, adaptive_rates_that_stay],
+    "simba": [blocks_without_a_sum, norms_behind_the_sum, blocks_that_add_to_the_norm, no_norm_before_the_head, pytorchs_epsilon],
     "gru": [
         no_mask,
         next_step_from_the_current_carry,
@@ -184,6 +205,23 @@ def apart(problem: Problem, name: str) -> float:
 
 def part(name: str, module: str) -> Any:
     return importlib.import_module(f"sacref.{name}.{module}")
+
+
+def right_block(model: Any, x: Any, norm: Any, expand: Any, contract: Any) -> Any:
+    return x + contract(model.relu(expand(norm(x))))
+
+
+def change_blocks(patch: Patch, block: Callable[..., Any], last: Callable[[Any, Any], Any] = lambda x, norm: norm(x)) -> None:
+    """Let residual networks, but not the oracle's, have other blocks, or another layer before the head."""
+
+    def wrong(model: Any, x: Any) -> Any:
+        x = model.hidden[0](x)
+        *norms, behind = model.norms
+        for layers in zip(norms, model.expand, model.contract, strict=True):
+            x = block(model, x, *layers)
+        return model.head(last(x, behind))
+
+    patch.setattr(networks, "add_blocks", wrong)
 
 
 def change_what_is_fed(patch: Patch, name: str, change: Callable[[Any, Any], tuple[Any, Any]]) -> None:

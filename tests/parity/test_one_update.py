@@ -23,10 +23,13 @@ PROBLEMS = {
         schedule_kwargs=({"kl_threshold": 1e-3}, {"kl_threshold": 1e-2}, {"kl_threshold": 4e-3}),
     ),
     "recurrent": replace(RECURRENT, feed_previous=("actions", "rewards")),
+    "simba above a cell": replace(RECURRENT, network="simba", critic_hidden=(12, 12)),
 }
+LONG = ("simba above a cell",)
+"""Those that the features hold apart from each other already."""
 
 
-@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("problem", [pytest.param(name, marks=pytest.mark.full if name in LONG else ()) for name in PROBLEMS])
 @pytest.mark.parametrize("backend", installed_backends())
 def test_one_update_is_the_oracles(backend: str, problem: str) -> None:
     chosen = PROBLEMS[problem]

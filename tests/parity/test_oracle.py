@@ -337,6 +337,7 @@ BY_DIFFERENCES = {
         TINY, states=2, dict_observations=True, masked=True, n_step=3, critics=3, target_subset=2, layer_norm=True, dropout=0.2
     ),
     "mean of critics": replace(TINY, critics=3, policy_value="mean"),
+    "simba": replace(TINY, network="simba", critic_hidden=(3, 3)),
     **{kind: replace(TINY, recurrent=kind, sequence_length=3, burn_in=2, states=2) for kind in ("rnn", "gru", "lstm")},
 }
 

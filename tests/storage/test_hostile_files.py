@@ -759,6 +759,11 @@ def test_models_that_no_checkpoint_could_fill_are_not_made(finished: Path, tmp_p
     changes: list[tuple[str, dict[str, Any]]] = [
         ("its models have over 4848[0-9]* parameters, and no checkpoint has as many", {"hidden": [40, 4000, 4000]}),
         ("its models have over", {"hidden": [1] * 5_000}),
+        ("its models have over", {"models": {**config["models"], "critic_hidden": [40, 4000, 4000]}}),
+        (
+            "its models have over",
+            {"models": {**config["models"], "network": "simba", "layer_norm": False, "dropout": 0.0}, "hidden": [9999]},
+        ),
         ("its models have over", {"models": {**config["models"], "num_critics": 10**9}}),
         ("its models have over", {"models": {**config["models"], "recurrent": "gru", "recurrent_size": 10**5}}),
         ("expected at most 10000000 numbers", {"observation_space": box}),

@@ -14,6 +14,7 @@ from gymnasium.wrappers import TimeLimit
 import sacref
 from sacref.cli import main as cli
 from sacref.config import ExperimentConfig, SACConfig
+from sacref.config.train_config import TrainConfig
 from sacref.envs.partial import PrivilegedState
 from sacref.preprocessing import RunningStandardScaler
 from sacref.training import experiment
@@ -59,7 +60,12 @@ TABLE: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {"directory": "elsewhere", "experiment_name": "named"},
     ),
     "states and files": (
-        {"wrappers": [PrivilegedState, partial(TimeLimit, max_episode_steps=4)], "memory_capacity": 8},
+        {
+            "wrappers": [PrivilegedState, partial(TimeLimit, max_episode_steps=4)],
+            "memory_capacity": 8,
+            "network": "simba",
+            "critic_hidden": (3, 3),
+        },
         {
             "state_preprocessor": RunningStandardScaler,
             "state_preprocessor_kwargs": {"clip": 2.0},
@@ -99,6 +105,18 @@ def test_every_option_has_a_row() -> None:
         usual = kind()
         fields = {name for row in rows for name, value in row.items() if value != getattr(usual, name)}
         assert fields | {"seed", "experiment"} == {entry.name for entry in dataclasses.fields(kind)} | {"seed", "experiment"}
+
+
+def test_simba_has_its_normaliser_unless_the_configuration_says_another() -> None:
+    found = TrainConfig(network="simba", cfg={"batch_size": 32}).checked()
+    assert (found.hidden, found.critic_hidden) == ((128,), (512, 512))
+    assert found.settings(1).observation_preprocessor is RunningStandardScaler
+    for cfg in ({"observation_preprocessor": None}, SACConfig()):
+        assert TrainConfig(network="simba", cfg=cfg).checked().settings(1).observation_preprocessor is None
+    assert TrainConfig().checked().settings(1).observation_preprocessor is None
+    unknown: Any = "resnet"
+    with pytest.raises(ValueError, match="network is 'resnet', expected one of mlp, simba"):
+        TrainConfig(network=unknown).checked()
 
 
 class Killed(BaseException):

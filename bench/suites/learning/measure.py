@@ -104,6 +104,7 @@ def main(
             "hopper-100k",
             "halfcheetah-100k-chunked",
             "halfcheetah-50k-bfloat16",
+            "halfcheetah-100k-simba",
             "pendulum-hidden",
             "pendulum-hidden-gru",
             "halfcheetah-hidden",

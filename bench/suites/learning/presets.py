@@ -180,6 +180,16 @@ PRESETS = {
             seeds=(0, 1, 2),
             settings={"mixed_precision": True},
         ),
+        # As halfcheetah-100k, with SimBa's networks of their authors' sizes, and nothing else of theirs: does the architecture help here?
+        Preset(
+            name="halfcheetah-100k-simba",
+            title="HalfCheetah-v5, SimBa networks",
+            env="HalfCheetah-v5",
+            steps=100_000,
+            evaluation_interval=10_000,
+            seeds=(0, 1, 2),
+            arguments={"network": "simba"},
+        ),
         Preset(
             name="hopper-100k",
             title="Hopper-v5",
@@ -295,5 +305,13 @@ COMPARISONS = (
         label="bfloat16",
         beside="halfcheetah-100k",
         beside_label="float32",
+    ),
+    Comparison(
+        name="halfcheetah-network",
+        question="Do SimBa's residual networks and its normaliser help?",
+        preset="halfcheetah-100k-simba",
+        label="SimBa",
+        beside="halfcheetah-100k",
+        beside_label="perceptron",
     ),
 )

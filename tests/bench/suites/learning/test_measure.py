@@ -251,7 +251,7 @@ def test_a_suite_trains_its_presets_one_after_the_other(
 
 def test_a_comparison_is_of_two_presets_that_differ_in_what_is_asked() -> None:
     by_name = {comparison.name: (PRESETS[comparison.preset], PRESETS[comparison.beside]) for comparison in COMPARISONS}
-    assert len(by_name) == len(COMPARISONS) == 4
+    assert len(by_name) == len(COMPARISONS) == 5
     assert not by_name.keys() & PRESETS.keys()  # Their pictures lie beside each other.
     for one, other in by_name.values():
         assert (one.env, one.seeds, one.evaluation_interval) == (other.env, other.seeds, other.evaluation_interval)
@@ -265,6 +265,7 @@ def test_a_comparison_is_of_two_presets_that_differ_in_what_is_asked() -> None:
             {"batch_size", "sequence_length", "recurrent", "recurrent_size"},
             {"wrappers"},
             {"mixed_precision"},
+            {"network"},
         )
         # They share the end of the shorter one.
         assert one.steps == other.steps or "mixed_precision" in differing
