@@ -49,4 +49,7 @@ def serve(connection: Connection, make: Callable[[], WorkerT]) -> WorkerT:
         # Outside of the handler, whose error holds what did not fit.
         if isinstance(answer, DoesNotFit):
             worker.forget()
-        connection.send(answer)
+        try:
+            connection.send(answer)
+        except BrokenPipeError:  # the suite was stopped meanwhile
+            return worker

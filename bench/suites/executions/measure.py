@@ -178,7 +178,6 @@ def population(backend: str, updates: int, seed: int) -> tuple[str, float]:
         "steps": RANDOM_STEPS + updates,
         "hidden": (32, 32),
         "evaluation_episodes": 1,
-        "evaluation_max_steps": 1,
         "progress": False,
     }
     seeds = range(seed, seed + MEMBERS)

@@ -22,8 +22,12 @@ INTRODUCTION = (
     " is an array that passes between host and device, and on a CPU nothing is downloaded.\n"
 )
 PARTS = tuple(part for part in plots.PART_STYLES if part != "environment")
-OWN = ("act", "to_numpy", "record", "learn")
-"""Parts that are the agent's."""
+BESIDE = {
+    "act and record / environment": ("act", "to_numpy", "record"),
+    "with learn": ("act", "to_numpy", "record", "learn"),
+    "all host work": PARTS,
+}
+"""Heading of a ratio to the environment -> the parts in it."""
 
 
 def section(results: Path) -> Section:
@@ -82,7 +86,7 @@ def _table(cells: Sequence[HostCell]) -> str:
     rows = []
     for cell in cells:
         if not cell.rounds:
-            rows.append([cell.name, f"missing: {cell.missing}", *[""] * (len(PARTS) + 6)])
+            rows.append([cell.name, f"missing: {cell.missing}", *[""] * (len(PARTS) + len(BESIDE) + 4)])
             continue
         host = host_microseconds(cell)
         rows.append(
@@ -92,13 +96,11 @@ def _table(cells: Sequence[HostCell]) -> str:
                 *(number(1e3 * value) if value else "" for part, value in parts(cell).items() if part in PARTS),
                 f"{number(standard.median(host))} ({number(min(host))} to {number(max(host))})",
                 number(1e3 * parts(cell)["environment"]),
-                f"{beside_environment(cell, OWN):.2f}",
-                f"{beside_environment(cell, PARTS):.2f}",
+                *(f"{beside_environment(cell, which):.2f}" for which in BESIDE.values()),
                 *_counts(cell.counts),
             ]
         )
-    beside = ["act to learn / environment", "host work / environment"]
-    header = ["", "execution", *PARTS, "host work (range)", "environment", *beside, "uploads, launches, downloads", "of"]
+    header = ["", "execution", *PARTS, "host work (range)", "environment", *BESIDE, "uploads, launches, downloads", "of"]
     return table(header, rows)
 
 

@@ -228,7 +228,10 @@ def test_the_report_says_how_much_the_host_does_beside_the_environment(tmp_path:
     record.write_new(tmp_path / "host", found)
     made = section.section(tmp_path)
     page = "\n".join(made.paragraphs)
-    assert "| sacref jax auto | scan |  |  |  |  | 150 | 150 | 300 (290 to 310) | 100 | 1.50 | 3.00 | 1, 3.25, - | compiled calls |" in page
+    assert (
+        "| sacref jax auto | scan |  |  |  |  | 150 | 150 | 300 (290 to 310) | 100 | 0.00 | 1.50 | 3.00 | 1, 3.25, - | compiled calls |"
+        in page
+    )
     assert "| SBX strict | missing: sbx not installed |" in page
     assert "| jax | 1,200 | 800 | 1.50 |" in page
     assert [finding.found for finding in made.findings] == ["sacref jax auto 3.0 times"]
