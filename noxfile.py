@@ -20,13 +20,13 @@ nox.options.default_venv_backend = "none" if NO_VENV else "venv"
 nox.options.reuse_venv = "yes"
 nox.options.sessions = ["lint", "types", "tests", "parity"]
 
-INTEGRATIONS = ("tests/training/test_export.py", "tests/test_docs.py")
+INTEGRATIONS = ("tests/training/test_export.py", "tests/training/test_loggers.py", "tests/test_docs.py")
 """Tests that skip what is not installed in the environment of the others."""
 LEAST_COMPLETE = 99.0
 """Percentage of public symbols with complete types."""
 TEXTS = ("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "README.md", "constraints.txt")
 """Files that an sdist has beside the package."""
-PASTED_PAGES = ("start", "using", "models")
+PASTED_PAGES = ("start", "using", "models", "callbacks", "logging")
 """Pages of docs/ that a newcomer reads, in this order."""
 USED_AS_INSTALLED = """
 import importlib.metadata, importlib.util, pathlib, sys
@@ -74,7 +74,7 @@ def full(session: nox.Session) -> None:
 @nox.session
 def integrations(session: nox.Session) -> None:
     """The tests of what works with other programs, which `.[all,dev]` leaves out; arguments after `--` go to pytest."""
-    install(session, "--editable", ".[all,dev,export-torch]")
+    install(session, "--editable", ".[all,dev,export-torch,wandb,mlflow]")
     if not NO_VENV:  # without its own dependencies: it needs an orbax-checkpoint that is older than Flax's
         session.install("--no-deps", "jax2onnx>=0.17")
     python_module(session, "pytest", *INTEGRATIONS, "-m", "", *session.posargs)

@@ -17,7 +17,6 @@ MOST_FILES = {
     "Network": 4,
     "Exploration": 3,
     "Replay sampling": 3,
-    "Logger": 2,
     "Temperature rule": 3,
     "Benchmark suite": 4,
 }

@@ -1,6 +1,5 @@
 """Metrics: measurements of updates and of episodes, reduced over an interval, and written as curves."""
 
-import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
@@ -17,10 +16,8 @@ from sacref.algorithm.data import METRICS
 from sacref.config import PARTS, SACConfig
 from sacref.ranks import Ranks
 from sacref.spec.arrays import Array, ArrayT, NumpyArray
-from sacref.storage.metric_files import Tracker
+from sacref.storage.metric_files import JsonLines, Origin, Sink, Sinks, TensorBoard
 from sacref.storage.values import Like, Maybe
-
-logger: logging.Logger = logging.getLogger(__name__)
 
 TAGS: Mapping[str, str] = {
     "critic_loss": "Loss / Critic loss",
@@ -81,7 +78,9 @@ class AgentMetrics(Generic[ArrayT]):
         environment_steps: Callable[[int], int],
     ) -> None:
         self._backend, self._learns_entropy = backend, cfg.learn_entropy
-        self._directory, self._keeps_rows, self._environment_steps = directory, keeps_rows, environment_steps
+        self._keeps_rows = keeps_rows
+        self._origin = Origin(directory, environment_steps, cfg.to_dict())
+        self._sinks = Sinks([TensorBoard(), JsonLines()], self._origin)
         self.write_interval = write_interval
         measured = [name for name in METRICS if name not in unmeasured(cfg)]
         columns = [(name, number + 1) for name in measured for number in range(critics if "{critic}" in TAGS[name] else 1)]
@@ -97,7 +96,8 @@ class AgentMetrics(Generic[ArrayT]):
         """Metrics of the updates since the last write, `(gradient step, metric)` each, on the device."""
         self._learned_at: list[tuple[int, int]] = []
         """Gradient steps so far and timesteps finished, after each update since the last write."""
-        self._tracker: Tracker | None = None
+        self.latest: dict[str, float] = {}
+        """Tag -> the value that was written last."""
 
     @property
     def tracking(self) -> bool:
@@ -140,6 +140,11 @@ class AgentMetrics(Generic[ArrayT]):
 
     # What is written.
 
+    def write_to(self, sinks: Sequence[Sink], config: Mapping[str, object]) -> None:
+        """Write to these sinks from now on, instead of TensorBoard's files and `metrics.jsonl`; `config` is the run's."""
+        self._sinks.close()
+        self._sinks = Sinks(sinks, self._origin._replace(config=config))
+
     def fetch(self) -> NumpyArray | None:
         """Read the metrics of the updates since the last write, `(gradient step, metric)`; None for none."""
         return self._backend.fetch(self.packed) if self.packed else None
@@ -165,19 +170,13 @@ class AgentMetrics(Generic[ArrayT]):
                 if values.size:
                     for kind in ("max", "min", "mean"):
                         scalars[f"{prefix}{tag} ({kind})"] = _reduce(f"({kind})", values)
+        self.latest.update(scalars)
         if scalars and self._backend.ranks.rank == 0:
-            if self._tracker is None:
-                self._tracker = Tracker(self._directory)
-            try:
-                self._tracker.write(timestep, self._environment_steps(timestep), scalars)
-            except OSError as error:  # which a run of days shall not end of
-                logger.warning("what was measured up to timestep %d is not written: %s. Training goes on", timestep, error)
+            self._sinks.write(timestep, scalars)
 
     def close(self) -> None:
-        """Close the files."""
-        if self._tracker is not None:
-            self._tracker.close()
-            self._tracker = None
+        """Close the sinks."""
+        self._sinks.close()
 
     # State.
 

@@ -45,6 +45,8 @@ def train(flags: Train) -> int:
         "run_dir": flags.directory(),
         "cfg": flags.cfg,
         "wrappers": [named(name, "--wrappers: ") for name in flags.wrappers],
+        "callbacks": [named(name, "--callbacks: ") for name in flags.callbacks],
+        "log": flags.log,
     }
     if seeds is not None:
         return _train_population(flags, seeds, arguments)
@@ -52,9 +54,10 @@ def train(flags: Train) -> int:
     place = launched()
     if place is not None and place.rank > 0:
         return 130 if result.interrupted else 0
-    state = "interrupted" if result.interrupted else "finished"
+    stopped = result.interrupted or result.stopped_by is not None
+    state = f"stopped by {result.stopped_by}" if result.stopped_by else "interrupted" if result.interrupted else "finished"
     print(f"{state} after {result.steps:,} steps of {flags.env} on {flags.backend}{_speed(result.steps_per_second)}")
-    learned = _says_that_it_learned(flags, result.steps, trained=not math.isnan(result.steps_per_second), interrupted=result.interrupted)
+    learned = _says_that_it_learned(flags, result.steps, trained=not math.isnan(result.steps_per_second), interrupted=stopped)
     if result.evaluations:
         step, evaluation = result.evaluations[-1]
         print(f"evaluation at step {step:,}: {_summary(evaluation)}")

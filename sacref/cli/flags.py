@@ -51,6 +51,11 @@ class Train(RunOptions):
     wrappers: tuple[str, ...] = ()
     """Wrappers put around each environment, the first one innermost, each as module:name, with arguments as in
     'gymnasium.wrappers:TimeLimit(max_episode_steps=7)'."""
+    callbacks: tuple[str, ...] = ()
+    """Callbacks of the run, each as module:Class of a sacref.training.callbacks.Callback, with arguments as in
+    'sacref.training.callbacks:StopAtReturn(mean=300)'."""
+    log: tuple[str, ...] = ("tensorboard", "jsonl")
+    """Loggers of the metrics: tensorboard, jsonl, csv, wandb, mlflow, or module:Class of your own."""
     hidden: tuple[int, ...] | None = None
     critic_hidden: tuple[int, ...] | None = None
     num_critics: int = 2

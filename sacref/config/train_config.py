@@ -24,6 +24,8 @@ else:
 
 EnvironmentFactory: TypeAlias = Callable[..., Environment]
 Wrapper: TypeAlias = Callable[[Environment], Environment]
+Logger: TypeAlias = str | object
+"""A logger's name, what makes one, or one."""
 Backend: TypeAlias = Literal["torch", "jax"]
 Network: TypeAlias = Literal["mlp", "simba"]
 Recurrent: TypeAlias = Literal["rnn", "gru", "lstm"]
@@ -80,6 +82,14 @@ _ARGUMENTS = rule(
 _WRAPPERS = rule(
     "a list of callables, each of which wraps an environment",
     lambda value: isinstance(value, list | tuple) and all(map(callable, value)),
+)
+_CALLBACKS = rule(
+    "a list of callbacks: subclasses of sacref.training.callbacks.Callback, functions that make one, or instances",
+    lambda value: isinstance(value, list | tuple),
+)
+_LOGGERS = rule(
+    "a list of loggers: tensorboard, jsonl, csv, wandb, mlflow, or objects with a method write(step, scalars)",
+    lambda value: isinstance(value, list | tuple),
 )
 
 
@@ -175,6 +185,12 @@ class TrainConfig(RunOptions):
     """Wrappers put around each environment, the first one innermost. Evaluations have the same, but for the rewards of Gymnasium's
     `NormalizeReward`, which are evaluated as they are."""
 
+    callbacks: Sequence[object] = field(default=(), metadata=_option(_CALLBACKS, changeable=True))
+    """Callbacks of the run: subclasses of `sacref.training.callbacks.Callback`, functions that make one, or instances."""
+    log: Sequence[Logger] = field(default=("tensorboard", "jsonl"), metadata=_option(_LOGGERS, changeable=True))
+    """Loggers of the metrics: tensorboard, jsonl, csv, wandb, mlflow, "module:Class" of your own, or a class or an object with a method
+    `write(step, scalars)`; see `sacref.training.loggers`."""
+
     def checked(self) -> "TrainConfig":
         """Return the options with Python's scalars for NumPy's, and the critics' from the preset.
 
@@ -233,7 +249,7 @@ class TrainConfig(RunOptions):
 
 CHANGEABLE = frozenset(option.name for option in fields(TrainConfig) if option.metadata["changeable"])
 """Options that a run may be resumed with other values of."""
-LATER = ("evaluation_max_steps", "preset", "network", "critic_hidden")
+LATER = ("evaluation_max_steps", "preset", "network", "critic_hidden", "callbacks", "log")
 """Options that the first versions of `config.json` do not hold: they had the defaults."""
 
 
@@ -248,7 +264,7 @@ def options_of(stored: Mapping[str, Any]) -> dict[str, Any]:
         if option.metadata["stored"] and option.name not in ("seed", "cfg"):
             values = stored["models"] if option.metadata["model"] else stored
             value = values.get(option.name, option.default) if option.name in LATER else values[option.name]
-            found[option.name] = tuple(value) if isinstance(value, list) else from_json(value)
+            found[option.name] = tuple(value) if isinstance(value, list | tuple) else from_json(value)
     return found
 
 
@@ -274,4 +290,4 @@ def _written(value: object) -> object:
         return as_json("env_kwargs", value)
     if isinstance(value, list | tuple):
         return [_written(entry) for entry in value]
-    return description(value) if callable(value) else value
+    return value if value is None or isinstance(value, str | int | float | Path) else description(value)

@@ -21,16 +21,16 @@ from sacref.ranks import Ranks
 from sacref.spec.arrays import NumpyArray
 from sacref.storage import checkpoint, replay_log
 from sacref.storage.checkpoint import CheckpointError
-from sacref.storage.metric_files import METRICS_FILE
+from sacref.storage.metric_files import appended
 from sacref.storage.replay_log import Entry, ReplayLog
 from sacref.storage.values import encode
+from sacref.training.callbacks import Callbacks
 from sacref.training.loop import LoopState
 
 AnyAgent: TypeAlias = Agent[Any]
 
 BEST = "best"
 """Name of the checkpoint of the best evaluation."""
-EVENTS = "events.out.tfevents.*"
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -67,6 +67,7 @@ class CheckpointWriter:
         keep: how many of the last checkpoints stay.
         entry: of the replay log that the agent's memory was restored from; None for another memory.
         uncaptured: why the environments' state is not captured, which has been reported; None to try.
+        callbacks: whose states are in each checkpoint, and who are told of it; None for none.
     """
 
     def __init__(
@@ -80,7 +81,9 @@ class CheckpointWriter:
         keep: int,
         entry: Entry | None = None,
         uncaptured: str | None = None,
+        callbacks: Callbacks | None = None,
     ) -> None:
+        self._callbacks = callbacks
         self._agent, self._ranks, self._directory, self._envs = agent, ranks, directory, envs
         self._every, self._keep = every, keep
         self._replay = ReplayLog(rank_part(checkpoints_of(directory) / REPLAY, ranks.rank), entry)
@@ -117,6 +120,8 @@ class CheckpointWriter:
         path = checkpoints_of(self._directory) / f"agent_{state.timesteps}"
         self._agent.save(path, replay=self._replay, live=self._live(state))
         self.delete_old()
+        if self._callbacks is not None:
+            self._callbacks.call("on_checkpoint")
 
     def write_best(self) -> None:
         """Write the agent, without its memory, as the best one so far."""
@@ -126,6 +131,8 @@ class CheckpointWriter:
         arrays: dict[str, NumpyArray] = {}
         value = {"agent": self._agent.live_state(), "observations": state.observations, "states": state.states}
         metadata: dict[str, object] = {"live": encode(value, "live", arrays), "files": lengths(self._directory)}
+        if self._callbacks is not None:
+            metadata["callbacks"] = self._callbacks.state(arrays)
         groups = {LIVE[0]: arrays}
         snapshot = self._uncaptured or snapshots.capture(self._envs)
         if isinstance(snapshot, str):
@@ -210,7 +217,7 @@ def require_own(directory: Path) -> None:
         CheckpointError: naming what is a link, a pipe or a device.
     """
     where = checkpoints_of(directory)
-    files = [directory / METRICS_FILE, directory / "curve.png", *directory.glob(EVENTS)]
+    files = [*appended(directory), directory / "curve.png"]
     folders = [where, *where.glob("agent_*"), *where.glob(f"{BEST}*"), *where.glob(f"{REPLAY}*")]
     for path in [*files, *folders]:
         mode = path.lstat().st_mode if os.path.lexists(path) else None
@@ -224,8 +231,7 @@ def require_own(directory: Path) -> None:
 
 def lengths(directory: Path) -> dict[str, int]:
     """Return the sizes of the files that a run appends to, in bytes."""
-    files = [directory / METRICS_FILE, *directory.glob(EVENTS)]
-    return {file.name: file.stat().st_size for file in files if file.is_file()}
+    return {file.name: file.stat().st_size for file in appended(directory) if file.is_file()}
 
 
 def drop_after(directory: Path, timestep: int, files: Mapping[str, object]) -> None:
@@ -233,7 +239,7 @@ def drop_after(directory: Path, timestep: int, files: Mapping[str, object]) -> N
     for later, _, path in _written(directory):
         if later > timestep:
             checkpoint.remove(path)
-    for file in (directory / METRICS_FILE, *directory.glob(EVENTS)):
+    for file in appended(directory):
         length = files.get(file.name)
         if not file.is_file():
             continue

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,9 +14,11 @@ from sacref.config.train_config import TrainConfig, takes_options
 from sacref.envs.states import have
 from sacref.storage import checkpoint
 from sacref.training import checkpoints, loop, resume, run_directory
+from sacref.training.callbacks import Callbacks, RunView, hand_back, make_callbacks
 from sacref.training.checkpoints import AnyAgent
 from sacref.training.evaluation import Evaluation, evaluate
 from sacref.training.load import refuse_large_models
+from sacref.training.loggers import make_sinks
 from sacref.training.plan import Environments, Plan, derive_seed, prepare
 from sacref.training.progress import TrainingProgress
 from sacref.training.run_directory import named_callables, on_every_rank, reading_config_of, require_same
@@ -24,7 +26,7 @@ from sacref.training.run_directory import named_callables, on_every_rank, readin
 logger: logging.Logger = logging.getLogger(__name__)
 
 
-class RunCallbacks(Protocol):
+class Membership(Protocol):
     """Calls that a member of a population takes from its run; see `sacref.training.population`."""
 
     first: bool
@@ -61,6 +63,8 @@ class TrainingResult:
     """Environment steps of all ranks per second of training, without the evaluations; NaN if there was nothing left to train."""
     interrupted: bool
     """Ctrl-C ended it early."""
+    stopped_by: str | None = None
+    """Name of the callback that ended it early; None if none did."""
 
 
 @takes_options(TrainConfig)
@@ -78,8 +82,8 @@ def train(config: TrainConfig) -> TrainingResult:
 
     With `resume`, a run goes on from its last whole checkpoint, on the same machine to the bit as if it had never stopped: in the middle of
     its episodes, where all of its environments can be captured (`sacref.envs.snapshots`; the log says where not). All arguments must be
-    what they were, but for `steps`, the evaluations', `keep_checkpoints`, `backend`, `device`, `vectorization`, `preset` and `progress`;
-    `cfg=None` takes the run's own. On the other backend, or with another number of
+    what they were, but for `steps`, the evaluations', `keep_checkpoints`, `backend`, `device`, `vectorization`, `preset`,
+    `callbacks`, `log` and `progress`; `cfg=None` takes the run's own. On the other backend, or with another number of
     ranks, the weights, moments and memories go on, and the random streams are drawn from new seeds: see `Agent.load`.
 
     Returns:
@@ -92,14 +96,15 @@ def train(config: TrainConfig) -> TrainingResult:
     return run(config)
 
 
-def run(options: TrainConfig, callbacks: RunCallbacks | None = None) -> TrainingResult:
-    """Run `train`, alone or, with callbacks, as a member of a population."""
+def run(options: TrainConfig, member: Membership | None = None) -> TrainingResult:
+    """Run `train`, alone or as a member of a population."""
     plan = prepare(options)
+    given, sinks = make_callbacks(plan.options.callbacks), make_sinks(plan.options.log)
     options, ranks, directory, resumed = plan.options, plan.ranks, plan.directory, plan.resumed
     with contextlib.ExitStack() as closed_at_end:
         made = on_every_rank(ranks, lambda: plan.make_environments(closed_at_end))
         config = plan.config(made.spaces)
-        if ranks.rank == 0 and (callbacks is None or callbacks.first):
+        if ranks.rank == 0 and (member is None or member.first):
             _warn(made, config)
         entry, resumption = None, resume.Resumption(None, None)
         if resumed is not None:
@@ -108,9 +113,13 @@ def run(options: TrainConfig, callbacks: RunCallbacks | None = None) -> Training
                 refuse_large_models([resumed.checkpoint], made.spaces["observation_space"], options.hidden, options.model_options)
             entry = checkpoints.entry_of(rank_part(resumed.checkpoint, ranks.rank % resumed.ranks))
         agent = plan.make_agent(made.spaces, entry)
+        agent.metrics.write_to(sinks, config)
+        evaluations: list[tuple[int, Evaluation]] = []
+        callbacks = Callbacks(given, RunView(agent, directory, plan.timesteps, evaluations)) if given else None
         if resumed is not None:
             agent.load(resumed.checkpoint)
             resumption = resume.resume(resumed.checkpoint, agent, ranks, made.training, plan.start, made.uncaptured)
+            hand_back(resumption.callbacks, given)
         writer = checkpoints.CheckpointWriter(
             agent,
             ranks,
@@ -120,6 +129,7 @@ def run(options: TrainConfig, callbacks: RunCallbacks | None = None) -> Training
             keep=options.keep_checkpoints,
             entry=entry if resumed is not None and resumed.ranks == ranks.size else None,
             uncaptured=made.uncaptured,
+            callbacks=callbacks,
         )
         bar = TrainingProgress(
             agent,
@@ -131,9 +141,9 @@ def run(options: TrainConfig, callbacks: RunCallbacks | None = None) -> Training
             learning_starts=plan.settings.learning_starts,
             enabled=options.progress and ranks.rank == 0,
         )
-        between = _Run(plan, agent, made, writer, config, bar)
-        if callbacks is not None:
-            callbacks.on_ready(agent)
+        between = _Run(plan, agent, made, writer, config, bar, evaluations, callbacks, resumption.on_begin)
+        if member is not None:
+            member.on_ready(agent)
         bar.say(str(plan.update_to_data))
         with bar:
             outcome = loop.run(
@@ -146,27 +156,29 @@ def run(options: TrainConfig, callbacks: RunCallbacks | None = None) -> Training
                 after_timestep=between.after_timestep,
                 after_all=between.after_all,
                 begin=resumption.begin,
-                on_begin=resumption.on_begin,
+                on_begin=between.begin,
                 on_recorded=between.take_directory,
                 ranks=ranks,
-                interrupted=None if callbacks is None else callbacks.interrupted,
+                interrupted=None if member is None else member.interrupted,
             )
         if ranks.rank == 0 and not (directory / "config.json").is_file():
             logger.warning("%s is gone, and written again", directory / "config.json")
             checkpoint.write_json(directory / "config.json", config)
-        between.finish(outcome, plot=callbacks is None)
-        if callbacks is not None:
-            callbacks.on_end(agent)
+        between.finish(outcome, plot=member is None)
+        if member is not None:
+            member.on_end(agent)
         agent.enable_training_mode(False, apply_to_models=True)
+        stopped_by = between.end(outcome)
     trained = (outcome.timesteps - plan.start) * plan.steps_per_timestep
     return TrainingResult(
         run_dir=directory,
-        evaluations=tuple(between.evaluations),
+        evaluations=tuple(evaluations),
         agent=agent,
         config=config,
         steps=outcome.timesteps * plan.steps_per_timestep + plan.steps_offset,
         steps_per_second=trained / outcome.seconds if trained else math.nan,
-        interrupted=outcome.interrupted,
+        interrupted=outcome.interrupted and stopped_by is None,
+        stopped_by=stopped_by,
     )
 
 
@@ -196,23 +208,35 @@ class _Run:
         writer: checkpoints.CheckpointWriter,
         config: Mapping[str, object],
         bar: TrainingProgress,
+        evaluations: list[tuple[int, Evaluation]],
+        callbacks: Callbacks | None,
+        restore: Callable[[], None] | None,
     ) -> None:
         self.plan, self.agent, self.made, self.writer, self.ranks = plan, agent, made, writer, plan.ranks
         self.config, self.bar = config, bar
         self.every = math.ceil(plan.evaluation_interval / plan.steps_per_timestep)
-        self.evaluations: list[tuple[int, Evaluation]] = []
+        self.evaluations, self.callbacks, self.restore = evaluations, callbacks, restore
         self.state: loop.LoopState | None = None  # before the first timestep of this process
+
+    def begin(self) -> None:
+        if self.restore is not None:
+            self.restore()
+        if self.callbacks is not None:
+            self.callbacks.start(self.plan.start)
 
     def take_directory(self) -> None:
         """Take the directory: only now, as the first step is recorded, is anything in it changed."""
         plan = self.plan
         self.evaluations += run_directory.begin(self.ranks, plan.directory, self.config, plan.resumed, overwrite=plan.options.overwrite)
 
-    def after_timestep(self, finished: int) -> None:
+    def after_timestep(self, finished: int) -> bool:
         self.bar.update(finished)
+        if self.callbacks is not None:
+            self.callbacks.after_timestep(finished)
         # The last one is evaluated by `finish`, when the checkpoint is written.
         if finished % self.every == 0 and finished < self.plan.timesteps:
             self.evaluate(finished)
+        return self.callbacks is None or self.callbacks.stopped_by is None
 
     def after_all(self, state: loop.LoopState) -> None:
         self.state = state
@@ -248,6 +272,8 @@ class _Run:
             if self.ranks.size > 1 or finished >= self.plan.timesteps:
                 raise
             logger.warning("the evaluation after timestep %d is not written yet: %s. Training goes on", finished, error)
+        if self.callbacks is not None:
+            self.callbacks.call("on_evaluation")
 
     def write_evaluations(self) -> None:
         if self.ranks.rank > 0:
@@ -274,3 +300,17 @@ class _Run:
             from sacref.training.plots import plot_runs  # which takes as long to import as all of the rest, and one rank needs it
 
             plot_runs([self.plan.directory], output=self.plan.directory / "curve.png")
+
+    def end(self, outcome: loop.Outcome) -> str | None:
+        """Return the name of the callback that ended the run early, of any rank.
+
+        Raises:
+            Exception: that a callback raised.
+        """
+        early = outcome.timesteps < self.plan.timesteps
+        told = self.ranks.gather(self.callbacks.stopped_by if self.callbacks is not None and early else None)
+        if self.callbacks is not None:
+            self.callbacks.call("on_end")
+            if self.callbacks.failure is not None:
+                raise self.callbacks.failure
+        return next((name for name in told if name is not None), None)

@@ -25,8 +25,8 @@ AGREEMENT_SECONDS = 1.0
 AGREEMENT_TIMESTEPS = 100
 """Timesteps between two exchanges, at most: timesteps become slower when learning starts."""
 
-AfterTimestep = Callable[[int], None]
-"""Called with the number of timesteps that are finished."""
+AfterTimestep = Callable[[int], bool | None]
+"""Called with the number of timesteps that are finished; False ends the loop, as Ctrl-C does."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Outcome:
     seconds: float
     """Time that the timesteps of this loop took, without what `after_timestep` did."""
     interrupted: bool
-    """Ctrl-C ended it."""
+    """Ctrl-C, or `after_timestep`, ended it."""
 
 
 def run(
@@ -87,7 +87,7 @@ def run(
         start: timesteps that were finished before, of a run that is resumed.
         seed: passed on to `envs.reset`.
         state_space: of the privileged states that the environments hand over (`sacref.envs.states`); None for none.
-        after_timestep: called after each timestep, with the number of finished ones: for evaluation and progress.
+        after_timestep: called after each timestep, with the number of finished ones: for evaluation and progress. False ends the loop.
         after_all: called after that: for checkpoints.
         begin: where to go on, of environments that were restored to how they were; None to reset them. It takes the place of `start`.
         on_begin: called when agent and environments are ready.
@@ -143,8 +143,8 @@ def run(
                 rollout.reset_some(again)
             finished += 1
             seconds += time.perf_counter() - began
-            if after_timestep is not None:
-                after_timestep(finished)
+            if after_timestep is not None and after_timestep(finished) is False:
+                stop.requested = True
             if after_all is not None:
                 after_all(LoopState(finished, rollout.observations, rollout.states))
         if on_recorded is not None and finished == start:
@@ -159,9 +159,13 @@ class _Stop:
     """
 
     def __init__(self, pressed: Callable[[], bool], ranks: Ranks, start: int) -> None:
-        self._pressed, self._ranks = pressed, ranks
+        self.requested = False
+        self._interrupted, self._ranks = pressed, ranks
         self._asked, self._ask = start, start + 1
         self._began = time.perf_counter()
+
+    def _pressed(self) -> bool:
+        return self.requested or self._interrupted()
 
     def after(self, finished: int) -> bool:
         if self._ranks.size == 1:

@@ -62,6 +62,11 @@ def train_population(
     if unknown := [name for name in arguments if name not in {option.name for option in fields(TrainConfig)} - {"seed"}]:
         raise TypeError(f"train_population got {', '.join(unknown)}: expected seeds, vary, and the arguments of sacref.train but for seed")
     shared = TrainConfig(**arguments, seed=seeds[0])
+    for name in ("callbacks", "log"):
+        given = getattr(shared, name)
+        alike = [entry for entry in given if not callable(entry) and not isinstance(entry, str)] if isinstance(given, list | tuple) else []
+        if alike:
+            raise TypeError(f"{name} has {alike[0]!r}, which the members would share: give its class, or a function that makes one")
     directory = Path(fresh_run_directory(shared) if run_dir is None else run_dir).expanduser().absolute()
     members = _judged(names, shared, directory)
     import_backend(shared.backend)  # here, once
@@ -235,7 +240,7 @@ class _Meeting:
 
 
 class _Member:
-    """The callbacks of a member's run."""
+    """What a member takes from its run; `Membership` of sacref.training.experiment."""
 
     def __init__(self, meeting: _Meeting, number: int, interrupted: Callable[[], bool]) -> None:
         self._meeting, self._number, self.interrupted = meeting, number, interrupted

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,8 @@ class Resumption:
     begin: LoopState | None
     """State to go on from; None where new episodes begin."""
     on_begin: Callable[[], None] | None
+    callbacks: tuple[tuple[str, Any], ...] = ()
+    """Name and state of each callback that had one."""
 
 
 def resume(
@@ -65,7 +68,7 @@ def resume(
     if any(said is not None for said in ranks.gather(reason)):
         if ranks.rank == 0:
             logger.warning("%s: the episodes begin anew (%s)", path, reason)
-        return Resumption(None, None)
+        return Resumption(None, None, _states_of(part, read))
     with _fitting(part):
         value = decode(read.metadata["live"], read.groups.get(LIVE[0], {}))
         like = {"observations": rows_like(agent.observation_space, envs.num_envs), "states": rows_like(agent.state_space, envs.num_envs)}
@@ -79,7 +82,15 @@ def resume(
         with _fitting(part):
             agent.set_live_state(value["agent"])
 
-    return Resumption(begin, on_begin)
+    return Resumption(begin, on_begin, _states_of(part, read))
+
+
+def _states_of(path: Path, read: checkpoint.Checkpoint) -> tuple[tuple[str, Any], ...]:
+    """Return names and states of the callbacks that a checkpoint holds."""
+    with _fitting(path):
+        states = decode(read.metadata.get("callbacks", []), read.groups.get(LIVE[0], {}))
+        refuse_unlike("the callbacks' states", [name for name, _ in states], [str])
+        return tuple((name, state) for name, state in states)
 
 
 @contextmanager

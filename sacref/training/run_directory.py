@@ -15,11 +15,12 @@ from sacref.envs.interface import Space
 from sacref.envs.space_records import read_space
 from sacref.ranks import Ranks
 from sacref.storage import checkpoint
+from sacref.storage.metric_files import CSV_FILE, EVENTS, METRICS_FILE
 from sacref.training import checkpoints
 from sacref.training.evaluation import LARGEST_RETURN, Evaluation
 
 CONFIG = "config.json"
-RUN_FILES = (CONFIG, "evaluation.json", "metrics.jsonl", "curve.png")
+RUN_FILES = (CONFIG, "evaluation.json", METRICS_FILE, CSV_FILE, "curve.png")
 """Files that a run writes into its directory, beside `checkpoints/agent_*` and TensorBoard's `events.out.tfevents.*`."""
 
 MOST_STEPS = 2**53
@@ -127,7 +128,7 @@ def _refuse_or_read(directory: Path, *, overwrite: bool, resume: bool) -> dict[s
 
 def _files(directory: Path) -> list[Path]:
     """Return the files of a run beside its checkpoints."""
-    return [*(directory / name for name in RUN_FILES if (directory / name).exists()), *sorted(directory.glob(checkpoints.EVENTS))]
+    return [*(directory / name for name in RUN_FILES if (directory / name).exists()), *sorted(directory.glob(EVENTS))]
 
 
 def _foreign(directory: Path, files: list[Path]) -> str | None:

@@ -28,6 +28,7 @@ from sacref.config.train_config import Vectorization
 from sacref.preprocessing import RunningStandardScaler
 from sacref.spec.schedules import KLAdaptive, warm_up
 from sacref.training import experiment, plan, population, video
+from sacref.training.callbacks import StopAtReturn
 from sacref.training.evaluation import Evaluation, evaluate
 from sacref.training.experiment import train as sacref_train
 from tests.envs.painted import PaintedEnv
@@ -51,6 +52,7 @@ def trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
             steps=50,
             steps_per_second=123.4,
             interrupted=False,
+            stopped_by=None,
             config={"env": "Unknown-v0"},
         )
     }
@@ -164,7 +166,7 @@ def test_train_has_the_parameters_and_the_defaults_of_the_function(trained: dict
     assert set(arguments) == set(parameters)
     assert arguments.pop("cfg") == paper_config()
     # The function leaves those of the critics to the preset; a flag shows what that is.
-    as_written: dict[str, Any] = {"env_kwargs": {}, "wrappers": [], **presets.find(None).critics}
+    as_written: dict[str, Any] = {"env_kwargs": {}, "wrappers": [], "callbacks": [], **presets.find(None).critics}
     as_written["hidden"] = (256, 256)  # the network's
     assert arguments == {name: as_written.get(name, parameters[name].default) for name in arguments}
 
@@ -175,6 +177,7 @@ def test_train_passes_on_what_its_flags_say(trained: dict[str, Any], tmp_path: P
     arguments += ["--keep-checkpoints", "4", "--evaluation-max-steps", "50"]
     arguments += "--network simba --critic-hidden 7 7".split()
     arguments += "--num-critics 3 --layer-norm --dropout 0.01 --recurrent lstm --recurrent-size 7 --feed-previous rewards".split()
+    arguments += ["--callbacks", "sacref.training.callbacks:StopAtReturn", "--log", "csv", "wandb"]
     arguments += ["--run-dir", str(tmp_path), "--env-kwargs", '{"g": 9.0}', "--wrappers", "gymnasium.wrappers:ClipAction"]
     assert cli.main(["train", *arguments]) == 0
     passed = trained["arguments"]
@@ -205,6 +208,8 @@ def test_train_passes_on_what_its_flags_say(trained: dict[str, Any], tmp_path: P
         "vectorization": "async",
         "env_kwargs": {"g": 9.0},
         "wrappers": [gymnasium.wrappers.ClipAction],
+        "callbacks": [StopAtReturn],
+        "log": ("csv", "wandb"),
         "overwrite": True,
         "resume": False,
         "progress": False,

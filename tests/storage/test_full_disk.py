@@ -1,6 +1,5 @@
 """A disk that is full, a folder that cannot be written or is gone: training goes on or stops cleanly, and what was good stays good."""
 
-import contextlib
 import json
 import logging
 import os
@@ -21,7 +20,7 @@ from bench.suites.faults import measure as faults
 from sacref.ranks import Ranks
 from sacref.storage import checkpoint
 from sacref.storage.checkpoint import CheckpointError
-from sacref.storage.metric_files import Tracker
+from sacref.storage.metric_files import JsonLines, Origin, Sinks, TensorBoard
 from sacref.storage.replay_log import ReplayLog
 from sacref.training import experiment
 from sacref.training.checkpoints import finished_checkpoints, newest_whole
@@ -204,7 +203,7 @@ def test_a_folder_that_is_gone(whole: Any, tmp_path: Path, caplog: pytest.LogCap
 
 
 def test_a_line_that_was_not_written_whole_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of both files, whichever of them it is that cannot be written."""
+    """Of each file, whichever of them it is that cannot be written; the other one goes on."""
     from tensorboard.summary.writer import record_writer
 
     class Full(record_writer.RecordWriter):  # type: ignore[misc]  # tensorboard has no types.
@@ -212,15 +211,13 @@ def test_a_line_that_was_not_written_whole_is_taken_back(tmp_path: Path, monkeyp
             super().write(data[:10])
             raise OSError(28, "No space left on device")
 
-    tracker = Tracker(tmp_path / "run")
+    tracker = Sinks([TensorBoard(), JsonLines()], Origin(tmp_path / "run", int, {}))
     for timestep, full in ((10, True), (20, False), (30, True), (40, False)):
         with monkeypatch.context() as patched:
             if full:
                 patched.setattr(record_writer, "RecordWriter", Full)
-            with contextlib.suppress(OSError):
-                tracker.write(timestep, timestep, {"tag": timestep})
-                assert not full
-    assert [line["tag"] for line in faults._lines(tmp_path / "run")] == [20, 40]
+            tracker.write(timestep, {"tag": timestep})
+    assert [line["tag"] for line in faults._lines(tmp_path / "run")] == [10, 20, 30, 40]
     assert faults._events(tmp_path / "run") == [(20, "tag", 20.0), (40, "tag", 40.0)]
 
 

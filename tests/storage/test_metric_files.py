@@ -12,7 +12,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sacref.storage.metric_files import Tracker
+from sacref.storage.metric_files import JsonLines, Origin, Sinks, TensorBoard
+
+
+class Tracker:
+    """Both files; `environment_steps` are those of this write."""
+
+    def __init__(self, directory: Path) -> None:
+        self.steps: dict[int, int] = {}
+        self.sinks = Sinks([TensorBoard(), JsonLines()], Origin(directory, self.steps.__getitem__, {}))
+
+    def write(self, timestep: int, environment_steps: int, scalars: dict[str, Any]) -> None:
+        self.steps[timestep] = environment_steps
+        self.sinks.write(timestep, scalars)
+
+    def close(self) -> None:
+        self.sinks.close()
 
 
 def lines(directory: Path) -> list[dict[str, Any]]:
@@ -103,11 +118,12 @@ def test_closing_what_was_never_written_makes_no_file(tmp_path: Path) -> None:
 
 WRITE = """
 import sys
-from sacref.storage.metric_files import Tracker
+from pathlib import Path
+from sacref.storage.metric_files import JsonLines, Origin, Sinks, TensorBoard
 heavy = {"tensorboard", "tensorflow", "torch", "jax"}
 early = heavy & sys.modules.keys()
-tracker = Tracker("run")
-tracker.write(1, 1, {"x": 1.0})
+tracker = Sinks([TensorBoard(), JsonLines()], Origin(Path("run"), int, {}))
+tracker.write(1, {"x": 1.0})
 tracker.close()
 print(sorted(early), sorted(heavy & sys.modules.keys()))
 """

@@ -18,6 +18,7 @@ from sacref.config.train_config import TrainConfig
 from sacref.envs.partial import PrivilegedState
 from sacref.preprocessing import RunningStandardScaler
 from sacref.training import experiment
+from sacref.training.callbacks import StopAtReturn
 from sacref.training.plan import derive_seed
 from tests.backends import BACKENDS, Backend, assert_same_arrays, load_backend
 
@@ -38,7 +39,8 @@ INTERVALS: dict[str, Any] = {"write_interval": 4, "checkpoint_interval": 4}
 
 TABLE: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "the update": (
-        {"num_envs": 2, "num_critics": 3, "layer_norm": True, "dropout": 0.2, "keep_checkpoints": 2},
+        {"callbacks": [partial(StopAtReturn, mean=1e9)], "log": ["csv"]}
+        | {"num_envs": 2, "num_critics": 3, "layer_norm": True, "dropout": 0.2, "keep_checkpoints": 2},
         {
             "n_step": 2,
             "policy_delay": 2,

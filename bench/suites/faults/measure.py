@@ -28,6 +28,7 @@ from bench.core.stage import Preset
 from bench.suites.faults import worker as faults_worker
 from bench.suites.faults.samples import FaultsCell, FaultsSamples
 from sacref.storage import checkpoint
+from sacref.storage.metric_files import EVENTS
 from sacref.training import checkpoints
 
 TOO_LONG = 300.0
@@ -251,7 +252,7 @@ def _events(directory: Path) -> list[tuple[int, str, float]]:
     from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
     found: list[tuple[int, str, float]] = []
-    for path in sorted(directory.glob(checkpoints.EVENTS)):
+    for path in sorted(directory.glob(EVENTS)):
         for event in LegacyEventFileLoader(str(path)).Load():
             found += [(event.step, value.tag, value.simple_value) for value in event.summary.value if not value.tag.startswith("Stats / ")]
     return sorted(found, key=lambda each: each[:2])
