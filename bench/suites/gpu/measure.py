@@ -6,6 +6,7 @@ begins, and the next start of this command goes on with it. Where a machine is l
 """
 
 import contextlib
+import hashlib
 import json
 import signal
 import subprocess
@@ -145,10 +146,12 @@ class State:
 
 
 def _state_path(accelerator: str | None, smoke: bool) -> Path:
-    commit, dirty = machine.source()
-    source = f"{(commit or 'no-commit')[:10]}{'-changed' if dirty else ''}"
+    # Of the code itself: a copy on a lent machine may be without Git.
+    source = hashlib.sha256()
+    for path in sorted(path for folder in ("sacref", "bench") for path in (machine.ROOT / folder).rglob("*.py")):
+        source.update(path.read_bytes())
     kind = "smoke" if smoke else machine.slug(machine.hardware(accelerator))
-    return PARTIAL / "gpu" / f"{sacref.__version__}-{source}-{kind}.json"
+    return PARTIAL / "gpu" / f"{sacref.__version__}-{source.hexdigest()[:10]}-{kind}.json"
 
 
 Execute = Callable[[tuple[str, ...], float], Outcome]

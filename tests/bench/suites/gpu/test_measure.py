@@ -152,6 +152,18 @@ def test_a_command_is_stopped_at_its_end_as_by_ctrl_c(tmp_path: Path, monkeypatc
     assert kept.read_text() == "kept\n"
 
 
+def test_another_source_or_machine_begins_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    (tmp_path / "bench").mkdir()
+    code = tmp_path / "bench" / "code.py"
+    code.write_text("1")
+    first = gpu._state_path("A GPU", smoke=False)
+    assert gpu._state_path("A GPU", smoke=False) == first
+    assert len({first, gpu._state_path("Another", smoke=False), gpu._state_path("A GPU", smoke=True)}) == 3
+    code.write_text("2")
+    assert gpu._state_path("A GPU", smoke=False) != first
+
+
 @pytest.mark.full
 def test_a_rehearsal_does_every_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     for needed in ("torch", "jax", "mujoco"):
