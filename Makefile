@@ -112,10 +112,10 @@ bench: setup-bench ## measure, beside the peers, and write the JSON and tables o
 	$(PY) -m bench
 
 docs: setup-docs ## the site, in build/site; a broken link or a missing docstring fails
-	$(PY) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 docs-serve: setup-docs ## the site on localhost:8000, made again when a page changes
-	$(PY) -m mkdocs serve
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs serve
 
 types: setup ## mypy --strict, and how much of the public types of a built wheel is known
 	NO_VENV=1 $(PY) -m nox -s types

@@ -19,6 +19,7 @@ MOST_STEPS = 10_000
 """Steps of a command that trains; those that take longer are left out."""
 LEFT_BEHIND = {
     "start": ("runs/pendulum/seed=0/curve.png", "runs/pendulum/seed=1/checkpoints", "curves.png", "report.html"),
+    "using": ("runs/answers/curve.png", "policy.onnx"),
 }
 """Page -> files that its blocks leave behind."""
 
@@ -31,7 +32,7 @@ def refusal(words: list[str]) -> str | None:
         return "a program of others"
     if words[1] == "train" and int(dict(pairwise(words)).get("--steps", MOST_STEPS + 1)) > MOST_STEPS:
         return "takes long"
-    absent = [word for word in words[2:] if word.startswith("runs/") and words[1] != "train" and not glob.glob(word)]
+    absent = [word for word in words[2:] if word.startswith("runs/") and words[1] != "train" and not glob.glob(word.removesuffix("/best"))]
     return f"{absent[0]} is not there" if absent else None
 
 
