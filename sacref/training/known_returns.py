@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sacref.config import paper_config
+from sacref.config.train_config import TrainConfig
 
 TABLE = Path(__file__).with_name("known_returns.json")
 """Made by `python -m bench.report` from the published curves and records that the benchmarks have."""
@@ -19,20 +20,8 @@ MOST_DIFFERENCES = 4
 """Settings in which a source may differ that is named nevertheless."""
 NOT_THE_RETURNS = {"experiment", "seed", "execution", "target_entropy_per_dimension"}
 """Fields of `SACConfig` that change no return but by chance, or through another field."""
-PLAIN: dict[str, Any] = {
-    "network": "mlp",
-    "hidden": [256, 256],
-    "critic_hidden": None,
-    "num_envs": 1,
-    "ranks": 1,
-    "wrappers": [],
-    "env_kwargs": {},
-    "num_critics": 2,
-    "layer_norm": False,
-    "dropout": 0.0,
-    "recurrent": None,
-}
-"""Options of a run, beside `SACConfig`, that all sources have alike."""
+PLAIN: dict[str, Any] = {"hidden": [256, 256], "num_envs": 1, "ranks": 1, "wrappers": [], "env_kwargs": {}}
+"""Options of a run, beside `SACConfig` and the models', that all sources have alike."""
 
 
 class Known(NamedTuple):
@@ -112,8 +101,9 @@ def _place(row: Known, steps: int, mean: float) -> str:
 def _differences(run: Mapping[str, Any], row: Known) -> list[str]:
     """List the settings of the source that the run has otherwise."""
     dimensions = math.prod(run["action_space"]["shape"])
-    wanted = _settings({**paper_config().to_dict(), **row.settings}, dimensions) | PLAIN
-    own = _settings(run["cfg"], dimensions) | {name: value for name, value in {**run, **run["models"]}.items() if name in PLAIN}
+    plain = {**PLAIN, **TrainConfig().checked().model_options}
+    wanted = _settings({**paper_config().to_dict(), **row.settings}, dimensions) | plain
+    own = _settings(run["cfg"], dimensions) | {name: {**run, **run["models"]}.get(name, value) for name, value in plain.items()}
     return [f"{name} {_short(value)} (here {_short(own[name])})" for name, value in wanted.items() if own.get(name, value) != value]
 
 

@@ -50,6 +50,7 @@ def test_the_settings_of_a_source_are_recognised_on_all_versions_of_one_reward(p
         ({"env": "Pendulum-v1"}, ""),
         ({"hidden": [64, 64]}, "hidden [256, 256] (here [64, 64])"),
         ({"num_envs": 4}, "num_envs 1 (here 4)"),
+        ({"models": {"network": "simba"}}, "network mlp (here simba)"),
         ({"network": "simba"}, "network mlp (here simba)"),
     ],
 )
