@@ -201,7 +201,10 @@ def package(session: nox.Session) -> None:
 
 @nox.session
 def stranger(session: nox.Session) -> None:
-    """The site alone, from copy and paste, in a fresh environment: install, train, plot two seeds, predict, a sink, a network."""
+    """The site alone, from copy and paste, in a fresh environment: install, train, plot two seeds, predict, a callback, a logger, networks.
+
+    Arguments after `--` are other pages.
+    """
     folder = empty_folder(session)
     work, checkout, docs = folder / "work", copy_of_the_package(folder), Path("docs").resolve()
     work.mkdir()
@@ -211,7 +214,7 @@ def stranger(session: nox.Session) -> None:
     with session.chdir(checkout):
         session.run(python, "-m", "pip", *shlex.split(command[1]), "--quiet", external=True)
     with session.chdir(work):
-        pages = [str(docs / f"{name}.md") for name in PASTED_PAGES]
+        pages = [str(docs / f"{name}.md") for name in session.posargs or PASTED_PAGES]
         program = str(docs.parent / "tests" / "stranger.py")
         session.run(python, "-P", program, *pages, external=True, env={"CHECKOUT": str(checkout), "PYTHONPATH": None})
 

@@ -20,6 +20,8 @@ MOST_STEPS = 10_000
 LEFT_BEHIND = {
     "start": ("runs/pendulum/seed=0/curve.png", "runs/pendulum/seed=1/checkpoints", "curves.png", "report.html"),
     "using": ("runs/answers/curve.png", "policy.onnx"),
+    "callbacks": ("runs/stopped/curve.png", "backup/measured"),
+    "logging": ("runs/printed/metrics.jsonl",),
 }
 """Page -> files that its blocks leave behind."""
 
