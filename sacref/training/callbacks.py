@@ -163,9 +163,11 @@ class Callbacks:
         if self._methods["on_timestep"]:
             self.call("on_timestep")
 
-    def call(self, event: str) -> None:
-        """Call the methods of an event, and note what ends the run."""
+    def call(self, event: str, only: Sequence[Callback] | None = None) -> None:
+        """Call the methods of an event, of all callbacks or of some, and note what ends the run."""
         for method in self._methods[event]:
+            if only is not None and method.__self__ not in only:
+                continue
             try:
                 answer = method(self._view)
             except Exception as error:  # after which everything is still to be written
@@ -175,7 +177,7 @@ class Callbacks:
                     self.stopped_by = _name(method.__self__)
 
     def state(self, arrays: dict[str, NumpyArray]) -> list[object]:
-        """Return names and states of the callbacks that have one, encoded for a checkpoint, which `arrays` goes into too.
+        """Return name, evaluations seen and state of each callback that has one, encoded for a checkpoint that also gets `arrays`.
 
         One whose state cannot be had ends the run; the checkpoint holds those of the others.
         """
@@ -184,10 +186,16 @@ class Callbacks:
         for number, callback in enumerate(callbacks):
             if _has_state(callback):
                 try:
-                    states.append([_name(callback), encode(callback.state(), f"callbacks.{number}", arrays)])
+                    own = [_name(callback), len(self._view.evaluations), callback.state()]
+                    states.append(encode(own, f"callbacks.{number}", arrays))
                 except Exception as error:
                     self._fail(callback, "state", error)
         return states
+
+    def catch_up(self, restored: Sequence[tuple[Callback, int]]) -> None:
+        """Call `on_evaluation` of the restored callbacks that had not seen the last evaluation: that of the end, before the run went on."""
+        late = [callback for callback, seen in restored if seen < len(self._view.evaluations)]
+        self.call("on_evaluation", late)
 
     def _fail(self, callback: object, method: str, error: Exception) -> None:
         error.add_note(f"raised by the callback {_name(callback)} in {method}, after {self._view.steps:,} environment steps")
@@ -195,16 +203,23 @@ class Callbacks:
         self.stopped_by = self.stopped_by or _name(callback)
 
 
-def hand_back(states: Sequence[tuple[str, Any]], callbacks: Sequence[Callback]) -> None:
-    """Hand the states of a checkpoint to callbacks of the same names, in their order, and warn of those that are missing."""
+def hand_back(states: Sequence[tuple[str, int, Any]], callbacks: Sequence[Callback]) -> list[tuple[Callback, int]]:
+    """Hand the states of a checkpoint to callbacks of the same names, in their order, and warn of those that are missing.
+
+    Returns:
+        The callbacks that got theirs, and how many evaluations each had seen.
+    """
+    restored = []
     left: list[Any] = [each for each in callbacks if _has_state(each)]
-    for name, state in states:
+    for name, seen, state in states:
         found = next((each for each in left if _name(each) == name), None)
         if found is None:
             logger.warning("the checkpoint holds the state of callback %s, which this run lacks: left out. Pass it in callbacks", name)
         else:
             left.remove(found)
             found.set_state(state)
+            restored.append((found, seen))
+    return restored
 
 
 def _has_state(callback: object) -> bool:

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ from sacref.config.train_config import TrainConfig, takes_options
 from sacref.envs.states import have
 from sacref.storage import checkpoint
 from sacref.training import checkpoints, loop, resume, run_directory
-from sacref.training.callbacks import Callbacks, RunView, hand_back, make_callbacks
+from sacref.training.callbacks import Callback, Callbacks, RunView, hand_back, make_callbacks
 from sacref.training.checkpoints import AnyAgent
 from sacref.training.evaluation import Evaluation, evaluate
 from sacref.training.load import refuse_large_models
@@ -106,7 +106,7 @@ def run(options: TrainConfig, member: Membership | None = None) -> TrainingResul
         config = plan.config(made.spaces)
         if ranks.rank == 0 and (member is None or member.first):
             _warn(made, config)
-        entry, resumption = None, resume.Resumption(None, None)
+        entry, resumption, restored = None, resume.Resumption(None, None), list[tuple[Callback, int]]()
         if resumed is not None:
             require_same(directory, resumed, config)
             with reading_config_of(directory):
@@ -119,7 +119,7 @@ def run(options: TrainConfig, member: Membership | None = None) -> TrainingResul
         if resumed is not None:
             agent.load(resumed.checkpoint)
             resumption = resume.resume(resumed.checkpoint, agent, ranks, made.training, plan.start, made.uncaptured)
-            hand_back(resumption.callbacks, given)
+            restored = hand_back(resumption.callbacks, given)
         writer = checkpoints.CheckpointWriter(
             agent,
             ranks,
@@ -141,7 +141,7 @@ def run(options: TrainConfig, member: Membership | None = None) -> TrainingResul
             learning_starts=plan.settings.learning_starts,
             enabled=options.progress and ranks.rank == 0,
         )
-        between = _Run(plan, agent, made, writer, config, bar, evaluations, callbacks, resumption.on_begin)
+        between = _Run(plan, agent, made, writer, config, bar, evaluations, callbacks, resumption.on_begin, restored)
         if member is not None:
             member.on_ready(agent)
         bar.say(str(plan.update_to_data))
@@ -211,11 +211,12 @@ class _Run:
         evaluations: list[tuple[int, Evaluation]],
         callbacks: Callbacks | None,
         restore: Callable[[], None] | None,
+        restored: Sequence[tuple[Callback, int]],
     ) -> None:
         self.plan, self.agent, self.made, self.writer, self.ranks = plan, agent, made, writer, plan.ranks
         self.config, self.bar = config, bar
         self.every = math.ceil(plan.evaluation_interval / plan.steps_per_timestep)
-        self.evaluations, self.callbacks, self.restore = evaluations, callbacks, restore
+        self.evaluations, self.callbacks, self.restore, self.restored = evaluations, callbacks, restore, restored
         self.state: loop.LoopState | None = None  # before the first timestep of this process
 
     def begin(self) -> None:
@@ -228,6 +229,8 @@ class _Run:
         """Take the directory: only now, as the first step is recorded, is anything in it changed."""
         plan = self.plan
         self.evaluations += run_directory.begin(self.ranks, plan.directory, self.config, plan.resumed, overwrite=plan.options.overwrite)
+        if self.callbacks is not None:
+            self.callbacks.catch_up(self.restored)
 
     def after_timestep(self, finished: int) -> bool:
         self.bar.update(finished)

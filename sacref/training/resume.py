@@ -31,8 +31,8 @@ class Resumption:
     begin: LoopState | None
     """State to go on from; None where new episodes begin."""
     on_begin: Callable[[], None] | None
-    callbacks: tuple[tuple[str, Any], ...] = ()
-    """Name and state of each callback that had one."""
+    callbacks: tuple[tuple[str, int, Any], ...] = ()
+    """Name, evaluations seen and state of each callback that had one."""
 
 
 def resume(
@@ -85,12 +85,12 @@ def resume(
     return Resumption(begin, on_begin, _states_of(part, read))
 
 
-def _states_of(path: Path, read: checkpoint.Checkpoint) -> tuple[tuple[str, Any], ...]:
-    """Return names and states of the callbacks that a checkpoint holds."""
+def _states_of(path: Path, read: checkpoint.Checkpoint) -> tuple[tuple[str, int, Any], ...]:
+    """Return names, evaluations seen and states of the callbacks that a checkpoint holds."""
     with _fitting(path):
         states = decode(read.metadata.get("callbacks", []), read.groups.get(LIVE[0], {}))
-        refuse_unlike("the callbacks' states", [name for name, _ in states], [str])
-        return tuple((name, state) for name, state in states)
+        refuse_unlike("the callbacks' states", [(name, seen) for name, seen, _ in states], [(str, int)])
+        return tuple((name, seen, state) for name, seen, state in states)
 
 
 @contextmanager

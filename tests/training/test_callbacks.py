@@ -193,6 +193,7 @@ class Counting(Callback):
     def __init__(self) -> None:
         self.generator = np.random.default_rng(1)
         self.total, self.best, self.path = np.zeros(3), -np.inf, tuple[int, ...]()
+        self.seen: list[float] = []
 
     def on_timestep(self, run: RunView) -> None:
         self.total = self.total + self.generator.normal(size=3)
@@ -201,6 +202,7 @@ class Counting(Callback):
     def on_evaluation(self, run: RunView) -> None:
         assert run.evaluation is not None
         self.best = max(self.best, run.evaluation.mean)
+        self.seen.append(run.evaluation.mean)
 
     def state(self) -> dict[str, Any]:
         stream = self.generator.bit_generator.state
@@ -238,6 +240,16 @@ def test_the_state_of_a_callback_goes_on_bit_for_bit(
     assert [text for text in caplog.messages if "callback" in text] == [
         f"the checkpoint holds the state of callback {__name__}:Counting, which this run lacks: left out. Pass it in callbacks"
     ]
+
+
+def test_a_run_that_goes_on_beyond_its_end_tells_of_the_evaluation_there(backend: Backend, tmp_path: Path) -> None:
+    whole, first, again, fresh = Counting(), Counting(), Counting(), Recorder()
+    train(backend, tmp_path / "whole", whole, steps=18)
+    train(backend, tmp_path, first)
+    train(backend, tmp_path, fresh, again, steps=18, resume=True)
+    np.testing.assert_equal(again.state(), whole.state())
+    assert first.best in whole.seen and again.seen == whole.seen[1:]  # by this process: that of 12 and that of 18 steps
+    assert [entry for entry in fresh.seen if entry[0] == "evaluation"] == [("evaluation", 18, True)]
 
 
 def test_without_callbacks_none_of_their_code_runs(backend: Backend, tmp_path: Path) -> None:
