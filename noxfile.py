@@ -102,6 +102,14 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session
+def playground(session: nox.Session) -> None:
+    """Training in a task of MuJoCo Playground, which wants MuJoCo 3, through the adapter of docs/device-environments.md."""
+    if not NO_VENV:  # other versions than those of constraints.txt
+        session.install("--editable", ".[jax,dev]", "playground", "mujoco<4")
+    python_module(session, "pytest", "-m", "", "tests/training/test_device_environments.py", "-k", "playground", *session.posargs)
+
+
+@nox.session
 def mutants(session: nox.Session) -> None:
     """Mutants of the equations and of the update, about half an hour of one core; arguments after `--` go to `python -m bench mutants`."""
     install(session, "--editable", ".[all,dev]")

@@ -65,6 +65,9 @@ class FakeAgent:
 
     def load(self, path: str | Path) -> None: ...
 
+    def upload(self, array: Any) -> NDArray[np.generic]:
+        return np.array(array)
+
     def to_numpy(self, array: Any) -> NDArray[np.generic]:
         return np.asarray(array)
 

@@ -448,6 +448,13 @@ class Agent(Generic[ArrayT]):
         """Wait until the device has done all that it was asked for."""
         self.learner.synchronise()
 
+    def upload(self, array: object) -> ArrayT:
+        """Put an array of any library on this agent's device, as one that nobody else writes into: the counterpart of `to_numpy`.
+
+        An array of PyTorch or JAX on that device stays on it.
+        """
+        return self._backend.upload(array, copy=True)
+
     def to_numpy(self, array: object) -> NumpyArray:
         """Bring an array of this agent's to the host, as a copy."""
         return self._backend.to_numpy(array)

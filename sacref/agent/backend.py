@@ -54,7 +54,7 @@ class Backend(Protocol[ArrayT]):
         """Copy an array to the host."""
 
     def upload(self, array: object, /, *, copy: bool = False) -> ArrayT:
-        """Put an array, of this library or of any that NumPy reads, on the device.
+        """Put an array, of this library, of PyTorch or JAX, or of any that NumPy reads, on the device.
 
         float32 and float64 become the agent's dtype, all else keeps its own. The result has no gradients. With `copy` it shares nothing
         with the array.

@@ -1,11 +1,11 @@
 """Returns and lengths of an agent's episodes, read from the rows of its transitions."""
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_api_compat import array_namespace, is_numpy_array
+from array_api_compat import array_namespace, is_numpy_array, is_torch_array
 from numpy.typing import NDArray
 
 from sacref.spec.arrays import Array, ArrayT, Namespace, NumpyArray
@@ -91,12 +91,12 @@ class EpisodeStatistics:
         rows, self._rows = self._rows, []
         if not rows:
             return Summary(np.empty(0), np.empty(0, np.int64), np.empty(0))
-        rewards, keep, finished, returns, lengths = (np.stack([to_numpy(row[i]) for row in rows]) for i in range(5))
+        rewards, keep, finished, returns, lengths = (_stacked([row[i] for row in rows], to_numpy) for i in range(5))
         return Summary(returns[finished].astype(np.float64), lengths[finished].astype(np.int64), rewards[keep].astype(np.float64))
 
     def state(self, to_numpy: Callable[[object], NumpyArray]) -> dict[str, object]:
         """Return the state, on the host."""
-        rows = [np.stack([to_numpy(row[i]) for row in self._rows]) for i in range(5)] if self._rows else None
+        rows = [_stacked([row[i] for row in self._rows], to_numpy) for i in range(5)] if self._rows else None
         running = None if self._running is None else [to_numpy(array) for array in self._running]
         return {"recent_returns": list(self.read_returns(to_numpy)), "running": running, "rows": rows}
 
@@ -114,6 +114,13 @@ class EpisodeStatistics:
     def forget_rows(self) -> None:
         """Drop the rows that no summary has fetched; the unfinished episodes go on."""
         self._rows = []
+
+
+def _stacked(rows: Sequence[Array], to_numpy: Callable[[object], NumpyArray]) -> NumpyArray:
+    """Return rows on the host, `(rows, envs)`; those of PyTorch in one copy. JAX would compile one for each number of rows."""
+    if all(map(is_torch_array, rows)):
+        return to_numpy(array_namespace(*rows).stack(rows))
+    return np.stack([to_numpy(row) for row in rows])
 
 
 def _last_finished(xp: Namespace, blocks: list[tuple[ArrayT, ArrayT]]) -> tuple[ArrayT, ArrayT]:

@@ -42,6 +42,7 @@ def train(flags: Train) -> int:
     arguments: dict[str, Any] = {
         **{option.name: getattr(flags, option.name) for option in fields(RunOptions)},
         "env": _environment(flags.env),
+        "vector_env": None if flags.vector_env is None else named(flags.vector_env, "--vector-env: "),
         "run_dir": flags.directory(),
         "cfg": flags.cfg,
         "wrappers": [named(name, "--wrappers: ") for name in flags.wrappers],
@@ -56,7 +57,7 @@ def train(flags: Train) -> int:
         return 130 if result.interrupted else 0
     stopped = result.interrupted or result.stopped_by is not None
     state = f"stopped by {result.stopped_by}" if result.stopped_by else "interrupted" if result.interrupted else "finished"
-    print(f"{state} after {result.steps:,} steps of {flags.env} on {flags.backend}{_speed(result.steps_per_second)}")
+    print(f"{state} after {result.steps:,} steps of {flags.vector_env or flags.env} on {flags.backend}{_speed(result.steps_per_second)}")
     learned = _says_that_it_learned(flags, result.steps, trained=not math.isnan(result.steps_per_second), interrupted=stopped)
     if result.evaluations:
         step, evaluation = result.evaluations[-1]
@@ -127,8 +128,8 @@ def _train_population(flags: Train, seeds: Sequence[int], arguments: dict[str, A
     interrupted = any(result.interrupted for result in results)
     speeds = [result.steps_per_second for result in results if not math.isnan(result.steps_per_second)]
     steps, speed = min(result.steps for result in results), sum(speeds) if speeds else math.nan
-    state = "interrupted" if interrupted else "finished"
-    print(f"{state} after {steps:,} steps each of {len(results)} x {flags.env} on {flags.backend}{_speed(speed, ' together')}")
+    state, task = "interrupted" if interrupted else "finished", flags.vector_env or flags.env
+    print(f"{state} after {steps:,} steps each of {len(results)} x {task} on {flags.backend}{_speed(speed, ' together')}")
     learned = _says_that_it_learned(flags, steps, trained=not math.isnan(speed), interrupted=interrupted)
     for name, result in population.members.items():
         if result.evaluations:
@@ -148,12 +149,18 @@ def _train_population(flags: Train, seeds: Sequence[int], arguments: dict[str, A
 
 
 def evaluate(flags: Evaluate) -> int:
-    from sacref.envs.vector import closing, make
+    from sacref.envs.vector import closing, make, make_vector
     from sacref.training.evaluation import evaluate as run_episodes
     from sacref.training.plan import EVALUATION_COPIES
 
     config, agent, task, episodes = _load(flags)
-    with closing(make(num_envs=max(1, min(flags.episodes, EVALUATION_COPIES)), **task)) as environments:
+    copies = max(1, min(flags.episodes, EVALUATION_COPIES))
+    if config.get("vector_env") is None:
+        made = make(num_envs=copies, **task)
+    else:
+        factory: Any = named(config["vector_env"], "vector_env of the run: ")
+        made = make_vector(factory, copies, seed=flags.seed, env_kwargs=task["env_kwargs"])
+    with closing(made) as environments:
         evaluation = run_episodes(agent, environments, **episodes)
     print(f"{config['env']} on {config['backend']}: {_summary(evaluation)}")
     print("returns: " + ", ".join(f"{value:,.1f}" for value in evaluation.returns))
@@ -169,6 +176,10 @@ def video(flags: Video) -> int:
     from sacref.training.video import render_episodes
 
     config, agent, task, episodes = _load(flags)
+    if config.get("vector_env") is not None:
+        raise ValueError(
+            f"{flags.run_dir} was trained in {config['env']}, expected one environment to draw: a vector environment is not drawn"
+        )
     output, spec = flags.output or run_of(flags.run_dir)[0] / "video.gif", registry.get(config["env"])
     longest = None if spec is None or spec.max_episode_steps is None else flags.episodes * spec.max_episode_steps
     with Progress(console=Console(stderr=True), transient=True) as bar:

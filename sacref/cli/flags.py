@@ -45,6 +45,9 @@ class Train(RunOptions):
     env: str = "HalfCheetah-v5"
     """Gymnasium id, or module:id to import the module that registers it, or module:name of a callable that makes one, with arguments as in
     'module:name(size=3)'."""
+    vector_env: str | None = None
+    """Callable that makes a gymnasium.vector.VectorEnv, instead of --env, as module:name, with arguments as in 'module:name(size=3)': it is
+    called with num_envs, with --env-kwargs, and with seed if it takes one. Arrays of PyTorch or JAX stay on their device."""
     run_dir: Path | None = None
     preset: Literal["paper", "sb3", "cleanrl", "jaxrl", "tianshou", "spinningup", "crossq-baseline", "redq", "droq"] | None = None
     env_kwargs: dict[str, object] = field(default_factory=dict)

@@ -17,12 +17,15 @@ from sacref.config.sac_config import SACConfig
 
 if TYPE_CHECKING:
     from gymnasium import Env
+    from gymnasium.vector import VectorEnv
 
     Environment: TypeAlias = Env[Any, Any]
+    VectorEnvironment: TypeAlias = VectorEnv[Any, Any, Any]
 else:
-    Environment = object  # the command line reads these types, and is there before Gymnasium is loaded
+    Environment = VectorEnvironment = object  # the command line reads these types, and is there before Gymnasium is loaded
 
 EnvironmentFactory: TypeAlias = Callable[..., Environment]
+VectorEnvironmentFactory: TypeAlias = Callable[..., VectorEnvironment]
 Wrapper: TypeAlias = Callable[[Environment], Environment]
 Logger: TypeAlias = str | object
 """A logger's name, what makes one, or one."""
@@ -74,6 +77,7 @@ _WIDTHS = rule(
 _NETWORK = choice(*NETWORKS)
 _FLAG = flag()
 _PATH = rule("a path, or None for one of its own below runs", lambda value: isinstance(value, str | Path), none=True)
+_CALLABLE = rule("a callable that makes a gymnasium.vector.VectorEnv: factory(num_envs=...)", callable, none=True)
 _ARGUMENTS = rule(
     "a dict of the environment's arguments by their names",
     lambda value: isinstance(value, Mapping),
@@ -181,6 +185,9 @@ class TrainConfig(RunOptions):
     """The agent's configuration. A dict changes the paper's settings, which None stands for: of several environments, too, one gradient
     step for each environment step (`update_to_data`), unless the dict says others. Its `experiment` has the intervals; directory and name
     are replaced by the run directory's."""
+    vector_env: VectorEnvironmentFactory | None = field(default=None, metadata=_option(_CALLABLE))
+    """Callable that makes a `gymnasium.vector.VectorEnv`, instead of `env`: called with `num_envs`, `env_kwargs`, and `seed` if it takes
+    one. Arrays of PyTorch or JAX that its environments return stay on their device. It is written by its name, as `env` is."""
     wrappers: Sequence[Wrapper] = field(default=(), metadata=_option(_WRAPPERS))
     """Wrappers put around each environment, the first one innermost. Evaluations have the same, but for the rewards of Gymnasium's
     `NormalizeReward`, which are evaluated as they are."""
@@ -211,6 +218,14 @@ class TrainConfig(RunOptions):
                 raise option.metadata["error"](f"{option.name} is {value!r}, expected {expected}") from None
         values["hidden"], values["critic_hidden"] = widths_of(values["network"], values["hidden"], values["critic_hidden"])
         config = replace(self, **values)
+        if config.vector_env is not None:
+            usual = RunOptions()
+            given = {"env": config.env != usual.env, "wrappers": len(config.wrappers), "vectorization": config.vectorization != "sync"}
+            for name in (name for name, said in given.items() if said):
+                raise ValueError(
+                    f"{name} is {getattr(config, name)!r} and vector_env is given too, expected one of them: vector_env makes all of the "
+                    f"environments by itself; leave out {name}, or vector_env"
+                )
         as_json("env_kwargs", config.env_kwargs)
         if config.cfg is not None or not config.resume:
             settings = config.settings(config.num_envs)
@@ -237,6 +252,12 @@ class TrainConfig(RunOptions):
         return SACConfig.from_dict({**base.to_dict(), **given})
 
     @property
+    def task(self) -> str:
+        """The environment's name."""
+        made = self.env if self.vector_env is None else self.vector_env
+        return made if isinstance(made, str) else description(made)
+
+    @property
     def model_options(self) -> dict[str, object]:
         """Arguments of `default_models`, as `config.json` holds them."""
         return {option.name: _written(getattr(self, option.name)) for option in fields(self) if option.metadata["model"]}
@@ -244,12 +265,12 @@ class TrainConfig(RunOptions):
     def to_dict(self) -> dict[str, object]:
         """Return the options as `config.json` holds them."""
         names = [option.name for option in fields(self) if option.metadata["stored"] and not option.metadata["model"]]
-        return {**{name: _written(getattr(self, name)) for name in names}, "models": self.model_options}
+        return {**{name: _written(getattr(self, name)) for name in names}, "env": self.task, "models": self.model_options}
 
 
 CHANGEABLE = frozenset(option.name for option in fields(TrainConfig) if option.metadata["changeable"])
 """Options that a run may be resumed with other values of."""
-LATER = ("evaluation_max_steps", "preset", "network", "critic_hidden", "callbacks", "log")
+LATER = ("evaluation_max_steps", "preset", "network", "critic_hidden", "vector_env", "callbacks", "log")
 """Options that the first versions of `config.json` do not hold: they had the defaults."""
 
 
@@ -265,6 +286,8 @@ def options_of(stored: Mapping[str, Any]) -> dict[str, Any]:
             values = stored["models"] if option.metadata["model"] else stored
             value = values.get(option.name, option.default) if option.name in LATER else values[option.name]
             found[option.name] = tuple(value) if isinstance(value, list | tuple) else from_json(value)
+    if found["vector_env"] is not None:
+        del found["env"]  # which is the same name
     return found
 
 

@@ -2,3 +2,4 @@
 
 from sacref.envs.vector import EnvError as EnvError
 from sacref.envs.vector import make as make
+from sacref.envs.vector import make_vector as make_vector

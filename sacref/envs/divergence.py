@@ -4,6 +4,7 @@ import importlib
 import logging
 import sys
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -14,7 +15,7 @@ from sacref.algorithm.tree import Tree, leaves
 from sacref.config.train_config import Environment
 from sacref.envs.interface import Envs, EnvWrapper, Step
 from sacref.envs.states import final_states
-from sacref.spec.arrays import NumpyArray
+from sacref.spec.arrays import NumpyArray, as_numpy, namespace
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -109,19 +110,25 @@ class DivergenceGuard:
         self._can_reset_one = can_reset_one(envs)
         self._in_a_row = np.zeros(envs.num_envs, np.int64)
         self._diverged, self._finished, self._said_at = 0, 0, FEW
+        self._untold: tuple[Any, Any, Any] | None = None
+        """On a device: episodes that diverged and that finished since the last `tell`, and that diverged in a row, `(envs,)` each."""
 
-    def look(
-        self, *, observations: Tree, states: Tree | None, rewards: ArrayLike, ended: NDArray[np.bool_], infos: object, timestep: int
-    ) -> NDArray[np.bool_]:
+    def look(self, *, observations: Tree, states: Tree | None, rewards: Any, ended: Any, infos: object, timestep: int) -> Any:
         """Return which environments diverged in the last step, `(envs,)`: they must not be recorded, and have to be reset.
 
         Args:
             observations, states: after the step, `(envs, ...)`. rewards: `(envs,)`. infos: as the step returned them.
             ended: `(envs,)`: terminated or truncated. timestep: for the report.
 
+        Returns:
+            A mask of the library of `ended`. On a device nothing is read: what diverged there is reported by `tell`, and None stands for
+            environments that cannot be reset one by one.
+
         Raises:
             DivergenceError: if an environment has not finished an episode for 100 that diverged.
         """
+        if not isinstance(ended, np.ndarray):
+            return self._look_on_device((observations, states, rewards), ended) if self._can_reset_one else None
         diverged = np.zeros(ended.shape, np.bool_)
         if self._can_reset_one:
             for index, reason in self._divergences.find(observations=observations, states=states, rewards=rewards, infos=infos).items():
@@ -143,6 +150,47 @@ class DivergenceGuard:
         finished = ended & ~diverged
         self._finished += int(finished.sum())
         self._in_a_row[finished] = 0
+        self._say_if_many()
+        return diverged
+
+    def _look_on_device(self, arrays: Tree, ended: Any) -> Any:
+        xp = namespace(ended)
+        floats = [array for array in leaves(arrays) if xp.isdtype(array.dtype, "real floating")]
+        sound = reduce(xp.logical_and, (xp.all(xp.reshape(xp.isfinite(array), (ended.shape[0], -1)), axis=1) for array in floats))
+        diverged, zeros = ~sound, xp.astype(ended, xp.int32) * 0
+        finished = xp.logical_and(ended, sound)
+        counts, ends, in_a_row = self._untold or (zeros, zeros, zeros)
+        self._untold = counts + diverged, ends + finished, xp.where(finished, zeros, in_a_row + diverged)
+        return diverged
+
+    def tell(self, timestep: int) -> None:
+        """Report what has diverged on a device since the last call, up to a timestep. This waits for the device.
+
+        Raises:
+            DivergenceError: if an environment has not finished an episode for 100 that diverged.
+        """
+        if self._untold is None:
+            return
+        diverged, finished, in_a_row = (as_numpy(array, "counts") for array in self._untold)
+        self._untold = self._untold[0] * 0, self._untold[1] * 0, self._untold[2]
+        self._diverged, self._finished = self._diverged + int(diverged.sum()), self._finished + int(finished.sum())
+        if diverged.any():
+            logger.warning(
+                "%d episodes of environments %s%s diverged until timestep %d: an observation, a state or a reward was not finite. They are "
+                "dropped, and the environments reset",
+                diverged.sum(),
+                np.flatnonzero(diverged)[:FEW].tolist(),
+                self._where,
+                timestep,
+            )
+        if in_a_row.max() >= MOST_IN_A_ROW:
+            raise DivergenceError(
+                f"environment {in_a_row.argmax()}{self._where} diverged in {in_a_row.max()} episodes one after the other. Mend the "
+                f"environment, or take a smaller time step of the simulation"
+            )
+        self._say_if_many()
+
+    def _say_if_many(self) -> None:
         if self._diverged >= self._said_at and self._diverged > SHARE * (self._diverged + self._finished):
             self._said_at = 2 * self._diverged
             logger.error(
@@ -152,7 +200,6 @@ class DivergenceGuard:
                 self._diverged + self._finished,
                 self._where,
             )
-        return diverged
 
 
 class ReportDivergence(EnvWrapper):

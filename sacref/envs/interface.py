@@ -29,11 +29,11 @@ _STEP = "return observation, reward, terminated, truncated, info from step()"
 _RESET = "return observation, info from reset()"
 
 
-def step(envs: Envs, actions: NumpyArray) -> Step:
-    """Step a vector environment with a copy of the actions: environments that scale or clip in place do not change the chosen ones.
+def step(envs: Envs, actions: object) -> Step:
+    """Step a vector environment.
 
     Args:
-        envs: of any kind. actions: `(envs, *action)`.
+        envs: of any kind. actions: `(envs, *action)`, which environments may scale or clip in place.
 
     Returns:
         Observations, rewards, terminated, truncated and infos, as the environments returned them.
@@ -41,7 +41,7 @@ def step(envs: Envs, actions: NumpyArray) -> Step:
     Raises:
         TypeError, ValueError: if they returned something else than five values, the last one a dict.
     """
-    returned = envs.step(actions.copy())
+    returned = envs.step(actions)
     _require_parts(type(envs).__name__, "step", returned, 5, _STEP)
     return returned
 

@@ -8,16 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sacref.algorithm.tree import Tree, leaves, map_leaves, map_named
+from sacref.envs.device import is_on_device
 from sacref.envs.episodes import select_rows
 from sacref.envs.interface import Envs, Space
 from sacref.envs.spaces import exactly
-from sacref.spec.arrays import NumpyArray, as_numpy, namespace
+from sacref.spec.arrays import Array, NumpyArray, as_numpy, namespace
 
 _FIX = 'put it into info["state"] on every reset and step, or give the environment a method `state()`'
 
 
 def state_space_of(envs: Envs) -> Space | None:
-    """Return the space of one environment's state, its attribute `state_space`; None where it says none.
+    """Return the space of one environment's state; None where there is none.
+
+    It is the attribute `state_space` of each environment, or `single_state_space` of a vector environment that is no set of environments.
 
     What an environment without one puts into `info["state"]` is its own, and is not read.
 
@@ -27,6 +30,8 @@ def state_space_of(envs: Envs) -> Space | None:
     Raises:
         TypeError: if `state_space` is no space. ValueError: if it differs between the environments.
     """
+    if isinstance(space := getattr(envs, "single_state_space", None), gymnasium.Space):
+        return space
     if have(envs, "state_space"):
         spaces = _call(envs, "state_space")
         if any(space != spaces[0] for space in spaces):
@@ -46,7 +51,7 @@ def states_of(
     space: Space | None,
     *,
     previous: Tree | None = None,
-    reset_mask: NDArray[np.bool_] | None = None,
+    reset_mask: Array | None = None,
 ) -> Tree | None:
     """Return the states after a reset or step of the vector environment.
 
@@ -70,13 +75,15 @@ def states_of(
         return None
     handed = infos.get("state") if isinstance(infos, Mapping) else None
     if isinstance(infos, Mapping) and handed is not None:
-        mask = infos.get("_state", np.ones(envs.num_envs, np.bool_))
+        everywhere = np.ones(envs.num_envs, np.bool_)
+        mask = infos.get("_state", everywhere)
+        mask = everywhere if is_on_device(mask) else mask  # where nothing is looked at
         states, present = _gather("info['state']", handed, np.asarray(mask, np.bool_), space)
     elif have(envs, "state"):
         states, present = _gather("state()", map_named(_stack, "state()", *_call(envs, "state")), np.ones(envs.num_envs, np.bool_), space)
     else:
         states, present = None, np.zeros(envs.num_envs, np.bool_)
-    expected = np.ones(envs.num_envs, np.bool_) if reset_mask is None else reset_mask
+    expected = reset_mask if isinstance(reset_mask, np.ndarray) else np.ones(envs.num_envs, np.bool_)
     missing = np.flatnonzero(expected & ~present)[:5].tolist()
     if missing:
         raise ValueError(f"environments {missing} have a state_space, {space}, but handed over no state: {_FIX}")
@@ -105,6 +112,9 @@ def final_states(infos: object, next_states: Tree | None) -> Tree | None:
     if not isinstance(final, Mapping):
         raise TypeError(f"infos['final_info'] is a {type(final).__name__}, expected a mapping of arrays, as Gymnasium >= 1.0 gives it")
     envs = int(leaves(next_states)[0].shape[0])
+    masks = [infos[name] for name in ("_final_info", "_final_obs") if name in infos]
+    if masks and is_on_device(masks[0]) and "state" in final:  # where nothing is looked at
+        return map_leaves(lambda old, new: select_rows(namespace(old), masks[0], new, old), next_states, final["state"])
     # A final observation without a final info: an episode was reset, and its last state is missing.
     ended = np.asarray(infos.get("_final_info", infos.get("_final_obs", np.full(envs, bool(final)))), np.bool_)
     handed = final.get("state")
@@ -157,6 +167,9 @@ def _gather(name: str, value: Tree, mask: NDArray[np.bool_], like: Tree) -> tupl
     shape = tuple(like.shape) if isinstance(like, gymnasium.spaces.Box) else tuple(like.shape)[1:]
     if isinstance(value, Mapping):
         raise TypeError(f"{name} is a dict, expected an array of shape {shape}, as state_space says: make state_space a Dict")
+    if is_on_device(value):
+        _require_shape(name, tuple(value.shape)[1:], shape)
+        return value, mask
     rows = as_numpy(value, name)
     if rows.dtype == object:
         # Lists and tensors: Gymnasium gathers NumPy arrays alone.

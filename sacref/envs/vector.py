@@ -1,6 +1,7 @@
 """Vector environments from a Gymnasium id or from the user's own environments."""
 
 import importlib
+import inspect
 import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +11,8 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import gymnasium
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from sacref.config.train_config import Environment, EnvironmentFactory, Vectorization, Wrapper
+from sacref.config.callables import description
+from sacref.config.train_config import Environment, EnvironmentFactory, VectorEnvironmentFactory, Vectorization, Wrapper
 from sacref.envs.divergence import ReportDivergence
 from sacref.envs.interface import AsyncEnvs, Envs, EnvWrapper, SyncEnvs, check_interface
 from sacref.envs.mujoco_log import redirect_mujoco_warnings
@@ -97,6 +99,52 @@ def make(
             ) from error
     if seed is not None:
         envs.reset(seed=seed)
+    return envs
+
+
+def make_vector(
+    factory: VectorEnvironmentFactory,
+    num_envs: int,
+    *,
+    seed: int | None = None,
+    env_kwargs: Mapping[str, object] | None = None,
+    made: Envs | None = None,
+) -> Envs:
+    """Make a vector environment by a factory of the user's.
+
+    Args:
+        factory: called with `num_envs`, with `env_kwargs`, and with `seed` where it has a parameter of that name.
+        num_envs: how many environments it has to have.
+        seed: for the factory alone; see `reset` for that of the first episodes.
+        env_kwargs: passed on.
+        made: what the factory has made before, and may give again, with as many environments as it has.
+
+    Returns:
+        The vector environment, to be closed by the caller. Its arrays may be NumPy's, PyTorch's or JAX's.
+
+    Raises:
+        EnvError: if the factory made something else, or another number of environments, or one that does not say when it resets them.
+    """
+    name = description(factory)
+    seeded = {"seed": seed} if seed is not None and "seed" in inspect.signature(factory).parameters else {}
+    envs: object = factory(num_envs=num_envs, **seeded, **(env_kwargs or {}))
+    if made is not None and envs is made:
+        return made
+    if not isinstance(envs, VectorEnv):
+        raise EnvError(
+            f"vector_env {name} made a {type(envs).__name__}, expected a gymnasium.vector.VectorEnv: return one, or an adapter that is "
+            f"one (docs/device-environments.md has some)"
+        )
+    if envs.num_envs != num_envs:
+        raise EnvError(
+            f"vector_env {name} made {envs.num_envs} environments, expected {num_envs}: make as many as its argument num_envs says"
+        )
+    if not isinstance(mode := envs.metadata.get("autoreset_mode"), AutoresetMode):
+        raise EnvError(
+            f"vector_env {name} made a {type(envs).__name__} whose metadata['autoreset_mode'] is {mode!r}, expected a "
+            f"gymnasium.vector.AutoresetMode: say in its class when it resets an environment whose episode has ended, "
+            f'metadata = {{"autoreset_mode": AutoresetMode.SAME_STEP}}'
+        )
     return envs
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from array_api_compat import is_torch_array
 from flax import nnx
 from jax import Array
 
@@ -22,6 +23,7 @@ from sacref.agent.model_checks import draw_widths
 from sacref.algorithm.sequences import Follow
 from sacref.algorithm.tree import Tree, map_leaves
 from sacref.config import ConfigError, Execution, SACConfig
+from sacref.envs.device import transferred
 from sacref.envs.interface import Space
 from sacref.jax.device import Device, device_of, devices_of
 from sacref.jax.execution import DrawSpec, actors, choose, learner, stepper
@@ -68,6 +70,8 @@ class JaxBackend:
         return np.array(array)
 
     def upload(self, array: object, *, copy: bool = False) -> Array:
+        if is_torch_array(array):  # a copy, for JAX may read it after its owner has written into it again
+            array = transferred(array.detach().clone(), jnp, self.device)
         # JAX's own arrays cannot be written into: they need no copy.
         if isinstance(array, Array):
             dtype = self.dtype if array.dtype in (np.float32, np.float64) else array.dtype

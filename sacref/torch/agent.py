@@ -19,6 +19,7 @@ from sacref.agent.model_checks import draw_widths
 from sacref.algorithm.sequences import Follow
 from sacref.algorithm.tree import Tree, map_leaves
 from sacref.config import ConfigError, Execution, SACConfig
+from sacref.envs.device import is_on_device, transferred
 from sacref.envs.interface import Space
 from sacref.ranks import Ranks
 from sacref.spec.arrays import NumpyArray, as_numpy
@@ -57,6 +58,8 @@ class TorchBackend:
 
     def upload(self, array: object, *, copy: bool = False) -> Tensor:
         # Detached: what is handed over is data, whatever it was computed from.
+        if is_on_device(array) and not isinstance(array, Tensor):
+            array = transferred(array, torch, self.device)  # of JAX, whose arrays nobody writes into
         tensor = array.detach() if isinstance(array, Tensor) else torch.from_numpy(np.array(as_numpy(array, "the array"), copy=True))
         dtype = self.dtype if tensor.dtype in (torch.float32, torch.float64) else tensor.dtype
         return tensor.to(device=self.device, dtype=dtype, copy=copy and isinstance(array, Tensor))

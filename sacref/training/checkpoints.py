@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 from sacref.agent.agent import Agent
 from sacref.agent.checkpoints import LIVE, REPLAY, rank_part
+from sacref.algorithm.tree import map_leaves
 from sacref.envs import snapshots
 from sacref.envs.interface import Envs
 from sacref.ranks import Ranks
@@ -129,7 +130,10 @@ class CheckpointWriter:
 
     def _live(self, state: LoopState) -> tuple[dict[str, Any], dict[str, Any]]:
         arrays: dict[str, NumpyArray] = {}
-        value = {"agent": self._agent.live_state(), "observations": state.observations, "states": state.states}
+        value = {
+            "agent": self._agent.live_state(),
+            **map_leaves(self._agent.to_numpy, {"observations": state.observations, "states": state.states}),
+        }
         metadata: dict[str, object] = {"live": encode(value, "live", arrays), "files": lengths(self._directory)}
         if self._callbacks is not None:
             metadata["callbacks"] = self._callbacks.state(arrays)

@@ -154,6 +154,7 @@ def run(options: TrainConfig, member: Membership | None = None) -> TrainingResul
                 seed=plan.env_seed,
                 state_space=made.spaces["state_space"],
                 after_timestep=between.after_timestep,
+                begin_again=between.begin_again,
                 after_all=between.after_all,
                 begin=resumption.begin,
                 on_begin=between.begin,
@@ -218,6 +219,7 @@ class _Run:
         self.every = math.ceil(plan.evaluation_interval / plan.steps_per_timestep)
         self.evaluations, self.callbacks, self.restore, self.restored = evaluations, callbacks, restore, restored
         self.state: loop.LoopState | None = None  # before the first timestep of this process
+        self.evaluated = False
 
     def begin(self) -> None:
         if self.restore is not None:
@@ -241,11 +243,17 @@ class _Run:
             self.evaluate(finished)
         return self.callbacks is None or self.callbacks.stopped_by is None
 
+    def begin_again(self) -> bool:
+        """Tell whether an evaluation has used the environments of training since the last call."""
+        evaluated, self.evaluated = self.evaluated, False
+        return evaluated and self.made.evaluation is self.made.training
+
     def after_all(self, state: loop.LoopState) -> None:
         self.state = state
         self.writer.after_timestep(state, self.plan.timesteps)
 
     def evaluate(self, finished: int) -> None:
+        self.evaluated = True
         evaluation = evaluate(
             self.agent,
             self.made.evaluation,

@@ -11,6 +11,7 @@ from types import FrameType
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
+from sacref.agent.agent import UNTRACKED_CHECK_INTERVAL
 from sacref.agent.protocol import Agent
 from sacref.algorithm.tree import Tree
 from sacref.envs.divergence import DivergenceGuard
@@ -36,7 +37,7 @@ class LoopState:
     timesteps: int
     """Timesteps finished."""
     observations: Tree
-    """`(envs, *observation)`: what the next actions are chosen on."""
+    """`(envs, *observation)`: what the next actions are chosen on; the agent's arrays where the environments' are on a device."""
     states: Tree | None
     """`(envs, *state)`, or None."""
 
@@ -62,6 +63,7 @@ def run(
     seed: int | None = None,
     state_space: Space | None = None,
     after_timestep: AfterTimestep | None = None,
+    begin_again: Callable[[], bool] | None = None,
     after_all: Callable[[LoopState], None] | None = None,
     begin: LoopState | None = None,
     on_begin: Callable[[], None] | None = None,
@@ -88,6 +90,7 @@ def run(
         seed: passed on to `envs.reset`.
         state_space: of the privileged states that the environments hand over (`sacref.envs.states`); None for none.
         after_timestep: called after each timestep, with the number of finished ones: for evaluation and progress. False ends the loop.
+        begin_again: tells whether `after_timestep` has used the environments, so that new episodes have to begin.
         after_all: called after that: for checkpoints.
         begin: where to go on, of environments that were restored to how they were; None to reset them. It takes the place of `start`.
         on_begin: called when agent and environments are ready.
@@ -108,12 +111,15 @@ def run(
     agent.init(trainer_cfg={"timesteps": timesteps})
     agent.enable_training_mode(True, apply_to_models=True)
     disabled_autoreset = envs.metadata.get("autoreset_mode") == AutoresetMode.DISABLED
-    rollout = Rollout(agent, envs, state_space)
+    rollout = Rollout(agent, envs, state_space, stays_on_device=True)
     if begin is None:
         rollout.reset(seed)
     else:
         rollout.observations, rollout.states = begin.observations, begin.states
     guard = DivergenceGuard(envs, None if ranks is None or ranks.size == 1 else ranks.rank, getattr(agent, "float_limit", np.inf))
+    tell_interval = getattr(agent, "write_interval", None) or 0
+    if tell_interval <= 0:
+        tell_interval = UNTRACKED_CHECK_INTERVAL
     if on_begin is not None:
         on_begin()
     finished, seconds = start, 0.0
@@ -139,12 +145,18 @@ def run(
                 on_recorded()
             agent.post_interaction(**clock)
             again = diverged | taken.ended if disabled_autoreset else diverged
-            if again.any():
+            # On a device nobody looks: there a mask may name no environment.
+            if again is not None and (rollout.on_device or again.any()):
                 rollout.reset_some(again)
             finished += 1
+            if rollout.on_device and (finished == timesteps or finished % tell_interval == 0):
+                guard.tell(finished)
             seconds += time.perf_counter() - began
             if after_timestep is not None and after_timestep(finished) is False:
                 stop.requested = True
+            if begin_again is not None and begin_again():
+                agent.init(trainer_cfg={"timesteps": timesteps})
+                rollout.reset()
             if after_all is not None:
                 after_all(LoopState(finished, rollout.observations, rollout.states))
         if on_recorded is not None and finished == start:

@@ -16,11 +16,12 @@ import numpy as np
 import sacref
 from sacref import envs
 from sacref.agent.backend import BackendError
+from sacref.algorithm.tree import leaves
 from sacref.config import SACConfig, presets
-from sacref.config.callables import description
 from sacref.config.train_config import Backend, TrainConfig, Wrapper
 from sacref.config.update_to_data import UpdateToData, update_to_data
 from sacref.envs import snapshots
+from sacref.envs.device import is_on_device
 from sacref.envs.interface import Envs, Space
 from sacref.envs.space_records import write_space
 from sacref.envs.spaces import check_spaces
@@ -56,7 +57,7 @@ class Environments:
 
     training: Envs
     evaluation: Envs | None
-    """None on a rank that evaluates no episode."""
+    """None on a rank that evaluates no episode; those for training where there are no others."""
     spaces: Spaces
     uncaptured: str | None
     """Reason why the methods by which users' environments are captured cannot be used; None if they can."""
@@ -123,8 +124,8 @@ class Plan:
         Raises:
             EnvError, TypeError, ValueError: if they cannot be made, or an agent cannot act in them.
         """
-        training = closed_at_end.enter_context(closing(self._make_envs(self.options.num_envs)))
-        training.reset(seed=self.env_seed)
+        training = closed_at_end.enter_context(closing(self._make_envs(self.options.num_envs, self.env_seed)))
+        observations, _ = training.reset(seed=self.env_seed)
         spaces: Spaces = {
             "observation_space": training.single_observation_space,
             "state_space": state_space_of(training),
@@ -132,17 +133,24 @@ class Plan:
         }
         check_spaces(*spaces.values())
         copies = evaluation_copies(min(self.options.evaluation_episodes, EVALUATION_COPIES), self.ranks)
-        evaluation = closed_at_end.enter_context(closing(self._make_envs(copies, with_plain_rewards) if copies else None))
-        require_separate(training, evaluation)
+        seed = derive_seed(self.options.seed, 1)
+        evaluation = self._make_envs(copies, seed, with_plain_rewards, made=training) if copies else None
+        if evaluation is not training:
+            closed_at_end.enter_context(closing(evaluation))
+            require_separate(training, evaluation)
         uncaptured = None
-        if snapshots.with_methods(training):
-            with closing(self._make_envs(1)) as tried:  # nothing else uses it
+        if any(map(is_on_device, leaves(observations))):
+            uncaptured = "the environments' arrays are on a device, and their state is not captured"
+        elif snapshots.with_methods(training):
+            with closing(self._make_envs(1, self.env_seed)) as tried:  # nothing else uses it
                 tried.reset(seed=self.env_seed)
                 uncaptured = snapshots.refused(tried)
         return Environments(training, evaluation, spaces, uncaptured)
 
-    def _make_envs(self, copies: int, *more: Wrapper) -> Envs:
+    def _make_envs(self, copies: int, seed: int, *more: Wrapper, made: Envs | None = None) -> Envs:
         options = self.options
+        if options.vector_env is not None:
+            return envs.make_vector(options.vector_env, copies, seed=seed, env_kwargs=options.env_kwargs, made=made)
         wrappers = (*options.wrappers, *more)
         return envs.make(options.env, copies, vectorization=options.vectorization, env_kwargs=options.env_kwargs, wrappers=wrappers)
 
@@ -201,8 +209,7 @@ def prepare(options: TrainConfig) -> Plan:
 
 def fresh_run_directory(options: TrainConfig) -> Path:
     """Return where a run is written that was given no directory."""
-    env = options.env if isinstance(options.env, str) else description(options.env)
-    slug = re.sub(r"[^\w.-]", "-", env.partition("(")[0][:LONGEST_SLUG])
+    slug = re.sub(r"[^\w.-]", "-", options.task.partition("(")[0][:LONGEST_SLUG])
     return Path("runs") / f"{slug}-{options.backend}-{options.seed}-{datetime.now():%Y%m%d-%H%M%S-%f}"
 
 

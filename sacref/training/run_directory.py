@@ -212,7 +212,8 @@ def named_callables(config: Mapping[str, object]) -> dict[str, str]:
     """Map options to the text of each callable in the content of `config.json`."""
     cfg = config.get("cfg")
     fields = {f"cfg.{name}": cfg.get(name) for name in CALLABLES} if isinstance(cfg, Mapping) else {}
-    given = {"env": config.get("env"), "wrappers": config.get("wrappers"), **fields}
+    env = "env" if config.get("vector_env") is None else "vector_env"
+    given = {env: config.get(env), "wrappers": config.get("wrappers"), **fields}
     lists = {name: value if isinstance(value, list) else [value] for name, value in given.items()}
     return {
         name if values is not given[name] else f"{name}.{number}": text
@@ -233,7 +234,7 @@ def require_same(directory: Path, resumed: Resumed, config: Mapping[str, Any]) -
     newer = {name: value for name, value in SACConfig().to_dict().items() if name not in resumed.config["cfg"]}
     models = {"network": "mlp", "critic_hidden": None, **resumed.config["models"]}
     wanted = flat(json.loads(json.dumps(config)))
-    stored = flat({**resumed.config, "models": models, "cfg": {**resumed.config["cfg"], **newer}})
+    stored = flat({"vector_env": None, **resumed.config, "models": models, "cfg": {**resumed.config["cfg"], **newer}})
     changed = [
         f"  {checkpoint.short.repr(key)[1:-1]}: the run has {_said(stored.get(key, 'none'))}, asked is {_said(wanted.get(key, 'none'))}"
         for key in sorted(wanted.keys() | stored.keys())

@@ -210,6 +210,7 @@ def test_train_passes_on_what_its_flags_say(trained: dict[str, Any], tmp_path: P
         "wrappers": [gymnasium.wrappers.ClipAction],
         "callbacks": [StopAtReturn],
         "log": ("csv", "wandb"),
+        "vector_env": None,
         "overwrite": True,
         "resume": False,
         "progress": False,
@@ -237,6 +238,9 @@ def test_an_environment_may_be_named_by_its_callable(trained: dict[str, Any]) ->
     assert cli.main(["train", "--env", "gymnasium.envs:Pendulum-v1"]) == 0
     registered = trained["arguments"]["env"]
     assert registered == "gymnasium.envs:Pendulum-v1", "what Gymnasium reads as module:id stays a name"
+    assert cli.main(["train", "--vector-env", 'gymnasium:make_vec(id="Pendulum-v1")']) == 0
+    factory = trained["arguments"]["vector_env"]
+    assert (factory.func, factory.keywords) == (gymnasium.make_vec, {"id": "Pendulum-v1"})
 
 
 def test_eval_gives_the_tasks_own_rewards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

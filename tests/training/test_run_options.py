@@ -12,6 +12,7 @@ import pytest
 from gymnasium.wrappers import TimeLimit
 
 import sacref
+from sacref import envs
 from sacref.cli import main as cli
 from sacref.config import ExperimentConfig, SACConfig
 from sacref.config.train_config import TrainConfig
@@ -30,6 +31,10 @@ TIMESTEPS, KILLED = 12, 10
 
 def tenth(rewards: Any, timestep: int, timesteps: int) -> Any:
     return 0.1 * rewards
+
+
+def pendulums(num_envs: int, max_episode_steps: int) -> Any:
+    return envs.make("Pendulum-v1", num_envs, env_kwargs={"max_episode_steps": max_episode_steps})
 
 
 BASE: dict[str, Any] = {"env": "Pendulum-v1", "env_kwargs": {"max_episode_steps": 5}, "hidden": (4,), "evaluation_episodes": 2}
@@ -83,6 +88,7 @@ TABLE: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {"sequence_length": 2, "burn_in": 1, "stored_carry": False, "rewards_shaper": tenth, "target_entropy_per_dimension": -0.5},
         {},
     ),
+    "vector environments": ({"env": "HalfCheetah-v5", "vector_env": pendulums, "num_envs": 2}, {}, {}),
     "precision": (
         {"env": "InvertedPendulum-v5", "vectorization": "batched", "preset": "cleanrl"},
         {"mixed_precision": True, "precision": "float16"},

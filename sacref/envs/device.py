@@ -1,0 +1,28 @@
+"""Arrays of environments on a device: PyTorch's and JAX's, which stay there."""
+
+from typing import Any, TypeGuard
+
+import numpy as np
+from array_api_compat import is_jax_array, is_torch_array, to_device
+
+from sacref.spec.arrays import Array, as_numpy
+
+
+def is_on_device(value: object) -> TypeGuard[Array]:
+    """Tell whether a value is an array of PyTorch or JAX, on any device, the CPU included."""
+    return type(value) is not np.ndarray and (is_torch_array(value) or is_jax_array(value))
+
+
+def transferred(array: Array, library: Any, device: object) -> Any:
+    """Return an array of PyTorch or JAX as one of the other library, on a device of that one's.
+
+    On one device it goes through DLPack and shares its memory; between devices that only one library sees, through the host.
+
+    Args:
+        library: the other one, with `from_dlpack` and `asarray`.
+    """
+    try:
+        found = library.from_dlpack(array)
+    except (RuntimeError, BufferError, TypeError, ValueError):  # of a device that this library does not see
+        found = library.asarray(as_numpy(array, "the array"))
+    return to_device(found, device)

@@ -1,0 +1,540 @@
+"""Environments whose arrays are on a device: what is learned from is what the same environments give on the host, and nothing is read."""
+
+import importlib
+import importlib.util
+import itertools
+import json
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+import sacref
+from sacref import training
+from sacref.algorithm.tree import map_leaves
+from sacref.cli import main as cli
+from sacref.config.train_config import TrainConfig
+from sacref.envs import EnvError, make_vector
+from sacref.envs.device import is_on_device
+from sacref.envs.divergence import MOST_IN_A_ROW, DivergenceError
+from sacref.spec.arrays import as_numpy
+from sacref.training.evaluation import evaluate
+from sacref.training.plan import prepare
+from tests.backends import BACKENDS, Backend, Spaces, load_backend, without_shape_checks
+
+backend = pytest.fixture(params=BACKENDS)(load_backend)
+
+MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED]
+ENVS, EPISODE = 3, 4
+
+
+def pendulums(library: str) -> Any:
+    """The example's class of environments; skips where the library is not installed."""
+    pytest.importorskip(library)
+    return importlib.import_module(f"examples.device_pendulum_{library}").Pendulums
+
+
+class Around(VectorEnv[Any, Any, Any]):
+    """Vector environments with some of what they do changed."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.num_envs, self.metadata = inner, inner.num_envs, inner.metadata
+        self.single_observation_space, self.single_action_space = inner.single_observation_space, inner.single_action_space
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return self.inner.reset(seed=seed, options=options)
+
+    def step(self, actions: Any) -> Any:
+        return self.inner.step(actions)
+
+
+class OnHost(Around):
+    """The same environments, with NumPy's arrays."""
+
+    def __init__(self, inner: Any, library: str) -> None:
+        super().__init__(inner)
+        self.array = Backend(library).array
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        given = {name: self.array(mask) for name, mask in (options or {}).items()}
+        return map_leaves(lambda array: np.array(as_numpy(array, "")), self.inner.reset(seed=seed, options=given))
+
+    def step(self, actions: Any) -> Any:
+        returned = map_leaves(lambda array: np.array(as_numpy(array, "")), self.inner.step(self.array(actions)))
+        if self.metadata["autoreset_mode"] == AutoresetMode.DISABLED and not returned[3].any():
+            self.reset(options={"reset_mask": returned[3]})  # which draws what it draws on a device, where it is called after each step
+        return returned
+
+
+class WithoutMask(Around):
+    def step(self, actions: Any) -> Any:
+        *returned, infos = self.inner.step(actions)
+        return *returned, {name: array for name, array in infos.items() if name != "_final_obs"}
+
+
+class Reusing(Around):
+    """Writes each step into the tensors that it returned before, and scales the actions in place."""
+
+    held: Any = None
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        observations, infos = self.inner.reset(seed=seed, options=options)
+        return self.written(observations, *self.held[1:4], {})[0] if self.held else observations, infos
+
+    def step(self, actions: Any) -> Any:
+        returned = self.written(*self.inner.step(actions))
+        actions.mul_(0.0)
+        return returned
+
+    def written(self, *returned: Any) -> Any:
+        if self.held is None:
+            self.held = map_leaves(lambda tensor: tensor.clone(), returned)
+        for held, new in zip(self.held[:4], returned[:4], strict=True):
+            held.copy_(new)
+        for name, new in returned[4].items():
+            self.held[4][name].copy_(new)
+        return self.held
+
+
+def run(backend: Backend, envs: Any, timesteps: int = 11, **cfg: Any) -> Any:
+    """Train a small agent in these environments."""
+    spaces = Spaces(observation=envs.single_observation_space, action=envs.single_action_space)
+    cfg = {"execution": "plain", "random_timesteps": 2, "learning_starts": 4, **cfg}
+    agent = backend.agent(spaces, num_envs=envs.num_envs, capacity=64 * envs.num_envs, **cfg)
+    training.run(agent, envs, timesteps=timesteps, seed=7)
+    return agent
+
+
+VARIANTS: dict[str, Callable[[Any], Any]] = {"as it is": lambda envs: envs, "without mask": WithoutMask, "reused buffers": Reusing}
+SHORT = {
+    ("torch", "torch", "as it is", AutoresetMode.NEXT_STEP),
+    ("torch", "torch", "reused buffers", AutoresetMode.SAME_STEP),
+    ("torch", "torch", "without mask", AutoresetMode.SAME_STEP),
+    ("torch", "torch", "as it is", AutoresetMode.DISABLED),
+    ("torch", "jax", "as it is", AutoresetMode.SAME_STEP),
+    ("jax", "torch", "reused buffers", AutoresetMode.SAME_STEP),
+}
+"""Agent, environments, variant and mode: what a test of a few seconds has of all of them."""
+CASES = [
+    pytest.param(*case, marks=() if case in SHORT else pytest.mark.full, id="-".join([*case[:3], case[3].name]))
+    for case in itertools.product(BACKENDS, BACKENDS, VARIANTS, MODES)
+    if case[1:3] != ("jax", "reused buffers")
+]
+
+
+@pytest.mark.parametrize(("backend", "library", "variant", "mode"), CASES, indirect=["backend"])
+def test_an_agent_learns_what_the_same_environments_teach_on_the_host(
+    backend: Backend, library: str, variant: str, mode: AutoresetMode
+) -> None:
+    make = partial(pendulums(library), ENVS, episode_steps=EPISODE, autoreset_mode=mode)
+    found, wanted = run(backend, VARIANTS[variant](make())), run(backend, OnHost(make(), library))
+    rows, expected = found.memory.arrays(), wanted.memory.arrays()
+    assert rows["size"].tolist() == [11 - 2 if mode == AutoresetMode.NEXT_STEP else 11] * ENVS
+    for name, array in expected.items():
+        np.testing.assert_array_equal(rows[name], array, err_msg=name)
+    assert len(found.recent_returns) == 2 * ENVS  # with tracking off
+    np.testing.assert_allclose(found.recent_returns, wanted.recent_returns, rtol=1e-6)
+    assert found.gradient_step_count == wanted.gradient_step_count > 0
+    for name, array in wanted.arrays().items():
+        np.testing.assert_array_equal(found.arrays()[name], array, err_msg=name)
+
+
+# Nothing is read.
+
+TENSOR = ("cpu", "numpy", "item", "tolist", "__bool__", "__int__", "__float__", "__index__", "__array__", "nonzero")
+ARRAY = ("__bool__", "__int__", "__float__", "__index__", "__array__", "tolist", "item", "block_until_ready")
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Names of the functions by which values of tensors and JAX's arrays came to the host, one for each call."""
+    found: list[str] = []
+
+    def counted(owner: Any, name: str, counts: Callable[..., bool] = lambda *given: True) -> None:
+        original = getattr(owner, name)
+
+        def call(*given: Any, **options: Any) -> Any:
+            if counts(*given):
+                found.append(name)
+            return original(*given, **options)
+
+        monkeypatch.setattr(owner, name, call)
+
+    if "torch" in BACKENDS and importlib.util.find_spec("torch"):
+        for name in TENSOR:
+            if hasattr(importlib.import_module("torch").Tensor, name):
+                counted(importlib.import_module("torch").Tensor, name)
+    if importlib.util.find_spec("jax"):
+        jax = importlib.import_module("jax")
+        for name in ARRAY:
+            counted(type(jax.numpy.zeros(1)), name)
+        counted(jax, "device_get")
+        for name in ("array", "asarray", "stack", "concatenate"):  # which read an array on a CPU through its buffer
+            counted(np, name, lambda *given: any(map(is_on_device, given[0] if isinstance(given[0], list) else given[:1])))
+    yield found
+
+
+class Noting(Around):
+    """Notes how many reads there were before each step."""
+
+    def __init__(self, inner: Any, reads: list[str]) -> None:
+        super().__init__(inner)
+        self.reads, self.before = reads, list[list[str]]()
+
+    def step(self, actions: Any) -> Any:
+        self.before.append(list(self.reads))
+        self.reads.clear()
+        returned = self.inner.step(actions)
+        self.reads.clear()
+        return returned
+
+
+@pytest.mark.parametrize(
+    ("backend", "library", "mode"),
+    [
+        pytest.param(*case, marks=() if case[0] == case[1] and case[2] == AutoresetMode.SAME_STEP else pytest.mark.full)
+        for case in itertools.product(BACKENDS, BACKENDS, MODES)
+    ],
+    indirect=["backend"],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_nothing_is_read_from_the_device_between_two_writes(
+    backend: Backend, library: str, mode: AutoresetMode, reads: list[str], tmp_path: Path
+) -> None:
+    made: list[Noting] = []
+
+    def factory(num_envs: int) -> Noting:
+        made.append(Noting(pendulums(library)(num_envs, episode_steps=EPISODE, autoreset_mode=mode), reads))
+        return made[-1]
+
+    options: dict[str, Any] = {"backend": backend.name, "vector_env": factory}
+    sacref.train(
+        **options,
+        num_envs=ENVS,
+        steps=24 * ENVS,
+        hidden=(4,),
+        evaluation_episodes=1,
+        evaluation_interval=24 * ENVS,
+        progress=False,
+        device="cpu",
+        run_dir=tmp_path / "run",
+        cfg={"batch_size": 4, "random_timesteps": 2, "learning_starts": 3, "experiment": {"write_interval": 8, "checkpoint_interval": 0}},
+    )
+    before = made[0].before
+    # Before the first step agent and environments are made; before step 8 and 16 metrics are written.
+    assert {timestep: found for timestep, found in enumerate(before[:24]) if found and timestep not in (0, 1)}.keys() == {8, 16}
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["timestep"] for line in lines] == [8, 16, 24]
+    assert all("Reward / Total reward (mean)" in line["scalars"] for line in lines if "scalars" in line)
+
+
+# Whole runs.
+
+
+def stored(result: sacref.TrainingResult) -> dict[str, Any]:
+    """The rows in the memory of a run's agent."""
+    agent: Any = result.agent
+    rows: dict[str, Any] = agent.memory.arrays()
+    return rows
+
+
+RUN: dict[str, Any] = {"num_envs": ENVS, "hidden": (4,), "evaluation_episodes": 2, "progress": False, "device": "cpu"}
+RUN |= {"env_kwargs": {"episode_steps": EPISODE}, "cfg": {"batch_size": 4, "random_timesteps": 2, "learning_starts": 3}}
+
+
+def test_a_run_is_evaluated_resumed_and_loaded_by_its_name(tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: Any) -> None:
+    factory, run_dir = pendulums("torch"), tmp_path / "run"
+    first = sacref.train(**RUN, vector_env=factory, steps=8 * ENVS, run_dir=run_dir)
+    assert first.config["env"] == first.config["vector_env"] == "examples.device_pendulum_torch:Pendulums"
+    assert "a resumed run would begin its episodes anew: the environments' arrays are on a device" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        second = sacref.train(**RUN, vector_env=factory, steps=16 * ENVS, run_dir=run_dir, resume=True)
+    assert re.search(r"agent_8: the episodes begin anew \(the environments' arrays are on a device", caplog.text)
+    assert (second.steps, int(stored(second)["size"].sum())) == (16 * ENVS, 16 * ENVS)
+    step, evaluation = second.evaluations[-1]
+    assert (step, evaluation.lengths) == (16 * ENVS, (EPISODE, EPISODE))
+    assert cli.main(["eval", str(run_dir), "--episodes", "2", "--seed", "3", "--device", "cpu"]) == 0
+    assert "examples.device_pendulum_torch:Pendulums on torch: mean return" in capsys.readouterr().out
+    assert cli.main(["train", "--resume", "--run-dir", str(run_dir), "--steps", str(20 * ENVS), "--no-progress"]) == 0
+    assert f"finished after {20 * ENVS} steps of examples.device_pendulum_torch:Pendulums on torch" in capsys.readouterr().out
+    assert cli.main(["video", str(run_dir)]) == 2
+    assert "expected one environment to draw: a vector environment is not drawn" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"vector_env: the run has 'examples\.device_pendulum_torch:Pendulums', asked is None"):
+        sacref.train(**{**RUN, "env_kwargs": None}, env="Pendulum-v1", steps=24 * ENVS, run_dir=run_dir, resume=True)
+
+
+def test_a_factory_gets_the_number_of_environments_and_a_seed_if_it_takes_one() -> None:
+    taken: list[dict[str, Any]] = []
+
+    def with_seed(num_envs: int, seed: int, size: int = 1) -> Any:
+        taken.append({"num_envs": num_envs, "seed": seed, "size": size})
+        return gymnasium.make_vec("CartPole-v1", num_envs, vectorization_mode="vector_entry_point")
+
+    make_vector(with_seed, 2, seed=5, env_kwargs={"size": 3})
+    assert taken == [{"num_envs": 2, "seed": 5, "size": 3}]
+    envs = make_vector(gymnasium.make_vec, 2, seed=5, env_kwargs={"id": "CartPole-v1", "vectorization_mode": "vector_entry_point"})
+    assert envs.num_envs == 2
+
+
+class Unsaid(Around):
+    def __init__(self, num_envs: int) -> None:
+        super().__init__(pendulums("torch")(num_envs))
+        self.metadata = {}
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        (lambda num_envs: gymnasium.make("Pendulum-v1"), r"made a \w+, expected a gymnasium.vector.VectorEnv: return one, or an adapter"),
+        (lambda num_envs: pendulums("torch")(7), r"made 7 environments, expected 2: make as many as its argument num_envs says"),
+        (Unsaid, r"metadata\['autoreset_mode'\] is None, expected a gymnasium.vector.AutoresetMode"),
+    ],
+)
+def test_a_factory_that_makes_something_else_is_refused(factory: Any, message: str) -> None:
+    with pytest.raises(EnvError, match=message):
+        make_vector(factory, 2)
+
+
+def test_the_only_simulation_is_evaluated_in_and_training_begins_new_episodes(tmp_path: Path) -> None:
+    one = pendulums("torch")(ENVS, episode_steps=EPISODE)
+    run: dict[str, Any] = {**RUN, "env_kwargs": None, "vector_env": lambda num_envs: one, "run_dir": tmp_path / "run"}
+    result = sacref.train(**run, steps=12 * ENVS, evaluation_interval=6 * ENVS)
+    assert [(step, evaluation.lengths) for step, evaluation in result.evaluations] == [(steps * ENVS, (EPISODE,) * 2) for steps in (6, 12)]
+    # Of the episode that the evaluation cut short two transitions are there, and no return.
+    assert stored(result)["size"].tolist() == [12] * ENVS
+    assert len(result.agent.recent_returns) == 2 * ENVS
+
+
+def test_other_spaces_are_refused(tmp_path: Path) -> None:
+    discrete = partial(gymnasium.make_vec, "CartPole-v1", vectorization_mode="vector_entry_point")
+    with pytest.raises(TypeError, match=r"action_space is Discrete.*SAC here needs a gymnasium.spaces.Box"):
+        sacref.train(vector_env=discrete, run_dir=tmp_path / "run", progress=False)
+
+
+@pytest.mark.parametrize("other", [{"env": "Pendulum-v1"}, {"wrappers": [gymnasium.wrappers.ClipAction]}, {"vectorization": "async"}])
+def test_what_vector_env_makes_by_itself_is_refused_beside_it(other: dict[str, Any]) -> None:
+    (option,) = other
+    with pytest.raises(ValueError, match=rf"{option} is .* and vector_env is given too, expected one of them: .*leave out {option}"):
+        TrainConfig(vector_env=pendulums, **other).checked()
+    name: Any = "Pendulum-v1"
+    with pytest.raises(TypeError, match=r"vector_env is 'Pendulum-v1', expected a callable that makes a gymnasium.vector.VectorEnv"):
+        prepare(TrainConfig(vector_env=name))
+
+
+# Simulations that diverge.
+
+
+class Diverging(Around):
+    """The first environment's reward is NaN at some of the steps."""
+
+    def __init__(self, inner: Any, at: Callable[[int], bool]) -> None:
+        super().__init__(inner)
+        self.at, self.number, self.masks = at, 0, list[list[bool]]()
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        if options is not None:
+            self.masks.append(options["reset_mask"].tolist())
+        return self.inner.reset(seed=seed, options=options)
+
+    def step(self, actions: Any) -> Any:
+        observations, rewards, *others = self.inner.step(actions)
+        self.number += 1
+        if self.at(self.number):
+            rewards = Backend("jax" if hasattr(rewards, "at") else "torch").array([np.nan, *rewards.tolist()[1:]])
+        return observations, rewards, *others
+
+
+@pytest.mark.parametrize("library", BACKENDS)
+def test_an_environment_that_diverges_is_reset_by_itself_where_it_can_be(library: str, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("torch")
+    inner = pendulums(library)(2, episode_steps=EPISODE, autoreset_mode=AutoresetMode.DISABLED)
+    envs = Diverging(inner, lambda number: number == 2)
+    agent = run(Backend("torch"), envs, timesteps=6)
+    assert envs.masks == [[False, False], [True, False], [False, False], [False, True], [False, False], [True, False]]
+    assert agent.memory.arrays()["size"].tolist() == [5, 6]
+    assert "1 episodes of environments [0] diverged until timestep 6: an observation, a state or a reward was not finite" in caplog.text
+    with pytest.raises(DivergenceError, match=rf"environment 0 diverged in {MOST_IN_A_ROW} episodes one after the other"):
+        run(Backend("torch"), Diverging(inner, lambda number: True), timesteps=MOST_IN_A_ROW, random_timesteps=999, gradient_steps=0)
+
+
+def test_one_that_cannot_be_reset_ends_the_run_at_the_next_look() -> None:
+    pytest.importorskip("torch")
+    envs = Diverging(pendulums("torch")(2, episode_steps=EPISODE), lambda number: number == 2)
+    with pytest.raises(ValueError, match=r"transitions of environment 0 were not finite \(NaN or infinity\)"):
+        run(Backend("torch"), envs, timesteps=6)
+
+
+def test_evaluations_count_episodes_as_on_the_host() -> None:
+    make = partial(pendulums("torch"), ENVS, episode_steps=EPISODE)
+    for mode in MODES:
+        agent = run(Backend("torch"), make(autoreset_mode=mode))
+        found = evaluate(agent, make(autoreset_mode=mode), episodes=5, seed=2)
+        wanted = evaluate(agent, OnHost(make(autoreset_mode=mode), "torch"), episodes=5, seed=2)
+        assert found.lengths == wanted.lengths
+        if mode != AutoresetMode.DISABLED:  # whose starts are drawn otherwise on the host
+            assert found == wanted
+
+
+# The adapters of the page.
+
+
+def adapters(*, playground: bool = False) -> dict[str, Any]:
+    """The classes that the page defines: that of MuJoCo Playground, or the others."""
+    found: dict[str, Any] = {}
+    text = (Path(__file__).parents[2] / "docs" / "device-environments.md").read_text()
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        if "class " in block and ("mujoco_playground" in block) == playground:
+            exec(block, found)
+    return found
+
+
+@pytest.mark.full
+def test_mujoco_playground_is_trained_on_through_its_adapter(tmp_path: Path) -> None:
+    pytest.importorskip("mujoco_playground")
+    factory = partial(adapters(playground=True)["Playground"], task="CartpoleBalance", episode_steps=5)
+    run: dict[str, Any] = {**RUN, "env_kwargs": None, "num_envs": 4, "evaluation_episodes": 1, "run_dir": tmp_path / "run"}
+    result = sacref.train(**run, backend="jax", vector_env=factory, steps=4 * 12, evaluation_interval=4 * 12)
+    arrays = stored(result)
+    assert arrays["size"].tolist() == [12] * 4
+    assert len(result.agent.recent_returns) == 2 * 4
+    # The row that ends an episode, of the first environment, goes on from the row before it; the one behind it does not.
+    rows, after = arrays["observations"][0 : 4 * 12 : 4], arrays["next_observations"][0 : 4 * 12 : 4]
+    assert [bool(np.array_equal(after[row], rows[row + 1])) for row in range(11)] == [row not in (4, 9) for row in range(11)]
+
+
+class FakeIsaacLab(gymnasium.Env[Any, Any]):
+    """A DirectRLEnv's ways: dicts of observations, buffers that are written into again, a reset within the step that nobody is told of."""
+
+    def __init__(self, num_envs: int) -> None:
+        torch = importlib.import_module("torch")
+        self.num_envs, self.state, self.steps = num_envs, torch.zeros(num_envs, 2), torch.zeros(num_envs)
+        spaces = {"policy": (1,), "critic": (2,)}
+        self.single_observation_space = gymnasium.spaces.Dict(
+            {name: gymnasium.spaces.Box(-np.inf, np.inf, shape) for name, shape in spaces.items()}
+        )
+        self.single_action_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,))
+        self.buffers = {"policy": torch.zeros(num_envs, 1), "critic": torch.zeros(num_envs, 2)}
+
+    def _get_observations(self) -> dict[str, Any]:
+        self.buffers["policy"].copy_(self.state[:, :1])
+        self.buffers["critic"].copy_(self.state)
+        return self.buffers
+
+    def _reset_idx(self, env_ids: Any) -> None:
+        self.state[env_ids], self.steps[env_ids] = 100.0, 0.0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self._reset_idx(range(self.num_envs))
+        return self._get_observations(), {"log": {}}
+
+    def step(self, actions: Any) -> Any:
+        self.state += 1.0
+        self.steps += 1
+        terminated, truncated = self.steps > 9, self.steps >= 3
+        ended = (terminated | truncated).nonzero().squeeze(-1)
+        if len(ended):
+            self._reset_idx(ended)
+        return self._get_observations(), self.state[:, 0] * 0.01, terminated, truncated, {"log": {}}
+
+
+class FakeManiSkill(VectorEnv[Any, Any, Any]):
+    """A ManiSkillVectorEnv's ways: final observations under Gymnasium's former names, and only in steps in which an episode ends."""
+
+    def __init__(self, num_envs: int) -> None:
+        self.inner = FakeIsaacLab(num_envs)
+        self.num_envs, self.single_action_space = num_envs, gymnasium.spaces.Box(-1.0, 1.0, (1,))
+        self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,))
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return self.inner.reset()[0]["policy"], {}
+
+    def step(self, actions: Any) -> Any:
+        last = self.inner.state[:, :1] + 1.0
+        observations, rewards, terminated, truncated, _ = self.inner.step(actions)
+        infos = {"final_observation": last, "_final_observation": truncated, "elapsed_steps": self.inner.steps} if truncated.any() else {}
+        return observations["policy"], rewards, terminated, truncated, infos
+
+
+@pytest.mark.parametrize("name", ["IsaacLab", "ManiSkill"])
+def test_an_adapter_of_the_page_hands_over_what_an_episode_ended_with(backend: Backend, name: str) -> None:
+    pytest.importorskip("torch")
+    envs = adapters()[name](FakeIsaacLab(2) if name == "IsaacLab" else FakeManiSkill(2))
+    state = getattr(envs, "single_state_space", None)
+    spaces = Spaces(envs.single_observation_space, envs.single_action_space, state)
+    agent = backend.agent(spaces, num_envs=2, capacity=32, execution="plain", gradient_steps=0)
+    training.run(agent, envs, timesteps=7, state_space=state)
+    rows = agent.memory.arrays()
+    assert rows["observations"][0:14:2, 0].tolist() == [100, 101, 102, 100, 101, 102, 100]
+    assert rows["next_observations"][0:14:2, 0].tolist() == [101, 102, 103, 101, 102, 103, 101]
+    if name == "IsaacLab":
+        assert rows["next_states"][0:14:2].tolist() == [[value] * 2 for value in (101, 102, 103, 101, 102, 103, 101)]
+    assert not rows["terminated"].any()
+    np.testing.assert_allclose(agent.recent_returns, [1.01 + 1.02 + 1.0] * 4, rtol=1e-6)
+
+
+# Speed.
+
+
+def by_hand(make: Callable[[int], Any], envs: int, timesteps: int, cfg: dict[str, Any], directory: Path) -> float:
+    """Environment steps a second of a loop around the agent that does nothing else."""
+    torch, simulation = importlib.import_module("torch"), make(envs)
+    spaces: Any = {"observation_space": simulation.single_observation_space, "action_space": simulation.single_action_space}
+    package = Backend("torch").package
+    experiment = {**cfg["experiment"], "directory": str(directory), "experiment_name": "by-hand"}
+    agent = package.SAC(
+        models=package.default_models(**spaces, hidden=(64, 64), seed=0),
+        memory=package.ReplayMemory((timesteps + 1) * envs, envs),
+        **spaces,
+        device="cpu",
+        cfg={**sacref.paper_config(envs).to_dict(), "update_to_data": None, **cfg, "experiment": experiment},
+    )
+    agent.init(trainer_cfg={"timesteps": timesteps})
+    agent.enable_training_mode(True, apply_to_models=True)
+    observations, _ = simulation.reset(seed=0)
+    began = time.perf_counter()
+    for timestep in range(timesteps):
+        clock = {"timestep": timestep, "timesteps": timesteps}
+        with torch.no_grad():
+            actions, _ = agent.act(observations, None, **clock)
+            after, rewards, terminated, truncated, infos = simulation.step(actions)
+        agent.record_transition(
+            observations=observations,
+            states=None,
+            actions=actions,
+            rewards=rewards[:, None],
+            next_observations=after,
+            next_states=None,
+            terminated=terminated[:, None],
+            truncated=truncated[:, None],
+            infos=infos,
+            **clock,
+        )
+        agent.post_interaction(**clock)
+        observations = after
+    return envs * timesteps / (time.perf_counter() - began)
+
+
+@pytest.mark.full
+def test_train_is_nearly_as_fast_as_a_loop_by_hand_with_4096_environments(tmp_path: Path) -> None:
+    envs, timesteps, rounds = 4_096, 150, 5
+    make = pendulums("torch")
+    cfg = {"gradient_steps": 1, "batch_size": 256, "random_timesteps": 20, "learning_starts": 20}
+    files = {"write_interval": 50, "checkpoint_interval": 0}
+    run: dict[str, Any] = {**RUN, "env_kwargs": None, "num_envs": envs, "hidden": (64, 64), "cfg": {**cfg, "experiment": files}}
+    run |= {"steps": envs * timesteps, "evaluation_interval": envs * timesteps, "evaluation_episodes": 1, "overwrite": True}
+    ratios = []
+    with without_shape_checks():
+        for _ in range(rounds):
+            hand = by_hand(make, envs, timesteps, {**cfg, "experiment": files}, tmp_path)
+            ratios.append(sacref.train(**run, vector_env=make, run_dir=tmp_path / "run").steps_per_second / hand)
+    print(f"sacref.train beside a loop by hand, {envs} environments of PyTorch: {[round(ratio, 3) for ratio in ratios]}")
+    assert np.median(ratios) >= 0.9, ratios
