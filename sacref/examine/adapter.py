@@ -1,4 +1,4 @@
-"""What an examined SAC has to offer, the check that it does, and the record of what it did."""
+"""Interface of an examined SAC, the checks that an adapter keeps to it, and the recording of its updates."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -271,7 +271,7 @@ def check_acting(adapter: Acting, weights: Callable[[], Named], name: str, obser
 
 
 def _after_one(adapter: Adapter, scene: Scene, other_noise: bool) -> Arrays:
-    """The weights after the first update of a scene."""
+    """Compute the weights after the first update of a scene."""
     first = replace(scene, updates=1)
     return record(adapter, first, other_noise=other_noise).updates[0].after
 

@@ -12,7 +12,7 @@ from sacref.examine.choices import MISTAKES, VALUES, Choices, is_mistake
 from sacref.examine.identify import Identification, Left, identify, replay
 from sacref.examine.oracle import Oracle
 from sacref.examine.probes import Finding
-from sacref.examine.problem import Problem, ordinary, wide
+from sacref.examine.problem import Problem, ordinary, scenes
 
 OPTIONS = {"clip": ("clipping",), "schedule": ("schedule", "temperature_schedule")}
 """Option that an adapter may support -> the choices that are seen with it alone."""
@@ -27,7 +27,7 @@ DECAY = 0.5
 
 @dataclass(frozen=True)
 class Examination:
-    """What an implementation of SAC is, choice by choice, and which mistakes it makes."""
+    """Result of examining an implementation: its choices, and its known mistakes."""
 
     name: str
     versions: Mapping[str, str]
@@ -74,9 +74,8 @@ def examine(adapter: Adapter, *, problem: Problem | None = None, on_stage: Calla
     on_stage("weights")
     adapter.make(problem)
     made = {name: np.array(array) for name, array in adapter.weights().items()}
-    scenes = (ordinary(problem), wide(problem))
     trajectories = []
-    for scene in scenes:
+    for scene in scenes(problem):
         on_stage(f"updates: {scene.name}")
         trajectories.append(record(adapter, scene))
     on_stage("noise")
@@ -87,8 +86,7 @@ def examine(adapter: Adapter, *, problem: Problem | None = None, on_stage: Calla
         if len(found.combinations) < 2:
             break
         on_stage("updates: more data, to tell what is left apart")
-        other = replace(problem, seed=seed)
-        trajectories += [record(adapter, scene(other)) for scene in (ordinary, wide)]
+        trajectories += [record(adapter, scene) for scene in scenes(replace(problem, seed=seed))]
         found = identify(trajectories)
     differences: dict[str, float] = {}
     reproduced = dict(found.combinations)
@@ -111,7 +109,7 @@ def examine(adapter: Adapter, *, problem: Problem | None = None, on_stage: Calla
     on_stage("probes")
     findings = [*_mistakes(choices, found, unseen), probes.log_density(list(reproduced)), *probes.start(made)]
     findings += [
-        *probes.acting(adapter, scenes[0], list(reproduced)),
+        *probes.acting(adapter, trajectories[0].scene, list(reproduced)),
         probes.saving(adapter, ordinary(usual)),
         *probes.collecting(adapter, usual),
         *probes.windows(adapter, usual),

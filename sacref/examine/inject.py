@@ -1,6 +1,7 @@
 """Helpers that adapters share: noise put into torch and JAX, gradients seen by torch's optimizers, weights by shape and order."""
 
 import importlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from sacref.algorithm.data import Batch
+from sacref.examine.problem import Problem
 from sacref.parity.networks import Arrays, Floats, Named
 from sacref.spec.arrays import NumpyArray
 
@@ -19,7 +22,7 @@ Places = Mapping[str, tuple["Tensor", bool]]
 
 
 class Noise:
-    """The standard normal arrays of one update after another, handed out in their order.
+    """Noise arrays of one update after another, handed out in their order.
 
     A draw that has a key (JAX) gets the same array whenever it comes with the same key, also in later updates: noise that an implementation
     repeats by mistake is repeated here.
@@ -34,7 +37,7 @@ class Noise:
         self._left = list(draws)
 
     def draw(self, shape: Sequence[int], key: bytes | None = None) -> Floats:
-        """The next array, or that of a key that was seen before; the other way round where `(action, batch)` is drawn.
+        """Give the next array, or that of a key that was seen before; transposed where `(action, batch)` is drawn.
 
         Raises:
             RuntimeError: if the update draws another shape than `(batch, action)`, or more arrays than there are.
@@ -148,7 +151,7 @@ def torch_gradients(names: Callable[[], Places]) -> Iterator[list[Arrays]]:
     """Keep the gradients that torch's optimizers step with: a dict by common names for each step, in their order.
 
     Args:
-        names: gives the tensors by their common names, as `Weights` has them.
+        names: gives the tensors by their common names, as `torch_places` gives them.
     """
     optimizer = importlib.import_module("torch.optim.optimizer")
     seen: list[Arrays] = []
@@ -170,7 +173,7 @@ def torch_gradients(names: Callable[[], Places]) -> Iterator[list[Arrays]]:
 
 
 def to_numpy(array: object, transposed: bool = False, scalar: bool = False) -> NumpyArray:
-    """A torch or JAX array on the host, as a copy."""
+    """Copy a torch or JAX array to the host."""
     found: NumpyArray = np.array(array.detach().cpu().numpy() if hasattr(array, "detach") else array)
     return found.reshape(()) if scalar else found.T if transposed else found
 
@@ -190,7 +193,7 @@ def merge_heads(arrays: Named) -> Arrays:
 
 
 def split_heads(weights: Named) -> Arrays:
-    """Weights with a layer for the mean and one for the log standard deviation."""
+    """Split the policy's head into a layer for the mean and one for the log standard deviation."""
     found = dict(weights)
     for kind in ("kernel", "bias"):
         found[MEAN + kind], found[LOG_STD + kind] = np.split(found.pop(f"policy.head.{kind}"), 2, axis=-1)
@@ -198,7 +201,7 @@ def split_heads(weights: Named) -> Arrays:
 
 
 def torch_places(models: Mapping[str, "nn.Module"], log_alpha: "Tensor | None" = None) -> Places:
-    """The tensors of torch modules by common names, told by their shapes and order: each linear layer in turn, the last one the head.
+    """Find the tensors of torch modules by common names, told by shapes and order: each linear layer in turn, the last one the head.
 
     Args:
         models: "policy", "critic_1" and so on -> a module. A policy whose last two layers read the same input has a mean and a log standard
@@ -244,39 +247,45 @@ def _flax_layers(model: str, hidden: int, *, two_heads: bool) -> dict[str, str]:
     return {f"Dense_{i}": prefix for i, prefix in enumerate([*(f"{model}.hidden.{i}." for i in range(hidden)), *heads])}
 
 
-class TorchWeights:
-    """Weights and gradients of torch modules, and the noise of their update.
+class TorchAdapter(ABC):
+    """Weights, noise and gradients of an adapter whose SAC computes in torch; `make`, which sets `problem`, is left to it."""
 
-    Args:
-        dtype: that torch is to compute in.
-        places: gives the tensors by their common names; see `torch_places`.
-    """
+    problem: Problem
+    _gradients: Sequence[Arrays] = ()
 
-    def __init__(self, dtype: str, places: Callable[[], Places]) -> None:
-        self._dtype, self._places, self._noise = dtype, places, Noise()
-        self.gradients: list[Arrays] = []
-        """Those that each optimizer step of the last update was taken with."""
+    @abstractmethod
+    def places(self) -> Places:
+        """Give the tensors of all networks and of log alpha by their common names; see `torch_places`."""
 
-    def read(self) -> Arrays:
-        """Read the weights by common names."""
-        places = self._places()
-        return merge_heads({name: to_numpy(tensor, transposed, name == "log_alpha") for name, (tensor, transposed) in places.items()})
+    @abstractmethod
+    def learn_from(self, batch: Batch[Floats]) -> None:
+        """Make one update on this batch, whose actions are in (-1, 1)."""
 
-    def write(self, weights: Named) -> None:
+    def set_weights(self, weights: Named) -> None:
         """Write weights into the tensors."""
         torch = importlib.import_module("torch")
         split = split_heads(weights)
         with torch.no_grad():
-            for name, (tensor, transposed) in self._places().items():
+            for name, (tensor, transposed) in self.places().items():
                 value = torch.as_tensor(np.ascontiguousarray(split.get(name, weights.get(name))), dtype=tensor.dtype)
                 tensor.copy_(value.T if transposed else value.reshape(tensor.shape))
 
-    @contextmanager
-    def update(self, draws: Floats) -> Iterator[None]:
-        """Let what runs within draw this noise, and keep its gradients."""
-        self._noise.fill(draws)
-        with torch_dtype(self._dtype), torch_noise(self._noise), torch_gradients(self._places) as self.gradients:
-            yield
+    def update(self, batch: Batch[Floats], draws: Floats) -> None:
+        """Make one update that draws this noise, and keep its gradients."""
+        noise = Noise()
+        noise.fill(draws)
+        with torch_dtype(self.problem.dtype), torch_noise(noise), torch_gradients(self.places) as self._gradients:
+            self.learn_from(batch)
+
+    def weights(self) -> Arrays:
+        """Read the weights by common names."""
+        return merge_heads(
+            {name: to_numpy(tensor, transposed, name == "log_alpha") for name, (tensor, transposed) in self.places().items()}
+        )
+
+    def gradients(self) -> Sequence[Named]:
+        """Give those that each optimizer step of the last update was taken with."""
+        return self._gradients
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What an examined agent showed: its weights before and after each update, and the gradients that its optimizers took."""
+"""Record of what an examined agent showed: its weights before and after each update, and the gradients that its optimizers took."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,19 +7,22 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from sacref.algorithm.data import Batch
+from sacref.examine.choices import Choices
 from sacref.examine.oracle import NETWORKS, Adam, Moments, group
 from sacref.examine.problem import Scene
 from sacref.parity.networks import Arrays, Floats, Named
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
 """Largest relative difference that rounding explains, by dtype."""
+ROUNDED = 5e-4
+"""As `TOLERANCE`, of a log-density from 1 - a^2 in float32, which has few digits of it where an action comes near its bound."""
 LOOSE, LOOSER = 1e-5, 0.15
 """Relative differences up to which a variant is looked at closely: of float64 gradients, and of those that are known less well."""
 
 
 @dataclass
 class Update:
-    """One update as it was seen."""
+    """One observed update."""
 
     number: int
     """From 0."""
@@ -40,7 +43,7 @@ class Update:
         return own | {f"frozen {i}": each for i, each in enumerate(self.first_draws)}
 
     def moved(self, network: str) -> bool:
-        """Whether a network's parameters are others than before."""
+        """Say whether a network's parameters changed."""
         before, after = group(self.before, network), group(self.after, network)
         return any(not np.array_equal(before[name], after[name]) for name in before)
 
@@ -63,6 +66,10 @@ class Trajectory:
     def tolerance(self) -> float:
         """Largest relative difference that rounding explains."""
         return TOLERANCE[self.scene.problem.dtype]
+
+    def tolerance_of(self, chosen: Choices) -> float:
+        """Return the largest relative difference of a variant that rounding explains."""
+        return ROUNDED if self.scene.problem.dtype == "float32" and "1 - a^2" in chosen.log_prob else self.tolerance
 
     def between(self, network: str, adam: Adam) -> list[list[Arrays]]:
         """Compute the network's parameters before its first step of each update, after it, after the second and so on."""

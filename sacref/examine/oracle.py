@@ -18,7 +18,7 @@ from sacref.parity.networks import Arrays, Floats, Named, Seen, Tape, backward, 
 from sacref.parity.oracle import critics, norm
 
 NETWORKS = ("critics", "policy", "temperature")
-"""What has an optimizer."""
+"""Networks by whose optimizer parameters are grouped."""
 DENSITY = ("squash", "std", "log_prob", "log_prob_units", "log_prob_dimensions", "critic_actions")
 """Fields of `Choices` that a draw from the policy depends on."""
 
@@ -38,7 +38,7 @@ class Draw(NamedTuple):
 
 
 def standard_deviation(raw: Floats, kind: str) -> tuple[Floats, Floats]:
-    """The log standard deviation of the network's output, and its derivative."""
+    """Compute the log standard deviation from the network's output, and its derivative."""
     one = np.ones_like(raw)
     if kind.startswith("exp, cut"):
         low = -20.0 if "-20" in kind else -5.0
@@ -55,7 +55,7 @@ def standard_deviation(raw: Floats, kind: str) -> tuple[Floats, Floats]:
 
 
 def tanh_correction(u: Floats, kind: str, scale: float) -> tuple[Floats, Floats]:
-    """What is subtracted from the Gaussian's log-density for the tanh, of each dimension, and its derivative by u."""
+    """Compute log |da/du| of the tanh for each dimension, which the Gaussian's log-density is reduced by, and its derivative by u."""
     a = np.tanh(u)
     open_share = scale * (1 - a**2)
     if kind == "exact, from u":
@@ -70,7 +70,7 @@ def tanh_correction(u: Floats, kind: str, scale: float) -> tuple[Floats, Floats]
 
 
 def draw(state: Named, observations: Floats, noise: Floats, choices: Choices, bound: float) -> tuple[Draw, Gradient]:
-    """Actions of the policy in `state` for rows of observations and of standard normal noise.
+    """Draw actions of the policy in `state` for rows of observations and of standard normal noise.
 
     Args:
         state: holds `policy.*`.
@@ -87,12 +87,12 @@ def draw(state: Named, observations: Floats, noise: Floats, choices: Choices, bo
 
 
 def gradient_of(state: Named, tape: Tape) -> Gradient:
-    """The policy's gradient, as a function of the derivative by its output."""
+    """Make the function from the derivative by the policy's output to the policy's gradient."""
     return lambda by_output: backward(state, "policy", tape, by_output)[0]
 
 
 def draw_from(output: Floats, noise: Floats, choices: Choices, bound: float) -> Draw:
-    """As `draw`, from the network's output, `(batch, 2 action)`."""
+    """Draw as `draw` does, from the network's output, `(batch, 2 action)`."""
     mean, raw = np.split(output, 2, axis=-1)
     log_std, by_raw = standard_deviation(raw, choices.std)
     std = np.exp(log_std)
@@ -133,19 +133,19 @@ def draw_from(output: Floats, noise: Floats, choices: Choices, bound: float) -> 
 
 
 def values(state: Named, observations: Floats, actions: Floats, prefix: str = "") -> Floats:
-    """All critics' values, `(critic, batch)`; with the prefix "target_", the target networks'."""
+    """Compute all critics' values, `(critic, batch)`; with the prefix "target_", the target networks'."""
     seen = Seen(observations)
     return np.stack([forward(state, f"{prefix}critic_{i + 1}", seen, actions)[0][..., 0] for i in range(critics(state))])
 
 
 def joined(next_q: Floats, kind: str) -> Floats:
-    """One value of several critics'."""
+    """Join the values of several critics to one, `(batch,)`."""
     value: Floats = next_q.min(axis=0) if kind == "min" else next_q.mean(axis=0) if kind == "mean" else next_q[0]
     return value
 
 
 def target(batch: Batch[Floats], value: Floats, discount: float, choices: Choices) -> Floats:
-    """The critics' target y, `(batch,)`, of the next state's soft value."""
+    """Compute the critics' target y, `(batch,)`, from the next state's soft value."""
     if choices.discount == "rounded to bfloat16":
         discount = to_bfloat16(discount)
     ends = np.zeros_like(batch.terminated) if choices.termination == "ignored" else batch.terminated
@@ -154,18 +154,18 @@ def target(batch: Batch[Floats], value: Floats, discount: float, choices: Choice
 
 
 def to_bfloat16(number: float) -> float:
-    """The nearest number with bfloat16's eight digits."""
+    """Round to bfloat16's eight binary digits."""
     mantissa, exponent = math.frexp(number)
     return math.ldexp(round(mantissa * 256) / 256, exponent)
 
 
 def paired(y: Floats, rows: str) -> Floats:
-    """The targets that each row's value is held against, of the same shape: its own, or the mean that all of them together amount to."""
+    """Give the target that each row's value is held against: its own, or the mean of all, which (batch, batch) errors amount to."""
     return y if rows == "paired" else np.broadcast_to(y.mean(axis=-1, keepdims=True), y.shape)
 
 
 def critic_errors(q: Floats, y: Floats, kind: str, *, number: int, size: int) -> Floats:
-    """Derivative of the loss of `number` critics by their values, for some or all rows of a batch of `size`."""
+    """Differentiate the loss of `number` critics by their values, for some or all rows of a batch of `size`."""
     error = q - y
     if kind.startswith("Huber"):
         return np.asarray(np.clip(error, -1, 1) / size)
@@ -179,7 +179,7 @@ def critic_errors(q: Floats, y: Floats, kind: str, *, number: int, size: int) ->
 
 
 def critic_gradients(state: Named, batch: Batch[Floats], actions: Floats, errors: Floats) -> Arrays:
-    """Gradients of all critics' parameters, from the derivatives by their values."""
+    """Compute the gradients of all critics' parameters from the derivatives by their values."""
     found: Arrays = {}
     for i, error in enumerate(errors):
         _, tape = forward(state, f"critic_{i + 1}", Seen(batch.observations), actions)
@@ -188,7 +188,7 @@ def critic_gradients(state: Named, batch: Batch[Floats], actions: Floats, errors
 
 
 def by_actions(state: Named, observations: Floats, actions: Floats, kind: str) -> Floats:
-    """Derivative of the sum of the joined values by the actions, `(batch, action)`; critics that tie share it."""
+    """Differentiate the sum of the joined values by the actions, `(batch, action)`; critics that tie share it."""
     seen = Seen(observations)
     passes = [forward(state, f"critic_{i + 1}", seen, actions) for i in range(critics(state))]
     q = np.stack([output[..., 0] for output, _ in passes])
@@ -205,7 +205,7 @@ def by_actions(state: Named, observations: Floats, actions: Floats, kind: str) -
 
 
 def policy_gradients(drawn: Draw, gradient: Gradient, slopes: Floats, alpha: float, choices: Choices) -> Arrays:
-    """Gradient of the policy's loss; `slopes` are the joined value's derivatives by the drawn actions."""
+    """Compute the gradient of the policy's loss; `slopes` are the joined value's derivatives by the drawn actions."""
     size = len(slopes)
     weight = 1.0 if choices.policy_loss == "sum" else 1 / size
     sign = {"there": 1.0, "left out": 0.0, "with the wrong sign": -1.0}[choices.policy_entropy]
@@ -214,13 +214,13 @@ def policy_gradients(drawn: Draw, gradient: Gradient, slopes: Floats, alpha: flo
 
 
 def entropy_goal(kind: str, dimensions: int) -> float:
-    """The target entropy of so many action dimensions, in nats."""
+    """Compute the target entropy of so many action dimensions, in nats."""
     of = {"-dim": -dimensions, "-dim / 2": -dimensions / 2, "0": 0.0, "-1": -1.0, "-dim^2": -(dimensions**2), "dim": dimensions}
     return float(of[kind])
 
 
 def temperature_gradient(log_alpha: float, log_prob: Floats, goal: float, kind: str) -> float:
-    """Gradient of the temperature's loss by log alpha."""
+    """Differentiate the temperature's loss by log alpha."""
     gradient = -float((log_prob + goal).mean())
     if kind == "alpha (log pi + H)":
         return gradient * math.exp(log_alpha)
@@ -228,7 +228,7 @@ def temperature_gradient(log_alpha: float, log_prob: Floats, goal: float, kind: 
 
 
 class Adam(NamedTuple):
-    """The settings of an optimizer."""
+    """Settings of Adam, and its step."""
 
     epsilon: float
     place: str
@@ -237,13 +237,13 @@ class Adam(NamedTuple):
 
     @classmethod
     def of(cls, choices: Choices) -> "Adam":
-        """As the choices have it."""
+        """Read the settings off choices."""
         first, second = choices.adam_decays.split(", ")
         decay = 0.0 if choices.weight_decay == "none" else float(choices.weight_decay.removeprefix("decoupled, "))
         return cls(float(choices.adam_epsilon), choices.adam_epsilon_place, (float(first), float(second)), decay)
 
     def step(self, parameter: Floats, gradient: Floats, moments: "Moments", rate: float) -> tuple[Floats, "Moments"]:
-        """The parameter after a step, and the new moments."""
+        """Take a step: the new parameter, and the new moments."""
         count = moments.steps + 1
         # NumPy makes numbers of arrays of shape ().
         first = np.asarray(self.decays[0] * moments.first + (1 - self.decays[0]) * gradient)
@@ -252,7 +252,7 @@ class Adam(NamedTuple):
         return np.asarray(moved), Moments(first, second, count)
 
     def direction(self, first: Floats, second: Floats, count: int) -> Floats:
-        """The step in units of the learning rate."""
+        """Compute the step in units of the learning rate."""
         unbiased, square = first / (1 - self.decays[0] ** count), second / (1 - self.decays[1] ** count)
         if self.place == "inside the root":
             return np.asarray(unbiased / np.sqrt(square + self.epsilon))
@@ -279,7 +279,7 @@ class Adam(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """What Adam keeps of a parameter's gradients."""
+    """Moments that Adam keeps of a parameter's gradients."""
 
     first: Floats
     second: Floats
@@ -287,12 +287,12 @@ class Moments(NamedTuple):
 
     @classmethod
     def none(cls, like: Floats) -> "Moments":
-        """Those before the first step."""
+        """Make those before the first step."""
         return cls(np.zeros_like(like), np.zeros_like(like), 0)
 
 
 def clipped(gradients: Arrays, limit: float, kind: str) -> Arrays:
-    """The gradients of one optimizer, as one of the values of `clipping` has it; unchanged where `limit` is 0."""
+    """Clip the gradients of one optimizer as one of the values of `clipping` has it; a `limit` of 0 leaves them unchanged."""
     if limit <= 0 or kind == "accepted and ignored":
         return gradients
     if kind == "element by element":
@@ -304,7 +304,7 @@ def clipped(gradients: Arrays, limit: float, kind: str) -> Arrays:
 
 
 def rate_at(problem: Problem, update: int, network: str, choices: Choices) -> float:
-    """Learning rate of a network at an update, which count from 0."""
+    """Compute the learning rate of a network at an update, which count from 0."""
     kind = choices.schedule
     if "accepted and ignored" in (kind, choices.temperature_schedule if network == "temperature" else ""):
         return problem.learning_rate
@@ -314,29 +314,29 @@ def rate_at(problem: Problem, update: int, network: str, choices: Choices) -> fl
 
 
 def averaged(old: Named, new: Named, tau: float, kind: str) -> Arrays:
-    """The target networks after their step; `old` is the state before the update, `new` that with the stepped critics."""
+    """Step the target networks; `old` is the state before the update, `new` that with the stepped critics."""
     online, share = (old if "before their step" in kind else new), (1 - tau if kind.startswith("1 - tau") else tau)
     return {name: share * online[name.removeprefix("target_")] + (1 - share) * old[name] for name in old if name.startswith("target_")}
 
 
 def network_of(name: str) -> str:
-    """Whose optimizer a parameter belongs to, of `NETWORKS`."""
+    """Name the network, of `NETWORKS`, whose optimizer a parameter belongs to."""
     return "temperature" if name == "log_alpha" else "policy" if name.startswith("policy.") else "critics"
 
 
 def group(arrays: Named, network: str) -> Arrays:
-    """The parameters of one optimizer, of a state or of gradients."""
+    """Select the parameters of one optimizer from a state or gradients."""
     return {name: array for name, array in arrays.items() if not name.startswith("target_") and network_of(name) == network}
 
 
 def targets(arrays: Named) -> Arrays:
-    """The target networks' parameters."""
+    """Select the target networks' parameters."""
     return {name: array for name, array in arrays.items() if name.startswith("target_")}
 
 
 @dataclass
 class Oracle:
-    """A NumPy agent that updates as the choices say: the instrument's reference, and what its own tests examine.
+    """NumPy agent that updates as the choices say; the examiner's reference, and the agent that its own tests examine.
 
     Args:
         problem: sizes and settings.
@@ -351,7 +351,7 @@ class Oracle:
     weights: Arrays
     choices: Choices = field(default_factory=Choices)
     gradients: list[Arrays] = field(default_factory=list)
-    """Of the last update: those that each optimizer step was taken with."""
+    """Gradients that each optimizer step of the last update was taken with."""
 
     def __post_init__(self) -> None:
         for clash in contradictions(self.choices):
@@ -385,7 +385,7 @@ class Oracle:
         self.updates += 1
 
     def _moves(self) -> list[str]:
-        """The networks in the order in which they are stepped, which follows from who sees whom after its step."""
+        """Order the networks' steps: a network that another one sees after its step comes before it."""
         chosen = self.choices
         earlier = {
             ("temperature", "critics"): chosen.target_alpha == AFTER,

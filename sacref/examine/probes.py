@@ -1,4 +1,4 @@
-"""Checks beyond the update: what an implementation starts from, how it acts, what it stores, and what it forgets when it is saved.
+"""Checks beyond the update: initial weights, acting, stored transitions, its own training loop, and saving and loading.
 
 Each is optional: an adapter without the method gets "not checkable", with what it would have to offer.
 """
@@ -32,18 +32,18 @@ NATS = 0.01
 
 
 class Finding(NamedTuple):
-    """A known mistake, and whether it is there."""
+    """Known mistake and its status."""
 
     mistake: str
     status: Status
     got: str = ""
     expected: str = ""
     why: str = ""
-    """Of a mistake that is not checkable; of one that is present, what follows."""
+    """Reason that a mistake is not checkable, or consequence of one that is present."""
 
 
 def log_density(choices: Sequence[Choices]) -> Finding:
-    """The log-density where the tanh saturates, computed from the form that was identified."""
+    """Judge the identified form of the log-density where the tanh saturates."""
     title = "log-density wrong where the tanh saturates"
     if not choices:
         return Finding(title, "not checkable", why="the form of the log-density is not identified")
@@ -60,7 +60,7 @@ def log_density(choices: Sequence[Choices]) -> Finding:
 
 
 def start(weights: Named) -> Iterator[Finding]:
-    """The weights that an agent is made with: twins that are one, and targets that are no copies."""
+    """Check the weights that an agent is made with: twin critics differ, and target networks are copies."""
     gap = max(
         float(np.abs(weights[name] - weights[name.replace("critic_1", "critic_2", 1)]).max())
         for name in weights
@@ -81,7 +81,7 @@ def start(weights: Named) -> Iterator[Finding]:
 
 
 def acting(adapter: Adapter, scene: Scene, choices: Sequence[Choices]) -> Iterator[Finding]:
-    """Deterministic actions, their units, and fresh noise in the others."""
+    """Check deterministic actions, their units, and fresh noise in the others."""
     titles = (
         "deterministic actions that are not the policy's mean",
         "actions that do not fill the Box",
@@ -127,7 +127,7 @@ def acting(adapter: Adapter, scene: Scene, choices: Sequence[Choices]) -> Iterat
 
 
 def saving(adapter: Adapter, scene: Scene) -> Finding:
-    """What a saved and loaded agent has forgotten: weights at once, optimizers at the next update."""
+    """Find what a saved and loaded agent has forgotten: weights at once, optimizers at the next update."""
     title = "a loaded agent that forgets"
     if not isinstance(adapter, Saving):
         return Finding(title, "not checkable", why="the adapter has no save() and load()")
@@ -163,7 +163,7 @@ def saving(adapter: Adapter, scene: Scene) -> Finding:
 
 
 class Counting(gymnasium.Env[NumpyArray, NumpyArray]):
-    """An environment that shows its episode and step, ends even episodes by termination and odd ones by truncation."""
+    """Environment that shows its episode and step, and ends even episodes by termination and odd ones by truncation."""
 
     TERMINATED, TRUNCATED = 3, 5
 
@@ -197,7 +197,7 @@ COLLECTED = (
 
 
 def collecting(adapter: Adapter, problem: Problem) -> Iterator[Finding]:
-    """What the implementation's own loop stores of episodes that end, in two environments."""
+    """Check what the implementation's own loop stores of episodes that end, in two environments."""
     if not isinstance(adapter, Collecting):
         yield from (Finding(title, "not checkable", why="the adapter has no collect()") for title in COLLECTED)
         return
@@ -207,7 +207,7 @@ def collecting(adapter: Adapter, problem: Problem) -> Iterator[Finding]:
 
 
 def stored(observations: Floats, next_observations: Floats, terminated: Floats) -> Iterator[Finding]:
-    """Findings about stored rows of `Counting`."""
+    """Judge stored rows of `Counting`."""
     (episode, step), next_episode = observations[:, :2].T, next_observations[:, 0]
     even, done = episode % 2 == 0, np.asarray(terminated, bool).ravel()
     last = np.where(even, Counting.TERMINATED, Counting.TRUNCATED) - 1 == step
@@ -242,7 +242,7 @@ def windows(adapter: Adapter, problem: Problem) -> Iterator[Finding]:
 
 
 def played(problem: Problem, steps: int) -> tuple[Batch[Floats], Floats]:
-    """Play `Counting`: its transitions, and those that are truncated."""
+    """Play `Counting`: its transitions, and which of them are truncated."""
     environment, rows = Counting(problem), []
     now, _ = environment.reset()
     for _ in range(steps):

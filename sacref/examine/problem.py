@@ -1,9 +1,9 @@
-"""What every examined agent is made for and fed: sizes and settings that are nobody's defaults, starting weights, batches and noise."""
+"""Problem that every examined agent is made for: sizes and settings that are nobody's defaults, starting weights, batches and noise."""
 
 import math
 import operator
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium
@@ -16,12 +16,18 @@ from sacref.parity.networks import Arrays, Floats
 from sacref.spec.arrays import NumpyArray
 
 DRAWS = 8
-"""Standard normal arrays that an update may draw."""
+"""Noise arrays that an update may draw."""
+NOISE = 1.0
+"""Largest noise, in standard deviations."""
+HEAD = 0.2
+"""Scale of the kernel of the policy's last layer, which leaves its outputs near the bias: there 1 - a^2 has digits in float32."""
 TERMINATED_SHARE = 0.25
 REWARDS = 0.4
 """Scale of rewards at which some errors of the critics are below 1 and some above, as a Huber loss asks for."""
 COOL = 0.02
 """Temperature at which log-densities of many nats leave errors of that size."""
+FAST = 4.0
+"""Learning rate of `fast`."""
 PERTURBATION = 0.1
 """How far target networks begin from their critics, relative: equal ones could not be told apart."""
 
@@ -51,26 +57,26 @@ class Problem:
 
     @property
     def observation_space(self) -> gymnasium.spaces.Box:
-        """The observations' Box, without bounds."""
+        """Box of the observations, without bounds."""
         return gymnasium.spaces.Box(-math.inf, math.inf, (self.observation,), np.float32)
 
     @property
     def action_space(self) -> gymnasium.spaces.Box:
-        """The actions' Box, in float32 as environments have it."""
+        """Box of the actions, in float32 as environments have it."""
         return gymnasium.spaces.Box(-self.bound, self.bound, (self.action,), np.float32)
 
     def box(self, actions: NumpyArray) -> NumpyArray:
-        """Actions of (-1, 1) in the Box's units."""
+        """Convert actions of (-1, 1) to the Box's units."""
         return actions * self.bound
 
     def cast(self, array: object) -> NumpyArray:
-        """An array of the problem's dtype, with another memory than `array`."""
+        """Copy an array to the problem's dtype."""
         return np.array(array, dtype=self.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """A situation that an agent is put into: a problem, the weights to start from, and how many updates follow."""
+    """Problem with the weights to start from and a number of updates."""
 
     name: str
     problem: Problem
@@ -80,38 +86,49 @@ class Scene:
     rewards_scale: float = 1.0
 
     def data(self) -> Iterator[tuple[Batch[Floats], Floats]]:
-        """A batch and its noise, `(draws, batch, action)`, for each update."""
+        """Yield a batch and its noise, `(draws, batch, action)`, for each update."""
         problem = self.problem
         rows, drawn = np.random.default_rng([problem.seed, 3]).spawn(2)
         replay = data.synthetic_replay(
             64 * problem.batch_size, observation=problem.observation, action=problem.action, seed=problem.seed, dtype=problem.dtype
         )
         for _ in range(self.updates):
-            batch = replay.map(operator.itemgetter(rows.integers(len(replay.rewards), size=problem.batch_size)))
+            # Rows that are drawn twice share one error.
+            batch = replay.map(operator.itemgetter(rows.choice(len(replay.rewards), problem.batch_size, replace=False)))
             terminated = rows.random(problem.batch_size) < TERMINATED_SHARE
             rewards = problem.cast(batch.rewards * self.rewards_scale)
-            noise = drawn.standard_normal((DRAWS, problem.batch_size, problem.action)).astype(problem.dtype)
+            noise = problem.cast(drawn.uniform(-NOISE, NOISE, (DRAWS, problem.batch_size, problem.action)))
             yield batch._replace(terminated=terminated, rewards=rewards), noise
 
 
+def scenes(problem: Problem) -> tuple[Scene, ...]:
+    """Make the scenes of an examination; in float32 small steps show too little of the optimizer."""
+    return (ordinary(problem), wide(problem), *([fast(problem)] if problem.dtype == "float32" else []))
+
+
 def ordinary(problem: Problem, updates: int = 4) -> Scene:
-    """Make a scene of default weights, of target networks beside their critics, and of one deviation that a bound by tanh keeps from 0."""
+    """Make a scene of default weights, of target networks beside their critics, and of deviations that a bound by tanh keeps from 0."""
     weights = _weights(problem)
-    weights["policy.head.bias"] = problem.cast(np.concatenate([np.zeros(problem.action), np.resize([0.0, 0.9, 0.0], problem.action)]))
+    weights["policy.head.bias"] = problem.cast(np.concatenate([np.zeros(problem.action), np.full(problem.action, 0.7)]))
     return Scene(name="ordinary", problem=problem, weights=weights, updates=updates, rewards_scale=REWARDS)
 
 
 def wide(problem: Problem, updates: int = 2) -> Scene:
-    """A policy whose standard deviations lie beyond all bounds and whose actions saturate."""
+    """Make a scene whose standard deviations lie beyond all bounds, and whose actions saturate beyond every rounding."""
     weights = _weights(problem)
-    spread = np.resize([0.0, -7.0, 3.0], problem.action)
-    weights["policy.head.bias"] = problem.cast(np.concatenate([np.resize([8.0, 0.5, -1.0], problem.action), spread]))
+    spread = np.resize([1.0, -7.0, 3.0], problem.action)
+    weights["policy.head.bias"] = problem.cast(np.concatenate([np.resize([40.0, 0.0, -80.0], problem.action), spread]))
     weights["log_alpha"] = problem.cast(math.log(COOL))
     return Scene(name="wide", problem=problem, weights=weights, updates=updates, rewards_scale=REWARDS)
 
 
+def fast(problem: Problem) -> Scene:
+    """Make a scene of one update whose steps are larger than the weights: a small weight decay is rounded away in small ones."""
+    return replace(ordinary(replace(problem, learning_rate=FAST), updates=1), name="fast")
+
+
 def _weights(problem: Problem) -> Arrays:
-    """Starting weights, without the state of optimizers."""
+    """Make starting weights, without the state of optimizers."""
     state = data.initial_state(
         observation=problem.observation,
         action=problem.action,
@@ -125,12 +142,13 @@ def _weights(problem: Problem) -> Arrays:
     for name, array in state.items():
         if kind_of(name) != "moments":
             moved = 1 + PERTURBATION * generator.standard_normal(array.shape) if name.startswith("target_") else 1.0
+            moved = HEAD if name == "policy.head.kernel" else moved
             found[name] = problem.cast(array * moved)
     return found
 
 
 class Still(gymnasium.Env[NumpyArray, NumpyArray]):
-    """An environment of a problem's spaces that nothing happens in, for libraries that read the spaces off one."""
+    """Environment of a problem's spaces in which nothing happens, for libraries that read the spaces off one."""
 
     def __init__(self, problem: Problem) -> None:
         self.observation_space: gymnasium.spaces.Box[Any] = problem.observation_space

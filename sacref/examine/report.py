@@ -18,7 +18,7 @@ SCHEMA_VERSION = 1
 
 
 def summary(examination: Examination) -> str:
-    """What was found, in one or two sentences."""
+    """Say in one or two sentences what was found."""
     versions = ", ".join(f"{name} {version}" for name, version in examination.versions.items())
     if examination.left is None:
         number = len(examination.combinations)
@@ -40,7 +40,7 @@ def summary(examination: Examination) -> str:
 
 
 def choice_rows(examination: Examination) -> Iterator[tuple[str, str, str]]:
-    """About each choice: what it is about, what this implementation does, and what sacref does where that is another thing."""
+    """Yield a row for each choice: its title, the implementation's value, and sacref's where it differs."""
     for name, values in examination.choices.items():
         said = " or ".join(values) if values else f"not checkable: {examination.unseen.get(name, '')}"
         own = VALUES[name][0]
@@ -48,7 +48,7 @@ def choice_rows(examination: Examination) -> Iterator[tuple[str, str, str]]:
 
 
 def table(examination: Examination) -> Group:
-    """For a rich console."""
+    """Make tables for a rich console."""
     choices = Table(title="Choices", title_justify="left")
     for heading in ("choice", "this implementation", "sacref, where it differs"):
         choices.add_column(heading, overflow="fold")
@@ -64,7 +64,7 @@ def table(examination: Examination) -> Group:
 
 
 def markdown(examination: Examination) -> str:
-    """A page of its own."""
+    """Write the examination as a page of Markdown."""
     parts = [f"# {examination.name}\n", f"{summary(examination)}\n", "## Choices\n"]
     parts.append(_rows(("choice", "this implementation", "sacref, where it differs"), choice_rows(examination)))
     parts.append("\n## Known mistakes\n")
@@ -73,7 +73,7 @@ def markdown(examination: Examination) -> str:
 
 
 def record(examination: Examination) -> dict[str, Any]:
-    """The examination as values that JSON can hold."""
+    """Convert the examination to values that JSON can hold."""
     left = examination.left
     return {
         "schema_version": SCHEMA_VERSION,

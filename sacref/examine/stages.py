@@ -16,7 +16,7 @@ import numpy as np
 
 import sacref.examine.oracle as oracle
 from sacref.examine.choices import AFTER, BEFORE, NEWEST, VALUES, Choices, canonical
-from sacref.examine.observed import Trajectory, Update, gradient_difference
+from sacref.examine.observed import ROUNDED, Trajectory, Update, gradient_difference
 from sacref.examine.oracle import DENSITY, Adam
 from sacref.parity.networks import Arrays, Floats, Named, Seen, backward, forward
 from sacref.parity.oracle import critics
@@ -150,7 +150,7 @@ class Target(Stage):
                 predicted |= {f"{jacobian.model}.{name}": array for name, array in part.items()}
             distance = gradient_difference(predicted, gradient, update.errors)
             self.near(distance, variant)
-            if distance <= trajectory.tolerance:
+            if distance <= trajectory.tolerance_of(chosen):
                 kept.add(variant)
         return self.keep(kept, "target")
 
@@ -326,7 +326,7 @@ class Policy(Stage):
                     predicted = oracle.policy_gradients(drawn, gradient, slopes[key], alphas[chosen.policy_alpha], chosen)
                     distance = gradient_difference(predicted, seen, update.errors)
                     self.near(distance, variant)
-                    if distance <= trajectory.tolerance:
+                    if distance <= trajectory.tolerance_of(chosen):
                         kept.add(variant)
                         if first and update.number == 0:
                             kept.add((*variant[:-1], draw.replace("fresh", "frozen")))
@@ -347,7 +347,7 @@ class Policy(Stage):
         """Find variants that give the gradient of the head's bias, which is the sum of the derivatives by the policy's output."""
         bound, batch, noise = trajectory.scene.problem.bound, update.batch, update.noise()
         seen, size = gradient["policy.head.bias"], len(batch.rewards)
-        loose = BIAS * float(np.abs(seen).max())
+        loose = (BIAS if trajectory.scene.problem.dtype == "float64" else ROUNDED) * float(np.abs(seen).max())
         signs = {"there": 1.0, "left out": 0.0, "with the wrong sign": -1.0}
         terms = [(e, a, signs[e] * alphas[a]) for e, a in itertools.product(signs, alphas) if e != "left out" or a == BEFORE]
         factors = np.array([factor for _, _, factor in terms])[:, None, None, None]
@@ -416,7 +416,7 @@ class Temperature(Stage):
                     gap = abs(oracle.temperature_gradient(log_alpha, log_probs[key], goal, chosen.temperature_loss) - seen)
                     self.near(gap / max(abs(seen), 1e-300), variant)
                     # The mean of log pi and the goal nearly cancel: the difference is measured against what cancels.
-                    if gap <= trajectory.tolerance * max(abs(seen), 1.0) + error:
+                    if gap <= trajectory.tolerance_of(chosen) * max(abs(seen), 1.0) + error:
                         kept.add(variant)
             if not kept:
                 return "temperature gradient"

@@ -1,15 +1,22 @@
 """Choices and mistakes put into the NumPy oracle, and what the examiner makes of it."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
 
-from sacref.examine.adapter import Adapter, record
+import numpy as np
+
+from sacref.algorithm.data import Batch
+from sacref.examine.adapter import Adapter, Env, Windows, record
 from sacref.examine.adapters.oracle import OracleAdapter
-from sacref.examine.choices import AFTER, BEFORE, NEWEST, VALUES, Choices, canonical, contradictions
+from sacref.examine.choices import AFTER, BEFORE, MISTAKES, NEWEST, VALUES, Choices, canonical, contradictions
 from sacref.examine.identify import Identification, identify
 from sacref.examine.observed import Trajectory
-from sacref.examine.problem import Problem, Scene, ordinary, wide
+from sacref.examine.probes import CAPACITY, COLLECTED, DISCOUNT, N_STEP, STORED, WINDOWS, Counting
+from sacref.examine.problem import Problem, Scene, scenes
+from sacref.parity.networks import Arrays, Floats
 
 WITH_OPTIONS = ("clipping", "schedule", "temperature_schedule", "update_ratio", "batches")
 """Fields that plain updates do not show."""
@@ -60,8 +67,7 @@ def together() -> Iterator[dict[str, str]]:
 
 def examined(named: dict[str, str], problem: Problem | None = None, *, shown: bool = True) -> Identification:
     """Identify an oracle with these choices, which shows its gradients or nothing but its weights."""
-    problem = problem or Problem()
-    return identify([observed(OracleAdapter(**named), scene, shown=shown) for scene in (ordinary(problem), wide(problem))])
+    return identify([observed(OracleAdapter(**named), scene, shown=shown) for scene in scenes(problem or Problem())])
 
 
 def observed(adapter: Adapter, scene: Scene, *, shown: bool) -> Trajectory:
@@ -73,3 +79,111 @@ def observed(adapter: Adapter, scene: Scene, *, shown: bool) -> Trajectory:
 def agrees(found: Identification, named: dict[str, str]) -> bool:
     """Say whether an identification names exactly these choices."""
     return list(found.combinations) == [canonical(Choices(**named))]
+
+
+def collected(problem: Problem, **wrong: bool) -> Batch[Floats]:
+    """Give what a loop stores of two episodes of `Counting`, with a mistake in it."""
+    environment, stored = Counting(problem), []
+    beside = np.eye(1, problem.observation)[0]
+    for _ in range(2):
+        now, _ = environment.reset()
+        while True:
+            after, reward, terminated, truncated, _ = environment.step(now)
+            done = (terminated and not wrong.get("unterminated", False)) or (truncated and wrong.get("truncated", False))
+            leaks = (terminated or truncated) and wrong.get("leaks", False)
+            stored.append((now, reward, after + beside if leaks else after, done))
+            if terminated or truncated:
+                if wrong.get("resets", False):
+                    stored.append((after, 0.0, after + beside, False))
+                break
+            now = after
+    observations, rewards, next_observations, ends = (np.array(part) for part in zip(*stored, strict=True))
+    return Batch(observations, None, np.zeros((len(ends), problem.action)), rewards, next_observations, None, ends)
+
+
+def windows(rows: Batch[Floats], truncated: Floats, **wrong: bool) -> Windows:
+    """Give the windows of a ring that holds the newest of `STORED` rows, with a mistake in them."""
+    ring = [STORED - CAPACITY + i for i in range(CAPACITY)]
+    found = []
+    for first in range(CAPACITY):
+        reward, last = 0.0, ring[first]
+        for taken in range(N_STEP):
+            last = ring[(first + taken) % CAPACITY]
+            reward += DISCOUNT**taken * float(rows.rewards[last])
+            ends = bool(rows.terminated[last] or truncated[last]) and not wrong.get("on", False)
+            if ends or (last == STORED - 1 and not wrong.get("round", False)):
+                break
+        power = N_STEP if wrong.get("exponent", False) else taken + 1
+        found.append((rows.observations[ring[first]], reward, rows.next_observations[last], rows.terminated[last], DISCOUNT**power))
+    return Windows(*(np.array(part) for part in zip(*found, strict=True)))
+
+
+class Complete(OracleAdapter):
+    """An oracle that offers all that is checked, with a mistake beyond its update.
+
+    Args:
+        made: changes the weights that it is made with. acts: changes how it acts. forgets: prefix of the weights that loading leaves.
+        collects: mistake of `collected`. cuts: mistake of `windows`. choices: of its update.
+    """
+
+    def __init__(
+        self,
+        *,
+        made: Callable[[Arrays], Arrays] = lambda weights: weights,
+        acts: Callable[[Floats, Floats, bool], Floats] = lambda mean, sampled, deterministic: mean if deterministic else sampled,
+        forgets: str = "nothing",
+        collects: str = "",
+        cuts: str = "",
+        choices: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        super().__init__(**choices)
+        self._made, self._acts, self._forgets, self._collects, self._cuts = made, acts, forgets, collects, cuts
+
+    def make(self, problem: Problem) -> None:
+        super().make(problem)
+        self.set_weights(self._made(self.weights()))
+
+    def act(self, observations: Floats, *, deterministic: bool) -> Floats:
+        mean, sampled = (super(Complete, self).act(observations, deterministic=each) for each in (True, False))
+        return self._acts(mean, sampled, deterministic)
+
+    def load(self, path: Path) -> None:
+        made = self.weights()
+        super().load(path)
+        self.agent.weights |= {name: array for name, array in made.items() if name.startswith(self._forgets)}
+
+    def collect(self, make_env: Callable[[], Env], num_envs: int, steps: int) -> Batch[Floats]:
+        return collected(self.agent.problem, **{self._collects: True})
+
+    def windows(self, rows: Batch[Floats], truncated: Floats, capacity: int, n_step: int, discount: float) -> Windows:
+        return windows(rows, truncated, **{self._cuts: True})
+
+
+SATURATES = "log-density wrong where the tanh saturates"
+
+
+def plants() -> dict[str, OracleAdapter]:
+    """Title of each finding -> an oracle with that mistake."""
+    bound = Problem().bound
+    return {
+        **{each.title: Complete(choices=completed({each.field: each.value})) for each in MISTAKES},
+        SATURATES: Complete(choices={"log_prob": "log(1 - a^2 + 1e-6)"}),
+        "twin critics that start equal": Complete(
+            made=lambda weights: {name: weights[name.replace("critic_2", "critic_1")] for name in weights}
+        ),
+        "target networks that do not start as copies": Complete(
+            made=lambda weights: {name: array + name.startswith("target_") for name, array in weights.items()}
+        ),
+        "deterministic actions that are not the policy's mean": Complete(
+            acts=lambda mean, sampled, d: mean * (1 - 0.1 * mean) if d else sampled
+        ),
+        "actions that do not fill the Box": Complete(acts=lambda mean, sampled, d: (mean if d else sampled) / 2),
+        "actions outside the Box": Complete(acts=lambda mean, sampled, d: mean if d else sampled / bound),
+        "exploration without fresh noise": Complete(acts=lambda mean, sampled, d: mean),
+        "a loaded agent that forgets": Complete(forgets="log_alpha"),
+        **{
+            title: Complete(collects=wrong)
+            for title, wrong in zip(COLLECTED, ("truncated", "unterminated", "resets", "leaks"), strict=True)
+        },
+        **{title: Complete(cuts=wrong) for title, wrong in zip(WINDOWS, ("exponent", "round", "on"), strict=True)},
+    }

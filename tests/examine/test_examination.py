@@ -14,7 +14,10 @@ from sacref.examine.adapters import load
 from sacref.examine.adapters.oracle import OracleAdapter
 from sacref.examine.choices import MISTAKES, VALUES, Choices
 from sacref.examine.identify import identify
-from sacref.examine.problem import ordinary, wide
+from sacref.examine.problem import ordinary, scenes
+from tests.examine import planted as planted_oracle
+
+PLANTS = planted_oracle.plants()
 
 
 class Planted(OracleAdapter):
@@ -79,6 +82,18 @@ def test_a_record_holds_all_of_it(planted: Examination) -> None:
     ]
 
 
+def test_each_finding_has_a_plant(planted: Examination) -> None:
+    assert [finding.mistake for finding in planted.findings] == list(PLANTS)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("title", PLANTS)
+def test_each_plant_is_found(title: str) -> None:
+    found = examine(PLANTS[title])
+    follows = {planted_oracle.SATURATES} if title.startswith("no Jacobian") else set()
+    assert {finding.mistake for finding in found.mistakes} == {title} | follows
+
+
 def test_the_page_says_what_differs_from_sacref(planted: Examination) -> None:
     page = markdown(planted)
     assert "planted (numpy" in page
@@ -119,8 +134,7 @@ def test_there_is_no_false_alarm_on_sacrefs_own_agents(backend: str, examples: i
     @settings(max_examples=examples, database=None, deadline=None)
     @given(st.integers(0, 2**32))
     def clean(seed: int) -> None:
-        problem = Problem(seed=seed)
-        trajectories = [observe(adapter, scene(problem)) for scene in (ordinary, wide)]
+        trajectories = [observe(adapter, scene) for scene in scenes(Problem(seed=seed))]
         assert list(identify(trajectories).combinations) == [Choices()]
 
     clean()
@@ -137,13 +151,23 @@ def test_an_update_in_float32_is_identified() -> None:
     found = examine(Narrow("narrow", **planted))
     assert (found.identified, found.dtype) == (True, "float32")
     assert {name: found.choices[name] for name in planted} == {name: [value] for name, value in planted.items()}
-    assert found.choices["weight_decay"] == ["none", "decoupled, 0.0001"]  # a ten-thousandth of a step of float32
+    assert len(found.combinations) == 1
     assert max(found.differences.values()) <= 1e-5
+
+
+def test_float32_says_what_it_cannot_tell_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examination, "MORE", 0)
+    found = examine(Narrow("narrow", log_prob="log(1 - a^2 + 1e-6)"))
+    assert found.identified
+    assert {name: values for name, values in found.choices.items() if len(values) > 1} == {
+        "log_prob": ["log(1 - a^2 + 1e-6)", "log(max(1 - a^2, 1e-6))"]
+    }
+    assert [finding.mistake for finding in found.mistakes] == [planted_oracle.SATURATES]
 
 
 def test_other_data_are_drawn_where_several_combinations_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
     # Without saturated actions and wide deviations, nothing tells the bounds of the standard deviation apart.
-    monkeypatch.setattr(examination, "wide", lambda problem: (ordinary if problem.seed == 0 else wide)(problem))
+    monkeypatch.setattr(examination, "scenes", lambda problem: [ordinary(problem)] if problem.seed == 0 else scenes(problem))
     assert len(identify([observe(OracleAdapter(), ordinary(Problem()))]).combinations) > 1
     found = examine(OracleAdapter())
-    assert (len(found.combinations), found.updates) == (1, 14)
+    assert (len(found.combinations), found.updates) == (1, 10)

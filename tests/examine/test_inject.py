@@ -1,12 +1,16 @@
 """The helpers of adapters: noise in torch and in compiled JAX functions, gradients that optimizers take, weights by shape and order."""
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
-from sacref.examine.inject import Noise, TorchWeights, jax_noise, read_flax, torch_noise, torch_places, write_flax
+from sacref.algorithm.data import Batch
+from sacref.examine.inject import Noise, Places, TorchAdapter, jax_noise, read_flax, torch_noise, torch_places, write_flax
 from sacref.examine.problem import Problem, ordinary
+from sacref.parity.networks import Floats
 
 DRAWS = np.random.default_rng(0).standard_normal((4, 2, 3))
 
@@ -62,28 +66,45 @@ def test_compiled_functions_draw_by_key_each_time_they_run() -> None:
     np.testing.assert_array_equal(two[1], DRAWS[1])  # a key that is frozen in the compiled function
 
 
+class Held(TorchAdapter):
+    """Some tensors, and what an update does."""
+
+    def __init__(self, problem: Problem, places: Places, learn: Callable[[], object]) -> None:
+        self.problem, self._places, self._learn = problem, places, learn
+
+    def places(self) -> Places:
+        return self._places
+
+    def learn_from(self, batch: Batch[Floats]) -> None:
+        self._learn()
+
+
 def test_weights_go_into_torch_modules_by_shape_and_order_and_gradients_come_out() -> None:
     torch = pytest.importorskip("torch")
     problem = Problem(hidden=(4,))
     weights = ordinary(problem).weights
 
+    drawn: list[Any] = []
     policy = torch.nn.ModuleList([torch.nn.Linear(5, 4), torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)]).double()
     models = {"policy": policy, "critic_1": torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(4, 1)).double()}
     log_alpha = torch.zeros(1, dtype=torch.float64, requires_grad=True)
-    places = torch_places(models, log_alpha)
-    held = TorchWeights("float64", lambda: places)
-    held.write(weights)
-    got = held.read()
+
+    def learn() -> None:
+        drawn.append(torch.randn(2, 3))
+        optimizer.step()
+
+    held = Held(problem, torch_places(models, log_alpha), learn)
+    held.set_weights(weights)
+    got = held.weights()
     assert set(got) == {name for name in weights if name.startswith(("policy.", "critic_1.")) or name == "log_alpha"}
     for name, array in got.items():
         np.testing.assert_array_equal(array, weights[name], err_msg=name)
     np.testing.assert_array_equal(policy[1].weight.detach().numpy(), weights["policy.head.kernel"][:, :3].T)
     optimizer = torch.optim.Adam([*models["policy"].parameters(), log_alpha], lr=0.1)
     sum((i + 1) * parameter.sum() for i, parameter in enumerate(models["policy"].parameters())).backward()
-    with held.update(DRAWS):
-        optimizer.step()
-        np.testing.assert_array_equal(torch.randn(2, 3), DRAWS[0])
-    (step,) = held.gradients
+    held.update(next(ordinary(problem).data())[0], DRAWS)
+    np.testing.assert_array_equal(drawn[0], DRAWS[0])
+    (step,) = held.gradients()
     assert set(step) == {name for name in weights if name.startswith("policy.")}
     np.testing.assert_array_equal(step["policy.head.bias"], [4, 4, 4, 6, 6, 6])
 

@@ -4,17 +4,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from sacref.examine import probes
-from sacref.examine.adapter import AdapterError, Windows
+from sacref.examine.adapter import AdapterError
 from sacref.examine.adapters.oracle import OracleAdapter
 from sacref.examine.choices import VALUES, Choices
 from sacref.examine.oracle import Moments
-from sacref.examine.probes import CAPACITY, COLLECTED, DISCOUNT, N_STEP, STORED, WINDOWS, Counting, Finding, played, windowed
+from sacref.examine.probes import COLLECTED, STORED, WINDOWS, Finding, played, windowed
 from sacref.examine.problem import Problem, ordinary
 from sacref.parity.networks import Floats
+from tests.examine import planted
 
 PROBLEM = Problem()
 SCENE = ordinary(PROBLEM)
@@ -123,21 +123,8 @@ def test_a_loaded_agent_that_forgets_nothing_is_fine() -> None:
 
 def rows(**wrong: bool) -> list[Finding]:
     """Findings about what a loop stores of two episodes, with a mistake in it."""
-    environment, stored = Counting(PROBLEM), []
-    for _ in range(2):
-        now, _ = environment.reset()
-        while True:
-            after, _, terminated, truncated, _ = environment.step(now)
-            done = (terminated and not wrong.get("unterminated", False)) or (truncated and wrong.get("truncated", False))
-            leaks = (terminated or truncated) and wrong.get("leaks", False)
-            stored.append((now, after + np.eye(1, PROBLEM.observation)[0] if leaks else after, done))
-            if terminated or truncated:
-                if wrong.get("resets", False):
-                    stored.append((after, after + np.eye(1, PROBLEM.observation)[0], False))
-                break
-            now = after
-    seen, next_seen, ends = (np.array(part) for part in zip(*stored, strict=True))
-    return list(probes.stored(seen, next_seen, ends))
+    seen = planted.collected(PROBLEM, **wrong)
+    return list(probes.stored(seen.observations, seen.next_observations, seen.terminated))
 
 
 @pytest.mark.parametrize(("wrong", "title"), list(zip(("truncated", "unterminated", "resets", "leaks"), COLLECTED, strict=True)))
@@ -152,20 +139,7 @@ def test_a_loop_that_stores_what_happened_is_fine() -> None:
 def windows(**wrong: bool) -> list[Finding]:
     """Findings about a ring of rows whose windows have a mistake."""
     rows, truncated = played(PROBLEM, STORED)
-    oldest = STORED - CAPACITY
-    ring = [oldest + i for i in range(CAPACITY)]
-    found = []
-    for first in range(CAPACITY):
-        reward, last = 0.0, ring[first]
-        for taken in range(N_STEP):
-            last = ring[(first + taken) % CAPACITY]
-            reward += DISCOUNT**taken * float(rows.rewards[last])
-            ends = bool(rows.terminated[last] or truncated[last]) and not wrong.get("on", False)
-            if ends or (last == STORED - 1 and not wrong.get("round", False)):
-                break
-        power = N_STEP if wrong.get("exponent", False) else taken + 1
-        found.append((rows.observations[ring[first]], reward, rows.next_observations[last], rows.terminated[last], DISCOUNT**power))
-    return list(windowed(Windows(*(np.array(part) for part in zip(*found, strict=True))), rows.observations[-1]))
+    return list(windowed(planted.windows(rows, truncated, **wrong), rows.observations[-1]))
 
 
 @pytest.mark.parametrize(("wrong", "titles"), [("exponent", WINDOWS[:1]), ("round", WINDOWS[1:2]), ("on", WINDOWS[2:])])

@@ -1,8 +1,9 @@
 """The adapters that come with sacref, each an example to copy. None of them loads its library before it makes an agent."""
 
 import importlib
-import pkgutil
+from functools import partial
 
+from sacref.config.callables import NotFoundError, find
 from sacref.examine.adapter import Adapter, AdapterError
 
 ADAPTERS = {
@@ -17,10 +18,11 @@ ADAPTERS = {
     "cleanrl": "sacref.examine.adapters.cleanrl:CleanRL",
 }
 """Name on the command line -> "module:class"."""
+METHODS = ("make", "set_weights", "update", "weights", "versions")
 
 
 def load(name: str) -> Adapter:
-    """The adapter of a name, or of "module:class".
+    """Make the adapter of a name, or of "module:class".
 
     Raises:
         ValueError: if there is none of that name. AdapterError: if it lacks what an adapter has.
@@ -28,19 +30,17 @@ def load(name: str) -> Adapter:
     if name not in ADAPTERS and ":" not in name:
         raise ValueError(f"examine: {name!r} is no adapter, expected module:Adapter, or one of {', '.join(ADAPTERS)}")
     try:
-        found = pkgutil.resolve_name(ADAPTERS.get(name, name))
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"examine: {name!r} cannot be imported ({error}), expected module:Adapter: put its folder on PYTHONPATH"
-        ) from error
-    adapter: Adapter = found() if isinstance(found, type) else found
-    missing = [each for each in ("make", "set_weights", "update", "weights", "versions") if not hasattr(adapter, each)]
-    if missing:
-        raise AdapterError(f"examine: {name} has no {', '.join(missing)}, expected the methods of sacref.examine.Adapter: write them")
+        found = find(ADAPTERS.get(name, name))
+    except NotFoundError as error:
+        raise ValueError(f"examine: {name!r} is no adapter, expected {error}") from error
+    adapter = found() if isinstance(found, type | partial) else found
+    missing = [each for each in METHODS if not hasattr(adapter, each)]
+    if missing or not isinstance(adapter, Adapter):
+        raise AdapterError(f"examine: {name} has no {', '.join(missing or ['name'])}, expected those of sacref.examine.Adapter: write them")
     return adapter
 
 
 def version(*distributions: str) -> dict[str, str]:
-    """The installed versions of some libraries."""
+    """Read the installed versions of some libraries."""
     metadata = importlib.import_module("importlib.metadata")
     return {name: metadata.version(name) for name in distributions}

@@ -4,7 +4,7 @@ import ast
 import hashlib
 import importlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,14 +13,14 @@ import numpy as np
 
 from sacref.algorithm.data import Batch
 from sacref.examine.adapters import version
-from sacref.examine.inject import Places, TorchWeights, torch_dtype, torch_places
+from sacref.examine.inject import Places, TorchAdapter, torch_dtype, torch_places
 from sacref.examine.problem import Problem
-from sacref.parity.networks import Arrays, Floats, Named
+from sacref.parity.networks import Floats, Named
 
 VARIABLE = "CLEANRL_SAC"
 
 
-class CleanRL:
+class CleanRL(TorchAdapter):
     """Its networks and the block of its loop that trains, taken from the script as they are; layers of the problem's width in place of 256.
 
     Raises:
@@ -36,7 +36,7 @@ class CleanRL:
             raise ValueError(f"cleanrl: {VARIABLE} is {str(path)!r}, expected the path of CleanRL's sac_continuous_action.py: set it")
         source = path.read_text(encoding="utf-8")
         self._digest = hashlib.sha256(source.encode()).hexdigest()[:12]
-        self._problem, self._step, self._torch = problem, 0, TorchWeights(problem.dtype, self._places)
+        self.problem, self._step = problem, 0
         names: dict[str, Any] = {"torch": torch, "nn": torch.nn, "F": torch.nn.functional, "np": np}
         tree = ast.parse(source)
         networks: list[ast.stmt] = [
@@ -74,37 +74,30 @@ class CleanRL:
             ),
         }
 
-    def _places(self) -> Places:
+    def places(self) -> Places:
         models = {"policy": "actor", "critic_1": "qf1", "critic_2": "qf2", "target_critic_1": "qf1_target", "target_critic_2": "qf2_target"}
         return torch_places({common: self._names[name] for common, name in models.items()}, self._names["log_alpha"])
 
     def set_weights(self, weights: Named) -> None:
-        self._torch.write(weights)
+        super().set_weights(weights)
         self._names["alpha"] = float(np.exp(weights["log_alpha"]))
 
-    def update(self, batch: Batch[Floats], draws: Floats) -> None:
+    def learn_from(self, batch: Batch[Floats]) -> None:
         torch = importlib.import_module("torch")
         rows = SimpleNamespace(
             observations=torch.as_tensor(batch.observations),
             next_observations=torch.as_tensor(batch.next_observations),
-            actions=torch.as_tensor(self._problem.box(batch.actions)),
+            actions=torch.as_tensor(self.problem.box(batch.actions)),
             rewards=torch.as_tensor(batch.rewards)[:, None],
-            dones=torch.as_tensor(batch.terminated)[:, None].to(getattr(torch, self._problem.dtype)),
+            dones=torch.as_tensor(batch.terminated)[:, None].to(getattr(torch, self.problem.dtype)),
         )
         self._step += 1  # never a multiple of 100, at which it writes to TensorBoard
         self._names |= {"rb": SimpleNamespace(sample=lambda _: rows), "global_step": self._step}
-        with self._torch.update(draws):
-            exec(self._train, self._names)
-
-    def weights(self) -> Arrays:
-        return self._torch.read()
-
-    def gradients(self) -> Sequence[Named]:
-        return self._torch.gradients
+        exec(self._train, self._names)
 
     def act(self, observations: Floats, *, deterministic: bool) -> Floats:
         torch = importlib.import_module("torch")
-        with torch_dtype(self._problem.dtype), torch.no_grad():
+        with torch_dtype(self.problem.dtype), torch.no_grad():
             action, _, mean = self._names["actor"].get_action(torch.as_tensor(observations))
         return np.array(mean if deterministic else action)
 

@@ -42,7 +42,10 @@ class SkrlJax(Skrl):
     def update(self, batch: Batch[Floats], draws: Floats) -> None:
         self._noise.fill(draws)
         with jax_noise(self._noise):
-            self.learn_from(batch._replace(terminated=batch.terminated.astype(np.int8)), importlib.import_module("jax.numpy").array)
+            self.learn_from(batch._replace(terminated=batch.terminated.astype(np.int8)))
+
+    def array(self, value: Floats) -> object:
+        return importlib.import_module("jax.numpy").array(value)
 
     def weights(self) -> Arrays:
         found = {"log_alpha": np.array(self.agent.log_entropy_coefficient.value).reshape(())}
@@ -51,8 +54,7 @@ class SkrlJax(Skrl):
         return found
 
     def act(self, observations: Floats, *, deterministic: bool) -> Floats:
-        given = importlib.import_module("jax.numpy").array(observations)
-        actions, outputs = self.agent.act(given, None, timestep=1000, timesteps=1000)
+        actions, outputs = self.agent.act(self.array(observations), None, timestep=1000, timesteps=1000)
         return np.array(outputs["mean_actions"] if deterministic else actions)
 
     def versions(self) -> Mapping[str, str]:

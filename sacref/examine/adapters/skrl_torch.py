@@ -13,9 +13,9 @@ import numpy as np
 from sacref.algorithm.data import Batch
 from sacref.examine.adapter import Env
 from sacref.examine.adapters import version
-from sacref.examine.inject import Places, TorchWeights, torch_places
+from sacref.examine.inject import Places, TorchAdapter, torch_places
 from sacref.examine.problem import Problem
-from sacref.parity.networks import Arrays, Floats, Named
+from sacref.parity.networks import Floats, Named
 
 MODELS = ("policy", "critic_1", "critic_2", "target_critic_1", "target_critic_2")
 START = 8
@@ -56,10 +56,14 @@ class Skrl(ABC):
     def build_model(self, name: str, spaces: Mapping[str, object]) -> Any:
         """Make a model of the library."""
 
-    def learn_from(self, batch: Batch[Floats], array: Callable[[Floats], object]) -> None:
+    @abstractmethod
+    def array(self, value: Floats) -> object:
+        """Make an array of the library."""
+
+    def learn_from(self, batch: Batch[Floats]) -> None:
         rows = batch._replace(actions=self.problem.box(batch.actions), rewards=batch.rewards[:, None], terminated=batch.terminated[:, None])
         found = [getattr(rows, name, None) for name in self.agent._tensors_names]
-        self.agent.memory.sample = lambda *_, **__: [[None if each is None else array(each) for each in found]]
+        self.agent.memory.sample = lambda *_, **__: [[None if each is None else self.array(each) for each in found]]
         self._timestep += 1
         self.agent.update(timestep=self._timestep, timesteps=1000)
 
@@ -106,7 +110,7 @@ class Skrl(ABC):
         return self._run(make_env, num_envs, steps, learning_starts=START, gradient_steps=gradient_steps)[1]
 
 
-class SkrlTorch(Skrl):
+class SkrlTorch(Skrl, TorchAdapter):
     """skrl's SAC on PyTorch."""
 
     name = "skrl torch"
@@ -120,27 +124,19 @@ class SkrlTorch(Skrl):
         self.make_with(problem, **schedule)
         alpha = self.agent.log_entropy_coefficient
         alpha.data = alpha.data.to(getattr(torch, problem.dtype))
-        self._torch = TorchWeights(problem.dtype, self._places)
 
-    def _places(self) -> Places:
+    def places(self) -> Places:
         return torch_places(self.models, self.agent.log_entropy_coefficient)
 
     def set_weights(self, weights: Named) -> None:
-        self._torch.write(weights)
+        super().set_weights(weights)
         self.agent._entropy_coefficient = self.agent.log_entropy_coefficient.detach().exp()
 
-    def update(self, batch: Batch[Floats], draws: Floats) -> None:
-        with self._torch.update(draws):
-            self.learn_from(batch, importlib.import_module("torch").as_tensor)
-
-    def weights(self) -> Arrays:
-        return self._torch.read()
-
-    def gradients(self) -> Sequence[Named]:
-        return self._torch.gradients
+    def array(self, value: Floats) -> object:
+        return importlib.import_module("torch").as_tensor(value)
 
     def act(self, observations: Floats, *, deterministic: bool) -> Floats:
-        actions, outputs = self.agent.act(importlib.import_module("torch").as_tensor(observations), None, timestep=1000, timesteps=1000)
+        actions, outputs = self.agent.act(self.array(observations), None, timestep=1000, timesteps=1000)
         return np.array((outputs["mean_actions"] if deterministic else actions).detach())
 
     def versions(self) -> Mapping[str, str]:

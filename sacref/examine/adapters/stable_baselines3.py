@@ -10,9 +10,9 @@ import numpy as np
 from sacref.algorithm.data import Batch
 from sacref.examine.adapter import Env, Windows
 from sacref.examine.adapters import version
-from sacref.examine.inject import Places, TorchWeights, torch_places
+from sacref.examine.inject import Places, TorchAdapter, torch_places
 from sacref.examine.problem import Problem, Still
-from sacref.parity.networks import Arrays, Floats, Named
+from sacref.parity.networks import Floats
 
 STEPS = 128
 """Updates of the run that its schedule believes to be in."""
@@ -111,7 +111,7 @@ class Family:
         return Windows(*(getattr(seen, name).numpy() for name in names))
 
 
-class StableBaselines3(Family):
+class StableBaselines3(Family, TorchAdapter):
     """Stable-Baselines3's SAC, in float64 throughout."""
 
     name = "Stable-Baselines3"
@@ -122,26 +122,12 @@ class StableBaselines3(Family):
         kind = getattr(importlib.import_module("torch"), self.problem.dtype)
         self.model.policy.to(kind)
         self.model.log_ent_coef.data = self.model.log_ent_coef.data.to(kind)
-        self._torch = TorchWeights(self.problem.dtype, self._places)
 
-    def _places(self) -> Places:
+    def places(self) -> Places:
         models = {"policy": self.model.actor}
         for kind, critics in (("", self.model.critic), ("target_", self.model.critic_target)):
             models |= {f"{kind}critic_{i + 1}": network for i, network in enumerate(critics.q_networks)}
         return torch_places(models, self.model.log_ent_coef)
-
-    def set_weights(self, weights: Named) -> None:
-        self._torch.write(weights)
-
-    def update(self, batch: Batch[Floats], draws: Floats) -> None:
-        with self._torch.update(draws):
-            self.learn_from(batch)
-
-    def weights(self) -> Arrays:
-        return self._torch.read()
-
-    def gradients(self) -> Sequence[Named]:
-        return self._torch.gradients
 
     def versions(self) -> Mapping[str, str]:
         return version("stable-baselines3", "torch")

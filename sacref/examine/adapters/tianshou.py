@@ -1,7 +1,7 @@
 """Tianshou's SAC, of version 2."""
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,15 @@ import numpy as np
 from sacref.algorithm.data import Batch
 from sacref.examine.adapter import Env, Windows
 from sacref.examine.adapters import version
-from sacref.examine.inject import Places, TorchWeights, float32_is, torch_dtype, torch_places
+from sacref.examine.inject import Places, TorchAdapter, float32_is, torch_dtype, torch_places
 from sacref.examine.problem import Problem
-from sacref.parity.networks import Arrays, Floats, Named
+from sacref.parity.networks import Floats
+
+MODULES = ("tianshou.utils.net.common", "tianshou.utils.net.continuous")
+"""Modules that cast observations to float32."""
 
 
-class Tianshou:
+class Tianshou(TorchAdapter):
     """Its `update` on a replay buffer that holds one batch of ours, with the networks of its examples."""
 
     name = "Tianshou"
@@ -24,7 +27,7 @@ class Tianshou:
         torch, sac = importlib.import_module("torch"), importlib.import_module("tianshou.algorithm.modelfree.sac")
         net, continuous = (importlib.import_module(f"tianshou.utils.net.{name}") for name in ("common", "continuous"))
         adam = importlib.import_module("tianshou.algorithm.optim").AdamOptimizerFactory(lr=problem.learning_rate)
-        self._problem = problem
+        self.problem = problem
         shapes = {"state_shape": (problem.observation,), "hidden_sizes": problem.hidden}
         with torch_dtype(problem.dtype):
             actor, *critics = (
@@ -48,36 +51,25 @@ class Tianshou:
                 alpha=sac.AutoAlpha(-float(problem.action), float(np.log(problem.alpha)), adam),
             )
         self.algorithm.to(getattr(torch, problem.dtype))
-        self._torch = TorchWeights(problem.dtype, self._places)
 
-    def _places(self) -> Places:
+    def places(self) -> Places:
         algorithm = self.algorithm
         models = {"policy": algorithm.policy.actor, "critic_1": algorithm.critic, "critic_2": algorithm.critic2}
         models |= {"target_critic_1": algorithm.critic_old, "target_critic_2": algorithm.critic2_old}
         return torch_places(models, algorithm.alpha._log_alpha)
 
-    def set_weights(self, weights: Named) -> None:
-        self._torch.write(weights)
-
-    def update(self, batch: Batch[Floats], draws: Floats) -> None:
-        base, dtype = importlib.import_module("tianshou.algorithm.algorithm_base"), self._problem.dtype
-        size = self._problem.batch_size
+    def learn_from(self, batch: Batch[Floats]) -> None:
+        base, dtype = importlib.import_module("tianshou.algorithm.algorithm_base"), self.problem.dtype
+        size = self.problem.batch_size
         buffer = _stored(batch, np.zeros(size, bool), size)
         buffer.sample_indices = lambda _: np.arange(size)
-        modules = ("tianshou.utils.net.common", "tianshou.utils.net.continuous")
-        with float32_is(dtype, *modules), self._torch.update(draws), base.policy_within_training_step(self.algorithm.policy):
+        with float32_is(dtype, *MODULES), base.policy_within_training_step(self.algorithm.policy):
             self.algorithm.update(buffer, size)
-
-    def weights(self) -> Arrays:
-        return self._torch.read()
-
-    def gradients(self) -> Sequence[Named]:
-        return self._torch.gradients
 
     def act(self, observations: Floats, *, deterministic: bool) -> Floats:
         base, data = (importlib.import_module(f"tianshou.{name}") for name in ("algorithm.algorithm_base", "data"))
-        chosen, modules = self.algorithm.policy, ("tianshou.utils.net.common", "tianshou.utils.net.continuous")
-        with float32_is(self._problem.dtype, *modules), base.policy_within_training_step(chosen, enabled=not deterministic):
+        chosen = self.algorithm.policy
+        with float32_is(self.problem.dtype, *MODULES), base.policy_within_training_step(chosen, enabled=not deterministic):
             acted = chosen(data.Batch(obs=observations, info={})).act.detach().numpy()
         actions: Floats = chosen.map_action(acted)
         return actions
