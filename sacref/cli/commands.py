@@ -283,8 +283,14 @@ def examine(flags: Examine) -> int:
     from sacref.examine import adapters, report
 
     progress = Console(stderr=True)
-    with progress.status("examine") as status:
-        found = examine.examine(adapters.load(flags.name), on_stage=lambda stage: status.update(f"examine: {stage}"))
+    try:
+        with progress.status("examine") as status:
+            found = examine.examine(adapters.load(flags.name), on_stage=lambda stage: status.update(f"examine: {stage}"))
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"examine: {flags.name} imports {error.name}, expected it to be installed beside sacref: install it, or take the interpreter "
+            f"of an environment that has it, as docs/examine.md says"
+        ) from error
     Console().print(report.table(found))
     if flags.json is not None:
         report.write(report.record(found), flags.json)

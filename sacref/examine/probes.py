@@ -27,6 +27,8 @@ Status = Literal["absent", "present", "not checkable"]
 SATURATED = (20.0, 50.0)
 RESUMED = 0.0
 """Relative difference of a resumed agent that is none: it repeats the same operations, and keeps its own dtype."""
+FAR = 5.0
+"""Factor of the observations that are acted on: some of the policy's means then lie beyond the Box."""
 NATS = 0.01
 """Error of a log-density that is worth a mistake."""
 
@@ -94,9 +96,9 @@ def acting(adapter: Adapter, scene: Scene, choices: Sequence[Choices]) -> Iterat
     problem = scene.problem
     adapter.make(problem)
     adapter.set_weights({name: array.copy() for name, array in scene.weights.items()})
-    batch, _ = next(scene.data())
-    mean, one, two = check_acting(adapter, adapter.weights, adapter.name, batch.observations)
-    output = np.split(forward(scene.weights, "policy", Seen(batch.observations))[0], 2, axis=-1)[0]
+    observations = FAR * next(scene.data())[0].observations
+    mean, one, two = check_acting(adapter, adapter.weights, adapter.name, observations)
+    output = np.split(forward(scene.weights, "policy", Seen(observations))[0], 2, axis=-1)[0]
     cut = bool(choices) and choices[0].squash != "tanh"
     expected = np.clip(output, -problem.bound, problem.bound) if cut else problem.box(np.tanh(output))
     outside = float(max(np.abs(each).max() for each in (mean, one, two))) / problem.bound

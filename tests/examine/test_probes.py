@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sacref.examine import probes
@@ -13,7 +14,7 @@ from sacref.examine.choices import VALUES, Choices
 from sacref.examine.oracle import Moments
 from sacref.examine.probes import COLLECTED, STORED, WINDOWS, Finding, played, windowed
 from sacref.examine.problem import Problem, ordinary
-from sacref.parity.networks import Floats
+from sacref.parity.networks import Floats, Seen, forward
 from tests.examine import planted
 
 PROBLEM = Problem()
@@ -76,6 +77,17 @@ class Acts(OracleAdapter):
 )
 def test_how_an_agent_acts_is_checked(changed: Callable[..., Floats], mistakes: set[str]) -> None:
     assert set(present(probes.acting(Acts(changed), SCENE, [Choices()]))) == mistakes
+
+
+def test_means_beyond_the_box_that_are_not_cut_are_found() -> None:
+    generator = np.random.default_rng(0)
+
+    def act(_: Callable[..., Floats], observations: Floats, deterministic: bool) -> Floats:
+        mean = np.split(forward(SCENE.weights, "policy", Seen(observations))[0], 2, axis=-1)[0]
+        return mean if deterministic else generator.uniform(-PROBLEM.bound, PROBLEM.bound, mean.shape)
+
+    cut = Choices(squash="cut at the Box's bounds, not squashed")
+    assert set(present(probes.acting(Acts(act), SCENE, [cut]))) == {"actions outside the Box"}
 
 
 def test_an_agent_that_learns_when_it_acts_is_refused() -> None:
