@@ -124,7 +124,7 @@ class Absent(OracleAdapter):
 
 
 def test_a_library_that_is_not_installed_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["examine", f"{Absent.__module__}:Absent"]) == 1
+    assert cli.main(["examine", f"{Absent.__module__}:Absent"]) == 2
     assert "imports nowhere, expected it to be installed beside sacref: install it, or" in " ".join(capsys.readouterr().err.split())
 
 
