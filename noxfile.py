@@ -88,6 +88,17 @@ def parity(session: nox.Session) -> None:
 
 
 @nox.session
+def dmc(session: nox.Session) -> None:
+    """Tasks of the DeepMind Control Suite on JAX, with MuJoCo 3, which dm-control needs; arguments after `--` go to pytest."""
+    if not NO_VENV:
+        constraints = Path(session.create_tmp()).resolve() / "constraints.txt"
+        pins = Path("constraints.txt").read_text(encoding="utf-8").splitlines(keepends=True)
+        constraints.write_text("".join(line for line in pins if not line.startswith("mujoco")), encoding="utf-8")
+        session.install("--editable", ".[jax,dmc,dev]", "--constraint", str(constraints))
+    python_module(session, "pytest", "tests/envs/test_dm_control.py", *session.posargs)
+
+
+@nox.session
 def faults(session: nox.Session) -> None:
     """200 SIGKILLs of whole runs, which are resumed and held against others; arguments after `--` go to `python -m bench faults`."""
     install(session, "--editable", ".[bench,dev]")

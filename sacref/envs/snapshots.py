@@ -97,6 +97,13 @@ _DERIVED = (
 """Fields that MuJoCo computes from the integration state and tasks read before they step. `mj_forward` does not reproduce them: after a
 step they belong to the substep before the last. Numbers, no indices: a forged file cannot lead MuJoCo out of its memory."""
 
+_DM_CONTROL = "shimmy.dm_control_compatibility:DmControlCompatibilityV0"
+_MODEL = (
+    *("body_pos", "body_quat", "dof_damping", "geom_pos", "geom_size"),
+    *("hfield_data", "jnt_stiffness", "site_pos", "site_size", "wrap_prm"),
+)
+"""Fields of the model that tasks of the DeepMind Control Suite draw, at an episode's begin or when they are made; all else is constant."""
+
 _PLACES: Mapping[str, tuple[str, str | None, int, int]] = {"MT19937": ("pos", "state", 0, 624), "Philox": ("buffer_pos", None, 1, 4)}
 """Bit generator -> number in its state by which NumPy indexes memory unchecked; the dict that holds it; its least and largest value."""
 _BIT_GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
@@ -111,6 +118,13 @@ class SeededGenerator(NamedTuple):
 
     seed: int | None
     generator: np.random.Generator
+
+
+class Simulation(NamedTuple):
+    """MuJoCo's own two objects, as a `MujocoEnv` has them."""
+
+    model: Any
+    data: Any
 
 
 class Snapshot(NamedTuple):
@@ -372,6 +386,8 @@ def _get(layer: Environment) -> State:
         return state | {"own": _call(layer, "get_state")}
     if _is_mujoco_task(layer):
         return state | simulation_state(layer)
+    if _name(layer) == _DM_CONTROL:
+        return state | _suite_state(layer)
     for path in _attributes(layer):
         value = attrgetter(path)(layer)
         if path == "episode_start_time":
@@ -432,6 +448,8 @@ def _setter(layer: Environment, state: State) -> Callable[[], None]:
     elif _is_mujoco_task(layer):
         require_alike(_name(layer), state, simulation_state(layer))
         own = partial(set_simulation_state, layer, state)
+    elif _name(layer) == _DM_CONTROL:
+        own = _suite_setter(layer, state)
     else:
         if state.keys() != set(_attributes(layer)):
             raise ValueError(f"{_name(layer)} has the state of {sorted(state)}, expected {sorted(_attributes(layer))}")
@@ -453,6 +471,44 @@ def _setter(layer: Environment, state: State) -> Callable[[], None]:
             set_generator(layer, generator)
 
     return everything
+
+
+def _suite_state(task: Any) -> State:
+    """Read the state of a task of the DeepMind Control Suite."""
+    environment = task.unwrapped._env
+    if not type(environment.task).__module__.startswith("dm_control.suite."):
+        raise UnsupportedError(f"what the task {_name(environment.task)} keeps is not known: of dm_control's those of its suite are")
+    model, data = environment.physics.model.ptr, environment.physics.data.ptr
+    return {
+        "steps": environment._step_count,
+        "ended": environment._reset_next_step,
+        "random": task.np_random.get_state(legacy=False),
+        "model": {name: np.array(getattr(model, name)) for name in _MODEL},
+        "simulation": simulation_state(Simulation(model, data)),
+    }
+
+
+def _suite_setter(task: Any, state: State) -> Callable[[], None]:
+    random, here = state.pop("random"), _suite_state(task)
+    del here["random"]
+    require_alike(_name(task), state, here)
+    if random["bit_generator"] != "MT19937":
+        raise ValueError(f"the generator of {_name(task)} is of {random['bit_generator']!r}, expected MT19937")
+    generator_of({"seed": None, "state": {name: random[name] for name in ("bit_generator", "state")}})  # it checks where it stands
+    mujoco, environment = importlib.import_module("mujoco"), task.unwrapped._env
+    simulation = Simulation(environment.physics.model.ptr, environment.physics.data.ptr)
+
+    def set_all() -> None:
+        for name, array in state["model"].items():
+            getattr(simulation.model, name)[...] = array
+        set_simulation_state(simulation, state["simulation"])
+        # dm_control ends a step with this, and begins the next one with the contacts and constraints that it leaves.
+        mujoco.mj_step1(*simulation)
+        set_simulation_state(simulation, state["simulation"])
+        environment._step_count, environment._reset_next_step = state["steps"], state["ended"]
+        task.np_random.set_state(random)
+
+    return set_all
 
 
 def _set_attributes(layer: Environment, state: State) -> None:
@@ -492,8 +548,8 @@ def _mujoco_env() -> type | None:
 
 def _mujoco_version(envs: SyncVector) -> str | None:
     """Return MuJoCo's version; None where no task uses it."""
-    mujoco_env = _mujoco_env()
-    if mujoco_env is None or not any(isinstance(env.unwrapped, mujoco_env) for env in envs.envs):
+    mujoco_env = _mujoco_env() or ()
+    if not any(isinstance(env.unwrapped, mujoco_env) or _name(env.unwrapped) == _DM_CONTROL for env in envs.envs):
         return None
     return str(importlib.import_module("mujoco").__version__)
 

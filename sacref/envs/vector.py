@@ -4,6 +4,7 @@ import importlib
 import inspect
 import logging
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -249,6 +250,24 @@ class _InProcess(EnvWrapper):
             logger.warning(_NOT_CLOSED, type(error).__name__, error)
 
 
+DM_CONTROL = "dm_control/"
+"""Begin of the ids of dm_control's environments, which shimmy registers."""
+OF_ITS_OWN = 'pip install "sacref[dmc]", into an environment of its own, as dm-control needs MuJoCo 3'
+
+
+def register_dm_control(env: str) -> None:
+    """Register dm_control's environments.
+
+    Raises:
+        EnvError: if a package is not installed.
+    """
+    with suppress(ImportError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of GLFW, where there is no display
+        importlib.import_module("shimmy")
+    if not any(known.startswith(DM_CONTROL) for known in gymnasium.registry):
+        raise EnvError(f"env {env!r} needs shimmy and dm-control, which are not installed: {OF_ITS_OWN}")
+
+
 class _Factory:
     """Constructor of one environment, which is sent to another process under "async"."""
 
@@ -256,6 +275,8 @@ class _Factory:
         self.env = env
         self.kwargs = kwargs
         self.wrappers = wrappers
+        if isinstance(env, str) and env.startswith(DM_CONTROL):
+            register_dm_control(env)
         # Environments that this process has registered by hand are unknown in another: the specification travels along.
         self.spec = gymnasium.registry.get(env) if isinstance(env, str) else None
 
@@ -285,6 +306,10 @@ class _Factory:
         except gymnasium.error.DependencyNotInstalled as error:
             fix = 'pip install "sacref[mujoco]"' if "mujoco" in str(error).lower() else "install what it names"
             raise EnvError(f"env {self.env!r} needs a package that is not installed ({error}): {fix}") from error
+        except AttributeError as error:
+            if not self.env.startswith(DM_CONTROL):
+                raise
+            raise EnvError(f"env {self.env!r} cannot be made with this version of MuJoCo ({error}): {OF_ITS_OWN}") from error
         except gymnasium.error.UnregisteredEnv as error:
             raise EnvError(
                 f"env {self.env!r} is unknown ({error}) Expected a registered Gymnasium id: see gymnasium.pprint_registry(), "
