@@ -79,7 +79,7 @@ class AgentMetrics(Generic[ArrayT]):
     ) -> None:
         self._backend, self._learns_entropy = backend, cfg.learn_entropy
         self._keeps_rows = keeps_rows
-        self._origin = Origin(directory, environment_steps, cfg.to_dict())
+        self._origin = Origin(directory, environment_steps, {})
         self._sinks = Sinks([TensorBoard(), JsonLines()], self._origin)
         self.write_interval = write_interval
         measured = [name for name in METRICS if name not in unmeasured(cfg)]

@@ -30,7 +30,7 @@ class Origin(NamedTuple):
     environment_steps: Callable[[int], int]
     """Timesteps -> steps of all environments of all ranks together."""
     config: Mapping[str, object]
-    """The content of `config.json`; of an agent without a run its configuration alone."""
+    """The content of `config.json`; empty for an agent without a run."""
 
 
 @runtime_checkable
