@@ -113,13 +113,14 @@ def make_agent(
     seed: int = 0,
     device: Any = None,
     algorithm: str = "SAC",
+    memory: Any = None,
     **cfg: Any,
 ) -> Any:
     """An agent of tiny networks. `cfg` holds fields of SACConfig; the batch is 4 unless given, and no files are written.
 
     Args:
         capacity: of the memory; None for an agent without one. seed: of the networks and of the agent's streams.
-        networks: further options of default_models.
+        networks: further options of default_models. memory: None for one of its own.
     """
     package = backend.package
     if models is None:
@@ -136,7 +137,7 @@ def make_agent(
     quiet = ExperimentConfig(write_interval=0, checkpoint_interval=0)
     agent = getattr(package, algorithm)(
         models=models,
-        memory=None if capacity is None else package.ReplayMemory(capacity, num_envs),
+        memory=memory if memory is not None or capacity is None else package.ReplayMemory(capacity, num_envs),
         observation_space=spaces.observation,
         state_space=spaces.state,
         action_space=spaces.action,

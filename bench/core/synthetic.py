@@ -34,6 +34,7 @@ def agent(
     recurrent: str | None = None,
     recurrent_size: int = 128,
     device: str | None = None,
+    memory: Any = None,
 ) -> Any:
     """Make a training agent in float32 with two hidden layers, and fill its memory. It tracks nothing.
 
@@ -50,6 +51,7 @@ def agent(
         settings: further fields of `SACConfig`.
         recurrent, recurrent_size: kind of cell and its size, which make it an `SAC_RNN`; None for `SAC`.
         device: the backend's name of a device; None lets the backend choose.
+        memory: the part of a population's memory that the agent takes; None for one of its own.
 
     Raises:
         ImportError: if the backend's library is not installed.
@@ -59,7 +61,8 @@ def agent(
         "observation_space": gymnasium.spaces.Box(-math.inf, math.inf, (OBSERVATION,), np.float64),
         "action_space": gymnasium.spaces.Box(-1.0, 1.0, (ACTION,), np.float32),
     }
-    memory = library.ReplayMemory(stored if capacity is None else capacity, num_envs, device=device)
+    if memory is None:
+        memory = library.ReplayMemory(stored if capacity is None else capacity, num_envs, device=device)
     cell = {} if recurrent is None else {"recurrent": recurrent, "recurrent_size": recurrent_size}
     made = (library.SAC if recurrent is None else library.SAC_RNN)(
         models=library.default_models(**spaces, hidden=(width, width), seed=seed, **cell),

@@ -20,6 +20,7 @@ def make(setting: Setting, *, backend: str, members: int) -> Trainer:
     from gymnasium.vector import SyncVectorEnv
 
     import sacref
+    from sacref.agent.population import Population
     from sacref.envs.batched import BatchedVectorEnv
 
     alone = own.make(setting, backend=backend)
@@ -40,6 +41,11 @@ def make(setting: Setting, *, backend: str, members: int) -> Trainer:
         train=train,
         execution=alone.execution,
         settings={"members": members},
-        # Made inside: the classes of whatever vector environment there is.
-        parts={"environment": [(SyncVectorEnv, "step"), (BatchedVectorEnv, "step")]},
+        # Made inside: the classes of the population, and of whatever vector environment there is.
+        parts={
+            "act": [(Population, "act")],
+            "environment": [(SyncVectorEnv, "step"), (BatchedVectorEnv, "step")],
+            "record": [(Population, "record_transition")],
+            "learn": [(Population, "post_interaction")],
+        },
     )

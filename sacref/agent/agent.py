@@ -385,6 +385,11 @@ class Agent(Generic[ArrayT]):
             self.check_numbers()
             self.transitions.raise_for_bad_rows()
 
+    def interval_ends(self, finished: int, timesteps: int) -> bool:
+        """Tell whether anything is written or checked after so many timesteps, by `post_interaction`."""
+        intervals = [self.checkpoint_interval, self.write_interval if self.metrics.tracking else UNTRACKED_CHECK_INTERVAL]
+        return finished >= timesteps or any(every and every > 0 and finished % every == 0 for every in intervals)
+
     # Learning.
 
     def learn_if_due(self, *, timestep: int, timesteps: int) -> None:

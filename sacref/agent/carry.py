@@ -252,6 +252,9 @@ class NoCarry(Generic[ArrayT]):
         transition: Transition[Array] = rows.transition
         return transition._replace(first=rows.first) if self.follow.needs_first else transition
 
+    def count_timestep(self) -> None:
+        """Count a timestep whose rows were stored."""
+
     def is_ready(self) -> bool:
         """Tell whether the memory holds what a gradient step needs."""
         return True
@@ -440,7 +443,7 @@ class Carry(Generic[ArrayT]):
         previous_actions, previous_rewards = (zero_where(rows.first, convert(array)) for array in previous)
         now.previous, now.starts = (transition.actions, transition.rewards), rows.starts
         if training:
-            self._recorded_timesteps += 1
+            self.count_timestep()
             if not rows.on_device:
                 self._note_short_episodes(rows)
         stored: Transition[Array] = transition._replace(
@@ -465,6 +468,9 @@ class Carry(Generic[ArrayT]):
                 self._cfg.sequence_length,
             )
         self._episode_lengths = lengths
+
+    def count_timestep(self) -> None:
+        self._recorded_timesteps += 1
 
     def is_ready(self) -> bool:
         if self._recorded_timesteps >= self._cfg.sequence_length:

@@ -107,6 +107,30 @@ class EpisodeStatistics:
         self._running = None if running is None else (running[0], running[1])
         self._rows = [] if rows is None else [(a, b, c, d, e) for a, b, c, d, e in zip(*rows, strict=True)]
 
+    def hand_out(self, parts: Sequence[tuple[slice, "EpisodeStatistics", bool]]) -> None:
+        """Give the rows since the last call, and the unfinished episodes, to the statistics of some environments each.
+
+        Args:
+            parts: which environments, their statistics, and whether these keep rows for a summary. Rows are NumPy arrays.
+        """
+        rows, self._rows = self._rows, []
+        for own, part, for_summary in parts:
+            for row in rows:
+                rewards, keep, finished, returns, lengths = (array[own] for array in row)
+                if for_summary:
+                    part._rows.append((rewards, keep, finished, returns, lengths))
+                if finished.any():
+                    part.recent_returns.extend(returns[finished].tolist())
+            if self._running is not None:
+                part._running = (self._running[0][own], self._running[1][own])
+
+    def take_over(self, parts: Sequence["EpisodeStatistics"], envs: int, to_numpy: Callable[[object], NumpyArray]) -> None:
+        """Go on with the unfinished episodes of other statistics, of so many environments each."""
+        zeros = np.zeros(envs)
+        running = [(zeros, zeros) if part._running is None else part._running for part in parts]
+        returns, lengths = (np.concatenate([to_numpy(each[field]) for each in running]) for field in (0, 1))
+        self._running = returns, lengths
+
     def forget_running(self) -> None:
         """Drop the episodes that have not finished, as after a reset of all environments."""
         self._running = None

@@ -10,10 +10,10 @@ import numpy as np
 from sacref.agent.backend import Backend
 from sacref.agent.carry import AnyCarry
 from sacref.agent.execution import ActInputs, Actor, AgentRunner, Bounds, DrawSpec, Streams
+from sacref.agent.members import MemberRunner
 from sacref.agent.model_checks import draw_widths
 from sacref.agent.models import Models
 from sacref.agent.normalisers import Normalisers
-from sacref.agent.population import MemberRunner
 from sacref.algorithm.data import Inputs, Noise, Sampled
 from sacref.algorithm.optimizer import KeepGradients, Parameters, batch_mean
 from sacref.algorithm.replay import ReplayMemory

@@ -1,161 +1,431 @@
-"""Populations: agents that share nothing, and learn and act in one call."""
+"""Populations: agents that share nothing, driven as one agent whose rows are those of all members' environments."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+import copy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, cast
 
-from sacref.agent.execution import Act, ActInputs, Actor, AgentRunner, Bounds, Learn, Streams
-from sacref.agent.lockstep import Lockstep
-from sacref.algorithm.sequences import MemoryT, StreamT
+import gymnasium
+import numpy as np
+
+from sacref.agent.agent import Agent
+from sacref.agent.carry import Chosen
+from sacref.agent.episodes import EpisodeStatistics
+from sacref.agent.execution import AgentRunner
+from sacref.agent.members import Mask, MemberRunner, Members, Together
+from sacref.agent.numerics import require_finite_actions
+from sacref.agent.transitions import Transitions
+from sacref.algorithm.replay import ReplayMemory
 from sacref.algorithm.tree import Tree, leaves, map_leaves
-from sacref.algorithm.update import State, Update
-from sacref.spec.arrays import ArrayT, namespace
+from sacref.envs.episodes import DROPPED
+from sacref.spec.arrays import ArrayT, NumpyArray
 
-UpdateT = TypeVar("UpdateT", bound=Update[Any, Any])
-
-VARYING = ("discount_factor", "target_entropy")
-"""Numbers of an update in which members may differ."""
-OPTIMIZERS = ("policy_optimizer", "critic_optimizer", "temperature_optimizer")
-
-
-class LearnRequest(NamedTuple, Generic[MemoryT, StreamT]):
-    """A member's request for gradient steps."""
-
-    memory: MemoryT
-    moments: Tree
-    streams: Streams[StreamT]
+FLUSH_SECONDS = 0.5
+"""Members are given what was measured of them at least so often: a progress bar shows it."""
+CARRY_ROWS = ("ongoing", "episode_lengths")
+"""Parts of a carry's state that have a row for each environment."""
 
 
-class ActRequest(NamedTuple, Generic[ArrayT, StreamT]):
-    """A member's request for an action."""
+class Population(Generic[ArrayT]):
+    """Agents, each in environments of its own, that act, record and learn together.
 
-    streams: Streams[StreamT]
-    inputs: ActInputs[ArrayT]
+    Arrays have a row for each environment: those of the first member, then those of the second, ... Between `settle` and the next call of
+    another method each agent has all that is its own, and can be saved and evaluated like any other.
 
-
-Learned: TypeAlias = tuple[Streams[StreamT], list[ArrayT]]
-"""Streams after gradient steps, and their metrics."""
-Acted: TypeAlias = tuple[ArrayT, ArrayT, Tree, Streams[StreamT]]
-"""Actions, mean actions, carry, and the streams after them."""
-
-
-class Population(Protocol[ArrayT, MemoryT, StreamT]):
-    """The states of all members, with a leading axis, over which the update is mapped."""
-
-    def __getitem__(self, member: int, /) -> State[ArrayT]: ...
-    def __setitem__(self, member: int, state: State[ArrayT], /) -> None: ...
-
-    def learn(self, requests: Mapping[int, LearnRequest[MemoryT, StreamT]], steps: int, /) -> Mapping[int, Learned[StreamT, ArrayT]]:
-        """Take gradient steps of the members that ask; the others stay as they are."""
-        ...
-
-    def act(self, mode: str, requests: Mapping[int, ActRequest[ArrayT, StreamT]], /) -> Mapping[int, Acted[ArrayT, StreamT]]:
-        """Choose actions of the members that ask."""
-        ...
-
-
-class MemberRunner(Generic[ArrayT, MemoryT, StreamT]):
-    """The state of one agent of a population; its gradient steps and its actions are computed together with the others'.
+    A member that fails is written to `failures`, and takes no part from then on; its rows are not read.
 
     Args:
-        number: the member's.
-        lockstep: where the members meet.
+        agents: in training mode, alike but for their seeds and what `members.VARYING` names; None for a member that is not there.
+        memory: that the agents' memories are parts of.
+        make: `sacref.<backend>.population.Together`.
+        timesteps: of each member's whole run.
     """
 
-    def __init__(self, population: Population[ArrayT, MemoryT, StreamT], lockstep: Lockstep[Any, Any], number: int) -> None:
-        self._population, self._lockstep, self._number = population, lockstep, number
+    def __init__(
+        self,
+        agents: Sequence[Agent[ArrayT] | None],
+        memory: ReplayMemory[Any, Any],
+        make: Callable[[Members[ArrayT, Any, Any]], Together[ArrayT, Any]],
+        timesteps: Sequence[int],
+    ) -> None:
+        first = next(agent for agent in agents if agent is not None)
+        self._agents = [agent or first for agent in agents]  # in the slot of one that is not there lies a copy
+        self._memory, self._timesteps = memory, timesteps
+        self._cfg, self._spaces = first.cfg, first.spaces
+        self.active: Mask = np.array([agent is not None for agent in agents])
+        """`(members,)`: who takes part now; see `activate`."""
+        self.failures: dict[int, Exception] = {}
+        """Number of a member -> why it takes no part any more."""
+        learners = [agent.learner for agent in self._agents]
+        self._together = make(
+            Members(
+                [learner.update for learner in learners],
+                [learner.draw_spec() for learner in learners],
+                first.carry.follow,
+                learners[0].actor(),
+                learners[0].bounds,
+                [learner.state for learner in learners],
+                [learner.streams for learner in learners],
+                memory,
+                learners[0].execution,
+                learners[0].block,
+            )
+        )
+        self._present = [number for number, agent in enumerate(agents) if agent is not None]
+        for number in self._present:
+            self._agents[number].learner.runner = MemberRunner(self._together, number)
+        self._hold_moments()
+        self._envs = memory.num_envs // len(agents)
+        self._shapes = self._cfg.reward_scale != 1.0 or self._cfg.rewards_shaper is not None
+        self._shaped = np.empty(0)
+        cfg = copy.copy(self._cfg)
+        cfg.reward_scale, cfg.rewards_shaper = 1.0, (lambda rewards, timestep, timesteps: self._shaped) if self._shapes else None
+        backend = learners[0].backend
+        self._backend = backend
+        self._transitions: Transitions[ArrayT] = Transitions(
+            backend,
+            cfg,
+            self._spaces,
+            observation_space=first.observation_space,
+            state_space=first.state_space,
+            action_space=cast(gymnasium.spaces.Box, first.action_space),
+            memory_envs=memory.num_envs,
+            check_numbers=lambda: None,
+        )
+        self._carry = first.carry_type(backend, self._cfg, self._spaces, first.own_models, first.normalisers, None)
+        self._statistics = EpisodeStatistics()
+        self._next: _Next | None = None
+        self._packed: list[ArrayT] = []
+        self._packed_of: tuple[int, ...] = ()
+        self._settled = True
+        self._flushed = time.perf_counter()
+        self.take_over()
 
-    @property
-    def state(self) -> State[ArrayT]:
-        """The member's state, without the leading axis."""
-        return self._population[self._number]
+    def __getitem__(self, number: int) -> Agent[ArrayT]:
+        """Return a member's agent."""
+        return self._agents[number]
 
-    @state.setter
-    def state(self, state: State[ArrayT]) -> None:
-        self._population[self._number] = state
+    # Who takes part.
 
-    def use(self, learn: Learn[ArrayT, MemoryT, StreamT], acts: Mapping[str, Act[ArrayT, StreamT]]) -> None:
-        """Refuse other functions: those of a population are compiled for all members."""
-        raise RuntimeError("an agent of a population cannot change its models' mode, nor keep gradients: train it alone")
+    def fail(self, number: int, error: Exception) -> None:
+        """Let a member take no part any more."""
+        self.failures.setdefault(number, error)
+        self.active[number] = False
 
-    def learn(self, memory: MemoryT, moments: Tree, streams: Streams[StreamT], steps: int) -> Learned[StreamT, ArrayT]:
-        """Take gradient steps once all members ask for some."""
-        request = LearnRequest(memory, moments, streams)
-        learned: Learned[StreamT, ArrayT] = self._lockstep.call(self._number, ("learn", steps), request)
-        return learned
+    def activate(self, which: Mask) -> None:
+        """Let these members take part from now on, `(members,)`, and the others wait; those that failed stay out."""
+        if (which != self.active).any():
+            self.settle()
+            self.active = which & ~np.isin(np.arange(len(which)), list(self.failures))
+            self.take_over()
 
-    def act(self, mode: str, streams: Streams[StreamT], inputs: ActInputs[ArrayT]) -> Acted[ArrayT, StreamT]:
-        """Choose actions once all members ask for some, of one mode and one number of environments together."""
-        shapes = tuple(tuple(leaf.shape) for leaf in leaves(inputs))
-        acted: Acted[ArrayT, StreamT] = self._lockstep.call(self._number, ("act", mode, shapes), ActRequest(streams, inputs))
-        return acted
+    def _members(self) -> list[int]:
+        numbers: list[int] = np.flatnonzero(self.active).tolist()
+        return numbers
+
+    def _rows(self, number: int) -> slice:
+        return slice(number * self._envs, (number + 1) * self._envs)
+
+    def rows_of(self, which: Mask) -> Mask:
+        """Return the rows of members, `(members * envs,)`."""
+        return np.repeat(which, self._envs)
+
+    def _each(self, function: Callable[[int, Agent[ArrayT]], object]) -> list[int]:
+        """Call a function of each member that takes part; return those in which it raised, and let them fail."""
+        failed = []
+        for number in self._members():
+            try:
+                function(number, self._agents[number])
+            except Exception as error:
+                self.fail(number, error)
+                failed.append(number)
+        return failed
+
+    def to_numpy(self, array: NumpyArray) -> NumpyArray:
+        """Return an array, which is on the host already."""
+        return array
+
+    # Acting.
+
+    def act(self, observations: Tree, states: Tree | None, *, timestep: int, timesteps: int) -> tuple[NumpyArray, dict[str, NumpyArray]]:
+        """Choose the actions of training; see `Agent.act`. They are on the host, and 0 in the rows of members that do not take part."""
+        observations, states = self._finite_inputs(observations, states)
+        mode = self._mode(timestep)
+        shape = (self._memory.num_envs, *self._spaces.action_shape)
+        chosen = self._chosen_ahead(observations, states, mode) or self._choose(mode, observations, states, self.active)
+        actions, mean_actions = (self._backend.to_numpy(self._transitions.narrow(array)).reshape(shape) for array in chosen)
+        if not np.isfinite(actions).all():
+            self.flush()
+            self._each(lambda number, agent: require_finite_actions(agent, actions[self._rows(number)]))
+        actions[~self.rows_of(self.active)] = 0.0
+        return actions, {"mean_actions": mean_actions}
+
+    def _mode(self, timestep: int) -> str:
+        return "random" if timestep < self._cfg.random_timesteps else "sampled"
+
+    def _finite_inputs(self, observations: Tree, states: Tree | None) -> tuple[Tree, Tree | None]:
+        """Check observations and states; members with others than an agent takes fail."""
+        try:
+            return self._transitions.check_inputs(observations, states)
+        except ValueError as error:
+
+            def check(number: int, agent: Agent[ArrayT]) -> None:
+                agent.transitions.check_inputs(*map_leaves(lambda leaf: leaf[self._rows(number)], (observations, states)))
+
+            if not self._each(check) and self.active.all():
+                raise error
+        inputs = map_leaves(np.array, (observations, states))
+        for leaf in leaves(inputs):
+            leaf[~self.rows_of(self.active)] = 0
+        return self._transitions.check_inputs(*inputs)
+
+    def _choose(self, mode: str, observations: Tree, states: Tree | None, which: Mask) -> Chosen[ArrayT]:
+        self._settled = False
+
+        def act(mode: str, inputs: Any, carry: Tree) -> tuple[ArrayT, ArrayT, Tree]:
+            return self._together.act(mode, inputs, carry, which)
+
+        return self._carry.act(act, mode, observations, states, True)
+
+    def _chosen_ahead(self, observations: Tree, states: Tree | None, mode: str) -> Chosen[Any] | None:
+        """Return actions of which those that are known were chosen ahead; None where none are."""
+        ahead, self._next = self._next, None
+        if ahead is None or ahead.chosen is None:
+            return None
+        known = ahead.chosen_for.copy()
+        for then, now in zip(leaves((ahead.observations, ahead.states)), leaves((observations, states)), strict=False):
+            known &= (then == now).reshape(len(known), -1).all(axis=1)
+        missing = self.active & ~known
+        if not missing.any():
+            return ahead.chosen
+        chosen = self._choose(mode, observations, states, missing) if known.any() else None
+        if chosen is None:
+            return None
+        rows = self.rows_of(known)[:, None]
+        pairs = (map(self._backend.to_numpy, pair) for pair in zip(ahead.chosen, chosen, strict=True))
+        actions, mean_actions = (np.where(rows, *pair) for pair in pairs)
+        return actions, mean_actions
+
+    # Recording.
+
+    def record_transition(
+        self,
+        *,
+        observations: Tree,
+        states: Tree | None,
+        actions: object,
+        rewards: NumpyArray,
+        next_observations: Tree,
+        next_states: Tree | None,
+        terminated: object,
+        truncated: object,
+        infos: Mapping[str, object],
+        timestep: int,
+        timesteps: int,
+    ) -> None:
+        """Record one step of all environments; see `Agent.record_transition`. Arrays are NumPy's."""
+        self._settled = False
+        if self._shapes:
+            self._shaped = np.zeros((self._memory.num_envs, 1))
+
+            def shape(number: int, agent: Agent[ArrayT]) -> None:
+                shaped = agent.transitions.shape_rewards(
+                    rewards[self._rows(number)], self._envs, timestep=timestep, timesteps=self._timesteps[number]
+                )
+                self._shaped[self._rows(number), 0] = shaped
+
+            self._each(shape)
+        idle = ~self.rows_of(self.active)
+        if idle.any():
+            infos = {**infos, DROPPED: idle | np.asarray(infos.get(DROPPED, False))}
+        rows = self._transitions.check(
+            observations=observations,
+            states=states,
+            actions=actions,
+            rewards=rewards,
+            next_observations=next_observations,
+            next_states=next_states,
+            terminated=terminated,
+            truncated=truncated,
+            infos=infos,
+            timestep=timestep,
+            timesteps=timesteps,
+            training=True,
+            shapes_rewards=self._shapes,
+        )
+        self._statistics.add(rewards=rows.rewards, ended=rows.ended, keep=rows.keep, dropped=rows.dropped)
+        stored = self._carry.stored(rows, True)
+        if self._agents[0].normalisers.preprocessors:
+            parts = (rows.transition, rows.keep, rows.first)
+
+            def feed(number: int, agent: Agent[ArrayT]) -> None:
+                transition, keep, first = map_leaves(lambda leaf: leaf[self._rows(number)], parts)
+                agent.normalisers.feed(rows._replace(transition=transition, keep=keep, first=first))
+
+            self._each(feed)
+            self._hold_moments()
+        self._memory.add(stored, rows.keep)
+        for number in self._members():
+            agent = self._agents[number]
+            agent.carry.count_timestep()
+            if agent.memory is not None:
+                agent.memory.added += 1
+                agent.memory.written = True
+        if self._cfg.overlap:
+            checked = self._transitions.check_observations(next_observations), self._transitions.check_states(next_states)
+            next_observations, next_states = map_leaves(np.array, checked)
+            self._next = _Next(next_observations, next_states, self.active.copy())
+
+    def _hold_moments(self) -> None:
+        held = self._together.hold_moments([agent.normalisers.moments for agent in self._agents])
+        for number in self._present:
+            self._agents[number].normalisers.moments = held[number]
+
+    # Learning.
+
+    def post_interaction(self, *, timestep: int, timesteps: int) -> None:
+        """Learn where gradient steps are due, then track where an interval ends; see `Agent.post_interaction`."""
+        due: dict[int, list[int]] = {}
+        ahead = np.zeros(len(self.active), np.bool_)
+        finished = timestep + 1
+        for number in self._members():
+            agent, last = self._agents[number], finished >= self._timesteps[number]
+            agent.health.timestep = finished
+            if timestep >= self._cfg.learning_starts and agent.carry.is_ready():
+                steps = agent.update_schedule.after_timestep(last=last)
+                due.setdefault(steps, []).append(number)
+                ahead[number] = steps > 0 and not last
+        due.pop(0, None)
+        if self._next is not None and ahead.any():
+            self._next.chosen_for = ahead & self._next.known
+            self._next.chosen = self._choose(self._mode(finished), self._next.observations, self._next.states, self._next.chosen_for)
+        for steps, numbers in due.items():
+            began = time.perf_counter()
+            self.learn(numbers, steps)
+            milliseconds = 1e3 * (time.perf_counter() - began)
+            for number in numbers:
+                agent = self._agents[number]
+                agent.metrics.track_update_end(agent.gradient_step_count, finished, milliseconds)
+        ending = [number for number in self._members() if self._agents[number].interval_ends(finished, self._timesteps[number])]
+        if ending or time.perf_counter() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+        def track(number: int, agent: Agent[ArrayT]) -> None:
+            if number in ending:
+                Agent.post_interaction(agent, timestep=timestep, timesteps=self._timesteps[number])
+
+        if ending:
+            self._each(track)
+
+    def learn(self, numbers: Sequence[int], steps: int) -> None:
+        """Take gradient steps of these members, each on batches from its own memory."""
+        self._settled = False
+        which = np.isin(np.arange(len(self.active)), numbers)
+        if tuple(numbers) != self._packed_of:
+            self._hand_out_metrics()
+        self._packed_of = tuple(numbers)
+        self._packed += self._together.learn(which, steps)
+        for number in numbers:
+            self._agents[number].learner.gradient_step_count += steps
+
+    def track_data(self, tag: str, value: float) -> None:
+        """Add a scalar to what each member writes next."""
+        for number in self._members():
+            self._agents[number].metrics.track(tag, value)
+
+    def synchronise(self) -> None:
+        """Wait until the device has done all that it was asked for."""
+        self._together.synchronise()
+
+    # What is each member's own.
+
+    def flush(self) -> None:
+        """Give each member what was measured of it since the last call."""
+        self._flushed = time.perf_counter()
+        self._hand_out_metrics()
+        metrics = [(self._rows(number), self._agents[number].metrics) for number in self._members()]
+        self._statistics.hand_out([(rows, own.statistics[True], own.tracking) for rows, own in metrics])
+
+    def _hand_out_metrics(self) -> None:
+        packed, self._packed = self._packed, []
+        if packed:
+            apart = self._together.apart(packed)
+            for number in self._packed_of:
+                self._agents[number].metrics.track_updates([apart[number]])
+
+    def settle(self) -> None:
+        """Give each member that takes part all that is its own."""
+        if self._settled:
+            return
+        self._settled = True
+        self.flush()
+        boundaries: Tree = self._transitions.state()["boundaries"]
+        ongoing = self._carry.state()
+        for number in self._members():
+            agent, rows = self._agents[number], self._rows(number)
+
+            def own(tree: Tree, rows: slice = rows) -> Tree:
+                return map_leaves(lambda leaf: np.array(leaf[rows]), tree)
+
+            agent.learner.streams = self._together.streams(number)
+            agent.transitions.set_state({"boundaries": own(boundaries)})
+            if ongoing:
+                agent.carry.set_state({**agent.carry.state(), **{name: own(ongoing[name]) for name in CARRY_ROWS}})
+            agent.acting.reset(True)
+            if self._next is not None and self._next.known[number]:
+                chosen = map_leaves(self._backend.to_numpy, self._next.chosen) if self._next.chosen_for[number] else None
+                agent.acting.set_state({"next_action": (own(self._next.observations), own(self._next.states), own(chosen))})
+
+    def take_over(self) -> None:
+        """Go on with what is each member's own, after it was loaded or set."""
+        boundaries: list[Any] = [agent.transitions.state()["boundaries"] for agent in self._agents]
+        expects, latest, starts = ([each[name] for each in boundaries] for name in ("expects_reset", "last_observations", "starts"))
+        joined = {"expects_reset": _joined(expects), "last_observations": _joined(latest), "starts": _joined(starts, fill=True)}
+        self._transitions.set_state({"boundaries": joined})
+        ongoing: list[Any] = [agent.carry.state() for agent in self._agents]
+        if ongoing[0]:
+            carries, _, previous, begun = ([each["ongoing"][part] for each in ongoing] for part in range(4))
+            # An episode that goes on where nothing says so: none begins; of one that has not begun, all do.
+            begun = [np.full(self._envs, carry is None) if starts is None else starts for carry, starts in zip(carries, begun, strict=True)]
+            self._carry.set_state(
+                {
+                    "ongoing": (_joined(carries), None, _joined(previous), _joined(begun)),
+                    "recorded_timesteps": 0,
+                    "episode_lengths": _joined([each["episode_lengths"] for each in ongoing]),
+                }
+            )
+        self._statistics.take_over([agent.metrics.statistics[True] for agent in self._agents], self._envs, self._backend.to_numpy)
+        ahead: list[Any] = [agent.acting.state()["next_action"] for agent in self._agents]
+        known = np.array([each is not None for each in ahead])
+        self._next = None
+        if known.any():
+            observations, states, chosen = ([None if each is None else each[part] for each in ahead] for part in range(3))
+            chosen_for = np.array([each is not None for each in chosen])
+            self._next = _Next(_joined(observations), _joined(states), known, _joined(chosen), chosen_for)
+        for number, agent in enumerate(self._agents):
+            self._together.set_streams(number, agent.learner.streams)
+
+    def depart(self, number: int) -> None:
+        """Let a member go on alone, from a copy of its state."""
+        learner, memory = self._agents[number].learner, self._agents[number].memory
+        learner.runner = AgentRunner(map_leaves(self._backend.copy, learner.state))
+        if memory is not None:
+            memory.detach()
+        learner.compile()
 
 
-class Members(NamedTuple, Generic[ArrayT, UpdateT]):
-    """The ingredients of a population."""
+class _Next:
+    """What the next actions are chosen on, and those that are chosen ahead."""
 
-    updates: Sequence[UpdateT]
-    """One for each member. They may differ in the fields `VARYING`; on JAX in the optimizers' base rates, too."""
-    specs: Sequence[Any]
-    """One `DrawSpec` for each member, alike but for the discount of n steps."""
-    actor: Actor[ArrayT]
-    bounds: Bounds[ArrayT]
-    states: Sequence[State[ArrayT]]
-    """One for each member."""
+    def __init__(
+        self, observations: Tree, states: Tree | None, known: Mask, chosen: Chosen[Any] | None = None, chosen_for: Mask | None = None
+    ) -> None:
+        self.observations, self.states, self.known, self.chosen = observations, states, known, chosen
+        self.chosen_for = np.zeros(len(known), np.bool_) if chosen_for is None else chosen_for
 
 
-def members_of(agents: Sequence[Any]) -> Members[Any, Any]:
-    """Collect the ingredients of a population of these agents."""
-    learners = [agent.learner for agent in agents]
-    return Members(
-        [learner.update for learner in learners],
-        [learner.draw_spec() for learner in learners],
-        learners[0].actor(),
-        learners[0].bounds,
-        [learner.state for learner in learners],
-    )
-
-
-def meet(agents: Sequence[Any], population: Population[ArrayT, MemoryT, StreamT]) -> Lockstep[Any, Any]:
-    """Let agents be the members of a population from now on, each in a thread of its own.
-
-    Returns:
-        Where they meet: an agent that ends says so by `leave`.
-    """
-
-    def answer(kind: Any, requests: Mapping[int, Any]) -> Mapping[int, Any]:
-        request, detail = kind[:2]
-        return population.learn(requests, detail) if request == "learn" else population.act(detail, requests)
-
-    lockstep: Lockstep[Any, Any] = Lockstep(len(agents), answer, urgency=urgency)
-    for number, agent in enumerate(agents):
-        agent.learner.runner = MemberRunner(population, lockstep, number)
-    return lockstep
-
-
-def depart(agent: Any) -> None:
-    """Let an agent of a population go on alone, from a copy of its state."""
-    learner = agent.learner
-    learner.runner = AgentRunner(map_leaves(learner.backend.copy, learner.state))
-    learner.compile()
-
-
-def urgency(kind: Any) -> int:
-    """Order the kinds of requests: evaluations come before steps, and all meet at learning."""
-    return 0 if kind[0] == "learn" else 2 if kind[1] == "greedy" else 1
-
-
-def differences(updates: Sequence[Update[ArrayT, Any]]) -> dict[str, list[Any]]:
-    """Return the values of the fields in which the members' updates differ; of an optimizer, its base rate."""
-    numbers = {name: [getattr(update, name) for update in updates] for name in VARYING}
-    numbers |= {name: [getattr(update, name).learning_rate for update in updates] for name in OPTIMIZERS}
-    return {name: values for name, values in numbers.items() if len(set(values)) > 1}
-
-
-def stacked(trees: Sequence[Tree]) -> Tree:
-    """Stack trees of one structure along a leading axis."""
-    return map_leaves(lambda *branches: namespace(branches[0]).stack(branches), *trees)
-
-
-def member_of(tree: Tree, member: int) -> Tree:
-    """Return a member's part of a tree with a leading axis."""
-    return map_leaves(lambda leaf: leaf[member], tree)
+def _joined(values: Sequence[Tree | None], *, fill: bool = False) -> Tree | None:
+    """Concatenate the rows of all members; `fill` stands for those of a member without any."""
+    known = next((value for value in values if value is not None), None)
+    filled = [map_leaves(lambda leaf: np.full_like(leaf, fill), known) if value is None else value for value in values]
+    return None if known is None else map_leaves(lambda *parts: np.concatenate(parts), *filled)

@@ -224,10 +224,15 @@ class Transitions(Generic[ArrayT]):
         """Return host actions in the Box's units, `(envs, *action)`, as the models see them: in [-1, 1], `(envs, action)`."""
         return from_box(self._floats(actions, "actions", False).reshape(len(actions), -1), *self._host_bounds)
 
-    def shape_rewards(self, rewards: object, envs: int) -> NumpyArray:
-        """Return host rewards, `(envs,)`, scaled and shaped as those of a first timestep."""
+    def shape_rewards(self, rewards: object, envs: int, *, timestep: int = 0, timesteps: int = 1) -> NumpyArray:
+        """Return host rewards, `(envs,)`, scaled and shaped.
+
+        Raises:
+            ValueError: if they have another shape, or are not finite then. Whatever the shaper raises.
+        """
         reward = self._column(rewards, "rewards", envs, False)
-        shaped: NumpyArray = self._shaped(rewards, reward, False, timestep=0, timesteps=1)
+        shaped: NumpyArray = self._shaped(rewards, reward, False, timestep=timestep, timesteps=timesteps)
+        self._refuse_not_finite({"shaped rewards": shaped}, np.ones(envs, np.bool_), False)
         return shaped
 
     def raise_for_bad_rows(self) -> None:

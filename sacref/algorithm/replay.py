@@ -26,9 +26,10 @@ ROWS_AT_ONCE = 65_536
 """Rows that are restored together: what a block takes beside the ring itself is small."""
 
 
-def blocks(size: int) -> Iterator[slice]:
-    """Return the rows of a ring from 0 to `size`, `ROWS_AT_ONCE` at a time."""
-    return (slice(start, min(start + ROWS_AT_ONCE, size)) for start in range(0, size, ROWS_AT_ONCE))
+def blocks(size: int, envs: int) -> Iterator[slice]:
+    """Return the rows of a memory from 0 to `size`, about `ROWS_AT_ONCE` at a time, all environments' of a slot together."""
+    step = max(ROWS_AT_ONCE // envs, 1) * envs
+    return (slice(start, min(start + step, size)) for start in range(0, size, step))
 
 
 def check_size(capacity: int, num_envs: int) -> None:
@@ -222,8 +223,12 @@ class RingLibrary(Protocol[MemoryT, DeviceT]):
         """Return rows by name, on the host."""
         ...
 
-    def fill(self, memory: MemoryT, arrays: Mapping[str, NumpyArray], /) -> MemoryT:
-        """Write rows from the first one on, in place, and the counters `head` and `size`."""
+    def fill(self, memory: MemoryT, arrays: Mapping[str, NumpyArray], first: int = 0, /) -> MemoryT:
+        """Write the rows of environments from `first` on, from the first slot on, and their `head` and `size`; in place."""
+        ...
+
+    def cut(self, memory: MemoryT, first: int, envs: int, /) -> MemoryT:
+        """Copy the rings of so many environments from `first` on."""
         ...
 
 
@@ -253,6 +258,23 @@ class ReplayMemory(Generic[MemoryT, DeviceT]):
         self.settings: Follow = Follow()
         self._state: MemoryT | None = None
         self._staging: Staging | None = None
+        self._like: Transition[NumpyArray]
+        self._whole: ReplayMemory[MemoryT, DeviceT] | None = None
+        self._first = 0
+        self._is_attached = False
+
+    def part(self, number: int, parts: int) -> "ReplayMemory[MemoryT, DeviceT]":
+        """Return a memory of the `number`-th of equal shares of the environments, whose rows lie in this one.
+
+        It reads and restores its own rows; they are added and drawn by this memory, until the part is detached.
+        """
+        own = type(self)(self.capacity // parts, self.num_envs // parts, self.device)
+        own._whole, own._first, own._is_attached = self, number * own.num_envs, True
+        return own
+
+    def detach(self) -> None:
+        """Let a part go on by itself, with a copy of its rows, which is made where it is first needed."""
+        self._is_attached = False
 
     def allocate(
         self,
@@ -279,6 +301,11 @@ class ReplayMemory(Generic[MemoryT, DeviceT]):
         settings = settings or Follow()
         check_follow(settings, self.slots)
         self.device, self.settings = device, settings
+        if self._whole is not None:
+            if self._whole._state is None:
+                self._whole.allocate(spaces, dtype, device, staged_timesteps=staged_timesteps, settings=settings, carry=carry)
+            self._like, self._staging = self._whole._like, Staging(self._whole._like, staged_timesteps * self.num_envs)
+            return
         self._like = self._empty_rows(spaces, self.library.numpy_dtype(dtype), carry)
         check_room(
             self.slots * self.num_envs,
@@ -315,6 +342,10 @@ class ReplayMemory(Generic[MemoryT, DeviceT]):
     @property
     def state(self) -> MemoryT:
         """The rings on the device, with everything in them that was added."""
+        if self._whole is not None:
+            if self._is_attached:
+                raise ValueError("ReplayMemory: this memory is a part of a population's, whose members learn together: wait for its end")
+            self._state, self._whole = self.library.cut(self._whole.state, self._first, self.num_envs), None
         if self._state is None or self._staging is None:
             raise ValueError("ReplayMemory: not allocated yet: give it to an agent first, SAC(memory=...)")
         if len(self._staging):
@@ -323,12 +354,12 @@ class ReplayMemory(Generic[MemoryT, DeviceT]):
 
     def __len__(self) -> int:
         """Count the transitions that are stored; waits for the device."""
-        return int(self.state.size.sum())
+        return int(self.counters()[1].sum())
 
     def add(self, transition: Transition[Any], keep: object) -> None:
         """Store one row per environment where `keep`, `(envs,)`, is True. NumPy rows wait on the host until they are needed."""
         if self._staging is not None and isinstance(keep, np.ndarray):
-            if self._staging.full:
+            if self._staging.full or self._whole is not None:
                 self._state = self.state
             self._staging.add(transition, keep)
         else:
@@ -343,11 +374,18 @@ class ReplayMemory(Generic[MemoryT, DeviceT]):
 
     def counters(self) -> tuple[NumpyArray, NumpyArray]:
         """Return the slot that is written next and the number of transitions, `(envs,)` each, on the host."""
-        head, size = (np.array(self.library.to_numpy(array), np.int64) for array in (self.state.head, self.state.size))
+        if self._whole is not None:
+            own = slice(self._first, self._first + self.num_envs)
+            head, size = (counter[own] for counter in self._whole.counters())
+        else:
+            head, size = (np.array(self.library.to_numpy(array), np.int64) for array in (self.state.head, self.state.size))
         return head, size
 
     def rows(self, index: NumpyArray) -> dict[str, NumpyArray]:
         """Return rows of the memory by name, on the host."""
+        if self._whole is not None:
+            slot, env = np.divmod(index, self.num_envs)
+            return self._whole.rows(slot * self._whole.num_envs + self._first + env)
         return dict(self.library.take(self.state, index))
 
     def arrays(self, *, copy: bool = True) -> dict[str, NumpyArray]:
@@ -357,7 +395,10 @@ class ReplayMemory(Generic[MemoryT, DeviceT]):
             copy: False gives views of the memory where it lies on the CPU, to be let go of before the next write.
         """
         head, size = self.counters()
-        rings, filled = named_leaves(self.state.rows), filled_rows(size)
+        filled = filled_rows(size)
+        if self._whole is not None:
+            return {**self.rows(np.arange(filled)), "head": head, "size": size}
+        rings = named_leaves(self.state.rows)
         rows = {name: np.array(self.library.to_numpy(ring, filled), copy=copy or None) for name, ring in rings.items()}
         return {**rows, "head": head, "size": size}
 
@@ -367,8 +408,15 @@ class ReplayMemory(Generic[MemoryT, DeviceT]):
         Raises:
             ValueError: if the arrays are not those of a memory of this capacity and these shapes. Nothing is changed then.
         """
-        state = self.state
         kinds = {name: (row.shape[1:], row.dtype) for name, row in named_leaves(self._like).items()}
         check_arrays(arrays, kinds, self.slots, self.num_envs)
         self.written = bool(arrays["size"].any())
-        self._state = self.library.fill(state, arrays)
+        if self._whole is not None:
+            self._whole._restore(arrays, self._first)
+        else:
+            self._restore(arrays, 0)
+
+    def _restore(self, arrays: Mapping[str, NumpyArray], first: int) -> None:
+        """Restore the rows of environments from `first` on."""
+        self._state = self.library.fill(self.state, arrays, first)
+        self.written = self.written or bool(arrays["size"].any())

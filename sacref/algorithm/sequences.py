@@ -70,9 +70,44 @@ class Rings(Protocol[ArrayT]):
         """Rows that each environment has room for."""
         ...
 
+    def place(self, slot: Any, environment: Any, /) -> Any:
+        """Return the memory's rows of slots."""
+        ...
+
     def take(self, ring: ArrayT, index: ArrayT, /) -> ArrayT:
         """Return rows of a ring, `(*index.shape, ...)`."""
         ...
+
+
+class PartRings(NamedTuple, Generic[ArrayT]):
+    """The rings of some successive environments of a memory; their rows stay where they lie."""
+
+    memory: Rings[ArrayT]
+    """The rings of all environments."""
+    head: ArrayT
+    """`(some,)`: as of `Rings`."""
+    size: ArrayT
+    """`(some,)`: as of `Rings`."""
+    first: "Index"
+    """Number of the first of these environments, an integer or an array `()`."""
+
+    @property
+    def rows(self) -> Transition[ArrayT]:
+        """Rows of all environments."""
+        return self.memory.rows
+
+    @property
+    def slots(self) -> int:
+        """Rows that each environment has room for."""
+        return self.memory.slots
+
+    def place(self, slot: "Index", environment: "Index") -> "Index":
+        """Return the memory's rows of slots of these environments."""
+        return self.memory.place(slot, self.first + environment)
+
+    def take(self, ring: ArrayT, index: ArrayT) -> ArrayT:
+        """Return rows of a ring, `(*index.shape, ...)`."""
+        return self.memory.take(ring, index)
 
 
 MemoryT = TypeVar("MemoryT", bound=Rings[Any])
@@ -98,9 +133,9 @@ def index_of(slot: Index, environment: Index, envs: int) -> Index:
     return slot if envs == 1 else slot * envs + environment
 
 
-def row_of(number: Index, size: Index) -> Index:
+def row_of(memory: Rings[ArrayT], number: Index) -> Index:
     """Return the memory's row of the `number`-th of all rows that are stored."""
-    return number if size.shape[0] == 1 else index_of(*locate(number, size), size.shape[0])
+    return memory.place(number, 0) if memory.size.shape[0] == 1 else memory.place(*locate(number, memory.size))
 
 
 def follow(memory: Rings[ArrayT], slot: Index, environment: Index, steps: Index) -> tuple[Index, Index]:
@@ -113,7 +148,7 @@ def follow(memory: Rings[ArrayT], slot: Index, environment: Index, steps: Index)
         Rows of the memory, `(time, batch)`, and whether each belongs to the same episode as the first one and was stored after it.
     """
     xp = namespace(slot)
-    index = _index(memory, slot[None, :] + steps[:, None], environment)
+    index = memory.place((slot[None, :] + steps[:, None]) % memory.slots, environment[None, :])
     newer = memory.size[environment] - _older(memory, slot, environment)
     first: Index = memory.rows.first
     broken = (memory.take(first, index) & (steps[:, None] > 0)) | (steps[:, None] >= newer[None, :])
@@ -123,16 +158,11 @@ def follow(memory: Rings[ArrayT], slot: Index, environment: Index, steps: Index)
 def steps_before(memory: Rings[ArrayT], slot: Index, environment: Index, steps: Index) -> Index:
     """Count the rows before a row that belong to its episode, `(batch,)`, up to the length of `steps` = 0, 1, ..."""
     xp = namespace(slot)
-    index = _index(memory, slot[None, :] - steps[:, None], environment)
+    index = memory.place((slot[None, :] - steps[:, None]) % memory.slots, environment[None, :])
     first: Index = memory.rows.first
     broken = memory.take(first, index) | (steps[:, None] >= _older(memory, slot, environment)[None, :])
     unbroken = xp.cumulative_sum(xp.astype(broken, steps.dtype), axis=0) == 0
     return xp.sum(xp.astype(unbroken, slot.dtype), axis=0, dtype=slot.dtype)
-
-
-def _index(memory: Rings[ArrayT], slots: Index, environment: Index) -> Index:
-    """Return the memory's rows of slots, `(time, batch)`."""
-    return index_of(slots % memory.slots, environment[None, :], memory.size.shape[0])
 
 
 def _older(memory: Rings[ArrayT], slot: Index, environment: Index) -> Index:
@@ -143,7 +173,7 @@ def _older(memory: Rings[ArrayT], slot: Index, environment: Index) -> Index:
 
 def gather(memory: Rings[ArrayT], number: Index) -> Batch[ArrayT]:
     """Take transitions of one step: the `number`-th of all rows that are stored, `(batch,)`."""
-    return Batch(*_take(memory, tuple(memory.rows[:7]), row_of(number, memory.size)))
+    return Batch(*_take(memory, tuple(memory.rows[:7]), row_of(memory, number)))
 
 
 def gather_steps(memory: Rings[ArrayT], number: Index, settings: Follow, steps: Index) -> Batch[ArrayT]:

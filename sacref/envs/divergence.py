@@ -57,15 +57,18 @@ class Divergences:
         tasks = [env.unwrapped for env in inner.envs] if isinstance(inner, SyncVectorEnv) else []
         self._simulations = [(index, task) for index, task in enumerate(tasks) if _is_simulation(task)]
 
+    def complaints(self) -> dict[int, str]:
+        """Return MuJoCo's warning for each simulation of this process that has diverged since its last reset, once."""
+        found = {index: words for index, task in self._simulations if (words := complaint(task)) is not None}
+        return found if self._many is None else found | self._many.complaints()
+
     def find(self, *, observations: Tree, states: Tree | None, rewards: ArrayLike, infos: object) -> dict[int, str]:
         """Return what went wrong in the last step, for each environment that has diverged in it.
 
         Args:
             observations, states: after the step, `(envs, ...)`. rewards: `(envs,)`. infos: `final_obs` and `final_info` are read.
         """
-        found = {index: words for index, task in self._simulations if (words := complaint(task)) is not None}
-        if self._many is not None:
-            found |= self._many.complaints()
+        found = self.complaints()
         infos = infos if isinstance(infos, Mapping) else {}
         for told in (infos, infos.get("final_info")):
             if isinstance(told, Mapping) and REPORT in told:
@@ -129,24 +132,30 @@ class DivergenceGuard:
         """
         if not isinstance(ended, np.ndarray):
             return self._look_on_device((observations, states, rewards), ended) if self._can_reset_one else None
-        diverged = np.zeros(ended.shape, np.bool_)
+        found = {}
         if self._can_reset_one:
-            for index, reason in self._divergences.find(observations=observations, states=states, rewards=rewards, infos=infos).items():
-                diverged[index] = True
-                self._in_a_row[index] += 1
-                self._diverged += 1
-                logger.warning(
-                    "environment %d%s diverged at timestep %d: %s. Its episode is dropped, and it is reset",
-                    index,
-                    self._where,
-                    timestep,
-                    reason,
+            found = self._divergences.find(observations=observations, states=states, rewards=rewards, infos=infos)
+        return self.count(found, ended, timestep)
+
+    def count(self, found: Mapping[int, str], ended: NDArray[np.bool_], timestep: int) -> NDArray[np.bool_]:
+        """Report and count the environments of which `find` says that they diverged in a step; as `look` otherwise."""
+        diverged = np.zeros(ended.shape, np.bool_)
+        for index, reason in found.items():
+            diverged[index] = True
+            self._in_a_row[index] += 1
+            self._diverged += 1
+            logger.warning(
+                "environment %d%s diverged at timestep %d: %s. Its episode is dropped, and it is reset",
+                index,
+                self._where,
+                timestep,
+                reason,
+            )
+            if self._in_a_row[index] >= MOST_IN_A_ROW:
+                raise DivergenceError(
+                    f"environment {index}{self._where} diverged in {MOST_IN_A_ROW} episodes one after the other, at last: {reason}. "
+                    f"Mend the environment or its wrappers, or take a smaller time step of the simulation"
                 )
-                if self._in_a_row[index] >= MOST_IN_A_ROW:
-                    raise DivergenceError(
-                        f"environment {index}{self._where} diverged in {MOST_IN_A_ROW} episodes one after the other, at last: {reason}. "
-                        f"Mend the environment or its wrappers, or take a smaller time step of the simulation"
-                    )
         finished = ended & ~diverged
         self._finished += int(finished.sum())
         self._in_a_row[finished] = 0

@@ -31,6 +31,10 @@ class MemoryState(NamedTuple):
         """Rows that each environment has room for."""
         return int(self.rows.rewards.shape[0]) // int(self.size.shape[0])
 
+    def place(self, slot: Any, environment: Any) -> Any:
+        """Return the rows of slots."""
+        return index_of(slot, environment, self.size.shape[0])
+
     def take(self, ring: Array, index: Array) -> Array:
         """Return rows of a ring, `(*index.shape, ...)`."""
         return ring[index]
@@ -41,7 +45,7 @@ def write(memory: MemoryState, transition: Transition[Any], keep: Any) -> Memory
     envs, slots = memory.size.shape[0], memory.slots
     keep = jnp.asarray(keep).reshape(-1, envs)
     slot = (memory.head[None, :] + jnp.cumsum(keep, 0, dtype=jnp.int32) - 1) % slots
-    index = jnp.where(keep, index_of(slot, jnp.arange(envs, dtype=jnp.int32)[None, :], envs), slots * envs).reshape(-1)
+    index = jnp.where(keep, memory.place(slot, jnp.arange(envs, dtype=jnp.int32)[None, :]), slots * envs).reshape(-1)
 
     def store(ring: Array, values: Any) -> Array:
         return ring.at[index].set(values.astype(ring.dtype), mode="drop")
@@ -83,16 +87,24 @@ class ArrayRings:
         padded[: len(index)] = index
         return {name: np.asarray(_take(ring, padded))[: len(index)] for name, ring in named_leaves(memory.rows).items()}
 
-    def fill(self, memory: MemoryState, arrays: Mapping[str, NumpyArray]) -> MemoryState:
-        rings = named_leaves(memory.rows)
-        for rows in blocks(filled_rows(arrays["size"])):
+    def fill(self, memory: MemoryState, arrays: Mapping[str, NumpyArray], first: int = 0) -> MemoryState:
+        rings, envs = named_leaves(memory.rows), len(arrays["size"])
+        for rows in blocks(filled_rows(arrays["size"]), envs):
             for name in rings:
-                filled = _fill_in_place(rings[name], np.array(arrays[name][rows]), np.int32(rows.start))
+                block = np.array(arrays[name][rows]).reshape(-1, envs, *rings[name].shape[1:])
+                filled = _fill_in_place(rings[name], block, np.int32(rows.start // envs), np.int32(first), memory.slots)
                 rings[name] = filled.block_until_ready()  # else the blocks that wait add up to a second copy
         restored = iter(rings.values())
         ring = map_leaves(lambda _: next(restored), memory.rows)
-        head, size = (jax.device_put(np.array(arrays[name], np.int32), memory.head.sharding) for name in ("head", "size"))
+        counters = {name: np.array(getattr(memory, name)) for name in ("head", "size")}
+        for name, counter in counters.items():
+            counter[first : first + envs] = arrays[name]
+        head, size = (jax.device_put(counter, memory.head.sharding) for counter in counters.values())
         return MemoryState(ring, head, size)
+
+    def cut(self, memory: MemoryState, first: int, envs: int) -> MemoryState:
+        rings: MemoryState = _cut(memory, first, envs, memory.slots)
+        return rings
 
 
 class ReplayMemory(replay.ReplayMemory[MemoryState, Device]):
@@ -110,6 +122,19 @@ def _take(ring: Array, index: NumpyArray) -> Array:
     return jnp.take(ring, index, axis=0)
 
 
-@partial(jax.jit, donate_argnums=0)
-def _fill_in_place(ring: Array, rows: NumpyArray, start: NumpyArray) -> Array:
-    return jax.lax.dynamic_update_slice_in_dim(ring, rows, start, 0)
+@partial(jax.jit, donate_argnums=0, static_argnums=4)
+def _fill_in_place(ring: Array, rows: NumpyArray, start: NumpyArray, first: NumpyArray, slots: int) -> Array:
+    """Write rows, `(some slots, some environments, ...)`."""
+    by_slot = ring.reshape(slots, -1, *ring.shape[1:])
+    zeros: list[Any] = [np.int32(0) for _ in ring.shape[1:]]
+    return jax.lax.dynamic_update_slice(by_slot, jnp.asarray(rows), [start, first, *zeros]).reshape(ring.shape)
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _cut(memory: MemoryState, first: int, envs: int, slots: int) -> MemoryState:
+    some = slice(first, first + envs)
+
+    def ring(whole: Array) -> Array:
+        return whole.reshape(slots, -1, *whole.shape[1:])[:, some].reshape(slots * envs, *whole.shape[1:])
+
+    return MemoryState(memory.rows.map(ring), memory.head[some], memory.size[some])

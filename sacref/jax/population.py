@@ -1,50 +1,41 @@
 """Populations: agents whose gradient steps and actions are one compiled call, mapped over a leading axis of members."""
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from sacref.agent import population as shared
-from sacref.agent.execution import action_modes, pack
-from sacref.agent.lockstep import Lockstep
-from sacref.agent.population import OPTIMIZERS, Members, differences, meet, member_of, members_of, stacked
-from sacref.algorithm.data import Noise, Sampled
+from sacref.agent.agent import Agent
+from sacref.agent.execution import ActInputs, action_modes, pack
+from sacref.agent.members import OPTIMIZERS, Mask, Members, by_member, by_row, differences, member_of, stacked
+from sacref.agent.population import Population
+from sacref.algorithm.data import Inputs, Noise, Sampled
 from sacref.algorithm.optimizer import Parameters
-from sacref.algorithm.tree import map_leaves
-from sacref.jax.execution import Act, Streams, acting, advance, draw_noise
-from sacref.jax.memory import MemoryState
+from sacref.algorithm.sequences import PartRings
+from sacref.algorithm.tree import Tree, map_leaves
+from sacref.jax.execution import Streams, acting, draw
+from sacref.jax.memory import MemoryState, ReplayMemory, sampler
 from sacref.jax.optim import State, Update
 
-LearnRequest: TypeAlias = shared.LearnRequest[MemoryState, Array]
-ActRequest: TypeAlias = shared.ActRequest[Array, Array]
-Learned: TypeAlias = shared.Learned[Array, Array]
-Acted: TypeAlias = shared.Acted[Array, Array]
 
+class Together:
+    """The members' states and streams, stacked; the update is mapped over them (`sacref.agent.members.Together`)."""
 
-class Population:
-    """The members' states, stacked; the update is mapped over them (`sacref.agent.population.Population`).
-
-    Args:
-        block: gradient steps of one compiled call, as for one agent.
-    """
-
-    def __init__(self, members: Members[Array, Update], *, block: int = 1) -> None:
-        updates, specs, actor, bounds, states = members
-        self.members: int = len(states)
-        self._block = block
-        self._state: State = stacked(states)
-        dtype = states[0].log_alpha.dtype
-        self._different = {name: jnp.asarray(values, dtype) for name, values in differences(updates).items()}
-        update = updates[0]
-        self._lock = threading.Lock()
-        """Held by threads that read and write members' states; while any does, none learns."""
+    def __init__(self, members: Members[Array, Update, Array]) -> None:
+        self._members, self._block, self._memory = len(members.states), members.block, members.memory
+        self._state: State = stacked(members.states)
+        self._streams: Streams = stacked(members.streams)
+        self._moments: Tree = {}
+        dtype = members.states[0].log_alpha.dtype
+        self._different = {name: jnp.asarray(values, dtype) for name, values in differences(members.updates).items()}
+        update, spec, count = members.updates[0], members.specs[0], self._members
+        envs = members.memory.num_envs // count
+        discounts_steps = "discount_factor" in self._different and members.follow.n_step > 1
 
         def step(state: State, batch: Sampled[Array], noise: Noise[Array], different: Mapping[str, Array]) -> tuple[State, Array]:
             fields: dict[str, Any] = {
@@ -53,78 +44,124 @@ class Population:
             state, metrics = replace(update, **fields)(state, batch, noise)
             return state, pack(metrics)
 
-        @partial(jax.jit, donate_argnums=0, static_argnums=(4, 5))
+        @partial(jax.jit, donate_argnums=(0, 1), static_argnums=(6, 7))
         def scan(
-            state: State, requests: Sequence[LearnRequest], different: Mapping[str, Array], learns: Array, steps: int, all_learn: bool
-        ) -> tuple[State, list[Streams], Array]:
-            moments = stacked([request.moments for request in requests])
+            state: State,
+            streams: Streams,
+            memory: MemoryState,
+            moments: Tree,
+            different: Mapping[str, Array],
+            which: Array,
+            steps: int,
+            all_learn: bool,
+        ) -> tuple[State, Streams, Array]:
+            heads, sizes = by_member((memory.head, memory.size), count)
+            first = envs * jnp.arange(count, dtype=jnp.int32)
+
+            def draw_one(streams: Streams, moments: Tree, head: Array, size: Array, first: Array, different: Mapping[str, Array]) -> Any:
+                sample = spec.sample
+                if discounts_steps:
+                    sample = sampler(members.follow._replace(discount_factor=cast(Any, different["discount_factor"])))
+                rings: Any = PartRings(memory, head, size, first)
+                return draw(rings, moments, streams, replace(spec, sample=sample))
 
             def all_step(carry: tuple[State, Streams], _: None) -> tuple[tuple[State, Streams], Array]:
                 state, streams = carry
-                sampling, keys = jax.vmap(advance)(streams.sampling)
-                # Each from its own memory: stacked, all memories would be copied.
-                rows = [spec.sample(request.memory, spec.batch_size, key) for request, spec, key in zip(requests, specs, keys, strict=True)]
-                streams = streams._replace(sampling=sampling)
-                batch, noise, streams = jax.vmap(partial(draw_noise, spec=specs[0]))(stacked(rows), moments, streams)
-                stepped, metrics = jax.vmap(step)(state, batch, noise, different)
-                return (stepped, streams), metrics
+                batch, noise, streams = jax.vmap(draw_one)(streams, moments, heads, sizes, first, different)
+                state, metrics = jax.vmap(step)(state, batch, noise, different)
+                return (state, streams), metrics
 
-            (stepped, streams), metrics = jax.lax.scan(all_step, (state, stacked([request.streams for request in requests])), length=steps)
+            after, metrics = jax.lax.scan(all_step, (state, streams), length=steps)
             if not all_learn:
-                stepped = map_leaves(lambda new, old: jnp.where(learns.reshape(-1, *[1] * (new.ndim - 1)), new, old), stepped, state)
-            return stepped, self._apart(streams), jnp.moveaxis(metrics, 1, 0)
+                after = _where(which, after, (state, streams))
+            return *after, jnp.moveaxis(metrics, 1, 0)
 
         self._scan = scan
-        self._modes = {name: self._together(acting(mode, bounds)) for name, mode in action_modes(actor, bounds).items()}
+        modes = {name: acting(mode, members.bounds) for name, mode in action_modes(members.actor, members.bounds).items()}
+
+        @partial(jax.jit, static_argnums=(0, 6))
+        def act(
+            mode: str,
+            policy: Parameters[Array],
+            streams: Streams,
+            inputs: Inputs[Array],
+            carry: Tree,
+            which: Array,
+            all_act: bool,
+            moments: Tree,
+        ) -> tuple[Array, Array, Tree, Streams]:
+            inputs, carry = by_member((inputs, carry), count)
+            actions, mean_actions, after, drawn = jax.vmap(modes[mode])(policy, streams, ActInputs(inputs, moments, carry))
+            if not all_act:
+                after, drawn = _where(which, (after, drawn), (carry, streams))
+            return *by_row((actions, mean_actions, after)), drawn
+
+        @jax.jit
+        def act_alone(policy: Parameters[Array], streams: Streams, member: int, inputs: ActInputs[Array]) -> tuple[Array, Array, Tree]:
+            policy, streams = member_of((policy, streams), member)
+            return modes["greedy"](policy, streams, inputs)[:3]
+
+        self._act, self._act_alone = act, act_alone
         self._of = jax.jit(member_of)
         self._with = jax.jit(
             lambda tree, member, value: map_leaves(lambda leaf, own: leaf.at[member].set(own), tree, value), donate_argnums=0
         )
 
     def __getitem__(self, member: int) -> State:
-        with self._lock:
-            state: State = self._of(self._state, member)
+        state: State = self._of(self._state, member)
         return state
 
     def __setitem__(self, member: int, state: State) -> None:
-        with self._lock:
-            self._state = self._with(self._state, member, state)
+        self._state = self._with(self._state, member, state)
 
-    def learn(self, requests: Mapping[int, LearnRequest], steps: int) -> dict[int, Learned]:
-        anyone = next(iter(requests.values()))
-        given = [requests.get(member, anyone) for member in range(self.members)]
-        learns = np.array([member in requests for member in range(self.members)])
-        packed: dict[int, list[Array]] = {member: [] for member in requests}
+    def streams(self, member: int) -> Streams:
+        streams: Streams = self._of(self._streams, member)
+        return streams
+
+    def set_streams(self, member: int, streams: Streams) -> None:
+        self._streams = self._with(self._streams, member, streams)
+
+    def hold_moments(self, moments: Sequence[Tree]) -> Sequence[Tree]:
+        self._moments = map_leaves(lambda *arrays: np.stack(arrays), *moments)
+        return moments
+
+    def learn(self, which: Mask, steps: int) -> list[Array]:
+        packed, memory, all_learn = [], self._memory.state, bool(which.all())
         for length in [self._block] * (steps // self._block) + [1] * (steps % self._block):
-            self._state, streams, metrics = self._scan(self._state, given, self._different, learns, length, bool(learns.all()))
-            given = [request._replace(streams=its) for request, its in zip(given, streams, strict=True)]
-            for member, of_member in packed.items():
-                of_member.append(metrics[member])
-        return {member: (given[member].streams, of_member) for member, of_member in packed.items()}
+            self._state, self._streams, metrics = self._scan(
+                self._state, self._streams, memory, self._moments, self._different, which, length, all_learn
+            )
+            packed.append(metrics)
+        return packed
 
-    def act(self, mode: str, requests: Mapping[int, ActRequest]) -> dict[int, Acted]:
-        anyone = next(iter(requests.values()))
-        acted = self._modes[mode](self._state.policy, [requests.get(member, anyone) for member in range(self.members)])
-        return {member: acted[member] for member in requests}
+    def act(self, mode: str, inputs: Inputs[Array], carry: Tree, which: Mask) -> tuple[Array, Array, Tree]:
+        *acted, self._streams = self._act(mode, self._state.policy, self._streams, inputs, carry, which, bool(which.all()), self._moments)
+        return acted[0], acted[1], acted[2]
 
-    def _together(self, act: Act) -> Callable[[Parameters[Array], Sequence[ActRequest]], list[Acted]]:
-        @jax.jit
-        def act_together(parameters: Parameters[Array], requests: Sequence[ActRequest]) -> list[Acted]:
-            request = stacked(requests)
-            return self._apart(jax.vmap(act)(parameters, request.streams, request.inputs))
+    def act_alone(self, member: int, inputs: ActInputs[Array]) -> tuple[Array, Array, Tree]:
+        acted: tuple[Array, Array, Tree] = self._act_alone(self._state.policy, self._streams, member, inputs)
+        return acted
 
-        return act_together
+    def apart(self, packed: Sequence[Array]) -> Sequence[Any]:
+        return [*np.concatenate(jax.device_get(list(packed)), axis=1)]
 
-    def _apart(self, tree: object) -> list[Any]:
-        return [member_of(tree, member) for member in range(self.members)]
+    def synchronise(self) -> None:
+        wait: Callable[[object], object] = jax.block_until_ready
+        wait((self._state, self._streams, self._memory.state))
 
 
-def populate(agents: Sequence[Any]) -> Lockstep[Any, Any]:
-    """Let agents that are alike learn and act together from now on; see `meet`.
+def _where(which: Array, new: Tree, old: Tree) -> Tree:
+    """Return the new arrays of some members, and the old ones of the others."""
+    return map_leaves(lambda new, old: jnp.where(which.reshape(-1, *[1] * (new.ndim - 1)), new, old), new, old)
+
+
+def populate(agents: Sequence[Agent[Array] | None], memory: ReplayMemory, timesteps: Sequence[int]) -> Population[Array]:
+    """Let agents learn and act together from now on; for the arguments see `Population`.
 
     Raises:
         ValueError: if an agent computes on several devices.
     """
-    if agents[0].learner.backend.parallel is not None:
+    backends: list[Any] = [agent.learner.backend for agent in agents if agent is not None]
+    if any(backend.parallel is not None for backend in backends):
         raise ValueError("a population learns on one device: leave out the other devices, or train its members one by one")
-    return meet(agents, Population(members_of(agents), block=agents[0].learner.block))
+    return Population(agents, memory, Together, timesteps)

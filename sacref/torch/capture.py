@@ -28,7 +28,7 @@ def capture_on_cuda(
         with torch.cuda.stream(stream):
             warm_up()
         torch.cuda.current_stream(device).wait_stream(stream)
-        # Of this thread: in a population that one may still be closing what another has finished.
+        # Of this thread: others may train agents of their own meanwhile.
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             output = function()
 

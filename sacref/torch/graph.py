@@ -133,6 +133,7 @@ class RecordedTogether(Recorded):
         recorded = make_fx(lambda *tensors: list(together(*tensors)), tracing_mode="fake", _allow_non_fake_inputs=True)(*leaves)
         self.recordings += 1
         simplify(recorded)
+        merge_views(recorded)
         interpolate_in_place(recorded)
         return recorded.forward, returned[-1]
 
@@ -166,14 +167,20 @@ def adam_(
     found_inf: Tensor | None = None,
 ) -> None:
     """Do what the kernel `torch._fused_adam_` does for `optim.Optimizer`, one operation at a time (Kingma & Ba 2015, algorithm 1)."""
+    corrections: dict[Tensor, tuple[Tensor, Tensor]] = {}  # the parameters of an optimizer share a count
     for parameter, gradient, first, second, count in zip(parameters, gradients, first_moments, second_moments, counts, strict=True):
-        steps = count.to(torch.float64)
-        correction1, correction2 = ((1.0 - beta**steps).to(parameter.dtype) for beta in (beta1, beta2))
-        new_first = first + (1.0 - beta1) * (gradient - first)
-        new_second = beta2 * second + (1.0 - beta2) * gradient * gradient
-        stepped = parameter - (lr / correction1) * new_first / (new_second.sqrt() / correction2.sqrt() + eps)
-        for held, new in ((parameter, stepped), (first, new_first), (second, new_second)):
-            held.copy_(new if found_inf is None else torch.where(found_inf == 1, held, new))
+        if count not in corrections:
+            steps = count.to(torch.float64)
+            correction1, correction2 = ((1.0 - beta**steps).to(parameter.dtype) for beta in (beta1, beta2))
+            corrections[count] = lr / correction1, correction2.sqrt()
+        rate, root = corrections[count]
+        before = [each.clone() for each in (parameter, first, second)] if found_inf is not None else []
+        first.mul_(beta1).add_(gradient, alpha=1.0 - beta1)
+        second.mul_(beta2).add_(gradient * gradient, alpha=1.0 - beta2)
+        parameter.sub_((rate * first).div_(second.sqrt().div_(root).add_(eps)))
+        if found_inf is not None:
+            for new, old in zip((parameter, first, second), before, strict=True):
+                new.copy_(torch.where(found_inf == 1, old, new))
 
 
 def uses_onednn(leaves: Sequence[object]) -> bool:
@@ -225,6 +232,23 @@ def simplify(recorded: GraphModule) -> None:
                     transposed = _call(graph, aten.t.default, second, shape=tuple(reversed(_shape(second))))
                     swapped = _call(graph, aten.mm.default, transposed, first.args[0], shape=_shape(node))
                 node.replace_all_uses_with(swapped)
+    _finish(recorded)
+
+
+_VIEWS = (aten.view.default, aten._unsafe_view.default, aten.expand.default, aten.unsqueeze.default)
+
+
+def merge_views(recorded: GraphModule) -> None:
+    """Take out views of a shape that is there already, as mapping over members leaves around each product and each number of a member."""
+    seen: dict[tuple[object, ...], Node] = {}
+    for node in recorded.graph.nodes:
+        if node.op != "call_function" or node.target not in _VIEWS:
+            continue
+        source, *size = node.args
+        if _shape(node) == _shape(source):
+            node.replace_all_uses_with(source)
+        else:
+            node.replace_all_uses_with(seen.setdefault((node.target, source, str(size)), node))
     _finish(recorded)
 
 

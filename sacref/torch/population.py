@@ -2,60 +2,65 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from sacref.agent import population as shared
-from sacref.agent.execution import action_modes
-from sacref.agent.lockstep import Lockstep
-from sacref.agent.population import OPTIMIZERS, Members, differences, meet, member_of, members_of, stacked
-from sacref.algorithm.data import Noise
-from sacref.algorithm.tree import leaves
-from sacref.config import Execution
+from sacref.agent.agent import Agent
+from sacref.agent.execution import ActInputs, action_modes, numbers_shape
+from sacref.agent.members import OPTIMIZERS, Mask, Members, by_member, by_row, differences, member_of, stacked
+from sacref.agent.population import Population
+from sacref.algorithm.data import Inputs, Noise
+from sacref.algorithm.sequences import PartRings
+from sacref.algorithm.tree import Tree, leaves, map_leaves
 from sacref.torch.capture import Captured
-from sacref.torch.execution import advance_schedules, draw, in_place, learner, numbers
-from sacref.torch.graph import RecordedTogether, detects_anomalies
-from sacref.torch.memory import MemoryState
+from sacref.torch.execution import DISTRIBUTIONS, Streams, advance_schedules, draw, in_place, learner
+from sacref.torch.graph import Recorded, RecordedTogether, detects_anomalies
+from sacref.torch.memory import ReplayMemory, draw_together
 from sacref.torch.optim import State, Update
 
-LearnRequest: TypeAlias = shared.LearnRequest[MemoryState, torch.Generator]
-ActRequest: TypeAlias = shared.ActRequest[Tensor, torch.Generator]
-Learned: TypeAlias = shared.Learned[torch.Generator, Tensor]
-Acted: TypeAlias = shared.Acted[Tensor, torch.Generator]
 
+class Together:
+    """The members' states, stacked, and their streams; the update is mapped over them (`sacref.agent.members.Together`).
 
-class Population:
-    """The members' states, stacked; the update is mapped over them (`sacref.agent.population.Population`).
-
-    Args:
-        execution: as for one agent. Where it is "plain", or only some members learn, they take their steps one after another.
+    Where the execution is "plain", or only some members learn, they take their steps one after another.
 
     Raises:
         ValueError: if the members differ in a learning rate, which here is a constant of a recording.
     """
 
-    def __init__(self, members: Members[Tensor, Update], *, execution: Execution) -> None:
-        updates, specs, actor, bounds, states = members
-        self.members: int = len(states)
-        self._updates, self._specs, self._bounds = updates, specs, bounds
-        self._state: State = stacked(states)
-        self._states: list[State] = [member_of(self._state, member) for member in range(self.members)]
-        different = differences(updates)
+    def __init__(self, members: Members[Tensor, Update, torch.Generator]) -> None:
+        self._members = len(members.states)
+        self._updates, self._specs, self._bounds, self._memory = members.updates, members.specs, members.bounds, members.memory
+        self._state: State = stacked(members.states)
+        self._states: list[State] = [member_of(self._state, member) for member in range(self._members)]
+        self._streams = list(members.streams)
+        self._moments: Tree = None
+        self._moments_of: list[Tree] = []
+        self._rings: list[Any] = []
+        different = differences(members.updates)
         for slot in OPTIMIZERS:
             if slot in different:
                 raise ValueError(
                     f"the members' learning rates are {different[slot]}: on PyTorch they have to be the same, on JAX they may differ"
                 )
         self._different = {name: self._state.log_alpha.new_tensor(values) for name, values in different.items()}
-        self._modes = action_modes(actor, bounds)
+        self._modes = action_modes(members.actor, members.bounds)
         self._together = {name: RecordedTogether(mode.function) for name, mode in self._modes.items()}
-        self._plain = execution == "plain"
+        self._plain = members.execution == "plain"
+        greedy = self._modes["greedy"].function
+        self._alone = torch.no_grad()(greedy) if self._plain else Recorded(greedy)
         self._step = RecordedTogether(self._in_place)
-        self._learn_one = [learner(*each, execution=execution) for each in zip(updates, specs, strict=True)]
-        generators = tuple(generator for spec in specs for generator in spec.generators)
-        self._gradient_step = Captured(self._draw_and_step, generators) if execution == "cuda_graph" else self._draw_and_step
+        each = zip(members.updates, members.specs, strict=True)
+        self._learn_one = [learner(*own, execution=members.execution) for own in each]  # type: ignore[arg-type]
+        generators = tuple(generator for spec in members.specs for generator in spec.generators)
+        captured = members.execution == "cuda_graph"
+        spec = members.specs[0]
+        self._draws_together = not (members.follow.needs_first or spec.draw_widths or spec.target_subset)
+        """Members draw transitions of one step and the noise of two actions."""
+        self._gradient_step = Captured(self._draw_and_step, generators) if captured else self._draw_and_step
 
     def __getitem__(self, member: int) -> State:
         return self._states[member]
@@ -65,44 +70,110 @@ class Population:
             if old is not new:
                 old.copy_(new)
 
-    def learn(self, requests: Mapping[int, LearnRequest], steps: int) -> dict[int, Learned]:
-        if self._plain or len(requests) < self.members or detects_anomalies():
-            return {member: self._learn_one[member](self._states[member], *request, steps)[1:] for member, request in requests.items()}
-        memories, moments, streams = zip(*(requests[member] for member in range(self.members)), strict=True)
+    def streams(self, member: int) -> Streams:
+        return self._streams[member]
+
+    def set_streams(self, member: int, streams: Streams) -> None:
+        self._streams[member] = streams
+
+    def hold_moments(self, moments: Sequence[Tree]) -> Sequence[Tree]:
+        if self._moments is None:
+            # The members write into their own parts, where a captured graph reads them.
+            self._moments = stacked(moments)
+            self._draws_together = self._draws_together and not leaves(self._moments)  # which are for one member's batch
+            self._moments_of = [member_of(self._moments, member) for member in range(self._members)]
+        return self._moments_of
+
+    def learn(self, which: Mask, steps: int) -> list[Tensor]:
+        memory = self._memory.state
+        if not self._rings or self._rings[0].memory is not memory:
+            head, size = by_member((memory.head, memory.size), self._members)
+            envs = self._memory.num_envs // self._members
+            self._rings = [PartRings(memory, *own, envs * member) for member, own in enumerate(zip(head, size, strict=True))]
+        if self._plain or not which.all() or detects_anomalies():
+            return self._learn_apart(which, steps)
         metrics = []
         for _ in range(steps):
             for update, state in zip(self._updates, self._states, strict=True):
                 advance_schedules(update, state)
-            metrics.append(self._gradient_step(self._state, memories, moments, streams))
-        packed = torch.stack(metrics, 1) if metrics else None
-        return {member: (request.streams, [] if packed is None else [packed[member]]) for member, request in requests.items()}
+            metrics.append(self._gradient_step(self._state, tuple(self._rings), tuple(self._moments_of), tuple(self._streams)))
+        return [torch.stack(metrics, 1)] if metrics else []
 
-    def act(self, mode: str, requests: Mapping[int, ActRequest]) -> dict[int, Acted]:
+    def _learn_apart(self, which: Mask, steps: int) -> list[Tensor]:
+        learned = {
+            member: self._learn_one[member](
+                self._states[member], self._rings[member], self._moments_of[member], self._streams[member], steps
+            )[2]
+            for member in np.flatnonzero(which).tolist()
+        }
+        like = next(iter(learned.values()))
+        nothing = map_leaves(torch.zeros_like, tuple(like))
+        return [torch.stack(each) for each in zip(*(learned.get(member, nothing) for member in range(self._members)), strict=True)]
+
+    def act(self, mode: str, inputs: Inputs[Tensor], carry: Tree, which: Mask) -> tuple[Tensor, Tensor, Tree]:
         function, distribution = self._modes[mode]
-        drawn = {member: numbers(distribution, *request, self._bounds) for member, request in requests.items()}
+        inputs, carry = by_member((inputs, carry), self._members)
+        given = ActInputs(inputs, self._moments, carry)
+        drawn = self._numbers(distribution, given, which)
+        acted: tuple[Tensor, Tensor, Tree]
         if self._plain:
             with torch.no_grad():
-                return {
-                    member: (*function(self._states[member].policy, inputs, *drawn[member]), streams)
-                    for member, (streams, inputs) in requests.items()
-                }
-        anyone = next(iter(requests))
-        given = [member if member in requests else anyone for member in range(self.members)]
-        inputs = stacked([requests[member].inputs for member in given])
-        actions = self._together[mode](self._state.policy, inputs, *stacked([drawn[member] for member in given]))
-        return {member: (*member_of(actions, member), request.streams) for member, request in requests.items()}
+                members = range(self._members)
+                acted = stacked([function(self._states[i].policy, *member_of((given, *drawn), i)) for i in members])
+        else:
+            acted = self._together[mode](self._state.policy, given, *drawn)
+        actions, mean_actions, after = acted
+        if not which.all():
+            some = torch.from_numpy(which).to(actions.device)
+            after = map_leaves(lambda new, old: torch.where(some.reshape(-1, *[1] * (new.ndim - 1)), new, old), after, carry)
+        rows: tuple[Tensor, Tensor, Tree] = by_row((actions, mean_actions, after))
+        return rows
 
-    def _draw_and_step(self, state: State, memories: Any, moments: Any, streams: Any) -> Tensor:
-        drawn = [draw(*given) for given in zip(memories, moments, streams, self._specs, strict=True)]
-        batch, noise = (stacked([each[field] for each in drawn]) for field in (0, 1))
+    def _numbers(self, distribution: str | None, given: ActInputs[Tensor], which: Mask) -> tuple[Tensor, ...]:
+        """Draw the random numbers of an action mode, each member's from its own stream."""
+        if distribution is None:
+            return ()
+        drawn = torch.zeros(
+            (self._members, *numbers_shape(member_of(given, 0), self._bounds)), dtype=self._bounds.low.dtype, device=self._bounds.low.device
+        )
+        for member in np.flatnonzero(which).tolist():
+            DISTRIBUTIONS[distribution](drawn.shape[1:], generator=self._streams[member].exploration, out=drawn[member])
+        return (drawn,)
+
+    def act_alone(self, member: int, inputs: ActInputs[Tensor]) -> tuple[Tensor, Tensor, Tree]:
+        acted: tuple[Tensor, Tensor, Tree] = self._alone(self._states[member].policy, inputs)
+        return acted
+
+    def apart(self, packed: Sequence[Tensor]) -> Sequence[Tensor]:
+        return list(torch.cat(list(packed), 1))
+
+    def synchronise(self) -> None:
+        if self._state.log_alpha.device.type == "cuda":
+            torch.cuda.synchronize(self._state.log_alpha.device)
+
+    def _draw_and_step(self, state: State, rings: Any, moments: Any, streams: Any) -> Tensor:
+        if self._draws_together:
+            memory, spec = rings[0].memory, self._specs[0]
+            batch: Any = draw_together(memory, self._members, spec.batch_size, [own.sampling for own in streams])
+            first, second = (self._normal(batch.actions, streams) for _ in range(2))
+            noise = Noise(next_actions=first, actions=second)
+        else:
+            drawn = [draw(*given) for given in zip(rings, moments, streams, self._specs, strict=True)]
+            batch, noise = (stacked([each[field] for each in drawn]) for field in (0, 1))
         metrics: Tensor = self._step(state, batch, noise, self._different)
         return metrics
+
+    def _normal(self, like: Tensor, streams: Sequence[Streams]) -> Tensor:
+        numbers = torch.empty_like(like)
+        for row, own in zip(numbers, streams, strict=True):
+            torch.randn(row.shape, generator=own.noise, out=row)
+        return numbers
 
     def _in_place(self, state: State, batch: Any, noise: Noise[Tensor], different: Mapping[str, Tensor]) -> Tensor:
         fields: dict[str, Any] = dict(different)
         return in_place(replace(self._updates[0], **fields), state, batch, noise)
 
 
-def populate(agents: Sequence[Any]) -> Lockstep[Any, Any]:
-    """Let agents that are alike learn and act together from now on; see `meet`."""
-    return meet(agents, Population(members_of(agents), execution=agents[0].execution))
+def populate(agents: Sequence[Agent[Tensor] | None], memory: ReplayMemory, timesteps: Sequence[int]) -> Population[Tensor]:
+    """Let agents learn and act together from now on; for the arguments see `Population`."""
+    return Population(agents, memory, Together, timesteps)

@@ -142,6 +142,11 @@ class Callbacks:
         self.failure: Exception | None = None
         """Error of the callback that ended it."""
 
+    @property
+    def each_timestep(self) -> bool:
+        """True where a method is called after each timestep, or after each that learned."""
+        return bool(self._methods["on_timestep"] or self._methods["on_gradient_steps"])
+
     def start(self, timestep: int) -> None:
         """Call `on_start`.
 

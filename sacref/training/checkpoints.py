@@ -98,7 +98,7 @@ class CheckpointWriter:
 
         A checkpoint that cannot be written is reported and left out: training goes on, and the one before stays.
         """
-        if self._every > 0 and state.timesteps % self._every == 0 and state.timesteps < timesteps:
+        if self.is_due(state.timesteps, timesteps):
             try:
                 self.write(state)
             except (OSError, CheckpointError) as error:
@@ -111,6 +111,10 @@ class CheckpointWriter:
                     error,
                     "there is none yet" if newest is None else f"agent_{newest} is the last one",
                 )
+
+    def is_due(self, finished: int, timesteps: int) -> bool:
+        """Tell whether `after_timestep` writes a checkpoint after so many timesteps."""
+        return self._every > 0 and finished % self._every == 0 and finished < timesteps
 
     def write(self, state: LoopState) -> None:
         """Write a checkpoint, and delete those that are too many.

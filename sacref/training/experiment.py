@@ -3,16 +3,18 @@
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from sacref.agent.checkpoints import rank_part
+from sacref.algorithm.replay import ReplayMemory
 from sacref.config.callables import why_lost
 from sacref.config.train_config import TrainConfig, takes_options
 from sacref.envs.states import have
 from sacref.storage import checkpoint
+from sacref.storage.replay_log import Entry
 from sacref.training import checkpoints, loop, resume, run_directory
 from sacref.training.callbacks import Callback, Callbacks, RunView, hand_back, make_callbacks
 from sacref.training.checkpoints import AnyAgent
@@ -24,25 +26,6 @@ from sacref.training.progress import TrainingProgress
 from sacref.training.run_directory import named_callables, on_every_rank, reading_config_of, require_same
 
 logger: logging.Logger = logging.getLogger(__name__)
-
-
-class Membership(Protocol):
-    """Calls that a member of a population takes from its run; see `sacref.training.population`."""
-
-    first: bool
-    """This is the member that warns of what all share."""
-
-    def on_ready(self, agent: AnyAgent) -> None:
-        """Receive the agent before its first step, with all that it was restored to."""
-        ...
-
-    def on_end(self, agent: AnyAgent) -> None:
-        """Receive the agent after its last step."""
-        ...
-
-    def interrupted(self) -> bool:
-        """Return whether the run is to end."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -96,91 +79,29 @@ def train(config: TrainConfig) -> TrainingResult:
     return run(config)
 
 
-def run(options: TrainConfig, member: Membership | None = None) -> TrainingResult:
-    """Run `train`, alone or as a member of a population."""
-    plan = prepare(options)
-    given, sinks = make_callbacks(plan.options.callbacks), make_sinks(plan.options.log)
-    options, ranks, directory, resumed = plan.options, plan.ranks, plan.directory, plan.resumed
+def run(options: TrainConfig) -> TrainingResult:
+    """Run `train`."""
     with contextlib.ExitStack() as closed_at_end:
-        made = on_every_rank(ranks, lambda: plan.make_environments(closed_at_end))
-        config = plan.config(made.spaces)
-        if ranks.rank == 0 and (member is None or member.first):
-            _warn(made, config)
-        entry, resumption, restored = None, resume.Resumption(None, None), list[tuple[Callback, int]]()
-        if resumed is not None:
-            require_same(directory, resumed, config)
-            with reading_config_of(directory):
-                refuse_large_models([resumed.checkpoint], made.spaces["observation_space"], options.hidden, options.model_options)
-            entry = checkpoints.entry_of(rank_part(resumed.checkpoint, ranks.rank % resumed.ranks))
-        agent = plan.make_agent(made.spaces, entry)
-        agent.metrics.write_to(sinks, config)
-        evaluations: list[tuple[int, Evaluation]] = []
-        callbacks = Callbacks(given, RunView(agent, directory, plan.timesteps, evaluations)) if given else None
-        if resumed is not None:
-            agent.load(resumed.checkpoint)
-            resumption = resume.resume(resumed.checkpoint, agent, ranks, made.training, plan.start, made.uncaptured)
-            restored = hand_back(resumption.callbacks, given)
-        writer = checkpoints.CheckpointWriter(
-            agent,
-            ranks,
-            directory,
-            made.training,
-            every=plan.checkpoint_interval,
-            keep=options.keep_checkpoints,
-            entry=entry if resumed is not None and resumed.ranks == ranks.size else None,
-            uncaptured=made.uncaptured,
-            callbacks=callbacks,
-        )
-        bar = TrainingProgress(
-            agent,
-            timesteps=plan.timesteps,
-            start=plan.start,
-            num_envs=plan.steps_per_timestep,
-            steps_offset=plan.steps_offset,
-            random_timesteps=plan.settings.random_timesteps,
-            learning_starts=plan.settings.learning_starts,
-            enabled=options.progress and ranks.rank == 0,
-        )
-        between = _Run(plan, agent, made, writer, config, bar, evaluations, callbacks, resumption.on_begin, restored)
-        if member is not None:
-            member.on_ready(agent)
-        bar.say(str(plan.update_to_data))
-        with bar:
+        whole = Run(options, closed_at_end)
+        whole.make_agent(whole.plan.make_memory(whole.plan.memory_capacity(whole.entry)))
+        plan = whole.plan
+        with whole.bar:
             outcome = loop.run(
-                agent,
-                made.training,
+                whole.agent,
+                whole.made.training,
                 timesteps=plan.timesteps,
                 start=plan.start,
                 seed=plan.env_seed,
-                state_space=made.spaces["state_space"],
-                after_timestep=between.after_timestep,
-                begin_again=between.begin_again,
-                after_all=between.after_all,
-                begin=resumption.begin,
-                on_begin=between.begin,
-                on_recorded=between.take_directory,
-                ranks=ranks,
-                interrupted=None if member is None else member.interrupted,
+                state_space=whole.made.spaces["state_space"],
+                after_timestep=whole.after_timestep,
+                begin_again=whole.begin_again,
+                after_all=whole.after_all,
+                begin=whole.resumption.begin,
+                on_begin=whole.begin,
+                on_recorded=whole.take_directory,
+                ranks=plan.ranks,
             )
-        if ranks.rank == 0 and not (directory / "config.json").is_file():
-            logger.warning("%s is gone, and written again", directory / "config.json")
-            checkpoint.write_json(directory / "config.json", config)
-        between.finish(outcome, plot=member is None)
-        if member is not None:
-            member.on_end(agent)
-        agent.enable_training_mode(False, apply_to_models=True)
-        stopped_by = between.end(outcome)
-    trained = (outcome.timesteps - plan.start) * plan.steps_per_timestep
-    return TrainingResult(
-        run_dir=directory,
-        evaluations=tuple(evaluations),
-        agent=agent,
-        config=config,
-        steps=outcome.timesteps * plan.steps_per_timestep + plan.steps_offset,
-        steps_per_second=trained / outcome.seconds if trained else math.nan,
-        interrupted=outcome.interrupted and stopped_by is None,
-        stopped_by=stopped_by,
-    )
+        return whole.finish(outcome)
 
 
 def _warn(made: Environments, config: Mapping[str, object]) -> None:
@@ -198,32 +119,80 @@ def _warn(made: Environments, config: Mapping[str, object]) -> None:
         logger.warning("a resumed run would begin its episodes anew: %s", made.uncaptured)
 
 
-class _Run:
-    """The evaluations and checkpoints between the timesteps of a run, and after the last one."""
+class Run:
+    """A run: its environments, its agent, and the evaluations and checkpoints between the timesteps and after the last one.
 
-    def __init__(
-        self,
-        plan: Plan,
-        agent: AnyAgent,
-        made: Environments,
-        writer: checkpoints.CheckpointWriter,
-        config: Mapping[str, object],
-        bar: TrainingProgress,
-        evaluations: list[tuple[int, Evaluation]],
-        callbacks: Callbacks | None,
-        restore: Callable[[], None] | None,
-        restored: Sequence[tuple[Callback, int]],
-    ) -> None:
-        self.plan, self.agent, self.made, self.writer, self.ranks = plan, agent, made, writer, plan.ranks
-        self.config, self.bar = config, bar
-        self.every = math.ceil(plan.evaluation_interval / plan.steps_per_timestep)
-        self.evaluations, self.callbacks, self.restore, self.restored = evaluations, callbacks, restore, restored
+    Args:
+        closed_at_end: takes what is to be closed.
+        warns: whether what is wrong with the settings is said, as by the first member of a population alone.
+    """
+
+    agent: AnyAgent
+    """The agent, once `make_agent` has made it."""
+    bar: TrainingProgress
+
+    def __init__(self, options: TrainConfig, closed_at_end: contextlib.ExitStack, *, warns: bool = True) -> None:
+        self.plan: Plan = prepare(options)
+        self._given, self._sinks = make_callbacks(self.plan.options.callbacks), make_sinks(self.plan.options.log)
+        self.ranks, resumed = self.plan.ranks, self.plan.resumed
+        self.made: Environments = on_every_rank(self.ranks, lambda: self.plan.make_environments(closed_at_end))
+        self.config: dict[str, object] = self.plan.config(self.made.spaces)
+        if self.ranks.rank == 0 and warns:
+            _warn(self.made, self.config)
+        self.entry: Entry | None = None
+        """Of the replay log that is gone on with."""
+        if resumed is not None:
+            options, directory = self.plan.options, self.plan.directory
+            require_same(directory, resumed, self.config)
+            with reading_config_of(directory):
+                refuse_large_models([resumed.checkpoint], self.made.spaces["observation_space"], options.hidden, options.model_options)
+            self.entry = checkpoints.entry_of(rank_part(resumed.checkpoint, self.ranks.rank % resumed.ranks))
+        self.resumption = resume.Resumption(None, None)
+        self.callbacks: Callbacks | None = None
+        self._restored: list[tuple[Callback, int]] = []
+        self.evaluations: list[tuple[int, Evaluation]] = []
         self.state: loop.LoopState | None = None  # before the first timestep of this process
         self.evaluated = False
+        self._every = math.ceil(self.plan.evaluation_interval / self.plan.steps_per_timestep)
+
+    def make_agent(self, memory: ReplayMemory[Any, Any]) -> None:
+        """Make the agent, as the checkpoint of a resumed run says, and what shows and writes it."""
+        plan, made, resumed = self.plan, self.made, self.plan.resumed
+        self.agent = plan.make_agent(made.spaces, memory)
+        self.agent.metrics.write_to(self._sinks, self.config)
+        if self._given:
+            self.callbacks = Callbacks(self._given, RunView(self.agent, plan.directory, plan.timesteps, self.evaluations))
+        if resumed is not None:
+            self.agent.load(resumed.checkpoint)
+            self.resumption = resume.resume(resumed.checkpoint, self.agent, self.ranks, made.training, plan.start, made.uncaptured)
+            self._restored = hand_back(self.resumption.callbacks, self._given)
+        self.writer = checkpoints.CheckpointWriter(
+            self.agent,
+            self.ranks,
+            plan.directory,
+            made.training,
+            every=plan.checkpoint_interval,
+            keep=plan.options.keep_checkpoints,
+            entry=self.entry if resumed is not None and resumed.ranks == self.ranks.size else None,
+            uncaptured=made.uncaptured,
+            callbacks=self.callbacks,
+        )
+        self.bar = TrainingProgress(
+            self.agent,
+            timesteps=plan.timesteps,
+            start=plan.start,
+            num_envs=plan.steps_per_timestep,
+            steps_offset=plan.steps_offset,
+            random_timesteps=plan.settings.random_timesteps,
+            learning_starts=plan.settings.learning_starts,
+            enabled=plan.options.progress and self.ranks.rank == 0,
+        )
+        self.bar.say(str(plan.update_to_data))
 
     def begin(self) -> None:
-        if self.restore is not None:
-            self.restore()
+        """Restore what the agent was in the middle of, and start the callbacks."""
+        if self.resumption.on_begin is not None:
+            self.resumption.on_begin()
         if self.callbacks is not None:
             self.callbacks.start(self.plan.start)
 
@@ -232,16 +201,19 @@ class _Run:
         plan = self.plan
         self.evaluations += run_directory.begin(self.ranks, plan.directory, self.config, plan.resumed, overwrite=plan.options.overwrite)
         if self.callbacks is not None:
-            self.callbacks.catch_up(self.restored)
+            self.callbacks.catch_up(self._restored)
 
     def after_timestep(self, finished: int) -> bool:
         self.bar.update(finished)
         if self.callbacks is not None:
             self.callbacks.after_timestep(finished)
-        # The last one is evaluated by `finish`, when the checkpoint is written.
-        if finished % self.every == 0 and finished < self.plan.timesteps:
+        if self.evaluates_after(finished):
             self.evaluate(finished)
         return self.callbacks is None or self.callbacks.stopped_by is None
+
+    def evaluates_after(self, finished: int) -> bool:
+        """Tell whether an evaluation follows a timestep. The last one's is made by `finish`, when the checkpoint is written."""
+        return finished % self._every == 0 and finished < self.plan.timesteps
 
     def begin_again(self) -> bool:
         """Tell whether an evaluation has used the environments of training since the last call."""
@@ -291,8 +263,12 @@ class _Run:
             return
         checkpoint.write_json(self.plan.directory / "evaluation.json", [evaluation.to_entry(step) for step, evaluation in self.evaluations])
 
-    def finish(self, outcome: loop.Outcome, *, plot: bool) -> None:
-        """Write the checkpoint first: it cannot be made again. The curve is drawn if `plot`: Matplotlib's figures are not for threads."""
+    def finish(self, outcome: loop.Outcome, *, plot: bool = True) -> TrainingResult:
+        """Write and evaluate what is left to be; the checkpoint first, as it cannot be made again. The curve is drawn if `plot`."""
+        directory = self.plan.directory
+        if self.ranks.rank == 0 and not (directory / "config.json").is_file():
+            logger.warning("%s is gone, and written again", directory / "config.json")
+            checkpoint.write_json(directory / "config.json", self.config)
         clock = {"timestep": outcome.timesteps, "timesteps": self.plan.timesteps}
         written = outcome.timesteps in checkpoints.finished_checkpoints(self.plan.directory)
         if not self.ranks.gather(written)[0] and self.state is not None:
@@ -311,8 +287,21 @@ class _Run:
             from sacref.training.plots import plot_runs  # which takes as long to import as all of the rest, and one rank needs it
 
             plot_runs([self.plan.directory], output=self.plan.directory / "curve.png")
+        self.agent.enable_training_mode(False, apply_to_models=True)
+        stopped_by = self._end(outcome)
+        trained = (outcome.timesteps - self.plan.start) * self.plan.steps_per_timestep
+        return TrainingResult(
+            run_dir=directory,
+            evaluations=tuple(self.evaluations),
+            agent=self.agent,
+            config=self.config,
+            steps=outcome.timesteps * self.plan.steps_per_timestep + self.plan.steps_offset,
+            steps_per_second=trained / outcome.seconds if trained else math.nan,
+            interrupted=outcome.interrupted and stopped_by is None,
+            stopped_by=stopped_by,
+        )
 
-    def end(self, outcome: loop.Outcome) -> str | None:
+    def _end(self, outcome: loop.Outcome) -> str | None:
         """Return the name of the callback that ended the run early, of any rank.
 
         Raises:

@@ -69,7 +69,6 @@ def run(
     on_begin: Callable[[], None] | None = None,
     on_recorded: Callable[[], None] | None = None,
     ranks: Ranks | None = None,
-    interrupted: Callable[[], bool] | None = None,
 ) -> Outcome:
     """Train an agent for `timesteps` steps of the vector environment.
 
@@ -96,35 +95,24 @@ def run(
         on_begin: called when agent and environments are ready.
         on_recorded: called once, when the first transition is recorded and before it is learned from; at the end, if there is none.
         ranks: the processes that train this agent together, each of which runs this loop; None for this one alone.
-        interrupted: tells whether the loop is to end, instead of Ctrl-C.
 
     Raises:
         EnvError: if two copies are one environment. ValueError: if `start` is not within [0, timesteps], or the environments have
             other spaces than the agent. NumericalError: if training becomes NaN or infinite. DivergenceError: if an environment does
             nothing but diverge.
     """
-    require_separate(envs)
     start = start if begin is None else begin.timesteps
-    if not 0 <= start <= timesteps:
-        raise ValueError(f"start is {start}, expected it within [0, timesteps], and timesteps is {timesteps}")
-    refuse_other_environments(agent, envs, state_space)
-    agent.init(trainer_cfg={"timesteps": timesteps})
-    agent.enable_training_mode(True, apply_to_models=True)
+    rollout = start_rollout(
+        agent, envs, timesteps=timesteps, start=start, seed=seed, state_space=state_space, begin=begin, on_begin=on_begin
+    )
     disabled_autoreset = envs.metadata.get("autoreset_mode") == AutoresetMode.DISABLED
-    rollout = Rollout(agent, envs, state_space, stays_on_device=True)
-    if begin is None:
-        rollout.reset(seed)
-    else:
-        rollout.observations, rollout.states = begin.observations, begin.states
     guard = DivergenceGuard(envs, None if ranks is None or ranks.size == 1 else ranks.rank, getattr(agent, "float_limit", np.inf))
     tell_interval = getattr(agent, "write_interval", None) or 0
     if tell_interval <= 0:
         tell_interval = UNTRACKED_CHECK_INTERVAL
-    if on_begin is not None:
-        on_begin()
     finished, seconds = start, 0.0
     with interruption() as pressed:
-        stop = _Stop(interrupted or pressed, ranks or Ranks(), start)
+        stop = _Stop(pressed, ranks or Ranks(), start)
         while finished < timesteps and not stop.after(finished):
             began = time.perf_counter()
             clock = {"timestep": finished, "timesteps": timesteps}
@@ -162,6 +150,34 @@ def run(
         if on_recorded is not None and finished == start:
             on_recorded()
         return Outcome(finished, seconds, stop.agreed())
+
+
+def start_rollout(
+    agent: Agent,
+    envs: Envs,
+    *,
+    timesteps: int,
+    start: int,
+    seed: int | None,
+    state_space: Space | None,
+    begin: LoopState | None,
+    on_begin: Callable[[], None] | None,
+) -> Rollout:
+    """Bring agent and environments to where a loop begins; for arguments and errors see `run`."""
+    require_separate(envs)
+    if not 0 <= start <= timesteps:
+        raise ValueError(f"start is {start}, expected it within [0, timesteps], and timesteps is {timesteps}")
+    refuse_other_environments(agent, envs, state_space)
+    agent.init(trainer_cfg={"timesteps": timesteps})
+    agent.enable_training_mode(True, apply_to_models=True)
+    rollout = Rollout(agent, envs, state_space, stays_on_device=True)
+    if begin is None:
+        rollout.reset(seed)
+    else:
+        rollout.observations, rollout.states = begin.observations, begin.states
+    if on_begin is not None:
+        on_begin()
+    return rollout
 
 
 class _Stop:

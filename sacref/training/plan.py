@@ -16,6 +16,7 @@ import numpy as np
 import sacref
 from sacref import envs
 from sacref.agent.backend import BackendError
+from sacref.algorithm.replay import ReplayMemory
 from sacref.algorithm.tree import leaves
 from sacref.config import SACConfig, presets
 from sacref.config.train_config import Backend, TrainConfig, Wrapper
@@ -169,18 +170,28 @@ class Plan:
             "action_space": write_space(spaces["action_space"]),
         }
 
-    def make_agent(self, spaces: Spaces, entry: Entry | None) -> AnyAgent:
-        """Make the agent as it begins, with a memory that takes the rows of a replay log's entry."""
-        options, settings = self.options, self.settings
+    def memory_capacity(self, entry: Entry | None) -> int:
+        """Return the transitions of a memory that takes the rows of a replay log's entry."""
+        envs = self.options.num_envs
         # One timestep more than the run fills: a ring that was never full also fits into the larger one of a run resumed with more steps.
         # With less steps than were once asked for, it is as large as it was.
-        room = max((self.timesteps + 1) * options.num_envs, settings.batch_size, slots_of(entry) * options.num_envs)
+        return min(self.options.memory_capacity, max((self.timesteps + 1) * envs, self.settings.batch_size, slots_of(entry) * envs))
+
+    def make_memory(self, capacity: int, members: int = 1) -> ReplayMemory[Any, Any]:
+        """Make a replay memory of so many transitions of each member of a population."""
+        envs = self.options.num_envs
+        memory: ReplayMemory[Any, Any] = self.backend.ReplayMemory(members * capacity, members * envs, device=self.options.device)
+        return memory
+
+    def make_agent(self, spaces: Spaces, memory: ReplayMemory[Any, Any]) -> AnyAgent:
+        """Make the agent as it begins."""
+        options = self.options
         agent: AnyAgent = algorithm(self.backend, options.model_options)(
             models=self.backend.default_models(**spaces, hidden=options.hidden, seed=options.seed, **options.model_options),
-            memory=self.backend.ReplayMemory(min(options.memory_capacity, room), options.num_envs, device=options.device),
+            memory=memory,
             **spaces,
             device=options.device,
-            cfg=settings,
+            cfg=self.settings,
         )
         agent.environment_steps_offset = self.steps_offset
         agent.checkpoint_interval = 0  # the run writes them, with its environments

@@ -1,24 +1,29 @@
 """Many agents in one process, each a whole run of its own, that learn and act in one call: `train_population`."""
 
+import contextlib
 import importlib
 import itertools
-import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from gymnasium.vector import AutoresetMode
 
-from sacref.agent.lockstep import Lockstep
-from sacref.agent.population import depart
+from sacref.agent.members import Mask
+from sacref.agent.population import Population
+from sacref.algorithm.tree import Tree, map_leaves
 from sacref.config import ConfigError, SACConfig
 from sacref.config.train_config import TrainConfig
-from sacref.training import checkpoints, experiment
-from sacref.training.checkpoints import AnyAgent
-from sacref.training.experiment import TrainingResult
+from sacref.envs.divergence import DivergenceError, DivergenceGuard, Divergences
+from sacref.envs.joined import JoinedEnvs
+from sacref.training import checkpoints, loop
+from sacref.training.experiment import Run, TrainingResult
 from sacref.training.loop import interruption
 from sacref.training.plan import fresh_run_directory, import_backend
+from sacref.training.rollout import Rollout, Step
 from sacref.training.run_directory import RunError
 
 VARYING = ("initial_entropy_value", "target_entropy", "discount_factor", "learning_rate")
@@ -67,43 +72,15 @@ def train_population(
         alike = [entry for entry in given if not callable(entry) and not isinstance(entry, str)] if isinstance(given, list | tuple) else []
         if alike:
             raise TypeError(f"{name} has {alike[0]!r}, which the members would share: give its class, or a function that makes one")
+    if shared.vector_env is not None:
+        raise ValueError(
+            "vector_env makes the environments of one agent, expected none for a population, whose members step theirs together: "
+            "give env, or train the members one by one, in a sweep"
+        )
     directory = Path(fresh_run_directory(shared) if run_dir is None else run_dir).expanduser().absolute()
     members = _judged(names, shared, directory)
     import_backend(shared.backend)  # here, once
-    meeting = _Meeting(len(names))
-    results: dict[str, TrainingResult] = {}
-    failures: dict[str, BaseException] = {}
-    ended = threading.Semaphore(0)
-
-    def train(number: int, name: str, own: TrainConfig) -> None:
-        try:  # all of it: for a member that ended unheard of, the others would wait
-            results[name] = experiment.run(own, _Member(meeting, number, pressed))
-        except BaseException as error:
-            failures[name] = error
-        finally:
-            ended.release()
-            meeting.leave(number)
-
-    with interruption() as pressed:
-        threads = [
-            threading.Thread(target=train, args=(number, name, own), name=name) for number, (name, own) in enumerate(members.items())
-        ]
-        started = []
-        try:
-            for thread in threads:
-                thread.start()
-                started.append(thread)
-            # Not in `join`, which takes a thread for ended where Ctrl-C interrupts it (Python 3.11 and 3.12).
-            for _ in threads:
-                while not ended.acquire(timeout=0.2):  # so that this thread hears of Ctrl-C
-                    pass
-            for thread in threads:
-                thread.join()
-        except BaseException as error:  # a second Ctrl-C; or no more threads are to be had
-            meeting.end(error)
-            for thread in started:
-                thread.join()
-            raise
+    results, failures = _Runs(members).train()
     for combination, seeds_of in itertools.groupby(names, lambda name: name.rpartition("seed=")[0].rstrip(",")):
         drawn = [directory / name for name in seeds_of if name in results and results[name].evaluations]
         if drawn:
@@ -111,7 +88,7 @@ def train_population(
 
             plot_runs(drawn, output=directory / f"{combination or 'curve'}.png")
     if failures:
-        failures = {name: failures[name] for name in names if name in failures}  # they came as their threads ended
+        failures = {name: failures[name] for name in names if name in failures}  # as they are named, not as they came
         if len(failures) == len(names) and len({str(error) for error in failures.values()}) == 1:
             raise next(iter(failures.values()))  # an argument that suits none
         said = "\n".join(f"  {name}: {type(error).__name__}: {error}" for name, error in failures.items())
@@ -188,78 +165,192 @@ def _with_fields(cfg: SACConfig | Mapping[str, object] | None, varied: Mapping[s
     return SACConfig.from_dict({**cfg.to_dict(), **varied}) if isinstance(cfg, SACConfig) else {**(cfg or {}), **varied}
 
 
-class _Meeting:
-    """Meeting of the members: once to begin together, and then at each call."""
+class _Runs:
+    """The runs of all members, which are trained in one loop. What fails is a member's own: the others go on.
 
-    def __init__(self, members: int) -> None:
-        self._coming = set(range(members))
-        self._agents: dict[int, AnyAgent] = {}
-        self._lockstep: Lockstep[Any, Any] | None = None
-        self._failure: BaseException | None = None
-        self._condition = threading.Condition()
+    Args:
+        members: name -> the options of its run.
+    """
 
-    def join(self, number: int, agent: AnyAgent) -> None:
-        """Wait for the agents of all members that have not failed by now, and learn and act with them from here on."""
-        with self._condition:
-            self._coming.discard(number)
-            self._agents[number] = agent
-            if self._failure is None:
-                self._begin_if_all_came()
-            while self._lockstep is None and self._failure is None:
-                self._condition.wait()
-        if self._failure is not None:
-            raise self._failure
+    _population: Population[Any]
+    _envs: JoinedEnvs
 
-    def leave(self, number: int) -> None:
-        """Let the others no longer wait for a member."""
-        with self._condition:
-            self._coming.discard(number)
-            if number not in self._agents:
-                self._begin_if_all_came()
-            elif self._lockstep is not None:
-                self._lockstep.leave(sorted(self._agents).index(number))
+    def __init__(self, members: Mapping[str, TrainConfig]) -> None:
+        self._names, self._options = list(members), list(members.values())
+        self._runs: list[Run | None] = [None] * len(members)
+        self._failures: dict[str, Exception] = {}
+        self._results: dict[str, TrainingResult] = {}
+        self._begun: dict[int, tuple[Tree, Tree | None]] = {}
+        self._are_together = False
 
-    def end(self, error: BaseException) -> None:
-        """Raise `error` where any member waits, or comes to."""
-        with self._condition:
-            self._failure = error
-            if self._lockstep is not None:
-                self._lockstep.end(error)
-            self._condition.notify_all()
+    def train(self) -> tuple[dict[str, TrainingResult], dict[str, Exception]]:
+        """Train all of them; return the results, and why others failed."""
+        with contextlib.ExitStack() as closed_at_end:
+            self._prepare(closed_at_end)
+            if any(self._runs):
+                self._train()
+        return self._results, self._failures
 
-    def _begin_if_all_came(self) -> None:
-        if self._coming or not self._agents:
+    def _fail(self, number: int, error: Exception) -> None:
+        self._failures.setdefault(self._names[number], error)
+        self._runs[number] = None
+        if self._are_together:
+            self._population.fail(number, error)
+            self._envs.forget(number)
+
+    def _each(self, function: Callable[[int, Run], object], numbers: Iterable[int] | None = None) -> None:
+        """Call a function of these runs, else of all; those in which it raises have failed."""
+        for number in range(len(self._runs)) if numbers is None else numbers:
+            run = self._runs[number]
+            if run is not None:
+                try:
+                    function(number, run)
+                except Exception as error:
+                    self._fail(number, error)
+
+    def _prepare(self, closed_at_end: contextlib.ExitStack) -> None:
+        """Make environments and agents of the members that can be trained."""
+        for number, options in enumerate(self._options):
+            try:
+                self._runs[number] = run = Run(options, closed_at_end, warns=number == 0)
+                if run.ranks.size > 1:
+                    raise RunError("a population trains in one process: leave out ranks, or seeds")
+            except Exception as error:
+                self._fail(number, error)
+        made = [run for run in self._runs if run is not None]
+        if not made:
             return
-        agents = [self._agents[number] for number in sorted(self._agents)]
+        _require_alike([run.plan.settings for run in made])
+        capacity = max(run.plan.memory_capacity(run.entry) for run in made)
+        self._memory = made[0].plan.make_memory(capacity, len(self._runs))
+        self._each(lambda number, run: run.make_agent(self._memory.part(number, len(self._runs))))
+
+        def begin(number: int, run: Run) -> None:
+            rollout = loop.start_rollout(
+                run.agent,
+                run.made.training,
+                timesteps=run.plan.timesteps,
+                start=run.plan.start if run.resumption.begin is None else run.resumption.begin.timesteps,
+                seed=run.plan.env_seed,
+                state_space=run.made.spaces["state_space"],
+                begin=run.resumption.begin,
+                on_begin=run.begin,
+            )
+            self._begun[number] = rollout.observations, rollout.states
+
+        self._each(begin)
+
+    def _train(self) -> None:
+        first = next(run for run in self._runs if run is not None)
+        agents = [None if run is None else run.agent for run in self._runs]
+        self._timesteps = [0 if run is None else run.plan.timesteps for run in self._runs]
+        populate = importlib.import_module(f"{first.plan.backend.__name__}.population").populate
+        self._population = populate(agents, self._memory, self._timesteps)
+        state_space = first.made.spaces["state_space"]
+        self._envs = JoinedEnvs([None if run is None else run.made.training for run in self._runs], state_space)
+        self._rollout = Rollout(cast(Any, self._population), self._envs, state_space)
+        observations, states = ([self._begun.get(number, (None, None))[part] for number in range(len(self._runs))] for part in (0, 1))
+        self._rollout.observations, self._rollout.states = self._envs.begin(observations, states)
+        self._are_together = True
+        largest = first.agent.float_limit
+        self._divergences = Divergences(self._envs, largest)
+        self._guards = [None if run is None else DivergenceGuard(run.made.training, None, largest) for run in self._runs]
+        self._finished = np.array([0 if run is None else run.plan.start for run in self._runs])
+        self._seconds, self._stopped = np.zeros(len(self._runs)), np.zeros(len(self._runs), np.bool_)
+        self._disabled_autoreset = self._envs.metadata.get("autoreset_mode") == AutoresetMode.DISABLED
+        with contextlib.ExitStack() as shown, interruption() as pressed:
+            for run in self._runs:
+                if run is not None:
+                    shown.enter_context(run.bar)
+            while not pressed():
+                left = np.array([run is not None for run in self._runs]) & (self._finished < self._timesteps) & ~self._stopped
+                if not left.any():
+                    break
+                # Who is behind catches up first: all are at one timestep then.
+                self._timestep(int(self._finished[left].min()), left & (self._finished == self._finished[left].min()))
+            interrupted = pressed()
+        self._each(lambda number, run: run.take_directory() if self._finished[number] == run.plan.start else None)
+        self._population.activate(np.array([run is not None for run in self._runs]))
+        self._population.settle()
+        self._each(lambda number, run: self._finish(number, run, interrupted))
+        for number, run in enumerate(self._runs):
+            if run is not None:
+                self._population.depart(number)
+
+    def _finish(self, number: int, run: Run, interrupted: bool) -> None:
+        if self._finished[number] > run.plan.start:
+            run.state = self._state(number)
+        outcome = loop.Outcome(int(self._finished[number]), float(self._seconds[number]), interrupted or bool(self._stopped[number]))
+        self._results[self._names[number]] = run.finish(outcome, plot=False)
+
+    def _timestep(self, timestep: int, which: Mask) -> None:
+        """Take a timestep of these members, `(members,)`."""
+        population, envs, rollout = self._population, self._envs, self._rollout
+        population.activate(which)
+        envs.active = population.active
+        began = time.perf_counter()
+        clock = {"timestep": timestep, "timesteps": timestep + 1}
+        numbers = np.flatnonzero(which).tolist()
         try:
-            _require_alike(agents)
-            self._lockstep = importlib.import_module(f"sacref.{agents[0].backend}.population").populate(agents)
-        except BaseException as error:
-            self._failure = error
-        self._condition.notify_all()
+            taken = rollout.step(**clock)
+            diverged = self._look(taken, timestep)
+            population.track_data("Stats / Inference time (ms)", 1000 * (taken.acted - began))
+            population.track_data("Stats / Env stepping time (ms)", 1000 * (taken.stepped - taken.acted))
+            rollout.record(taken, diverged, **clock)
+            self._each(lambda number, run: run.take_directory() if timestep == run.plan.start else None, numbers)
+            self._take_failures()
+            population.post_interaction(**clock)
+            again = (diverged | taken.ended if self._disabled_autoreset else diverged) & population.rows_of(population.active)
+            if again.any():
+                rollout.reset_some(again)
+        except Exception as error:  # of all at once
+            for number in numbers:
+                self._fail(number, error)
+        self._take_failures()
+        self._finished[which] += 1
+        self._seconds[which] += time.perf_counter() - began
+        finished = timestep + 1
+        runs = {number: run for number in numbers if (run := self._runs[number]) is not None}
+        written = [number for number, run in runs.items() if run.writer.is_due(finished, self._timesteps[number])]
+        if written or any(run.evaluates_after(finished) or (run.callbacks and run.callbacks.each_timestep) for run in runs.values()):
+            population.settle()
+
+        def between(number: int, run: Run) -> None:
+            self._stopped[number] = not run.after_timestep(finished)
+            if number in written:
+                run.after_all(self._state(number))
+
+        self._each(between, numbers)
+
+    def _state(self, number: int) -> loop.LoopState:
+        rows = self._envs.rows(number)
+        observations, states = map_leaves(lambda leaf: leaf[rows], (self._rollout.observations, self._rollout.states))
+        return loop.LoopState(int(self._finished[number]), observations, states)
+
+    def _look(self, taken: Step, timestep: int) -> Mask:
+        """Return which environments diverged in a step, `(members * envs,)`; members that do nothing else fail."""
+        diverged = np.zeros(self._envs.num_envs, np.bool_)
+        self._take_failures()
+        found = self._divergences.find(observations=taken.observations, states=taken.states, rewards=taken.rewards, infos=taken.infos)
+        if found or taken.ended.any():
+            for number in np.flatnonzero(self._population.active).tolist():
+                rows, guard = self._envs.rows(number), self._guards[number]
+                own = {index - rows.start: reason for index, reason in found.items() if rows.start <= index < rows.stop}
+                try:
+                    diverged[rows] = guard is not None and guard.count(own, taken.ended[rows], timestep)
+                except DivergenceError as error:
+                    self._fail(number, error)
+        return diverged
+
+    def _take_failures(self) -> None:
+        for number, error in {**self._envs.failures, **self._population.failures}.items():
+            if self._runs[number] is not None:
+                self._fail(number, error)
 
 
-class _Member:
-    """What a member takes from its run; `Membership` of sacref.training.experiment."""
-
-    def __init__(self, meeting: _Meeting, number: int, interrupted: Callable[[], bool]) -> None:
-        self._meeting, self._number, self.interrupted = meeting, number, interrupted
-        self.first = number == 0
-
-    def on_ready(self, agent: AnyAgent) -> None:
-        if agent.ranks.size > 1:
-            raise RunError("a population trains in one process: leave out ranks, or seeds")
-        agent.enable_training_mode(True, apply_to_models=True)  # while its functions can still be compiled again
-        self._meeting.join(self._number, agent)
-
-    def on_end(self, agent: AnyAgent) -> None:
-        depart(agent)
-        self._meeting.leave(self._number)
-
-
-def _require_alike(agents: Sequence[AnyAgent]) -> None:
-    """Refuse agents that one call cannot stand for: runs that are resumed each have a configuration of their own."""
-    settings = [agent.cfg.to_dict() for agent in agents]
+def _require_alike(configurations: Sequence[SACConfig]) -> None:
+    """Refuse members that one call cannot stand for: runs that are resumed each have a configuration of their own."""
+    settings = [cfg.to_dict() for cfg in configurations]
     own = {*VARYING, "seed", "experiment"}
     for name, value in settings[0].items():
         values = [each[name] for each in settings]

@@ -352,3 +352,31 @@ def _known_rows(rows: int, width: int) -> dict[str, NDArray[Any]]:
         "rewards": np.arange(rows, dtype=np.float32),
         "terminated": np.arange(rows) % 3 == 0,
     }
+
+
+def test_parts_of_a_memory_have_their_own_rows_and_go_on_by_themselves(backend: Backend, tmp_path: Path) -> None:
+    """Two parts of two environments each: what one restores leaves the other as it is."""
+    whole = backend.package.ReplayMemory(16, 4)
+    parts = [whole.part(number, 2) for number in range(2)]
+    dtype, device = backend.array(np.zeros(0, np.float32)).dtype, backend.module("device").device_of("cpu")
+    for part in parts:
+        part.allocate(check_spaces(SPACES.observation, None, SPACES.action), dtype, device)
+    for step in range(5):
+        add(backend, whole, [10 * step, 10 * step + 1, 10 * step + 2, 10 * step + 3], [True, True, True, step < 2])
+    first, second = (part.arrays() for part in parts)
+    assert_holds(first, [40, 41, 10, 11, 20, 21, 30, 31])
+    assert (second["head"].tolist(), second["size"].tolist()) == ([1, 2], [4, 2])
+    assert second["rewards"].tolist()[:4] == [42, 3, 12, 13]
+    assert len(parts[0]) == 8
+    assert parts[1].rows(np.array([2]))["rewards"].tolist() == [12]
+    alone = memory_of(backend, 8, 2)
+    add(backend, alone, [7, 8])
+    parts[1].set_arrays(alone.arrays())
+    assert_same_arrays(parts[1].arrays(), alone.arrays())
+    assert_same_arrays(parts[0].arrays(), first)
+    with pytest.raises(ValueError, match="this memory is a part of a population's"):
+        add(backend, parts[0], [1, 2])
+    parts[0].detach()
+    add(backend, parts[0], [51, 52])
+    assert parts[0].arrays()["rewards"].tolist()[2:4] == [51, 52]
+    assert whole.arrays()["rewards"].tolist()[4:6] == [10, 11]

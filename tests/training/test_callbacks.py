@@ -228,9 +228,9 @@ def test_the_state_of_a_callback_goes_on_bit_for_bit(
             raise Killed
         return after_timestep(run, finished)
 
-    after_timestep = experiment._Run.after_timestep
+    after_timestep = experiment.Run.after_timestep
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(experiment._Run, "after_timestep", die)
+        patch.setattr(experiment.Run, "after_timestep", die)
         train(backend, tmp_path, Recorder, Counting, Counting)
     again = Counting()
     with caplog.at_level(logging.WARNING):

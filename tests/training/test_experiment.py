@@ -165,7 +165,7 @@ def test_the_last_checkpoints_are_kept_with_their_memories_and_the_best_without(
 
 @pytest.mark.parametrize(
     ("owner", "method"),
-    [(CheckpointWriter, "delete_old"), (CheckpointWriter, "write_best"), (experiment._Run, "write_evaluations")],
+    [(CheckpointWriter, "delete_old"), (CheckpointWriter, "write_best"), (experiment.Run, "write_evaluations")],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_run_killed_after_its_last_checkpoint_ends_as_others_once_resumed(

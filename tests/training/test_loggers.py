@@ -106,9 +106,9 @@ def test_files_are_cut_back_to_the_checkpoint_of_a_resumed_run(tmp_path: Path, m
             raise Killed
         return after_timestep(run, finished)
 
-    after_timestep = experiment._Run.after_timestep
+    after_timestep = experiment.Run.after_timestep
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(experiment._Run, "after_timestep", die)
+        patch.setattr(experiment.Run, "after_timestep", die)
         train(tmp_path, "csv", "jsonl")
     with (tmp_path / "metrics.csv").open("a") as stream:
         stream.write("12,1")  # half a line

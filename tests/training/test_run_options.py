@@ -154,9 +154,9 @@ def test_an_option_goes_through_the_life_of_a_run(
             raise Killed
         after_timestep(run, finished)
 
-    after_timestep = experiment._Run.after_timestep
+    after_timestep = experiment.Run.after_timestep
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(experiment._Run, "after_timestep", die)
+        patch.setattr(experiment.Run, "after_timestep", die)
         train(overwrite=True)
     resumed: Any = train(resume=True)
     assert_same_arrays(resumed.agent.arrays(), whole.agent.arrays())

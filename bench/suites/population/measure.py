@@ -1,13 +1,11 @@
 """Gradient steps of populations by their size, beside one agent alone: `python -m bench population`.
 
-No environment: the memories are filled with synthetic transitions of HalfCheetah's shapes. As in a training, each member is an agent in its
-own thread, and the gradient steps of all are one call. All contenders (torch and JAX, each width and size) take turns, so that a
+No environment: the memories are filled with synthetic transitions of HalfCheetah's shapes. As in a training, the gradient steps of all
+members are one call. All contenders (torch and JAX, each width and size) take turns, so that a
 machine that slows down slows all of them down.
 """
 
-import contextlib
 import importlib
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -84,13 +82,11 @@ def _seconds(sizes: Sizes, width: int) -> float:
 
 def measure(sizes: Sizes, width: int, seed: int) -> PopulationSamples:
     """Measure all contenders of a width, in turn."""
-    with contextlib.ExitStack() as running:
 
-        def contender(cell: PopulationCell) -> Any:
-            agents = [_agent(cell, seed + number) for number in range(cell.members)]
-            return agents[0] if len(agents) == 1 else running.enter_context(Together(agents))
+    def contender(cell: PopulationCell) -> Any:
+        return _agent(cell, seed) if cell.members == 1 else Together(cell, seed)
 
-        measured, _ = contest.measure(cells(sizes, width), contender, {}, sizes.rounds, sizes.round_seconds)
+    measured, _ = contest.measure(cells(sizes, width), contender, {}, sizes.rounds, sizes.round_seconds)
     return PopulationSamples(cells=measured)
 
 
@@ -114,64 +110,36 @@ def cells(sizes: Sizes, width: int) -> Sequence[PopulationCell]:
 
 
 class Together:
-    """Agents that learn as a population, each in its own thread, with the methods of one agent that `contest.measure` calls.
+    """Agents that learn as a population, with the methods of one agent that `contest.measure` calls.
 
     Args:
-        agents: alike, of one backend, ready to learn.
+        cell: which population. seed: of the first member; the next ones have the next seeds.
     """
 
-    def __init__(self, agents: Sequence[Any]) -> None:
-        self._agents = agents
-        self.execution: str = agents[0].execution
-        self._lockstep = importlib.import_module(f"sacref.{agents[0].backend}.population").populate(agents)
-        self._meet = threading.Barrier(len(agents) + 1)
-        self._errors: list[Exception] = []
-        # Daemons: they must not keep a process alive that was interrupted.
-        self._threads = [threading.Thread(target=self._work, args=(agent,), daemon=True) for agent in agents]
-        for thread in self._threads:
-            thread.start()
-
-    def __enter__(self) -> "Together":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._meet.abort()  # waiting threads end at once, learning ones after their step
-        for thread in self._threads:
-            thread.join()
-
-    def _work(self, agent: Any) -> None:
-        with contextlib.suppress(threading.BrokenBarrierError):
-            while True:
-                self._meet.wait()
-                try:
-                    agent.update(timestep=0, timesteps=1)
-                except Exception as error:  # all members raise it, and meet again
-                    self._errors.append(error)
-                self._meet.wait()
+    def __init__(self, cell: PopulationCell, seed: int) -> None:
+        memory = importlib.import_module(f"sacref.{cell.backend}").ReplayMemory(cell.members * STORED, cell.members)
+        self.agents: list[Any] = [_agent(cell, seed + number, memory.part(number, cell.members)) for number in range(cell.members)]
+        self.execution: str = self.agents[0].execution
+        self._gradient_steps = cell.gradient_steps
+        populate = importlib.import_module(f"sacref.{cell.backend}.population").populate
+        self._population = populate(self.agents, memory, [1] * cell.members)
 
     def update(self, *, timestep: int, timesteps: int) -> None:
-        """Call every member's `update`.
-
-        Raises:
-            Exception: the first that a member raised.
-        """
-        self._meet.wait()
-        self._meet.wait()
-        if self._errors:
-            raise self._errors[0]
+        """Take gradient steps of every member."""
+        self._population.learn(range(len(self.agents)), self._gradient_steps)
 
     def synchronise(self) -> None:
         """Wait until the device is idle."""
-        self._agents[0].synchronise()
+        self._population.synchronise()
 
 
-def _agent(cell: PopulationCell, seed: int) -> Any:
+def _agent(cell: PopulationCell, seed: int, memory: Any = None) -> Any:
     # Imported here, as the process must be bound to its cores first.
     from bench.core import precisions, synthetic
 
     precisions.use(cell.backend, "float32")
     return synthetic.agent(
-        cell.backend, batch_size=cell.batch, width=cell.width, stored=STORED, gradient_steps=cell.gradient_steps, seed=seed
+        cell.backend, batch_size=cell.batch, width=cell.width, stored=STORED, gradient_steps=cell.gradient_steps, seed=seed, memory=memory
     )
 
 
