@@ -226,6 +226,7 @@ class Agent(Generic[ArrayT]):
 
     def enable_models_training_mode(self, enabled: bool = True) -> None:
         """Set the models' own training mode (`train` and `eval` of their modules)."""
+        self.acting.put_back()
         self.learner.switch_mode(enabled)
 
     def act(self, observations: Tree, states: Tree | None, *, timestep: int, timesteps: int) -> tuple[ArrayT, dict[str, ArrayT]]:
@@ -364,7 +365,7 @@ class Agent(Generic[ArrayT]):
         if training and memory is not None:
             self.normalisers.feed(rows)
             memory.add(stored, rows.keep)
-            self.acting.expect(next_observations, next_states)
+            self.acting.expect(rows)
 
     def post_interaction(self, *, timestep: int, timesteps: int) -> None:
         """Track and checkpoint where an interval ends. It does not learn: that is for the algorithm to add.
@@ -406,15 +407,15 @@ class Agent(Generic[ArrayT]):
         if steps == self.cfg.gradient_steps:
             self.update(timestep=timestep, timesteps=timesteps)
         else:
-            self._take_gradient_steps(steps)
+            self._take_gradient_steps(steps, timestep)
         self.metrics.track_update_end(self.learner.gradient_step_count, timestep + 1, 1e3 * (time.perf_counter() - started))
 
-    def _take_gradient_steps(self, steps: int) -> None:
-        self.metrics.track_updates(self.learner.take_gradient_steps(steps))
+    def _take_gradient_steps(self, steps: int, timestep: int) -> None:
+        self.metrics.track_updates(self.acting.learn(steps, timestep))
 
     def update(self, *, timestep: int, timesteps: int) -> None:
         """Take `gradient_steps` gradient steps, each on a fresh batch from the memory."""
-        self._take_gradient_steps(self.cfg.gradient_steps)
+        self._take_gradient_steps(self.cfg.gradient_steps, timestep)
 
     def update_on(self, batch: Sampled[Array], noise: Noise[Array]) -> dict[str, NumpyArray]:
         """Take one gradient step on a given batch and noise; return the metrics on the host.
@@ -423,6 +424,7 @@ class Agent(Generic[ArrayT]):
             batch: NumPy or the backend's arrays; `(batch, ...)`, actions in (-1, 1), before preprocessing; of SAC_RNN sequences.
             noise: standard normal draws, `(batch, action)`, and what else the configuration draws.
         """
+        self.acting.put_back()
         return self.learner.take_gradient_step_on(batch, noise)
 
     def keep_gradients(self) -> None:
@@ -592,6 +594,7 @@ class Agent(Generic[ArrayT]):
             checkpoint.CheckpointError: if the directory is not a whole and sound checkpoint of an agent of this shape. The agent
                 is then as it was before.
         """
+        self.acting.put_back()
         self.checkpoints.load(Path(path).expanduser(), type(self).__name__)
         self._forget_updates()
         self._reset(True)  # the next row does not continue the rows of before, nor those that the memory holds now

@@ -7,7 +7,7 @@ from typing import Any, Generic, NamedTuple, Protocol
 
 import numpy as np
 
-from sacref.agent.execution import Act, Actor, Bounds, DrawSpec, Learn, Streams
+from sacref.agent.execution import Act, Actor, AgentRunner, Bounds, DrawSpec, Fused, Learn, Streams
 from sacref.algorithm.data import Metrics, Noise
 from sacref.algorithm.optimizer import Average, Parameters
 from sacref.algorithm.sequences import Follow
@@ -30,6 +30,8 @@ class Functions(NamedTuple, Generic[ArrayT]):
     learn: Learn[ArrayT, Any, Any]
     act: Mapping[str, Act[ArrayT, Any]]
     """By mode: "greedy", "random" or "sampled"."""
+    fused: Fused[ArrayT, Any, Any] | None
+    """The strict step in one call; None where the execution, or the number of devices, has none."""
 
 
 class Backend(Protocol[ArrayT]):
@@ -133,6 +135,15 @@ class Backend(Protocol[ArrayT]):
 
     def set_stream_states(self, streams: Streams[Any], models: Mapping[str, Any], states: Mapping[str, NumpyArray], /) -> Streams[Any]:
         """Return the streams at these states."""
+
+    def exploration(self, streams: Streams[Any], /) -> object:
+        """Return the state of the exploration stream, which stays as it is when the stream goes on."""
+
+    def with_exploration(self, streams: Streams[Any], state: object, /) -> Streams[Any]:
+        """Return the streams with that of exploration at a state, also one that was copied to the host."""
+
+    def runner(self, state: State[ArrayT], /) -> AgentRunner[ArrayT, Any, Any]:
+        """Return what holds an agent's state, learns and acts."""
 
     def choose_execution(self, execution: Execution, default_models: bool, /) -> Execution:
         """Return how updates run. Raises ValueError if the library has no such execution."""

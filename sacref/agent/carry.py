@@ -39,10 +39,6 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 Function: TypeAlias = Callable[..., Any]
 """A model as a function of its parameters, and of what it is called with."""
-Act: TypeAlias = Callable[[str, Inputs[ArrayT], Tree], tuple[ArrayT, ArrayT, Tree]]
-"""`(mode, inputs, carry) -> (actions, mean actions, carry)`; `Learner.act`."""
-Chosen: TypeAlias = tuple[ArrayT, ArrayT]
-"""Actions and mean actions in the Box's units, `(envs, action)` each."""
 
 
 def refuse_carries(models: Mapping[str, object]) -> None:
@@ -241,11 +237,16 @@ class NoCarry(Generic[ArrayT]):
         """Return what `Agent.predict` carries before the first observations of so many episodes."""
         return Prediction((), {})
 
-    def act(self, act: Act[ArrayT], mode: str, observations: Tree, states: Tree | None, training: bool) -> Chosen[ArrayT]:
-        """Choose actions; for the arguments see `Acting.choose`."""
-        convert = self._backend.act_inputs
-        actions, mean_actions, _ = act(mode, {"observations": convert(observations), "states": convert(states)}, ())
-        return actions, mean_actions
+    def inputs(self, observations: Tree, states: Tree | None, training: bool) -> tuple[Inputs[Array], Tree]:
+        """Return what the policy acts on, and its carry before that; for the arguments see `Acting.choose`."""
+        return {"observations": observations, "states": states}, ()
+
+    def acted(self, inputs: Inputs[Array], before: Tree, after: Tree, training: bool) -> None:
+        """Go on from actions that are taken: the policy acted on `inputs`, its carry was `before` and is `after`."""
+
+    def carry_like(self, envs: int) -> Tree:
+        """Describe the carry of so many environments, for `refuse_unlike`."""
+        return ()
 
     def stored(self, rows: Rows[Array], training: bool) -> Transition[Array]:
         """Return the rows as the memory keeps them. Called for each, in evaluation too, where it keeps none."""
@@ -399,32 +400,31 @@ class Carry(Generic[ArrayT]):
         carry = map_leaves(self._backend.to_numpy, self._models.initial_carry("policy", rows))
         return Prediction(carry, {"previous_actions": np.zeros((rows, self._spaces.action_size))})
 
-    def act(self, act: Act[ArrayT], mode: str, observations: Tree, states: Tree | None, training: bool) -> Chosen[ArrayT]:
+    def inputs(self, observations: Tree, states: Tree | None, training: bool) -> tuple[Inputs[Array], Tree]:
         now, backend = self.ongoing[training], self._backend
         sample = leaves(observations)[0]
         envs, on_device = int(sample.shape[0]), backend.is_array(sample)
         convert: Callable[[object], Array] = backend.upload if on_device else backend.to_numpy
         if (envs, on_device) not in self._initial_carries:
             self._initial_carries[envs, on_device] = map_leaves(convert, self._models.initial_carry("policy", envs))
-        initial = self._initial_carries[envs, on_device]
-        previous_actions, previous_rewards = self._previous(now, envs)
-        previous = convert(previous_actions), convert(previous_rewards)  # rows may have come in arrays of the other kind
-        if now.carry is None or leaves((now.carry, previous))[0].shape[0] != envs:
-            now.carry = initial
-        elif now.starts is not None:
-            starts = convert(now.starts)
-            now.carry = map_leaves(lambda array, fresh: zero_where(starts, convert(array), fresh), now.carry, initial)
-            previous = zero_where(starts, previous[0]), zero_where(starts, previous[1])
-        now.previous, now.starts, now.before = previous, None, now.carry
-        inputs: Inputs[ArrayT] = {
-            "observations": backend.act_inputs(observations),
-            "states": backend.act_inputs(states),
-            "previous_actions": backend.act_inputs(previous[0]),
-            "previous_rewards": backend.act_inputs(previous[1]),
-        }
-        actions, mean_actions, carry = act(mode, inputs, backend.act_inputs(now.carry))
-        now.carry = carry if on_device else map_leaves(backend.to_numpy, carry)
-        return actions, mean_actions
+        initial = carry = self._initial_carries[envs, on_device]
+        actions, rewards = map(convert, self._previous(now, envs))  # rows may have come in arrays of the other kind
+        if now.carry is not None and leaves((now.carry, actions))[0].shape[0] == envs:
+            carry = now.carry
+            if now.starts is not None:
+                starts = convert(now.starts)
+                carry = map_leaves(lambda array, fresh: zero_where(starts, convert(array), fresh), carry, initial)
+                actions, rewards = zero_where(starts, actions), zero_where(starts, rewards)
+        inputs: Inputs[Array] = {"observations": observations, "states": states, "previous_actions": actions, "previous_rewards": rewards}
+        return inputs, carry
+
+    def acted(self, inputs: Inputs[Array], before: Tree, after: Tree, training: bool) -> None:
+        now, backend = self.ongoing[training], self._backend
+        now.previous, now.starts, now.before = (inputs["previous_actions"], inputs["previous_rewards"]), None, before
+        now.carry = after if backend.is_array(inputs["previous_actions"]) else map_leaves(backend.to_numpy, after)
+
+    def carry_like(self, envs: int) -> Tree:
+        return map_leaves(lambda array: Like(tuple(array.shape), "f"), self._models.initial_carry("policy", envs))
 
     def _previous(self, now: Ongoing, envs: int) -> tuple[Array, Array]:
         """Return actions and rewards of the last row, or zeros before the first one of so many environments."""
@@ -500,7 +500,7 @@ class Carry(Generic[ArrayT]):
         }
 
     def state_like(self, envs: int) -> dict[str, object]:
-        carry = Maybe(map_leaves(lambda array: Like(tuple(array.shape), "f"), self._models.initial_carry("policy", envs)))
+        carry = Maybe(self.carry_like(envs))
         previous = Maybe((Like((envs, self._spaces.action_size), "f"), Like((envs,), "f")))
         return {
             "ongoing": (carry, carry, previous, Maybe(Like((envs,), "b"))),

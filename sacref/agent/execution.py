@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, Literal, NamedTuple, TypeAlias
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from sacref.algorithm.data import METRICS, Inputs, Metrics, Sampled
 from sacref.algorithm.optimizer import Parameters
+from sacref.algorithm.packing import Packed
 from sacref.algorithm.sequences import MemoryT, StreamT
 from sacref.algorithm.tree import Tree, leaves
 from sacref.algorithm.update import State
@@ -66,6 +67,28 @@ Act: TypeAlias = Callable[[Parameters[ArrayT], Streams[StreamT], ActInputs[Array
 """`(policy parameters, streams, inputs) -> (actions, mean actions, carry, streams)`."""
 
 
+FusedT = TypeVar("FusedT", covariant=True)
+Acted: TypeAlias = tuple[FusedT, FusedT, Tree]
+"""Actions, mean actions and carry, as of `Act`."""
+
+
+class Fused(Protocol[FusedT, MemoryT, StreamT]):
+    """A strict step in one call: rows are written to the memory, gradient steps taken, actions chosen with the new parameters."""
+
+    steps: int
+    """Gradient steps that it takes."""
+
+    def __call__(
+        self, state: Any, memory: MemoryT, rows: Packed, streams: Streams[StreamT], mode: str, given: ActInputs[Any], /
+    ) -> tuple[Any, MemoryT, Streams[StreamT], FusedT, Acted[FusedT]]:
+        """Return the state, as the backend's runner holds it, the memory, the streams, packed metrics `(step, metric)`, and the actions.
+
+        Args:
+            rows: as of `ReplayMemory.hand_over`. mode: of acting. given: what the actions are chosen on, host arrays.
+        """
+        ...
+
+
 def pack(metrics: Metrics[ArrayT]) -> ArrayT:
     """Concatenate the metrics of an update to one vector, in the order of `METRICS`."""
     xp = namespace(metrics["alpha"])
@@ -110,12 +133,20 @@ def numbers_shape(inputs: ActInputs[ArrayT], bounds: Bounds[ArrayT]) -> tuple[in
 class AgentRunner(Generic[ArrayT, MemoryT, StreamT]):
     """The state of one agent, its gradient steps and its actions."""
 
+    fused: Fused[ArrayT, MemoryT, StreamT] | None
+    """The strict step in one call; None where there is none."""
+
     def __init__(self, state: State[ArrayT]) -> None:
         self.state: State[ArrayT] = state
 
-    def use(self, learn: Learn[ArrayT, MemoryT, StreamT], acts: Mapping[str, Act[ArrayT, StreamT]]) -> None:
+    def use(
+        self,
+        learn: Learn[ArrayT, MemoryT, StreamT],
+        acts: Mapping[str, Act[ArrayT, StreamT]],
+        fused: Fused[ArrayT, MemoryT, StreamT] | None = None,
+    ) -> None:
         """Learn and act by these functions from now on."""
-        self._learn, self._acts = learn, acts
+        self._learn, self._acts, self.fused = learn, acts, fused
 
     def learn(self, memory: MemoryT, moments: Tree, streams: Streams[StreamT], steps: int) -> tuple[Streams[StreamT], list[ArrayT]]:
         """Take gradient steps; return the streams after them and their metrics."""
@@ -125,3 +156,11 @@ class AgentRunner(Generic[ArrayT, MemoryT, StreamT]):
     def act(self, mode: str, streams: Streams[StreamT], inputs: ActInputs[ArrayT]) -> tuple[ArrayT, ArrayT, Tree, Streams[StreamT]]:
         """Choose actions; return them with the mean actions, the carry and the streams after them."""
         return self._acts[mode](self.state.policy, streams, inputs)
+
+    def learn_and_act(
+        self, memory: MemoryT, rows: Packed, streams: Streams[StreamT], mode: str, given: ActInputs[Any]
+    ) -> tuple[MemoryT, Streams[StreamT], ArrayT, Acted[ArrayT]]:
+        """Make the call `fused`; return the memory, the streams, packed metrics and actions."""
+        assert self.fused is not None
+        self.state, memory, streams, metrics, acted = self.fused(self.state, memory, rows, streams, mode, given)
+        return memory, streams, metrics, acted

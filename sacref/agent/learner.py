@@ -9,7 +9,7 @@ import numpy as np
 
 from sacref.agent.backend import Backend
 from sacref.agent.carry import AnyCarry
-from sacref.agent.execution import ActInputs, Actor, AgentRunner, Bounds, DrawSpec, Streams
+from sacref.agent.execution import Acted, ActInputs, Actor, AgentRunner, Bounds, DrawSpec, Streams
 from sacref.agent.members import MemberRunner
 from sacref.agent.model_checks import draw_widths
 from sacref.agent.models import Models
@@ -62,11 +62,13 @@ class Learner(Generic[ArrayT]):
         self.check_models(parameters)
         self.update: Any = self._make_update()
         """The gradient step, `sacref.algorithm.update.Update`."""
-        self.runner: AgentRunner[ArrayT, Any, Any] | MemberRunner[ArrayT, Any, Any] = AgentRunner(self._initial_state(parameters))
+        self.runner: AgentRunner[ArrayT, Any, Any] | MemberRunner[ArrayT, Any, Any] = backend.runner(self._initial_state(parameters))
         """What holds the state, learns and acts: of this agent alone, or of a population."""
         self.streams_key: tuple[int, ...] = ()
         """Key that the streams began from beside the seed and the rank; () for streams that began with the agent."""
         self.streams: Streams[Any] = backend.streams(self._seeds())
+        self._exploration_before: object = None
+        """State of the exploration stream before an action that was chosen ahead; None where none waits to be taken."""
         self.execution: Execution = backend.choose_execution(cfg.execution, models.are_common)
         """How updates run: what `cfg.execution` asks for, or what was chosen for the device."""
         envs = 1 if memory is None else memory.num_envs
@@ -112,7 +114,7 @@ class Learner(Generic[ArrayT]):
         """Make the functions that learn and act, of the update and the models as they are now."""
         functions = self.backend.functions(self.update, self.draw_spec(), self.actor(), self.bounds, self.execution, self.block)
         self._step = functions.step
-        self.runner.use(functions.learn, functions.act)
+        self.runner.use(functions.learn, functions.act, functions.fused)
 
     def draw_spec(self) -> DrawSpec[ArrayT, Any, Any]:
         """Return where the batch of a gradient step and its random numbers come from."""
@@ -138,6 +140,11 @@ class Learner(Generic[ArrayT]):
         """Parameters, log alpha and the optimizers' states, on the device."""
         return self.runner.state
 
+    def fuses(self, steps: int) -> bool:
+        """Tell whether so many gradient steps, and an action after them, can be one call."""
+        fused = self.runner.fused if isinstance(self.runner, AgentRunner) else None
+        return fused is not None and steps % fused.steps == 0
+
     def take_gradient_steps(self, steps: int) -> Sequence[ArrayT]:
         """Take gradient steps on batches from the memory; return their packed metrics, `(gradient step, metric)` each.
 
@@ -151,6 +158,47 @@ class Learner(Generic[ArrayT]):
         self.streams, packed = self.runner.learn(self._memory.state, self._normalisers.moments, self.streams, steps)
         self.gradient_step_count += steps
         return packed
+
+    def learn_and_act(self, steps: int, mode: str, inputs: Inputs[Array], carry: Tree) -> tuple[Sequence[ArrayT], Acted[ArrayT]]:
+        """Take gradient steps, and choose an action with the new parameters, which waits to be taken: see `take_back`.
+
+        Rows that wait on the host are written, the last steps taken and the action chosen in one call.
+
+        Args:
+            steps: as many as `fuses` says. mode, inputs, carry: as of `act`; host arrays.
+
+        Returns:
+            Packed metrics, as of `take_gradient_steps`; actions, mean actions and the carry after them.
+        """
+        runner, memory = self.runner, self._memory
+        assert memory is not None and isinstance(runner, AgentRunner) and runner.fused is not None
+        before = steps - runner.fused.steps
+        packed = list(self.take_gradient_steps(before)) if before else []
+        self._exploration_before = self.backend.exploration(self.streams)
+        rings, rows = memory.hand_over()
+        given = ActInputs(inputs, self._normalisers.moments, carry)
+        rings, self.streams, metrics, acted = runner.learn_and_act(rings, rows, self.streams, mode, given)
+        memory.take_back(rings)
+        self.gradient_step_count += runner.fused.steps
+        return [*packed, metrics], acted
+
+    def take_back(self) -> None:
+        """Put the exploration stream back to where it was before the action that was chosen ahead, as that is not taken."""
+        if self._exploration_before is not None:
+            self.streams, self._exploration_before = self.backend.with_exploration(self.streams, self._exploration_before), None
+
+    def go_on_from(self, exploration: NumpyArray) -> bool:
+        """Let an action that was chosen ahead wait, which left the exploration stream at this state; tell whether the stream has such."""
+        before = self.backend.exploration(self.streams)
+        if self.backend.to_numpy(before).shape != exploration.shape:
+            return False  # of another kind of device
+        self._exploration_before = before
+        self.streams = self.backend.with_exploration(self.streams, exploration)
+        return True
+
+    def take(self) -> None:
+        """Let the exploration stream go on from the action that was chosen ahead."""
+        self._exploration_before = None
 
     def take_gradient_step_on(self, batch: Sampled[Array], noise: Noise[Array]) -> dict[str, NumpyArray]:
         """Take one gradient step on a given batch and noise; return the metrics on the host."""
@@ -307,15 +355,19 @@ class Learner(Generic[ArrayT]):
     # Random streams.
 
     def stream_states(self) -> dict[str, NumpyArray]:
-        """Return the states of the random streams, on the host."""
-        return self.backend.stream_states(self.streams, self._models.modules)
+        """Return the states of the random streams, on the host, as they are without an action that waits to be taken."""
+        states = self.backend.stream_states(self.streams, self._models.modules)
+        before = self._exploration_before
+        return states if before is None else {**states, "exploration": self.backend.to_numpy(before)}
 
     def set_stream_states(self, states: Mapping[str, NumpyArray]) -> None:
         """Go on from the states that `stream_states` gave."""
+        self._exploration_before = None
         self.streams = self.backend.set_stream_states(self.streams, self._models.modules, states)
 
     def begin_streams(self, *key: int) -> None:
         """Begin other random streams, from the seed, the rank and `key`."""
+        self._exploration_before = None
         self.streams_key = key
         self.streams = self.backend.streams(self._seeds(), self.streams)
 

@@ -6,7 +6,7 @@ from typing import Any, Generic, NamedTuple, NoReturn, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sacref.agent.execution import Act, ActInputs, Actor, Bounds, Learn, Streams
+from sacref.agent.execution import Act, ActInputs, Actor, Bounds, Fused, Learn, Streams
 from sacref.algorithm.data import Inputs
 from sacref.algorithm.replay import ReplayMemory
 from sacref.algorithm.sequences import Follow, MemoryT, StreamT
@@ -113,7 +113,12 @@ class MemberRunner(Generic[ArrayT, MemoryT, StreamT]):
     def state(self, state: State[ArrayT]) -> None:
         self._together[self._number] = state
 
-    def use(self, learn: Learn[ArrayT, MemoryT, StreamT], acts: Mapping[str, Act[ArrayT, StreamT]]) -> NoReturn:
+    def use(
+        self,
+        learn: Learn[ArrayT, MemoryT, StreamT],
+        acts: Mapping[str, Act[ArrayT, StreamT]],
+        fused: Fused[ArrayT, MemoryT, StreamT] | None = None,
+    ) -> NoReturn:
         """Refuse other functions: those of a population are compiled for all members."""
         raise RuntimeError("an agent of a population cannot change its models' mode, nor keep gradients: train it alone")
 

@@ -8,10 +8,9 @@ from typing import Any, Generic, cast
 import gymnasium
 import numpy as np
 
+from sacref.agent.acting import Chosen
 from sacref.agent.agent import Agent
-from sacref.agent.carry import Chosen
 from sacref.agent.episodes import EpisodeStatistics
-from sacref.agent.execution import AgentRunner
 from sacref.agent.members import Mask, MemberRunner, Members, Together
 from sacref.agent.numerics import require_finite_actions
 from sacref.agent.transitions import Transitions
@@ -181,11 +180,11 @@ class Population(Generic[ArrayT]):
 
     def _choose(self, mode: str, observations: Tree, states: Tree | None, which: Mask) -> Chosen[ArrayT]:
         self._settled = False
-
-        def act(mode: str, inputs: Any, carry: Tree) -> tuple[ArrayT, ArrayT, Tree]:
-            return self._together.act(mode, inputs, carry, which)
-
-        return self._carry.act(act, mode, observations, states, True)
+        inputs, before = self._carry.inputs(observations, states, True)
+        convert = self._backend.act_inputs
+        actions, mean_actions, after = self._together.act(mode, convert(inputs), convert(before), which)
+        self._carry.acted(inputs, before, after, True)
+        return actions, mean_actions
 
     def _chosen_ahead(self, observations: Tree, states: Tree | None, mode: str) -> Chosen[Any] | None:
         """Return actions of which those that are known were chosen ahead; None where none are."""
@@ -378,6 +377,9 @@ class Population(Generic[ArrayT]):
 
     def take_over(self) -> None:
         """Go on with what is each member's own, after it was loaded or set."""
+        if not self._cfg.overlap:
+            for number in self._present:
+                self._agents[number].acting.forget_updates()  # an action that its run alone chose ahead: it is chosen again, alike
         boundaries: list[Any] = [agent.transitions.state()["boundaries"] for agent in self._agents]
         expects, latest, starts = ([each[name] for each in boundaries] for name in ("expects_reset", "last_observations", "starts"))
         joined = {"expects_reset": _joined(expects), "last_observations": _joined(latest), "starts": _joined(starts, fill=True)}
@@ -408,7 +410,7 @@ class Population(Generic[ArrayT]):
     def depart(self, number: int) -> None:
         """Let a member go on alone, from a copy of its state."""
         learner, memory = self._agents[number].learner, self._agents[number].memory
-        learner.runner = AgentRunner(map_leaves(self._backend.copy, learner.state))
+        learner.runner = learner.backend.runner(map_leaves(self._backend.copy, learner.state))
         if memory is not None:
             memory.detach()
         learner.compile()

@@ -41,6 +41,8 @@ class Rows(NamedTuple, Generic[ArrayT]):
     """`(envs,)`, bool: True where the episode counts for nothing; None for no environment's."""
     on_device: bool
     """True where the arrays are the backend's, not NumPy's."""
+    following: tuple[Tree, Tree | None] | None
+    """Observations and states after the step as the environments returned them, where those are NumPy arrays, and finite."""
 
 
 class Transitions(Generic[ArrayT]):
@@ -147,7 +149,9 @@ class Transitions(Generic[ArrayT]):
         boundaries = self._boundaries[training]
         arrays = (observations, states, actions, rewards, next_observations, next_states, terminated, truncated)
         # Asked of NumPy's first: of JAX's it takes longer.
-        device = any(type(leaf) is not np.ndarray and self._is_array(leaf) for value in arrays for leaf in leaves(value))
+        device = not {type(array) for array in arrays} <= {np.ndarray, type(None)} and any(
+            type(leaf) is not np.ndarray and self._is_array(leaf) for value in arrays for leaf in leaves(value)
+        )
         observations, states = self.check_observations(observations), self.check_states(states)
         next_observations = self.check_observations(next_observations, "next_observations")
         next_states = self.check_states(next_states, "next_states")
@@ -181,6 +185,7 @@ class Transitions(Generic[ArrayT]):
         if isinstance(infos, Mapping) and (final := infos.get("final_obs")) is not None and not has_entries(final):
             convert = self._backend.upload if device else partial(as_numpy, name="infos['final_obs']")
             infos = {**infos, "final_obs": map_leaves(convert, final)}
+        returned = next_observations, next_states
         next_observations, keep = boundaries.resolve(
             observations=observations, next_observations=next_observations, terminated=terminations, truncated=truncations, infos=infos
         )
@@ -210,7 +215,10 @@ class Transitions(Generic[ArrayT]):
         )
         if self._memory_envs is None:
             self.num_envs = envs
-        return Rows(transition, reward, ended, keep, first, boundaries.starts, dropped_rows(infos, terminations), device)
+        looked_at = next_observations is returned[0] and next_states is returned[1] and not device and bool(keep.all())
+        following = returned if looked_at or (not device and self._are_finite(returned)) else None
+        dropped = dropped_rows(infos, terminations)
+        return Rows(transition, reward, ended, keep, first, boundaries.starts, dropped, device, following)
 
     def narrow(self, actions: ArrayT) -> ArrayT:
         """Convert device actions to the Box's dtype where that has fewer digits, or it would not contain them."""
@@ -338,6 +346,9 @@ class Transitions(Generic[ArrayT]):
                 if bad_rows.size:
                     raise ValueError(self._describe_not_finite(name, array, bad_rows))
         return keep
+
+    def _are_finite(self, tree: Tree) -> bool:
+        return all(array.dtype.kind != "f" or bool(self._finite(array).all()) for array in leaves(tree))
 
     def _finite(self, array: NumpyArray) -> NDArray[np.bool_]:
         """Tell which numbers of a host array are finite in the agent's dtype."""

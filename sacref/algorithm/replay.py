@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from sacref.algorithm.data import Transition
+from sacref.algorithm.packing import Packed
 from sacref.algorithm.sequences import Follow, MemoryT, check_follow
 from sacref.algorithm.tree import Tree, leaves, map_leaves, named_leaves
 from sacref.spec.arrays import NumpyArray
@@ -137,8 +138,8 @@ class Staging:
 
     def __init__(self, like: Transition[NumpyArray], rows: int) -> None:
         self.rows = rows
-        self._dtypes = map_leaves(lambda leaf: leaf.dtype, like)
-        self._waiting: list[tuple[Transition[NumpyArray], NDArray[np.bool_]]] = []
+        block = like.map(lambda leaf: np.empty((rows, *leaf.shape[1:]), leaf.dtype))
+        self._packed = Packed((block, np.empty(rows, np.bool_)))
         self._count = 0
 
     def __len__(self) -> int:
@@ -156,26 +157,24 @@ class Staging:
         Raises:
             ValueError: if they do not fit into what is left of the block.
         """
-        if self._count + keep.shape[0] > self.rows:
+        begin, end = self._count, self._count + keep.shape[0]
+        if end > self.rows:
             raise ValueError(f"ReplayMemory: {keep.shape[0]} rows came, room is for {self.rows - self._count}: add num_envs rows at a time")
+        views, kept = self._packed.views
         # Rows that are not kept may hold anything.
         with nullcontext() if np.count_nonzero(keep) == keep.size else np.errstate(over="ignore"):
-            stored: Transition[NumpyArray] = map_leaves(lambda dtype, values: np.array(values, dtype), self._dtypes, transition)
-        self._waiting.append((stored, np.array(keep, np.bool_)))
-        self._count += keep.shape[0]
+            map_leaves(lambda view, values: np.copyto(view[begin:end], values, casting="unsafe"), views, transition)
+        kept[begin:end] = keep
+        self._count = end
 
-    def take(self) -> tuple[Transition[NumpyArray], NDArray[np.bool_]]:
-        """Hand over the rows that wait, in order, filled up to a block with rows that are not kept: `(rows, ...)` and `(rows,)`."""
-        waiting, self._waiting = self._waiting, []
-        count, self._count = self._count, 0
-        if len(waiting) == 1 and count == self.rows:
-            return waiting[0]
-        missing = self.rows - count
+    def take(self) -> Packed:
+        """Hand over the rows that wait, in order, filled up to a block with rows that are not kept: `(rows, ...)` and `(rows,)`.
 
-        def block(*arrays: NumpyArray) -> NumpyArray:
-            return np.concatenate([*arrays, np.zeros((missing, *arrays[0].shape[1:]), arrays[0].dtype)])
-
-        return map_leaves(block, *(row for row, _ in waiting)), block(*(keep for _, keep in waiting))
+        The next `add` writes into them.
+        """
+        self._packed.views[1][self._count :] = False
+        self._count = 0
+        return self._packed
 
 
 class RowSpaces(Protocol):
@@ -349,8 +348,22 @@ class ReplayMemory(Generic[MemoryT, DeviceT]):
         if self._state is None or self._staging is None:
             raise ValueError("ReplayMemory: not allocated yet: give it to an agent first, SAC(memory=...)")
         if len(self._staging):
-            self._state = self.library.write(self._state, *self._staging.take())
+            self._state = self.library.write(self._state, *map_leaves(np.array, self._staging.take().views))
         return self._state
+
+    def hand_over(self) -> tuple[MemoryT, Packed]:
+        """Hand over the rings, and the rows that wait for them, to who writes these; `take_back` gives the rings back.
+
+        The rows are a block of transitions, `(rows, ...)` each, and which of them are kept, `(rows,)`. The next `add` writes into them.
+        """
+        state = self.state if self._whole is not None else self._state
+        if state is None or self._staging is None:
+            raise ValueError("ReplayMemory: not allocated yet: give it to an agent first, SAC(memory=...)")
+        return state, self._staging.take()
+
+    def take_back(self, state: MemoryT) -> None:
+        """Go on with the rings that `hand_over` gave, in which its rows are written."""
+        self._state = state
 
     def __len__(self) -> int:
         """Count the transitions that are stored; waits for the device."""

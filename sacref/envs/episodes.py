@@ -82,11 +82,13 @@ class EpisodeBoundaries(Generic[ArrayT]):
         """
         arrays = (*leaves(observations), *leaves(next_observations), terminated, truncated)
         # NumPy is such a namespace itself; to find that out takes as long as all that follows does to one environment's row.
-        xp = cast(Namespace, np if all(type(array) is np.ndarray for array in arrays) else namespace(*arrays))
+        on_host = all(type(array) is np.ndarray for array in arrays)
+        xp = cast(Namespace, np if on_host else namespace(*arrays))
         ended = xp.logical_or(terminated, truncated)
         replaced, successors = _apply_final_observations(xp, next_observations, ended, infos)
         keep = xp.ones_like(ended)
-        if self._expects_reset is not None:
+        # On the host the rows are compared only where a reset may be.
+        if self._expects_reset is not None and not (on_host and not np.count_nonzero(np.asarray(self._expects_reset))):
             reset = xp.logical_and(self._expects_reset, _equal_rows(xp, observations, self._last_observations))
             # A reset never ends an episode: a row that does is a transition, as in a task of one step and one observation.
             keep = xp.logical_not(xp.logical_and(reset, xp.logical_not(ended)))

@@ -26,7 +26,7 @@ from sacref.config import ConfigError, Execution, SACConfig
 from sacref.envs.device import transferred
 from sacref.envs.interface import Space
 from sacref.jax.device import Device, device_of, devices_of
-from sacref.jax.execution import DrawSpec, actors, choose, learner, stepper
+from sacref.jax.execution import DrawSpec, Fused, Runner, actors, choose, learner, stepper
 from sacref.jax.memory import ReplayMemory, sampler
 from sacref.jax.mesh import DataParallel, average
 from sacref.jax.optim import State, Update
@@ -171,6 +171,15 @@ class JaxBackend:
     ) -> Streams[Array]:
         return Streams(*(self._key(states[name]) for name in Streams._fields))
 
+    def exploration(self, streams: Streams[Array]) -> Array:
+        return streams.exploration
+
+    def with_exploration(self, streams: Streams[Array], state: object) -> Streams[Array]:
+        return streams._replace(exploration=state if isinstance(state, Array) else self._key(np.asarray(state)))
+
+    def runner(self, state: State) -> Runner:
+        return Runner(state)
+
     def choose_execution(self, execution: Execution, default_models: bool) -> Execution:
         return choose(execution)
 
@@ -182,7 +191,9 @@ class JaxBackend:
         self, update: Update, draw_spec: DrawSpec, actor: Actor[Array], bounds: Bounds[Array], execution: Execution, block: int
     ) -> Functions[Array]:
         learn = learner(update, draw_spec, execution=execution, block=block, parallel=self.parallel)
-        return Functions(stepper(update, self.parallel), learn, actors(actor, bounds))
+        fuses = execution == "scan" and self.parallel is None
+        fused = Fused(update, draw_spec, actor, bounds, steps=block, dtype=self.dtype) if fuses else None
+        return Functions(stepper(update, self.parallel), learn, actors(actor, bounds), fused)
 
     def prepare_step(self, update: Update, state: State) -> None:
         """Do nothing: schedules are computed within the step."""

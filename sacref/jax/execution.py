@@ -1,25 +1,29 @@
 """Execution of updates and actions: a batch and its noise are drawn, then the steps are taken, plain or fast.
 
 `plain` compiles the update and calls it for each gradient step. `scan` compiles all gradient steps between two actions into one call: each
-gathers its batch from the memory where it lies. The state is donated.
+gathers its batch from the memory where it lies. The state is donated. In a strict step that call writes the new rows before, and chooses
+the next action after the gradient steps (`Fused`).
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from sacref.agent import execution as shared
 from sacref.agent.execution import ActInputs, ActionMode, Actor, Bounds, action_modes, numbers_shape, pack
 from sacref.algorithm.data import Metrics, Noise, Sampled
 from sacref.algorithm.optimizer import Parameters
-from sacref.algorithm.tree import Tree
+from sacref.algorithm.packing import Packed
+from sacref.algorithm.tree import Tree, map_leaves
 from sacref.config import Execution
-from sacref.jax.memory import MemoryState
+from sacref.jax.memory import MemoryState, write
 from sacref.jax.mesh import DataParallel, divided
 from sacref.jax.optim import State, Update
 
@@ -110,6 +114,21 @@ def draw_noise(rows: Sampled[Array], moments: Tree, streams: Streams, spec: Draw
     return batch, draws, streams._replace(noise=noise)
 
 
+def scanned(
+    update: Update, spec: DrawSpec, state: State, memory: MemoryState, moments: Tree, streams: Streams, steps: int
+) -> tuple[State, Streams, Array]:
+    """Take gradient steps one after the other; return state, streams and packed metrics, `(step, metric)`."""
+
+    def step(carry: tuple[State, Streams], _: None) -> tuple[tuple[State, Streams], Array]:
+        state, streams = carry
+        batch, noise, streams = draw(memory, moments, streams, spec)
+        state, metrics = update(state, batch, noise)
+        return (state, streams), pack(metrics)
+
+    (state, streams), metrics = jax.lax.scan(step, (state, streams), length=steps)
+    return state, streams, metrics
+
+
 def learner(update: Update, spec: DrawSpec, *, execution: Execution, block: int = 1, parallel: DataParallel | None = None) -> Learn:
     """Return the function that takes gradient steps on fresh batches. The state is donated.
 
@@ -120,17 +139,7 @@ def learner(update: Update, spec: DrawSpec, *, execution: Execution, block: int 
             each device's share apart.
     """
 
-    @partial(jax.jit, donate_argnums=0, static_argnums=4)
-    def scan(state: State, memory: MemoryState, moments: Tree, streams: Streams, steps: int) -> tuple[State, Streams, Array]:
-        def step(carry: tuple[State, Streams], _: None) -> tuple[tuple[State, Streams], Array]:
-            state, streams = carry
-            batch, noise, streams = draw(memory, moments, streams, spec)
-            state, metrics = update(state, batch, noise)
-            return (state, streams), pack(metrics)
-
-        (state, streams), metrics = jax.lax.scan(step, (state, streams), length=steps)
-        return state, streams, metrics
-
+    scan = jax.jit(partial(scanned, update, spec), donate_argnums=0, static_argnums=4)
     draw_batch = jax.jit(partial(draw, spec=spec))
     plain_step = stepper(update)
 
@@ -202,3 +211,200 @@ def acting(mode: ActionMode[Array], bounds: Bounds[Array]) -> Act:
 def actors(actor: Actor[Array], bounds: Bounds[Array]) -> dict[str, Act]:
     """Compile the functions that act, by mode (`action_modes`)."""
     return {name: jax.jit(acting(mode, bounds)) for name, mode in action_modes(actor, bounds).items()}
+
+
+MOST_RAVELED = 2**14
+"""Numbers of a parameter up to which `Ravel` copies it: an array more costs a call a microsecond, to copy these a few."""
+
+
+class Ravel:
+    """Joins the small parameters of a model, since each array that a compiled call takes or returns costs the host time.
+
+    Args:
+        parameters: of the names, shapes and dtypes.
+    """
+
+    def __init__(self, parameters: Parameters[Array]) -> None:
+        self._shapes = {name: leaf.shape for name, leaf in parameters.items() if leaf.size <= MOST_RAVELED}
+        self._large = [name for name in parameters if name not in self._shapes]
+        self._ends = np.cumsum([math.prod(shape) for shape in self._shapes.values()])[:-1]
+
+    def join(self, parameters: Parameters[Array]) -> Parameters[Array]:
+        """Return the large parameters under their names, and all others as one vector, `raveled`."""
+        joined = {name: parameters[name] for name in self._large}
+        if self._shapes:
+            joined["raveled"] = jnp.concatenate([parameters[name].reshape(-1) for name in self._shapes])
+        return joined
+
+    def split(self, joined: Parameters[Array]) -> Parameters[Array]:
+        """Invert `join`."""
+        parts = jnp.split(joined["raveled"], self._ends) if self._shapes else []
+        small = {name: part.reshape(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
+        return {name: joined[name] for name in self._large} | small
+
+
+class JoinedStates:
+    """The states of an agent with the small parameters of each model joined, and the optimizers' moments likewise.
+
+    Args:
+        state: of the agent, for names and shapes.
+    """
+
+    def __init__(self, state: State) -> None:
+        self._policy = Ravel(state.policy)
+        self._critics = {name: Ravel(parameters) for name, parameters in state.critics.items()}
+
+    def join(self, state: State) -> State:
+        """Join the small parameters of a state."""
+        return self._map(state, self._policy.join, {name: ravel.join for name, ravel in self._critics.items()})
+
+    def split(self, state: State) -> State:
+        """Invert `join`."""
+        return self._map(state, self._policy.split, {name: ravel.split for name, ravel in self._critics.items()})
+
+    def _map(self, state: State, policy: Callable[..., Any], critics: Mapping[str, Callable[..., Any]]) -> State:
+        def all_critics(tree: Tree) -> dict[str, Any]:
+            return {name: function(tree[name]) for name, function in critics.items()}
+
+        return state._replace(
+            policy=policy(state.policy),
+            critics=all_critics(state.critics),
+            target_critics=all_critics(state.target_critics),
+            policy_optimizer=_map_alike(policy, state.policy, state.policy_optimizer),
+            critic_optimizer=_map_alike(all_critics, state.critics, state.critic_optimizer),
+        )
+
+    def policy(self, state: State) -> Parameters[Array]:
+        """Return the policy's parameters of a joined state."""
+        return self._policy.split(state.policy)
+
+    def update(self, update: Update) -> Update:
+        """Return the update of joined states."""
+
+        def joined(model: Callable[..., Any], ravel: Ravel) -> Callable[..., Any]:
+            return lambda parameters, *inputs: model(ravel.split(parameters), *inputs)
+
+        critics = {name: joined(model, self._critics[name]) for name, model in update.critics.items()}
+        return replace(update, policy=joined(update.policy, self._policy), critics=critics)
+
+
+def _map_alike(function: Callable[[Tree], Tree], like: Tree, tree: Tree) -> Tree:
+    """Map the branches of `tree` that have the structure of `like`; everything else stays as it is."""
+    structure: object = jax.tree.structure(like)
+
+    def alike(branch: Tree) -> bool:
+        return bool(jax.tree.structure(branch) == structure)
+
+    return jax.tree.map(lambda branch: function(branch) if alike(branch) else branch, tree, is_leaf=alike)
+
+
+class Fused:
+    """A strict step in one compiled call (`sacref.agent.execution.Fused`) of a joined state. State and memory are donated.
+
+    Args:
+        steps: gradient steps that it takes. dtype: of the parameters, in which floats go to the device.
+    """
+
+    def __init__(
+        self, update: Update, spec: DrawSpec, actor: Actor[Array], bounds: Bounds[Array], *, steps: int, dtype: np.dtype[np.generic]
+    ) -> None:
+        self.steps = steps
+        self._update, self._spec, self._dtype = update, spec, dtype
+        self._acts = {name: acting(mode, bounds) for name, mode in action_modes(actor, bounds).items()}
+        self._joined: JoinedStates | None = None
+        self._given: Packed | None = None
+        self._calls: dict[str, Callable[..., Any]] = {}
+
+    def __call__(
+        self, state: State, memory: MemoryState, rows: Packed, streams: Streams, mode: str, given: ActInputs[Any]
+    ) -> tuple[State, MemoryState, Streams, Array, shared.Acted[Array]]:
+        if self._given is None or not self._given.holds(given):
+            self._given, self._calls = Packed(map_leaves(self._in_own_dtype, given)), {}
+        self._given.fill(given)
+        if mode not in self._calls:
+            self._calls[mode] = self._compiled(self._acts[mode], rows, self._given)
+        # A copy: on a CPU the call may read the buffer itself, after the next rows are written.
+        stepped: tuple[State, MemoryState, Streams, Array, shared.Acted[Array]]
+        stepped = self._calls[mode](state, memory, streams, np.concatenate([rows.buffer, self._given.buffer]))
+        return stepped
+
+    def _in_own_dtype(self, array: Any) -> Any:
+        return np.asarray(array, self._dtype if array.dtype in (np.float32, np.float64) else array.dtype)
+
+    def _compiled(self, act: Act, rows: Packed, given: Packed) -> Callable[..., Any]:
+        assert self._joined is not None
+        joined, end = self._joined, rows.buffer.size
+        update = joined.update(self._update)
+
+        @partial(jax.jit, donate_argnums=(0, 1))
+        def step(
+            state: State, memory: MemoryState, streams: Streams, upload: Array
+        ) -> tuple[State, MemoryState, Streams, Array, shared.Acted[Array]]:
+            inputs: ActInputs[Array] = given.unpack(upload[end:], typed)
+            memory = write(memory, *map_leaves(_two_rows, rows.unpack(upload[:end], typed)))
+            state, streams, metrics = scanned(update, self._spec, state, memory, inputs.moments, streams, self.steps)
+            actions, mean_actions, carry, streams = act(joined.policy(state), streams, inputs)
+            return state, memory, streams, metrics, (actions, mean_actions, carry)
+
+        return step
+
+    def join(self, state: State) -> State:
+        """Join the small parameters of a state, as the call takes it."""
+        if self._joined is None:
+            self._joined = JoinedStates(state)
+            self._join, self._split = jax.jit(self._joined.join), jax.jit(self._joined.split)
+        joined: State = self._join(state)
+        return joined
+
+    def split(self, state: State) -> State:
+        """Invert `join`."""
+        separate: State = self._split(state)
+        return separate
+
+
+def _two_rows(rows: Array) -> Array:
+    """Append a row, which is not kept, where there is but one.
+
+    XLA makes one row a slice that is updated, and the draw from the memory may be computed from the memory before: it then copies it.
+    """
+    return rows if rows.shape[0] > 1 else jnp.concatenate([rows, jnp.zeros_like(rows)])
+
+
+def typed(data: Array, dtype: np.dtype[np.generic], shape: Sequence[int]) -> Array:
+    """Return bytes as an array of a dtype and shape."""
+    if dtype == np.bool_:
+        return (data != 0).reshape(shape)
+    parts = data if dtype.itemsize == 1 else data.reshape(-1, dtype.itemsize)
+    return jax.lax.bitcast_convert_type(parts, dtype).reshape(shape)
+
+
+class Runner(shared.AgentRunner[Array, MemoryState, Array]):
+    """The state of one agent, whose small parameters are joined between two calls of `Fused` until something else reads them."""
+
+    _separate: State | None
+    _joined: State | None
+
+    @property
+    def state(self) -> State:
+        """Parameters, log alpha and the optimizers' states."""
+        if self._separate is None:
+            assert isinstance(self.fused, Fused) and self._joined is not None
+            self._separate = self.fused.split(self._joined)
+        return self._separate
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self._separate, self._joined = state, None
+
+    def use(self, learn: Learn, acts: Mapping[str, Act], fused: shared.Fused[Array, MemoryState, Array] | None = None) -> None:
+        self._separate, self._joined = self.state, None  # as that which joined it may go
+        super().use(learn, acts, fused)
+
+    def learn_and_act(
+        self, memory: MemoryState, rows: Packed, streams: Streams, mode: str, given: ActInputs[Any]
+    ) -> tuple[MemoryState, Streams, Array, shared.Acted[Array]]:
+        assert isinstance(self.fused, Fused)
+        joined = self.fused.join(self.state) if self._joined is None else self._joined
+        self._separate = None
+        self._joined, memory, streams, metrics, acted = self.fused(joined, memory, rows, streams, mode, given)
+        return memory, streams, metrics, acted

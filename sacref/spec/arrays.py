@@ -4,6 +4,7 @@ import builtins
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
+import array_api_compat.numpy
 import numpy as np
 from array_api_compat import array_namespace, is_torch_array
 from numpy.typing import DTypeLike, NDArray
@@ -88,6 +89,8 @@ def namespace(*arrays: Array) -> Namespace:
     Raises:
         TypeError: if the arrays come from different libraries, or one of them is not an array.
     """
+    if arrays and all(type(array) is np.ndarray for array in arrays):
+        return cast(Namespace, array_api_compat.numpy)  # what is found below, in a tenth of the time
     return cast(Namespace, array_namespace(*arrays))
 
 

@@ -14,7 +14,7 @@ import sacref.torch.weights as weights
 from sacref.agent.agent import Agent
 from sacref.agent.backend import Functions
 from sacref.agent.carry import Carry
-from sacref.agent.execution import Actor, Bounds, Streams
+from sacref.agent.execution import Actor, AgentRunner, Bounds, Streams
 from sacref.agent.model_checks import draw_widths
 from sacref.algorithm.sequences import Follow
 from sacref.algorithm.tree import Tree, map_leaves
@@ -25,7 +25,7 @@ from sacref.ranks import Ranks
 from sacref.spec.arrays import NumpyArray, as_numpy
 from sacref.torch.device import device_of
 from sacref.torch.execution import DrawSpec, actors, advance_schedules, choose, learner, stepper
-from sacref.torch.memory import ReplayMemory, sampler
+from sacref.torch.memory import MemoryState, ReplayMemory, sampler
 from sacref.torch.modes import in_no_mode
 from sacref.torch.optim import State, Update, average_over_ranks
 from sacref.torch.precision import low_precision
@@ -159,6 +159,16 @@ class TorchBackend:
             generator.set_state(torch.as_tensor(np.array(states[name])))
         return streams
 
+    def exploration(self, streams: Streams[torch.Generator]) -> Tensor:
+        return streams.exploration.get_state()
+
+    def with_exploration(self, streams: Streams[torch.Generator], state: object) -> Streams[torch.Generator]:
+        streams.exploration.set_state(torch.as_tensor(state))
+        return streams
+
+    def runner(self, state: State) -> AgentRunner[Tensor, MemoryState, torch.Generator]:
+        return AgentRunner(state)
+
     def choose_execution(self, execution: Execution, default_models: bool) -> Execution:
         return choose(execution, self.device, own_models=default_models, ranks=self.ranks.size)
 
@@ -169,7 +179,7 @@ class TorchBackend:
         self, update: Update, draw_spec: DrawSpec, actor: Actor[Tensor], bounds: Bounds[Tensor], execution: Execution, block: int
     ) -> Functions[Tensor]:
         acts = actors(actor, bounds, execution=execution)
-        return Functions(stepper(update), learner(update, draw_spec, execution=execution), acts)
+        return Functions(stepper(update), learner(update, draw_spec, execution=execution), acts, None)
 
     def prepare_step(self, update: Update, state: State) -> None:
         advance_schedules(update, state)

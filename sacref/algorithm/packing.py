@@ -1,0 +1,60 @@
+"""Trees of host arrays in one buffer, so that one upload takes all of them."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from sacref.algorithm.tree import Tree, leaves, map_leaves
+from sacref.spec.arrays import ArrayT, NumpyArray
+
+ALIGNMENT = 8
+"""Bytes: PyTorch views a part of a buffer as another dtype where it begins at a multiple of the item's size."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """The bytes of an array in a buffer."""
+
+    part: slice
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+
+
+class Packed:
+    """A tree of arrays that lie in one buffer of bytes.
+
+    Args:
+        like: arrays of the shapes and dtypes.
+    """
+
+    def __init__(self, like: Tree) -> None:
+        size = 0
+
+        def place(leaf: NumpyArray) -> Place:
+            nonlocal size
+            start, count = size, leaf.dtype.itemsize * math.prod(leaf.shape)
+            size += -(-count // ALIGNMENT) * ALIGNMENT
+            return Place(slice(start, start + count), leaf.shape, leaf.dtype)
+
+        self._places: Tree = map_leaves(place, like)
+        self.buffer: NumpyArray = np.zeros(size, np.uint8)
+        """uint8; what is written into `views` is written here."""
+        self.views: Tree = map_leaves(lambda place: self.buffer[place.part].view(place.dtype).reshape(place.shape), self._places)
+
+    def holds(self, tree: Tree) -> bool:
+        """Tell whether arrays have the shapes of these, so that `fill` takes them."""
+        alike = map_leaves(lambda place, leaf: bool(place.shape == leaf.shape), self._places, tree)
+        return all(leaves(alike))
+
+    def fill(self, tree: Tree) -> None:
+        """Copy arrays into the buffer, converted to its dtypes."""
+        map_leaves(partial(np.copyto, casting="unsafe"), self.views, tree)
+
+    def unpack(self, buffer: ArrayT, typed: Callable[[ArrayT, np.dtype[np.generic], tuple[int, ...]], ArrayT]) -> Tree:
+        """Return the arrays of a copy of the buffer, as `typed(bytes, dtype, shape)` makes each of its part."""
+        bytes_of: Any = buffer
+        return map_leaves(lambda place: typed(bytes_of[place.part], place.dtype, place.shape), self._places)
