@@ -47,7 +47,7 @@ def appended(directory: Path) -> list[Path]:
 
 
 class Sinks:
-    """Writer to several sinks. One that fails is reported once, and keeps neither the others nor training from going on.
+    """Writer to several sinks. One that fails is reported once, until it works again, and stops neither the others nor training.
 
     Args:
         sinks: opened at the first write, and once more at the next one after `close`.
@@ -77,6 +77,7 @@ class Sinks:
                         begin(self._origin)
                     self._opened.append(sink)
                 sink.write(step, values)
+                self._reported = [other for other in self._reported if other is not sink]
             except Exception as error:  # of others' code and machines; a run of days shall not end of it
                 self._report(sink, f"what was measured up to timestep {step} is not written", error)
 

@@ -72,9 +72,10 @@ def test_without_64_bits_integers_beyond_32_are_refused_by_name_and_others_store
 def test_an_update_donates_its_state_and_nobody_elses() -> None:
     agent = BACKEND.agent()
     fill(agent, 4)
-    state, addresses = agent.learner.state, pointers(agent.memory.state)
+    agent.update(timestep=0, timesteps=2)
+    state, addresses = agent.learner.runner._joined, pointers(agent.memory.state)
     read = agent.models["critic_1"]
-    agent.update(timestep=0, timesteps=1)
+    agent.update(timestep=1, timesteps=2)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.critics))
     assert pointers(agent.memory.state) == addresses
     assert np.isfinite(np.asarray(read.head.kernel[...])).all()
