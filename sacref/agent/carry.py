@@ -144,7 +144,7 @@ def zero_where(starts: ArrayT, array: ArrayT, initial: ArrayT | None = None) -> 
 
 
 class Prediction(NamedTuple):
-    """What a recurrent policy knows of the steps before, on the host: it goes from one call of `Agent.predict` to the next."""
+    """State of a recurrent policy between two calls of `Agent.predict`, on the host."""
 
     carry: Tree
     """The policy's, `(n, ...)` each."""

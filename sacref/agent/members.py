@@ -12,6 +12,7 @@ from sacref.algorithm.replay import ReplayMemory
 from sacref.algorithm.sequences import Follow, MemoryT, StreamT
 from sacref.algorithm.tree import Tree, map_leaves
 from sacref.algorithm.update import State, Update
+from sacref.config import Execution
 from sacref.spec.arrays import ArrayT, namespace
 
 UpdateT = TypeVar("UpdateT", bound=Update[Any, Any])
@@ -36,10 +37,10 @@ class Members(NamedTuple, Generic[ArrayT, UpdateT, StreamT]):
     states: Sequence[State[ArrayT]]
     """One for each member."""
     streams: Sequence[Streams[StreamT]]
-    """Those of each member."""
+    """Random streams of each member."""
     memory: ReplayMemory[Any, Any]
-    """Of all members: the environments of the first one, then those of the second, ..."""
-    execution: str
+    """Replay memory of all members: the environments of the first one, then those of the second, ..."""
+    execution: Execution
     """As for one agent."""
     block: int
     """Gradient steps of one compiled call, as for one agent."""

@@ -336,7 +336,7 @@ class Population(Generic[ArrayT]):
         """Wait until the device has done all that it was asked for."""
         self._together.synchronise()
 
-    # What is each member's own.
+    # State of single members.
 
     def flush(self) -> None:
         """Give each member what was measured of it since the last call."""
@@ -417,7 +417,7 @@ class Population(Generic[ArrayT]):
 
 
 class _Next:
-    """What the next actions are chosen on, and those that are chosen ahead."""
+    """Inputs of the next actions, and the actions once they are chosen."""
 
     def __init__(
         self, observations: Tree, states: Tree | None, known: Mask, chosen: Chosen[Any] | None = None, chosen_for: Mask | None = None

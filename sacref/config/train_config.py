@@ -146,7 +146,7 @@ class RunOptions:
     hidden: Sequence[int] | None = field(default=None, metadata=_option(_WIDTHS, error=ValueError))
     """Widths of the networks' hidden layers; of simba one for each residual block. None is 256 256, of simba 128."""
     critic_hidden: Sequence[int] | None = field(default=None, metadata=_option(_WIDTHS, error=ValueError, model=True))
-    """Those of the critics; None is those of hidden, where simba is not told hidden either 512 512."""
+    """Widths of the critics' hidden layers. None is those of hidden; of simba, where hidden is None too, 512 512."""
     num_critics: int | None = field(default=None, metadata=_option(model=True))
     """Critics; the target takes the minimum of all, or of target_subset of them. None is the preset's; without one 2."""
     layer_norm: bool | None = field(default=None, metadata=_option(_FLAG, model=True))

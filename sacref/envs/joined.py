@@ -71,7 +71,7 @@ class JoinedEnvs(VectorEnv[Any, Any, Any]):
         terminated, truncated = np.zeros(self.num_envs, np.bool_), np.zeros(self.num_envs, np.bool_)
         reports: dict[int, str] = {}
         numbers = np.flatnonzero(self.active).tolist()
-        # Those that step in processes or threads of their own all begin before the first is waited for.
+        # Parts that step in processes or threads of their own all begin before the first is waited for.
         begun = {
             number: self._try(number, lambda part, own: part.step_async(own.copy()), actions)
             for number in numbers

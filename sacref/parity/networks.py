@@ -88,11 +88,11 @@ class Residuals(NamedTuple):
     """The tape of residual layers."""
 
     embedded: Floats
-    """What the embedding read."""
+    """Input of the embedding."""
     blocks: list[Residual]
     norm: tuple[Floats, Floats]
     entered: Floats
-    """What the head read."""
+    """Input of the head."""
 
 
 def residual_layers(state: Named, model: str, x: Floats) -> tuple[Floats, Residuals]:

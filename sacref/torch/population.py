@@ -54,7 +54,7 @@ class Together:
         self._alone = torch.no_grad()(greedy) if self._plain else Recorded(greedy)
         self._step = RecordedTogether(self._in_place)
         each = zip(members.updates, members.specs, strict=True)
-        self._learn_one = [learner(*own, execution=members.execution) for own in each]  # type: ignore[arg-type]
+        self._learn_one = [learner(*own, execution=members.execution) for own in each]
         generators = tuple(generator for spec in members.specs for generator in spec.generators)
         captured = members.execution == "cuda_graph"
         spec = members.specs[0]

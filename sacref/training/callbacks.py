@@ -60,7 +60,7 @@ class RunView:
 
     @property
     def checkpoint(self) -> Path:
-        """Where a checkpoint of now is, in `on_checkpoint`."""
+        """Path of the checkpoint that was just written, in `on_checkpoint`."""
         return self.run_dir / "checkpoints" / f"agent_{self.timestep}"
 
 

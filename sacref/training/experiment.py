@@ -140,7 +140,7 @@ class Run:
         if self.ranks.rank == 0 and warns:
             _warn(self.made, self.config)
         self.entry: Entry | None = None
-        """Of the replay log that is gone on with."""
+        """Place in the replay log that the run goes on with."""
         if resumed is not None:
             options, directory = self.plan.options, self.plan.directory
             require_same(directory, resumed, self.config)

@@ -24,7 +24,7 @@ Format: TypeAlias = Literal["onnx", "torch", "stablehlo"]
 FORMATS: Mapping[str, tuple[Format, ...]] = {"torch": ("onnx", "torch"), "jax": ("onnx", "stablehlo")}
 """Backend -> what its policies are exported to."""
 PACKAGES = ("onnx", "onnxscript", "onnxruntime", "jax2onnx", "flatbuffers")
-"""What the extras `export-torch` and `export-jax` install."""
+"""Packages of the extras `export-torch` and `export-jax`."""
 TOLERANCE = 1e-5
 """Largest difference between an exported policy and `predict`, relative to the largest number, or 1."""
 ROWS = (1, 2, 5)

@@ -85,7 +85,7 @@ class _Run(NamedTuple):
     returns: dict[int, list[float]]
     """Environment step -> the returns of that evaluation's episodes."""
     lines: list[dict[str, Any]]
-    """Those of `metrics.jsonl`."""
+    """Lines of `metrics.jsonl`."""
 
     @property
     def seed(self) -> int:
@@ -206,9 +206,12 @@ def _figure(groups: Mapping[str, Sequence[_Run]], environments: Sequence[str]) -
     shown = {title: tag for title, tag in PANELS.items() if any(_values(run, tag)[0] for run in runs)}
     titles = [f"{env}: return of the evaluations" for env in environments] + list(shown)
     figure = make_subplots(
-        rows=len(titles), cols=1, shared_xaxes="all", subplot_titles=[html.escape(title) for title in titles],
+        rows=len(titles),
+        cols=1,
+        shared_xaxes="all",
+        subplot_titles=[html.escape(title) for title in titles],
         vertical_spacing=min(0.08, 60 / (PANEL_PIXELS * len(titles))),
-    )  # fmt: skip
+    )
     for number, (label, group) in enumerate(groups.items()):
         colour, safe = COLOURS[number % len(COLOURS)], html.escape(label)
         common = {"legendgroup": label, "name": safe, "mode": "lines", "showlegend": False}
@@ -225,9 +228,14 @@ def _figure(groups: Mapping[str, Sequence[_Run]], environments: Sequence[str]) -
                     who = f"seed {run.seed}, {html.escape(str(run.directory))}<extra>{safe}</extra>"
                     figure.add_scatter(
                         **{**common, "mode": "lines+markers" if len(x) < FEW else "lines", "marker": {"size": 5}},
-                        x=x, y=y, row=panel, col=1, line={"color": colour, "width": 1.2}, opacity=0.75,
+                        x=x,
+                        y=y,
+                        row=panel,
+                        col=1,
+                        line={"color": colour, "width": 1.2},
+                        opacity=0.75,
                         hovertemplate=f"%{{y:,.5~g}} after %{{x:,}} steps<br>{who}",
-                    )  # fmt: skip
+                    )
     if "Temperature alpha" in titles:
         figure.update_yaxes(type="log", row=titles.index("Temperature alpha") + 1, col=1)
     figure.update_xaxes(title_text="Environment steps", row=len(titles), col=1)
@@ -255,15 +263,28 @@ def _draw_mean(figure: Any, curve: Curve, colour: str, common: Mapping[str, obje
     """Draw the mean of seeds and the band around it."""
     x, mean, low, high = (values.tolist() for values in (curve.steps, curve.mean, curve.low, curve.high))
     figure.add_scatter(
-        x=x + x[::-1], y=high + low[::-1], row=row, col=1, fill="toself", fillcolor=colour, line_width=0, opacity=0.18, hoverinfo="skip",
+        x=x + x[::-1],
+        y=high + low[::-1],
+        row=row,
+        col=1,
+        fill="toself",
+        fillcolor=colour,
+        line_width=0,
+        opacity=0.18,
+        hoverinfo="skip",
         **common,
-    )  # fmt: skip
+    )
     figure.add_scatter(
-        x=x, y=mean, row=row, col=1, line={"color": colour, "width": 3}, customdata=list(zip(low, high, strict=True)),
+        x=x,
+        y=mean,
+        row=row,
+        col=1,
+        line={"color": colour, "width": 3},
+        customdata=list(zip(low, high, strict=True)),
         hovertemplate="mean %{y:,.5~g}, interval %{customdata[0]:,.5~g} to %{customdata[1]:,.5~g} after %{x:,} steps<extra>"
         + f"{common['name']}</extra>",
         **common,
-    )  # fmt: skip
+    )
 
 
 def _runs_table(groups: Mapping[str, Sequence[_Run]]) -> str:

@@ -146,8 +146,10 @@ def test_act_and_update_use_the_moments_of_all_rows_so_far(backend: Backend, mon
         actions, extras = agent.act(observations, None, **clock)
         np.testing.assert_allclose(agent.to_numpy(extras["mean_actions"]), 2 * np.tanh(mean), rtol=1e-9)
         if timestep == 4:
-            # To rounding: the one chose it in the call of its gradient steps, the other in a call of its own.
-            np.testing.assert_allclose(other.to_numpy(loaded[0]), agent.to_numpy(actions), rtol=1e-14)
+            # On JAX the one chose it in the call of its gradient steps, which rounds by itself, the other in a call of its own.
+            np.testing.assert_allclose(
+                other.to_numpy(loaded[0]), agent.to_numpy(actions), rtol=1e-14 if backend.name == "jax" else 0, atol=0
+            )
         following = 3.0 + generator.normal(size=(1, 3))
         row = draw_row(agent, generator, **clock, observations=observations, actions=agent.to_numpy(actions), next_observations=following)
         agent.record_transition(**{**row, "terminated": np.array([[ends]])})

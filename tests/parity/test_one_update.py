@@ -26,7 +26,7 @@ PROBLEMS = {
     "simba above a cell": replace(RECURRENT, network="simba", critic_hidden=(12, 12)),
 }
 LONG = ("simba above a cell",)
-"""Those that the features hold apart from each other already."""
+"""Options that the features hold apart from each other already."""
 
 
 @pytest.mark.parametrize("problem", [pytest.param(name, marks=pytest.mark.full if name in LONG else ()) for name in PROBLEMS])

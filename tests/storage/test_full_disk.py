@@ -119,8 +119,9 @@ def test_a_disk_that_is_full_for_a_while(size: int | str, whole: Any, tmp_path: 
     lost = [message for message in messages if "what was measured up to timestep" in message and "File too large" in message]
     assert sorted(message.partition(":")[0] for message in lost) == ["JsonLines", "TensorBoard"]  # each says so once
     assert [line["timestep"] for line in faults._lines(run_dir)] == [10, 20, 30, 40, 80, 90, 100, 110, 120]
-    # A sink fails by itself: the events of 50 may have fitted into their own, shorter file.
-    assert {step for step, _, _ in faults._events(run_dir)} - {50} == {10, 20, 30, 40, 80, 90, 100, 110, 120}
+    # A sink fails by itself: where half a line fits into metrics.jsonl, the events of 50 fit into their own, shorter file.
+    fitted = {50} if size == "half a line" else set()
+    assert {step for step, _, _ in faults._events(run_dir)} == {10, 20, 30, 40, 80, 90, 100, 110, 120} | fitted
     # The evaluation of 60 was kept in mind, and what was learned is what it would have been.
     assert json.loads((run_dir / "evaluation.json").read_text()) == json.loads((whole.run_dir / "evaluation.json").read_text())
     assert_same_arrays(result.agent.arrays(), whole.agent.arrays())

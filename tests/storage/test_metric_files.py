@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,21 @@ def scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:
 
     accumulator = EventAccumulator(str(directory)).Reload()
     return {tag: [(event.step, event.value) for event in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
+
+
+def test_a_sink_is_reported_once_until_it_works_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Flaky:
+        def write(self, step: int, scalars: Mapping[str, float]) -> None:
+            if step in (2, 3, 5):
+                raise OSError(f"full at {step}")
+
+    sinks = Sinks([Flaky()], Origin(tmp_path, lambda timestep: timestep, {}))
+    for step in range(7):
+        sinks.write(step, {"Loss / Critic loss": 0.5})
+    said = [record.getMessage() for record in caplog.records]
+    assert [message.partition(": ")[2] for message in said] == [
+        f"what was measured up to timestep {step} is not written: full at {step}. Training goes on" for step in (2, 5)
+    ]
 
 
 def test_both_files_hold_the_same_numbers(tmp_path: Path) -> None:

@@ -306,6 +306,19 @@ def test_runs_are_those_of_their_seeds_and_go_on_as_if_they_had_never_stopped(ba
         np.testing.assert_allclose(agent.to_numpy(acted), agent.to_numpy(wanted), rtol=TOLERANCE)
 
 
+@pytest.mark.usefixtures("float64")
+def test_runs_that_were_made_alone_go_on_as_members_and_alone_again(backend: Backend, tmp_path: Path) -> None:
+    """On JAX a run alone is left with an action that was chosen ahead, whose random numbers the population draws once more."""
+    train = partial(sacref.train, backend=cast(Any, backend.name))
+    wanted = train(seed=0, run_dir=tmp_path / "whole", **SETTINGS)
+    for seed in (0, 1):
+        train(seed=seed, run_dir=tmp_path / "population" / f"seed={seed}", **{**SETTINGS, "steps": 12})
+    train_population(backend=backend.name, seeds=[0, 1], run_dir=tmp_path / "population", resume=True, **{**SETTINGS, "steps": 24})
+    found = train(seed=0, run_dir=tmp_path / "population" / "seed=0", resume=True, **SETTINGS)
+    assert_alike(found.agent, wanted.agent)
+    np.testing.assert_allclose(evaluations(found.run_dir), evaluations(wanted.run_dir), rtol=TOLERANCE)
+
+
 def shape(rewards: Any, timestep: int, timesteps: int) -> Any:
     """A shaper that asks for all that it is told."""
     return rewards - rewards.mean() + timestep / timesteps

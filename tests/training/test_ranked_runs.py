@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 import sacref
 from sacref.agent.checkpoints import REPLAY, rank_part
 from sacref.cli import launch
+from sacref.config.update_to_data import UpdateToData
 from sacref.envs.vector import EnvError
 from sacref.ranks import Ranks
 from sacref.storage import checkpoint, replay_log
@@ -173,8 +174,8 @@ def test_a_killed_rank_ends_the_run_everywhere_and_the_run_goes_on(killed: Kille
         process.send_signal(signal.SIGINT)
         status, out, err = ended(process)
         end = newest(run)
-        assert status == 130
-        assert err.startswith("0.5 gradient steps per environment step") and err.count("\n") == 2, "what a run says when it starts"
+        said = UpdateToData(**json.loads((run / "config.json").read_text())["update_to_data"])  # when it starts
+        assert (status, err) == (130, f"{said}\n")
         assert out.splitlines()[0].startswith(f"interrupted after {4 * end:,} steps")
         assert out.splitlines()[-1] == f"to go on: sacref train --resume --run-dir {run}"
     else:

@@ -61,7 +61,9 @@ class Panels:
         drawn = re.search(r'Plotly\.newPlot\(\s*"curves",\s*', self.text)
         assert drawn is not None
         traces, end = json.JSONDecoder().raw_decode(self.text, drawn.end())
-        layout, _ = json.JSONDecoder().raw_decode(self.text, re.compile(r"\s*,\s*").match(self.text, end).end())  # type: ignore[union-attr]
+        between = re.compile(r"\s*,\s*").match(self.text, end)
+        assert between is not None
+        layout, _ = json.JSONDecoder().raw_decode(self.text, between.end())
         self.titles = [each["text"] for each in layout["annotations"]]
         self.traces: list[dict[str, Any]] = traces
         self.layout: dict[str, Any] = layout
@@ -98,7 +100,7 @@ def tables(text: str) -> list[list[list[str]]]:
 
 @with_plotly
 def test_seeds_are_lines_that_say_which_and_their_mean_has_its_interval(tmp_path: Path) -> None:
-    """Of 0, 1 and 2: mean 1, standard error 1/sqrt(3), 97.5% point of Student's t with 2 degrees of freedom 4.302653."""
+    """The mean of 0, 1 and 2 is 1, standard error 1/sqrt(3), 97.5% point of Student's t with 2 degrees of freedom 4.302653."""
     runs = [write_run(tmp_path, f"run{seed}", LINES, seed=seed) for seed in range(3)]
     write_report(runs, output=tmp_path / "deep" / "report.html")
     panels = Panels(tmp_path / "deep" / "report.html")

@@ -1,7 +1,7 @@
 """All that a GPU is wanted for, in order of worth, within a budget of minutes: `python -m bench gpu`.
 
 Each piece is a command of another suite. A piece that reaches its budget is stopped as by Ctrl-C: what it measured is kept, the next piece
-begins, and the next start of this command goes on with it. Where a machine is lent for ten minutes at a time, start it again and again with
+begins, and the next start of this command goes on with it. Where a job may take ten minutes at most, start it again and again with
 `--minutes 9`. `--smoke` rehearses all of it, with tiny sizes, on any machine.
 """
 
@@ -146,7 +146,7 @@ class State:
 
 
 def _state_path(accelerator: str | None, smoke: bool) -> Path:
-    # Of the code itself: a copy on a lent machine may be without Git.
+    # A digest of the code: a copy of the checkout may lack Git's folder.
     source = hashlib.sha256()
     for path in sorted(path for folder in ("sacref", "bench") for path in (machine.ROOT / folder).rglob("*.py")):
         source.update(path.read_bytes())

@@ -214,10 +214,8 @@ def measure(which: Sequence[Contender], sizes: Sizes, seed: int, start: Start = 
         for _ in range(sizes.rounds):
             for number in range(len(which)):
                 attempt(number, partial(one_round, number))
-        for number, one in enumerate(which):
-            # A profiler sees the thread that started it; the members of a population may have others.
-            if one.members == 1:
-                attempt(number, partial(count, number))
+        for number in range(len(which)):
+            attempt(number, partial(count, number))
     return HostSamples(cells=cells)
 
 

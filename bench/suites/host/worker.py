@@ -5,7 +5,6 @@ It trains as `bench.peers.worker` does, and stops at the same gate; the calls th
 
 import os
 import sys
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -54,35 +53,30 @@ class Entrance:
     """The way of vector environments' steps through the gate. Steps within another one's belong to that."""
 
     def __init__(self, door: "Gate") -> None:
-        self._door = door
-        self._inside = threading.local()
-        # Members of a population may step in threads of their own.
-        self._lock = threading.Lock()
+        self._door, self._inside = door, False
 
     def passing(self, owner: Any, step: Callable[..., Any]) -> Callable[..., Any]:
         """Return the step of an object, or of all objects of a class, that passes the gate first."""
 
         def call(*arguments: Any, **keywords: Any) -> Any:
-            if getattr(self._inside, "step", False):
+            if self._inside:
                 return step(*arguments, **keywords)
             envs = arguments[0] if isinstance(owner, type) else owner
-            with self._lock:
-                self._door.before_step(envs.num_envs)
-            self._inside.step = True
+            self._door.before_step(envs.num_envs)
+            self._inside = True
             try:
                 return step(*arguments, **keywords)
             finally:
-                self._inside.step = False
+                self._inside = False
 
         return call
 
 
 class PartClock:
-    """The time of each part of the loop. A call within another one, in the same thread, belongs to the outer one."""
+    """The time of each part of the loop. A call within another one belongs to the outer one."""
 
     def __init__(self) -> None:
-        self._inside = threading.local()
-        self._lock = threading.Lock()
+        self._inside = False
         self._seconds: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
 
     def start(self) -> Callable[[], dict[str, Any]]:
@@ -101,19 +95,18 @@ class PartClock:
         """Return a function whose time is that of a part."""
 
         def call(*arguments: Any, **keywords: Any) -> Any:
-            if getattr(self._inside, "call", False):
+            if self._inside:
                 return function(*arguments, **keywords)
-            self._inside.call = True
+            self._inside = True
             began, began_thread = time.perf_counter(), time.thread_time()
             try:
                 return function(*arguments, **keywords)
             finally:
                 thread, wall = time.thread_time() - began_thread, time.perf_counter() - began
-                self._inside.call = False
-                with self._lock:
-                    sums = self._seconds[part]
-                    sums[0] += wall
-                    sums[1] += thread
+                self._inside = False
+                sums = self._seconds[part]
+                sums[0] += wall
+                sums[1] += thread
 
         return call
 

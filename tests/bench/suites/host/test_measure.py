@@ -140,7 +140,12 @@ def test_contenders_take_turns_and_one_that_stops_is_missing() -> None:
 
     found = {cell.name: cell for cell in host.measure(which, SIZES, 0, start).cells}
     assert [name for name, said in log if said == "advance 10"] == ["sacref torch auto", "sacref jax auto"] * 2 + ["sacref torch auto"]
-    assert [said for name, said in log if name == "sacref jax population"] == ["advance 2050", *["advance 100"] * 3, "close"]
+    assert [said for name, said in log if name == "sacref jax population"] == [
+        "advance 2050",
+        *["advance 100"] * 3,
+        "advance 40 count",
+        "close",
+    ]
     assert [said for name, said in log if name == "sacref torch auto"] == [
         "advance 205",
         *["advance 10"] * 3,
