@@ -22,7 +22,7 @@ from sacref.agent.prediction import NO_CARRY, ExportablePolicy, Predictor
 from sacref.agent.transitions import Transitions
 from sacref.agent.update_schedule import UpdateSchedule
 from sacref.algorithm.data import Noise, Sampled
-from sacref.algorithm.replay import ReplayMemory
+from sacref.algorithm.replay import AnyReplayMemory
 from sacref.algorithm.tree import Tree
 from sacref.config import SACConfig
 from sacref.envs.interface import Space
@@ -64,7 +64,7 @@ class Agent(Generic[ArrayT]):
         backend: Backend[ArrayT],
         *,
         models: Mapping[str, object],
-        memory: ReplayMemory[Any, Any] | None,
+        memory: AnyReplayMemory | None,
         observation_space: Space,
         state_space: Space | None,
         action_space: Space,
@@ -160,7 +160,7 @@ class Agent(Generic[ArrayT]):
         if self.ranks.size > 1:  # all begin with what rank 0 does, whatever their models were drawn from
             self.set_arrays(self.ranks.from_first(self.arrays()))
 
-    def _allocate(self, memory: ReplayMemory[Any, Any]) -> None:
+    def _allocate(self, memory: AnyReplayMemory) -> None:
         if self.cfg.batch_size > memory.capacity:
             raise ValueError(
                 f"batch_size is {self.cfg.batch_size}, the memory's capacity {memory.capacity}: lower batch_size or make the memory larger"

@@ -7,7 +7,7 @@ from typing import Any, Generic, NamedTuple, Protocol
 
 import numpy as np
 
-from sacref.agent.execution import Act, Actor, AgentRunner, Bounds, DrawSpec, Fused, Learn, Streams
+from sacref.agent.execution import Act, Actor, AgentRunner, AnyStreams, Bounds, DrawSpec, Fused, Learn
 from sacref.algorithm.data import Metrics, Noise
 from sacref.algorithm.optimizer import Average, Parameters
 from sacref.algorithm.sequences import Follow
@@ -127,19 +127,19 @@ class Backend(Protocol[ArrayT]):
     average: Average | None
     """`tree -> tree`: the average over ranks and devices; None for one."""
 
-    def streams(self, seeds: Sequence[np.random.SeedSequence], held: Streams[Any] | None = None, /) -> Streams[Any]:
+    def streams(self, seeds: Sequence[np.random.SeedSequence], held: AnyStreams | None = None, /) -> AnyStreams:
         """Return the random streams that begin at these seeds, which take the place of `held`."""
 
-    def stream_states(self, streams: Streams[Any], models: Mapping[str, Any], /) -> dict[str, NumpyArray]:
+    def stream_states(self, streams: AnyStreams, models: Mapping[str, Any], /) -> dict[str, NumpyArray]:
         """Return the states of the random streams, those of the models included."""
 
-    def set_stream_states(self, streams: Streams[Any], models: Mapping[str, Any], states: Mapping[str, NumpyArray], /) -> Streams[Any]:
+    def set_stream_states(self, streams: AnyStreams, models: Mapping[str, Any], states: Mapping[str, NumpyArray], /) -> AnyStreams:
         """Return the streams at these states."""
 
-    def exploration(self, streams: Streams[Any], /) -> object:
+    def exploration(self, streams: AnyStreams, /) -> object:
         """Return the state of the exploration stream, which stays as it is when the stream goes on."""
 
-    def with_exploration(self, streams: Streams[Any], state: object, /) -> Streams[Any]:
+    def with_exploration(self, streams: AnyStreams, state: object, /) -> AnyStreams:
         """Return the streams with that of exploration at a state, also one that was copied to the host."""
 
     def runner(self, state: State[ArrayT], /) -> AgentRunner[ArrayT, Any, Any]:

@@ -27,7 +27,7 @@ from sacref.agent.normalisers import Normalisers
 from sacref.agent.transitions import Rows
 from sacref.algorithm.data import Inputs, Transition, Window
 from sacref.algorithm.optimizer import Parameters
-from sacref.algorithm.replay import ReplayMemory
+from sacref.algorithm.replay import AnyReplayMemory
 from sacref.algorithm.sequences import Follow
 from sacref.algorithm.tree import Tree, leaves, map_leaves
 from sacref.config import ConfigError, SACConfig
@@ -169,7 +169,7 @@ class NoCarry(Generic[ArrayT]):
         spaces: Spaces,
         models: Models[ArrayT],
         normalisers: Normalisers[ArrayT],
-        memory: ReplayMemory[Any, Any] | None,
+        memory: AnyReplayMemory | None,
     ) -> None:
         self._backend, self._cfg, self._spaces = backend, cfg, spaces
         self._models, self._normalisers = models, normalisers
@@ -311,7 +311,7 @@ class Carry(Generic[ArrayT]):
         spaces: Spaces,
         models: Models[ArrayT],
         normalisers: Normalisers[ArrayT],
-        memory: ReplayMemory[Any, Any] | None,
+        memory: AnyReplayMemory | None,
     ) -> None:
         self._backend, self._cfg, self._spaces, self._memory = backend, cfg, spaces, memory
         self._models, self._normalisers = models, normalisers

@@ -16,7 +16,7 @@ from sacref.agent.backend import Backend
 from sacref.agent.health import Health
 from sacref.agent.learner import Learner
 from sacref.agent.update_schedule import UpdateSchedule
-from sacref.algorithm.replay import ReplayMemory
+from sacref.algorithm.replay import AnyReplayMemory
 from sacref.config import SACConfig
 from sacref.envs.space_records import SPACES, differences
 from sacref.spec.arrays import ArrayT, NumpyArray
@@ -56,7 +56,7 @@ class Checkpoints(Generic[ArrayT]):
         *,
         learner: Learner[ArrayT],
         layouts: Mapping[str, str],
-        memory: ReplayMemory[Any, Any] | None,
+        memory: AnyReplayMemory | None,
         update_schedule: UpdateSchedule,
         health: Health[ArrayT],
         has_states: bool,

@@ -23,6 +23,9 @@ class Streams(NamedTuple, Generic[StreamT]):
     exploration: StreamT
 
 
+AnyStreams: TypeAlias = Streams[Any]
+
+
 class Bounds(NamedTuple, Generic[ArrayT]):
     """The Box of actions, `(action,)` each."""
 

@@ -9,14 +9,14 @@ import numpy as np
 
 from sacref.agent.backend import Backend
 from sacref.agent.carry import AnyCarry
-from sacref.agent.execution import Acted, ActInputs, Actor, AgentRunner, Bounds, DrawSpec, Streams
+from sacref.agent.execution import Acted, ActInputs, Actor, AgentRunner, AnyStreams, Bounds, DrawSpec
 from sacref.agent.members import MemberRunner
 from sacref.agent.model_checks import draw_widths
 from sacref.agent.models import Models
 from sacref.agent.normalisers import Normalisers
 from sacref.algorithm.data import Inputs, Noise, Sampled
 from sacref.algorithm.optimizer import KeepGradients, Parameters, batch_mean
-from sacref.algorithm.replay import ReplayMemory
+from sacref.algorithm.replay import AnyReplayMemory
 from sacref.algorithm.tree import Tree, map_leaves
 from sacref.algorithm.update import State
 from sacref.config import Execution, SACConfig
@@ -51,7 +51,7 @@ class Learner(Generic[ArrayT]):
         *,
         action_size: int,
         bounds: Bounds[ArrayT],
-        memory: ReplayMemory[Any, Any] | None,
+        memory: AnyReplayMemory | None,
     ) -> None:
         self.backend: Backend[ArrayT] = backend
         self._cfg, self._action_size = cfg, action_size
@@ -66,7 +66,7 @@ class Learner(Generic[ArrayT]):
         """What holds the state, learns and acts: of this agent alone, or of a population."""
         self.streams_key: tuple[int, ...] = ()
         """Key that the streams began from beside the seed and the rank; () for streams that began with the agent."""
-        self.streams: Streams[Any] = backend.streams(self._seeds())
+        self.streams: AnyStreams = backend.streams(self._seeds())
         self._exploration_before: object = None
         """State of the exploration stream before an action that was chosen ahead; None where none waits to be taken."""
         self.execution: Execution = backend.choose_execution(cfg.execution, models.are_common)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from sacref.agent.execution import Act, ActInputs, Actor, Bounds, Fused, Learn, Streams
 from sacref.algorithm.data import Inputs
-from sacref.algorithm.replay import ReplayMemory
+from sacref.algorithm.replay import AnyReplayMemory
 from sacref.algorithm.sequences import Follow, MemoryT, StreamT
 from sacref.algorithm.tree import Tree, map_leaves
 from sacref.algorithm.update import State, Update
@@ -38,7 +38,7 @@ class Members(NamedTuple, Generic[ArrayT, UpdateT, StreamT]):
     """One for each member."""
     streams: Sequence[Streams[StreamT]]
     """Random streams of each member."""
-    memory: ReplayMemory[Any, Any]
+    memory: AnyReplayMemory
     """Replay memory of all members: the environments of the first one, then those of the second, ..."""
     execution: Execution
     """As for one agent."""

@@ -145,7 +145,7 @@ def check_constants(name: str, dtypes: Mapping[str, str]) -> None:
             )
 
 
-def call_on_trial(name: str, function: Callable[..., object], parameters: object, inputs: object, *others: object) -> Any:
+def call_on_trial(name: str, function: Callable[..., object], parameters: object, inputs: object, *others: object) -> object:
     """Call a model on example inputs.
 
     Raises:
@@ -212,7 +212,7 @@ _OPAQUE = {*sys.stdlib_module_names, "torch", "jax", "jaxlib", "flax", "numpy", 
 """Packages into whose objects nobody looks, but for modules."""
 
 
-def _branches(value: object) -> Iterator[tuple[str, Any]]:
+def _branches(value: object) -> Iterator[tuple[str, object]]:
     if isinstance(value, Mapping):
         yield from ((str(key), branch) for key, branch in value.items())
     elif isinstance(value, list | tuple | set | frozenset | deque):
@@ -283,7 +283,7 @@ def check_reads_states(values: Mapping[str, NumpyArray], others: Mapping[str, Nu
         )
 
 
-def check_parts(name: str, outputs: object, expected: int) -> tuple[Any, ...]:
+def check_parts(name: str, outputs: object, expected: int) -> tuple[object, ...]:
     """Refuse a model with a carry that does not return a tuple of so many parts, the carry last."""
     if not isinstance(outputs, tuple) or len(outputs) != expected:
         got = f"a tuple of {len(outputs)}" if isinstance(outputs, tuple) else type(outputs).__name__

@@ -14,7 +14,7 @@ from sacref.agent.episodes import EpisodeStatistics
 from sacref.agent.members import Mask, MemberRunner, Members, Together
 from sacref.agent.numerics import require_finite_actions
 from sacref.agent.transitions import Transitions
-from sacref.algorithm.replay import ReplayMemory
+from sacref.algorithm.replay import AnyReplayMemory
 from sacref.algorithm.tree import Tree, leaves, map_leaves
 from sacref.envs.episodes import DROPPED
 from sacref.spec.arrays import ArrayT, NumpyArray
@@ -43,7 +43,7 @@ class Population(Generic[ArrayT]):
     def __init__(
         self,
         agents: Sequence[Agent[ArrayT] | None],
-        memory: ReplayMemory[Any, Any],
+        memory: AnyReplayMemory,
         make: Callable[[Members[ArrayT, Any, Any]], Together[ArrayT, Any]],
         timesteps: Sequence[int],
     ) -> None:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from sacref.agent.backend import Backend
 from sacref.agent.carry import AnyCarry, NoCarry, Prediction, zero_where
-from sacref.agent.execution import Act, ActInputs, Actor, Streams, action_modes
+from sacref.agent.execution import Act, ActInputs, Actor, AnyStreams, action_modes
 from sacref.agent.learner import STREAMS, Learner
 from sacref.agent.model_checks import example_inputs
 from sacref.agent.models import Models
@@ -68,7 +68,7 @@ class Predictor(Generic[ArrayT]):
         self._carry, self._transitions = carry, transitions
         seed = np.random.SeedSequence([cfg.seed, backend.ranks.rank, STREAMS])  # beside those that the agent learns with
         self._seeds = [seed] * STREAMS
-        self._streams: Streams[Any] | None = None
+        self._streams: AnyStreams | None = None
         self._acts: Mapping[str, Act[ArrayT, Any]] | None = None
 
     def predict(

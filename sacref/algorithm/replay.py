@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -433,3 +433,6 @@ class ReplayMemory(Generic[MemoryT, DeviceT]):
         """Restore the rows of environments from `first` on."""
         self._state = self.library.fill(self.state, arrays, first)
         self.written = self.written or bool(arrays["size"].any())
+
+
+AnyReplayMemory: TypeAlias = ReplayMemory[Any, Any]

@@ -157,7 +157,7 @@ _CALLS: dict[str, Callable[..., object]] = {
 """Functions that are called where an argument is read."""
 
 
-def _value(node: ast.expr) -> Any:
+def _value(node: ast.expr) -> object:
     """Invert `_expression`."""
     if isinstance(node, ast.Constant):
         return node.value
@@ -176,7 +176,7 @@ def _value(node: ast.expr) -> Any:
     raise ValueError(f"{ast.unparse(node)[:100]} is no literal, and no dotted name")
 
 
-def _called(function: Callable[..., object], first: list[object], call: ast.Call) -> Any:
+def _called(function: Callable[..., object], first: list[object], call: ast.Call) -> object:
     keywords = {}
     for keyword in call.keywords:
         if keyword.arg is None:

@@ -63,14 +63,14 @@ def torch_noise(noise: Noise) -> Iterator[None]:
     def like(shape: Sequence[int], dtype: Any = None) -> Any:
         return torch.as_tensor(noise.draw(shape)).to(dtype or torch.get_default_dtype())
 
-    def randn(*size: Any, dtype: Any = None, **_: object) -> Any:
+    def randn(*size: Any, dtype: Any = None, **_: object) -> object:
         return like(size[0] if size and not isinstance(size[0], int) else size, dtype)
 
     def normal(mean: Any, std: Any = 1.0, size: Any = None, **_: Any) -> Any:
         shape = size if size is not None else torch.broadcast_tensors(torch.as_tensor(mean), torch.as_tensor(std))[0].shape
         return like(shape, getattr(mean, "dtype", None)) * std + mean
 
-    def standard_normal(shape: Sequence[int], dtype: object, device: object) -> Any:
+    def standard_normal(shape: Sequence[int], dtype: object, device: object) -> object:
         return like(shape, dtype)
 
     of_distributions = importlib.import_module("torch.distributions.normal")
@@ -124,7 +124,7 @@ def jax_noise(noise: Noise) -> Iterator[None]:
     jax = importlib.import_module("jax")
     callback: Callable[..., object] = importlib.import_module("jax.experimental").io_callback
 
-    def normal(key: Any, shape: Sequence[int] = (), dtype: Any = float, **_: object) -> Any:
+    def normal(key: Any, shape: Sequence[int] = (), dtype: Any = float, **_: object) -> object:
         typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
         found = jax.ShapeDtypeStruct(tuple(shape), jax.dtypes.canonicalize_dtype(dtype))
 

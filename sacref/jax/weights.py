@@ -89,7 +89,7 @@ def functional(model: nnx.Module) -> Callable[..., Any]:
     """
     graph, variables, rest = _split(model)
 
-    def call(parameters: Parameters, rest: object, inputs: Sequence[object]) -> Any:
+    def call(parameters: Parameters, rest: object, inputs: Sequence[object]) -> object:
         called = nnx.merge(graph, _fill(variables, parameters), rest, copy=True)
         before = _held(called)
         outputs = called(*inputs)
@@ -98,10 +98,10 @@ def functional(model: nnx.Module) -> Callable[..., Any]:
                 raise HiddenStateError(changes(path))
         return outputs
 
-    def apply(parameters: Parameters, *inputs: object) -> Any:
+    def apply(parameters: Parameters, *inputs: object) -> object:
         return call(parameters, rest, inputs)
 
-    def apply_random(parameters: Parameters, *inputs_and_key: Array) -> Any:
+    def apply_random(parameters: Parameters, *inputs_and_key: Array) -> object:
         *inputs, key = inputs_and_key
         return call(parameters, _reseed(rest, key), inputs)
 
@@ -124,7 +124,7 @@ def random_state(model: nnx.Module) -> bool:
     return bool(nnx.to_flat_state(nnx.state(model, nnx.RngState)))
 
 
-def _reseed(rest: Any, key: Array) -> Any:
+def _reseed(rest: Any, key: Array) -> object:
     """Return the variables with a new key for each stream, `key` folded with the stream's number, and all counts 0."""
     base = jax.random.wrap_key_data(key, impl="threefry2x32")
     filled = []

@@ -540,7 +540,7 @@ def _require_ordinary(file: Path, status: os.stat_result) -> int:
     return status.st_size
 
 
-def _read_json(file: Path) -> tuple[Any, bytes]:
+def _read_json(file: Path) -> tuple[object, bytes]:
     """Return the content of a JSON file, and its text."""
     with _opened(file) as stream:
         size = os.fstat(stream.fileno()).st_size

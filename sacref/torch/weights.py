@@ -93,7 +93,7 @@ def functional(model: nn.Module) -> Callable[..., Any]:
 
     cells = [layer for layer in model.modules() if isinstance(layer, nn.RNNBase)]
 
-    def apply(parameters: Parameters, *inputs: object) -> Any:
+    def apply(parameters: Parameters, *inputs: object) -> object:
         with _left_in_place(cells):
             return torch.func.functional_call(model, parameters, inputs)
 
@@ -180,7 +180,7 @@ def refuse_draws() -> AbstractContextManager[object]:
     return context
 
 
-def _run_without_draws(_: object, operation: Any, types: object, arguments: Any = (), keywords: Any = None) -> Any:
+def _run_without_draws(_: object, operation: Any, types: object, arguments: Any = (), keywords: Any = None) -> object:
     """Run an operation of PyTorch's, unless it draws."""
     if torch.Tag.nondeterministic_seeded in operation.tags:
         names = [argument.name for argument in operation._schema.arguments]

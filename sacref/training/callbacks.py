@@ -208,7 +208,7 @@ class Callbacks:
         self.stopped_by = self.stopped_by or _name(callback)
 
 
-def hand_back(states: Sequence[tuple[str, int, Any]], callbacks: Sequence[Callback]) -> list[tuple[Callback, int]]:
+def hand_back(states: Sequence[tuple[str, int, object]], callbacks: Sequence[Callback]) -> list[tuple[Callback, int]]:
     """Hand the states of a checkpoint to callbacks of the same names, in their order, and warn of those that are missing.
 
     Returns:

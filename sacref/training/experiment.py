@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sacref.agent.checkpoints import rank_part
-from sacref.algorithm.replay import ReplayMemory
+from sacref.algorithm.replay import AnyReplayMemory
 from sacref.config.callables import why_lost
 from sacref.config.train_config import TrainConfig, takes_options
 from sacref.envs.states import have
@@ -155,7 +155,7 @@ class Run:
         self.evaluated = False
         self._every = math.ceil(self.plan.evaluation_interval / self.plan.steps_per_timestep)
 
-    def make_agent(self, memory: ReplayMemory[Any, Any]) -> None:
+    def make_agent(self, memory: AnyReplayMemory) -> None:
         """Make the agent, as the checkpoint of a resumed run says, and what shows and writes it."""
         plan, made, resumed = self.plan, self.made, self.plan.resumed
         self.agent = plan.make_agent(made.spaces, memory)

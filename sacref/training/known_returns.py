@@ -20,7 +20,7 @@ MOST_DIFFERENCES = 4
 """Settings in which a source may differ that is named nevertheless."""
 NOT_THE_RETURNS = {"experiment", "seed", "execution", "target_entropy_per_dimension"}
 """Fields of `SACConfig` that change no return but by chance, or through another field."""
-PLAIN: dict[str, Any] = {"hidden": [256, 256], "num_envs": 1, "ranks": 1, "wrappers": [], "env_kwargs": {}}
+PLAIN: dict[str, object] = {"hidden": [256, 256], "num_envs": 1, "ranks": 1, "wrappers": [], "env_kwargs": {}}
 """Options of a run, beside `SACConfig` and the models', that all sources have alike."""
 
 
@@ -51,7 +51,7 @@ def table() -> tuple[Known, ...]:
     return tuple(Known(**row) for row in json.loads(TABLE.read_text(encoding="utf-8")))
 
 
-def meaning(config: Mapping[str, Any], steps: int, mean: float) -> list[str]:
+def meaning(config: Mapping[str, object], steps: int, mean: float) -> list[str]:
     """Say what a return means beside those that are known of the task after as many steps.
 
     Args:

@@ -16,7 +16,7 @@ import numpy as np
 import sacref
 from sacref import envs
 from sacref.agent.backend import BackendError
-from sacref.algorithm.replay import ReplayMemory
+from sacref.algorithm.replay import AnyReplayMemory
 from sacref.algorithm.tree import leaves
 from sacref.config import SACConfig, presets
 from sacref.config.train_config import Backend, TrainConfig, Wrapper
@@ -177,13 +177,13 @@ class Plan:
         # With less steps than were once asked for, it is as large as it was.
         return min(self.options.memory_capacity, max((self.timesteps + 1) * envs, self.settings.batch_size, slots_of(entry) * envs))
 
-    def make_memory(self, capacity: int, members: int = 1) -> ReplayMemory[Any, Any]:
+    def make_memory(self, capacity: int, members: int = 1) -> AnyReplayMemory:
         """Make a replay memory of so many transitions of each member of a population."""
         envs = self.options.num_envs
-        memory: ReplayMemory[Any, Any] = self.backend.ReplayMemory(members * capacity, members * envs, device=self.options.device)
+        memory: AnyReplayMemory = self.backend.ReplayMemory(members * capacity, members * envs, device=self.options.device)
         return memory
 
-    def make_agent(self, spaces: Spaces, memory: ReplayMemory[Any, Any]) -> AnyAgent:
+    def make_agent(self, spaces: Spaces, memory: AnyReplayMemory) -> AnyAgent:
         """Make the agent as it begins."""
         options = self.options
         agent: AnyAgent = algorithm(self.backend, options.model_options)(

@@ -150,7 +150,7 @@ def _read(directory: Path) -> _Run:
     return _Run(directory, config, returns, lines)
 
 
-def _read_metrics(path: Path) -> list[dict[str, Any]]:
+def _read_metrics(path: Path) -> list[dict[str, object]]:
     """Read at most `POINTS` lines, evenly spaced; one that a running or killed process has half written is left out."""
     if not path.is_file():
         return []

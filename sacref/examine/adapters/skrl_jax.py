@@ -60,7 +60,7 @@ class SkrlJax(Skrl):
     def versions(self) -> Mapping[str, str]:
         return version("skrl", "jax", "flax", "optax")
 
-    def build_model(self, name: str, spaces: Mapping[str, object]) -> Any:
+    def build_model(self, name: str, spaces: Mapping[str, object]) -> object:
         """Make a policy or a critic, as skrl's documentation writes them."""
         nn, jnp, skrl = (importlib.import_module(each) for each in ("flax.linen", "jax.numpy", "skrl.models.jax"))
         problem = self.problem

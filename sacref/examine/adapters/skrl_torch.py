@@ -53,7 +53,7 @@ class Skrl(ABC):
         return kind(models=models, memory=memory, cfg=cfg, device="cpu", **spaces), models
 
     @abstractmethod
-    def build_model(self, name: str, spaces: Mapping[str, object]) -> Any:
+    def build_model(self, name: str, spaces: Mapping[str, object]) -> object:
         """Make a model of the library."""
 
     @abstractmethod
@@ -142,7 +142,7 @@ class SkrlTorch(Skrl, TorchAdapter):
     def versions(self) -> Mapping[str, str]:
         return version("skrl", "torch")
 
-    def build_model(self, name: str, spaces: Mapping[str, object]) -> Any:
+    def build_model(self, name: str, spaces: Mapping[str, object]) -> object:
         """Make a policy or a critic, as skrl's documentation writes them."""
         torch, skrl = importlib.import_module("torch"), importlib.import_module("skrl.models.torch")
         nn, problem, judges = torch.nn, self.problem, name != "policy"
