@@ -19,6 +19,9 @@ from sacref.config import ExperimentConfig, SACConfig
 
 BACKENDS = ["torch", "jax"]
 
+jax_in_full = pytest.mark.parametrize("backend", ["torch", pytest.param("jax", marks=pytest.mark.full)], indirect=True)
+"""For a test of what both backends share: the full run alone waits for what JAX compiles."""
+
 
 @dataclass(frozen=True)
 class Backend:

@@ -16,7 +16,7 @@ import sacref
 from sacref.cli import main as cli
 from sacref.training import callbacks, experiment
 from sacref.training.callbacks import Callback, RunView
-from tests.backends import BACKENDS, Backend, assert_same_arrays, load_backend
+from tests.backends import BACKENDS, Backend, assert_same_arrays, jax_in_full, load_backend
 
 backend = pytest.fixture(params=BACKENDS)(load_backend)
 
@@ -86,6 +86,7 @@ class Stop(Callback):
         return run.steps < 6
 
 
+@jax_in_full
 def test_false_from_an_evaluation_ends_the_run_with_everything_written(
     backend: Backend, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -242,6 +243,7 @@ def test_the_state_of_a_callback_goes_on_bit_for_bit(
     ]
 
 
+@jax_in_full
 def test_a_run_that_goes_on_beyond_its_end_tells_of_the_evaluation_there(backend: Backend, tmp_path: Path) -> None:
     whole, first, again, fresh = Counting(), Counting(), Counting(), Recorder()
     train(backend, tmp_path / "whole", whole, steps=18)
@@ -294,6 +296,7 @@ class Ended(Callback):
         ENDED[run.run_dir.name] = run.steps
 
 
+@jax_in_full
 def test_each_member_of_a_population_has_callbacks_of_its_own(backend: Backend, tmp_path: Path) -> None:
     ENDED.clear()
     found = sacref.train_population(seeds=[0, 1, 2], **{**RUN, "backend": backend.name, "run_dir": tmp_path, "callbacks": [Ended]})

@@ -24,7 +24,7 @@ from sacref.preprocessing import RunningStandardScaler
 from sacref.training.checkpoints import finished_checkpoints
 from sacref.training.population import PopulationError, parse_seeds, train_population
 from sacref.training.run_directory import RunError
-from tests.backends import BACKENDS, Backend, draw_row, fill, load_backend, without_shape_checks
+from tests.backends import BACKENDS, Backend, draw_row, fill, jax_in_full, load_backend, without_shape_checks
 
 backend = pytest.fixture(params=BACKENDS)(load_backend)
 
@@ -377,7 +377,13 @@ def made_anew(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any, str], None
 
 @pytest.mark.parametrize(
     ("backend", "after", "left"),
-    [("torch", 0, []), ("torch", 2, []), ("torch", 10, [6]), ("jax", 10, [6]), ("torch", 19, [6, 12, 14])],
+    [
+        ("torch", 0, []),
+        ("torch", 2, []),
+        ("torch", 10, [6]),
+        pytest.param("jax", 10, [6], marks=pytest.mark.full),
+        ("torch", 19, [6, 12, 14]),
+    ],
     indirect=["backend"],
 )
 def test_a_member_that_fails_ends_alone(
@@ -504,6 +510,7 @@ def test_one_member_warns_for_all(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert caplog.text.count("NormalizeObservation learns moments of its own") == 1
 
 
+@jax_in_full
 def test_combinations_are_members(backend: Backend, tmp_path: Path) -> None:
     population = train_population(
         backend=backend.name, seeds=[0, 1], vary={"discount_factor": [0.9, 0.99]}, run_dir=tmp_path / "four", **{**SETTINGS, "steps": 20}
@@ -515,6 +522,7 @@ def test_combinations_are_members(backend: Backend, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "four").glob("*.png")) == ["discount_factor=0.9.png", "discount_factor=0.99.png"]
 
 
+@jax_in_full
 def test_ctrl_c_ends_all_members_with_everything_written(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = []
 

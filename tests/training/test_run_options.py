@@ -131,9 +131,7 @@ class Killed(BaseException):
     """In the place of a signal that no handler sees."""
 
 
-LIVES = [
-    pytest.param(name, row, marks=() if name == "torch" or row == "the update" else pytest.mark.full) for name in BACKENDS for row in TABLE
-]
+LIVES = [pytest.param(name, row, marks=() if name == "torch" else pytest.mark.full) for name in BACKENDS for row in TABLE]
 
 
 @pytest.mark.parametrize(("backend", "row"), LIVES, indirect=["backend"])
