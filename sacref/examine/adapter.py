@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
+from gymnasium.vector import AutoresetMode
 
 from sacref.algorithm.data import Batch
 from sacref.examine.observed import Trajectory, Update, steps_by_network
@@ -93,8 +94,13 @@ class Saving(Protocol):
 class Collecting(Protocol):
     """An adapter whose agent collects transitions with the implementation's own loop."""
 
-    def collect(self, make_env: Callable[[], Env], num_envs: int, steps: int) -> Batch[Floats]:
-        """Act in so many environments for so many steps of each, and give the transitions that the replay memory then holds."""
+    def collect(self, make_env: Callable[[], Env], num_envs: int, steps: int, autoreset_mode: AutoresetMode) -> Batch[Floats]:
+        """Act in so many environments for so many steps of each, and give the transitions that the replay memory then holds.
+
+        Args:
+            make_env: makes one of the environments. num_envs: how many. steps: of each.
+            autoreset_mode: of Gymnasium's vector environment; an implementation with vector environments of its own takes those.
+        """
         ...
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 BEFORE, AFTER = "before its step", "after its step"
 NEWEST = "newest, the policy being stepped twice"
 FRESH, FROZEN = "fresh", "that of the first update, for ever"
+OWN, OWN_FROZEN = "its own", f"its own, {FROZEN}"
 
 
 def one_of(about: str, *values: str) -> str:
@@ -84,7 +85,7 @@ class Choices:
     )
     target_entropy: str = one_of("target entropy H by itself", "-dim", "-dim / 2", "0", "-1", "-dim^2", "dim")
     temperature_policy: str = one_of("policy in the temperature's loss", BEFORE, AFTER)
-    temperature_noise: str = one_of("noise of the temperature's loss", "the policy's", "its own")
+    temperature_noise: str = one_of("noise of the temperature's loss", "the policy's", OWN, OWN_FROZEN)
     # The optimizer and the target networks.
     adam_epsilon: str = one_of("Adam's epsilon", "1e-8", "1e-7", "1e-5", "1.5e-4")
     adam_epsilon_place: str = one_of("place of Adam's epsilon", "outside the root", "inside the root", "before the bias correction")
@@ -148,6 +149,7 @@ MISTAKES = (
     Mistake("target_networks", "none: the critics", "targets without target networks", "the critics chase themselves"),
     Mistake("target_noise", FROZEN, "noise of the target frozen", "every update sees the same noise"),
     Mistake("policy_noise", FROZEN, "noise of the policy's loss frozen", "every update sees the same noise"),
+    Mistake("temperature_noise", OWN_FROZEN, "noise of the temperature's loss frozen", "every update sees the same noise"),
     Mistake("termination", "ignored", "terminated transitions bootstrap", "a state after the end has a value"),
     Mistake("discount", "rounded to bfloat16", "discount factor in low precision", "0.99 becomes 0.988"),
     Mistake(

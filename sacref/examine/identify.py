@@ -3,11 +3,11 @@
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import sacref.examine.oracle as oracle
-from sacref.examine.choices import FRESH, FROZEN, VALUES, Choices, canonical, contradictions
+from sacref.examine.choices import FRESH, FROZEN, OWN, OWN_FROZEN, VALUES, Choices, canonical, contradictions
 from sacref.examine.observed import Trajectory, difference, recovered
 from sacref.examine.oracle import DENSITY, Adam, Oracle
 from sacref.examine.stages import Found, Policy, Stage, Target, Temperature, Variant, every_density, in_words
@@ -35,7 +35,7 @@ class Identification:
     combinations: Mapping[Choices, tuple[int, ...]]
     """The one nearest to sacref's first, each with the order in which it draws its noise; empty where a quantity left all variants."""
     left: Left | None
-    partial: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    partial: Mapping[str, Sequence[str]]
     """Field -> the values that remain, of the stages that were reproduced."""
 
 
@@ -45,10 +45,28 @@ def identify(trajectories: Sequence[Trajectory]) -> Identification:
     Args:
         trajectories: of scenes; where an agent did not show its gradients, those of first steps are computed from its weights.
     """
-    if all(trajectory.shown for trajectory in trajectories):
-        optimizers, left = _optimizers(trajectories)
-        return _search(trajectories, optimizers, left)
-    return _identify_by_weights(trajectories)
+    if not all(trajectory.shown for trajectory in trajectories):
+        return _identify_by_weights(trajectories)
+    optimizers, left = _optimizers(trajectories)
+    found = _search(trajectories, optimizers, left)
+    # In float32 Adam turns the rounding of small gradients into whole steps: a trajectory says nothing then.
+    exact = [each for each in trajectories if each.scene.problem.dtype == "float64"]
+    return _followed(found, exact) if found.combinations and exact else found
+
+
+def _followed(found: Identification, trajectories: Sequence[Trajectory]) -> Identification:
+    """Keep the combinations that follow the weights of all updates; without any, name what leaves the nearest one."""
+    reproduced: dict[Choices, tuple[int, ...]] = {}
+    lefts: list[Left] = []
+    for chosen, order in found.combinations.items():
+        runs = [(distance, kind, each) for each in trajectories for kind, distance in replay(each, chosen, order).items()]
+        distance, kind, worst = max(runs, key=lambda run: run[0] / run[2].tolerance)
+        if distance <= worst.tolerance:
+            reproduced[chosen] = order
+        else:
+            lefts.append(Left(f"{kind}, after several updates", len(worst.updates) - 1, worst.scene.name, in_words(chosen), distance))
+    left = None if reproduced else min(lefts, key=lambda each: each.difference)
+    return Identification(reproduced, left, found.partial)
 
 
 def _identify_by_weights(trajectories: Sequence[Trajectory]) -> Identification:
@@ -64,19 +82,11 @@ def _identify_by_weights(trajectories: Sequence[Trajectory]) -> Identification:
     for optimizers in alike.values():
         adam = _adam(next(iter(optimizers)))
         found = _search([recovered(trajectory, adam) for trajectory in trajectories], optimizers, None)
-        failed += [found] if found.left else []
-        reproduced: dict[Choices, tuple[int, ...]] = {}
-        for chosen, order in found.combinations.items():
-            runs = [(distance, kind, each) for each in trajectories for kind, distance in replay(each, chosen, order).items()]
-            distance, kind, worst = max(runs, key=lambda run: run[0] / run[2].tolerance)
-            if distance <= worst.tolerance:
-                reproduced[chosen] = order
-            else:
-                left = Left(f"{kind}, after several updates", len(worst.updates) - 1, worst.scene.name, in_words(chosen), distance)
-                failed.append(Identification({}, left, found.partial))
-        if reproduced:
-            return Identification(reproduced, None)
-        if found.combinations or "target_value" in found.partial:
+        tried = _followed(found, trajectories) if found.combinations else found
+        if tried.combinations:
+            return tried
+        failed.append(tried)
+        if "target_value" in found.partial:
             break
     return min(failed, key=lambda each: (-len(each.partial), each.left.difference if each.left else 0.0))
 
@@ -111,7 +121,7 @@ def _search(trajectories: Sequence[Trajectory], optimizers: Found, left: Left | 
     if first is None and not combinations:
         words = "each stage has variants, but no two agree"
         first = Left("the choices of all stages together", 0, trajectories[0].scene.name, words, math.inf)
-    return Identification(_ordered(combinations), first, {} if combinations else partial)
+    return Identification(_ordered(combinations), first, partial)
 
 
 def _adam(settings: Variant) -> Adam:
@@ -195,11 +205,12 @@ def _joined(
 
 def _noise_fields(target: str, policy: str, temperature: str) -> dict[str, str]:
     """Derive choices from the names of the drawn arrays."""
+    own = OWN_FROZEN if temperature.startswith("frozen") else OWN
     shared = "the policy's of the same update" if target == policy else FROZEN if target.startswith("frozen") else FRESH
     return {
         "target_noise": shared,
         "policy_noise": FROZEN if policy.startswith("frozen") else FRESH,
-        "temperature_noise": "its own" if temperature not in (policy, "") else "the policy's",
+        "temperature_noise": own if temperature not in (policy, "") else "the policy's",
     }
 
 

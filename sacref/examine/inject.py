@@ -25,7 +25,7 @@ class Noise:
     """Noise arrays of one update after another, handed out in their order.
 
     A draw that has a key (JAX) gets the same array whenever it comes with the same key, also in later updates: noise that an implementation
-    repeats by mistake is repeated here.
+    repeats by mistake is repeated here. The array in its turn is left out then, so that the n-th draw of each update has the n-th array.
     """
 
     def __init__(self) -> None:
@@ -44,6 +44,7 @@ class Noise:
         """
         if key is not None and key in self._by_key:
             found = self._by_key[key]
+            del self._left[:1]
             return found if found.shape == tuple(shape) else found.T
         if not self._left:
             raise RuntimeError("noise: the update draws more normal arrays than the examiner has: draw one for each action that is sampled")
@@ -158,11 +159,13 @@ def torch_gradients(names: Callable[[], Places]) -> Iterator[list[Arrays]]:
 
     def before_step(stepped: Any, *_: object) -> None:
         parameters = {id(parameter) for part in stepped.param_groups for parameter in part["params"] if parameter.grad is not None}
-        found = {
-            name: to_numpy(tensor.grad, transposed, (tensor.ndim == 1 and tensor.numel() == 1 and name == "log_alpha"))
-            for name, (tensor, transposed) in names().items()
-            if id(tensor) in parameters
-        }
+        found: Arrays = {}
+        for name, (tensor, transposed) in names().items():
+            # A view is one of the models that are stacked in a parameter.
+            owner = tensor if tensor._base is None else tensor._base
+            if id(owner) in parameters and owner.grad is not None:
+                grad = owner.grad if owner is tensor else owner.grad[tensor.storage_offset() // tensor.numel()]
+                found[name] = to_numpy(grad, transposed, name == "log_alpha")
         seen.append(merge_heads(found))
 
     handle = optimizer.register_optimizer_step_pre_hook(before_step)
@@ -200,17 +203,17 @@ def split_heads(weights: Named) -> Arrays:
     return found
 
 
-def torch_places(models: Mapping[str, "nn.Module"], log_alpha: "Tensor | None" = None) -> Places:
+def torch_places(models: Mapping[str, "nn.Module | Sequence[Tensor]"], log_alpha: "Tensor | None" = None) -> Places:
     """Find the tensors of torch modules by common names, told by shapes and order: each linear layer in turn, the last one the head.
 
     Args:
-        models: "policy", "critic_1" and so on -> a module. A policy whose last two layers read the same input has a mean and a log standard
-            deviation, in this order.
+        models: "policy", "critic_1" and so on -> a module, or its parameters in their order, which may be views of stacked ones. A policy
+            whose last two layers read the same input has a mean and a log standard deviation, in this order.
         log_alpha: its tensor.
     """
     found: dict[str, tuple[Tensor, bool]] = {}
     for model, module in models.items():
-        parameters = list(module.parameters())
+        parameters = list(module) if isinstance(module, Sequence) else list(module.parameters())
         layers = [tuple(pair) for pair in zip(parameters[::2], parameters[1::2], strict=True)]
         two_heads = model == "policy" and len(layers) > 1 and layers[-1][0].shape == layers[-2][0].shape
         heads = [MEAN, LOG_STD] if two_heads else [f"{model}.head."]
@@ -286,6 +289,17 @@ class TorchAdapter(ABC):
     def gradients(self) -> Sequence[Named]:
         """Give those that each optimizer step of the last update was taken with."""
         return self._gradients
+
+
+def tapped(function: Callable[..., Any], see: Callable[[Any], object]) -> Callable[..., Any]:
+    """Wrap a function so that `see` gets what each call returns."""
+
+    def call(*arguments: object, **named: object) -> Any:
+        found = function(*arguments, **named)
+        see(found)
+        return found
+
+    return call
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sacref.algorithm.data import Batch
-from sacref.examine.choices import AFTER, FRESH, FROZEN, NEWEST, Choices, contradictions
+from sacref.examine.choices import AFTER, FRESH, FROZEN, NEWEST, OWN_FROZEN, Choices, contradictions
 from sacref.examine.problem import Problem
 from sacref.parity.networks import Arrays, Floats, Named, Seen, Tape, backward, forward
 from sacref.parity.oracle import critics, norm
@@ -448,10 +448,10 @@ class Oracle:
 
     def _step_temperature(self, turn: int) -> None:
         chosen = self.choices
-        index = 2 if chosen.temperature_noise == "its own" else 1
-        index += 2 * max(turn - 1, 0)
+        own = chosen.temperature_noise != "the policy's"
+        index = (2 if own else 1) + 2 * max(turn - 1, 0)
         policy = self._judged if turn > 0 and chosen.temperature_policy != AFTER else self.weights
-        noise = self._noise(index, chosen.policy_noise == FROZEN and index % 2 == 1)
+        noise = self._noise(index, chosen.temperature_noise == OWN_FROZEN if own else chosen.policy_noise == FROZEN)
         drawn, _ = draw(policy, self._batch.observations, noise, chosen, self.problem.bound)
         goal = entropy_goal(chosen.target_entropy, self.problem.action)
         if chosen.temperature_loss != "none: it never moves":

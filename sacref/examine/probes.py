@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import gymnasium
 import numpy as np
+from gymnasium.vector import AutoresetMode
 
 import sacref.examine.oracle as oracle
 from sacref.algorithm.data import Batch
@@ -195,23 +196,30 @@ COLLECTED = (
     "termination not stored",
     "resets stored as transitions",
     "an episode's last successor that is the next one's first observation",
+    "first steps that repeat one action",
 )
+AUTORESETS = (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP)
 
 
 def collecting(adapter: Adapter, problem: Problem) -> Iterator[Finding]:
-    """Check what the implementation's own loop stores of episodes that end, in two environments."""
+    """Check what the implementation's own loop stores of its first steps and of episodes that end, in two environments."""
     if not isinstance(adapter, Collecting):
         yield from (Finding(title, "not checkable", why="the adapter has no collect()") for title in COLLECTED)
         return
-    adapter.make(problem)
-    rows = adapter.collect(lambda: Counting(problem), 2, 20)
-    yield from stored(rows.observations, rows.next_observations, rows.terminated)
+    runs: list[list[Finding]] = []
+    for mode in AUTORESETS:
+        adapter.make(problem)
+        runs.append(list(stored(adapter.collect(lambda: Counting(problem), 2, 20, mode))))
+    for findings in zip(*runs, strict=True):
+        worst = min(findings, key=lambda each: ("present", "absent", "not checkable").index(each.status))
+        where = [mode.name for mode, each in zip(AUTORESETS, findings, strict=True) if each.status == "present"]
+        yield worst._replace(got=f"{worst.got} under {where[0]}") if len(where) == 1 else worst
 
 
-def stored(observations: Floats, next_observations: Floats, terminated: Floats) -> Iterator[Finding]:
+def stored(rows: Batch[Floats]) -> Iterator[Finding]:
     """Judge stored rows of `Counting`."""
-    (episode, step), next_episode = observations[:, :2].T, next_observations[:, 0]
-    even, done = episode % 2 == 0, np.asarray(terminated, bool).ravel()
+    (episode, step), next_episode = rows.observations[:, :2].T, rows.next_observations[:, 0]
+    even, done = episode % 2 == 0, np.asarray(rows.terminated, bool).ravel()
     last = np.where(even, Counting.TERMINATED, Counting.TRUNCATED) - 1 == step
     after = np.where(even, Counting.TERMINATED, Counting.TRUNCATED) == step
     cases = (
@@ -220,13 +228,19 @@ def stored(observations: Floats, next_observations: Floats, terminated: Floats) 
         (after, last, "the step that only resets is learned from"),
         (last & (next_episode != episode), last, "values leak from one episode into the next"),
     )
-    for title, (wrong, of, consequence) in zip(COLLECTED, cases, strict=True):
+    for title, (wrong, of, consequence) in zip(COLLECTED, cases, strict=False):
         if not of.any():
             yield Finding(title, "not checkable", why="no such row is stored")
         elif wrong.any():
             yield Finding(title, "present", f"{int(wrong.sum())} rows of {int(of.sum())} ends", "none", consequence)
         else:
             yield Finding(title, "absent")
+    different = len(np.unique(rows.actions, axis=0))
+    if different < len(rows.actions) / 2:
+        said = f"{different} actions in {len(rows.actions)} rows"
+        yield Finding(COLLECTED[-1], "present", said, "others in each", "the replay memory begins with what one action does")
+    else:
+        yield Finding(COLLECTED[-1], "absent")
 
 
 WINDOWS = ("n-step exponents wrong", "n-step windows over the write head", "n-step windows over an episode's end")

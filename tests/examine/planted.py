@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
+from gymnasium.vector import AutoresetMode
 
 from sacref.algorithm.data import Batch
 from sacref.examine.adapter import Adapter, Env, Windows, record
@@ -83,7 +84,7 @@ def agrees(found: Identification, named: dict[str, str]) -> bool:
 
 def collected(problem: Problem, **wrong: bool) -> Batch[Floats]:
     """Give what a loop stores of two episodes of `Counting`, with a mistake in it."""
-    environment, stored = Counting(problem), []
+    environment, stored, generator = Counting(problem), [], np.random.default_rng(0)
     beside = np.eye(1, problem.observation)[0]
     for _ in range(2):
         now, _ = environment.reset()
@@ -98,7 +99,8 @@ def collected(problem: Problem, **wrong: bool) -> Batch[Floats]:
                 break
             now = after
     observations, rewards, next_observations, ends = (np.array(part) for part in zip(*stored, strict=True))
-    return Batch(observations, None, np.zeros((len(ends), problem.action)), rewards, next_observations, None, ends)
+    actions = generator.uniform(-1, 1, (1 if wrong.get("repeats", False) else len(ends), problem.action))
+    return Batch(observations, None, np.resize(actions, (len(ends), problem.action)), rewards, next_observations, None, ends)
 
 
 def windows(rows: Batch[Floats], truncated: Floats, **wrong: bool) -> Windows:
@@ -152,7 +154,7 @@ class Complete(OracleAdapter):
         super().load(path)
         self.agent.weights |= {name: array for name, array in made.items() if name.startswith(self._forgets)}
 
-    def collect(self, make_env: Callable[[], Env], num_envs: int, steps: int) -> Batch[Floats]:
+    def collect(self, make_env: Callable[[], Env], num_envs: int, steps: int, autoreset_mode: AutoresetMode) -> Batch[Floats]:
         return collected(self.agent.problem, **{self._collects: True})
 
     def windows(self, rows: Batch[Floats], truncated: Floats, capacity: int, n_step: int, discount: float) -> Windows:
@@ -183,7 +185,7 @@ def plants() -> dict[str, OracleAdapter]:
         "a loaded agent that forgets": Complete(forgets="log_alpha"),
         **{
             title: Complete(collects=wrong)
-            for title, wrong in zip(COLLECTED, ("truncated", "unterminated", "resets", "leaks"), strict=True)
+            for title, wrong in zip(COLLECTED, ("truncated", "unterminated", "resets", "leaks", "repeats"), strict=True)
         },
         **{title: Complete(cuts=wrong) for title, wrong in zip(WINDOWS, ("exponent", "round", "on"), strict=True)},
     }

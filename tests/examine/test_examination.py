@@ -77,7 +77,7 @@ def test_a_record_holds_all_of_it(planted: Examination) -> None:
     value = json.loads(json.dumps(record(planted)))
     assert (value["suite"], value["identified"], value["left"], value["updates"]) == ("examined", True, None, 6)
     assert value["choices"]["target_alpha"] == ["after its step"]
-    assert len(value["findings"]) == len(MISTAKES) + 15
+    assert len(value["findings"]) == len(MISTAKES) + 16
     assert [finding["mistake"] for finding in value["findings"] if finding["status"] == "present"] == [
         each.mistake for each in planted.mistakes
     ]

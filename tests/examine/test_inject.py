@@ -33,6 +33,7 @@ def test_a_key_gets_its_array_again() -> None:
     np.testing.assert_array_equal(noise.draw((2, 3), b"b"), DRAWS[1])
     noise.fill(DRAWS[2:])
     np.testing.assert_array_equal(noise.draw((2, 3), b"a"), first)
+    np.testing.assert_array_equal(noise.draw((2, 3), b"c"), DRAWS[3])
 
 
 def test_torch_draws_what_it_is_given_and_has_its_own_functions_back() -> None:

@@ -135,11 +135,10 @@ def test_a_loaded_agent_that_forgets_nothing_is_fine() -> None:
 
 def rows(**wrong: bool) -> list[Finding]:
     """Findings about what a loop stores of two episodes, with a mistake in it."""
-    seen = planted.collected(PROBLEM, **wrong)
-    return list(probes.stored(seen.observations, seen.next_observations, seen.terminated))
+    return list(probes.stored(planted.collected(PROBLEM, **wrong)))
 
 
-@pytest.mark.parametrize(("wrong", "title"), list(zip(("truncated", "unterminated", "resets", "leaks"), COLLECTED, strict=True)))
+@pytest.mark.parametrize(("wrong", "title"), list(zip(("truncated", "unterminated", "resets", "leaks", "repeats"), COLLECTED, strict=True)))
 def test_what_a_loop_stores_of_episodes_that_end_is_checked(wrong: str, title: str) -> None:
     assert list(present(rows(**{wrong: True}))) == [title]
 

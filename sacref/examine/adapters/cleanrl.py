@@ -30,10 +30,10 @@ class CleanRL(TorchAdapter):
     name = "CleanRL"
 
     def make(self, problem: Problem) -> None:
-        torch = importlib.import_module("torch")
-        path = Path(os.environ.get(VARIABLE, ""))
+        torch, given = importlib.import_module("torch"), os.environ.get(VARIABLE, "")
+        path = Path(given)
         if not path.is_file():
-            raise ValueError(f"cleanrl: {VARIABLE} is {str(path)!r}, expected the path of CleanRL's sac_continuous_action.py: set it")
+            raise ValueError(f"cleanrl: {VARIABLE} is {given!r}, expected the path of CleanRL's sac_continuous_action.py: set it")
         source = path.read_text(encoding="utf-8")
         self._digest = hashlib.sha256(source.encode()).hexdigest()[:12]
         self.problem, self._step = problem, 0
@@ -57,21 +57,19 @@ class CleanRL(TorchAdapter):
             actor.to(getattr(torch, problem.dtype))
             log_alpha = torch.zeros(1, requires_grad=True)
         adam, rate = torch.optim.Adam, problem.learning_rate
-        self._names = (
-            names | critics | {"actor": actor, "log_alpha": log_alpha, "target_entropy": -float(problem.action), "alpha": problem.alpha}
-        )
-        self._names |= {
+        settings = {"batch_size": problem.batch_size, "gamma": problem.discount, "tau": problem.tau}
+        usual = {"policy_frequency": 2, "target_network_frequency": 1, "autotune": True}
+        self._names = {
+            **names,
+            **critics,
+            "actor": actor,
+            "log_alpha": log_alpha,
+            "alpha": problem.alpha,
+            "target_entropy": -float(problem.action),
             "q_optimizer": adam([*critics["qf1"].parameters(), *critics["qf2"].parameters()], lr=rate),
             "actor_optimizer": adam(actor.parameters(), lr=rate),
             "a_optimizer": adam([log_alpha], lr=rate),
-            "args": SimpleNamespace(
-                batch_size=problem.batch_size,
-                gamma=problem.discount,
-                tau=problem.tau,
-                policy_frequency=2,
-                target_network_frequency=1,
-                autotune=True,
-            ),
+            "args": SimpleNamespace(**settings, **usual),
         }
 
     def places(self) -> Places:
@@ -83,14 +81,11 @@ class CleanRL(TorchAdapter):
         self._names["alpha"] = float(np.exp(weights["log_alpha"]))
 
     def learn_from(self, batch: Batch[Floats]) -> None:
-        torch = importlib.import_module("torch")
-        rows = SimpleNamespace(
-            observations=torch.as_tensor(batch.observations),
-            next_observations=torch.as_tensor(batch.next_observations),
-            actions=torch.as_tensor(self.problem.box(batch.actions)),
-            rewards=torch.as_tensor(batch.rewards)[:, None],
-            dones=torch.as_tensor(batch.terminated)[:, None].to(getattr(torch, self.problem.dtype)),
-        )
+        torch, cast = importlib.import_module("torch"), self.problem.cast
+        columns = {"rewards": batch.rewards[:, None], "dones": cast(batch.terminated)[:, None]}
+        arrays = {"observations": batch.observations, "next_observations": batch.next_observations, **columns}
+        arrays["actions"] = self.problem.box(batch.actions)
+        rows = SimpleNamespace(**{name: torch.as_tensor(array) for name, array in arrays.items()})
         self._step += 1  # never a multiple of 100, at which it writes to TensorBoard
         self._names |= {"rb": SimpleNamespace(sample=lambda _: rows), "global_step": self._step}
         exec(self._train, self._names)

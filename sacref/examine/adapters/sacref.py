@@ -1,20 +1,23 @@
 """sacref's own agents, on either backend."""
 
 import importlib
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from gymnasium.vector import AutoresetMode
 
 from sacref.algorithm.data import Batch, Noise, Transition
-from sacref.algorithm.sequences import Follow, gather_steps
+from sacref.algorithm.sequences import gather_steps
 from sacref.config import ExperimentConfig, SACConfig
 from sacref.envs import make
+from sacref.envs.interface import Envs
 from sacref.examine.adapter import Env, Windows
 from sacref.examine.adapters import version
-from sacref.examine.inject import patched, to_numpy
+from sacref.examine.inject import patched, tapped, to_numpy
 from sacref.examine.problem import Problem
 from sacref.parity.networks import Arrays, Floats, Named
 from sacref.training import loop
@@ -77,33 +80,27 @@ class _Sacref:
     def load(self, path: Path) -> None:
         self.agent.load(path)
 
-    def collect(self, make_env: Callable[[], Env], num_envs: int, steps: int) -> Batch[Floats]:
-        memory = self._run(make_env, num_envs, steps, learning_starts=steps)
+    def collect(self, make_env: Callable[[], Env], num_envs: int, steps: int, autoreset_mode: AutoresetMode) -> Batch[Floats]:
+        memory = self._run(make(make_env, num_envs, autoreset_mode=autoreset_mode), steps, learning_starts=steps)
         with self._precision():
             rows = memory.rows(np.arange(len(memory)))
         return Batch(rows["observations"], None, rows["actions"], rows["rewards"], rows["next_observations"], None, rows["terminated"])
 
     def train(self, make_env: Callable[[], Env], num_envs: int, steps: int, gradient_steps: int) -> Sequence[Floats]:
         drawn, agent = list[Floats](), importlib.import_module(f"sacref.{self.backend}.agent")
-        sampler = agent.sampler
+        sampler, settings = agent.sampler, {"batch_size": START, "gradient_steps": gradient_steps}
 
-        def kept(settings: Follow) -> Callable[..., object]:
-            sample = sampler(settings)
+        def keep(rows: object) -> None:
+            drawn.append(to_numpy(rows))
 
-            def draw(*arguments: object) -> object:
-                batch = sample(*arguments)
-                if self.backend == "torch":
-                    drawn.append(batch.observations.numpy())
-                else:
-                    importlib.import_module("jax").debug.callback(
-                        lambda rows: drawn.append(np.array(rows)), batch.observations, ordered=True
-                    )
-                return batch
+        def see(batch: Batch[Any]) -> None:
+            if self.backend == "torch":
+                keep(batch.observations)
+            else:
+                importlib.import_module("jax").debug.callback(keep, batch.observations, ordered=True)
 
-            return draw
-
-        with patched([(agent, "sampler", kept)]):
-            self._run(make_env, num_envs, steps, learning_starts=START, batch_size=START, gradient_steps=gradient_steps, execution="plain")
+        with patched([(agent, "sampler", lambda follow: tapped(sampler(follow), see))]):
+            self._run(make(make_env, num_envs), steps, learning_starts=START, execution="plain", **settings)
         return drawn
 
     def windows(self, rows: Batch[Floats], truncated: Floats, capacity: int, n_step: int, discount: float) -> Windows:
@@ -115,24 +112,22 @@ class _Sacref:
             cfg = SACConfig(n_step=n_step, discount_factor=discount, batch_size=START, experiment=QUIET)
             package.SAC(models=models, memory=memory, **spaces, device="cpu", cfg=cfg)
             first = np.concatenate([[True], (rows.terminated | truncated)[:-1]])
-            for i in range(len(first)):
-                now, action, reward, after, end, starts = (
-                    column[i : i + 1]
-                    for column in (rows.observations, rows.actions, rows.rewards, rows.next_observations, rows.terminated, first)
-                )
-                memory.add(Transition(now, None, action, reward, after, None, end, starts), np.array([True]))
+            now, after = rows.observations, rows.next_observations
+            played = Transition(now, None, rows.actions, rows.rewards, after, None, rows.terminated, first)
+            for row in np.arange(len(first))[:, None]:
+                memory.add(played.map(operator.itemgetter(row)), np.array([True]))
             arrays = importlib.import_module("torch" if self.backend == "torch" else "jax.numpy")
             seen = gather_steps(memory.state, arrays.arange(capacity), memory.settings, arrays.arange(n_step + 1))
         fields = (seen.observations, seen.rewards, seen.next_observations, seen.terminated, seen.discounts)
         return Windows(*(to_numpy(each) for each in fields))
 
-    def _run(self, make_env: Callable[[], Env], num_envs: int, steps: int, **settings: Any) -> Any:
+    def _run(self, envs: Envs, steps: int, **settings: Any) -> Any:
         """Run an agent of these settings; give its replay memory."""
-        package, envs = importlib.import_module(f"sacref.{self.backend}"), make(make_env, num_envs)
+        package = importlib.import_module(f"sacref.{self.backend}")
         spaces = {"observation_space": envs.single_observation_space, "action_space": envs.single_action_space}
         cfg = SACConfig(random_timesteps=steps, experiment=QUIET, **settings)
         with self._precision():
-            memory = package.ReplayMemory(2 * num_envs * steps, num_envs)
+            memory = package.ReplayMemory(2 * envs.num_envs * steps, envs.num_envs)
             models = package.default_models(**spaces, hidden=(4,), seed=0)
             agent = package.SAC(models=models, memory=memory, **spaces, device="cpu", cfg=cfg)
             loop.run(agent, envs, timesteps=steps)

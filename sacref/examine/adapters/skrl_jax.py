@@ -8,7 +8,7 @@ import numpy as np
 
 from sacref.algorithm.data import Batch
 from sacref.examine.adapters import version
-from sacref.examine.adapters.skrl_torch import MODELS, Skrl
+from sacref.examine.adapters.skrl import MODELS, Skrl
 from sacref.examine.inject import Noise, jax_noise, read_flax, write_flax
 from sacref.examine.problem import Problem
 from sacref.parity.networks import Arrays, Floats, Named

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium.vector import AutoresetMode
 
 from sacref.algorithm.data import Batch
 from sacref.examine.adapter import Env, Windows
 from sacref.examine.adapters import version
-from sacref.examine.inject import Places, TorchAdapter, torch_places
+from sacref.examine.inject import Places, TorchAdapter, tapped, torch_places
 from sacref.examine.problem import Problem, Still
 from sacref.parity.networks import Floats
 
@@ -70,7 +71,7 @@ class Family:
         self.model = type(self.model).load(path, device="cpu")
         self.prepare()
 
-    def collect(self, make_env: Callable[[], Env], num_envs: int, steps: int) -> Batch[Floats]:
+    def collect(self, make_env: Callable[[], Env], num_envs: int, steps: int, autoreset_mode: AutoresetMode) -> Batch[Floats]:
         size = num_envs * steps
         agent = self._agent(make_env, num_envs, buffer_size=2 * size, learning_starts=2 * size).learn(size)
         buffer = agent.replay_buffer
@@ -82,14 +83,11 @@ class Family:
 
     def train(self, make_env: Callable[[], Env], num_envs: int, steps: int, gradient_steps: int) -> Sequence[Floats]:
         agent = self._agent(make_env, num_envs, learning_starts=START, batch_size=START, gradient_steps=gradient_steps)
-        drawn, sample = [], agent.replay_buffer.sample
-
-        def keep(size: int, *arguments: object, **named: object) -> object:
-            batch = sample(size, *arguments, **named)
-            drawn.extend(np.split(batch.observations.numpy(), size // START))
-            return batch
-
-        agent.replay_buffer.sample = keep
+        drawn, buffer = list[Floats](), agent.replay_buffer
+        # SBX draws the rows of all gradient steps at once.
+        buffer.sample = tapped(
+            buffer.sample, lambda rows: drawn.extend(rows.observations.numpy().reshape(-1, START, self.problem.observation))
+        )
         agent.learn(num_envs * steps)
         return drawn
 

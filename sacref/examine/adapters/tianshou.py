@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium.vector import AutoresetMode
 
 from sacref.algorithm.data import Batch
 from sacref.examine.adapter import Env, Windows
@@ -30,15 +31,11 @@ class Tianshou(TorchAdapter):
         self.problem = problem
         shapes = {"state_shape": (problem.observation,), "hidden_sizes": problem.hidden}
         with torch_dtype(problem.dtype):
-            actor, *critics = (
-                continuous.ContinuousActorProbabilistic(
-                    preprocess_net=net.Net(**shapes), action_shape=(problem.action,), unbounded=True, conditioned_sigma=True
-                ),
-                *(
-                    continuous.ContinuousCritic(preprocess_net=net.Net(**shapes, action_shape=(problem.action,), concat=True))
-                    for _ in range(2)
-                ),
+            action = {"action_shape": (problem.action,)}
+            actor = continuous.ContinuousActorProbabilistic(
+                preprocess_net=net.Net(**shapes), **action, unbounded=True, conditioned_sigma=True
             )
+            critics = [continuous.ContinuousCritic(preprocess_net=net.Net(**shapes, **action, concat=True)) for _ in range(2)]
             self.algorithm = sac.SAC(
                 policy=sac.SACPolicy(actor=actor, action_space=problem.action_space),
                 policy_optim=adam,
@@ -80,7 +77,7 @@ class Tianshou(TorchAdapter):
     def load(self, path: Path) -> None:
         self.algorithm.load_state_dict(importlib.import_module("torch").load(path, weights_only=False))
 
-    def collect(self, make_env: Callable[[], Env], num_envs: int, steps: int) -> Batch[Floats]:
+    def collect(self, make_env: Callable[[], Env], num_envs: int, steps: int, autoreset_mode: AutoresetMode) -> Batch[Floats]:
         data, env = importlib.import_module("tianshou.data"), importlib.import_module("tianshou.env")
         buffer = data.VectorReplayBuffer(2 * num_envs * steps, num_envs)
         collector = data.Collector(self.algorithm.policy, env.DummyVectorEnv([make_env] * num_envs), buffer)
