@@ -295,6 +295,7 @@ def examine(flags: Examine) -> int:
     if flags.json is not None:
         report.write(report.record(found), flags.json)
     if flags.markdown is not None:
+        flags.markdown.parent.mkdir(parents=True, exist_ok=True)
         flags.markdown.write_text(report.markdown(found), encoding="utf-8")
     return 1 if found.mistakes else 0
 

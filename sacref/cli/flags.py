@@ -249,7 +249,8 @@ class Examine:
     """Say which SAC an implementation is: its choices, its mistakes, and what could not be checked.
 
     NAME is an adapter that comes with sacref (sacref-torch, sacref-jax, stable-baselines3, sbx, skrl-torch, skrl-jax, tianshou, torchrl,
-    cleanrl), or module:Adapter of your own, as docs/examine.md describes it. Exit status 1 if a known mistake is present.
+    cleanrl), or module:Adapter of your own, as docs/examine.md describes it. Exit status 1 if a known mistake is present, 2 if it
+    could not be examined.
     """
 
     name: Positional[Annotated[str, arg(metavar="NAME")]]

@@ -105,14 +105,14 @@ def test_the_page_says_what_differs_from_sacref(planted: Examination) -> None:
 
 def test_the_command_ends_with_1_where_a_mistake_is_present(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = f"{Planted.__module__}:Planted"
-    assert cli.main(["examine", name, "--json", str(tmp_path / "a.json"), "--markdown", str(tmp_path / "a.md")]) == 1
+    assert cli.main(["examine", name, "--json", str(tmp_path / "a.json"), "--markdown", str(tmp_path / "new" / "a.md")]) == 1
     value = json.loads((tmp_path / "a.json").read_text())
     mistakes = [(finding["mistake"], finding["got"]) for finding in value["findings"] if finding["status"] == "present"]
     assert mistakes == [
         ("noise of the policy's loss frozen", "that of the first update, for ever"),
         ("log-density wrong where the tanh saturates", "-13.8 nats at u = 20; -13.8 nats at u = 50"),
     ]
-    assert (tmp_path / "a.md").read_text().startswith("# planted\n")
+    assert (tmp_path / "new" / "a.md").read_text().startswith("# planted\n")
     assert "2 known mistakes" in " ".join(capsys.readouterr().out.split())
 
 

@@ -43,7 +43,10 @@ def section(results: Path) -> Section:
     mistakes = list(dict.fromkeys(finding["mistake"] for record in records for finding in record["findings"]))
     found = [[_status(record, mistake) for record in records] for mistake in mistakes]
     shown = [[mistake, *statuses] for mistake, statuses in zip(mistakes, found, strict=True) if any("**" in status for status in statuses)]
-    absent = [mistake for mistake, statuses in zip(mistakes, found, strict=True) if not any("**" in status for status in statuses)]
+    absent: dict[int, list[str]] = {}
+    for mistake, statuses in zip(mistakes, found, strict=True):
+        if not any("**" in status for status in statuses):
+            absent.setdefault(statuses.count(""), []).append(mistake)
     names = [record["name"] for record in records]
     identified = sum(record["identified"] for record in records)
     paragraphs = [
@@ -55,7 +58,8 @@ def section(results: Path) -> Section:
         "\n".join(comparable(records)) + "\n",
         "Known mistakes that some of them make:\n",
         table(["mistake", *names], shown),
-        f"Absent, or not checkable, in all of them: {'; '.join(absent)}.\n",
+        "Known mistakes that none of them makes:\n",
+        "\n".join(f"- {_checked(number, len(records))}: {'; '.join(absent[number])}." for number in sorted(absent, reverse=True)) + "\n",
         "\n".join(_line(record) for record in records) + "\n",
     ]
     said = f"{identified} of {len(records)} updates reproduced to rounding, choice by choice"
@@ -118,6 +122,12 @@ def _status(record: Mapping[str, Any], mistake: str) -> str:
     if finding is None or finding["status"] == "not checkable":
         return "not checkable"
     return f"**{finding['got'] or 'present'}**" if finding["status"] == "present" else ""
+
+
+def _checked(number: int, of: int) -> str:
+    if number == 0:
+        return "Not checkable in any"
+    return "Absent in all" if number == of else f"Absent in the {number} in which it can be checked"
 
 
 def _line(record: Mapping[str, Any]) -> str:

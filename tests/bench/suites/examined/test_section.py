@@ -30,7 +30,11 @@ def a_record(name: str, **changed: Any) -> dict[str, Any]:
 
 
 def test_the_table_shows_what_differs_and_which_mistakes_are_there(tmp_path: Path) -> None:
-    present = [{"mistake": "a mistake", "status": "present", "got": "-1"}]
+    present = [
+        {"mistake": "a mistake", "status": "present", "got": "-1"},
+        {"mistake": "nobody's", "status": "absent", "got": ""},
+        {"mistake": "hidden", "status": "not checkable", "got": ""},
+    ]
     other = {"choices": {"target_alpha": ["after its step"], "schedule": []}, "findings": present}
     write(a_record("sacref torch"), tmp_path / "examined" / "a.json")
     write(a_record("other", **other), tmp_path / "examined" / "b.json")
@@ -39,6 +43,7 @@ def test_the_table_shows_what_differs_and_which_mistakes_are_there(tmp_path: Pat
     assert "| choice | sacref torch | other |" in text
     assert "| alpha in the target |  | after its step |" in text
     assert "| a mistake |  | **-1** |" in text
+    assert "- Absent in the 1 in which it can be checked: nobody's.\n- Not checkable in any: hidden." in text
     assert "- other (numpy 2): 6 updates reproduced to 1.0e-15 relative in float64." in text
     assert section.findings[0].found == "2 of 2 updates reproduced to rounding, choice by choice"
 
