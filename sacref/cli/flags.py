@@ -183,7 +183,7 @@ class Video(Evaluate):
 class Export:
     """Write the deterministic policy of a run, with its preprocessors inside, to a file that runs without sacref.
 
-    What was written is loaded again, and held against the agent's own actions.
+    The new file is loaded again, and held against the agent's own actions.
     """
 
     run_dir: Positional[Annotated[Path, arg(metavar="RUN_DIR")]]

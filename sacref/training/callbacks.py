@@ -67,9 +67,9 @@ class RunView:
 class Callback:
     """Base of callbacks: override the methods that are wanted.
 
-    A method that raises stops the run, with everything written, and its error is raised then. Of several ranks each calls its own
-    callbacks (`run.agent.ranks.rank`). A callback with `state()`, which gives numbers, text, NumPy arrays, and lists, tuples and dicts of
-    those, and `set_state(state)` is saved in each checkpoint, and goes on from there in a resumed run.
+    A method that raises stops the run, with everything written, and its error is raised then. Where several ranks train one agent, each
+    calls callbacks of its own (`run.agent.ranks.rank`). A callback with `state()`, which gives numbers, text, NumPy arrays, and lists,
+    tuples and dicts of those, and `set_state(state)` is saved in each checkpoint, and goes on from there in a resumed run.
     """
 
     def on_start(self, run: RunView) -> None:
@@ -123,7 +123,7 @@ def make_callbacks(entries: Sequence[object]) -> list[Callback]:
 
 
 class Callbacks:
-    """Calls the callbacks of a run. Of events that no callback has a method for, nothing is called.
+    """Calls the callbacks of a run. A method that none of them overrides is not called.
 
     Args:
         callbacks: at least one.

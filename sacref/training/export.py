@@ -58,7 +58,7 @@ def export_policy(agent: AnyAgent, output: str | Path, *, to: Format) -> Exporte
     It takes any number of observations, `(n, *observation)` each, in the agent's dtype where they are floats, and gives actions in the
     Box's units. A recurrent one also takes its `carry`, the previous actions in [-1, 1], and the previous rewards (as they are after
     `reward_scale` and `rewards_shaper`), those that it has, and gives the next `carry` and previous actions; zeros begin an episode of
-    sacref's own models. What was written is loaded again, and held against `agent.predict`, before it takes its place.
+    sacref's own models. The new file is loaded again, and held against `agent.predict`, before it takes its place.
 
     Args:
         agent: on the CPU, of `sacref.load(run, device="cpu")` for instance.
