@@ -4,7 +4,8 @@ The networks are so small (width 8, batch 8) that arithmetic costs next to nothi
 where the device is fast. HalfCheetah-v5, one core for each contender, one gradient step a timestep, tracking on. Each contender trains in
 its own process by its own loop, a peer by the interpreter of its environment (`make bench-peers`); the rounds alternate. The calls of the
 loop are timed one by one, in wall-clock time and in processor time; the rest of the loop is the time in none of them. Uploads, launches and
-downloads are counted in a separate stretch (`counts.py`).
+downloads are counted in a separate stretch (`counts.py`). The last piece times callbacks and loggers that do nothing
+(`hooks.py`).
 """
 
 from collections.abc import Callable, Sequence
@@ -33,9 +34,15 @@ RANDOM_STEPS = 200
 """Environment steps before the first gradient step."""
 ENVS = 10
 """Environments of one agent, or members with one environment each, in the second comparison."""
+STRETCH = 100
+"""Timesteps of a stretch with callbacks and loggers that do nothing, and of one without."""
+OVERHEAD_ENVS = (None, ENV)
+"""Environments whose timesteps are timed with and without them; None for one that does nothing."""
 SECONDS_PER_START = 8.0
 SECONDS_PER_TIMESTEP = {1: 0.003, ENVS: 0.012}
 """For the estimate: of a contender, by the number of its environments together."""
+SECONDS_PER_BARE_TIMESTEP = 0.0005
+"""For the estimate, where no part is timed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +56,14 @@ class Sizes:
     """Timesteps after the random ones that are not measured."""
     counted: int
     """Timesteps whose uploads, launches and downloads are counted."""
+    pairs: int
+    """Stretches with callbacks and loggers that do nothing, and as many without."""
 
 
 PRESETS: dict[Preset, Sizes] = {
-    "smoke": Sizes(rounds=2, timesteps=20, warm=20, counted=5),
-    "cpu": Sizes(rounds=7, timesteps=250, warm=150, counted=20),
-    "gpu": Sizes(rounds=7, timesteps=500, warm=150, counted=20),
+    "smoke": Sizes(rounds=2, timesteps=20, warm=20, counted=5, pairs=2),
+    "cpu": Sizes(rounds=7, timesteps=250, warm=150, counted=20, pairs=151),
+    "gpu": Sizes(rounds=7, timesteps=500, warm=150, counted=20, pairs=51),
 }
 
 
@@ -117,6 +126,8 @@ def plan(preset: Preset, threads: int, seed: int) -> runner.Plan[HostSamples]:
             "rounds": sizes.rounds,
             "timesteps": sizes.timesteps,
             "counted": sizes.counted,
+            "pairs": sizes.pairs,
+            "pair_timesteps": STRETCH,
             "dtype": "float32",
         },
         pieces=[
@@ -126,6 +137,13 @@ def plan(preset: Preset, threads: int, seed: int) -> runner.Plan[HostSamples]:
                 measure=partial(measure, contenders(num_envs), sizes, seed),
             )
             for num_envs in (1, ENVS)
+        ]
+        + [
+            runner.Piece(
+                name="callbacks and loggers",
+                seconds=2 * len(OVERHEAD_ENVS) * len(BACKENDS) * (SECONDS_PER_START + sizes.pairs * STRETCH * SECONDS_PER_BARE_TIMESTEP),
+                measure=partial(overheads, sizes, seed),
+            )
         ],
     )
 
@@ -217,6 +235,27 @@ def measure(which: Sequence[Contender], sizes: Sizes, seed: int, start: Start = 
         for number in range(len(which)):
             attempt(number, partial(count, number))
     return HostSamples(cells=cells)
+
+
+def overheads(sizes: Sizes, seed: int) -> HostSamples:
+    """Time callbacks and loggers that do nothing."""
+    from bench.suites.host import hooks  # which imports NumPy: the process must be bound to its core first
+
+    settings = {
+        "seed": seed,
+        "hidden": (WIDTH, WIDTH),
+        "memory_capacity": CAPACITY,
+        "cfg": {
+            "batch_size": BATCH,
+            "random_timesteps": RANDOM_STEPS,
+            "learning_starts": RANDOM_STEPS,
+            "experiment": {"write_interval": STRETCH, "checkpoint_interval": 0},
+        },
+    }
+    sized = {"warm": RANDOM_STEPS + sizes.warm, "timesteps": STRETCH, "rounds": sizes.pairs}
+    return HostSamples(
+        cells=[], overheads=[hooks.measure(backend, env, settings=settings, **sized) for env in OVERHEAD_ENVS for backend in BACKENDS]
+    )
 
 
 SWEEP = runner.Sweep(HostSamples, plan, threads=1)

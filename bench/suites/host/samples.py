@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from typing import ClassVar, Literal
 
-from bench.core.samples import Figure, Samples, Strict
+import msgspec
+
+from bench.core.samples import Figure, Samples, Strict, Timing
 
 Part = Literal["pre", "act", "to_numpy", "environment", "record", "learn"]
 
@@ -67,11 +69,25 @@ class HostCell(Strict, frozen=True, kw_only=True):
     """The reason why it could not run, or None."""
 
 
+class OverheadCell(Strict, frozen=True, kw_only=True):
+    """Two runs of `sacref.train` with tiny networks that take turns in one process, one with callbacks and loggers that do nothing."""
+
+    backend: str
+    env: str
+    bare: list[Timing]
+    """Stretches of timesteps without callbacks and loggers, in the order in which they were timed. Empty if it could not run."""
+    hooked: list[Timing]
+    """Those with three of each; each follows the one of `bare` with its number."""
+    missing: str | None
+    """The reason why it could not run, or None."""
+
+
 class HostSamples(Samples, frozen=True, kw_only=True):
     """Raw samples of one run of the host suite."""
 
     suite: ClassVar[str] = "host"
     cells: list[HostCell]
+    overheads: list[OverheadCell] = msgspec.field(default_factory=list)
 
     def figures(self) -> Iterator[tuple[str, Figure]]:
         """Yield the names and figures that two runs are compared by."""
@@ -80,8 +96,16 @@ class HostSamples(Samples, frozen=True, kw_only=True):
                 name = f"{cell.name}, {cell.members * cell.num_envs} environments"
                 values = [1e6 * host_seconds(timed) / timed.timesteps for timed in cell.rounds]
                 yield name, Figure(values, "us", higher_is_better=False, reference=not cell.name.startswith("sacref"))
+        for each in self.overheads:
+            if each.hooked:
+                yield f"callbacks and loggers, {each.backend}, {each.env}", Figure(ratios(each), "ratio", higher_is_better=False)
 
 
 def host_seconds(timed: Round) -> float:
     """Return the wall-clock time of a round without the environment's."""
     return timed.seconds - timed.parts["environment"].seconds
+
+
+def ratios(cell: OverheadCell) -> list[float]:
+    """Return the time of each stretch with callbacks and loggers relative to the one without before it."""
+    return [with_them.seconds / without.seconds for without, with_them in zip(cell.bare, cell.hooked, strict=True)]

@@ -9,7 +9,7 @@ from bench.core.newest import newest
 from bench.core.page import Finding, Section, digest, image, number, source, table
 from bench.core.pictures import Picture
 from bench.suites.host import plots
-from bench.suites.host.samples import Counts, HostCell, HostSamples, Round, host_seconds
+from bench.suites.host.samples import Counts, HostCell, HostSamples, OverheadCell, Round, host_seconds, ratios
 
 INTRODUCTION = (
     "Microseconds of a timestep on HalfCheetah-v5 with networks of width 8 and batches of 8, so that arithmetic costs next to nothing: the"
@@ -44,8 +44,12 @@ def section(results: Path) -> Section:
         for count in sorted({together(cell) for cell in cells}):
             single = [cell for cell in cells if together(cell) == count and cell.members == 1]
             paragraphs += [f"Microseconds of a timestep with {count} environment{'s' if count > 1 else ''}:\n", _table(single)]
-        paragraphs += [*_populations(cells), f"{source(found.sacref_version, found.commit, found.dirty)}; {found.date[:10]}.\n"]
-        findings += _findings(heading, cells)
+        paragraphs += [
+            *_populations(cells),
+            *_overheads(found.samples.overheads),
+            f"{source(found.sacref_version, found.commit, found.dirty)}; {found.date[:10]}.\n",
+        ]
+        findings += [*_findings(heading, cells), *_overhead_findings(heading, found.samples.overheads)]
     return Section(["## Host work\n", INTRODUCTION, *paragraphs] if paragraphs else [], pictures, findings)
 
 
@@ -126,6 +130,39 @@ def _populations(cells: Sequence[HostCell]) -> list[str]:
     count = max(together(cell) for cell in cells)
     about = f"Microseconds of processor time of a timestep, without the environments', of {count} agents with one environment each:\n"
     return [about, table(["backend", f"{count} agents", f"one agent, {count} environments", "ratio"], rows)]
+
+
+def _overheads(cells: Sequence[OverheadCell]) -> list[str]:
+    """Compare runs that have callbacks and loggers with those that have none."""
+    if not cells:
+        return []
+    rows = []
+    for cell in cells:
+        if not cell.hooked:
+            rows.append([cell.backend, cell.env, f"missing: {cell.missing}", "", ""])
+            continue
+        low, _, high = standard.quantiles(ratios(cell), n=4)
+        times = (number(1e6 * standard.median(each.seconds / each.count for each in timings)) for timings in (cell.bare, cell.hooked))
+        rows.append([cell.backend, cell.env, *times, f"{_overhead(cell):+.1%} ({low - 1:+.1%} to {high - 1:+.1%})"])
+    about = (
+        "Microseconds of a timestep of `sacref.train` with three callbacks, which are called after each timestep, and three loggers, all of"
+        f" which do nothing, beside one without: medians of {max(len(cell.hooked) for cell in cells)} stretches of each, which take turns"
+        " in one process; the difference is the median of the pairs' (with its quartiles):\n"
+    )
+    return [about, table(["backend", "environment", "without", "with", "difference"], rows)]
+
+
+def _overhead(cell: OverheadCell) -> float:
+    return standard.median(ratios(cell)) - 1
+
+
+def _overhead_findings(heading: str, cells: Sequence[OverheadCell]) -> list[Finding]:
+    said = [f"{_overhead(cell):+.1%} on {cell.backend} ({cell.env})" for cell in cells if cell.hooked]
+    return (
+        [Finding(f"Time that three callbacks and three loggers that do nothing add to a timestep, {heading}", "; ".join(said))]
+        if said
+        else []
+    )
 
 
 def _findings(heading: str, cells: Sequence[HostCell]) -> list[Finding]:

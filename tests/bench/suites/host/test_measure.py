@@ -1,6 +1,7 @@
 """The host suite: parts of the loop as its calls take them, steps counted by vector environments, launches as the profilers see them."""
 
 import io
+import itertools
 import json
 import statistics
 import threading
@@ -11,17 +12,19 @@ import numpy as np
 import pytest
 
 from bench.core import record
+from bench.core.page import Section
 from bench.core.record import Hardware
+from bench.core.samples import Timing
 from bench.peers import CONTENDERS
 from bench.peers.gate import Gate
 from bench.peers.process import Description, MissingError
-from bench.suites.host import counts, section
+from bench.suites.host import counts, hooks, section
 from bench.suites.host import measure as host
 from bench.suites.host.measure import Contender, Sizes
-from bench.suites.host.samples import Counts, HostCell, HostSamples, PartTime, Round
+from bench.suites.host.samples import Counts, HostCell, HostSamples, OverheadCell, PartTime, Round
 from bench.suites.host.worker import COUNT, Entrance, PartClock
 
-SIZES = Sizes(rounds=3, timesteps=10, warm=5, counted=4)
+SIZES = Sizes(rounds=3, timesteps=10, warm=5, counted=4, pairs=2)
 
 
 class Agent:
@@ -212,15 +215,7 @@ def cell(name: str, host_us: float, **changes: Any) -> HostCell:
     return HostCell(name=name, **about | changes)
 
 
-def test_the_report_says_how_much_the_host_does_beside_the_environment(tmp_path: Path) -> None:
-    none: dict[str, Any] = {"rounds": [], "counts": None, "execution": None}
-    cells = [
-        cell("sacref jax auto", 300.0),
-        cell("SBX strict", 0.0, missing="sbx not installed", **none),
-        cell("sacref jax auto", 400.0, num_envs=10),
-        cell("sacref jax population", 600.0, members=10, counts=None),
-    ]
-    samples = HostSamples(cells=cells)
+def make_record(samples: HostSamples, folder: Path) -> Section:
     found = record.make(
         samples,
         run="host-cpu-1core",
@@ -230,8 +225,20 @@ def test_the_report_says_how_much_the_host_does_beside_the_environment(tmp_path:
         libraries={},
         seed=0,
     )
-    record.write_new(tmp_path / "host", found)
-    made = section.section(tmp_path)
+    record.write_new(folder / "host", found)
+    return section.section(folder)
+
+
+def test_the_report_says_how_much_the_host_does_beside_the_environment(tmp_path: Path) -> None:
+    none: dict[str, Any] = {"rounds": [], "counts": None, "execution": None}
+    cells = [
+        cell("sacref jax auto", 300.0),
+        cell("SBX strict", 0.0, missing="sbx not installed", **none),
+        cell("sacref jax auto", 400.0, num_envs=10),
+        cell("sacref jax population", 600.0, members=10, counts=None),
+    ]
+    samples = HostSamples(cells=cells)
+    made = make_record(samples, tmp_path)
     page = "\n".join(made.paragraphs)
     assert (
         "| sacref jax auto | scan |  |  |  |  | 150 | 150 | 300 (290 to 310) | 100 | 0.00 | 1.50 | 3.00 | 1, 3.25, - | compiled calls |"
@@ -245,6 +252,42 @@ def test_the_report_says_how_much_the_host_does_beside_the_environment(tmp_path:
     assert dict(samples.figures())["sacref jax auto, 1 environments"].values == pytest.approx([290.0, 300.0, 310.0])
 
 
+def test_the_report_says_what_callbacks_and_loggers_cost(tmp_path: Path) -> None:
+    def timings(*microseconds: float) -> list[Timing]:
+        return [Timing(count=100, seconds=1e-4 * each) for each in microseconds]
+
+    bare, hooked = timings(200.0, 400.0, 100.0), timings(202.0, 440.0, 101.0)
+    measured = OverheadCell(backend="jax", env="E-v0", bare=bare, hooked=hooked, missing=None)
+    absent = OverheadCell(backend="torch", env="E-v0", bare=[], hooked=[], missing="no torch")
+    samples = HostSamples(cells=[], overheads=[measured, absent])
+    made = make_record(samples, tmp_path)
+    page = "\n".join(made.paragraphs)
+    assert "| jax | E-v0 | 200 | 202 | +1.0% (+1.0% to +10.0%) |" in page
+    assert "| torch | E-v0 | missing: no torch |" in page
+    assert [finding.found for finding in made.findings] == ["+1.0% on jax (E-v0)"]
+    assert dict(samples.figures())["callbacks and loggers, jax, E-v0"].values == pytest.approx([1.01, 1.1, 1.01])
+
+
+def test_two_runs_take_turns_and_one_of_them_calls_its_callbacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    seen: list[str] = []
+    step = hooks.Idle.step
+
+    def noted(env: hooks.Idle, action: Any) -> Any:
+        seen.append(threading.current_thread().name)
+        return step(env, action)
+
+    monkeypatch.setattr(hooks.Idle, "step", noted)
+    monkeypatch.setattr(hooks.NoCallback, "on_timestep", lambda self, run: called.append(run.timestep))
+    called: list[int] = []
+    settings = {"hidden": (4,), "cfg": {"batch_size": 4, "random_timesteps": 4, "learning_starts": 4, "execution": "plain"}}
+    found = hooks.measure("torch", None, settings=settings, warm=6, timesteps=5, rounds=3)
+    assert [(len(timings), {timing.count for timing in timings}) for timings in (found.bare, found.hooked)] == [(3, {5})] * 2
+    turns = [len(list(stretch)) for _, stretch in itertools.groupby(seen)]
+    assert turns[:8] == [6, 6, 5, 5, 5, 5, 5, 5]
+    assert called == [timestep for timestep in range(1, 27) for _ in range(hooks.NUMBER)]
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("name", ["torch auto", "jax plain", "torch population"])
 def test_the_parts_of_a_real_loop_lie_within_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +296,7 @@ def test_the_parts_of_a_real_loop_lie_within_it(name: str, monkeypatch: pytest.M
     pytest.importorskip(backend)
     pytest.importorskip("mujoco")
     which: Any = host.population(backend) if execution == "population" else host.own(backend, execution, 2)
-    (found,) = host.measure([which], Sizes(rounds=2, timesteps=20, warm=10, counted=5), 0).cells
+    (found,) = host.measure([which], Sizes(rounds=2, timesteps=20, warm=10, counted=5, pairs=2), 0).cells
     assert found.missing is None and found.libraries["python"]
     for timed in found.rounds:
         assert set(timed.parts) == (
