@@ -12,7 +12,17 @@ import numpy as np
 import pytest
 
 import sacref.spec
-from sacref.spec.arrays import Array, Namespace, namespace, require_critic_axis, require_one_dtype, require_scalar_or_batch, require_shape
+from sacref.spec.arrays import (
+    Array,
+    Namespace,
+    as_numpy,
+    largest_finite,
+    namespace,
+    require_critic_axis,
+    require_one_dtype,
+    require_scalar_or_batch,
+    require_shape,
+)
 from tests.backends import without_shape_checks
 
 if TYPE_CHECKING:
@@ -268,3 +278,32 @@ def test_torch_compile_traces_every_call_whole() -> None:
     process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert process.returncode == 0, process.stderr
     assert process.stdout.split() == [word for name in SHAPES for word in ("traced", name)]
+
+
+def test_numbers_of_any_library_become_numpy_to_the_bit() -> None:
+    torch, jnp = pytest.importorskip("torch"), pytest.importorskip("jax.numpy")
+    mine = np.array([1.0, 2.0])
+    assert as_numpy(mine, "rewards") is mine
+    numbers = [0.1, -3.0, 2.0**100]
+    for dtype in ("float32", "float64", "float16", "int32"):
+        values = [1, -3, 7] if dtype == "int32" else [0.1, -3.0, 2.0**10]
+        wanted = np.array(values, dtype)
+        for given in (wanted, torch.tensor(values, dtype=getattr(torch, dtype))):
+            got = as_numpy(given, "rewards")
+            assert (type(got), got.dtype, got.tolist()) == (np.ndarray, wanted.dtype, wanted.tolist())
+    for given in (torch.tensor(numbers, dtype=torch.bfloat16, requires_grad=True), jnp.asarray(numbers, "bfloat16")):
+        got = as_numpy(given, "rewards")
+        assert (type(got), got.dtype, got.tolist()) == (np.ndarray, np.float32, [0.10009765625, -3.0, 2.0**100])
+    assert as_numpy(jnp.asarray([1, 2], "int32"), "rewards").dtype == np.int32
+    got = as_numpy([torch.tensor(1.0), 2.0], "rewards")
+    assert (got.dtype, got.tolist()) == (np.float64, [1.0, 2.0])
+    with pytest.raises(ValueError, match="rewards are lists of unequal lengths, expected one shape for all rows: mend what makes them"):
+        as_numpy([[1.0], [2.0, 3.0]], "rewards")
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_the_largest_finite_number_is_the_last_that_rounds_to_one(dtype: type) -> None:
+    largest = largest_finite(dtype)
+    assert dtype(largest) == np.finfo(dtype).max
+    assert np.isinf(dtype(np.nextafter(largest, np.inf)))
