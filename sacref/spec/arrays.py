@@ -122,7 +122,7 @@ def as_numpy(values: object, name: str) -> NumpyArray:
 def largest_finite(dtype: DTypeLike) -> float:
     """Return the largest number that is finite where it is rounded to a dtype: half a step beyond the dtype's own largest, in float32."""
     info = np.finfo(dtype)
-    beyond = float(info.max) + 2.0 ** (int(info.maxexp) - info.nmant - 2) if info.bits < 64 else np.inf
+    beyond = float(info.max) + 2.0 ** (int(info.maxexp) - info.nmant - 2)  # infinite in float64
     return float(np.nextafter(beyond, 0.0))
 
 

@@ -293,10 +293,10 @@ def test_numbers_of_any_library_become_numpy_to_the_bit() -> None:
             assert (type(got), got.dtype, got.tolist()) == (np.ndarray, wanted.dtype, wanted.tolist())
     for given in (torch.tensor(numbers, dtype=torch.bfloat16, requires_grad=True), jnp.asarray(numbers, "bfloat16")):
         got = as_numpy(given, "rewards")
-        assert (type(got), got.dtype, got.tolist()) == (np.ndarray, np.float32, [0.10009765625, -3.0, 2.0**100])
+        assert (type(got), got.dtype, got.tolist()) == (np.ndarray, np.dtype("float32"), [0.10009765625, -3.0, 2.0**100])
     assert as_numpy(jnp.asarray([1, 2], "int32"), "rewards").dtype == np.int32
     got = as_numpy([torch.tensor(1.0), 2.0], "rewards")
-    assert (got.dtype, got.tolist()) == (np.float64, [1.0, 2.0])
+    assert (got.dtype, got.tolist()) == (np.dtype("float64"), [1.0, 2.0])
     with pytest.raises(ValueError, match="rewards are lists of unequal lengths, expected one shape for all rows: mend what makes them"):
         as_numpy([[1.0], [2.0, 3.0]], "rewards")
 
