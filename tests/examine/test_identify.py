@@ -199,6 +199,24 @@ def test_steps_that_do_not_follow_from_their_gradients_are_named(network: str, q
     assert found.left.quantity == quantity
 
 
+class Third(OracleAdapter):
+    """An oracle whose target networks step at every third update."""
+
+    def update(self, batch: Batch[Floats], draws: Floats) -> None:
+        before = self.weights()
+        super().update(batch, draws)
+        if self.agent.updates % 3:
+            self.agent.weights |= {name: array for name, array in before.items() if name.startswith("target_")}
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_choices_that_do_not_follow_all_updates_are_no_variant(shown: bool) -> None:
+    found = identify([planted.observed(Third(), ordinary(Problem()), shown=shown)])
+    assert not found.combinations
+    assert found.left is not None
+    assert found.left.quantity == "target networks, after several updates"
+
+
 def test_values_of_other_words_are_refused() -> None:
     with pytest.raises(ValueError, match="Choices: target_value is 'median', expected one of 'min', 'mean', 'the first'"):
         Choices(target_value="median")

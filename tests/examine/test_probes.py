@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gymnasium.vector import AutoresetMode
 
+from sacref.algorithm.data import Batch
 from sacref.examine import probes
 from sacref.examine.adapter import AdapterError
 from sacref.examine.adapters.oracle import OracleAdapter
@@ -141,6 +143,14 @@ def rows(**wrong: bool) -> list[Finding]:
 @pytest.mark.parametrize(("wrong", "title"), list(zip(("truncated", "unterminated", "resets", "leaks", "repeats"), COLLECTED, strict=True)))
 def test_what_a_loop_stores_of_episodes_that_end_is_checked(wrong: str, title: str) -> None:
     assert list(present(rows(**{wrong: True}))) == [title]
+
+
+def test_a_mistake_under_one_autoreset_mode_names_it() -> None:
+    class Leaks(planted.Complete):
+        def collect(self, make_env: Any, num_envs: int, steps: int, autoreset_mode: AutoresetMode) -> Batch[Floats]:
+            return planted.collected(PROBLEM, leaks=autoreset_mode == AutoresetMode.SAME_STEP)
+
+    assert present(probes.collecting(Leaks(), PROBLEM)) == {COLLECTED[3]: ("2 rows of 2 ends under SAME_STEP", "none")}
 
 
 def test_a_loop_that_stores_what_happened_is_fine() -> None:
