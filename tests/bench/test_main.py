@@ -14,7 +14,7 @@ def test_a_name_runs_its_suite_with_the_flags_after_it(capsys: pytest.CaptureFix
     assert "Preset smoke: " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["ants", "examined"])
+@pytest.mark.parametrize("name", ["ants", "tasks"])
 def test_a_name_without_a_command_is_refused(name: str) -> None:
     with pytest.raises(SystemExit, match=f"python -m bench {name}: no suite with a command of its own, expected one of learning, thr"):
         command.main([name])

@@ -41,8 +41,9 @@ OVERHEAD_ENVS = (None, ENV)
 SECONDS_PER_START = 8.0
 SECONDS_PER_TIMESTEP = {1: 0.003, ENVS: 0.012}
 """For the estimate: of a contender, by the number of its environments together."""
+SECONDS_PER_AGENT = 5.0
 SECONDS_PER_BARE_TIMESTEP = 0.0005
-"""For the estimate, where no part is timed."""
+"""For the estimate, in a process that runs already and where no part is timed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +59,11 @@ class Sizes:
     """Timesteps whose uploads, launches and downloads are counted."""
     pairs: int
     """Stretches with callbacks and loggers that do nothing, and as many without."""
+    overhead_envs: tuple[str | None, ...] = OVERHEAD_ENVS
 
 
 PRESETS: dict[Preset, Sizes] = {
-    "smoke": Sizes(rounds=2, timesteps=20, warm=20, counted=5, pairs=2),
+    "smoke": Sizes(rounds=2, timesteps=20, warm=20, counted=5, pairs=2, overhead_envs=(None,)),
     "cpu": Sizes(rounds=7, timesteps=250, warm=150, counted=20, pairs=151),
     "gpu": Sizes(rounds=7, timesteps=500, warm=150, counted=20, pairs=51),
 }
@@ -141,7 +143,10 @@ def plan(preset: Preset, threads: int, seed: int) -> runner.Plan[HostSamples]:
         + [
             runner.Piece(
                 name="callbacks and loggers",
-                seconds=2 * len(OVERHEAD_ENVS) * len(BACKENDS) * (SECONDS_PER_START + sizes.pairs * STRETCH * SECONDS_PER_BARE_TIMESTEP),
+                seconds=2
+                * len(sizes.overhead_envs)
+                * len(BACKENDS)
+                * (SECONDS_PER_AGENT + sizes.pairs * STRETCH * SECONDS_PER_BARE_TIMESTEP),
                 measure=partial(overheads, sizes, seed),
             )
         ],
@@ -254,7 +259,7 @@ def overheads(sizes: Sizes, seed: int) -> HostSamples:
     }
     sized = {"warm": RANDOM_STEPS + sizes.warm, "timesteps": STRETCH, "rounds": sizes.pairs}
     return HostSamples(
-        cells=[], overheads=[hooks.measure(backend, env, settings=settings, **sized) for env in OVERHEAD_ENVS for backend in BACKENDS]
+        cells=[], overheads=[hooks.measure(backend, env, settings=settings, **sized) for env in sizes.overhead_envs for backend in BACKENDS]
     )
 
 
