@@ -66,8 +66,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "networks": {"dropout": 0.25, "layer_norm": True},
     },
 }
-COMPILED = ("plain", "all that has a state")
-"""What JAX compiles in every run of the tests; the others in the full one."""
 
 
 def two_boxes(first: str, second: str) -> gymnasium.spaces.Dict:
@@ -134,15 +132,7 @@ def test_a_checkpoint_that_does_not_say_its_spaces_loads_and_one_that_says_nonse
     assert_same_arrays(other.arrays(), agent.arrays())
 
 
-@pytest.mark.parametrize(
-    ("backend", "options"),
-    [
-        pytest.param(name, options, id=f"{name}-{kind}", marks=[pytest.mark.full] * (name == "jax" and kind not in COMPILED))
-        for name in BACKENDS
-        for kind, options in OPTIONS.items()
-    ],
-    indirect=["backend"],
-)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_trap_20_a_loaded_agent_goes_on_bit_for_bit(backend: Backend, tmp_path: Path, options: dict[str, Any]) -> None:
     if "store_separately" in options:
         options = {"experiment": ExperimentConfig(write_interval=0, checkpoint_interval=0, store_separately=True)}

@@ -76,15 +76,7 @@ WHOLE_RUNS: dict[str, tuple[AutoresetMode, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("backend", "mode", "options"),
-    [
-        pytest.param(name, *row, id=f"{name}-{kind}", marks=[pytest.mark.full] * (name == "jax" and kind == "recurrent"))
-        for name in BACKENDS
-        for kind, row in WHOLE_RUNS.items()
-    ],
-    indirect=["backend"],
-)
+@pytest.mark.parametrize("mode, options", WHOLE_RUNS.values(), ids=WHOLE_RUNS)
 def test_a_dict_trains_as_the_box_of_its_numbers(backend: Backend, mode: AutoresetMode, options: dict[str, Any]) -> None:
     found = []
     for flat in (True, False):

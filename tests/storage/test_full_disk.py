@@ -206,7 +206,7 @@ def test_a_folder_that_is_gone(whole: Any, tmp_path: Path, caplog: pytest.LogCap
 
 
 def test_a_line_that_was_not_written_whole_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of each file, whichever of them it is that cannot be written; the other one goes on."""
+    """Take back a half-written line, and go on in the other file."""
     from tensorboard.summary.writer import record_writer
 
     class Full(record_writer.RecordWriter):  # type: ignore[misc]  # tensorboard has no types.

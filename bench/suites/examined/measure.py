@@ -1,8 +1,10 @@
 """Examinations of all adapters, each in the environment that has its library."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -41,13 +43,20 @@ def main(names: Positional[tuple[str, ...]] = (), *, results: Path | None = None
 
 
 def examine(name: str, path: Path) -> int:
-    """Run `sacref examine`; return its exit status, 2 where its library's environment is missing."""
+    """Run `sacref examine`; return its exit status, 2 where there is no record of it: an earlier one stays then."""
     python = Path(sys.executable)
     if name in ENVIRONMENTS:
         python = environments.python(environments.FOLDER / ENVIRONMENTS[name])
         if not python.exists():
             print(f"{name}: no environment {ENVIRONMENTS[name]}: run `make bench-peers PEERS={ENVIRONMENTS[name]}`", file=sys.stderr)
             return 2
-    command = [str(python), "-m", "sacref", "examine", name, "--json", str(path)]
-    variables = {**os.environ, "PYTHONPATH": str(machine.ROOT)}
-    return subprocess.run(command, cwd=machine.ROOT, env=variables, stdout=subprocess.DEVNULL, check=False).returncode
+    with tempfile.TemporaryDirectory(prefix="sacref-bench-") as folder:
+        record = Path(folder) / path.name
+        command = [str(python), "-m", "sacref", "examine", name, "--json", str(record)]
+        variables = {**os.environ, "PYTHONPATH": str(machine.ROOT)}
+        status = subprocess.run(command, cwd=machine.ROOT, env=variables, stdout=subprocess.DEVNULL, check=False).returncode
+        if not record.is_file():  # Python exits with 1 after an error, too, and a killed process with less than 0
+            return 2
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(record, path)
+        return status

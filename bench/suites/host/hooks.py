@@ -1,7 +1,7 @@
 """Three callbacks and three loggers that do nothing: the time that they add to a timestep of `sacref.train`.
 
 Two runs with the same seed, one of them with callbacks and loggers, train in two threads of one process, and take turns after so many
-timesteps: what slows the machine down slows down both. One that waits computes nothing. Of each turn the other one's is the pair.
+timesteps: what slows the machine down slows down both. One that waits computes nothing. The n-th turns of both are a pair.
 """
 
 import logging

@@ -4,8 +4,7 @@ The networks are so small (width 8, batch 8) that arithmetic costs next to nothi
 where the device is fast. HalfCheetah-v5, one core for each contender, one gradient step a timestep, tracking on. Each contender trains in
 its own process by its own loop, a peer by the interpreter of its environment (`make bench-peers`); the rounds alternate. The calls of the
 loop are timed one by one, in wall-clock time and in processor time; the rest of the loop is the time in none of them. Uploads, launches and
-downloads are counted in a separate stretch (`counts.py`). The last piece times callbacks and loggers that do nothing
-(`hooks.py`).
+downloads are counted in a separate stretch (`counts.py`). The last piece times callbacks and loggers that do nothing (`hooks.py`).
 """
 
 from collections.abc import Callable, Sequence

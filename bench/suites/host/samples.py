@@ -77,7 +77,7 @@ class OverheadCell(Strict, frozen=True, kw_only=True):
     bare: list[Timing]
     """Stretches of timesteps without callbacks and loggers, in the order in which they were timed. Empty if it could not run."""
     hooked: list[Timing]
-    """Those with three of each; each follows the one of `bare` with its number."""
+    """Stretches with three of each; the n-th follows the n-th of `bare`."""
     missing: str | None
     """The reason why it could not run, or None."""
 
