@@ -31,7 +31,7 @@ class Functions(NamedTuple, Generic[ArrayT]):
     act: Mapping[str, Act[ArrayT, Any]]
     """By mode: "greedy", "random" or "sampled"."""
     fused: Fused[ArrayT, Any, Any] | None
-    """The strict step in one call; None where the execution, or the number of devices, has none."""
+    """The strict step in one call; None where the execution, the number of devices, or a schedule on the host has none."""
 
 
 class Backend(Protocol[ArrayT]):

@@ -4,15 +4,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
+import numpy as np
+
 from sacref.algorithm.data import METRICS, Inputs, Metrics, Sampled
 from sacref.algorithm.optimizer import Parameters
 from sacref.algorithm.packing import Packed
 from sacref.algorithm.sequences import MemoryT, StreamT
-from sacref.algorithm.tree import Tree, leaves
+from sacref.algorithm.tree import Tree, leaves, map_leaves
 from sacref.algorithm.update import State
 from sacref.envs.scaling import to_box
 from sacref.spec import bound_log_std, squash
-from sacref.spec.arrays import ArrayT, namespace
+from sacref.spec.arrays import ArrayT, NumpyArray, namespace
 
 
 class Streams(NamedTuple, Generic[StreamT]):
@@ -90,6 +92,37 @@ class Fused(Protocol[FusedT, MemoryT, StreamT]):
             rows: as of `ReplayMemory.hand_over`. mode: of acting. given: what the actions are chosen on, host arrays.
         """
         ...
+
+
+class Upload:
+    """The arrays of the host that a `Fused` call takes, in one buffer: new rows, and what actions are chosen on.
+
+    Args:
+        rows: as of `ReplayMemory.hand_over`. given: of the shapes. dtype: in which floats are uploaded.
+    """
+
+    def __init__(self, rows: Packed, given: Tree, dtype: np.dtype[np.generic]) -> None:
+        def converted(array: NumpyArray) -> NumpyArray:
+            return np.asarray(array, dtype if array.dtype in (np.float32, np.float64) else array.dtype)
+
+        self._rows, self._given = rows, Packed(map_leaves(converted, given))
+        self.size: int = rows.buffer.size + self._given.buffer.size
+        """Bytes."""
+
+    def takes(self, given: Tree) -> bool:
+        """Tell whether arrays have the shapes of those that actions are chosen on."""
+        return self._given.holds(given)
+
+    def filled(self, rows: Packed, given: Tree, out: NumpyArray | None = None) -> NumpyArray:
+        """Return the buffer, uint8, with these arrays in it."""
+        self._given.fill(given)
+        return np.concatenate([rows.buffer, self._given.buffer], out=out)
+
+    def unpack(self, buffer: ArrayT, typed: Callable[[ArrayT, np.dtype[np.generic], tuple[int, ...]], ArrayT]) -> tuple[Tree, Tree]:
+        """Return rows and inputs of an uploaded buffer; for `typed` see `Packed.unpack`."""
+        part: Any = buffer
+        end = self._rows.buffer.size
+        return self._rows.unpack(part[:end], typed), self._given.unpack(part[end:], typed)
 
 
 def pack(metrics: Metrics[ArrayT]) -> ArrayT:

@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 
 from sacref.agent import execution as shared
-from sacref.agent.execution import ActInputs, ActionMode, Actor, Bounds, action_modes, numbers_shape, pack
+from sacref.agent.execution import ActInputs, ActionMode, Actor, Bounds, Upload, action_modes, numbers_shape, pack
 from sacref.algorithm.data import Metrics, Noise, Sampled
 from sacref.algorithm.optimizer import Parameters
 from sacref.algorithm.packing import Packed
@@ -312,36 +312,32 @@ class Fused:
         self._update, self._spec, self._dtype = update, spec, dtype
         self._acts = {name: acting(mode, bounds) for name, mode in action_modes(actor, bounds).items()}
         self._joined: JoinedStates | None = None
-        self._given: Packed | None = None
+        self._upload: Upload | None = None
         self._calls: dict[str, Callable[..., Any]] = {}
 
     def __call__(
         self, state: State, memory: MemoryState, rows: Packed, streams: Streams, mode: str, given: ActInputs[Any]
     ) -> tuple[State, MemoryState, Streams, Array, shared.Acted[Array]]:
-        if self._given is None or not self._given.holds(given):
-            self._given, self._calls = Packed(map_leaves(self._in_own_dtype, given)), {}
-        self._given.fill(given)
+        if self._upload is None or not self._upload.takes(given):
+            self._upload, self._calls = Upload(rows, given, self._dtype), {}
         if mode not in self._calls:
-            self._calls[mode] = self._compiled(self._acts[mode], rows, self._given)
-        # A copy: on a CPU the call may read the buffer itself, after the next rows are written.
+            self._calls[mode] = self._compiled(self._acts[mode], self._upload)
         stepped: tuple[State, MemoryState, Streams, Array, shared.Acted[Array]]
-        stepped = self._calls[mode](state, memory, streams, np.concatenate([rows.buffer, self._given.buffer]))
+        # A buffer of its own each time: on a CPU the call may read it after the next rows are written.
+        stepped = self._calls[mode](state, memory, streams, self._upload.filled(rows, given))
         return stepped
 
-    def _in_own_dtype(self, array: Any) -> Any:
-        return np.asarray(array, self._dtype if array.dtype in (np.float32, np.float64) else array.dtype)
-
-    def _compiled(self, act: Act, rows: Packed, given: Packed) -> Callable[..., Any]:
+    def _compiled(self, act: Act, upload: Upload) -> Callable[..., Any]:
         assert self._joined is not None
-        joined, end = self._joined, rows.buffer.size
+        joined = self._joined
         update = joined.update(self._update)
 
         @partial(jax.jit, donate_argnums=(0, 1))
         def step(
-            state: State, memory: MemoryState, streams: Streams, upload: Array
+            state: State, memory: MemoryState, streams: Streams, buffer: Array
         ) -> tuple[State, MemoryState, Streams, Array, shared.Acted[Array]]:
-            inputs: ActInputs[Array] = given.unpack(upload[end:], typed)
-            memory = write(memory, *map_leaves(_two_rows, rows.unpack(upload[:end], typed)))
+            rows, inputs = upload.unpack(buffer, typed)
+            memory = write(memory, *map_leaves(_two_rows, rows))
             state, streams, metrics = scanned(update, self._spec, state, memory, inputs.moments, streams, self.steps)
             actions, mean_actions, carry, streams = act(joined.policy(state), streams, inputs)
             return state, memory, streams, metrics, (actions, mean_actions, carry)

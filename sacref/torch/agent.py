@@ -24,7 +24,7 @@ from sacref.envs.interface import Space
 from sacref.ranks import Ranks
 from sacref.spec.arrays import NumpyArray, as_numpy
 from sacref.torch.device import device_of
-from sacref.torch.execution import DrawSpec, actors, advance_schedules, choose, learner, stepper
+from sacref.torch.execution import DrawSpec, actors, advance_schedules, choose, fuse, learner, stepper
 from sacref.torch.memory import MemoryState, ReplayMemory, sampler
 from sacref.torch.modes import in_no_mode
 from sacref.torch.optim import State, Update, average_over_ranks
@@ -178,8 +178,9 @@ class TorchBackend:
     def functions(
         self, update: Update, draw_spec: DrawSpec, actor: Actor[Tensor], bounds: Bounds[Tensor], execution: Execution, block: int
     ) -> Functions[Tensor]:
-        acts = actors(actor, bounds, execution=execution)
-        return Functions(stepper(update), learner(update, draw_spec, execution=execution), acts, None)
+        learn, acts = learner(update, draw_spec, execution=execution), actors(actor, bounds, execution=execution)
+        fused = fuse(update, draw_spec, actor, bounds, learn, acts, execution=execution, steps=block)
+        return Functions(stepper(update), learn, acts, fused)
 
     def prepare_step(self, update: Update, state: State) -> None:
         advance_schedules(update, state)

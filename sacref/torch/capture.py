@@ -1,20 +1,18 @@
-"""Gradient steps as CUDA graphs: the host launches draw and step together, once for each step."""
+"""CUDA graphs: the host launches all that a function does at once."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from sacref.algorithm.tree import Tree, map_leaves
 from sacref.torch.optim import State
 
 
-def capture_on_cuda(
-    function: Callable[[], Tensor], generators: Sequence[torch.Generator], warm_up: Callable[[], None]
-) -> Callable[[], Tensor]:
+def capture_on_cuda(function: Callable[[], Tree], generators: Sequence[torch.Generator], warm_up: Callable[[], None]) -> Callable[[], Tree]:
     """Capture `function` as a CUDA graph, after `warm_up` on the same stream; the result replays it.
 
-    Registered generators go on from replay to replay.
+    Registered generators go on from replay to replay, each of which writes into the same results.
     """
     device = generators[0].device
     # All of it: a graph keeps the states of generators on the device that is current when they are registered.
@@ -32,7 +30,7 @@ def capture_on_cuda(
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             output = function()
 
-    def replay() -> Tensor:
+    def replay() -> Tree:
         with torch.cuda.device(device):  # whose current stream it is launched on
             graph.replay()
         return output
@@ -41,42 +39,53 @@ def capture_on_cuda(
 
 
 class Captured:
-    """Draw and step as one graph on the device.
+    """A function that draws random numbers and writes into its arguments, as one graph on the device.
 
     Args:
-        draw_and_step: `(state, memory, moments, streams) -> metrics`. It writes into the state. In a population the others are tuples.
+        function: `(state, memory, moments, streams) -> results`. In a population the last three are tuples.
         generators: those that it draws from beside the streams.
+        drawn: names of the streams that it draws from.
     """
 
     WARM_UP = 3
     """Calls before the capture, on copies: libraries allocate their workspaces in the first ones."""
 
-    def __init__(self, draw_and_step: Callable[[State, Tree, Tree, Tree], Tensor], generators: tuple[torch.Generator, ...] = ()) -> None:
-        self.draw_and_step = draw_and_step
-        self.generators = generators
+    def __init__(
+        self,
+        function: Callable[[State, Tree, Tree, Tree], Tree],
+        generators: tuple[torch.Generator, ...] = (),
+        drawn: Sequence[str] = ("noise", "sampling"),
+    ) -> None:
+        self.function, self.generators, self.drawn = function, generators, drawn
         self._captured_of: list[Tree] = []
-        self._replay: Callable[[], Tensor] | None = None
+        self._replay: Callable[[], Tree] | None = None
 
-    def __call__(self, state: State, memory: Tree, moments: Tree, streams: Tree) -> Tensor:
+    def __call__(self, state: State, memory: Tree, moments: Tree, streams: Tree) -> Any:
+        """Do what the function does; return copies of its results."""
+        replay = self.prepare(state, memory, moments, streams)
+        return map_leaves(torch.clone, replay())
+
+    def prepare(self, state: State, memory: Tree, moments: Tree, streams: Tree) -> Callable[[], Tree]:
+        """Capture the function where that was not done of these very arguments; return what replays it."""
         given = [state, *_each(memory), *_each(moments)]
         if self._replay is None or any(a is not b for a, b in zip(given, self._captured_of, strict=True)):
             self._replay = capture_on_cuda(
-                lambda: self.draw_and_step(state, memory, moments, streams),
+                lambda: self.function(state, memory, moments, streams),
                 self._drawn_from(streams),
                 lambda: self._warm_up(state, memory, moments, streams),
             )
             self._captured_of = given
-        return self._replay().clone()
+        return self._replay
 
     def _drawn_from(self, streams: object) -> tuple[torch.Generator, ...]:
-        return (*(generator for each in _each(streams) for generator in (each.noise, each.sampling)), *self.generators)
+        return (*(getattr(each, name) for each in _each(streams) for name in self.drawn), *self.generators)
 
     def _warm_up(self, state: State, memory: object, moments: object, streams: object) -> None:
         generators = self._drawn_from(streams)
         before = [generator.get_state() for generator in generators]
         copied = map_leaves(torch.clone, state)
         for _ in range(self.WARM_UP):
-            self.draw_and_step(copied, memory, moments, streams)
+            self.function(copied, memory, moments, streams)
         for generator, state_before in zip(generators, before, strict=True):
             generator.set_state(state_before)
 

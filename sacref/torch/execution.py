@@ -1,28 +1,30 @@
 """Execution of updates and actions: a batch and its noise are drawn, then the steps are taken, plain or fast.
 
 `plain` calls the update as it is written. `traced` runs a recording of it (`graph.py`). `cuda_graph` captures draw and step on the device
-(`capture.py`), so that the host launches once for each gradient step. `torch.compile` is none of them: on the CPU its code for a recording
-was measured to take one and a half times as long as the recording, and 20 s to make.
+(`capture.py`): the host launches once for each gradient step, or for a strict step as a whole (`Fused`). `torch.compile` is none of
+them: on the CPU its code for a recording was measured to take one and a half times as long as the recording, and 20 s to make.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sacref.agent import execution as shared
-from sacref.agent.execution import ActInputs, Actor, Bounds, action_modes, numbers_shape, pack
-from sacref.algorithm.data import Noise, Sampled
+from sacref.agent.execution import ActInputs, Actor, Bounds, Upload, action_modes, numbers_shape, pack
+from sacref.algorithm.data import Noise, Sampled, Transition
 from sacref.algorithm.optimizer import Parameters
+from sacref.algorithm.packing import Packed
 from sacref.algorithm.tree import Tree
 from sacref.config import Execution
 from sacref.torch.capture import Captured
 from sacref.torch.graph import Recorded, detects_anomalies, leaves_of, onednn_available
-from sacref.torch.memory import MemoryState
+from sacref.torch.memory import MemoryState, write
 from sacref.torch.optim import State, Update
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -169,3 +171,87 @@ def actors(actor: Actor[Tensor], bounds: Bounds[Tensor], *, execution: Execution
         return act
 
     return {name: act_by(*mode) for name, mode in action_modes(actor, bounds).items()}
+
+
+class Fused:
+    """A strict step in one call (`sacref.agent.execution.Fused`): one upload, and then recordings or, captured, one CUDA graph.
+
+    Args:
+        learn, acts: its parts. steps: gradient steps that it takes. like: an array on the agent's device, in the parameters' dtype.
+        captures: whether the parts are captured together. generators: as of `DrawSpec`.
+    """
+
+    def __init__(
+        self,
+        learn: Learn,
+        acts: Mapping[str, Act],
+        *,
+        steps: int,
+        like: Tensor,
+        captures: bool,
+        generators: tuple[torch.Generator, ...],
+    ) -> None:
+        self.steps = steps
+        self._learn, self._acts, self._captures, self._generators = learn, acts, captures, generators
+        self._write = _write if captures else Recorded(_write)
+        self._device, self._dtype = like.device, like.cpu().numpy().dtype
+        self._upload: Upload | None = None
+        self._captured: dict[str, Captured] = {}
+
+    def __call__(
+        self, state: State, memory: MemoryState, rows: Packed, streams: Streams, mode: str, given: ActInputs[Any]
+    ) -> tuple[State, MemoryState, Streams, Tensor, shared.Acted[Tensor]]:
+        moments, given = given.moments, given._replace(moments=None)
+        if self._upload is None or not self._upload.takes(given):
+            self._upload, self._captured = Upload(rows, given, self._dtype), {}
+            self._buffer = torch.zeros(self._upload.size, dtype=torch.uint8, device=self._device)
+            self._host = self._buffer.numpy() if self._device.type == "cpu" else np.empty(self._upload.size, np.uint8)
+            self._uploaded = self._upload.unpack(self._buffer, typed)
+        run: Callable[..., tuple[Tensor, Tensor, Tensor, Tree]] = partial(self._step, mode)
+        if self._captures and not detects_anomalies():
+            run = self._captured.setdefault(mode, Captured(run, self._generators, streams._fields))
+            run.prepare(state, memory, moments, streams)  # before the upload, so that its calls write no rows
+        self._upload.filled(rows, given, self._host)
+        if self._device.type != "cpu":
+            self._buffer.copy_(torch.from_numpy(self._host), non_blocking=True)  # which has read the host's array when it returns
+        metrics, *acted = run(state, memory, moments, streams)
+        return state, memory, streams, metrics, (acted[0], acted[1], acted[2])
+
+    @torch.no_grad()
+    def _step(self, mode: str, state: State, memory: MemoryState, moments: Tree, streams: Streams) -> tuple[Tensor, Tensor, Tensor, Tree]:
+        rows, given = self._uploaded
+        self._write(memory, *rows)
+        _, _, (metrics,) = self._learn(state, memory, moments, streams, self.steps)
+        actions, mean_actions, carry, _ = self._acts[mode](state.policy, streams, given._replace(moments=moments))
+        return metrics, actions, mean_actions, carry
+
+
+def fuse(
+    update: Update,
+    spec: DrawSpec,
+    actor: Actor[Tensor],
+    bounds: Bounds[Tensor],
+    learn: Learn,
+    acts: Mapping[str, Act],
+    *,
+    execution: Execution,
+    steps: int,
+) -> Fused | None:
+    """Return the strict step in one call; None where the parts are plain, or a schedule runs on the host between captured steps."""
+    captures = execution == "cuda_graph"
+    if execution == "plain" or (captures and update.scheduled_on_host):
+        return None
+    if captures:
+        learn, acts = learner(update, spec, execution="plain"), actors(actor, bounds, execution="plain")
+    return Fused(learn, acts, steps=steps, like=bounds.low, captures=captures, generators=spec.generators)
+
+
+def _write(memory: MemoryState, transition: Transition[Tensor], keep: Tensor) -> None:
+    """Write rows, once."""
+    write(memory, transition, keep)
+    keep.zero_()
+
+
+def typed(data: Tensor, dtype: np.dtype[np.generic], shape: Sequence[int]) -> Tensor:
+    """Return a view of bytes as a tensor of a dtype and shape."""
+    return data.view(torch.from_numpy(np.empty(0, dtype)).dtype).view(tuple(shape))

@@ -184,3 +184,9 @@ class Update(update.Update[Tensor, Any]):
     @torch.no_grad()
     def __call__(self, state: State, batch: Sampled[Tensor], noise: Noise[Tensor]) -> tuple[State, Metrics[Tensor]]:
         return super().__call__(state, batch, noise)
+
+    @property
+    def scheduled_on_host(self) -> bool:
+        """True where a schedule writes into the state before each step (`Optimizer.prepare`)."""
+        optimizers = (self.policy_optimizer, self.critic_optimizer, self.temperature_optimizer)
+        return any(getattr(optimizer, "_host", None) is not None for optimizer in optimizers)

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sacref.agent.execution import Bounds
+from sacref.agent.execution import ActInputs, Bounds
 from sacref.config import Schedule
-from sacref.torch.execution import draw, in_place
+from sacref.torch.execution import actors, draw, in_place
+from sacref.torch.memory import write
 from sacref.torch.optim import _rate_of
 from tests.backends import Backend
 
@@ -58,12 +59,15 @@ def on_meta(tree: Any) -> Any:
         {"algorithm": "SAC_RNN", "networks": {"recurrent": "gru"}, "sequence_length": 4, "burn_in": 2, "num_envs": 2},
     ],
 )
-def test_draw_and_step_stay_on_the_device(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_draw_step_write_and_act_stay_on_the_device(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     agent = Backend("torch").agent(**options)
     state, memory, moments = map(on_meta, (agent.learner.state, agent.memory.state, agent.normalisers.moments))
     agent.learner.bounds = Bounds(*map(on_meta, agent.learner.bounds))
     for model in agent.own_models.modules.values():
         model.to("meta")
+    envs = agent.memory.num_envs
+    observations = torch.zeros((envs, *agent.observation_space.shape), dtype=agent.dtype)
+    inputs, carry = agent.carry.inputs(observations, None, training=True)
     refusing = Refusing()
     # There are no generators of this device, nor is there this kernel, whose rate may be a tensor of it.
     for name in ("rand", "randn", "randint"):
@@ -78,6 +82,9 @@ def test_draw_and_step_stay_on_the_device(options: dict[str, Any], monkeypatch: 
     with refusing, torch.no_grad():
         batch, noise, _ = draw(memory, moments, agent.learner.streams, agent.learner.draw_spec())
         in_place(agent.learner.update, state, batch, noise)
+        write(memory, memory.rows.map(lambda ring: ring[:envs]), torch.ones(envs, dtype=torch.bool, device="meta"))
+        act = actors(agent.learner.actor(), agent.learner.bounds, execution="plain")["sampled"]
+        act(state.policy, agent.learner.streams, ActInputs(on_meta(inputs), moments, on_meta(carry)))
     assert refusing.refused == []
     assert len(refusing.seen) > 300
 
