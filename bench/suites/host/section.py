@@ -12,14 +12,16 @@ from bench.suites.host import plots
 from bench.suites.host.samples import Counts, HostCell, HostSamples, OverheadCell, Round, host_seconds, ratios
 
 INTRODUCTION = (
-    "Microseconds of a timestep on HalfCheetah-v5 with networks of width 8 and batches of 8, so that arithmetic costs next to nothing: the"
-    " work of the host is left, which decides the speed where the device is fast. One core, one gradient step a timestep, tracking on;"
-    " every contender trains in its own process by its own loop. Medians of rounds that alternate between the contenders. Host work is the"
-    " timestep without the step of the vector environment; learn is all of `post_interaction`, or of a peer's `train`; the rest is between"
-    " the calls. A ratio of 2.0 to the environment means that the host needs twice as long as the simulation. On a GPU, act includes the"
-    " wait for the actions. Uploads, launches and downloads are those of a steady timestep, from the libraries' profilers: a launch is"
-    " the call of a compiled function (JAX), an operation (PyTorch on a CPU), or a kernel or graph (PyTorch on CUDA); an upload or download"
-    " is an array that passes between host and device, and on a CPU nothing is downloaded.\n"
+    "Microseconds of a timestep on HalfCheetah-v5 with networks of width 8 and batches of 8, so that arithmetic costs next to"
+    " nothing: the work of the host is left, which decides the speed where the device is fast. One core, one gradient step a"
+    " timestep, tracking on; every contender trains in its own process by its own loop. Medians of rounds that alternate between the"
+    " contenders. Host work is the timestep without the step of the vector environment; learn is all of `post_interaction`, or of a"
+    " peer's `train`, and where sacref's strict step is one call it stores the rows and chooses the next action too, which act then"
+    " hands out; the rest is between the calls. A ratio of 2.0 to the environment means that the host needs twice as long as the"
+    " simulation. On a GPU, act includes the wait for the actions. Uploads, launches and downloads are those of a steady timestep,"
+    " from the libraries' profilers: a launch is the call of a compiled function (JAX), an operation (PyTorch on a CPU), or a kernel"
+    " or graph (PyTorch on CUDA); an upload or download is an array that passes between host and device, and on a CPU nothing is"
+    " downloaded.\n"
 )
 PARTS = tuple(part for part in plots.PART_STYLES if part != "environment")
 BESIDE = {
