@@ -61,13 +61,14 @@ def on_meta(tree: Any) -> Any:
 )
 def test_draw_step_write_and_act_stay_on_the_device(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     agent = Backend("torch").agent(**options)
-    state, memory, moments = map(on_meta, (agent.learner.state, agent.memory.state, agent.normalisers.moments))
-    agent.learner.bounds = Bounds(*map(on_meta, agent.learner.bounds))
-    for model in agent.own_models.modules.values():
-        model.to("meta")
     envs = agent.memory.num_envs
     observations = torch.zeros((envs, *agent.observation_space.shape), dtype=agent.dtype)
     inputs, carry = agent.carry.inputs(observations, None, training=True)
+    state, memory, moments = map(on_meta, (agent.learner.state, agent.memory.state, agent.normalisers.moments))
+    given = ActInputs(on_meta(inputs), moments, on_meta(carry))
+    agent.learner.bounds = Bounds(*map(on_meta, agent.learner.bounds))
+    for model in agent.own_models.modules.values():
+        model.to("meta")
     refusing = Refusing()
     # There are no generators of this device, nor is there this kernel, whose rate may be a tensor of it.
     for name in ("rand", "randn", "randint"):
@@ -84,7 +85,7 @@ def test_draw_step_write_and_act_stay_on_the_device(options: dict[str, Any], mon
         in_place(agent.learner.update, state, batch, noise)
         write(memory, memory.rows.map(lambda ring: ring[:envs]), torch.ones(envs, dtype=torch.bool, device="meta"))
         act = actors(agent.learner.actor(), agent.learner.bounds, execution="plain")["sampled"]
-        act(state.policy, agent.learner.streams, ActInputs(on_meta(inputs), moments, on_meta(carry)))
+        act(state.policy, agent.learner.streams, given)
     assert refusing.refused == []
     assert len(refusing.seen) > 300
 
