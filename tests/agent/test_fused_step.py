@@ -250,7 +250,7 @@ def test_a_steady_strict_step_of_a_cuda_graph_is_one_upload_one_replay_and_copie
 
         def run() -> Any:
             counts.append("launch")
-            with _disable_current_modes():  # type: ignore[no-untyped-call]  # torch leaves it unannotated.
+            with _disable_current_modes():
                 return replay()
 
         return run
