@@ -104,7 +104,7 @@ PRESETS: Mapping[str, Preset] = {
         Preset(
             name="sb3",
             title="Stable-Baselines3's defaults",
-            source="DLR-RM/stable-baselines3@0311b62",
+            source="DLR-RM/stable-baselines3@e05d2db",
             files=("stable_baselines3/sac/sac.py",),
             random_steps=100,
             not_reproduced=(EPSILON, INITIAL_WEIGHTS, "the temperature steps before the critics, which see it from before that step"),
@@ -145,12 +145,12 @@ PRESETS: Mapping[str, Preset] = {
             files=("examples/mujoco/mujoco_sac.py",),
             random_steps=10_000,
             settings={"learning_rate": 1e-3, "learn_entropy": False, "initial_entropy_value": 0.2},
-            not_reproduced=("1.2e-7 inside the logarithm of the log-density, as `sacref examine` finds in 2.0.1; sacref's is exact",),
+            not_reproduced=("1.2e-7 inside the logarithm of the log-density; sacref's is exact", INITIAL_WEIGHTS),
         ),
         Preset(
             name="spinningup",
             title="Spinning Up, PyTorch",
-            source="openai/spinningup@009d9af",
+            source="openai/spinningup@038665d",
             files=("spinup/algos/pytorch/sac/sac.py",),
             random_steps=10_000,
             learning_starts=1_000,
@@ -160,10 +160,14 @@ PRESETS: Mapping[str, Preset] = {
         Preset(
             name="crossq-baseline",
             title="SAC as CrossQ's baseline",
-            source="adityab/CrossQ@2811ad1",
-            files=("train.py",),
+            source="adityab/CrossQ@a318a26",
+            files=("train.py", "slurm/submit_everything.sh", "sbx/sac/sac.py"),
             settings={"learning_rate": 1e-3},
-            not_reproduced=("Adam with b1 of 0.5 unless a flag says 0.9; sacref's is 0.9",),
+            not_reproduced=(
+                "the temperature's loss is of alpha, sacref's of log alpha",
+                "a discount factor of 0.9999 for Swimmer: give --discount-factor",
+                "Flax's initial weights, LeCun's",
+            ),
         ),
         Preset(
             name="redq",
@@ -180,6 +184,7 @@ PRESETS: Mapping[str, Preset] = {
             arguments={"num_critics": 10},
             not_reproduced=(
                 "target entropies of its own for Hopper (-1) and Humanoid (-2), which are not -dim(A)/2: give --target-entropy",
+                "a policy that sees the critics of before their step, and an alpha of 0.2 until the temperature's first step",
                 EPSILON,
             ),
         ),
@@ -193,6 +198,8 @@ PRESETS: Mapping[str, Preset] = {
             not_reproduced=(
                 "a dropout rate of its own for each task; this is the one that CrossQ's train.py takes for all: give --dropout",
                 "target entropies of its own for Hopper (-1) and Humanoid (-2), which are not -dim(A)/2: give --target-entropy",
+                "a batch of its own for the policy's step",
+                EPSILON,
             ),
         ),
     )

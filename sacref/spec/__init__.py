@@ -106,8 +106,8 @@ Units of an action: the spec and the agent see (-1, 1) on every task; only `act`
 Target entropy: -dim(A), as by the authors (also SB3, CleanRL, skrl). Brax takes -dim(A) / 2.
 Temperature loss: linear in log_alpha (also SB3, skrl). The paper, CleanRL and Brax multiply by alpha itself: the same sign of the
     gradient, alpha times as long.
-Critic loss: with the factor 1/2 (also SB3, skrl); the agent takes the mean over the batch and the sum over critics. CleanRL and
-    Spinning Up leave the 1/2 out, which doubles the gradient; Brax takes the mean over the critics too.
+Critic loss: with the factor 1/2 (also SB3, skrl on torch); the agent takes the mean over the batch and the sum over critics. CleanRL,
+    Spinning Up and skrl on JAX leave the 1/2 out, which doubles the gradient; Brax takes the mean over the critics too.
 Minimum over critics: in the target and in the actor's loss, and critics that tie share the gradient equally on both libraries.
 Truncation: a truncated transition bootstraps, a terminated one does not; `discount` says which. Stoix and rejax take a truncation
     for a termination; Brax masks truncated transitions out of the critic loss.
