@@ -39,10 +39,10 @@ class UpdateToData:
             f"learning starts after {self.warm_up_transitions:,} transitions, the first {self.random_transitions:,} with random actions"
         )
         called = [
-            f"{library}: " + ", ".join(f"{name}={value}" for name, value in names.items())
+            f"{library} with " + ", ".join(f"{name}={value}" for name, value in names.items())
             for library, names in self.called_elsewhere.items()
         ]
-        return f"{said}\n{'; '.join(called)}" if called else said
+        return f"{said}\nthe same elsewhere: {'; '.join(called)}" if called else said
 
 
 def update_to_data(cfg: SACConfig, num_envs: int, *, ranks: int = 1, recurrent: bool = False) -> UpdateToData:

@@ -6,7 +6,8 @@ from types import TracebackType
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from sacref.agent.protocol import Agent
 
@@ -49,13 +50,14 @@ class TrainingProgress:
         self._console = console if console is not None else Console(stderr=True)
         self._enabled = enabled
         self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
+            # Where the terminal is narrow the end of the text is cut, and neither the bar nor the time.
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+            BarColumn(bar_width=8),
             TaskProgressColumn(),
-            TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             console=self._console,
+            expand=True,
             # A bar that is drawn into a file is noise: there, lines are printed instead.
             disable=not (enabled and self._console.is_terminal),
         )
@@ -98,8 +100,10 @@ class TrainingProgress:
         speed = (finished - self._start) * self._num_envs / max(now - self._began, 1e-9)
         recent = self._agent.recent_returns[-10:]
         shown = f"return {np.mean(recent):,.1f} (last {len(recent)})" if recent else "return -"
-        learned = f"alpha {self._agent.alpha:.3g}" if finished > self._learning_starts else self._why_nothing_is_learned(finished)
-        return f"step {self._steps(finished):,} | {speed:,.0f} steps/s | {shown} | {learned}"
+        shown = f"step {self._steps(finished):,} | {speed:,.0f} steps/s | {shown}"
+        if finished > self._learning_starts:
+            return f"{shown} | alpha {self._agent.alpha:.3g}"
+        return f"{self._why_nothing_is_learned(finished)} | {shown}"
 
     def _why_nothing_is_learned(self, finished: int) -> str:
         filling = "random actions fill the memory" if finished <= self._random_timesteps else "the memory fills"

@@ -112,9 +112,9 @@ def test_a_run_says_them_when_it_starts_and_in_its_configuration(tmp_path: Path,
     assert capsys.readouterr().err.splitlines()[:2] == [
         "0.5 gradient steps per environment step, 4 transitions drawn per transition stored; "
         "learning starts after 8 transitions, the first 6 with random actions",
-        "Stable-Baselines3: train_freq=1, gradient_steps=1, batch_size=8, learning_starts=8; "
-        "Brax: grad_updates_per_step=1, batch_size=8, min_replay_size=8; "
-        "rl_games (PPO): horizon_length=1, minibatch_size=8, mini_epochs=4",
+        "the same elsewhere: Stable-Baselines3 with train_freq=1, gradient_steps=1, batch_size=8, learning_starts=8; "
+        "Brax with grad_updates_per_step=1, batch_size=8, min_replay_size=8; "
+        "rl_games (PPO) with horizon_length=1, minibatch_size=8, mini_epochs=4",
     ]
     stored = read_config(tmp_path / "run")
     said = stored.pop("update_to_data")

@@ -1,10 +1,12 @@
 """The progress display: a bar on a terminal, few lines elsewhere."""
 
 import io
+import re
 import time
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from sacref.training.progress import TrainingProgress
 from tests.fake_agent import FakeAgent
@@ -52,8 +54,22 @@ def test_before_learning_starts_a_line_says_that_nothing_is_learned_and_why(cloc
             clock[0] += 0.01
             bar.update(finished)
     filling = ["random actions fill the memory" if finished <= random_timesteps else "the memory fills" for finished in (50, 100, 150, 200)]
-    said = [line.split(" | ")[4] for line in output.getvalue().splitlines()]
-    assert said == [*(f"nothing learned yet: {how} until step 400" for how in filling), "alpha 0.25", "alpha 0.25"]
+    lines = [line.split(" | ") for line in output.getvalue().splitlines()]
+    assert [line[1] for line in lines[:4]] == [f"nothing learned yet: {how} until step 400" for how in filling]
+    assert [line[2:5] for line in lines[:1]] == [["step 100", "200 steps/s", "return 3.0 (last 3)"]]
+    assert [line[4] for line in lines[4:]] == ["alpha 0.25", "alpha 0.25"]
+
+
+def test_a_narrow_terminal_shows_why_nothing_is_learned_and_the_time_left(clock: list[float]) -> None:
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, width=80, no_color=True)
+    with TrainingProgress(FakeAgent(), timesteps=10_000, random_timesteps=5_000, learning_starts=5_000, console=console) as bar:
+        for finished in range(1, 301):
+            clock[0] += 0.01
+            bar.update(finished)
+    shown = Text.from_ansi(output.getvalue().replace("\r", "\n")).plain.splitlines()
+    assert len(shown[-1]) == 80 and re.search(r"  3% left +\S+$", shown[-1])
+    assert shown[-1].startswith("nothing learned yet: random actions fill the memory")
 
 
 def test_on_a_terminal_a_bar_shows_speed_returns_alpha_and_the_time_left(clock: list[float]) -> None:
