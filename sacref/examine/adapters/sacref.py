@@ -2,8 +2,8 @@
 
 import importlib
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,8 +36,6 @@ class _Sacref:
 
     def make(self, problem: Problem) -> None:
         self._problem = problem
-        package = importlib.import_module(f"sacref.{self.backend}")
-        spaces = {"observation_space": problem.observation_space, "action_space": problem.action_space}
         schedule: dict[str, Any] = {}
         if problem.decay < 1:
             schedule = {"learning_rate_scheduler": "exponential", "learning_rate_scheduler_kwargs": {"decay": problem.decay}}
@@ -51,8 +49,7 @@ class _Sacref:
             **schedule,
         )
         with self._precision():
-            models = package.default_models(**spaces, hidden=problem.hidden, seed=problem.seed, dtype=problem.dtype)
-            self.agent = package.SAC(models=models, **spaces, device="cpu", cfg=cfg)
+            self.agent, _ = self._made(problem, cfg, hidden=problem.hidden, seed=problem.seed, dtype=problem.dtype)
 
     def set_weights(self, weights: Named) -> None:
         with self._precision():
@@ -104,13 +101,9 @@ class _Sacref:
         return drawn
 
     def windows(self, rows: Batch[Floats], truncated: Floats, capacity: int, n_step: int, discount: float) -> Windows:
-        problem, package = self._problem, importlib.import_module(f"sacref.{self.backend}")
-        spaces = {"observation_space": problem.observation_space, "action_space": problem.action_space}
+        cfg = SACConfig(n_step=n_step, discount_factor=discount, batch_size=START, experiment=QUIET)
         with self._precision():
-            memory = package.ReplayMemory(capacity, 1)
-            models = package.default_models(**spaces, hidden=(4,), seed=0)
-            cfg = SACConfig(n_step=n_step, discount_factor=discount, batch_size=START, experiment=QUIET)
-            package.SAC(models=models, memory=memory, **spaces, device="cpu", cfg=cfg)
+            _, memory = self._made(self._problem, cfg, (capacity, 1))
             first = np.concatenate([[True], (rows.terminated | truncated)[:-1]])
             now, after = rows.observations, rows.next_observations
             played = Transition(now, None, rows.actions, rows.rewards, after, None, rows.terminated, first)
@@ -123,27 +116,27 @@ class _Sacref:
 
     def _run(self, envs: Envs, steps: int, **settings: Any) -> Any:
         """Run an agent of these settings; give its replay memory."""
-        package = importlib.import_module(f"sacref.{self.backend}")
-        spaces = {"observation_space": envs.single_observation_space, "action_space": envs.single_action_space}
         cfg = SACConfig(random_timesteps=steps, experiment=QUIET, **settings)
         with self._precision():
-            memory = package.ReplayMemory(2 * envs.num_envs * steps, envs.num_envs)
-            models = package.default_models(**spaces, hidden=(4,), seed=0)
-            agent = package.SAC(models=models, memory=memory, **spaces, device="cpu", cfg=cfg)
+            agent, memory = self._made(self._problem, cfg, (2 * envs.num_envs * steps, envs.num_envs))
             loop.run(agent, envs, timesteps=steps)
         return memory
+
+    def _made(self, problem: Problem, cfg: SACConfig, rows: tuple[int, int] | None = None, **networks: Any) -> tuple[Any, Any]:
+        """Make an agent, and its replay memory of so many rows and environments."""
+        package = importlib.import_module(f"sacref.{self.backend}")
+        spaces = {"observation_space": problem.observation_space, "action_space": problem.action_space}
+        memory = None if rows is None else package.ReplayMemory(*rows)
+        models = package.default_models(**spaces, **{"hidden": (4,), "seed": 0, **networks})
+        return package.SAC(models=models, memory=memory, **spaces, device="cpu", cfg=cfg), memory
 
     def versions(self) -> Mapping[str, str]:
         return version("sacref", self.backend)
 
-    @contextmanager
-    def _precision(self) -> Iterator[None]:
+    def _precision(self) -> AbstractContextManager[None]:
         """JAX keeps float64 only where its 64-bit mode is on."""
-        if self.backend == "jax":
-            with importlib.import_module("jax").enable_x64(self._problem.dtype == "float64"):
-                yield
-        else:
-            yield
+        jax = self.backend == "jax"
+        return importlib.import_module("jax").enable_x64(self._problem.dtype == "float64") if jax else nullcontext()
 
 
 class Torch(_Sacref):

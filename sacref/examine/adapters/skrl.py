@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from sacref.algorithm.data import Batch
 from sacref.examine.adapter import Env
-from sacref.examine.inject import tapped
+from sacref.examine.inject import tapped, to_numpy
 from sacref.examine.problem import Problem
 from sacref.parity.networks import Floats
 
@@ -64,6 +64,10 @@ class Skrl(ABC):
         self.agent.memory.sample = lambda *_, **__: [[None if each is None else self.array(each) for each in found]]
         self._timestep += 1
         self.agent.update(timestep=self._timestep, timesteps=1000)
+
+    def act(self, observations: Floats, *, deterministic: bool) -> Floats:
+        actions, outputs = self.agent.act(self.array(observations), None, timestep=1000, timesteps=1000)
+        return to_numpy(outputs["mean_actions"] if deterministic else actions)
 
     def save(self, path: Path) -> None:
         self.agent.save(str(path))

@@ -53,10 +53,6 @@ class SkrlJax(Skrl):
             found |= read_flax(model.state_dict.params["params"], name, len(self.problem.hidden))
         return found
 
-    def act(self, observations: Floats, *, deterministic: bool) -> Floats:
-        actions, outputs = self.agent.act(self.array(observations), None, timestep=1000, timesteps=1000)
-        return np.array(outputs["mean_actions"] if deterministic else actions)
-
     def versions(self) -> Mapping[str, str]:
         return version("skrl", "jax", "flax", "optax")
 

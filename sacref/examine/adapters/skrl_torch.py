@@ -5,8 +5,6 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from sacref.examine.adapters import version
 from sacref.examine.adapters.skrl import Skrl
 from sacref.examine.inject import Places, TorchAdapter, torch_places
@@ -38,10 +36,6 @@ class SkrlTorch(Skrl, TorchAdapter):
 
     def array(self, value: Floats) -> object:
         return importlib.import_module("torch").as_tensor(value)
-
-    def act(self, observations: Floats, *, deterministic: bool) -> Floats:
-        actions, outputs = self.agent.act(self.array(observations), None, timestep=1000, timesteps=1000)
-        return np.array((outputs["mean_actions"] if deterministic else actions).detach())
 
     def versions(self) -> Mapping[str, str]:
         return version("skrl", "torch")

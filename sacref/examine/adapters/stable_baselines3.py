@@ -32,9 +32,8 @@ class Family:
         # It casts observations to float32 before they reach the networks.
         policies: Any = importlib.import_module("stable_baselines3.common.policies")
         policies.preprocess_obs = lambda obs, *_, **__: obs
-        self.model = importlib.import_module(self.package).SAC(
-            "MlpPolicy",
-            Still(problem),
+        self.model = self._agent(
+            [lambda: Still(problem)],
             # Its schedules are functions of the progress that remains.
             learning_rate=lambda remaining: problem.learning_rate * problem.decay ** (STEPS * (1 - remaining)),
             buffer_size=1,
@@ -42,10 +41,13 @@ class Family:
             gamma=problem.discount,
             ent_coef=f"auto_{problem.alpha}",
             policy_kwargs={"net_arch": list(problem.hidden)},
-            device="cpu",
             seed=problem.seed,
         )
         self.prepare()
+
+    def _agent(self, make_envs: Sequence[Callable[[], Env]], **settings: object) -> Any:
+        vector = importlib.import_module("stable_baselines3.common.vec_env").DummyVecEnv(make_envs)
+        return importlib.import_module(self.package).SAC("MlpPolicy", vector, device="cpu", **settings)
 
     def prepare(self) -> None:
         self.model.set_logger(importlib.import_module("stable_baselines3.common.logger").Logger(None, []))
@@ -73,7 +75,7 @@ class Family:
 
     def collect(self, make_env: Callable[[], Env], num_envs: int, steps: int, autoreset_mode: AutoresetMode) -> Batch[Floats]:
         size = num_envs * steps
-        agent = self._agent(make_env, num_envs, buffer_size=2 * size, learning_starts=2 * size).learn(size)
+        agent = self._agent([make_env] * num_envs, buffer_size=2 * size, learning_starts=2 * size).learn(size)
         buffer = agent.replay_buffer
         # A timeout is stored as an end, and taken back when a batch is sampled.
         ends = buffer.dones * (1 - buffer.timeouts)
@@ -82,7 +84,7 @@ class Family:
         return Batch(arrays[0], None, arrays[1], rewards, arrays[2], None, terminated)
 
     def train(self, make_env: Callable[[], Env], num_envs: int, steps: int, gradient_steps: int) -> Sequence[Floats]:
-        agent = self._agent(make_env, num_envs, learning_starts=START, batch_size=START, gradient_steps=gradient_steps)
+        agent = self._agent([make_env] * num_envs, learning_starts=START, batch_size=START, gradient_steps=gradient_steps)
         drawn, buffer = list[Floats](), agent.replay_buffer
         # SBX draws the rows of all gradient steps at once.
         buffer.sample = tapped(
@@ -91,14 +93,8 @@ class Family:
         agent.learn(num_envs * steps)
         return drawn
 
-    def _agent(self, make_env: Callable[[], Env], num_envs: int, **settings: object) -> Any:
-        vector = importlib.import_module("stable_baselines3.common.vec_env").DummyVecEnv([make_env] * num_envs)
-        return importlib.import_module(self.package).SAC("MlpPolicy", vector, device="cpu", **settings)
-
     def windows(self, rows: Batch[Floats], truncated: Floats, capacity: int, n_step: int, discount: float) -> Windows:
-        agent = importlib.import_module(self.package).SAC(
-            "MlpPolicy", Still(self.problem), buffer_size=capacity, n_steps=n_step, gamma=discount, device="cpu"
-        )
+        agent = self._agent([lambda: Still(self.problem)], buffer_size=capacity, n_steps=n_step, gamma=discount)
         buffer, columns = agent.replay_buffer, zip(*(rows.observations, rows.next_observations, rows.actions, rows.rewards), strict=True)
         for (now, after, action, reward), end, cut in zip(columns, rows.terminated, truncated, strict=True):
             buffer.add(
