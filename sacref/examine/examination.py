@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -81,13 +82,13 @@ def examine(adapter: Adapter, *, problem: Problem | None = None, on_stage: Calla
     on_stage("noise")
     check_noise(adapter, trajectories[0])
     on_stage("identification")
-    found = identify(trajectories)
+    found = identify(trajectories, partial(record, adapter))
     for seed in range(problem.seed + 1, problem.seed + 1 + MORE):
         if len(found.combinations) < 2:
             break
         on_stage("updates: more data, to tell what is left apart")
         trajectories += [record(adapter, scene) for scene in scenes(replace(problem, seed=seed))]
-        found = identify(trajectories)
+        found = identify(trajectories, partial(record, adapter))
     differences: dict[str, float] = {}
     reproduced = dict(found.combinations)
     for chosen, order in list(found.combinations.items())[:SHOWN]:

@@ -2,17 +2,20 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import sacref.examine.oracle as oracle
 from sacref.examine.choices import FRESH, FROZEN, OWN, OWN_FROZEN, VALUES, Choices, canonical, contradictions
 from sacref.examine.observed import Trajectory, difference, recovered
 from sacref.examine.oracle import DENSITY, Adam, Oracle
-from sacref.examine.stages import Found, Policy, Stage, Target, Temperature, Variant, every_density, in_words
+from sacref.examine.problem import Scene
+from sacref.examine.stages import LOG_PROB, TARGET, Found, Policy, Stage, Target, Temperature, Variant, every_density, in_words
 
 OPTIMIZER = ("adam_epsilon", "adam_epsilon_place", "adam_decays", "weight_decay")
+COLD = -40.0
+"""Log alpha whose entropy terms are below any rounding."""
 STAGES: Mapping[str, type[Stage]] = {"critics": Target, "policy": Policy, "temperature": Temperature}
 
 
@@ -20,6 +23,12 @@ class Left(NamedTuple):
     """The first quantity that is in no variant."""
 
     quantity: str
+    """One of these, and what was found after a colon; docs/examine.md says what establishes each.
+
+    "critic gradient", "target", "alpha", "log-density", "critic loss", "target or critic loss", "new critics", "policy gradient", "actor
+    loss", "new policy", "temperature gradient", "temperature" that stops moving, "new alpha", "target networks", an array "after several
+    updates", "the choices of all stages together".
+    """
     update: int
     scene: str
     nearest: str
@@ -39,19 +48,22 @@ class Identification:
     """Field -> the values that remain, of the stages that were reproduced."""
 
 
-def identify(trajectories: Sequence[Trajectory]) -> Identification:
+def identify(trajectories: Sequence[Trajectory], observe: Callable[[Scene], Trajectory] | None = None) -> Identification:
     """Search all choices that are seen in plain updates, those without clipping and schedules.
 
     Args:
         trajectories: of scenes; where an agent did not show its gradients, those of first steps are computed from its weights.
+        observe: takes the same agent through another scene, without which an unknown log-density is called an unknown target.
     """
     if not all(trajectory.shown for trajectory in trajectories):
-        return _identify_by_weights(trajectories)
+        return _identify_by_weights(trajectories, observe)
     optimizers, left = _optimizers(trajectories)
     found = _search(trajectories, optimizers, left)
     # In float32 Adam turns the rounding of small gradients into whole steps: a trajectory says nothing then.
     exact = [each for each in trajectories if each.scene.problem.dtype == "float64"]
-    return _followed(found, exact) if found.combinations and exact else found
+    if found.left is not None:
+        return _closer(found, trajectories, _nearest(optimizers), observe)
+    return _followed(found, exact) if exact else found
 
 
 def _followed(found: Identification, trajectories: Sequence[Trajectory]) -> Identification:
@@ -69,7 +81,27 @@ def _followed(found: Identification, trajectories: Sequence[Trajectory]) -> Iden
     return Identification(reproduced, left, found.partial)
 
 
-def _identify_by_weights(trajectories: Sequence[Trajectory]) -> Identification:
+def _closer(
+    found: Identification, trajectories: Sequence[Trajectory], adam: Adam, observe: Callable[[Scene], Trajectory] | None
+) -> Identification:
+    """Name the log-density where target and actor loss are both unknown, and both known once the temperature leaves no entropy in them."""
+    if observe is None or found.left is None or found.left.quantity != TARGET:
+        return found
+    hot = next(each for each in trajectories if each.scene.name == found.left.scene)
+    weights = hot.scene.weights | {"log_alpha": hot.scene.problem.cast(COLD)}
+    cold = observe(replace(hot.scene, weights=weights, updates=found.left.update + 1))
+    every = every_density()
+    actions = [each for each in every if not each.differences().keys() & set(LOG_PROB)]
+
+    def unknown(stage: type[Stage], trajectory: Trajectory, densities: Sequence[Choices]) -> bool:
+        seen, searched = trajectory if trajectory.shown else recovered(trajectory, adam), stage(adam, densities)
+        return any(searched.rule_out(seen, update) for update in seen.updates)
+
+    shared = unknown(Policy, hot, every) and not unknown(Target, cold, actions) and not unknown(Policy, cold, actions)
+    return replace(found, left=found.left._replace(quantity="log-density")) if shared else found
+
+
+def _identify_by_weights(trajectories: Sequence[Trajectory], observe: Callable[[Scene], Trajectory] | None) -> Identification:
     """Search with the gradients that each Adam's first step gives, and keep the combinations that follow the weights of all updates.
 
     The first Adam that explains the critics' steps is the one: another epsilon moves the parameters of small gradients elsewhere.
@@ -78,22 +110,23 @@ def _identify_by_weights(trajectories: Sequence[Trajectory]) -> Identification:
     for settings in itertools.product(*(VALUES[name] for name in OPTIMIZER)):
         adam = _adam(settings)
         alike.setdefault((adam.place == "inside the root", adam.epsilon_at(1), adam.weight_decay), set()).add(settings)
-    failed: list[Identification] = []
+    failed: list[tuple[Identification, Adam]] = []
     for optimizers in alike.values():
         adam = _adam(next(iter(optimizers)))
         found = _search([recovered(trajectory, adam) for trajectory in trajectories], optimizers, None)
         tried = _followed(found, trajectories) if found.combinations else found
         if tried.combinations:
             return tried
-        failed.append(tried)
+        failed.append((tried, adam))
         if "target_value" in found.partial:
             break
-    return min(failed, key=lambda each: (-len(each.partial), each.left.difference if each.left else 0.0))
+    nearest, adam = min(failed, key=lambda each: (-len(each[0].partial), each[0].left.difference if each[0].left else 0.0))
+    return _closer(nearest, trajectories, adam, observe)
 
 
 def _search(trajectories: Sequence[Trajectory], optimizers: Found, left: Left | None) -> Identification:
     """Search all stages; `left` is the step that no optimizer makes."""
-    adam = _adam(min(optimizers, key=_rank, default=_FIRST))
+    adam = _nearest(optimizers)
     densities = every_density()
     stages: dict[str, Stage] = {}
     lefts: dict[str, Left] = {}
@@ -126,6 +159,10 @@ def _search(trajectories: Sequence[Trajectory], optimizers: Found, left: Left | 
 
 def _adam(settings: Variant) -> Adam:
     return Adam.of(Choices(**dict(zip(OPTIMIZER, settings, strict=True))))
+
+
+def _nearest(optimizers: Found) -> Adam:
+    return _adam(min(optimizers, key=_rank, default=_FIRST))
 
 
 def _ordered(combinations: Mapping[Choices, tuple[int, ...]]) -> dict[Choices, tuple[int, ...]]:

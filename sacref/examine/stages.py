@@ -2,7 +2,7 @@
 
 Each stage starts from the weights that were shown before and after the update, so that only its own choices have to be searched, and an
 error of one stage is not carried into the next. The critics' gradient is J^T e with the Jacobian J of their values: least squares give e,
-the derivative of the loss by each row's value, and with it the target.
+the derivative of the loss by each row's value, and with it the target. Where no variant is left, e also says which quantity is unknown.
 """
 
 import functools
@@ -16,10 +16,11 @@ import numpy as np
 
 import sacref.examine.oracle as oracle
 from sacref.examine.choices import AFTER, BEFORE, NEWEST, VALUES, Choices, canonical
-from sacref.examine.observed import ROUNDED, Trajectory, Update, gradient_difference
+from sacref.examine.observed import LOOSE, ROUNDED, Trajectory, Update, gradient_difference
 from sacref.examine.oracle import DENSITY, Adam
 from sacref.parity.networks import Arrays, Floats, Named, Seen, backward, forward
 from sacref.parity.oracle import critics
+from sacref.spec.arrays import NumpyArray
 
 FEW = 4
 """Rows of a batch that rule out almost every variant."""
@@ -28,6 +29,12 @@ BIAS = 1e-4
 IN_BOX = "in the Box's units"
 NEVER = "none: it never moves"
 NO_STEP = "no optimizer makes this step of one gradient, as weights alone show it"
+LOG_PROB = ("log_prob", "log_prob_units", "log_prob_dimensions")
+"""Fields of a density that no action depends on."""
+NO_ROWS = "it is not one of these rows of the batch"
+TARGET = "target"
+ENDS = list(itertools.product(VALUES["termination"], VALUES["discount"]))
+JOINS = list(itertools.product(VALUES["target_networks"], VALUES["target_value"]))
 
 Variant = tuple[str, ...]
 """Values of a stage's fields, in their order."""
@@ -65,12 +72,6 @@ class Stage(ABC):
         if distance < self.nearest[0]:
             self.nearest = distance, in_words(self.choices(variant)[0])
 
-    def keep(self, kept: Found, quantity: str) -> str | None:
-        """Keep these variants; if there are none, name the quantity."""
-        if kept:
-            self.found = kept
-        return None if kept else quantity
-
 
 def in_words(chosen: Choices) -> str:
     """Name the choices that are not sacref's."""
@@ -94,7 +95,7 @@ def _by_action(densities: Iterable[Choices], units: str) -> list[tuple[Choices, 
     for density in densities:
         if density.critic_actions == units:
             together = found.setdefault((density.squash, density.std), (density, []))
-            together[1].append(_values(density, ("log_prob", "log_prob_units", "log_prob_dimensions")))
+            together[1].append(_values(density, LOG_PROB))
     return list(found.values())
 
 
@@ -128,7 +129,7 @@ class Target(Stage):
                 for kind, errors in _row_errors(jacobians, gradient, update.errors, trajectory.loose)
             ]
             if not rows:
-                return "critic gradient: it is not one of these rows of the batch"
+                return f"critic gradient: {NO_ROWS}"
             candidates = {
                 variant
                 for units, kind, errors in rows
@@ -152,7 +153,30 @@ class Target(Stage):
             self.near(distance, variant)
             if distance <= trajectory.tolerance_of(chosen):
                 kept.add(variant)
-        return self.keep(kept, "target")
+        if not kept:
+            return self._unknown(targets, spans, gradient)
+        self.found = kept
+        return None
+
+    def _unknown(self, targets: "_Targets", spans: Mapping[str, Sequence["Span"]], gradient: Named) -> str:
+        """Name the quantity that no variant has, as closely as the derivatives by two critics' values establish it."""
+        uncertain = targets.update.errors
+        rows = [(units, *each) for units, spanned in spans.items() for each in _row_errors(spanned, gradient, uncertain, LOOSE)]
+        if not rows:
+            return f"critic gradient: {NO_ROWS}"
+        for units, kind, errors in rows:
+            q = np.stack([each.q for each in spans[units]])
+            if kind != "its own" or len(q) == 1:
+                continue
+            shared = [y for y in (shared_target(q, errors, loss) for loss in VALUES["critic_loss"]) if y is not None]
+            if shared:
+                alpha = targets.alpha(self.densities, units, shared[0])
+                return TARGET if alpha is None else f"alpha: the target is a known one with an alpha of {alpha:.4g}"
+            for *_, y in targets.every(self.densities, units, [*_alphas(targets.update).values(), 0.0]):
+                for pairing in VALUES["target_rows"]:
+                    if grows(errors, q - oracle.paired(y, pairing)[..., None, :]).any():
+                        return "critic loss"
+        return "target or critic loss"
 
     def _search(self, loose: float, targets: "_Targets", units: str, critic_gradient: str, errors: Floats, q: Floats) -> Iterator[Variant]:
         """Find variants whose rows come near the errors that were found; everything that one draw gives is compared at once."""
@@ -161,16 +185,8 @@ class Target(Stage):
         known, sizes = ~np.isnan(errors[:, 0]), {"number": q.shape[0], "size": q.shape[1]}
         alphas = _alphas(update)
         terms = [("there", BEFORE, alphas[BEFORE]), ("there", AFTER, alphas[AFTER]), ("left out", BEFORE, 0.0)]
-        ends = list(itertools.product(VALUES["termination"], VALUES["discount"]))
         losses = list(itertools.product(VALUES["target_rows"], VALUES["critic_loss"]))
-        joins = list(itertools.product(VALUES["target_networks"], VALUES["target_value"]))
-        draws = [name for name in update.noise() if update.number or not name.startswith("frozen")]
-        for (density, forms), policy, name in itertools.product(_by_action(self.densities, units), VALUES["target_policy"], draws):
-            log_probs = np.stack([targets.drawn(policy, replace(density, **form), name).log_prob for form in forms])
-            value = np.stack([targets.value(networks, kind, policy, density, name) for networks, kind in joins])
-            # (joins, forms, terms, batch), then with ends in front.
-            soft = value[:, None, None] - np.stack([alpha * log_probs for _, _, alpha in terms], axis=1)[None]
-            y = np.stack([oracle.target(update.batch, soft, targets.discount, Choices(termination=t, discount=d)) for t, d in ends])
+        for density, forms, policy, name, y in targets.every(self.densities, units, [alpha for _, _, alpha in terms]):
             for rows, loss in losses:
                 seen = oracle.paired(y, rows)
                 # The last critic is always known.
@@ -181,13 +197,13 @@ class Target(Stage):
                     variant = {
                         **_values(density),
                         **forms[form],
-                        "target_value": joins[join][1],
-                        "target_networks": joins[join][0],
+                        "target_value": JOINS[join][1],
+                        "target_networks": JOINS[join][0],
                         "target_entropy_term": terms[term][0],
                         "target_alpha": terms[term][1],
                         "target_policy": policy,
-                        "termination": ends[end][0],
-                        "discount": ends[end][1],
+                        "termination": ENDS[end][0],
+                        "discount": ENDS[end][1],
                         "target_rows": rows,
                         "critic_loss": loss,
                         "critic_gradient": critic_gradient,
@@ -203,13 +219,13 @@ class Target(Stage):
 
 
 class Span:
-    """Gradients that a critic can have on some rows: its values, and their Jacobian by its parameters."""
+    """Gradients that a network can have on some rows: its outputs, a critic's being its values, and their Jacobian by its parameters."""
 
-    def __init__(self, state: Named, model: str, observations: Floats, actions: Floats) -> None:
+    def __init__(self, state: Named, model: str, observations: Floats, actions: Floats | None = None) -> None:
         self.model = model
         output, tape = forward(state, model, Seen(observations), actions)
-        self.q: Floats = output[:, 0]
-        rows = np.eye(len(self.q), dtype=output.dtype)[:, :, None]
+        self.q: Floats = output.ravel()
+        rows = np.eye(output.size, dtype=output.dtype).reshape(-1, *output.shape)
         parts = [backward(state, model, tape, row)[0] for row in rows]
         self._names = [name.removeprefix(f"{model}.") for name in parts[0]]
         self._shapes = [array.shape for array in parts[0].values()]
@@ -252,6 +268,31 @@ def _row_errors(jacobians: Sequence[Span], gradient: Named, uncertain: Named, lo
         yield "the last critic's, for all", errors
 
 
+def shared_target(q: Floats, errors: Floats, loss: str) -> Floats | None:
+    """Find the target, `(batch,)`, that gives all critics their derivatives by the values, `(critic, batch)`, under a known loss.
+
+    Returns:
+        The target, NaN in rows where a Huber loss shows only a bound; None if the critics do not share one.
+    """
+    gaps = errors / oracle.critic_errors(np.ones_like(q), np.zeros_like(q), loss, number=q.shape[0], size=q.shape[1])
+    loose, huber = LOOSE * float(np.abs(gaps).max()), loss.startswith("Huber")
+    cut = np.abs(gaps) > 1 - LOOSE if huber else np.zeros(q.shape, bool)
+    lowest = np.where(cut & (gaps > 0), -np.inf, q - gaps).max(axis=0)
+    highest = np.where(cut & (gaps < 0), np.inf, q - gaps).min(axis=0)
+    if (lowest - highest > loose).any() or (huber and loose > LOOSE * (1 + LOOSE)):
+        return None
+    return np.asarray(np.where(highest - lowest > loose, np.nan, lowest))
+
+
+def grows(errors: Floats, gaps: Floats) -> NumpyArray:
+    """Say whether derivatives by the values, `(critic, batch)`, grow with Q - y, `(..., critic, batch)`, as those of a convex loss do."""
+    order = errors.argsort(axis=None)
+    starts = np.flatnonzero(np.diff(errors.ravel()[order], prepend=-np.inf) > LOOSE * np.abs(errors).max())
+    sorted_gaps = gaps.reshape(*gaps.shape[:-2], -1)[..., order]
+    highest, lowest = (each.reduceat(sorted_gaps, starts, axis=-1) for each in (np.maximum, np.minimum))
+    return np.asarray((highest[..., :-1] <= lowest[..., 1:] + LOOSE * np.abs(gaps).max()).all(axis=-1))
+
+
 class _Targets:
     """Draws, values and targets of one update, each computed once."""
 
@@ -288,6 +329,33 @@ class _Targets:
         value = self.value(chosen.target_networks, chosen.target_value, chosen.target_policy, chosen, name)
         alpha = _alphas(self.update)[chosen.target_alpha] if chosen.target_entropy_term == "there" else 0.0
         return oracle.target(self.update.batch, value - alpha * log_prob, self.discount, chosen)
+
+    def every(
+        self, densities: Iterable[Choices], units: str, alphas: Sequence[float]
+    ) -> Iterator[tuple[Choices, list[dict[str, str]], str, str, Floats]]:
+        """Compute targets with these alphas, of all variants that one draw gives at once: `(ends, joins, forms, alphas, batch)`.
+
+        Yields:
+            A density, the forms of its log-density, the policy, the noise's name, and the targets.
+        """
+        draws = [name for name in self._noise if self.update.number or not name.startswith("frozen")]
+        for (density, forms), policy, name in itertools.product(_by_action(densities, units), VALUES["target_policy"], draws):
+            log_probs = np.stack([self.drawn(policy, replace(density, **form), name).log_prob for form in forms])
+            value = np.stack([self.value(networks, kind, policy, density, name) for networks, kind in JOINS])
+            soft = value[:, None, None] - np.stack([alpha * log_probs for alpha in alphas], axis=1)[None]
+            each = [oracle.target(self.update.batch, soft, self.discount, Choices(termination=t, discount=d)) for t, d in ENDS]
+            yield density, forms, policy, name, np.stack(each)
+
+    def alpha(self, densities: Iterable[Choices], units: str, seen: Floats) -> float | None:
+        """Find the alpha that turns a known target into the seen one; NaN of the seen one are left out."""
+        known = ~np.isnan(seen)
+        for *_, y in self.every(densities, units, [0.0, 1.0]):
+            cold, entropy = y[..., 0, known], y[..., 1, known] - y[..., 0, known]
+            alphas = ((seen[known] - cold) * entropy).sum(axis=-1) / np.maximum((entropy**2).sum(axis=-1), 1e-300)
+            gaps = np.abs(cold + alphas[..., None] * entropy - seen[known]).max(axis=-1)
+            if gaps.min() <= LOOSE * np.abs(seen[known]).max():
+                return float(alphas.ravel()[gaps.argmin()])
+        return None
 
 
 class Policy(Stage):
@@ -331,7 +399,8 @@ class Policy(Stage):
                         if first and update.number == 0:
                             kept.add((*variant[:-1], draw.replace("fresh", "frozen")))
             if not kept:
-                return "policy gradient"
+                span = Span(policies[turn], "policy", observations)
+                return "actor loss" if span.solve(seen, "policy", update.errors)[1] <= LOOSE else f"policy gradient: {NO_ROWS}"
             self.found = kept
         return None
 
@@ -391,7 +460,11 @@ class Temperature(Stage):
                 return None  # It waits with the policy.
             rest = [VALUES[name][0] for name in self.fields[len(DENSITY) + 1 : -1]]
             none = {(*_values(density).values(), NEVER, *rest, "") for density in self.densities}
-            return self.keep(none if self.found is None else self.found & none, "temperature: it stops moving")
+            kept = none if self.found is None else self.found & none
+            if not kept:
+                return "temperature: it stops moving"
+            self.found = kept
+            return None
         policies, temperatures = (trajectory.between(network, self.adam)[update.number] for network in ("policy", "temperature"))
         last = len(policies) - 1
         for turn, gradients in enumerate(steps):
@@ -404,7 +477,7 @@ class Temperature(Stage):
                 losses = [each for each in VALUES["temperature_loss"] if each != NEVER]
                 rests = itertools.product(losses, VALUES["target_entropy"], states, noise)
                 candidates = {(*_values(density).values(), *rest) for density, rest in itertools.product(self.densities, rests)}
-            kept: Found = set()
+            kept = set()
             log_probs: dict[tuple[str, ...], Floats] = {}
             for variant in candidates:
                 chosen, draw = self.choices(variant)

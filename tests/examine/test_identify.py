@@ -1,7 +1,8 @@
 """The proof of the instrument: what is put into the oracle is named, nothing else is, and what no variant explains is said to be none."""
 
+import functools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sacref.algorithm.data import Batch, Noise
-from sacref.examine import examine
+from sacref.examine import examine, oracle
 from sacref.examine.adapter import record
 from sacref.examine.adapters.oracle import OracleAdapter
 from sacref.examine.choices import VALUES, Choices, canonical
 from sacref.examine.identify import identify, replay
+from sacref.examine.inject import patched
 from sacref.examine.oracle import Oracle
-from sacref.examine.problem import Problem, ordinary, wide
+from sacref.examine.problem import Problem, Scene, ordinary, wide
 from sacref.parity import data
 from sacref.parity import oracle as parity
 from sacref.parity.networks import Arrays, Floats, Named
@@ -148,22 +150,101 @@ class Twisted(OracleAdapter):
         found: list[Arrays] = []
         for step in super().gradients():
             scale = self.gradient if next(iter(step)).startswith(self.network) else 1.0
-            found.append({name: array * scale + (self.rows and name.endswith("hidden.0.bias")) for name, array in step.items()})
+            found.append({name: array * scale + (self.rows and name == "critic_1.hidden.0.bias") for name, array in step.items()})
         return found
 
 
-@pytest.mark.parametrize(
-    ("adapter", "quantity"),
-    [
-        (Twisted("critic_", gradient=1.3), "target"),
-        (Twisted("", rows=True), "critic gradient: it is not one of these rows of the batch"),
-        (Twisted("policy", gradient=1.3), "policy gradient"),
-        (Twisted("log_alpha", gradient=1.3), "temperature gradient"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_the_first_quantity_that_leaves_every_variant_is_named(adapter: OracleAdapter, quantity: str) -> None:
-    found = identify([record(adapter, ordinary(Problem()))])
+class Unknown(OracleAdapter):
+    """An oracle that computes one quantity as no variant does: a function of the module in the place of its own while it updates."""
+
+    def __init__(self, name: str, value: Callable[..., Any], **choices: str) -> None:
+        super().__init__(**choices)
+        self._patch = (oracle, name, value)
+
+    def update(self, batch: Batch[Floats], draws: Floats) -> None:
+        with patched([self._patch]):
+            super().update(batch, draws)
+
+
+class Hotter(OracleAdapter):
+    """An oracle whose alpha is larger by a factor than exp(log_alpha)."""
+
+    def set_weights(self, weights: Named) -> None:
+        super().set_weights({**weights, "log_alpha": weights["log_alpha"] + np.log(1.5)})
+
+    def weights(self) -> Arrays:
+        found = super().weights()
+        return {**found, "log_alpha": found["log_alpha"] - np.log(1.5)}
+
+
+def huber(q: Floats, y: Floats, kind: str, *, number: int, size: int) -> Floats:
+    """Differentiate a Huber loss of another width."""
+    return np.asarray(np.clip(q - y, -0.6, 0.6) / size)
+
+
+def twins_apart(q: Floats, y: Floats, kind: str, *, number: int, size: int) -> Floats:
+    """Differentiate a known loss whose critics have a target each."""
+    return np.asarray((q - y + np.array([[0.5], [-0.5]])) / size)
+
+
+def rewarded(batch: Batch[Floats], *arguments: Any) -> Floats:
+    """Add a bonus to the target."""
+    bonus: Floats = oracle_target(batch, *arguments) + 0.1 * np.tanh(batch.observations[:, 0])
+    return bonus
+
+
+def wider(u: Floats, kind: str, scale: float) -> tuple[Floats, Floats]:
+    """Compute the tanh's correction with an epsilon that no variant has."""
+    a = np.tanh(u)
+    return np.log(1 - a**2 + 1e-3), -2 * a * (1 - a**2) / (1 - a**2 + 1e-3)
+
+
+def cloned(drawn: oracle.Draw, gradient: oracle.Gradient, slopes: Floats, alpha: float, choices: Choices) -> Arrays:
+    """Add a squared distance of the actions to the policy's loss."""
+    return policy_gradients(drawn, gradient, slopes - 0.1 * drawn.action, alpha, choices)
+
+
+def decayed(drawn: oracle.Draw, gradient: oracle.Gradient, slopes: Floats, alpha: float, choices: Choices) -> Arrays:
+    """Add a norm of the weights to the policy's loss."""
+    return {name: array + 0.01 for name, array in policy_gradients(drawn, gradient, slopes, alpha, choices).items()}
+
+
+oracle_target, policy_gradients = oracle.target, oracle.policy_gradients
+HUBER = "Huber, summed over critics"
+ROWS = "it is not one of these rows of the batch"
+SHOWN_UNKNOWN: list[object] = [
+    (f"critic gradient: {ROWS}", Twisted("", rows=True)),
+    pytest.param("critic loss", Twisted("critic_", gradient=1.3), marks=pytest.mark.full),
+    pytest.param("actor loss", Twisted("policy", gradient=1.3), marks=pytest.mark.full),
+    ("temperature gradient", Twisted("log_alpha", gradient=1.3)),
+]
+UNKNOWN: list[object] = [
+    ("critic loss", Unknown("critic_errors", huber)),
+    ("target", Unknown("target", rewarded)),
+    pytest.param("target", Unknown("target", rewarded, critic_loss=HUBER), marks=pytest.mark.full),
+    pytest.param("target or critic loss", Unknown("critic_errors", twins_apart), marks=pytest.mark.full),
+    pytest.param("alpha: the target is a known one with an alpha of 0.45", Hotter(), marks=pytest.mark.full),
+    ("log-density", Unknown("tanh_correction", wider)),
+    ("actor loss", Unknown("policy_gradients", cloned)),
+    (f"policy gradient: {ROWS}", Unknown("policy_gradients", decayed)),
+]
+
+
+@pytest.mark.parametrize(("quantity", "adapter"), SHOWN_UNKNOWN + UNKNOWN, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.full)])
+def test_the_first_quantity_that_leaves_every_variant_is_named(quantity: str, adapter: OracleAdapter, dtype: str) -> None:
+    first_left(quantity, adapter, ordinary(Problem(dtype=dtype), updates=1), shown=True)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("quantity", "adapter"), UNKNOWN, ids=lambda value: value if isinstance(value, str) else "")
+def test_the_first_quantity_that_leaves_every_variant_is_named_from_weights_alone(quantity: str, adapter: OracleAdapter) -> None:
+    first_left(quantity, adapter, ordinary(Problem(), updates=1), shown=False)
+
+
+def first_left(quantity: str, adapter: OracleAdapter, scene: Scene, *, shown: bool) -> None:
+    observe = functools.partial(planted.observed, adapter, shown=shown)
+    found = identify([observe(scene)], observe)
     assert not found.combinations
     assert found.left is not None
     assert (found.left.quantity, found.left.update) == (quantity, 0)
