@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_api_compat import array_namespace, is_numpy_array, is_torch_array
+from array_api_compat import array_namespace, is_torch_array
 from numpy.typing import NDArray
 
 from sacref.spec.arrays import Array, ArrayT, Namespace, NumpyArray
@@ -59,10 +59,11 @@ class EpisodeStatistics:
         Where `dropped`, `(envs,)`, the current episode is forgotten: it is neither finished nor goes on.
         `recent_returns` follows at once for NumPy arrays, and at the next `read_returns` or `summary` for device arrays.
         """
-        xp: Any = np if all(type(array) is np.ndarray for array in (rewards, ended, keep)) else array_namespace(rewards, ended, keep)
+        on_host = all(type(array) is np.ndarray for array in (rewards, ended, keep))
+        xp: Any = np if on_host else array_namespace(rewards, ended, keep)
         # A copy: environments on a device write every step into the same buffer.
-        rewards = rewards.astype(np.float64) if is_numpy_array(rewards) else xp.asarray(rewards, copy=True)
-        zeros = xp.zeros_like(rewards)
+        rewards = rewards.astype(np.float64) if on_host else xp.asarray(rewards, copy=True)
+        zeros = np.zeros(rewards.shape) if on_host else xp.zeros_like(rewards)
         returns, lengths = self._running or (zeros, zeros)
         returns = returns + xp.where(keep, rewards, zeros)
         lengths = lengths + xp.where(keep, zeros + 1.0, zeros)
@@ -71,11 +72,11 @@ class EpisodeStatistics:
             self._rows.append((rewards, keep, finished, returns, lengths))
         over = finished if dropped is None else xp.logical_or(finished, dropped)
         self._running = (xp.where(over, zeros, returns), xp.where(over, zeros, lengths))
-        if not is_numpy_array(rewards):
+        if not on_host:
             self._unread.append((returns, finished))
             if len(self._unread) == UNREAD:
                 self._unread = [_last_finished(xp, self._unread)]
-        elif finished.any():
+        elif np.count_nonzero(finished):
             self.recent_returns.extend(returns[finished].tolist())
 
     def read_returns(self, to_numpy: Callable[[object], NumpyArray]) -> tuple[float, ...]:

@@ -202,10 +202,8 @@ class Transitions(Generic[ArrayT]):
             "rewards": reward,
             **named_leaves(next_observations, "next_observations"),
             **named_leaves(next_states, "next_states"),
-            "shaped rewards": shaped,
+            **({} if shaped is reward else {"shaped rewards": shaped}),
         }
-        if not device and not np.isfinite(box_actions).all():
-            self._check_numbers()  # which the policy's come from
         keep = self._refuse_not_finite(named, keep, device)
         ended = terminations | truncations
         boundaries.starts = ended | ~keep
@@ -215,7 +213,7 @@ class Transitions(Generic[ArrayT]):
         )
         if self._memory_envs is None:
             self.num_envs = envs
-        looked_at = next_observations is returned[0] and next_states is returned[1] and not device and bool(keep.all())
+        looked_at = next_observations is returned[0] and next_states is returned[1] and not device and np.count_nonzero(keep) == envs
         following = returned if looked_at or (not device and self._are_finite(returned)) else None
         dropped = dropped_rows(infos, terminations)
         return Rows(transition, reward, ended, keep, first, boundaries.starts, dropped, device, following)
@@ -344,6 +342,8 @@ class Transitions(Generic[ArrayT]):
             if array.dtype.kind == "f" and np.count_nonzero(finite := self._finite(array)) < array.size:
                 bad_rows = np.flatnonzero(~finite.reshape(array.shape[0], -1).all(axis=1) & keep)
                 if bad_rows.size:
+                    if name == "actions" and not np.isfinite(array).all():
+                        self._check_numbers()  # which the policy's come from
                     raise ValueError(self._describe_not_finite(name, array, bad_rows))
         return keep
 

@@ -81,6 +81,4 @@ def from_box(
     xp = namespace(actions, low, high)
     # Divided first: twice the width of a Box may overflow. Doubling changes no digit.
     scaled = 2.0 * ((actions - low[None, ...]) / (high - low)[None, ...]) - 1.0
-    scaled = xp.where(scaled < -1.0, -1.0, scaled)
-    clipped: ArrayT = xp.where(scaled > 1.0, 1.0, scaled)
-    return clipped
+    return xp.minimum(xp.maximum(scaled, -1.0), 1.0)
