@@ -62,7 +62,7 @@ class EpisodeStatistics:
         on_host = all(type(array) is np.ndarray for array in (rewards, ended, keep))
         xp: Any = np if on_host else array_namespace(rewards, ended, keep)
         # A copy: environments on a device write every step into the same buffer.
-        rewards = rewards.astype(np.float64) if on_host else xp.asarray(rewards, copy=True)
+        rewards = np.array(rewards, np.float64) if on_host else xp.asarray(rewards, copy=True)
         zeros = np.zeros(rewards.shape) if on_host else xp.zeros_like(rewards)
         returns, lengths = self._running or (zeros, zeros)
         returns = returns + xp.where(keep, rewards, zeros)

@@ -81,4 +81,5 @@ def from_box(
     xp = namespace(actions, low, high)
     # Divided first: twice the width of a Box may overflow. Doubling changes no digit.
     scaled = 2.0 * ((actions - low[None, ...]) / (high - low)[None, ...]) - 1.0
-    return xp.minimum(xp.maximum(scaled, -1.0), 1.0)
+    clipped: ArrayT = xp.minimum(xp.maximum(scaled, -1.0), 1.0)
+    return clipped
