@@ -82,6 +82,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return markdown
 
 
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Keep each flag in a sentence on one line: browsers break lines behind hyphens."""
+    flag = re.compile(r"(?<![\w-])--\w[\w-]*")
+    return re.sub(r"<code>[^<]*</code>", lambda code: flag.sub(r'<span class="flag">\g<0></span>', code[0]), html)
+
+
 def _link(link: re.Match[str], here: str, up: str, files: Files) -> str:
     image, text, target = link.groups()
     if ":" in target or target.startswith("#"):
