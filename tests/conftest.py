@@ -1,9 +1,12 @@
 """What every test stands on: shapes checked at run time, one thread, x64, and one fixture that runs a test on every array library."""
 
+import functools
 import importlib
 import os
 import signal
+import sys
 import threading
+import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -31,6 +34,10 @@ from tests import shapes
 for name in ("COLORTERM", "FORCE_COLOR", "LINES", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
     os.environ.pop(name, None)
 os.environ |= {"COLUMNS": "80", "TERM": "xterm"}
+
+# Python 3.11 lists the members of a protocol at each check against it, which takes longer than all else of the check.
+if sys.version_info < (3, 12):
+    vars(typing)["_get_protocol_attrs"] = functools.cache(vars(typing)["_get_protocol_attrs"])
 
 # The hook only sees modules that are imported after it. It breaks torch.compile(fullgraph=True): those tests start a process of their own.
 if os.environ.get("SACREF_SHAPE_CHECKS") != "0":

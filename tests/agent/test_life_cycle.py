@@ -324,7 +324,7 @@ def run(backend: Backend, directory: Path, *, examples: int, steps: int) -> None
 
 
 def test_any_order_of_calls_stores_counts_and_returns_what_it_must(backend: Backend, tmp_path: Path) -> None:
-    run(backend, tmp_path, examples=60, steps=30)
+    run(backend, tmp_path, examples=30, steps=30)
 
 
 @pytest.mark.full

@@ -140,7 +140,7 @@ def test_finished_runs_are_skipped_and_a_single_job_gives_the_same(
 
 def test_a_run_that_was_cut_off_goes_on_from_its_checkpoint() -> None:
     """The process of the sweep is asked to end while its run is in the middle, and called again."""
-    train = SMALL | {"env": "Pendulum-v1", "steps": 1500, "evaluation-interval": 50}
+    train = SMALL | {"env": "Pendulum-v1", "steps": 800, "evaluation-interval": 50}
     written(Path("long.json"), train=train, grid={"seed": [5]})
     command = [sys.executable, "-m", "sacref", "train", "--sweep", "long.json"]
     first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -151,11 +151,11 @@ def test_a_run_that_was_cut_off_goes_on_from_its_checkpoint() -> None:
     assert first.returncode == 130
     assert states(Path("runs/long")) == {"seed=5": "waiting"}
     before = evaluations(run_dir)
-    assert 0 < len(before) < 30
+    assert 0 < len(before) < 16
 
     assert cli.main(command[3:]) == 0
     assert evaluations(run_dir)[: len(before)] == before
-    assert [entry["step"] for entry in evaluations(run_dir)] == list(range(50, 1550, 50))
+    assert [entry["step"] for entry in evaluations(run_dir)] == list(range(50, 850, 50))
     first_start, second_start = starts(run_dir)
     assert ("--overwrite" in first_start, "--resume" in first_start) == (True, False)
     assert ("--overwrite" in second_start, "--resume" in second_start) == (False, True)

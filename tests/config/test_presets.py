@@ -11,6 +11,7 @@ from sacref.cli import commands
 from sacref.cli.flags import Train, parse
 from sacref.config import presets
 from sacref.training.run_directory import RunError, read_config
+from tests.backends import without_shape_checks
 
 # As the files of each source have them, for one environment whose actions have six dimensions.
 SOURCES: dict[str, dict[str, Any]] = {
@@ -37,7 +38,8 @@ SHORT: dict[str, Any] = {"random_timesteps": 10, "learning_starts": 10, "chunk":
 def run(directory: Path, name: str, backend: Literal["torch", "jax"] = "torch", **arguments: Any) -> dict[str, Any]:
     """Train for a few steps; returns what config.json holds."""
     given: dict[str, Any] = {"hidden": (8,), "cfg": SHORT, "evaluation_episodes": 1, "progress": False, **arguments}
-    sacref.train(backend=backend, env="Pendulum-v1", steps=given.pop("steps", 12), preset=name, run_dir=directory, **given)
+    with without_shape_checks():  # which take most of the time of so many eager updates
+        sacref.train(backend=backend, env="Pendulum-v1", steps=given.pop("steps", 12), preset=name, run_dir=directory, **given)
     return read_config(directory)
 
 
@@ -93,7 +95,8 @@ def test_what_is_given_beside_a_preset_wins_and_a_resumed_run_keeps_it(tmp_path:
     command = parse(["train", "--resume", "--run-dir", str(tmp_path / "run"), "--steps", "14"])
     assert isinstance(command, Train)
     assert (command.preset, command.num_critics, command.cfg.policy_delay, command.cfg.target_subset) == ("redq", 3, 2, 2)
-    assert commands.run(command) == 0
+    with without_shape_checks():
+        assert commands.run(command) == 0
     assert read_config(tmp_path / "run")["beside_preset"] == stored["beside_preset"]
     with pytest.raises(RunError, match=r"cfg.policy_delay: the run has 2, asked is 20"):
         run(tmp_path / "run", "redq", num_critics=3, resume=True)

@@ -280,7 +280,7 @@ def evaluations(run: Path) -> list[Any]:
 
 @pytest.mark.usefixtures("float64")
 def test_runs_are_those_of_their_seeds_and_go_on_as_if_they_had_never_stopped(backend: Backend, tmp_path: Path) -> None:
-    alone = [sacref.train(backend=cast(Any, backend.name), seed=seed, run_dir=tmp_path / str(seed), **SETTINGS) for seed in range(3)]
+    alone = [sacref.train(backend=cast(Any, backend.name), seed=seed, run_dir=tmp_path / str(seed), **SETTINGS) for seed in (0, 1)]
     run_dir = tmp_path / "population"
     population = train_population(backend=backend.name, seeds=[0, 1], run_dir=run_dir, **{**SETTINGS, "steps": 24})
     assert list(population.members) == ["seed=0", "seed=1"]
@@ -292,10 +292,11 @@ def test_runs_are_those_of_their_seeds_and_go_on_as_if_they_had_never_stopped(ba
         assert sorted(finished_checkpoints(run)) == [6, 12]
         assert json.loads((run / "config.json").read_text())["seed"] == seed
         np.testing.assert_allclose(evaluations(run), evaluations(tmp_path / str(seed))[:2], rtol=TOLERANCE)
-    # One is taken up at an earlier step than the other, and one is new.
-    shutil.rmtree(run_dir / "seed=1" / "checkpoints" / "agent_12")
-    population = train_population(backend=backend.name, seeds=[0, 1, 2], run_dir=run_dir, resume=True, **SETTINGS)
-    for seed in range(3):
+    # One is taken up at an earlier step than its last, and one is new.
+    shutil.rmtree(run_dir / "seed=0" / "checkpoints" / "agent_12")
+    shutil.rmtree(run_dir / "seed=1")
+    population = train_population(backend=backend.name, seeds=[0, 1], run_dir=run_dir, resume=True, **SETTINGS)
+    for seed in (0, 1):
         member = population.members[f"seed={seed}"]
         agent: Any = member.agent
         assert (member.steps, agent.gradient_step_count, agent.training) == (36, 28, False)
