@@ -1,7 +1,6 @@
-"""Three callbacks and three loggers that do nothing: the time that they add to a timestep of `sacref.train`.
+"""Three callbacks and three loggers that do nothing: the share of a run of `sacref.train` that they take.
 
-Two runs with the same seed, one of them with callbacks and loggers, train in two threads of one process, and take turns after so many
-timesteps: what slows the machine down slows down both. One that waits computes nothing. The n-th turns of both are a pair.
+Their calls are timed, with all that a run does for them: two runs, one with and one without, differ by more than that for other reasons.
 """
 
 import logging
@@ -9,8 +8,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from threading import Semaphore, Thread
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+from unittest import mock
 
 import gymnasium
 import numpy as np
@@ -20,8 +20,11 @@ from bench.core import runner
 from bench.core.samples import Timing
 from bench.suites.host.samples import OverheadCell
 from sacref.config.train_config import Backend
-from sacref.training.callbacks import Callback, RunView
+from sacref.storage.metric_files import Sinks
+from sacref.training.callbacks import Callback, Callbacks, RunView
 
+P = ParamSpec("P")
+T = TypeVar("T")
 NUMBER = 3
 """Callbacks, and as many loggers."""
 
@@ -64,107 +67,83 @@ class NoLogger:
     def write(self, step: int, scalars: Mapping[str, float]) -> None: ...
 
 
-class Timed(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """An environment that ends its thread's turn before the first step of each stretch.
+class Clock:
+    """Times of stretches of timesteps, and of the calls in them.
 
     Args:
-        env: the environment.
-        before_step: called before each of its steps.
-    """
-
-    def __init__(self, env: gymnasium.Env[Any, Any], before_step: Callable[["Timed"], None]) -> None:
-        super().__init__(env)
-        self._before_step = before_step
-
-    def step(self, action: Any) -> Any:
-        self._before_step(self)
-        return self.env.step(action)
-
-
-class Contender:
-    """One of two runs that take turns, each in a thread of its own.
-
-    Args:
-        turn: held by this run while it works.
-        other: held by the other one.
-        warm: timesteps before the first one that is timed.
+        warm: timesteps before the first stretch.
         timesteps: of a stretch.
-        rounds: number of stretches.
     """
 
-    def __init__(self, turn: Semaphore, other: Semaphore, *, warm: int, timesteps: int, rounds: int) -> None:
-        self._turn, self._other, self._warm, self._timesteps, self._rounds = turn, other, warm, timesteps, rounds
-        self.steps = warm + (rounds + 1) * timesteps
-        """Timesteps of the run: some more than are timed, as those that only reset the environment are no steps of it."""
-        self.timings: list[Timing] = []
-        self.failure: BaseException | None = None
-        self._finished, self._began = 0, 0.0
-        self._training: Timed | None = None
+    def __init__(self, warm: int, timesteps: int) -> None:
+        self._warm, self._timesteps = warm, timesteps
+        self._began, self._spent, self._count = 0.0, 0.0, 0
+        self.stretches: list[Timing] = []
+        self.calls: list[Timing] = []
 
-    def before_step(self, env: Timed) -> None:
-        """Note the time where a stretch ends, wait for the other run's, and begin the next."""
-        self._training = self._training or env  # the first that steps; others evaluate
-        if env is not self._training:
-            return
-        since = self._finished - self._warm
+    def timed(self, function: Callable[P, T]) -> Callable[P, T]:
+        """Return a function that does the same, and whose time is noted."""
+
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            began = time.perf_counter()
+            answer = function(*args, **kwargs)
+            self._spent += time.perf_counter() - began
+            self._count += 1
+            return answer
+
+        return call
+
+    def finish(self, timestep: int) -> None:
+        """End a stretch where one ends after this timestep, and begin the next."""
+        since = timestep - self._warm
         if since >= 0 and since % self._timesteps == 0:
-            if 0 < since <= self._rounds * self._timesteps:
-                self.timings.append(Timing(count=self._timesteps, seconds=time.perf_counter() - self._began))
-            self._other.release()
-            self._turn.acquire()
-            self._began = time.perf_counter()
-        self._finished += 1
-
-    def run(self, train: Callable[["Contender"], object]) -> None:
-        """Train in this run's turns."""
-        self._turn.acquire()
-        try:
-            train(self)
-        except BaseException as error:
-            self.failure = error
-        finally:
-            self._other.release()
+            now = time.perf_counter()
+            if since > 0:
+                self.stretches.append(Timing(count=self._timesteps, seconds=now - self._began))
+                self.calls.append(Timing(count=self._count, seconds=self._spent))
+            self._began, self._spent, self._count = now, 0.0, 0
 
 
-def measure(backend: Backend, env: str | None, *, settings: Mapping[str, Any], warm: int, timesteps: int, rounds: int) -> OverheadCell:
-    """Time two runs in turn, one of them with callbacks and loggers.
+def measure(backend: Backend, env: str | None, *, settings: Mapping[str, Any], warm: int, timesteps: int, stretches: int) -> OverheadCell:
+    """Time a run with callbacks and loggers, and their calls in it.
 
     Args:
-        backend: of both.
+        backend: of the run.
         env: Gymnasium id; None for `Idle`.
         settings: further arguments of `sacref.train`.
-        warm, timesteps, rounds: see `Contender`.
+        warm, timesteps: see `Clock`.
+        stretches: number of stretches.
     """
     name = env or "a step that does nothing"
     if why := runner.missing_backends().get(backend):
-        return OverheadCell(backend=backend, env=name, bare=[], hooked=[], missing=why)
-    turns = Semaphore(1), Semaphore(0)
-    pair = [Contender(mine, other, warm=warm, timesteps=timesteps, rounds=rounds) for mine, other in (turns, turns[::-1])]
-    hooks: list[dict[str, Any]] = [{"log": ()}, {"callbacks": [NoCallback] * NUMBER, "log": [NoLogger] * NUMBER}]
+        return OverheadCell(backend=backend, env=name, stretches=[], calls=[], missing=why)
+    clock, steps = Clock(warm, timesteps), warm + stretches * timesteps
+    after_timestep = clock.timed(Callbacks.after_timestep)
 
-    def train(one: Contender) -> None:
+    def timed_and_counted(self: Callbacks, timestep: int) -> None:
+        after_timestep(self, timestep)
+        clock.finish(timestep)
+
+    with (
+        tempfile.TemporaryDirectory(prefix="sacref-bench-") as folder,
+        _quiet(),
+        mock.patch.object(Callbacks, "after_timestep", timed_and_counted),
+        mock.patch.object(Sinks, "write", clock.timed(Sinks.write)),
+    ):
         sacref.train(
             backend=backend,
-            env=lambda: Timed(gymnasium.make(env) if env else Idle(), one.before_step),
-            steps=one.steps,
-            run_dir=f"{folder}/{pair.index(one)}",
+            env=lambda: gymnasium.make(env) if env else Idle(),
+            steps=steps,
+            run_dir=f"{folder}/run",
             evaluation_episodes=1,
-            evaluation_interval=one.steps,
+            evaluation_interval=steps,
             progress=False,
+            callbacks=[NoCallback] * NUMBER,
+            log=[NoLogger] * NUMBER,
             **settings,
-            **hooks[pair.index(one)],
         )
-
-    with tempfile.TemporaryDirectory(prefix="sacref-bench-") as folder, _quiet():
-        threads = [Thread(target=one.run, args=(train,)) for one in pair]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    for one in pair:
-        if one.failure is not None:
-            raise one.failure
-    return OverheadCell(backend=backend, env=name, bare=pair[0].timings, hooked=pair[1].timings, missing=None)
+    return OverheadCell(backend=backend, env=name, stretches=clock.stretches, calls=clock.calls, missing=None)
 
 
 @contextmanager

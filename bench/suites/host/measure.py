@@ -34,9 +34,9 @@ RANDOM_STEPS = 200
 ENVS = 10
 """Environments of one agent, or members with one environment each, in the second comparison."""
 STRETCH = 100
-"""Timesteps of a stretch with callbacks and loggers that do nothing, and of one without."""
+"""Timesteps of a stretch with callbacks and loggers that do nothing."""
 OVERHEAD_ENVS = (None, ENV)
-"""Environments whose timesteps are timed with and without them; None for one that does nothing."""
+"""Environments whose timesteps are timed with them; None for one that does nothing."""
 SECONDS_PER_START = 8.0
 SECONDS_PER_TIMESTEP = {1: 0.003, ENVS: 0.012}
 """For the estimate: of a contender, by the number of its environments together."""
@@ -56,15 +56,15 @@ class Sizes:
     """Timesteps after the random ones that are not measured."""
     counted: int
     """Timesteps whose uploads, launches and downloads are counted."""
-    pairs: int
-    """Stretches with callbacks and loggers that do nothing, and as many without."""
+    stretches: int
+    """Stretches with callbacks and loggers that do nothing."""
     overhead_envs: tuple[str | None, ...] = OVERHEAD_ENVS
 
 
 PRESETS: dict[Preset, Sizes] = {
-    "smoke": Sizes(rounds=2, timesteps=20, warm=20, counted=5, pairs=2, overhead_envs=(None,)),
-    "cpu": Sizes(rounds=7, timesteps=250, warm=150, counted=20, pairs=151),
-    "gpu": Sizes(rounds=7, timesteps=500, warm=150, counted=20, pairs=51),
+    "smoke": Sizes(rounds=2, timesteps=20, warm=20, counted=5, stretches=2, overhead_envs=(None,)),
+    "cpu": Sizes(rounds=7, timesteps=250, warm=150, counted=20, stretches=51),
+    "gpu": Sizes(rounds=7, timesteps=500, warm=150, counted=20, stretches=51),
 }
 
 
@@ -127,8 +127,8 @@ def plan(preset: Preset, threads: int, seed: int) -> runner.Plan[HostSamples]:
             "rounds": sizes.rounds,
             "timesteps": sizes.timesteps,
             "counted": sizes.counted,
-            "pairs": sizes.pairs,
-            "pair_timesteps": STRETCH,
+            "stretches": sizes.stretches,
+            "stretch_timesteps": STRETCH,
             "dtype": "float32",
         },
         pieces=[
@@ -142,10 +142,9 @@ def plan(preset: Preset, threads: int, seed: int) -> runner.Plan[HostSamples]:
         + [
             runner.Piece(
                 name="callbacks and loggers",
-                seconds=2
-                * len(sizes.overhead_envs)
+                seconds=len(sizes.overhead_envs)
                 * len(BACKENDS)
-                * (SECONDS_PER_AGENT + sizes.pairs * STRETCH * SECONDS_PER_BARE_TIMESTEP),
+                * (SECONDS_PER_AGENT + sizes.stretches * STRETCH * SECONDS_PER_BARE_TIMESTEP),
                 measure=partial(overheads, sizes, seed),
             )
         ],
@@ -256,7 +255,7 @@ def overheads(sizes: Sizes, seed: int) -> HostSamples:
             "experiment": {"write_interval": STRETCH, "checkpoint_interval": 0},
         },
     }
-    sized = {"warm": RANDOM_STEPS + sizes.warm, "timesteps": STRETCH, "rounds": sizes.pairs}
+    sized = {"warm": RANDOM_STEPS + sizes.warm, "timesteps": STRETCH, "stretches": sizes.stretches}
     return HostSamples(
         cells=[], overheads=[hooks.measure(backend, env, settings=settings, **sized) for env in sizes.overhead_envs for backend in BACKENDS]
     )

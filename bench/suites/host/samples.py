@@ -70,14 +70,14 @@ class HostCell(Strict, frozen=True, kw_only=True):
 
 
 class OverheadCell(Strict, frozen=True, kw_only=True):
-    """Two runs of `sacref.train` with tiny networks that take turns in one process, one with callbacks and loggers that do nothing."""
+    """A run of `sacref.train` with tiny networks, and three callbacks and three loggers that do nothing."""
 
     backend: str
     env: str
-    bare: list[Timing]
-    """Stretches of timesteps without callbacks and loggers, in the order in which they were timed. Empty if it could not run."""
-    hooked: list[Timing]
-    """Stretches with three of each; the n-th follows the n-th of `bare`."""
+    stretches: list[Timing]
+    """Stretches of timesteps, in the order in which they were timed. Empty if it could not run."""
+    calls: list[Timing]
+    """Calls of the callbacks after a timestep and of the loggers, in each stretch."""
     missing: str | None
     """The reason why it could not run, or None."""
 
@@ -97,8 +97,9 @@ class HostSamples(Samples, frozen=True, kw_only=True):
                 values = [1e6 * host_seconds(timed) / timed.timesteps for timed in cell.rounds]
                 yield name, Figure(values, "us", higher_is_better=False, reference=not cell.name.startswith("sacref"))
         for each in self.overheads:
-            if each.hooked:
-                yield f"callbacks and loggers, {each.backend}, {each.env}", Figure(ratios(each), "ratio", higher_is_better=False)
+            if each.stretches:
+                spent = [1e6 * calls.seconds / stretch.count for stretch, calls in zip(each.stretches, each.calls, strict=True)]
+                yield f"callbacks and loggers, {each.backend}, {each.env}", Figure(spent, "us", higher_is_better=False)
 
 
 def host_seconds(timed: Round) -> float:
@@ -106,6 +107,6 @@ def host_seconds(timed: Round) -> float:
     return timed.seconds - timed.parts["environment"].seconds
 
 
-def ratios(cell: OverheadCell) -> list[float]:
-    """Return the time of each stretch with callbacks and loggers relative to the one without before it."""
-    return [with_them.seconds / without.seconds for without, with_them in zip(cell.bare, cell.hooked, strict=True)]
+def added(cell: OverheadCell) -> list[float]:
+    """Return the time in callbacks and loggers of each stretch, relative to the rest of the stretch."""
+    return [calls.seconds / (stretch.seconds - calls.seconds) for stretch, calls in zip(cell.stretches, cell.calls, strict=True)]

@@ -9,7 +9,7 @@ from bench.core.newest import newest
 from bench.core.page import Finding, Section, digest, image, number, source, table
 from bench.core.pictures import Picture
 from bench.suites.host import plots
-from bench.suites.host.samples import Counts, HostCell, HostSamples, OverheadCell, Round, host_seconds, ratios
+from bench.suites.host.samples import Counts, HostCell, HostSamples, OverheadCell, Round, added, host_seconds
 
 INTRODUCTION = (
     "Microseconds of a timestep on HalfCheetah-v5 with networks of width 8 and batches of 8, so that arithmetic costs next to"
@@ -135,31 +135,31 @@ def _populations(cells: Sequence[HostCell]) -> list[str]:
 
 
 def _overheads(cells: Sequence[OverheadCell]) -> list[str]:
-    """Compare runs that have callbacks and loggers with those that have none."""
+    """Report the time that callbacks and loggers add to a timestep."""
     if not cells:
         return []
     rows = []
     for cell in cells:
-        if not cell.hooked:
+        if not cell.stretches:
             rows.append([cell.backend, cell.env, f"missing: {cell.missing}", "", ""])
             continue
-        low, _, high = standard.quantiles(ratios(cell), n=4)
-        times = (number(1e6 * standard.median(each.seconds / each.count for each in timings)) for timings in (cell.bare, cell.hooked))
-        rows.append([cell.backend, cell.env, *times, f"{_overhead(cell):+.1%} ({low - 1:+.1%} to {high - 1:+.1%})"])
+        low, middle, high = standard.quantiles(added(cell), n=4)
+        timestep, calls = (
+            1e6 * standard.median(each.seconds / stretch.count for each, stretch in zip(timings, cell.stretches, strict=True))
+            for timings in (cell.stretches, cell.calls)
+        )
+        rows.append([cell.backend, cell.env, number(timestep), f"{calls:.1f}", f"+{middle:.2%} ({low:.2%} to {high:.2%})"])
     about = (
         "Microseconds of a timestep of `sacref.train` with three callbacks, which are called after each timestep, and three loggers, all of"
-        f" which do nothing, beside one without: medians of {max(len(cell.hooked) for cell in cells)} stretches of each, which take turns"
-        " in one process; the difference is the median of the pairs' (with its quartiles):\n"
+        " which do nothing, and of the calls to them in it, with what the run does for them: medians of"
+        f" {max(len(cell.stretches) for cell in cells)} stretches. Added is the time of the calls relative to the rest, with quartiles; a"
+        " run without callbacks makes no such call:\n"
     )
-    return [about, table(["backend", "environment", "without", "with", "difference"], rows)]
-
-
-def _overhead(cell: OverheadCell) -> float:
-    return standard.median(ratios(cell)) - 1
+    return [about, table(["backend", "environment", "timestep", "calls", "added"], rows)]
 
 
 def _overhead_findings(heading: str, cells: Sequence[OverheadCell]) -> list[Finding]:
-    said = [f"{_overhead(cell):+.1%} on {cell.backend} ({cell.env})" for cell in cells if cell.hooked]
+    said = [f"+{standard.median(added(cell)):.2%} on {cell.backend} ({cell.env})" for cell in cells if cell.stretches]
     return (
         [Finding(f"Time that three callbacks and three loggers that do nothing add to a timestep, {heading}", "; ".join(said))]
         if said

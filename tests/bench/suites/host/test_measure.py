@@ -1,10 +1,10 @@
 """The host suite: parts of the loop as its calls take them, steps counted by vector environments, launches as the profilers see them."""
 
 import io
-import itertools
 import json
 import statistics
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from bench.suites.host import measure as host
 from bench.suites.host.measure import Contender, Sizes
 from bench.suites.host.samples import Counts, HostCell, HostSamples, OverheadCell, PartTime, Round
 from bench.suites.host.worker import COUNT, Entrance, PartClock
+from sacref.training.callbacks import RunView
 
-SIZES = Sizes(rounds=3, timesteps=10, warm=5, counted=4, pairs=2)
+SIZES = Sizes(rounds=3, timesteps=10, warm=5, counted=4, stretches=2)
 
 
 class Agent:
@@ -253,39 +254,44 @@ def test_the_report_says_how_much_the_host_does_beside_the_environment(tmp_path:
 
 
 def test_the_report_says_what_callbacks_and_loggers_cost(tmp_path: Path) -> None:
-    def timings(*microseconds: float) -> list[Timing]:
-        return [Timing(count=100, seconds=1e-4 * each) for each in microseconds]
-
-    bare, hooked = timings(200.0, 400.0, 100.0), timings(202.0, 440.0, 101.0)
-    measured = OverheadCell(backend="jax", env="E-v0", bare=bare, hooked=hooked, missing=None)
-    absent = OverheadCell(backend="torch", env="E-v0", bare=[], hooked=[], missing="no torch")
+    stretches = [Timing(count=100, seconds=1e-4 * each) for each in (202.0, 440.0, 101.0)]
+    calls = [Timing(count=101, seconds=1e-4 * each) for each in (2.0, 40.0, 1.0)]
+    measured = OverheadCell(backend="jax", env="E-v0", stretches=stretches, calls=calls, missing=None)
+    absent = OverheadCell(backend="torch", env="E-v0", stretches=[], calls=[], missing="no torch")
     samples = HostSamples(cells=[], overheads=[measured, absent])
     made = make_record(samples, tmp_path)
     page = "\n".join(made.paragraphs)
-    assert "| jax | E-v0 | 200 | 202 | +1.0% (+1.0% to +10.0%) |" in page
+    assert "| jax | E-v0 | 202 | 2.0 | +1.00% (1.00% to 10.00%) |" in page
     assert "| torch | E-v0 | missing: no torch |" in page
-    assert [finding.found for finding in made.findings] == ["+1.0% on jax (E-v0)"]
-    assert dict(samples.figures())["callbacks and loggers, jax, E-v0"].values == pytest.approx([1.01, 1.1, 1.01])
+    assert [finding.found for finding in made.findings] == ["+1.00% on jax (E-v0)"]
+    assert dict(samples.figures())["callbacks and loggers, jax, E-v0"].values == pytest.approx([2.0, 40.0, 1.0])
 
 
-def test_two_runs_take_turns_and_one_of_them_calls_its_callbacks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_calls_of_callbacks_and_loggers_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
-    seen: list[str] = []
-    step = hooks.Idle.step
-
-    def noted(env: hooks.Idle, action: Any) -> Any:
-        seen.append(threading.current_thread().name)
-        return step(env, action)
-
-    monkeypatch.setattr(hooks.Idle, "step", noted)
-    monkeypatch.setattr(hooks.NoCallback, "on_timestep", lambda self, run: called.append(run.timestep))
     called: list[int] = []
-    settings = {"hidden": (4,), "cfg": {"batch_size": 4, "random_timesteps": 4, "learning_starts": 4, "execution": "plain"}}
-    found = hooks.measure("torch", None, settings=settings, warm=6, timesteps=5, rounds=3)
-    assert [(len(timings), {timing.count for timing in timings}) for timings in (found.bare, found.hooked)] == [(3, {5})] * 2
-    turns = [len(list(stretch)) for _, stretch in itertools.groupby(seen)]
-    assert turns[:8] == [6, 6, 5, 5, 5, 5, 5, 5]
-    assert called == [timestep for timestep in range(1, 27) for _ in range(hooks.NUMBER)]
+
+    def noted(callback: hooks.NoCallback, run: RunView) -> None:
+        called.append(run.timestep)
+        time.sleep(2e-4)
+
+    monkeypatch.setattr(hooks.NoCallback, "on_timestep", noted)
+    monkeypatch.setattr(hooks.NoLogger, "write", lambda self, step, scalars: time.sleep(5e-3))
+    settings = {
+        "hidden": (4,),
+        "cfg": {
+            "batch_size": 4,
+            "random_timesteps": 4,
+            "learning_starts": 4,
+            "execution": "plain",
+            "experiment": {"write_interval": 5, "checkpoint_interval": 0},
+        },
+    }
+    found = hooks.measure("torch", None, settings=settings, warm=6, timesteps=5, stretches=3)
+    assert called == [timestep for timestep in range(1, 22) for _ in range(hooks.NUMBER)]
+    assert [(each.count, calls.count) for each, calls in zip(found.stretches, found.calls, strict=True)] == [(5, 6)] * 3
+    asleep = hooks.NUMBER * (5 * 2e-4 + 5e-3)
+    assert all(asleep <= calls.seconds < each.seconds for each, calls in zip(found.stretches, found.calls, strict=True))
 
 
 @pytest.mark.full
@@ -296,7 +302,7 @@ def test_the_parts_of_a_real_loop_lie_within_it(name: str, monkeypatch: pytest.M
     pytest.importorskip(backend)
     pytest.importorskip("mujoco")
     which: Any = host.population(backend) if execution == "population" else host.own(backend, execution, 2)
-    (found,) = host.measure([which], Sizes(rounds=2, timesteps=20, warm=10, counted=5, pairs=2), 0).cells
+    (found,) = host.measure([which], Sizes(rounds=2, timesteps=20, warm=10, counted=5, stretches=2), 0).cells
     assert found.missing is None and found.libraries["python"]
     for timed in found.rounds:
         assert set(timed.parts) == (
