@@ -120,9 +120,8 @@ class Upload:
 
     def unpack(self, buffer: ArrayT, typed: Callable[[ArrayT, np.dtype[np.generic], tuple[int, ...]], ArrayT]) -> tuple[Tree, Tree]:
         """Return rows and inputs of an uploaded buffer; for `typed` see `Packed.unpack`."""
-        part: Any = buffer
         end = self._rows.buffer.size
-        return self._rows.unpack(part[:end], typed), self._given.unpack(part[end:], typed)
+        return self._rows.unpack(buffer[:end], typed), self._given.unpack(buffer[end:], typed)
 
 
 def pack(metrics: Metrics[ArrayT]) -> ArrayT:

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -56,5 +55,4 @@ class Packed:
 
     def unpack(self, buffer: ArrayT, typed: Callable[[ArrayT, np.dtype[np.generic], tuple[int, ...]], ArrayT]) -> Tree:
         """Return the arrays of a copy of the buffer, as `typed(bytes, dtype, shape)` makes each of its part."""
-        bytes_of: Any = buffer
-        return map_leaves(lambda place: typed(bytes_of[place.part], place.dtype, place.shape), self._places)
+        return map_leaves(lambda place: typed(buffer[place.part], place.dtype, place.shape), self._places)

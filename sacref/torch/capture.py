@@ -1,7 +1,6 @@
 """CUDA graphs: the host launches all that a function does at once."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
@@ -60,7 +59,7 @@ class Captured:
         self._captured_of: list[Tree] = []
         self._replay: Callable[[], Tree] | None = None
 
-    def __call__(self, state: State, memory: Tree, moments: Tree, streams: Tree) -> Any:
+    def __call__(self, state: State, memory: Tree, moments: Tree, streams: Tree) -> Tree:
         """Do what the function does; return copies of its results."""
         replay = self.prepare(state, memory, moments, streams)
         return map_leaves(torch.clone, replay())

@@ -50,7 +50,7 @@ class TrainingProgress:
         self._console = console if console is not None else Console(stderr=True)
         self._enabled = enabled
         self._bar = Progress(
-            # Where the terminal is narrow the end of the text is cut, and neither the bar nor the time.
+            # A narrow terminal cuts the end of the text, and neither the bar nor the time.
             TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
             BarColumn(bar_width=8),
             TaskProgressColumn(),

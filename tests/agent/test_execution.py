@@ -306,22 +306,25 @@ def test_trap_25_nothing_is_read_to_the_host_between_two_writes(
             read(agent.learner.state.log_alpha)
 
 
+def noting_operations(seen: list[str]) -> Any:
+    """A context in which the names of PyTorch's operations are added to `seen`."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    def note(_: object, operation: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:
+        seen.append(str(operation))
+        return operation(*args, **(kwargs or {}))
+
+    return type("Noting", (TorchDispatchMode,), {"__torch_dispatch__": note})()
+
+
 def test_no_operation_of_an_update_reads_a_value() -> None:
     """`Tensor.item` is not the only way: the dispatcher sees them all."""
     torch = pytest.importorskip("torch")
-    from torch.utils._python_dispatch import TorchDispatchMode
-
     seen: list[str] = []
-
-    class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it unannotated.
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            seen.append(str(func))
-            return func(*args, **(kwargs or {}))
-
     agent = Backend("torch").agent(hidden=(8, 8), device="cpu")
     fill(agent, 8)
     agent.update(timestep=0, timesteps=1)
-    with Watch():  # type: ignore[no-untyped-call]
+    with noting_operations(seen):
         agent.update(timestep=0, timesteps=1)
     assert not {"aten._local_scalar_dense.default", "aten.item.default", "aten.nonzero.default", "aten.equal.default"} & set(seen)
     # 328 operations when this was written, 496 before the recording was simplified.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sacref.agent.execution import Upload
 from sacref.preprocessing import RunningStandardScaler
 from sacref.training import loop
-from tests.agent.test_execution import fused_agent
+from tests.agent.test_execution import fused_agent, noting_operations
 from tests.backends import Backend, Spaces, assert_same_arrays, box, draw_row, without_shape_checks
 
 EXECUTIONS = [("torch", "traced"), ("torch", "cuda_graph"), ("jax", "scan")]
@@ -235,8 +235,8 @@ def test_a_steady_strict_step_is_one_upload_one_launch_and_one_download(monkeypa
 
 
 def test_a_steady_strict_step_of_a_cuda_graph_is_one_upload_one_replay_and_copies_of_its_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch = pytest.importorskip("torch")
-    from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+    pytest.importorskip("torch")
+    from torch.utils._python_dispatch import _disable_current_modes
 
     from sacref.torch import capture
 
@@ -255,20 +255,15 @@ def test_a_steady_strict_step_of_a_cuda_graph_is_one_upload_one_replay_and_copie
 
         return run
 
-    class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it unannotated.
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func is not torch.ops.aten.detach.default:
-                counts.append(str(func))
-            return func(*args, **(kwargs or {}))
-
     monkeypatch.setattr(capture, "capture_on_cuda", capture_noted)
     monkeypatch.setattr(agent, "to_numpy", noted("download", agent.to_numpy, counts))
     monkeypatch.setattr(Upload, "filled", noted("upload", Upload.filled, counts))
     observations = go_on_steadily(agent, np.zeros((1, 3)), range(10))
     counts.clear()
-    with Watch():  # type: ignore[no-untyped-call]  # torch leaves it unannotated.
+    with noting_operations(counts):
         go_on_steadily(agent, observations, range(10, 20))
-    assert counts == ["download", "upload", "launch", *["aten.clone.default"] * 3] * 10
+    # A detached tensor is another view.
+    assert [each for each in counts if each != "aten.detach.default"] == ["download", "upload", "launch", *["aten.clone.default"] * 3] * 10
 
 
 def count_transfers(jax: Any, agent: Any, counts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

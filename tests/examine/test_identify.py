@@ -155,7 +155,7 @@ class Twisted(OracleAdapter):
 
 
 class Unknown(OracleAdapter):
-    """An oracle that computes one quantity as no variant does: a function of the module in the place of its own while it updates."""
+    """An oracle that computes one quantity as no variant does, by a function that replaces the module's own while it updates."""
 
     def __init__(self, name: str, value: Callable[..., Any], **choices: str) -> None:
         super().__init__(**choices)
