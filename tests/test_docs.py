@@ -17,7 +17,7 @@ from sybil.example import Example
 from sybil.parsers.markdown import CodeBlockParser, SkipParser
 
 import sacref
-from sacref.cli.flags import parse
+from sacref.cli.flags import Train, parse
 from tests.backends import without_shape_checks
 
 ROOT = Path(__file__).parents[1]
@@ -106,7 +106,9 @@ def check(command: list[str]) -> None:
         program = module
     if program == "sacref":
         try:
-            parse([argument for argument in arguments if argument != "--resume"])  # whose defaults follow from a run
+            parsed = parse([argument for argument in arguments if argument != "--resume"])  # whose defaults follow from a run
+            if isinstance(parsed, Train):
+                parsed.cfg.validate()
         except SystemExit as ended:
             assert ended.code in (0, None), arguments
     elif program == "make":

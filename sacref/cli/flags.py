@@ -94,10 +94,13 @@ class Train(RunOptions):
             )
         return Path(experiment.directory or "runs") / (experiment.experiment_name or f"{datetime.now():%Y%m%d-%H%M%S-%f}")
 
-    def defaults(self) -> "Train":
+    def defaults(self, *, by_gradient_steps: bool = False) -> "Train":
         """Return the defaults that follow from these flags: a preset's, random steps by the number of environments, all of a resumed run.
 
         Where the environment says how many ranks there are, that is their number.
+
+        Args:
+            by_gradient_steps: whether --gradient-steps is given, which takes the place of a default of --update-to-data.
         """
         place = launched()
         if self.ranks < 1:
@@ -105,8 +108,11 @@ class Train(RunOptions):
         if not self.resume:
             ranks = self.ranks if place is None else place.size
             hidden, critic_hidden = widths_of(self.network, self.hidden, self.critic_hidden)
+            cfg = base_config(self.preset, self.network, self.num_envs * ranks)
+            if by_gradient_steps:
+                cfg.update_to_data = None
             return Train(
-                cfg=base_config(self.preset, self.network, self.num_envs * ranks),
+                cfg=cfg,
                 preset=self.preset,
                 ranks=ranks,
                 network=self.network,
@@ -294,7 +300,8 @@ def parse(arguments: Sequence[str]) -> Command:
         _refuse_beside_sweep(arguments)
         return command
     # Some defaults follow from other flags: read once for those, and once more with the defaults that follow.
-    return _parse(arguments, command.defaults())
+    given = any(argument.partition("=")[0].replace("_", "-") == "--gradient-steps" for argument in arguments)
+    return _parse(arguments, command.defaults(by_gradient_steps=given))
 
 
 def _parse(arguments: Sequence[str], train: Train) -> Command:

@@ -303,6 +303,15 @@ def test_the_random_steps_are_those_of_all_ranks_together(monkeypatch: pytest.Mo
     assert (command.ranks, command.cfg.random_timesteps) == (5, 1000), "torchrun says how many there are"
 
 
+def test_gradient_steps_that_are_given_take_the_place_of_the_ratio_that_is_not() -> None:
+    paces = []
+    for given in (["--gradient-steps", "8"], ["--gradient_steps=1"], [], ["--gradient-steps", "1", "--update-to-data", "0.5"]):
+        cfg = parse_train("--num-envs", "4096", *given).cfg
+        cfg.validate()
+        paces.append((cfg.gradient_steps, cfg.update_to_data))
+    assert paces == [(8, None), (1, None), (1, 1.0), (1, 0.5)]
+
+
 def test_a_rank_that_cannot_begin_ends_its_process_at_once(
     trained: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
