@@ -50,6 +50,15 @@ def install(session: nox.Session, *requirements: str) -> None:
         session.install(*requirements, "--constraint", "constraints.txt")
 
 
+def install_beside_mujoco_3(session: nox.Session, *requirements: str) -> None:
+    """Install with the versions of constraints.txt but MuJoCo's; with NO_VENV=1 the interpreter is used as it is."""
+    if not NO_VENV:
+        constraints = Path(session.create_tmp()).resolve() / "constraints.txt"
+        pins = Path("constraints.txt").read_text(encoding="utf-8").splitlines(keepends=True)
+        constraints.write_text("".join(line for line in pins if not line.startswith("mujoco")), encoding="utf-8")
+        session.install(*requirements, "--constraint", str(constraints))
+
+
 def python_module(session: nox.Session, *command: str) -> None:
     """Run `python -m command` in the session's environment; with NO_VENV=1 in the interpreter that runs nox."""
     # The tests start many processes: bytecode of sacref itself is kept, too.
@@ -90,11 +99,7 @@ def parity(session: nox.Session) -> None:
 @nox.session
 def dmc(session: nox.Session) -> None:
     """Tasks of the DeepMind Control Suite on JAX, with MuJoCo 3, which dm-control needs; arguments after `--` go to pytest."""
-    if not NO_VENV:
-        constraints = Path(session.create_tmp()).resolve() / "constraints.txt"
-        pins = Path("constraints.txt").read_text(encoding="utf-8").splitlines(keepends=True)
-        constraints.write_text("".join(line for line in pins if not line.startswith("mujoco")), encoding="utf-8")
-        session.install("--editable", ".[jax,dmc,dev]", "--constraint", str(constraints))
+    install_beside_mujoco_3(session, "--editable", ".[jax,dmc,dev]")
     python_module(session, "pytest", "tests/envs/test_dm_control.py", *session.posargs)
 
 
@@ -114,9 +119,11 @@ def soak(session: nox.Session) -> None:
 
 @nox.session
 def playground(session: nox.Session) -> None:
-    """Training in a task of MuJoCo Playground, which wants MuJoCo 3, through the adapter of docs/device-environments.md."""
-    if not NO_VENV:  # other versions than those of constraints.txt
-        session.install("--editable", ".[jax,dev]", "playground", "mujoco<4")
+    """Training in tasks of MuJoCo Playground, which wants MuJoCo 3, through the adapter of docs/device-environments.md, on the CPU.
+
+    Arguments after `--` go to pytest.
+    """
+    install_beside_mujoco_3(session, "--editable", ".[jax,dev]", "playground>=0.2", "mujoco<4")
     python_module(session, "pytest", "-m", "", "tests/training/test_device_environments.py", "-k", "playground", *session.posargs)
 
 

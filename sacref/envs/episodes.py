@@ -11,6 +11,8 @@ from sacref.algorithm.tree import Tree, leaves, map_leaves
 from sacref.spec.arrays import Array, ArrayT, Namespace, as_numpy, namespace
 
 _NAME = "infos['final_obs']"
+_FORMER = "final_observation"
+_RENAME = "hand it over under that name, and its mask as '_final_obs' (docs/device-environments.md has an adapter for ManiSkill)"
 
 DROPPED = "sacref.dropped"
 """Key of infos: `(envs,)`, bool: whose rows are no transition but the end of an episode that is left out, as where a simulation has
@@ -78,7 +80,8 @@ class EpisodeBoundaries(Generic[ArrayT]):
             NEXT_STEP reset.
 
         Raises:
-            ValueError: if `final_obs` does not have the observations' shape or keys, or `DROPPED` not an entry for each environment.
+            ValueError: if `final_obs` does not have the observations' shape or keys, or `DROPPED` not an entry for each environment; if
+                it has Gymnasium's former name, where the arrays are on a device.
         """
         arrays = (*leaves(observations), *leaves(next_observations), terminated, truncated)
         # NumPy is such a namespace itself; to find that out takes as long as all that follows does to one environment's row.
@@ -135,6 +138,8 @@ def _apply_final_observations(xp: Namespace, next_observations: Tree, ended: Arr
     """Return which rows hold a final observation, `(envs,)`, and the next observations with those in place."""
     final = infos.get("final_obs") if isinstance(infos, Mapping) else None
     if not isinstance(infos, Mapping) or final is None:
+        if xp is not np and isinstance(infos, Mapping) and _FORMER in infos:  # on the host an info of one environment may have this name
+            raise ValueError(f"infos have {_FORMER!r}, Gymnasium's former name, expected 'final_obs': {_RENAME}")
         return xp.zeros_like(ended), next_observations
     mask, device = infos.get("_final_obs"), getattr(ended, "device", None)
     if has_entries(final):

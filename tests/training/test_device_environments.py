@@ -6,10 +6,13 @@ import itertools
 import json
 import logging
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -397,13 +400,25 @@ def adapters(*, playground: bool = False) -> dict[str, Any]:
     return found
 
 
+def playground(task: str, **overrides: Any) -> Any:
+    """A factory of the page's environments of MuJoCo Playground; skips where it is not installed."""
+    pytest.importorskip("mujoco_playground")
+    return partial(adapters(playground=True)["Playground"], task=task, **overrides)
+
+
+@contextmanager
+def as_jax_is_by_default() -> Iterator[None]:
+    """Run as programs are, without what the tests ask for beside it."""
+    jax = importlib.import_module("jax")
+    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"), without_shape_checks():
+        yield
+
+
 @pytest.mark.full
 def test_mujoco_playground_is_trained_on_through_its_adapter(tmp_path: Path) -> None:
-    pytest.importorskip("mujoco_playground")
-    jax = importlib.import_module("jax")
-    factory = partial(adapters(playground=True)["Playground"], task="CartpoleBalance", episode_steps=5, impl="jax")
+    factory = playground("CartpoleBalance", episode_length=5, impl="jax")
     run: dict[str, Any] = {**RUN, "env_kwargs": None, "num_envs": 4, "evaluation_episodes": 1, "run_dir": tmp_path / "run"}
-    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"), without_shape_checks():  # as its own programs are run
+    with as_jax_is_by_default():
         result = sacref.train(**run, backend="jax", vector_env=factory, steps=4 * 12, evaluation_interval=4 * 12)
     arrays = stored(result)
     assert arrays["size"].tolist() == [12] * 4
@@ -413,39 +428,110 @@ def test_mujoco_playground_is_trained_on_through_its_adapter(tmp_path: Path) -> 
     assert [bool(np.array_equal(after[row], rows[row + 1])) for row in range(11)] == [row not in (4, 9) for row in range(11)]
 
 
-class FakeIsaacLab(gymnasium.Env[Any, Any]):
-    """A DirectRLEnv's ways: dicts of observations, buffers that are written into again, a reset within the step that nobody is told of."""
+def register_counting() -> None:
+    """Register a task of MuJoCo Playground without physics, with states for the critics.
 
-    def __init__(self, num_envs: int) -> None:
+    It counts from a number that the episode's key draws. The episode terminates where the actions are more than `most` in sum; a seventh
+    step's reward is NaN.
+    """
+    jax, package = importlib.import_module("jax"), importlib.import_module("mujoco_playground")
+    jnp = jax.numpy
+
+    def seen(begun: Any, count: Any) -> Any:
+        return {"state": jnp.stack([count]), "privileged_state": jnp.stack([begun, count])}
+
+    def reset(env: Any, rng: Any) -> Any:
+        begun = jax.random.randint(rng, (), 100, 10_000).astype(jnp.float32)
+        zero = jnp.float32(0.0)
+        return package.State({"begun": begun, "spent": zero}, seen(begun, begun), zero, zero, {}, {})
+
+    def step(env: Any, state: Any, action: Any) -> Any:
+        begun, spent, count = state.data["begun"], state.data["spent"] + action[0], state.obs["state"][0] + 1
+        reward, done = jnp.where(count - begun == 7, jnp.nan, count - begun), (spent > env._config.most).astype(jnp.float32)
+        return package.State({"begun": begun, "spent": spent}, seen(begun, count), reward, done, {}, {})
+
+    methods = {"reset": reset, "step": step, "action_size": 1, "xml_path": "", "mj_model": None, "mjx_model": None}
+    counting = type("Counting", (package.MjxEnv,), methods)
+    collections = importlib.import_module("ml_collections")
+    config = {"ctrl_dt": 1.0, "sim_dt": 1.0, "episode_length": 6, "action_repeat": 2, "most": 2.0}
+    package.dm_control_suite.register_environment("Counting", counting, lambda: collections.config_dict.create(**config))
+
+
+@pytest.mark.full
+def test_playground_has_states_time_limits_and_resets_as_its_tasks_say() -> None:
+    make = playground("Counting")
+    register_counting()
+    jnp = importlib.import_module("jax.numpy")
+    with as_jax_is_by_default():
+        envs = make(3)
+        assert (envs.single_observation_space.shape, envs.single_state_space.shape) == ((1,), (2,))
+        first = np.asarray(envs.reset(seed=7)[0])
+        actions = jnp.array([[0.0], [1.1], [0.0]])
+        found = [map_leaves(np.asarray, envs.step(actions)) for _ in range(3)]
+        assert [step[0][:, 0].tolist() for step in found] == [(first[:, 0] + count).tolist() for count in (2, 4, 6)]
+        assert [step[4]["state"].tolist() for step in found] == [np.hstack([first, step[0]]).tolist() for step in found]
+        assert [step[1].tolist() for step in found] == [[3.0] * 3, [7.0] * 3, [11.0] * 3]  # 1 + 2, 3 + 4, 5 + 6
+        assert [step[2].tolist() for step in found] == [[False, True, False]] + [[False, True, False]] * 2
+        assert [step[3].tolist() for step in found] == [[False] * 3, [False] * 3, [True, False, True]]
+        begun = np.asarray(envs.reset(options={"reset_mask": jnp.array([True, False, False])})[0])
+        assert begun[1:].tolist() == found[-1][0][1:].tolist()
+        assert begun[0] not in (first[0], found[-1][0][0])
+        assert np.asarray(envs.reset(seed=7)[0]).tolist() == first.tolist()
+        assert np.asarray(make(3, seed=7).reset()[0]).tolist() == first.tolist()
+        again = [np.asarray(envs.reset()[0]).tolist() for _ in range(2)]
+        assert first.tolist() not in again
+        assert again[0] != again[1]
+
+
+@pytest.mark.full
+def test_a_simulation_of_playground_that_diverges_does_not_end_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make = playground("Counting", episode_length=8, action_repeat=1, most=99.0)
+    register_counting()
+    run: dict[str, Any] = {**RUN, "env_kwargs": None, "evaluation_max_steps": 5, "run_dir": tmp_path / "run"}
+    with as_jax_is_by_default():
+        result = sacref.train(**run, backend="jax", vector_env=make, steps=16 * ENVS, evaluation_interval=16 * ENVS)
+    arrays = stored(result)
+    assert arrays["size"].tolist() == [14] * ENVS
+    assert np.isfinite(arrays["rewards"]).all()
+    assert (arrays["states"][:, 1] - arrays["states"][:, 0]).reshape(-1, ENVS)[:14, 0].tolist() == [*range(6), *range(6), 0, 1]
+    assert "6 of 6 episodes diverged and were dropped" in caplog.text
+
+
+class FakeIsaacLab(gymnasium.Env[Any, Any]):
+    """A DirectRLEnv's ways: dicts of observations, a reset within the step, and what it saw before in `extras`, which stays there."""
+
+    def __init__(self, num_envs: int, cfg: Any = None) -> None:
         torch = importlib.import_module("torch")
         self.num_envs, self.state, self.steps = num_envs, torch.zeros(num_envs, 2), torch.zeros(num_envs)
+        self.cfg, self.extras = cfg or SimpleNamespace(), dict[str, Any]()
+        self.cfg.compute_final_obs = False
         spaces = {"policy": (1,), "critic": (2,)}
         self.single_observation_space = gymnasium.spaces.Dict(
             {name: gymnasium.spaces.Box(-np.inf, np.inf, shape) for name, shape in spaces.items()}
         )
         self.single_action_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,))
-        self.buffers = {"policy": torch.zeros(num_envs, 1), "critic": torch.zeros(num_envs, 2)}
+        self.ends = torch.zeros(2, num_envs, dtype=torch.bool)
 
-    def _get_observations(self) -> dict[str, Any]:
-        self.buffers["policy"].copy_(self.state[:, :1])
-        self.buffers["critic"].copy_(self.state)
-        return self.buffers
+    def observe(self) -> dict[str, Any]:
+        return {"policy": self.state[:, :1].clone(), "critic": self.state.clone()}
 
-    def _reset_idx(self, env_ids: Any) -> None:
+    def begin(self, env_ids: Any) -> None:
         self.state[env_ids], self.steps[env_ids] = 100.0, 0.0
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        self._reset_idx(range(self.num_envs))
-        return self._get_observations(), {"log": {}}
+        self.begin(range(self.num_envs))
+        return self.observe(), self.extras
 
     def step(self, actions: Any) -> Any:
         self.state += 1.0
         self.steps += 1
-        terminated, truncated = self.steps > 9, self.steps >= 3
-        ended = (terminated | truncated).nonzero().squeeze(-1)
+        self.ends[0], self.ends[1] = self.steps > 9, self.steps >= 3
+        ended = self.ends.any(0).nonzero().squeeze(-1)
         if len(ended):
-            self._reset_idx(ended)
-        return self._get_observations(), self.state[:, 0] * 0.01, terminated, truncated, {"log": {}}
+            if self.cfg.compute_final_obs:
+                self.extras["final_obs"] = self.observe()
+            self.begin(ended)
+        return self.observe(), self.state[:, 0] * 0.01, *self.ends, self.extras
 
 
 class FakeManiSkill(VectorEnv[Any, Any, Any]):
@@ -464,6 +550,35 @@ class FakeManiSkill(VectorEnv[Any, Any, Any]):
         observations, rewards, terminated, truncated, _ = self.inner.step(actions)
         infos = {"final_observation": last, "_final_observation": truncated, "elapsed_steps": self.inner.steps} if truncated.any() else {}
         return observations["policy"], rewards, terminated, truncated, infos
+
+
+def test_final_observations_under_gymnasiums_former_name_are_refused(backend: Backend) -> None:
+    pytest.importorskip("torch")
+    with pytest.raises(ValueError, match=r"infos have 'final_observation', .* expected 'final_obs': hand it over under that name"):
+        run(backend, FakeManiSkill(2), timesteps=3)
+
+
+def test_isaac_lab_is_launched_and_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    launched = []
+
+    @contextmanager
+    def launch_simulation(cfg: Any) -> Iterator[None]:
+        launched.append((cfg.num_envs, cfg.seed))
+        yield
+
+    tasks = SimpleNamespace(parse_env_cfg=lambda task, num_envs: SimpleNamespace(num_envs=num_envs))
+    monkeypatch.setitem(sys.modules, "isaaclab_tasks.utils", tasks)
+    monkeypatch.setitem(sys.modules, "isaaclab.app", SimpleNamespace(launch_simulation=launch_simulation))
+    spec = gymnasium.envs.registration.EnvSpec(
+        "FakeIsaacLab", entry_point=lambda cfg: FakeIsaacLab(cfg.num_envs, cfg), disable_env_checker=True, order_enforce=True
+    )
+    monkeypatch.setitem(gymnasium.registry, spec.id, spec)
+    run: dict[str, Any] = {**RUN, "env_kwargs": {"task": spec.id}, "num_envs": 2, "run_dir": tmp_path / "run"}
+    result = sacref.train(**run, backend="torch", vector_env=adapters()["isaac_lab"], steps=2 * 12, evaluation_interval=2 * 12)
+    assert [envs for envs, _ in launched] == [2]
+    assert stored(result)["size"].tolist() == [12, 12]
+    assert [round(evaluation.mean, 4) for _, evaluation in result.evaluations] == [3.03]
 
 
 @pytest.mark.parametrize("name", ["IsaacLab", "ManiSkill"])
