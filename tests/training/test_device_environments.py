@@ -570,9 +570,11 @@ def test_isaac_lab_is_launched_and_made_once(tmp_path: Path, monkeypatch: pytest
     tasks = SimpleNamespace(parse_env_cfg=lambda task, num_envs: SimpleNamespace(num_envs=num_envs))
     monkeypatch.setitem(sys.modules, "isaaclab_tasks.utils", tasks)
     monkeypatch.setitem(sys.modules, "isaaclab.app", SimpleNamespace(launch_simulation=launch_simulation))
-    spec = gymnasium.envs.registration.EnvSpec(
-        "FakeIsaacLab", entry_point=lambda cfg: FakeIsaacLab(cfg.num_envs, cfg), disable_env_checker=True, order_enforce=True
-    )
+
+    def fake(**options: Any) -> gymnasium.Env[Any, Any]:
+        return FakeIsaacLab(options["cfg"].num_envs, options["cfg"])
+
+    spec = gymnasium.envs.registration.EnvSpec("FakeIsaacLab", entry_point=fake, disable_env_checker=True)
     monkeypatch.setitem(gymnasium.registry, spec.id, spec)
     run: dict[str, Any] = {**RUN, "env_kwargs": {"task": spec.id}, "num_envs": 2, "run_dir": tmp_path / "run"}
     result = sacref.train(**run, backend="torch", vector_env=adapters()["isaac_lab"], steps=2 * 12, evaluation_interval=2 * 12)
