@@ -138,7 +138,8 @@ def _apply_final_observations(xp: Namespace, next_observations: Tree, ended: Arr
     """Return which rows hold a final observation, `(envs,)`, and the next observations with those in place."""
     final = infos.get("final_obs") if isinstance(infos, Mapping) else None
     if not isinstance(infos, Mapping) or final is None:
-        if xp is not np and isinstance(infos, Mapping) and _FORMER in infos:  # on the host an info of one environment may have this name
+        # On the host an info of one environment may have this name.
+        if type(ended) is not np.ndarray and isinstance(infos, Mapping) and _FORMER in infos:
             raise ValueError(f"infos have {_FORMER!r}, Gymnasium's former name, expected 'final_obs': {_RENAME}")
         return xp.zeros_like(ended), next_observations
     mask, device = infos.get("_final_obs"), getattr(ended, "device", None)
