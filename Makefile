@@ -89,8 +89,9 @@ endif
 train: setup ## train and draw the curve (BACKEND, ENV, STEPS, SEED, RUN_DIR, TRAIN_FLAGS)
 	$(PY) -m sacref train --backend $(BACKEND) --env $(ENV) --steps $(STEPS) --seed $(SEED) --run-dir $(RUN_DIR) $(TRAIN_FLAGS)
 
-# The tests start many processes, so that bytecode of sacref itself is kept, too.
-PYTEST = env -u PYTHONDONTWRITEBYTECODE $(PY) -m pytest --numprocesses $(WORKERS)
+# The tests start many processes, so that bytecode of sacref itself is kept, too. A worker has a stretch of them, and takes from another's when
+# it is done: what the tests of a module share is made, and compiled by JAX, once.
+PYTEST = env -u PYTHONDONTWRITEBYTECODE $(PY) -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 test: setup ## run the tests but for the long ones (WORKERS, PYTEST_FLAGS)
 	$(PYTEST) $(PYTEST_FLAGS)

@@ -20,6 +20,8 @@ nox.options.default_venv_backend = "none" if NO_VENV else "venv"
 nox.options.reuse_venv = "yes"
 nox.options.sessions = ["lint", "types", "tests", "parity"]
 
+WORKERS = ("--numprocesses", "2", "--dist", "worksteal")
+"""As in the Makefile: each has a stretch of the tests, since those of a module share what they make."""
 INTEGRATIONS = ("tests/training/test_export.py", "tests/training/test_loggers.py", "tests/test_docs.py")
 """Tests that skip what is not installed in the environment of the others."""
 LEAST_COMPLETE = 99.0
@@ -69,14 +71,14 @@ def python_module(session: nox.Session, *command: str) -> None:
 def tests(session: nox.Session) -> None:
     """All tests but the long ones; arguments after `--` go to pytest."""
     install(session, "--editable", ".[all,dev]")
-    python_module(session, "pytest", "--numprocesses", "2", *session.posargs)
+    python_module(session, "pytest", *WORKERS, *session.posargs)
 
 
 @nox.session
 def full(session: nox.Session) -> None:
     """All tests, those marked `full` too; arguments after `--` go to pytest."""
     install(session, "--editable", ".[all,dev]")
-    python_module(session, "pytest", "--numprocesses", "2", "-m", "", *session.posargs)
+    python_module(session, "pytest", *WORKERS, "-m", "", *session.posargs)
     session.notify("integrations", [])
 
 

@@ -6,6 +6,7 @@ import logging
 import pickle
 import shutil
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "networks": {"dropout": 0.25, "layer_norm": True},
     },
 }
+
+
+def _cases() -> Iterator[Any]:
+    """Backends and options. JAX compiles two fast ways, with and without an action behind the update, or one plain."""
+    for backend, (name, options) in itertools.product(BACKENDS, OPTIONS.items()):
+        fast = backend == "torch" or name in ("plain", "a file for each model")
+        yield pytest.param(backend, options, id=f"{backend}-{name}", marks=() if fast else pytest.mark.full)
+        if not fast:
+            yield pytest.param(backend, {**options, "execution": "plain"}, id=f"{backend}-{name}, executed plainly")
 
 
 def two_boxes(first: str, second: str) -> gymnasium.spaces.Dict:
@@ -132,7 +142,7 @@ def test_a_checkpoint_that_does_not_say_its_spaces_loads_and_one_that_says_nonse
     assert_same_arrays(other.arrays(), agent.arrays())
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize(("backend", "options"), list(_cases()), indirect=["backend"])
 def test_trap_20_a_loaded_agent_goes_on_bit_for_bit(backend: Backend, tmp_path: Path, options: dict[str, Any]) -> None:
     if "store_separately" in options:
         options = {"experiment": ExperimentConfig(write_interval=0, checkpoint_interval=0, store_separately=True)}
@@ -229,7 +239,12 @@ def test_a_checkpoint_moves_between_the_backends(writer: str, reader: str, tmp_p
 
 @pytest.mark.parametrize(
     ("writer", "reader", "networks"),
-    [("torch", "jax", {"layer_norm": True}), ("jax", "torch", {"network": "simba", "critic_hidden": (5, 5)})],
+    [
+        ("torch", "jax", {"layer_norm": True}),
+        ("jax", "torch", {"layer_norm": True}),
+        # tests/parity/test_features has both backends begin from the same arrays of it.
+        pytest.param("jax", "torch", {"network": "simba", "critic_hidden": (5, 5)}, marks=pytest.mark.full),
+    ],
 )
 def test_a_training_goes_on_alike_on_either_backend(writer: str, reader: str, networks: dict[str, Any], tmp_path: Path) -> None:
     backends = {backend.name: backend for backend in installed_backends()}

@@ -76,7 +76,15 @@ WHOLE_RUNS: dict[str, tuple[AutoresetMode, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("mode, options", WHOLE_RUNS.values(), ids=WHOLE_RUNS)
+@pytest.mark.parametrize(
+    ("backend", "mode", "options"),
+    [
+        pytest.param(backend, *run, id=f"{backend}-{name}", marks=pytest.mark.full if (backend, name) == ("jax", "plain") else ())
+        for backend in BACKENDS
+        for name, run in WHOLE_RUNS.items()
+    ],
+    indirect=["backend"],
+)
 def test_a_dict_trains_as_the_box_of_its_numbers(backend: Backend, mode: AutoresetMode, options: dict[str, Any]) -> None:
     found = []
     for flat in (True, False):

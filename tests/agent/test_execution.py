@@ -65,7 +65,7 @@ def assert_close(arrays: dict[str, NDArray[Any]], wanted: dict[str, NDArray[Any]
 
 
 @pytest.mark.parametrize("name, execution", FUSED)
-@pytest.mark.parametrize("block", [1, 10])
+@pytest.mark.parametrize("block", [pytest.param(1, marks=pytest.mark.full), 10])  # test_fused_step has steps one by one
 def test_100_fused_updates_equal_100_plain_ones(name: str, execution: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip(name)
     options: dict[str, Any] = {
@@ -144,7 +144,11 @@ def test_a_fused_update_sees_the_newest_transition(name: str, execution: str, mo
         assert float(agent.to_numpy(packed)[agent.metrics.tags.index("Target / Target (min)")]) == reward
 
 
-@pytest.mark.parametrize("name, execution", FUSED)
+# test_checkpoints has what `auto` chooses.
+@pytest.mark.parametrize(
+    "name, execution",
+    [pytest.param(*case.values, marks=() if "cuda_graph" in case.values else pytest.mark.full, id=case.id) for case in FUSED],
+)
 def test_a_fused_agent_goes_on_from_a_checkpoint(name: str, execution: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     pytest.importorskip(name)
     agents = [fused_agent(name, execution, monkeypatch, dtype="float64", seed=0) for _ in range(2)]
@@ -233,7 +237,9 @@ def counted_jax_compilations() -> Iterator[list[str]]:
 
 
 # With a ratio of 0.8, chunks of four take three gradient steps, and four at every fifth: both lengths are compiled within 20 timesteps.
-@pytest.mark.parametrize("options", [{}, {"chunk": 4}, {"gradient_steps": 3}, {"chunk": 4, "update_to_data": 0.8}])
+@pytest.mark.parametrize(
+    "options", [{}, pytest.param({"chunk": 4}, marks=pytest.mark.full), {"gradient_steps": 3}, {"chunk": 4, "update_to_data": 0.8}]
+)
 def test_one_compilation_per_run(backend: Backend, options: dict[str, Any]) -> None:
     agent = backend.agent(**options, device="cpu")
     agent.write_interval = 1000

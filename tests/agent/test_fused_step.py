@@ -96,6 +96,7 @@ def train(agent: Any, timesteps: int = 100, mode: AutoresetMode = AutoresetMode.
 PENDULUM = Spaces(PendulumEnv().observation_space, PendulumEnv().action_space)
 MOMENTS = {"observation_preprocessor": RunningStandardScaler}
 MODES = {"same step": AutoresetMode.SAME_STEP, "next step": AutoresetMode.NEXT_STEP, "disabled": AutoresetMode.DISABLED}
+RECURRENT = {"algorithm": "SAC_RNN", "sequence_length": 4, "burn_in": 2}
 full = pytest.mark.full
 
 
@@ -103,7 +104,8 @@ full = pytest.mark.full
     "mode, options, steady",
     [
         ("same step", {"num_envs": 3, "capacity": 300, "n_step": 3, **MOMENTS}, ["learn_and_act"]),
-        ("same step", {"algorithm": "SAC_RNN", "networks": {"recurrent": "gru"}, "sequence_length": 4, "burn_in": 2}, ["learn_and_act"]),
+        ("same step", {**RECURRENT, "networks": {"recurrent": "rnn", "recurrent_size": 4}}, ["learn_and_act"]),
+        pytest.param("same step", {**RECURRENT, "networks": {"recurrent": "gru"}}, ["learn_and_act"], marks=full),
         pytest.param("same step", {}, ["learn_and_act"], marks=full),
         pytest.param("next step", {"num_envs": 3, "capacity": 300}, ["learn_and_act"], marks=full),
         pytest.param("disabled", {"num_envs": 3, "capacity": 300}, ["learn_and_act"], marks=full),

@@ -31,9 +31,6 @@ WHOLE: dict[str, Problem] = {
     "recurrent with everything": replace(FEATURES["recurrent with everything"], batch_size=8),
 }
 """Problems whose batches are divided."""
-UPDATES = 100
-LONG = {1: 200, 2: 1_000, 4: 200}
-"""Number of ranks -> updates after which they are still equal: fewer where more processes share the machine."""
 
 
 def part_of(batch: Any, noise: Any, part: int, parts: int) -> tuple[Any, Any]:
@@ -53,10 +50,10 @@ def part_of(batch: Any, noise: Any, part: int, parts: int) -> tuple[Any, Any]:
     return mine, noise.map(lambda array: cut(axis)(array) if array.ndim > 1 else array)
 
 
-def after_parts(backend: str, problem: Problem, part: int, parts: int, device: str = "cpu") -> dict[str, Any]:
-    """The agent's arrays after `UPDATES` updates on the part of each batch."""
+def after_parts(backend: str, problem: Problem, updates: int, part: int, parts: int, device: str = "cpu") -> dict[str, Any]:
+    """The agent's arrays after so many updates on the part of each batch."""
     driven = BackendAgent(backend, problem, problem.initial_state(), device)
-    for batch, noise in islice(problem.draws(), UPDATES):
+    for batch, noise in islice(problem.draws(), updates):
         mine: tuple[NumpyBatch, NumpyNoise] = part_of(batch, noise, part, parts)
         with driven._precision():
             driven.agent.update_on(*mine)
@@ -90,13 +87,13 @@ def after_own_rows(backend: str, rank: int, updates: int, device: str) -> dict[s
     return arrays
 
 
-def main(backend: str, device: str, out: str, *cases: str) -> None:
+def main(backend: str, device: str, out: str, updates: str, own_updates: str, *cases: str) -> None:
     """Write `<out>/<case>-<rank>.npz` for each case, and what comes of rows of its own, and of models of its own."""
     jaxtyping.config.update("jaxtyping_disable", True)
     ranks = import_module(f"sacref.{backend}.ranks").join("cpu", timeout=60)
     for case in cases:
-        np.savez(Path(out) / f"{case}-{ranks.rank}.npz", **after_parts(backend, WHOLE[case], ranks.rank, ranks.size, device))
-    np.savez(Path(out) / f"own-{ranks.rank}.npz", **after_own_rows(backend, ranks.rank, LONG[ranks.size], device))
+        np.savez(Path(out) / f"{case}-{ranks.rank}.npz", **after_parts(backend, WHOLE[case], int(updates), ranks.rank, ranks.size, device))
+    np.savez(Path(out) / f"own-{ranks.rank}.npz", **after_own_rows(backend, ranks.rank, int(own_updates), device))
     # What the models are drawn from may differ; the ranks begin alike all the same.
     agent = make_agent(Backend(backend), TaskSpaces(), seed=ranks.rank)
     np.savez(Path(out) / f"begin-{ranks.rank}.npz", **agent.arrays())

@@ -25,12 +25,18 @@ PROBLEMS = {
     "recurrent": replace(RECURRENT, feed_previous=("actions", "rewards")),
     "simba above a cell": replace(RECURRENT, network="simba", critic_hidden=(12, 12)),
 }
-LONG = ("simba above a cell",)
-"""Options that the features hold apart from each other already."""
+LONG = {"torch": {"simba above a cell"}, "jax": {"simba above a cell", "recurrent", "subset, mean, dropout, adaptive"}}
+"""Options that the features hold apart from each other already; JAX compiles each of these."""
 
 
-@pytest.mark.parametrize("problem", [pytest.param(name, marks=pytest.mark.full if name in LONG else ()) for name in PROBLEMS])
-@pytest.mark.parametrize("backend", installed_backends())
+@pytest.mark.parametrize(
+    ("backend", "problem"),
+    [
+        pytest.param(backend, name, marks=pytest.mark.full if name in LONG[backend] else ())
+        for backend in installed_backends()
+        for name in PROBLEMS
+    ],
+)
 def test_one_update_is_the_oracles(backend: str, problem: str) -> None:
     chosen = PROBLEMS[problem]
     state = chosen.initial_state()

@@ -210,31 +210,31 @@ def test_a_run_goes_on_with_another_number_of_ranks(killed: Killed) -> None:
     steps = 4 * first
     two = [memory["actions"] for memory in memories(run, first, 2)]
 
-    _, err = finished("--resume", "--run-dir", str(run), "--ranks", "4", "--steps", str(steps + 24))
-    assert "was written by 2 ranks, and 4 go on: ranks 2 to 3 begin with copies of the memories of the first ones" in err
-    second = first + 3  # 4 ranks of 2 environments
+    _, err = finished("--resume", "--run-dir", str(run), "--ranks", "3", "--steps", str(steps + 18))
+    assert "was written by 2 ranks, and 3 go on: ranks 2 to 2 begin with copies of the memories of the first ones" in err
+    second = first + 3  # 3 ranks of 2 environments
     assert newest(run) == second
-    assert (config(run)["ranks"], config(run)["steps_offset"]) == (4, steps - 8 * first)
-    four = [memory["actions"] for memory in memories(run, second, 4)]
+    assert (config(run)["ranks"], config(run)["steps_offset"]) == (3, steps - 6 * first)
+    three = [memory["actions"] for memory in memories(run, second, 3)]
     rows = min(len(actions) for actions in two) - 2
-    for rank, actions in enumerate(four):
+    for rank, actions in enumerate(three):
         np.testing.assert_array_equal(actions[:rows], two[rank % 2][:rows])
-    assert len({actions[-4:].tobytes() for actions in four}) == 4, "from here on each goes its own way"
+    assert len({actions[-4:].tobytes() for actions in three}) == 3, "from here on each goes its own way"
 
-    _, err = finished("--resume", "--run-dir", str(run), "--ranks", "1", "--steps", str(steps + 28))
-    assert "was written by 4 ranks, and 1 go on: the memories of ranks 1 to 3 are left out" in err
+    _, err = finished("--resume", "--run-dir", str(run), "--ranks", "1", "--steps", str(steps + 22))
+    assert "was written by 3 ranks, and 1 go on: the memories of ranks 1 to 2 are left out" in err
     assert newest(run) == second + 2
-    np.testing.assert_array_equal(memories(run, second + 2, 1)[0]["actions"][:rows], four[0][:rows])
-    assert lines(run)[-1]["environment_steps"] == steps + 28
-    assert [entry["step"] for entry in json.loads((run / "evaluation.json").read_text())] == [steps + 24, steps + 28]
+    np.testing.assert_array_equal(memories(run, second + 2, 1)[0]["actions"][:rows], three[0][:rows])
+    assert lines(run)[-1]["environment_steps"] == steps + 22
+    assert [entry["step"] for entry in json.loads((run / "evaluation.json").read_text())] == [steps + 18, steps + 22]
     assert config(run)["ranks"] == 1
 
     # One rank's checkpoint is every rank's.
     out, err = finished(
-        *("--resume", "--run-dir", str(run), "--steps", str(steps + 32)),
+        *("--resume", "--run-dir", str(run), "--steps", str(steps + 26)),
         launcher=("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())),
     )
     assert "was written by 1 ranks, and 2 go on: ranks 1 to 1 begin with copies" in err
-    assert f"finished after {steps + 32:,} steps" in out
+    assert f"finished after {steps + 26:,} steps" in out
     assert out.count("finished") == 1
     assert config(run)["ranks"] == 2

@@ -19,7 +19,8 @@ def process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precisions, "use", lambda backend, name: None)
 
 
-@pytest.mark.parametrize("backend", ["torch", "jax"])
+# tests/agent/test_fused_step holds JAX's to plain as well.
+@pytest.mark.parametrize("backend", ["torch", pytest.param("jax", marks=pytest.mark.full)])
 def test_an_agent_that_chooses_agrees_with_plain_in_float64(backend: str) -> None:
     pytest.importorskip(backend)
     (cell,) = executions.measure(backend, "SAC", 10, 0).cells

@@ -217,7 +217,8 @@ def test_runs_together_that_were_stopped_go_on(job: Job) -> None:
     assert of_sessions == [[(2, False), (2, True)], [(2, False), (1, True), (2, True)]]
 
 
-@pytest.mark.parametrize("backend", ["torch", "jax"])
+# tests/training/test_population has JAX's runs go on alone, too.
+@pytest.mark.parametrize("backend", ["torch", pytest.param("jax", marks=pytest.mark.full)])
 def test_runs_that_are_really_trained_together_go_on_alone(backend: str, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip(backend)
     used: list[tuple[str, str]] = []

@@ -46,7 +46,8 @@ def test_an_agent_alone_and_populations_take_turns(monkeypatch: pytest.MonkeyPat
     assert taken[1] == taken[2] == taken[3] > 0
 
 
-@pytest.mark.parametrize("backend", ["torch", "jax"])
+# tests/training/test_population has JAX's members, too.
+@pytest.mark.parametrize("backend", ["torch", pytest.param("jax", marks=pytest.mark.full)])
 def test_members_learn_what_each_learns_alone(backend: str) -> None:
     pytest.importorskip(backend)
     (cell,) = (cell for cell in population.cells(SIZES, 8) if (cell.backend, cell.members) == (backend, 3))
