@@ -238,7 +238,13 @@ def counted_jax_compilations() -> Iterator[list[str]]:
 
 # With a ratio of 0.8, chunks of four take three gradient steps, and four at every fifth: both lengths are compiled within 20 timesteps.
 @pytest.mark.parametrize(
-    "options", [{}, pytest.param({"chunk": 4}, marks=pytest.mark.full), {"gradient_steps": 3}, {"chunk": 4, "update_to_data": 0.8}]
+    "options",
+    [
+        {},
+        pytest.param({"chunk": 4}, marks=pytest.mark.full),
+        {"grad_norm_clip": 0.5, "gradient_steps": 2},
+        {"chunk": 4, "update_to_data": 0.8},
+    ],
 )
 def test_one_compilation_per_run(backend: Backend, options: dict[str, Any]) -> None:
     agent = backend.agent(**options, device="cpu")

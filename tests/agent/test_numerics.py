@@ -26,7 +26,7 @@ from tests.fake_agent import FakeAgent
 backend = pytest.fixture(params=BACKENDS)(load_backend)
 
 FLAG = 7.0
-WAYS = [("torch", "plain"), ("torch", "traced"), ("jax", "plain"), ("jax", "scan")]
+WAYS = [("torch", "plain"), ("torch", "traced"), pytest.param("jax", "plain", marks=pytest.mark.full), ("jax", "scan")]
 NAMES = ("critic_loss", "policy_loss", "entropy_loss", "alpha", "entropy", "q_max", "q_max", "target_max", "critic_gradient_norm")
 
 

@@ -353,7 +353,11 @@ def test_trap_19_padding_and_burn_in_are_in_no_loss(still: Any) -> None:
     assert abs(changed["entropy"] - plain["entropy"]) > 1e-6
 
 
-@pytest.mark.parametrize("name, execution", FUSED)
+# test_fused_step holds JAX's one by one, too.
+@pytest.mark.parametrize(
+    "name, execution",
+    [pytest.param(*case.values, marks=pytest.mark.full if "jax" in case.values else (), id=case.id) for case in FUSED],
+)
 def test_fused_updates_of_sequences_equal_plain_ones(name: str, execution: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip(name)
     options: dict[str, Any] = {**RECURRENT, "spaces": SPACES, "burn_in": 2, "gradient_steps": 4, "learning_starts": 1000}

@@ -56,6 +56,7 @@ class Recorder(Callback):
         self.seen.append(("end", run.timestep, (run.run_dir / "curve.png").is_file()))
 
 
+@jax_in_full
 def test_they_are_called_in_order_and_see_the_run(backend: Backend, tmp_path: Path) -> None:
     recorder = Recorder()
     result = train(backend, tmp_path, recorder, num_envs=2, steps=12, cfg={**CFG, "update_to_data": None})
