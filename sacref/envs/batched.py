@@ -6,7 +6,8 @@ is Gymnasium's own on a prototype with the copy's generator, and observations an
 """
 
 import importlib
-from collections.abc import Mapping
+import pickle
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeAlias, cast
 
@@ -25,8 +26,10 @@ from sacref.spec.arrays import NumpyArray
 
 Stepped: TypeAlias = tuple[Numbers, Numbers, Mask, Mask, Infos]
 """Observations, rewards, terminated, truncated and infos."""
-Begun: TypeAlias = tuple[NumpyArray, Mask, Numbers]
-"""Actions, the copies that are stepped, and what their task needs of the simulations before."""
+Begun: TypeAlias = tuple[NumpyArray, Mask, Mask, Numbers]
+"""Actions, the copies that are stepped, those that begin an episode instead, and what their task needs of the simulations before."""
+Failed: TypeAlias = dict[int, Exception]
+"""Copy -> what MuJoCo raised in it."""
 
 _TRANSPARENT = ("OrderEnforcing", "PassiveEnvChecker", "TimeLimit")
 """Wrappers that `gymnasium.make` puts around a task; this vector environment does their work."""
@@ -67,7 +70,7 @@ class BatchedVectorEnv(VectorEnv[Numbers, NumpyArray, NumpyArray]):
             raise EnvError(f"{what} is not stepped in batches, only {', '.join(NAMES)} are: {_FIX}")
         if prototype.render_mode is not None:
             raise EnvError(f"render_mode is {prototype.render_mode!r}, but environments stepped in batches draw no pictures: {_FIX}")
-        self._prototype, self._task = prototype, task
+        self._env, self._prototype, self._task = env, prototype, task
         self._name = kind_of(prototype)
         self._mujoco = str(importlib.import_module("mujoco").__version__)
         self._limit = _time_limit(env)
@@ -86,9 +89,11 @@ class BatchedVectorEnv(VectorEnv[Numbers, NumpyArray, NumpyArray]):
         self._observations = np.zeros(cast(tuple[int, ...], self.observation_space.shape))
         self._elapsed = np.zeros(num_envs, np.int64)
         self._ended = np.zeros(num_envs, np.bool_)
+        self._everyone = np.ones(num_envs, np.bool_)
         self._has_reset = False
+        self._made_as = _pickled((self._name, num_envs, self._limit, self.autoreset_mode), prototype)
         self._ahead: ThreadPoolExecutor | None = None
-        self._pending: tuple[Future[None], Begun] | None = None
+        self._pending: tuple[Future[Failed], Begun] | None = None
 
     @property
     def prototype(self) -> Environment:
@@ -137,13 +142,23 @@ class BatchedVectorEnv(VectorEnv[Numbers, NumpyArray, NumpyArray]):
 
     def step(self, actions: NumpyArray) -> Stepped:
         """Step every copy."""
-        begun = self._begin(actions)
-        self._simulate(*begun)
+        begun = self._begin(actions, self._everyone)
+        _raise_first(self._simulate(*begun))
         return self._finish(*begun)
+
+    def step_some(self, actions: NumpyArray, which: Mask) -> tuple[Stepped, Failed]:
+        """Step some copies, `(envs,)`. The others stay as they are: their rewards are 0, and nothing of theirs ends.
+
+        Raises:
+            gymnasium.error.Error: if they cannot be stepped now. Nothing was changed.
+        """
+        begun = self._begin(actions, which)
+        failed = self._simulate(*begun)
+        return self._finish(*begun), failed
 
     def step_async(self, actions: NumpyArray) -> None:
         """Begin a step; it goes on while the caller does something else, until `step_wait`."""
-        begun = self._begin(actions)
+        begun = self._begin(actions, self._everyone)
         self._ahead = self._ahead or ThreadPoolExecutor(1, "sacref-mujoco-ahead")
         self._pending = self._ahead.submit(self._simulate, *begun), begun
 
@@ -152,7 +167,7 @@ class BatchedVectorEnv(VectorEnv[Numbers, NumpyArray, NumpyArray]):
         if self._pending is None:
             raise gymnasium.error.NoAsyncCallError("step_wait is called before step_async: begin a step first", "step")
         (future, begun), self._pending = self._pending, None
-        future.result()
+        _raise_first(future.result())
         return self._finish(*begun)
 
     def complaints(self) -> dict[int, str]:
@@ -207,45 +222,46 @@ class BatchedVectorEnv(VectorEnv[Numbers, NumpyArray, NumpyArray]):
         self._simulations.close()
         self._prototype.close()
 
-    def _begin(self, actions: NumpyArray) -> Begun:
+    def _begin(self, actions: NumpyArray, which: Mask) -> Begun:
         self._require_idle()
         if not self._has_reset:
             raise gymnasium.error.ResetNeeded("Cannot call env.step() before calling env.reset()")
         actions = np.asarray(actions)
         if actions.shape != self.action_space.shape:
             raise ValueError(f"actions have shape {actions.shape}, expected {self.action_space.shape}: one for each environment")
-        if self.autoreset_mode == AutoresetMode.DISABLED and self._ended.any():
-            ended = np.flatnonzero(self._ended)[:5].tolist()
+        restarted = self._ended & which
+        if self.autoreset_mode == AutoresetMode.DISABLED and restarted.any():
+            ended = np.flatnonzero(restarted)[:5].tolist()
             raise gymnasium.error.ResetNeeded(f"the episodes of environments {ended} have ended: reset them by options['reset_mask'] first")
-        return np.ascontiguousarray(actions), ~self._ended, self._task.before(self._fields)
+        return np.ascontiguousarray(actions), which & ~restarted, restarted, self._task.before(self._fields)
 
-    def _simulate(self, actions: NumpyArray, which: Mask, before: Numbers) -> None:
-        self._simulations.step(actions, which, self._prototype.frame_skip)
+    def _simulate(self, actions: NumpyArray, which: Mask, restarted: Mask, before: Numbers) -> Failed:
+        return self._simulations.step(actions, which, self._prototype.frame_skip)
 
-    def _finish(self, actions: NumpyArray, which: Mask, before: Numbers) -> Stepped:
+    def _finish(self, actions: NumpyArray, which: Mask, restarted: Mask, before: Numbers) -> Stepped:
         observations = self._task.observe(self._fields)
         rewards, terminated, step_infos = self._task.outcome(Step(self._fields, before, actions, observations))
-        self._elapsed += 1
+        self._elapsed += which
         truncated = np.zeros(self.num_envs, np.bool_) if self._limit is None else self._elapsed >= self._limit
         rewards = rewards.astype(np.float64)
-        self._observations = observations
+        # A copy that waits keeps its own: some fields are there only after its next step.
+        np.copyto(self._observations, observations, where=which[:, None])
         infos: Infos = {}
         if not which.all():
-            # NEXT_STEP: these copies' steps are resets.
+            # NEXT_STEP: some copies' steps are resets.
             rewards[~which], terminated, truncated = 0.0, terminated & which, truncated & which
-        ended = terminated | truncated
+        ended, stayed = terminated | truncated, which
         if self.autoreset_mode == AutoresetMode.SAME_STEP and ended.any():
             _add(infos, {"final_info": _add({}, step_infos, ended)}, ended)
             infos["final_obs"], infos["_final_obs"] = np.full(self.num_envs, None, dtype=object), ended.copy()
             for copy in np.flatnonzero(ended).tolist():
                 infos["final_obs"][copy] = observations[copy].copy()
-            restarted, stayed = ended, ~ended
-        else:
-            restarted, stayed = ~which, which
+            restarted, stayed = ended, which & ~ended
         _add(infos, step_infos, stayed)
         for copy in np.flatnonzero(restarted).tolist():
             infos = self._restart(copy, infos)
-        self._ended = ended & ~restarted
+        self._ended |= ended
+        self._ended &= ~restarted
         return self._observations.copy(), rewards, terminated, truncated, infos
 
     @property
@@ -263,11 +279,54 @@ class BatchedVectorEnv(VectorEnv[Numbers, NumpyArray, NumpyArray]):
         self._elapsed[copy] = 0
         return self._add_info(infos, info, copy)
 
+    def _move_to(self, whole: "BatchedVectorEnv", rows: slice) -> None:
+        """Go on as rows of another one."""
+        state = self.get_state()
+        self._simulations.close()
+        self._simulations = whole._simulations.part(rows)
+        self._observations, self._elapsed, self._ended = whole._observations[rows], whole._elapsed[rows], whole._ended[rows]
+        whole._streams[rows] = self._streams
+        self.set_state(state)
+        whole._has_reset = True
+
     def _require_idle(self) -> None:
         if self.closed:
             raise gymnasium.error.ClosedEnvironmentError("the environments are closed: make new ones")
         if self._pending is not None:
             raise gymnasium.error.AlreadyPendingCallError("a step was begun by step_async: wait for it by step_wait first", "step")
+
+
+def merged(parts: Sequence[object]) -> BatchedVectorEnv | None:
+    """Return one vector environment that steps the copies of several; None where they are not all batched and made alike.
+
+    A part goes on as rows of the whole. It still steps, is reset, captured, restored and closed by itself, but has no threads of its own.
+
+    Args:
+        parts: of as many copies, which have been reset; None for one that is not there, whose rows must not be stepped.
+    """
+    batched = {number: part for number, part in enumerate(parts) if type(part) is BatchedVectorEnv}
+    kinds = {part._made_as for part in batched.values()}
+    if len(batched) < sum(part is not None for part in parts) or len(kinds) != 1 or None in kinds:
+        return None
+    first = next(iter(batched.values()))
+    whole = BatchedVectorEnv(first._env, len(parts) * first.num_envs, autoreset_mode=first.autoreset_mode)
+    for number, part in batched.items():
+        part._move_to(whole, slice(number * first.num_envs, (number + 1) * first.num_envs))
+    return whole
+
+
+def _pickled(more: object, env: Any) -> bytes | None:
+    """Return all that steps and resets of a task depend on, to be compared, and more; None where an option cannot be compared."""
+    options = {name: value for name, value in vars(env).items() if name[:1] == "_" and not name.startswith(("_np_random", "_ezpickle"))}
+    try:
+        return pickle.dumps((more, options, env.frame_skip, env.init_qpos, env.init_qvel, env.model))
+    except Exception:  # of an option, which may be anything
+        return None
+
+
+def _raise_first(failed: Failed) -> None:
+    for error in failed.values():
+        raise error
 
 
 def _time_limit(env: Environment) -> int | None:

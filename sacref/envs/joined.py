@@ -1,18 +1,23 @@
 """Several vector environments as one, whose parts may wait or fail while the others go on."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
+import gymnasium
 import numpy as np
 from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from sacref.algorithm.tree import Tree, leaves, map_leaves
+from sacref.envs.batched import merged
 from sacref.envs.divergence import REPORT, Divergences
 from sacref.envs.interface import Envs, Infos, Space, step
 from sacref.envs.states import states_of
 from sacref.spec.arrays import NumpyArray
+
+Stepped: TypeAlias = tuple[NumpyArray, NDArray[np.bool_], NDArray[np.bool_], dict[int, str]]
+"""Rewards, terminated, truncated, `(envs,)`, and reports of divergence by copy."""
 
 
 class JoinedEnvs(VectorEnv[Any, Any, Any]):
@@ -20,6 +25,8 @@ class JoinedEnvs(VectorEnv[Any, Any, Any]):
 
     Infos hold what training reads of them: states, and reports of divergence. Copies of a part that is not stepped stay as they are: their
     rows repeat the last observations, and their rewards are 0. A part that raises is written to `failures`, and is not stepped any more.
+
+    Copies of MuJoCo tasks that are stepped in batches (`sacref.envs.batched`) step in one call for all parts, with the same numbers.
 
     Args:
         parts: of one kind, of the same spaces and as many copies; which have been reset. None for one that is not there.
@@ -42,6 +49,8 @@ class JoinedEnvs(VectorEnv[Any, Any, Any]):
         """`(parts,)`: which are stepped."""
         self.failures: dict[int, Exception] = {}
         """Number of a part -> what it raised."""
+        self._whole = merged(parts)
+        """All copies in one, where the parts are stepped in batches and are made alike."""
         self._simulations = [None if part is None else Divergences(part) for part in parts]
         self._observations: Tree = None
         self._states: Tree = None
@@ -67,6 +76,34 @@ class JoinedEnvs(VectorEnv[Any, Any, Any]):
 
     def step(self, actions: NumpyArray) -> tuple[Tree, NumpyArray, NDArray[np.bool_], NDArray[np.bool_], Infos]:
         """Step the parts that are active."""
+        rewards, terminated, truncated, reports = self._step_whole(actions) or self._step_parts(actions)
+        observations, states = self._copies()
+        told: Infos = {} if states is None else {"state": states}
+        if reports:
+            said = np.array([reports.get(index) for index in range(self.num_envs)], object)
+            told |= {REPORT: said, f"_{REPORT}": np.isin(np.arange(self.num_envs), list(reports))}
+        return observations, rewards, terminated, truncated, told
+
+    def _step_whole(self, actions: NumpyArray) -> Stepped | None:
+        """Step the parts in one call; None, and nothing has changed, where there is none, or where a part would refuse to be stepped."""
+        numbers = np.flatnonzero(self.active).tolist()
+        if self._whole is None or any(part.closed for number in numbers if (part := self._parts[number]) is not None):
+            return None
+        try:
+            (observations, rewards, terminated, truncated, _), failed = self._whole.step_some(actions, self._active_rows())
+        except gymnasium.error.Error:
+            return None
+        for copy, error in failed.items():
+            self._fail(copy // self.part_envs, error)
+        rows = self._active_rows()
+        np.copyto(self._observations, observations, where=rows[:, None])
+        return np.where(rows, rewards, 0.0), terminated & rows, truncated & rows, {}
+
+    def _active_rows(self) -> NDArray[np.bool_]:
+        return np.repeat(self.active, self.part_envs)
+
+    def _step_parts(self, actions: NumpyArray) -> Stepped:
+        """Step the parts one by one."""
         rewards = np.zeros(self.num_envs)
         terminated, truncated = np.zeros(self.num_envs, np.bool_), np.zeros(self.num_envs, np.bool_)
         reports: dict[int, str] = {}
@@ -87,12 +124,10 @@ class JoinedEnvs(VectorEnv[Any, Any, Any]):
             self._take(number, observations, infos, None)
             if REPORT in infos:
                 reports |= {rows.start + int(index): str(infos[REPORT][index]) for index in np.flatnonzero(infos[f"_{REPORT}"])}
-        observations, states = self._copies()
-        told: Infos = {} if states is None else {"state": states}
-        if reports:
-            said = np.array([reports.get(index) for index in range(self.num_envs)], object)
-            told |= {REPORT: said, f"_{REPORT}": np.isin(np.arange(self.num_envs), list(reports))}
-        return observations, rewards, terminated, truncated, told
+        return rewards, terminated, truncated, reports
+
+    def _fail(self, number: int, error: Exception) -> None:
+        self.failures[number], self.active[number] = error, False
 
     def _try(self, number: int, call: Any, actions: NumpyArray) -> Any:
         if not self.active[number]:
@@ -100,7 +135,7 @@ class JoinedEnvs(VectorEnv[Any, Any, Any]):
         try:
             return call(self._parts[number], actions[self.rows(number)])
         except Exception as error:
-            self.failures[number], self.active[number] = error, False
+            self._fail(number, error)
             return None
 
     def _take(self, number: int, observations: Tree, infos: object, mask: NDArray[np.bool_] | None) -> None:
@@ -111,7 +146,7 @@ class JoinedEnvs(VectorEnv[Any, Any, Any]):
             previous = map_leaves(lambda leaf: leaf[rows], self._states)
             states = states_of(part, infos, self._state_space, previous=previous, reset_mask=mask)
         except Exception as error:
-            self.failures[number], self.active[number] = error, False
+            self._fail(number, error)
             return
         for held, new in zip(leaves((self._observations, self._states)), leaves((observations, states)), strict=True):
             held[rows] = new
@@ -131,12 +166,19 @@ class JoinedEnvs(VectorEnv[Any, Any, Any]):
 
     def complaints(self) -> dict[int, str]:
         """Return MuJoCo's warnings for the copies that have diverged since their last reset, once. See `sacref.envs.divergence`."""
+        if self._whole is not None:
+            return {index: words for index, words in self._whole.complaints().items() if self.active[index // self.part_envs]}
         return {
             number * self.part_envs + index: words
             for number, simulations in enumerate(self._simulations)
             if simulations is not None and self.active[number]
             for index, words in simulations.complaints().items()
         }
+
+    def close_extras(self, **kwargs: object) -> None:
+        """End the threads that step all parts in one call; the parts stay open."""
+        if self._whole is not None:
+            self._whole.close()
 
 
 def _joined(values: Sequence[Tree | None]) -> Tree | None:

@@ -12,6 +12,8 @@ import importlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy as shallow_copy
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Protocol, TypeAlias
 
@@ -42,11 +44,14 @@ class Simulations(Protocol):
     def started(self, copy: int) -> None:
         """Go on from the state in that MjData."""
 
-    def step(self, controls: NumpyArray, which: NDArray[np.bool_], substeps: int) -> None:
+    def step(self, controls: NumpyArray, which: NDArray[np.bool_], substeps: int) -> dict[int, Exception]:
         """Step some copies. It holds no lock of Python's while MuJoCo computes.
 
         Args:
             controls: `(copies, control)`. which: `(copies,)`. substeps: of MuJoCo, under the same controls.
+
+        Returns:
+            Copy -> what MuJoCo raised in it; the others have been stepped.
         """
 
     def complaints(self) -> dict[int, str]:
@@ -62,8 +67,11 @@ class Simulations(Protocol):
             ValueError: if it is the state of other simulations. Nothing was changed.
         """
 
+    def part(self, copies: slice) -> "Simulations":
+        """Return some of these simulations: what one steps or sets, the other has. The threads are those of the whole."""
+
     def close(self) -> None:
-        """End the threads."""
+        """End the threads, unless this is a part."""
 
 
 def default_threads(copies: int) -> int:
@@ -105,39 +113,51 @@ class BatchSimulations:
         self._get_state, self._everything = mujoco.mj_getState, mujoco.mjtState.mjSTATE_INTEGRATION
         self._model = model
         self._data = mujoco.MjData(model)
-        self._batch = importlib.import_module("mujoco.batch").Batch(model, copies, threads)
+        batch = importlib.import_module("mujoco.batch")
+        self._errors, self._error = batch.SimulationError, mujoco.FatalError
+        self._batch = batch.Batch(model, copies, threads)
         self.fields: dict[str, NumpyArray] = {name: self._batch.bind(name) for name in fields}
         self._controls = self._batch.bind("ctrl")
+        self._state, self._warning = self._batch.state, self._batch.warning
+        self._ids = np.arange(copies)
+        """These copies' numbers in the batch."""
 
     def data(self, copy: int) -> Data:
         return self._data
 
     def started(self, copy: int) -> None:
-        self._get_state(self._model, self._data, self._batch.state[copy], self._everything)
-        self._batch.warning[copy] = 0
+        self._get_state(self._model, self._data, self._state[copy], self._everything)
+        self._warning[copy] = 0
 
-    def step(self, controls: NumpyArray, which: NDArray[np.bool_], substeps: int) -> None:
-        if which.all():
-            self._controls[:] = controls
-            self._batch.step(nstep=substeps)
-        elif which.any():
-            self._controls[which] = controls[which]
-            self._batch.step(which, nstep=substeps)
+    def step(self, controls: NumpyArray, which: NDArray[np.bool_], substeps: int) -> dict[int, Exception]:
+        self._controls[which] = controls[which]
+        try:
+            self._batch.step(self._ids[which], nstep=substeps)
+        except self._errors as error:
+            return {int(number - self._ids[0]): self._error(self._batch.error(int(number))) for number in error.ids}
+        return {}
 
     def complaints(self) -> dict[int, str]:
-        last, counts = np.moveaxis(self._batch.warning, 2, 0)
+        last, counts = np.moveaxis(self._warning, 2, 0)
         return _complaints(counts, last, counts)
 
     def get_state(self) -> State:
-        return {"integration": self._batch.state.copy()}
+        return {"integration": self._state.copy()}
 
     def set_state(self, state: State) -> None:
         require_alike("the simulation", state, self.get_state())
-        self._batch.state[:] = state["integration"]
-        self._batch.warning[:] = 0
+        self._state[:] = state["integration"]
+        self._warning[:] = 0
+
+    def part(self, copies: slice) -> "BatchSimulations":
+        part = shallow_copy(self)
+        part.fields = {name: array[copies] for name, array in self.fields.items()}
+        part._controls, part._state, part._warning = self._controls[copies], self._state[copies], self._warning[copies]
+        part._ids = self._ids[copies]
+        return part
 
     def close(self) -> None:
-        # Its threads end with it. The arrays stay: whoever holds one keeps them.
+        # Its threads end with it and its parts. The arrays stay: whoever holds one keeps them.
         self.fields = {name: array.copy() for name, array in self.fields.items()}
         self._controls = self._batch = None
 
@@ -166,26 +186,31 @@ class PooledSimulations:
         for name, array in self.fields.items():
             array[copy] = getattr(self._data[copy], name)
 
-    def step(self, controls: NumpyArray, which: NDArray[np.bool_], substeps: int) -> None:
+    def step(self, controls: NumpyArray, which: NDArray[np.bool_], substeps: int) -> dict[int, Exception]:
         copies = np.flatnonzero(which).tolist()
         for copy in copies:
             self._controls[copy][:] = controls[copy]
         # One iterator for all threads: each takes the next copy when it is done with one, as some take longer than others.
-        left = iter([self._data[copy] for copy in copies])
-        helping = [self._pool.submit(self._work, left, substeps) for _ in range(min(self._helpers, len(copies) - 1))] if self._pool else []
+        left, failed = iter([(copy, self._data[copy]) for copy in copies]), dict[int, Exception]()
+        work = partial(self._work, left, substeps, failed)
+        helping = [self._pool.submit(work) for _ in range(min(self._helpers, len(copies) - 1))] if self._pool else []
         try:
-            self._work(left, substeps)
+            work()
         finally:
             for helper in helping:
                 helper.result()
         self._gather()
+        return failed
 
-    def _work(self, left: Iterator[Data], substeps: int) -> None:
+    def _work(self, left: Iterator[tuple[int, Data]], substeps: int, failed: dict[int, Exception]) -> None:
         step, forces, model = self._step, self._forces, self._model
-        for data in left:
-            step(model, data, substeps)
-            if forces is not None:
-                forces(model, data)
+        for copy, data in left:
+            try:
+                step(model, data, substeps)
+                if forces is not None:
+                    forces(model, data)
+            except Exception as error:
+                failed[copy] = error
 
     def _gather(self) -> None:
         for name, array in self.fields.items():
@@ -206,6 +231,16 @@ class PooledSimulations:
 
     def _tasks(self) -> list[SimpleNamespace]:
         return [SimpleNamespace(model=self._model, data=data) for data in self._data]
+
+    def part(self, copies: slice) -> "PooledSimulations":
+        part = shallow_copy(self)
+        part._data, part._controls, part._numbers, part._last = (
+            rows[copies] for rows in (self._data, self._controls, self._numbers, self._last)
+        )
+        part._views = {name: rows[copies] for name, rows in self._views.items()}
+        part.fields = {name: array[copies] for name, array in self.fields.items()}
+        part._pool = None  # it is the whole's to use and to end
+        return part
 
     def close(self) -> None:
         if self._pool is not None:

@@ -19,6 +19,7 @@ from sacref.config import ConfigError, SACConfig
 from sacref.config.train_config import TrainConfig
 from sacref.envs.divergence import DivergenceError, DivergenceGuard, Divergences
 from sacref.envs.joined import JoinedEnvs
+from sacref.envs.vector import closing
 from sacref.training import checkpoints, loop
 from sacref.training.experiment import Run, TrainingResult
 from sacref.training.loop import interruption
@@ -188,7 +189,7 @@ class _Runs:
         with contextlib.ExitStack() as closed_at_end:
             self._prepare(closed_at_end)
             if any(self._runs):
-                self._train()
+                self._train(closed_at_end)
         return self._results, self._failures
 
     def _fail(self, number: int, error: Exception) -> None:
@@ -240,14 +241,15 @@ class _Runs:
 
         self._each(begin)
 
-    def _train(self) -> None:
+    def _train(self, closed_at_end: contextlib.ExitStack) -> None:
         first = next(run for run in self._runs if run is not None)
         agents = [None if run is None else run.agent for run in self._runs]
         self._timesteps = [0 if run is None else run.plan.timesteps for run in self._runs]
         populate = importlib.import_module(f"{first.plan.backend.__name__}.population").populate
         self._population = populate(agents, self._memory, self._timesteps)
         state_space = first.made.spaces["state_space"]
-        self._envs = JoinedEnvs([None if run is None else run.made.training for run in self._runs], state_space)
+        parts = [None if run is None else run.made.training for run in self._runs]
+        self._envs = closed_at_end.enter_context(closing(JoinedEnvs(parts, state_space)))
         self._rollout = Rollout(cast(Any, self._population), self._envs, state_space)
         observations, states = ([self._begun.get(number, (None, None))[part] for number in range(len(self._runs))] for part in (0, 1))
         self._rollout.observations, self._rollout.states = self._envs.begin(observations, states)

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ pytest.importorskip("mujoco")
 from sacref import envs, training
 from sacref.algorithm.tree import named_leaves
 from sacref.envs import mujoco_simulations, mujoco_tasks
-from sacref.envs.batched import BatchedVectorEnv
+from sacref.envs.batched import BatchedVectorEnv, merged
 from sacref.envs.divergence import DivergenceGuard
 from sacref.envs.episodes import DROPPED
+from sacref.envs.joined import JoinedEnvs
 from sacref.envs.mujoco_simulations import BatchSimulations, PooledSimulations
 from sacref.envs.snapshots import Snapshot, SnapshotError, capture, restore
 from sacref.storage import checkpoint
@@ -491,6 +493,228 @@ def test_a_snapshot_of_others_is_refused_and_changes_nothing(
     assert isinstance(before, Snapshot) and isinstance(after, Snapshot)
     assert before.metadata == after.metadata
     assert_equal(after.arrays, before.arrays)
+
+
+# Several as one.
+
+
+def parts_of(task: str, *, count: int = 3, copies: int = 2, **options: Any) -> list[Any]:
+    """Batched environments in the midst of their episodes, but for the second, which is not there."""
+    made: list[Any] = [None if number == 1 else batched(task, copies, **options) for number in range(count)]
+    for number, part in enumerate(made):
+        if part is not None:
+            part.reset(seed=10 * number)
+            for action in drawn(part, 3, number):
+                stepped(part, action)
+    return made
+
+
+def joined(parts: list[Any]) -> JoinedEnvs:
+    together = JoinedEnvs(parts, None)
+    together.begin([None if part is None else part.get_state()["observations"] for part in parts], [None] * len(parts))
+    return together
+
+
+def one_by_one(parts: list[Any]) -> JoinedEnvs:
+    """Joined environments whose parts are stepped one after the other."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("sacref.envs.joined.merged", lambda parts: None)
+        return joined(parts)
+
+
+def assert_same_states(parts: list[Any], others: list[Any], where: object = "") -> None:
+    for number, pair in enumerate(zip(parts, others, strict=True)):
+        if pair[0] is not None:
+            one, other = map(capture, pair)
+            assert isinstance(one, Snapshot) and isinstance(other, Snapshot)
+            assert one.metadata == other.metadata, (where, number)
+            assert_equal(one.arrays, other.arrays, (where, number))
+
+
+def assert_same_rows(one: tuple[JoinedEnvs, list[Any]], other: tuple[JoinedEnvs, list[Any]], actions: NDArray[Any], where: object) -> int:
+    """Step both, and reset what has ended where nothing else does; how many episodes ended."""
+    found, wanted = one[0].step(actions), other[0].step(actions)
+    assert_equal(found, wanted, where)
+    assert_same_states(one[1], other[1], where)
+    ended = wanted[2] | wanted[3]
+    first = next(part for part in one[1] if part is not None)
+    if first.autoreset_mode == AutoresetMode.DISABLED and ended.any():
+        assert_equal(one[0].reset(options={"reset_mask": ended}), other[0].reset(options={"reset_mask": ended}), where)
+    return int(ended.sum())
+
+
+@pytest.mark.parametrize(
+    ("task", "mode"),
+    [*(("Hopper-v5", mode) for mode in MODES), ("Pusher-v5", MODES[0]), ("Ant-v4", MODES[0]), ("Humanoid-v5", MODES[1])],
+)
+def test_parts_that_step_in_one_call_are_those_that_step_one_by_one(task: str, mode: AutoresetMode, way: str) -> None:
+    """Also where some wait, one has its step alone, one goes back, and one is reset by a seed."""
+    options: dict[str, Any] = {"count": 4, "mode": mode, "max_episode_steps": 15}
+    ours, theirs = parts_of(task, **options), parts_of(task, **options)
+    both = (joined(ours), ours), (one_by_one(theirs), theirs)
+    assert isinstance(both[0][0]._whole, BatchedVectorEnv) and both[1][0]._whole is None
+    several = gymnasium.vector.utils.batch_space(ours[0].single_action_space, 8)
+    several.seed(3)
+    before = [capture(parts[0]) for parts in (ours, theirs)]
+    ends = 0
+    for number in range(60):
+        active = np.array([True, False, number % 7 > 2, number % 11 != 5])
+        for together, _ in both:
+            together.active = active.copy()
+        ends += assert_same_rows(*both, several.sample(), number)
+        if number == 20:
+            for parts, snapshot in zip((ours, theirs), before, strict=True):
+                assert isinstance(snapshot, Snapshot)
+                restore(parts[0], snapshot)
+        if number == 30:
+            assert_equal(*(parts[2].reset(seed=[None, 5]) for parts in (ours, theirs)))
+        if number == 40:
+            action = drawn(ours[3], 1)[0]
+            assert_equal(*(stepped(parts[3], action) for parts in (ours, theirs)))
+    assert ends >= 6
+    assert [part.np_random_seed for part in ours if part is not None] == [part.np_random_seed for part in theirs if part is not None]
+
+
+def test_all_parts_step_in_one_call(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = parts_of("HalfCheetah-v5")
+    together, calls = joined(parts), list[list[bool]]()
+    simulations: Any = together._whole and together._whole._simulations
+    step = simulations.step
+
+    def noted(controls: Any, which: Any, substeps: int) -> Any:
+        calls.append(which.tolist())
+        return step(controls, which, substeps)
+
+    monkeypatch.setattr(simulations, "step", noted)
+    for part in (parts[0], parts[2]):
+        monkeypatch.setattr(part, "step_async", None)
+        monkeypatch.setattr(part, "step", None)
+    together.step(np.zeros((6, 6), np.float32))
+    assert calls == [[True, True, False, False, True, True]] and together.failures == {}
+
+
+def lighter(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    model: Any = env.unwrapped
+    model.model.opt.gravity[2] = -5.0
+    return env
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"env_kwargs": {"ctrl_cost_weight": 0.2}},
+        {"env_kwargs": {"max_episode_steps": 9}},
+        {"autoreset_mode": AutoresetMode.SAME_STEP},
+        {"vectorization": "sync"},
+        {"wrappers": [lighter]},
+    ],
+)
+def test_parts_that_are_made_otherwise_step_by_themselves(changes: dict[str, Any]) -> None:
+    one, other, third = (envs.make("HalfCheetah-v5", 2, seed=3, **{"vectorization": "batched", **own}) for own in ({}, {}, changes))
+    assert merged([one, third]) is None
+    assert merged([one, other]) is not None
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("task", mujoco_tasks.NAMES)
+def test_parts_of_every_task_are_merged(task: str) -> None:
+    assert merged(parts_of(task)) is not None
+
+
+def test_a_simulation_that_mujoco_cannot_step_ends_its_part_alone(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = parts_of("HalfCheetah-v5"), parts_of("HalfCheetah-v5")
+    together, apart = joined(ours), one_by_one(theirs)
+    simulations: Any = together._whole and together._whole._simulations
+    actions = np.full((6, 6), 0.3, np.float32)
+    wanted = apart.step(actions)
+    said = "unknown joint type 99"
+    if way == "batch":
+        simulations._batch.expand("jnt_type")[5] = 99
+    else:
+        step, data = simulations._step, simulations._data[5]
+
+        def fail(model: Any, own: Any, substeps: int) -> None:
+            if own is data:
+                raise OSError(said)
+            step(model, own, substeps)
+
+        monkeypatch.setattr(simulations, "_step", fail)
+    before = together._copies()[0]
+    for _ in range(2):
+        found = together.step(actions)
+        assert {number: said in str(error) for number, error in together.failures.items()} == {2: True}
+        assert together.active.tolist() == [True, False, False]
+        assert found[1][4:].tolist() == [0.0, 0.0] and not (found[2] | found[3]).any()
+    assert_equal(found[0][:2], apart.step(actions)[0][:2])
+    assert_equal(found[0][4:], before[4:])
+    assert wanted[1][4:].all()
+
+
+def test_environments_that_mujoco_cannot_step_say_so(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = batched("HalfCheetah-v5")
+    made.reset(seed=0)
+    error = OSError("gone")
+    monkeypatch.setattr(made._simulations, "step", lambda *_: {1: error})
+    action = drawn(made, 1)[0]
+    with pytest.raises(OSError, match="gone"):
+        made.step(action)
+    made.step_async(action)
+    with pytest.raises(OSError, match="gone"):
+        made.step_wait()
+
+
+def test_the_part_that_refuses_to_step_ends_alone(way: str) -> None:
+    """Closed, or ended and not reset; the others go on as before."""
+    options: dict[str, Any] = {"count": 4, "mode": AutoresetMode.DISABLED, "max_episode_steps": 5}
+    ours, theirs = parts_of("HalfCheetah-v5", **options), parts_of("HalfCheetah-v5", **options)
+    both = (joined(ours), ours), (one_by_one(theirs), theirs)
+    actions = np.full((8, 6), 0.3, np.float32)
+    for together, parts in both:
+        together.step(actions)
+        parts[3].close()
+        parts[0].reset()
+        parts[2].reset(seed=4)
+        together.active[0] = False
+        for _ in range(6):
+            together.step(actions)
+        assert {number: type(error).__name__ for number, error in together.failures.items()} == {
+            2: "ResetNeeded",
+            3: "ClosedEnvironmentError",
+        }
+        together.active[0] = True
+    assert_same_states(ours[:1], theirs[:1])
+    assert_equal(*(together.step(actions) for together, _ in both))
+
+
+def test_what_diverges_is_told_of_its_part(way: str) -> None:
+    parts = parts_of("HalfCheetah-v5")
+    together = joined(parts)
+    set_velocity(together._whole, 4, 1, 1e12)
+    together.step(np.zeros((6, 6), np.float32))
+    words = {4: "MuJoCo: Nan, Inf or huge value in QVEL at DOF 1. The simulation is unstable"}
+    assert together.complaints() == words and together.complaints() == {}
+    set_velocity(together._whole, 5, 1, 1e12)
+    together.step(np.zeros((6, 6), np.float32))
+    assert [part.complaints() for part in (parts[0], parts[2])] == [{}, {1: words[4]}]
+    assert together.complaints() == {}
+
+
+@pytest.mark.parametrize("first", ["parts", "whole"])
+def test_closing_what_was_joined_ends_the_threads(way: str, first: str) -> None:
+    before = set(threading.enumerate())
+    parts = [part for part in parts_of("HalfCheetah-v5", copies=3, threads=3) if part is not None]
+    together = joined(parts)
+    simulations: Any = together._whole and together._whole._simulations
+    batch = weakref.ref(simulations._batch) if way == "batch" else None
+    together.step(np.zeros((6, 6), np.float32))
+    if first == "whole":
+        together.close()
+        parts[0].step(np.zeros((3, 6), np.float32))
+    for part in parts:
+        part.close()
+    together.close()
+    assert set(threading.enumerate()) <= before
+    assert batch is None or batch() is None
 
 
 # How it is asked for, and what it refuses.

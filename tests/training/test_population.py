@@ -18,6 +18,7 @@ import pytest
 import sacref
 from sacref import envs as vectors
 from sacref.config import ConfigError, SACConfig
+from sacref.envs.joined import JoinedEnvs
 from sacref.envs.partial import PrivilegedState
 from sacref.parity.compare import difference
 from sacref.preprocessing import RunningStandardScaler
@@ -330,6 +331,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "shaped, standardised": {"cfg": {"reward_scale": 0.5, "rewards_shaper": shape, "observation_preprocessor": RunningStandardScaler}},
     "recurrent": {"recurrent": "gru", "recurrent_size": 4, "cfg": {"sequence_length": 3}},
     "states": {"wrappers": [PrivilegedState], "num_envs": 1},
+    "batched": {"env": "Hopper-v5", "vectorization": "batched"},
 }
 
 
@@ -339,9 +341,20 @@ RUNS: dict[str, dict[str, Any]] = {
     [pytest.param(name, feature, marks=[pytest.mark.full] * (name == "jax")) for name in BACKENDS for feature in RUNS],
     indirect=["backend"],
 )
-def test_whole_runs_are_those_of_their_seeds(backend: Backend, tmp_path: Path, feature: str) -> None:
+def test_whole_runs_are_those_of_their_seeds(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, feature: str) -> None:
+    if feature == "batched":
+        pytest.importorskip("mujoco")
+    together, step = list[bool](), JoinedEnvs._step_whole
+
+    def noted(envs: JoinedEnvs, actions: Any) -> Any:
+        stepped = step(envs, actions)
+        together.append(stepped is not None)
+        return stepped
+
+    monkeypatch.setattr(JoinedEnvs, "_step_whole", noted)
     options = {**SETTINGS, **RUNS[feature], "steps": 24, "cfg": {**SETTINGS["cfg"], **RUNS[feature].get("cfg", {})}}
     population = train_population(backend=backend.name, seeds=[0, 1], run_dir=tmp_path / "both", **options)
+    assert len(together) >= 12 and set(together) == {feature == "batched"}
     for seed in (0, 1):
         alone: Any = sacref.train(backend=cast(Any, backend.name), seed=seed, run_dir=tmp_path / str(seed), **options)
         member: Any = population.members[f"seed={seed}"]
