@@ -10,15 +10,15 @@ from bench.peers.setting import ENDLESS, Setting, Trainer
 
 
 def make(setting: Setting, *, backend: str, members: int) -> Trainer:
-    """Make a population of seeds; each member has the environments of the setting. Tracking is on, checkpoints are off.
+    """Make a population of seeds; each member has the environments of the setting, and one call steps those of all.
+
+    Tracking is on, checkpoints are off.
 
     Args:
         setting: the task; its seed is the first member's.
         backend: "torch" or "jax".
         members: number of agents.
     """
-    from gymnasium.vector import SyncVectorEnv
-
     import sacref
     from sacref.agent.population import Population
     from sacref.envs.batched import BatchedVectorEnv
@@ -32,6 +32,7 @@ def make(setting: Setting, *, backend: str, members: int) -> Trainer:
         env=setting.env,
         steps=ENDLESS,
         num_envs=setting.num_envs,
+        vectorization="batched",
         hidden=tuple(setting.hidden),
         memory_capacity=setting.memory_capacity,
         cfg=own.configuration(setting),
@@ -41,10 +42,10 @@ def make(setting: Setting, *, backend: str, members: int) -> Trainer:
         train=train,
         execution=alone.execution,
         settings={"members": members},
-        # Made inside: the classes of the population, and of whatever vector environment there is.
+        # Made inside: the classes of the population, and of its environments.
         parts={
             "act": [(Population, "act")],
-            "environment": [(SyncVectorEnv, "step"), (BatchedVectorEnv, "step")],
+            "environment": [(BatchedVectorEnv, "step_some")],
             "record": [(Population, "record_transition")],
             "learn": [(Population, "post_interaction")],
         },

@@ -91,7 +91,7 @@ def own(backend: Backend, execution: str, num_envs: int) -> Contender:
 
 
 def population(backend: Backend) -> Contender:
-    """Return a population of sacref's agents, with one environment each."""
+    """Return a population of sacref's agents, with one environment each, which step in one call."""
     peer = Peer(
         name=f"sacref {backend} population",
         module="population",
