@@ -70,7 +70,7 @@ class BatchedVectorEnv(VectorEnv[Numbers, NumpyArray, NumpyArray]):
             raise EnvError(f"{what} is not stepped in batches, only {', '.join(NAMES)} are: {_FIX}")
         if prototype.render_mode is not None:
             raise EnvError(f"render_mode is {prototype.render_mode!r}, but environments stepped in batches draw no pictures: {_FIX}")
-        self._env, self._prototype, self._task = env, prototype, task
+        self._made_from, self._prototype, self._task = env, prototype, task
         self._name = kind_of(prototype)
         self._mujoco = str(importlib.import_module("mujoco").__version__)
         self._limit = _time_limit(env)
@@ -309,7 +309,7 @@ def merged(parts: Sequence[object]) -> BatchedVectorEnv | None:
     if len(batched) < sum(part is not None for part in parts) or len(kinds) != 1 or None in kinds:
         return None
     first = next(iter(batched.values()))
-    whole = BatchedVectorEnv(first._env, len(parts) * first.num_envs, autoreset_mode=first.autoreset_mode)
+    whole = BatchedVectorEnv(first._made_from, len(parts) * first.num_envs, autoreset_mode=first.autoreset_mode)
     for number, part in batched.items():
         part._move_to(whole, slice(number * first.num_envs, (number + 1) * first.num_envs))
     return whole
