@@ -118,7 +118,7 @@ class Acting(Generic[ArrayT]):
         ahead, self._next = self._next, None
         if ahead is None or ahead.chosen is None:
             return None
-        same = _equal(ahead.observations, observations) and (states is None or _equal(ahead.states, states))
+        same = equal_inputs(ahead.observations, observations) and (states is None or equal_inputs(ahead.states, states))
         if not same or ahead.mode not in (None, mode):
             self._learner.take_back()
             return None
@@ -171,8 +171,8 @@ class Acting(Generic[ArrayT]):
         self._next = NextAction(observations, states, None if chosen is None else map_leaves(self._backend.upload, tuple(chosen)))
 
 
-def _equal(known: Tree, given: Tree) -> bool:
-    """Tell whether trees have equal arrays, all of them NumPy's."""
+def equal_inputs(known: Tree, given: Tree) -> bool:
+    """Tell whether inputs have equal arrays, all of them NumPy's."""
     if isinstance(known, Mapping):
-        return isinstance(given, Mapping) and known.keys() == given.keys() and all(_equal(known[key], given[key]) for key in known)
+        return isinstance(given, Mapping) and known.keys() == given.keys() and all(equal_inputs(known[key], given[key]) for key in known)
     return type(given) is np.ndarray and bool(np.array_equal(known, given))

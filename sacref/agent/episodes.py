@@ -65,13 +65,17 @@ class EpisodeStatistics:
         rewards = np.array(rewards, np.float64) if on_host else xp.asarray(rewards, copy=True)
         zeros = np.zeros(rewards.shape) if on_host else xp.zeros_like(rewards)
         returns, lengths = self._running or (zeros, zeros)
-        returns = returns + xp.where(keep, rewards, zeros)
-        lengths = lengths + xp.where(keep, zeros + 1.0, zeros)
+        # Choosing rows takes longer than adding them: on the host it is left out where all are kept, and where no episode is over.
+        whole = on_host and np.count_nonzero(np.asarray(keep)) == zeros.size
+        returns = returns + (rewards if whole else xp.where(keep, rewards, zeros))
+        lengths = lengths + (1.0 if whole else xp.where(keep, zeros + 1.0, zeros))
         finished = xp.logical_and(ended, keep)
         if for_summary:
             self._rows.append((rewards, keep, finished, returns, lengths))
         over = finished if dropped is None else xp.logical_or(finished, dropped)
-        self._running = (xp.where(over, zeros, returns), xp.where(over, zeros, lengths))
+        self._running = returns, lengths
+        if not on_host or np.count_nonzero(over):
+            self._running = xp.where(over, zeros, returns), xp.where(over, zeros, lengths)
         if not on_host:
             self._unread.append((returns, finished))
             if len(self._unread) == UNREAD:

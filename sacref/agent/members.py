@@ -6,7 +6,7 @@ from typing import Any, Generic, NamedTuple, NoReturn, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sacref.agent.execution import Act, ActInputs, Actor, Bounds, Fused, Learn, Streams
+from sacref.agent.execution import Act, Acted, ActInputs, Actor, Bounds, Fused, Learn, Streams
 from sacref.algorithm.data import Inputs
 from sacref.algorithm.replay import AnyReplayMemory
 from sacref.algorithm.sequences import Follow, MemoryT, StreamT
@@ -69,6 +69,26 @@ class Together(Protocol[ArrayT, StreamT]):
         Returns:
             Metrics, `(member, gradient step, metric)` each.
         """
+        ...
+
+    @property
+    def fused_steps(self) -> int | None:
+        """Gradient steps that `learn_and_act` takes; None where there is no such call."""
+        ...
+
+    def learn_and_act(self, mode: str, inputs: Inputs[Any], carry: Tree, /) -> tuple[ArrayT, Acted[ArrayT]]:
+        """Write the memory's waiting rows, take gradient steps of all members and choose actions with the new parameters, in one call.
+
+        Args:
+            mode, inputs, carry: as of `act`; host arrays.
+
+        Returns:
+            Metrics, as of `learn`, and actions, mean actions and the carry, as of `act`.
+        """
+        ...
+
+    def exploration(self) -> Sequence[Any]:
+        """Return the state of each member's exploration stream, which stays as it is when the stream goes on."""
         ...
 
     def act(self, mode: str, inputs: Inputs[ArrayT], carry: Tree, which: Mask, /) -> tuple[ArrayT, ArrayT, Tree]:

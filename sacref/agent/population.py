@@ -3,12 +3,13 @@
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Generic, cast
 
 import gymnasium
 import numpy as np
 
-from sacref.agent.acting import Chosen
+from sacref.agent.acting import Chosen, equal_inputs
 from sacref.agent.agent import Agent
 from sacref.agent.episodes import EpisodeStatistics
 from sacref.agent.members import Mask, MemberRunner, Members, Together
@@ -148,10 +149,12 @@ class Population(Generic[ArrayT]):
 
     def act(self, observations: Tree, states: Tree | None, *, timestep: int, timesteps: int) -> tuple[NumpyArray, dict[str, NumpyArray]]:
         """Choose the actions of training; see `Agent.act`. They are on the host, and 0 in the rows of members that do not take part."""
-        observations, states = self._finite_inputs(observations, states)
         mode = self._mode(timestep)
         shape = (self._memory.num_envs, *self._spaces.action_shape)
-        chosen = self._chosen_ahead(observations, states, mode) or self._choose(mode, observations, states, self.active)
+        chosen = self._chosen_after(observations, states, mode)
+        if chosen is None:
+            observations, states = self._finite_inputs(observations, states)
+            chosen = self._chosen_before(observations, states, mode) or self._choose(mode, observations, states, self.active)
         actions, mean_actions = (self._backend.to_numpy(self._transitions.narrow(array)).reshape(shape) for array in chosen)
         if not np.isfinite(actions).all():
             self.flush()
@@ -186,8 +189,35 @@ class Population(Generic[ArrayT]):
         self._carry.acted(inputs, before, after, True)
         return actions, mean_actions
 
-    def _chosen_ahead(self, observations: Tree, states: Tree | None, mode: str) -> Chosen[Any] | None:
-        """Return actions of which those that are known were chosen ahead; None where none are."""
+    def _chosen_after(self, observations: Tree, states: Tree | None, mode: str) -> Chosen[Any] | None:
+        """Return actions that were chosen with the parameters after the update; None where none are, or not on these inputs.
+
+        Those of all members are chosen again where one's are not what was expected: their carries go on from one timestep.
+        """
+        ahead = self._next
+        if self._cfg.overlap or ahead is None or ahead.chosen is None:
+            return None
+        same = equal_inputs(ahead.observations, observations) and (states is None or equal_inputs(ahead.states, states))
+        if not same or ahead.mode not in (None, mode) or not ahead.chosen_for[self.active].all():
+            self.put_back()
+            return None
+        self._settled, self._next = False, None
+        inputs, before = self._carry.inputs(ahead.observations, ahead.states, True)
+        self._carry.acted(inputs, before, ahead.carry, True)
+        return ahead.chosen
+
+    def put_back(self) -> None:
+        """Forget actions that were chosen with the parameters after an update, and put back what they drew, as an evaluation does."""
+        ahead = self._next
+        if ahead is None or ahead.exploration is None:
+            return
+        self._settled, self._next = False, None
+        for number in np.flatnonzero(ahead.chosen_for & self.active).tolist():  # those of others wait in their agents
+            streams = self._backend.with_exploration(self._together.streams(number), ahead.exploration[number])
+            self._together.set_streams(number, streams)
+
+    def _chosen_before(self, observations: Tree, states: Tree | None, mode: str) -> Chosen[Any] | None:
+        """Return actions of which those that are known were chosen before the update, under `overlap`; None where none are."""
         ahead, self._next = self._next, None
         if ahead is None or ahead.chosen is None:
             return None
@@ -270,9 +300,13 @@ class Population(Generic[ArrayT]):
             if agent.memory is not None:
                 agent.memory.added += 1
                 agent.memory.written = True
+        self.put_back()
+        self._next = None
+        following = None if self._together.fused_steps is None else rows.following
         if self._cfg.overlap:
-            checked = self._transitions.check_observations(next_observations), self._transitions.check_states(next_states)
-            next_observations, next_states = map_leaves(np.array, checked)
+            following = self._transitions.check_observations(next_observations), self._transitions.check_states(next_states)
+        if following is not None:
+            next_observations, next_states = map_leaves(np.array, following)
             self._next = _Next(next_observations, next_states, self.active.copy())
 
     def _hold_moments(self) -> None:
@@ -295,12 +329,12 @@ class Population(Generic[ArrayT]):
                 due.setdefault(steps, []).append(number)
                 ahead[number] = steps > 0 and not last
         due.pop(0, None)
-        if self._next is not None and ahead.any():
+        if self._cfg.overlap and self._next is not None and ahead.any():
             self._next.chosen_for = ahead & self._next.known
             self._next.chosen = self._choose(self._mode(finished), self._next.observations, self._next.states, self._next.chosen_for)
         for steps, numbers in due.items():
             began = time.perf_counter()
-            self.learn(numbers, steps)
+            self.learn(numbers, steps, timestep=timestep)
             milliseconds = 1e3 * (time.perf_counter() - began)
             for number in numbers:
                 agent = self._agents[number]
@@ -316,14 +350,30 @@ class Population(Generic[ArrayT]):
         if ending:
             self._each(track)
 
-    def learn(self, numbers: Sequence[int], steps: int) -> None:
-        """Take gradient steps of these members, each on batches from its own memory."""
+    def learn(self, numbers: Sequence[int], steps: int, *, timestep: int | None = None) -> None:
+        """Take gradient steps of these members, each on batches from its own memory.
+
+        Args:
+            timestep: after which they are taken; the actions of the next one are chosen in the same call where that can be, which is where
+                all members learn. None where no action follows.
+        """
+        self.put_back()
         self._settled = False
-        which = np.isin(np.arange(len(self.active)), numbers)
+        which, together = np.isin(np.arange(len(self.active)), numbers), self._together
         if tuple(numbers) != self._packed_of:
             self._hand_out_metrics()
         self._packed_of = tuple(numbers)
-        self._packed += self._together.learn(which, steps)
+        ahead, fused = self._next, together.fused_steps
+        if timestep is None or self._cfg.overlap or ahead is None or fused is None or steps % fused or not which.all():
+            self._packed += together.learn(which, steps)
+        else:
+            if steps > fused:
+                self._packed += together.learn(which, steps - fused)
+            ahead.mode, ahead.exploration = self._mode(timestep + 1), together.exploration()
+            inputs = self._carry.inputs(ahead.observations, ahead.states, True)
+            metrics, (*chosen, ahead.carry) = together.learn_and_act(ahead.mode, *inputs)
+            ahead.chosen, ahead.chosen_for = (chosen[0], chosen[1]), which
+            self._packed.append(metrics)
         for number in numbers:
             self._agents[number].learner.gradient_step_count += steps
 
@@ -366,20 +416,23 @@ class Population(Generic[ArrayT]):
             def own(tree: Tree, rows: slice = rows) -> Tree:
                 return map_leaves(lambda leaf: np.array(leaf[rows]), tree)
 
+            agent.learner.take()  # of an action that waited when this was last called
             agent.learner.streams = self._together.streams(number)
             agent.transitions.set_state({"boundaries": own(boundaries)})
             if ongoing:
                 agent.carry.set_state({**agent.carry.state(), **{name: own(ongoing[name]) for name in CARRY_ROWS}})
             agent.acting.reset(True)
-            if self._next is not None and self._next.known[number]:
-                chosen = map_leaves(self._backend.to_numpy, self._next.chosen) if self._next.chosen_for[number] else None
-                agent.acting.set_state({"next_action": (own(self._next.observations), own(self._next.states), own(chosen))})
+            ahead = self._next
+            if ahead is not None and ahead.known[number]:
+                chosen: Any = own(map_leaves(self._backend.to_numpy, ahead.chosen)) if ahead.chosen_for[number] else None
+                if chosen is not None and ahead.exploration is not None:
+                    after = self._backend.to_numpy(self._backend.exploration(agent.learner.streams))
+                    agent.learner.streams = self._backend.with_exploration(agent.learner.streams, ahead.exploration[number])
+                    chosen = (*chosen, own(map_leaves(self._backend.to_numpy, ahead.carry)), after)
+                agent.acting.set_state({"next_action": (own(ahead.observations), own(ahead.states), chosen)})
 
     def take_over(self) -> None:
         """Go on with what is each member's own, after it was loaded or set."""
-        if not self._cfg.overlap:
-            for number in self._present:
-                self._agents[number].acting.forget_updates()  # an action that its run alone chose ahead: it is chosen again, alike
         boundaries: list[Any] = [agent.transitions.state()["boundaries"] for agent in self._agents]
         expects, latest, starts = ([each[name] for each in boundaries] for name in ("expects_reset", "last_observations", "starts"))
         joined = {"expects_reset": _joined(expects), "last_observations": _joined(latest), "starts": _joined(starts, fill=True)}
@@ -402,8 +455,13 @@ class Population(Generic[ArrayT]):
         self._next = None
         if known.any():
             observations, states, chosen = ([None if each is None else each[part] for each in ahead] for part in range(3))
-            chosen_for = np.array([each is not None for each in chosen])
-            self._next = _Next(_joined(observations), _joined(states), known, _joined(chosen), chosen_for)
+            self._next = _Next(_joined(observations), _joined(states), known)
+            self._next.chosen_for = np.array([each is not None for each in chosen])
+            actions = _joined([None if each is None else each[:2] for each in chosen])
+            self._next.chosen = actions
+            if actions is not None and not self._cfg.overlap:
+                self._next.carry = map_leaves(self._backend.upload, _joined([None if each is None else each[2] for each in chosen]))
+                self._next.exploration = [agent.learner.stream_states()["exploration"] for agent in self._agents]
         for number, agent in enumerate(self._agents):
             self._together.set_streams(number, agent.learner.streams)
 
@@ -416,14 +474,27 @@ class Population(Generic[ArrayT]):
         learner.compile()
 
 
+@dataclass
 class _Next:
     """Inputs of the next actions, and the actions once they are chosen."""
 
-    def __init__(
-        self, observations: Tree, states: Tree | None, known: Mask, chosen: Chosen[Any] | None = None, chosen_for: Mask | None = None
-    ) -> None:
-        self.observations, self.states, self.known, self.chosen = observations, states, known, chosen
-        self.chosen_for = np.zeros(len(known), np.bool_) if chosen_for is None else chosen_for
+    observations: Tree
+    states: Tree | None
+    known: Mask
+    """`(members,)`: whose inputs they are."""
+    chosen: Chosen[Any] | None = None
+    chosen_for: Mask = field(default_factory=lambda: np.zeros(0, np.bool_))
+    """`(members,)`: whose actions are chosen."""
+    mode: str | None = None
+    """In which they were chosen after an update; None for any, as of agents that were restored."""
+    carry: Tree = ()
+    """The carry after them, where they were chosen after an update."""
+    exploration: Sequence[Any] | None = None
+    """State of each member's exploration stream before them, where they were chosen after an update; else None."""
+
+    def __post_init__(self) -> None:
+        if not self.chosen_for.size:
+            self.chosen_for = np.zeros_like(self.known)
 
 
 def _joined(values: Sequence[Tree | None], *, fill: bool = False) -> Tree | None:

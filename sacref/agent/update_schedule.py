@@ -45,6 +45,8 @@ class UpdateSchedule:
             The gradient steps to take now: at the end of a chunk or of the run, else 0.
         """
         due, waiting = self.progress
+        if self._chunk == 1 and not due and self._counted.denominator == 1:
+            return self._counted.numerator  # without fractions, which take longer than the rest of a timestep's bookkeeping
         due, waiting = due + self._counted, waiting + 1
         if waiting < self._chunk and not last:
             self.progress = Progress(due, waiting)

@@ -160,11 +160,9 @@ class Staging:
         begin, end = self._count, self._count + keep.shape[0]
         if end > self.rows:
             raise ValueError(f"ReplayMemory: {keep.shape[0]} rows came, room is for {self.rows - self._count}: add num_envs rows at a time")
-        views, kept = self._packed.views
         # Rows that are not kept may hold anything.
         with nullcontext() if np.count_nonzero(keep) == keep.size else np.errstate(over="ignore"):
-            map_leaves(lambda view, values: np.copyto(view[begin:end], values, casting="unsafe"), views, transition)
-        kept[begin:end] = keep
+            self._packed.fill((transition, keep), slice(begin, end))
         self._count = end
 
     def take(self) -> Packed:

@@ -26,7 +26,7 @@ from sacref.config import ConfigError, Execution, SACConfig
 from sacref.envs.device import transferred
 from sacref.envs.interface import Space
 from sacref.jax.device import Device, device_of, devices_of
-from sacref.jax.execution import DrawSpec, Fused, Runner, actors, choose, learner, stepper
+from sacref.jax.execution import DrawSpec, Runner, actors, choose, fuse, learner, stepper
 from sacref.jax.memory import ReplayMemory, sampler
 from sacref.jax.mesh import DataParallel, average
 from sacref.jax.optim import State, Update
@@ -192,7 +192,7 @@ class JaxBackend:
     ) -> Functions[Array]:
         learn = learner(update, draw_spec, execution=execution, block=block, parallel=self.parallel)
         fuses = execution == "scan" and self.parallel is None
-        fused = Fused(update, draw_spec, actor, bounds, steps=block, dtype=self.dtype) if fuses else None
+        fused = fuse(update, draw_spec, actor, bounds, steps=block, dtype=self.dtype) if fuses else None
         return Functions(stepper(update, self.parallel), learn, actors(actor, bounds), fused)
 
     def prepare_step(self, update: Update, state: State) -> None:

@@ -208,154 +208,150 @@ def acting(mode: ActionMode[Array], bounds: Bounds[Array]) -> Act:
     return act
 
 
+def acts(actor: Actor[Array], bounds: Bounds[Array]) -> dict[str, Act]:
+    """Return the functions that act, by mode (`action_modes`)."""
+    return {name: acting(mode, bounds) for name, mode in action_modes(actor, bounds).items()}
+
+
 def actors(actor: Actor[Array], bounds: Bounds[Array]) -> dict[str, Act]:
-    """Compile the functions that act, by mode (`action_modes`)."""
-    return {name: jax.jit(acting(mode, bounds)) for name, mode in action_modes(actor, bounds).items()}
+    """Compile the functions that act, by mode."""
+    return {name: jax.jit(act) for name, act in acts(actor, bounds).items()}
 
 
-MOST_RAVELED = 2**14
-"""Numbers of a parameter up to which `Ravel` copies it: an array more costs a call a microsecond, to copy these a few."""
+MOST_JOINED = 2**14
+"""Numbers of an array up to which `Joining` copies it: an array more costs a call a microsecond, to copy these a few."""
 
 
-class Ravel:
-    """Joins the small parameters of a model, since each array that a compiled call takes or returns costs the host time.
-
-    Args:
-        parameters: of the names, shapes and dtypes.
-    """
-
-    def __init__(self, parameters: Parameters[Array]) -> None:
-        self._shapes = {name: leaf.shape for name, leaf in parameters.items() if leaf.size <= MOST_RAVELED}
-        self._large = [name for name in parameters if name not in self._shapes]
-        self._ends = np.cumsum([math.prod(shape) for shape in self._shapes.values()])[:-1]
-
-    def join(self, parameters: Parameters[Array]) -> Parameters[Array]:
-        """Return the large parameters under their names, and all others as one vector, `raveled`."""
-        joined = {name: parameters[name] for name in self._large}
-        if self._shapes:
-            joined["raveled"] = jnp.concatenate([parameters[name].reshape(-1) for name in self._shapes])
-        return joined
-
-    def split(self, joined: Parameters[Array]) -> Parameters[Array]:
-        """Invert `join`."""
-        parts = jnp.split(joined["raveled"], self._ends) if self._shapes else []
-        small = {name: part.reshape(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
-        return {name: joined[name] for name in self._large} | small
+Joined: TypeAlias = dict[str, list[Array]]
 
 
-class JoinedStates:
-    """The states of an agent with the small parameters of each model joined, and the optimizers' moments likewise.
+class Joining:
+    """Joins the small arrays of a state to one vector of each dtype, since each array that a compiled call takes or returns costs time.
 
     Args:
-        state: of the agent, for names and shapes.
+        state: of the structure, shapes and dtypes.
     """
 
     def __init__(self, state: State) -> None:
-        self._policy = Ravel(state.policy)
-        self._critics = {name: Ravel(parameters) for name, parameters in state.critics.items()}
+        arrays, self._structure = jax.tree.flatten(state)
+        self._shapes = [array.shape for array in arrays]
+        self._vectors = [array.dtype.name if array.size <= MOST_JOINED else "" for array in arrays]
+        """Name of the vector that an array lies in; of a large one, which stays as it is, ""."""
+        self.join: Callable[[State], Joined] = jax.jit(self._join)
+        """Returns dtype -> a list of one vector, and the large arrays under ""."""
+        self.split: Callable[[Joined], State] = jax.jit(self._split)
+        """Inverts `join`."""
 
-    def join(self, state: State) -> State:
-        """Join the small parameters of a state."""
-        return self._map(state, self._policy.join, {name: ravel.join for name, ravel in self._critics.items()})
+    def fits(self, state: State) -> bool:
+        """Tell whether a state has this structure."""
+        structure: object = jax.tree.structure(state)
+        return bool(structure == self._structure)
 
-    def split(self, state: State) -> State:
-        """Invert `join`."""
-        return self._map(state, self._policy.split, {name: ravel.split for name, ravel in self._critics.items()})
+    def _join(self, state: State) -> Joined:
+        parts: dict[str, list[Array]] = {}
+        for name, array in zip(self._vectors, jax.tree.leaves(state), strict=True):
+            parts.setdefault(name, []).append(array.reshape(-1) if name else array)
+        return {name: [jnp.concatenate(arrays)] if name else arrays for name, arrays in parts.items()}
 
-    def _map(self, state: State, policy: Callable[..., Any], critics: Mapping[str, Callable[..., Any]]) -> State:
-        def all_critics(tree: Tree) -> dict[str, Any]:
-            return {name: function(tree[name]) for name, function in critics.items()}
-
-        return state._replace(
-            policy=policy(state.policy),
-            critics=all_critics(state.critics),
-            target_critics=all_critics(state.target_critics),
-            policy_optimizer=_map_alike(policy, state.policy, state.policy_optimizer),
-            critic_optimizer=_map_alike(all_critics, state.critics, state.critic_optimizer),
-        )
-
-    def policy(self, state: State) -> Parameters[Array]:
-        """Return the policy's parameters of a joined state."""
-        return self._policy.split(state.policy)
-
-    def update(self, update: Update) -> Update:
-        """Return the update of joined states."""
-
-        def joined(model: Callable[..., Any], ravel: Ravel) -> Callable[..., Any]:
-            return lambda parameters, *inputs: model(ravel.split(parameters), *inputs)
-
-        critics = {name: joined(model, self._critics[name]) for name, model in update.critics.items()}
-        return replace(update, policy=joined(update.policy, self._policy), critics=critics)
+    def _split(self, joined: Joined) -> State:
+        left = {name: list(arrays) for name, arrays in joined.items()}
+        for name, (vector, *_) in joined.items():
+            if name:
+                sizes = [math.prod(shape) for shape, own in zip(self._shapes, self._vectors, strict=True) if own == name]
+                left[name] = jnp.split(vector, np.cumsum(sizes)[:-1])
+        arrays = [left[name].pop(0).reshape(shape) for name, shape in zip(self._vectors, self._shapes, strict=True)]
+        state: State = jax.tree.unflatten(self._structure, arrays)
+        return state
 
 
-def _map_alike(function: Callable[[Tree], Tree], like: Tree, tree: Tree) -> Tree:
-    """Map the branches of `tree` that have the structure of `like`; everything else stays as it is."""
-    structure: object = jax.tree.structure(like)
+class HeldState:
+    """The state of an agent, or of all members of a population, whose arrays are joined between two calls of `Fused` until one is read."""
 
-    def alike(branch: Tree) -> bool:
-        return bool(jax.tree.structure(branch) == structure)
+    def __init__(self, state: State) -> None:
+        self._separate: State | None = state
+        self._joined: Joined | None = None
+        self._joining: Joining | None = None
 
-    return jax.tree.map(lambda branch: function(branch) if alike(branch) else branch, tree, is_leaf=alike)
+    @property
+    def separate(self) -> State:
+        """Parameters, log alpha and the optimizers' states."""
+        if self._separate is None:
+            assert self._joined is not None
+            self._separate = self.joining.split(self._joined)
+        return self._separate
+
+    @separate.setter
+    def separate(self, state: State) -> None:
+        self._separate, self._joined = state, None
+
+    @property
+    def joining(self) -> Joining:
+        """The rule by which the arrays are joined."""
+        if self._joining is None or (self._separate is not None and not self._joining.fits(self._separate)):
+            self._joining = Joining(self.separate)
+        return self._joining
+
+    def give(self) -> Joined:
+        """Give the joined arrays away, to a call that they are donated to; `take` has to follow."""
+        joined = self.joining.join(self.separate) if self._joined is None else self._joined
+        self._separate = None
+        return joined
+
+    def take(self, joined: Joined) -> None:
+        """Go on with the joined arrays that the call returned."""
+        self._joined = joined
 
 
 class Fused:
-    """A strict step in one compiled call (`sacref.agent.execution.Fused`) of a joined state. State and memory are donated.
+    """A strict step in one compiled call (`sacref.agent.execution.Fused`) of a held state. State and memory are donated.
 
     Args:
+        learn: `(state, memory, moments, streams) -> (state, streams, metrics)`. acts: by mode, as of `acting`.
         steps: gradient steps that it takes. dtype: of the parameters, in which floats go to the device.
     """
 
     def __init__(
-        self, update: Update, spec: DrawSpec, actor: Actor[Array], bounds: Bounds[Array], *, steps: int, dtype: np.dtype[np.generic]
+        self,
+        learn: Callable[[State, MemoryState, Tree, Streams], tuple[State, Streams, Array]],
+        acts: Mapping[str, Act],
+        *,
+        steps: int,
+        dtype: np.dtype[np.generic],
     ) -> None:
         self.steps = steps
-        self._update, self._spec, self._dtype = update, spec, dtype
-        self._acts = {name: acting(mode, bounds) for name, mode in action_modes(actor, bounds).items()}
-        self._joined: JoinedStates | None = None
+        self._learn, self._acts, self._dtype = learn, acts, dtype
         self._upload: Upload | None = None
+        self._joining: Joining | None = None
         self._calls: dict[str, Callable[..., Any]] = {}
 
     def __call__(
-        self, state: State, memory: MemoryState, rows: Packed, streams: Streams, mode: str, given: ActInputs[Any]
-    ) -> tuple[State, MemoryState, Streams, Array, shared.Acted[Array]]:
-        if self._upload is None or not self._upload.takes(given):
-            self._upload, self._calls = Upload(rows, given, self._dtype), {}
+        self, state: HeldState, memory: MemoryState, rows: Packed, streams: Streams, mode: str, given: ActInputs[Any]
+    ) -> tuple[HeldState, MemoryState, Streams, Array, shared.Acted[Array]]:
+        if self._upload is None or self._joining is not state.joining or not self._upload.takes(given):
+            self._upload, self._joining, self._calls = Upload(rows, given, self._dtype), state.joining, {}
         if mode not in self._calls:
-            self._calls[mode] = self._compiled(self._acts[mode], self._upload)
-        stepped: tuple[State, MemoryState, Streams, Array, shared.Acted[Array]]
+            self._calls[mode] = self._compiled(self._acts[mode], self._upload, state.joining)
         # A buffer of its own each time: on a CPU the call may read it after the next rows are written.
-        stepped = self._calls[mode](state, memory, streams, self._upload.filled(rows, given))
-        return stepped
+        joined, *stepped = self._calls[mode](state.give(), memory, streams, self._upload.filled(rows, given))
+        state.take(joined)
+        return state, stepped[0], stepped[1], stepped[2], stepped[3]
 
-    def _compiled(self, act: Act, upload: Upload) -> Callable[..., Any]:
-        assert self._joined is not None
-        joined = self._joined
-        update = joined.update(self._update)
-
+    def _compiled(self, act: Act, upload: Upload, joining: Joining) -> Callable[..., Any]:
         @partial(jax.jit, donate_argnums=(0, 1))
-        def step(
-            state: State, memory: MemoryState, streams: Streams, buffer: Array
-        ) -> tuple[State, MemoryState, Streams, Array, shared.Acted[Array]]:
+        def step(joined: Tree, memory: MemoryState, streams: Streams, buffer: Array) -> tuple[Any, ...]:
             rows, inputs = upload.unpack(buffer, typed)
             memory = write(memory, *map_leaves(_two_rows, rows))
-            state, streams, metrics = scanned(update, self._spec, state, memory, inputs.moments, streams, self.steps)
-            actions, mean_actions, carry, streams = act(joined.policy(state), streams, inputs)
-            return state, memory, streams, metrics, (actions, mean_actions, carry)
+            state, streams, metrics = self._learn(joining.split(joined), memory, inputs.moments, streams)
+            actions, mean_actions, carry, streams = act(state.policy, streams, inputs)
+            return joining.join(state), memory, streams, metrics, (actions, mean_actions, carry)
 
         return step
 
-    def join(self, state: State) -> State:
-        """Join the small parameters of a state, as the call takes it."""
-        if self._joined is None:
-            self._joined = JoinedStates(state)
-            self._join, self._split = jax.jit(self._joined.join), jax.jit(self._joined.split)
-        joined: State = self._join(state)
-        return joined
 
-    def split(self, state: State) -> State:
-        """Invert `join`."""
-        separate: State = self._split(state)
-        return separate
+def fuse(update: Update, spec: DrawSpec, actor: Actor[Array], bounds: Bounds[Array], *, steps: int, dtype: np.dtype[np.generic]) -> Fused:
+    """Return the strict step of one agent in one compiled call."""
+    learn: Any = partial(scanned, update, spec, steps=steps)
+    return Fused(learn, acts(actor, bounds), steps=steps, dtype=dtype)
 
 
 def _two_rows(rows: Array) -> Array:
@@ -375,32 +371,22 @@ def typed(data: Array, dtype: np.dtype[np.generic], shape: Sequence[int]) -> Arr
 
 
 class Runner(shared.AgentRunner[Array, MemoryState, Array]):
-    """The state of one agent, whose small parameters are joined between two calls of `Fused` until something else reads them."""
+    """The state of one agent, held as `Fused` takes it."""
 
-    _separate: State | None
-    _joined: State | None
+    def __init__(self, state: State) -> None:
+        self._held = HeldState(state)
 
     @property
     def state(self) -> State:
         """Parameters, log alpha and the optimizers' states."""
-        if self._separate is None:
-            assert isinstance(self.fused, Fused) and self._joined is not None
-            self._separate = self.fused.split(self._joined)
-        return self._separate
+        return self._held.separate
 
     @state.setter
     def state(self, state: State) -> None:
-        self._separate, self._joined = state, None
-
-    def use(self, learn: Learn, acts: Mapping[str, Act], fused: shared.Fused[Array, MemoryState, Array] | None = None) -> None:
-        self._separate, self._joined = self.state, None  # as that which joined it may go
-        super().use(learn, acts, fused)
+        self._held.separate = state
 
     def learn_and_act(
         self, memory: MemoryState, rows: Packed, streams: Streams, mode: str, given: ActInputs[Any]
     ) -> tuple[MemoryState, Streams, Array, shared.Acted[Array]]:
         assert isinstance(self.fused, Fused)
-        joined = self.fused.join(self.state) if self._joined is None else self._joined
-        self._separate = None
-        self._joined, memory, streams, metrics, acted = self.fused(joined, memory, rows, streams, mode, given)
-        return memory, streams, metrics, acted
+        return self.fused(self._held, memory, rows, streams, mode, given)[1:]

@@ -11,14 +11,14 @@ import numpy as np
 from jax import Array
 
 from sacref.agent.agent import Agent
-from sacref.agent.execution import ActInputs, action_modes, pack
+from sacref.agent.execution import Acted, ActInputs, pack
 from sacref.agent.members import OPTIMIZERS, Mask, Members, by_member, by_row, differences, member_of, stacked
 from sacref.agent.population import Population
 from sacref.algorithm.data import Inputs, Noise, Sampled
 from sacref.algorithm.optimizer import Parameters
 from sacref.algorithm.sequences import PartRings
 from sacref.algorithm.tree import Tree, map_leaves
-from sacref.jax.execution import Streams, acting, draw
+from sacref.jax.execution import Act, Fused, HeldState, Streams, acts, draw
 from sacref.jax.memory import MemoryState, ReplayMemory, sampler
 from sacref.jax.optim import State, Update
 
@@ -28,7 +28,7 @@ class Together:
 
     def __init__(self, members: Members[Array, Update, Array]) -> None:
         self._members, self._block, self._memory = len(members.states), members.block, members.memory
-        self._state: State = stacked(members.states)
+        self._held = HeldState(stacked(members.states))
         self._streams: Streams = stacked(members.streams)
         self._moments: Tree = {}
         dtype = members.states[0].log_alpha.dtype
@@ -44,16 +44,8 @@ class Together:
             state, metrics = replace(update, **fields)(state, batch, noise)
             return state, pack(metrics)
 
-        @partial(jax.jit, donate_argnums=(0, 1), static_argnums=(6, 7))
         def scan(
-            state: State,
-            streams: Streams,
-            memory: MemoryState,
-            moments: Tree,
-            different: Mapping[str, Array],
-            which: Array,
-            steps: int,
-            all_learn: bool,
+            different: Mapping[str, Array], steps: int, state: State, memory: MemoryState, moments: Tree, streams: Streams
         ) -> tuple[State, Streams, Array]:
             heads, sizes = by_member((memory.head, memory.size), count)
             first = envs * jnp.arange(count, dtype=jnp.int32)
@@ -71,48 +63,67 @@ class Together:
                 state, metrics = jax.vmap(step)(state, batch, noise, different)
                 return (state, streams), metrics
 
-            after, metrics = jax.lax.scan(all_step, (state, streams), length=steps)
-            if not all_learn:
-                after = _where(which, after, (state, streams))
-            return *after, jnp.moveaxis(metrics, 1, 0)
+            (state, streams), metrics = jax.lax.scan(all_step, (state, streams), length=steps)
+            return state, streams, jnp.moveaxis(metrics, 1, 0)
 
-        self._scan = scan
-        modes = {name: acting(mode, members.bounds) for name, mode in action_modes(members.actor, members.bounds).items()}
-
-        @partial(jax.jit, static_argnums=(0, 6))
-        def act(
-            mode: str,
-            policy: Parameters[Array],
+        @partial(jax.jit, donate_argnums=(0, 1), static_argnums=(6, 7))
+        def learn(
+            state: State,
             streams: Streams,
-            inputs: Inputs[Array],
-            carry: Tree,
-            which: Array,
-            all_act: bool,
+            memory: MemoryState,
             moments: Tree,
+            different: Mapping[str, Array],
+            which: Array,
+            steps: int,
+            all_learn: bool,
+        ) -> tuple[State, Streams, Array]:
+            stepped, after, metrics = scan(different, steps, state, memory, moments, streams)
+            if not all_learn:
+                stepped, after = _where(which, (stepped, after), (state, streams))
+            return stepped, after, metrics
+
+        modes = acts(members.actor, members.bounds)
+
+        def act_together(mode: str) -> Act:
+            def act(policy: Parameters[Array], streams: Streams, given: ActInputs[Array]) -> tuple[Array, Array, Tree, Streams]:
+                inputs, carry = by_member((given.inputs, given.carry), count)
+                actions, mean_actions, after, drawn = jax.vmap(modes[mode])(policy, streams, ActInputs(inputs, given.moments, carry))
+                return *by_row((actions, mean_actions, after)), drawn
+
+            return act
+
+        all_act = {name: act_together(name) for name in modes}
+
+        @partial(jax.jit, static_argnums=(0, 5))
+        def act(
+            mode: str, policy: Parameters[Array], streams: Streams, given: ActInputs[Array], which: Array, all_active: bool
         ) -> tuple[Array, Array, Tree, Streams]:
-            inputs, carry = by_member((inputs, carry), count)
-            actions, mean_actions, after, drawn = jax.vmap(modes[mode])(policy, streams, ActInputs(inputs, moments, carry))
-            if not all_act:
-                after, drawn = _where(which, (after, drawn), (carry, streams))
-            return *by_row((actions, mean_actions, after)), drawn
+            actions, mean_actions, after, drawn = all_act[mode](policy, streams, given)
+            if not all_active:
+                drawn = _where(which, drawn, streams)
+                after = by_row(_where(which, by_member(after, count), by_member(given.carry, count)))
+            return actions, mean_actions, after, drawn
 
         @jax.jit
         def act_alone(policy: Parameters[Array], streams: Streams, member: int, inputs: ActInputs[Array]) -> tuple[Array, Array, Tree]:
             policy, streams = member_of((policy, streams), member)
             return modes["greedy"](policy, streams, inputs)[:3]
 
-        self._act, self._act_alone = act, act_alone
+        self._learn, self._act, self._act_alone = learn, act, act_alone
+        self._fused: Fused | None = None
+        if members.execution == "scan":
+            self._fused = Fused(partial(scan, self._different, self._block), all_act, steps=self._block, dtype=np.dtype(dtype))
         self._of = jax.jit(member_of)
         self._with = jax.jit(
             lambda tree, member, value: map_leaves(lambda leaf, own: leaf.at[member].set(own), tree, value), donate_argnums=0
         )
 
     def __getitem__(self, member: int) -> State:
-        state: State = self._of(self._state, member)
+        state: State = self._of(self._held.separate, member)
         return state
 
     def __setitem__(self, member: int, state: State) -> None:
-        self._state = self._with(self._state, member, state)
+        self._held.separate = self._with(self._held.separate, member, state)
 
     def streams(self, member: int) -> Streams:
         streams: Streams = self._of(self._streams, member)
@@ -128,18 +139,34 @@ class Together:
     def learn(self, which: Mask, steps: int) -> list[Array]:
         packed, memory, all_learn = [], self._memory.state, bool(which.all())
         for length in [self._block] * (steps // self._block) + [1] * (steps % self._block):
-            self._state, self._streams, metrics = self._scan(
-                self._state, self._streams, memory, self._moments, self._different, which, length, all_learn
+            self._held.separate, self._streams, metrics = self._learn(
+                self._held.separate, self._streams, memory, self._moments, self._different, which, length, all_learn
             )
             packed.append(metrics)
         return packed
 
+    @property
+    def fused_steps(self) -> int | None:
+        return None if self._fused is None else self._fused.steps
+
+    def learn_and_act(self, mode: str, inputs: Inputs[Any], carry: Tree) -> tuple[Array, Acted[Array]]:
+        assert self._fused is not None
+        memory, rows = self._memory.hand_over()
+        given = ActInputs(inputs, self._moments, carry)
+        _, memory, self._streams, metrics, acted = self._fused(self._held, memory, rows, self._streams, mode, given)
+        self._memory.take_back(memory)
+        return metrics, acted
+
+    def exploration(self) -> Sequence[Any]:
+        return cast(Sequence[Any], self._streams.exploration)
+
     def act(self, mode: str, inputs: Inputs[Array], carry: Tree, which: Mask) -> tuple[Array, Array, Tree]:
-        *acted, self._streams = self._act(mode, self._state.policy, self._streams, inputs, carry, which, bool(which.all()), self._moments)
+        given = ActInputs(inputs, self._moments, carry)
+        *acted, self._streams = self._act(mode, self._held.separate.policy, self._streams, given, which, bool(which.all()))
         return acted[0], acted[1], acted[2]
 
     def act_alone(self, member: int, inputs: ActInputs[Array]) -> tuple[Array, Array, Tree]:
-        acted: tuple[Array, Array, Tree] = self._act_alone(self._state.policy, self._streams, member, inputs)
+        acted: tuple[Array, Array, Tree] = self._act_alone(self._held.separate.policy, self._streams, member, inputs)
         return acted
 
     def apart(self, packed: Sequence[Array]) -> Sequence[Any]:
@@ -147,7 +174,7 @@ class Together:
 
     def synchronise(self) -> None:
         wait: Callable[[object], object] = jax.block_until_ready
-        wait((self._state, self._streams, self._memory.state))
+        wait((self._held.separate, self._streams, self._memory.state))
 
 
 def _where(which: Array, new: Tree, old: Tree) -> Tree:

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -173,18 +173,23 @@ def actors(actor: Actor[Tensor], bounds: Bounds[Tensor], *, execution: Execution
     return {name: act_by(*mode) for name, mode in action_modes(actor, bounds).items()}
 
 
-class Fused:
+StreamsT = TypeVar("StreamsT")
+"""Streams of an agent, or a tuple of those of each member of a population."""
+
+
+class Fused(Generic[StreamsT]):
     """A strict step in one call (`sacref.agent.execution.Fused`): one upload, and then recordings or, captured, one CUDA graph.
 
     Args:
-        learn, acts: its parts. steps: gradient steps that it takes. like: an array on the agent's device, in the parameters' dtype.
+        learn, acts: its parts, as `Learn` and `Act`. steps: gradient steps that it takes.
+        like: an array on the agent's device, in the parameters' dtype.
         captures: whether the parts are captured together. generators: as of `DrawSpec`.
     """
 
     def __init__(
         self,
-        learn: Learn,
-        acts: Mapping[str, Act],
+        learn: Callable[[State, MemoryState, Tree, StreamsT, int], tuple[State, StreamsT, list[Tensor]]],
+        acts: Mapping[str, Callable[[Parameters[Tensor], StreamsT, ActInputs[Tensor]], tuple[Tensor, Tensor, Tree, StreamsT]]],
         *,
         steps: int,
         like: Tensor,
@@ -199,8 +204,8 @@ class Fused:
         self._captured: dict[str, Captured] = {}
 
     def __call__(
-        self, state: State, memory: MemoryState, rows: Packed, streams: Streams, mode: str, given: ActInputs[Any]
-    ) -> tuple[State, MemoryState, Streams, Tensor, shared.Acted[Tensor]]:
+        self, state: State, memory: MemoryState, rows: Packed, streams: StreamsT, mode: str, given: ActInputs[Any]
+    ) -> tuple[State, MemoryState, StreamsT, Tensor, shared.Acted[Tensor]]:
         moments, given = given.moments, given._replace(moments=None)
         if self._upload is None or not self._upload.takes(given):
             self._upload, self._captured = Upload(rows, given, self._dtype), {}
@@ -209,7 +214,7 @@ class Fused:
             self._uploaded = self._upload.unpack(self._buffer, typed)
         run: Callable[..., tuple[Tensor, Tensor, Tensor, Tree]] = partial(self._step, mode)
         if self._captures and not detects_anomalies():
-            run = self._captured.setdefault(mode, Captured(run, self._generators, streams._fields))
+            run = self._captured.setdefault(mode, Captured(run, self._generators, shared.Streams._fields))
             run.prepare(state, memory, moments, streams)  # before the upload, so that its calls write no rows
         self._upload.filled(rows, given, self._host)
         if self._device.type != "cpu":
@@ -218,7 +223,7 @@ class Fused:
         return state, memory, streams, metrics, (acted[0], acted[1], acted[2])
 
     @torch.no_grad()
-    def _step(self, mode: str, state: State, memory: MemoryState, moments: Tree, streams: Streams) -> tuple[Tensor, Tensor, Tensor, Tree]:
+    def _step(self, mode: str, state: State, memory: MemoryState, moments: Tree, streams: StreamsT) -> tuple[Tensor, Tensor, Tensor, Tree]:
         rows, given = self._uploaded
         self._write(memory, *rows)
         _, _, (metrics,) = self._learn(state, memory, moments, streams, self.steps)
@@ -236,7 +241,7 @@ def fuse(
     *,
     execution: Execution,
     steps: int,
-) -> Fused | None:
+) -> Fused[Streams] | None:
     """Return the strict step in one call; None where the parts are plain, or a schedule runs on the host between captured steps."""
     captures = execution == "cuda_graph"
     if execution == "plain" or (captures and update.scheduled_on_host):

@@ -1,7 +1,8 @@
 """Populations: agents whose gradient steps and actions are one recording, mapped over a leading axis of members."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,16 +10,17 @@ import torch
 from torch import Tensor
 
 from sacref.agent.agent import Agent
-from sacref.agent.execution import ActInputs, action_modes, numbers_shape
+from sacref.agent.execution import Acted, ActInputs, action_modes, numbers_shape
 from sacref.agent.members import OPTIMIZERS, Mask, Members, by_member, by_row, differences, member_of, stacked
 from sacref.agent.population import Population
 from sacref.algorithm.data import Inputs, Noise
+from sacref.algorithm.optimizer import Parameters
 from sacref.algorithm.sequences import PartRings
 from sacref.algorithm.tree import Tree, leaves, map_leaves
 from sacref.torch.capture import Captured
-from sacref.torch.execution import DISTRIBUTIONS, Streams, advance_schedules, draw, in_place, learner
+from sacref.torch.execution import DISTRIBUTIONS, Fused, Streams, advance_schedules, draw, in_place, learner
 from sacref.torch.graph import Recorded, RecordedTogether, detects_anomalies
-from sacref.torch.memory import ReplayMemory, draw_together
+from sacref.torch.memory import MemoryState, ReplayMemory, draw_together
 from sacref.torch.optim import State, Update
 
 
@@ -61,6 +63,16 @@ class Together:
         self._draws_together = not (members.follow.needs_first or spec.draw_widths or spec.target_subset)
         """Members draw transitions of one step and the noise of two actions."""
         self._gradient_step = Captured(self._draw_and_step, generators) if captured else self._draw_and_step
+        self._fused: Fused[tuple[Streams, ...]] | None = None
+        if not (self._plain or (captured and any(update.scheduled_on_host for update in members.updates))):
+            self._fused = Fused(
+                partial(self._learn_all, self._draw_and_step),
+                {mode: partial(self._act_all, mode) for mode in self._modes},
+                steps=members.block,
+                like=members.bounds.low,
+                captures=captured,
+                generators=generators,
+            )
 
     def __getitem__(self, member: int) -> State:
         return self._states[member]
@@ -86,18 +98,49 @@ class Together:
 
     def learn(self, which: Mask, steps: int) -> list[Tensor]:
         memory = self._memory.state
+        self._find_rings(memory)
+        if self._plain or not which.all() or detects_anomalies():
+            return self._learn_apart(which, steps)
+        return self._learn_all(self._gradient_step, self._state, memory, tuple(self._moments_of), tuple(self._streams), steps)[2]
+
+    def _find_rings(self, memory: MemoryState) -> None:
+        """Find each member's part of the memory, once: it is written in place."""
         if not self._rings or self._rings[0].memory is not memory:
             head, size = by_member((memory.head, memory.size), self._members)
             envs = self._memory.num_envs // self._members
             self._rings = [PartRings(memory, *own, envs * member) for member, own in enumerate(zip(head, size, strict=True))]
-        if self._plain or not which.all() or detects_anomalies():
-            return self._learn_apart(which, steps)
+
+    def _learn_all(
+        self,
+        gradient_step: Callable[..., Tensor],
+        state: State,
+        memory: MemoryState,
+        moments: Tree,
+        streams: tuple[Streams, ...],
+        steps: int,
+    ) -> tuple[State, tuple[Streams, ...], list[Tensor]]:
         metrics = []
         for _ in range(steps):
-            for update, state in zip(self._updates, self._states, strict=True):
-                advance_schedules(update, state)
-            metrics.append(self._gradient_step(self._state, tuple(self._rings), tuple(self._moments_of), tuple(self._streams)))
-        return [torch.stack(metrics, 1)] if metrics else []
+            for update, own in zip(self._updates, self._states, strict=True):
+                advance_schedules(update, own)
+            metrics.append(gradient_step(state, tuple(self._rings), moments, streams))
+        return state, streams, [torch.stack(metrics, 1)] if metrics else []
+
+    @property
+    def fused_steps(self) -> int | None:
+        return None if self._fused is None or detects_anomalies() else self._fused.steps
+
+    def learn_and_act(self, mode: str, inputs: Inputs[Any], carry: Tree) -> tuple[Tensor, Acted[Tensor]]:
+        assert self._fused is not None
+        memory, rows = self._memory.hand_over()
+        self._find_rings(memory)
+        given = ActInputs(inputs, tuple(self._moments_of), carry)
+        _, _, _, metrics, acted = self._fused(self._state, memory, rows, tuple(self._streams), mode, given)
+        self._memory.take_back(memory)
+        return metrics, acted
+
+    def exploration(self) -> Sequence[Tensor]:
+        return [own.exploration.get_state() for own in self._streams]
 
     def _learn_apart(self, which: Mask, steps: int) -> list[Tensor]:
         learned = {
@@ -111,25 +154,38 @@ class Together:
         return [torch.stack(each) for each in zip(*(learned.get(member, nothing) for member in range(self._members)), strict=True)]
 
     def act(self, mode: str, inputs: Inputs[Tensor], carry: Tree, which: Mask) -> tuple[Tensor, Tensor, Tree]:
+        actions, mean_actions, after = self._act_of(mode, self._state.policy, self._streams, inputs, carry, which)
+        if not which.all():
+            some = torch.from_numpy(which).to(actions.device)
+            new, old = by_member((after, carry), self._members)
+            after = by_row(map_leaves(lambda new, old: torch.where(some.reshape(-1, *[1] * (new.ndim - 1)), new, old), new, old))
+        return actions, mean_actions, after
+
+    def _act_all(
+        self, mode: str, policy: Parameters[Tensor], streams: tuple[Streams, ...], given: ActInputs[Tensor]
+    ) -> tuple[Tensor, Tensor, Tree, tuple[Streams, ...]]:
+        everyone = np.ones(self._members, np.bool_)
+        return *self._act_of(mode, policy, streams, given.inputs, given.carry, everyone), streams
+
+    def _act_of(
+        self, mode: str, policy: Parameters[Tensor], streams: Sequence[Streams], inputs: Inputs[Tensor], carry: Tree, which: Mask
+    ) -> tuple[Tensor, Tensor, Tree]:
+        """Return actions, mean actions and the carry, `(members * envs, ...)`; random numbers are drawn for some members."""
         function, distribution = self._modes[mode]
         inputs, carry = by_member((inputs, carry), self._members)
         given = ActInputs(inputs, self._moments, carry)
-        drawn = self._numbers(distribution, given, which)
+        drawn = self._numbers(distribution, given, streams, which)
         acted: tuple[Tensor, Tensor, Tree]
         if self._plain:
             with torch.no_grad():
                 members = range(self._members)
                 acted = stacked([function(self._states[i].policy, *member_of((given, *drawn), i)) for i in members])
         else:
-            acted = self._together[mode](self._state.policy, given, *drawn)
-        actions, mean_actions, after = acted
-        if not which.all():
-            some = torch.from_numpy(which).to(actions.device)
-            after = map_leaves(lambda new, old: torch.where(some.reshape(-1, *[1] * (new.ndim - 1)), new, old), after, carry)
-        rows: tuple[Tensor, Tensor, Tree] = by_row((actions, mean_actions, after))
+            acted = self._together[mode](policy, given, *drawn)
+        rows: tuple[Tensor, Tensor, Tree] = by_row(acted)
         return rows
 
-    def _numbers(self, distribution: str | None, given: ActInputs[Tensor], which: Mask) -> tuple[Tensor, ...]:
+    def _numbers(self, distribution: str | None, given: ActInputs[Tensor], streams: Sequence[Streams], which: Mask) -> tuple[Tensor, ...]:
         """Draw the random numbers of an action mode, each member's from its own stream."""
         if distribution is None:
             return ()
@@ -137,7 +193,7 @@ class Together:
             (self._members, *numbers_shape(member_of(given, 0), self._bounds)), dtype=self._bounds.low.dtype, device=self._bounds.low.device
         )
         for member in np.flatnonzero(which).tolist():
-            DISTRIBUTIONS[distribution](drawn.shape[1:], generator=self._streams[member].exploration, out=drawn[member])
+            DISTRIBUTIONS[distribution](drawn.shape[1:], generator=streams[member].exploration, out=drawn[member])
         return (drawn,)
 
     def act_alone(self, member: int, inputs: ActInputs[Tensor]) -> tuple[Tensor, Tensor, Tree]:

@@ -314,7 +314,10 @@ class _Runs:
         finished = timestep + 1
         runs = {number: run for number in numbers if (run := self._runs[number]) is not None}
         written = [number for number, run in runs.items() if run.writer.is_due(finished, self._timesteps[number])]
-        if written or any(run.evaluates_after(finished) or (run.callbacks and run.callbacks.each_timestep) for run in runs.values()):
+        evaluates = any(run.evaluates_after(finished) for run in runs.values())
+        if evaluates:
+            population.put_back()
+        if written or evaluates or any(run.callbacks and run.callbacks.each_timestep for run in runs.values()):
             population.settle()
 
         def between(number: int, run: Run) -> None:

@@ -25,7 +25,7 @@ FUSED = [
 
 def replay_by_calling(function: Callable[[], Any], generators: Sequence[Any], warm_up: Callable[[], None]) -> Callable[[], Any]:
     """Stands for the capture of a CUDA graph where there is no such device: a replay writes into the one output, as a graph does."""
-    assert len(set(generators)) in (2, 3)
+    assert len(set(generators)) in (2, 3, 6)  # of an agent, or of two
     warm_up()
     outputs: list[Any] = []
 
@@ -49,12 +49,17 @@ def fused_agent(name: str, execution: str, monkeypatch: pytest.MonkeyPatch, **op
     """An agent whose updates run by `execution`; without a CUDA device, a graph's work is done by calling."""
     if execution != "cuda_graph" or cuda():
         return Backend(name).agent(execution=execution, **options)
+    capture_by_calling(monkeypatch)
+    return Backend(name).agent(execution=execution, **options)
+
+
+def capture_by_calling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `execution="cuda_graph"` be chosen without such a device."""
     from sacref.torch import agent as module
     from sacref.torch import capture
 
     monkeypatch.setattr(module, "choose", lambda execution, device, **_: execution)
     monkeypatch.setattr(capture, "capture_on_cuda", replay_by_calling)
-    return Backend(name).agent(execution=execution, **options)
 
 
 def assert_close(arrays: dict[str, NDArray[Any]], wanted: dict[str, NDArray[Any]]) -> None:

@@ -2,13 +2,15 @@
 
 import contextlib
 import importlib
+import itertools
 import json
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import gymnasium
@@ -25,7 +27,8 @@ from sacref.preprocessing import RunningStandardScaler
 from sacref.training.checkpoints import finished_checkpoints
 from sacref.training.population import PopulationError, parse_seeds, train_population
 from sacref.training.run_directory import RunError
-from tests.backends import BACKENDS, Backend, draw_row, fill, jax_in_full, load_backend, without_shape_checks
+from tests.agent.test_execution import capture_by_calling
+from tests.backends import BACKENDS, Backend, assert_same_arrays, draw_row, fill, jax_in_full, load_backend, without_shape_checks
 
 backend = pytest.fixture(params=BACKENDS)(load_backend)
 
@@ -115,7 +118,7 @@ def go_together(population: Any, agents: list[Any], updates: int = UPDATES, whic
             own = slice(2 * number, 2 * number + 2)
             seen[number] += [actions[own], extras["mean_actions"][own]]
         population.record_transition(**rows)
-        population.learn(np.flatnonzero(active).tolist(), 1)
+        population.learn(np.flatnonzero(active).tolist(), 1, timestep=49)
     population.settle()
     return seen
 
@@ -150,6 +153,84 @@ def test_each_equals_the_run_of_its_seed_alone(backend: Backend, members: int, u
         assert_alike(agents[number], alone)
         np.testing.assert_allclose(seen[number], its, rtol=0, atol=TOLERANCE)
     assert not np.allclose(seen[0], seen[-1]), "members have random streams of their own"
+
+
+def notes(population: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A list that grows by the calls that stand for all members."""
+    seen: list[str] = []
+    together, library = population._together, population._memory.library
+
+    def noted(name: str, called: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*given: Any, **options: Any) -> Any:
+            seen.append(name)
+            return called(*given, **options)
+
+        return run
+
+    for name in ("learn", "act", "learn_and_act"):
+        monkeypatch.setattr(together, name, noted(name, getattr(together, name)))
+    monkeypatch.setattr(type(library), "write", staticmethod(noted("write", library.write)))
+    return seen
+
+
+def walk(
+    population: Any, agents: list[Any], elsewhere: Sequence[int] = (), after: Mapping[int, Sequence[str]] = MappingProxyType({})
+) -> list[Any]:
+    """Act, store and learn in rows that follow each other; the actions. In some steps the last row is elsewhere when actions are chosen.
+
+    Args:
+        after: step -> methods of the population that are called at its end.
+    """
+    generator, observations, taken = np.random.default_rng(8), None, []
+    for step in range(8):
+        row = draw_row(agents[0], generator)
+        rows = {name: np.concatenate([value] * len(agents)) if isinstance(value, np.ndarray) else value for name, value in row.items()}
+        rows["observations"] = rows["observations"] if observations is None else observations
+        rows["observations"][-1] += step in elsewhere
+        actions, extras = population.act(rows["observations"], None, timestep=50, timesteps=1_000)
+        taken += [actions, extras["mean_actions"]]
+        population.record_transition(**rows)
+        population.learn(range(len(agents)), 1, timestep=50)
+        observations = rows["next_observations"].copy()
+        for name in after.get(step, ()):
+            getattr(population, name)()
+    population.settle()
+    return taken
+
+
+@pytest.mark.parametrize(("name", "execution"), [("torch", "traced"), ("torch", "cuda_graph"), ("jax", "scan")])
+def test_a_strict_step_of_all_members_is_one_call(name: str, execution: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(name)
+    backend = Backend(name)
+    members: list[dict[str, Any]] = [{}, {"discount_factor": 0.9}]
+    plain, alone = together(backend, members, execution="plain")
+    wanted = walk(plain, alone)
+    if execution == "cuda_graph":
+        capture_by_calling(monkeypatch)
+    population, agents = together(backend, members, execution=execution)
+    seen = notes(population, monkeypatch)
+    found = walk(population, agents)
+    assert seen == ["act", *["learn_and_act"] * 8]
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=TOLERANCE)
+    for one, other in zip(agents, alone, strict=True):
+        assert_alike(one, other)
+        assert_same_arrays(one.learner.stream_states(), other.learner.stream_states())
+
+
+def test_actions_that_were_chosen_ahead_are_put_back_where_others_are_asked_for(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All members' are, where one is elsewhere. Those of agents that are settled wait for them, as long as none is evaluated."""
+    changed: dict[str, Any] = {"elsewhere": (2, 5), "after": {3: ["settle"], 4: ["settle", "take_over"], 6: ["put_back"]}}
+    plain, alone = together(backend, [{}, {}], execution="plain")
+    wanted = walk(plain, alone, **changed)
+    population, agents = together(backend, [{}, {}])
+    seen = notes(population, monkeypatch)
+    found = walk(population, agents, **changed)
+    calls = ["act" in (before, name) for before, name in itertools.pairwise(["", *seen]) if name == "learn_and_act"]
+    assert calls == [step in (0, 2, 5, 7) for step in range(8)]
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=TOLERANCE)
+    for one, other in zip(agents, alone, strict=True):
+        assert_alike(one, other)
+        assert_same_arrays(one.learner.stream_states(), other.learner.stream_states())
 
 
 def test_members_may_differ_in_what_an_update_reads_as_numbers(backend: Backend) -> None:
