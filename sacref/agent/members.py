@@ -13,7 +13,7 @@ from sacref.algorithm.sequences import Follow, MemoryT, StreamT
 from sacref.algorithm.tree import Tree, map_leaves
 from sacref.algorithm.update import State, Update
 from sacref.config import Execution
-from sacref.spec.arrays import ArrayT, namespace
+from sacref.spec.arrays import Array, ArrayT, namespace
 
 UpdateT = TypeVar("UpdateT", bound=Update[Any, Any])
 Mask = NDArray[np.bool_]
@@ -76,7 +76,7 @@ class Together(Protocol[ArrayT, StreamT]):
         """Gradient steps that `learn_and_act` takes; None where there is no such call."""
         ...
 
-    def learn_and_act(self, mode: str, inputs: Inputs[Any], carry: Tree, /) -> tuple[ArrayT, Acted[ArrayT]]:
+    def learn_and_act(self, mode: str, inputs: Inputs[Array], carry: Tree, /) -> tuple[ArrayT, Acted[ArrayT]]:
         """Write the memory's waiting rows, take gradient steps of all members and choose actions with the new parameters, in one call.
 
         Args:
@@ -87,7 +87,7 @@ class Together(Protocol[ArrayT, StreamT]):
         """
         ...
 
-    def exploration(self) -> Sequence[Any]:
+    def exploration(self) -> Sequence[object]:
         """Return the state of each member's exploration stream, which stays as it is when the stream goes on."""
         ...
 

@@ -424,7 +424,7 @@ class Population(Generic[ArrayT]):
             agent.acting.reset(True)
             ahead = self._next
             if ahead is not None and ahead.known[number]:
-                chosen: Any = own(map_leaves(self._backend.to_numpy, ahead.chosen)) if ahead.chosen_for[number] else None
+                chosen: Tree = own(map_leaves(self._backend.to_numpy, ahead.chosen)) if ahead.chosen_for[number] else None
                 if chosen is not None and ahead.exploration is not None:
                     after = self._backend.to_numpy(self._backend.exploration(agent.learner.streams))
                     agent.learner.streams = self._backend.with_exploration(agent.learner.streams, ahead.exploration[number])
@@ -489,7 +489,7 @@ class _Next:
     """In which they were chosen after an update; None for any, as of agents that were restored."""
     carry: Tree = ()
     """The carry after them, where they were chosen after an update."""
-    exploration: Sequence[Any] | None = None
+    exploration: Sequence[object] | None = None
     """State of each member's exploration stream before them, where they were chosen after an update; else None."""
 
     def __post_init__(self) -> None:

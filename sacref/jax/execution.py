@@ -338,7 +338,7 @@ class Fused:
 
     def _compiled(self, act: Act, upload: Upload, joining: Joining) -> Callable[..., Any]:
         @partial(jax.jit, donate_argnums=(0, 1))
-        def step(joined: Tree, memory: MemoryState, streams: Streams, buffer: Array) -> tuple[Any, ...]:
+        def step(joined: Tree, memory: MemoryState, streams: Streams, buffer: Array) -> tuple[Tree, ...]:
             rows, inputs = upload.unpack(buffer, typed)
             memory = write(memory, *map_leaves(_two_rows, rows))
             state, streams, metrics = self._learn(joining.split(joined), memory, inputs.moments, streams)
@@ -350,7 +350,7 @@ class Fused:
 
 def fuse(update: Update, spec: DrawSpec, actor: Actor[Array], bounds: Bounds[Array], *, steps: int, dtype: np.dtype[np.generic]) -> Fused:
     """Return the strict step of one agent in one compiled call."""
-    learn: Any = partial(scanned, update, spec, steps=steps)
+    learn = partial(scanned, update, spec, steps=steps)
     return Fused(learn, acts(actor, bounds), steps=steps, dtype=dtype)
 
 

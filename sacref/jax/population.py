@@ -21,6 +21,7 @@ from sacref.algorithm.tree import Tree, map_leaves
 from sacref.jax.execution import Act, Fused, HeldState, Streams, acts, draw
 from sacref.jax.memory import MemoryState, ReplayMemory, sampler
 from sacref.jax.optim import State, Update
+from sacref.spec import arrays
 
 
 class Together:
@@ -149,7 +150,7 @@ class Together:
     def fused_steps(self) -> int | None:
         return None if self._fused is None else self._fused.steps
 
-    def learn_and_act(self, mode: str, inputs: Inputs[Any], carry: Tree) -> tuple[Array, Acted[Array]]:
+    def learn_and_act(self, mode: str, inputs: Inputs[arrays.Array], carry: Tree) -> tuple[Array, Acted[Array]]:
         assert self._fused is not None
         memory, rows = self._memory.hand_over()
         given = ActInputs(inputs, self._moments, carry)
@@ -157,8 +158,8 @@ class Together:
         self._memory.take_back(memory)
         return metrics, acted
 
-    def exploration(self) -> Sequence[Any]:
-        return cast(Sequence[Any], self._streams.exploration)
+    def exploration(self) -> Sequence[object]:
+        return cast(Sequence[object], self._streams.exploration)
 
     def act(self, mode: str, inputs: Inputs[Array], carry: Tree, which: Mask) -> tuple[Array, Array, Tree]:
         given = ActInputs(inputs, self._moments, carry)

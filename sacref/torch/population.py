@@ -17,6 +17,7 @@ from sacref.algorithm.data import Inputs, Noise
 from sacref.algorithm.optimizer import Parameters
 from sacref.algorithm.sequences import PartRings
 from sacref.algorithm.tree import Tree, leaves, map_leaves
+from sacref.spec.arrays import Array
 from sacref.torch.capture import Captured
 from sacref.torch.execution import DISTRIBUTIONS, Fused, Streams, advance_schedules, draw, in_place, learner
 from sacref.torch.graph import Recorded, RecordedTogether, detects_anomalies
@@ -130,7 +131,7 @@ class Together:
     def fused_steps(self) -> int | None:
         return None if self._fused is None or detects_anomalies() else self._fused.steps
 
-    def learn_and_act(self, mode: str, inputs: Inputs[Any], carry: Tree) -> tuple[Tensor, Acted[Tensor]]:
+    def learn_and_act(self, mode: str, inputs: Inputs[Array], carry: Tree) -> tuple[Tensor, Acted[Tensor]]:
         assert self._fused is not None
         memory, rows = self._memory.hand_over()
         self._find_rings(memory)
