@@ -66,9 +66,9 @@ class EpisodeStatistics:
         zeros = np.zeros(rewards.shape) if on_host else xp.zeros_like(rewards)
         returns, lengths = self._running or (zeros, zeros)
         # Choosing rows takes longer than adding them: on the host it is left out where all are kept, and where no episode is over.
-        whole = on_host and np.count_nonzero(np.asarray(keep)) == zeros.size
-        returns = returns + (rewards if whole else xp.where(keep, rewards, zeros))
-        lengths = lengths + (1.0 if whole else xp.where(keep, zeros + 1.0, zeros))
+        all_kept = on_host and np.count_nonzero(np.asarray(keep)) == zeros.size
+        returns = returns + (rewards if all_kept else xp.where(keep, rewards, zeros))
+        lengths = lengths + (1.0 if all_kept else xp.where(keep, zeros + 1.0, zeros))
         finished = xp.logical_and(ended, keep)
         if for_summary:
             self._rows.append((rewards, keep, finished, returns, lengths))

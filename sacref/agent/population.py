@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, cast
 
 import gymnasium
@@ -192,7 +192,7 @@ class Population(Generic[ArrayT]):
     def _chosen_after(self, observations: Tree, states: Tree | None, mode: str) -> Chosen[Any] | None:
         """Return actions that were chosen with the parameters after the update; None where none are, or not on these inputs.
 
-        Those of all members are chosen again where one's are not what was expected: their carries go on from one timestep.
+        All members choose again where one's inputs are not what was expected: their carries go on from one timestep.
         """
         ahead = self._next
         if self._cfg.overlap or ahead is None or ahead.chosen is None:
@@ -217,7 +217,7 @@ class Population(Generic[ArrayT]):
             self._together.set_streams(number, streams)
 
     def _chosen_before(self, observations: Tree, states: Tree | None, mode: str) -> Chosen[Any] | None:
-        """Return actions of which those that are known were chosen before the update, under `overlap`; None where none are."""
+        """Return actions, the known ones chosen before the update under `overlap`; None where none are known."""
         ahead, self._next = self._next, None
         if ahead is None or ahead.chosen is None:
             return None
@@ -307,7 +307,7 @@ class Population(Generic[ArrayT]):
             following = self._transitions.check_observations(next_observations), self._transitions.check_states(next_states)
         if following is not None:
             next_observations, next_states = map_leaves(np.array, following)
-            self._next = _Next(next_observations, next_states, self.active.copy())
+            self._next = _Next(next_observations, next_states, self.active.copy(), np.zeros_like(self.active))
 
     def _hold_moments(self) -> None:
         held = self._together.hold_moments([agent.normalisers.moments for agent in self._agents])
@@ -455,10 +455,9 @@ class Population(Generic[ArrayT]):
         self._next = None
         if known.any():
             observations, states, chosen = ([None if each is None else each[part] for each in ahead] for part in range(3))
-            self._next = _Next(_joined(observations), _joined(states), known)
-            self._next.chosen_for = np.array([each is not None for each in chosen])
+            chosen_for = np.array([each is not None for each in chosen])
             actions = _joined([None if each is None else each[:2] for each in chosen])
-            self._next.chosen = actions
+            self._next = _Next(_joined(observations), _joined(states), known, chosen_for, actions)
             if actions is not None and not self._cfg.overlap:
                 self._next.carry = map_leaves(self._backend.upload, _joined([None if each is None else each[2] for each in chosen]))
                 self._next.exploration = [agent.learner.stream_states()["exploration"] for agent in self._agents]
@@ -482,19 +481,15 @@ class _Next:
     states: Tree | None
     known: Mask
     """`(members,)`: whose inputs they are."""
-    chosen: Chosen[Any] | None = None
-    chosen_for: Mask = field(default_factory=lambda: np.zeros(0, np.bool_))
+    chosen_for: Mask
     """`(members,)`: whose actions are chosen."""
+    chosen: Chosen[Any] | None = None
     mode: str | None = None
     """In which they were chosen after an update; None for any, as of agents that were restored."""
     carry: Tree = ()
     """The carry after them, where they were chosen after an update."""
     exploration: Sequence[object] | None = None
     """State of each member's exploration stream before them, where they were chosen after an update; else None."""
-
-    def __post_init__(self) -> None:
-        if not self.chosen_for.size:
-            self.chosen_for = np.zeros_like(self.known)
 
 
 def _joined(values: Sequence[Tree | None], *, fill: bool = False) -> Tree | None:

@@ -46,7 +46,7 @@ class Packed:
         self._flat: list[tuple[NumpyArray, tuple[object, ...]]] = [(_at(self.views, path), path) for path in _paths(self.views)]
 
     def holds(self, tree: Tree) -> bool:
-        """Tell whether arrays have the shapes of these, so that `fill` takes them."""
+        """Tell whether arrays have the shapes of these, so that `fill` takes them; branches beyond these are not read."""
         return all(view.shape == _at(tree, path).shape for view, path in self._flat)
 
     def fill(self, tree: Tree, rows: slice | EllipsisType = ...) -> None:

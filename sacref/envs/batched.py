@@ -91,7 +91,7 @@ class BatchedVectorEnv(VectorEnv[Numbers, NumpyArray, NumpyArray]):
         self._ended = np.zeros(num_envs, np.bool_)
         self._everyone = np.ones(num_envs, np.bool_)
         self._has_reset = False
-        self._made_as = _pickled((self._name, num_envs, self._limit, self.autoreset_mode), prototype)
+        self._options = _pickled((self._name, num_envs, self._limit, self.autoreset_mode), prototype)  # now: resets change some
         self._ahead: ThreadPoolExecutor | None = None
         self._pending: tuple[Future[Failed], Begun] | None = None
 
@@ -143,18 +143,20 @@ class BatchedVectorEnv(VectorEnv[Numbers, NumpyArray, NumpyArray]):
     def step(self, actions: NumpyArray) -> Stepped:
         """Step every copy."""
         begun = self._begin(actions, self._everyone)
-        _raise_first(self._simulate(*begun))
-        return self._finish(*begun)
+        return self._finish_all(begun, self._simulate(*begun))
 
     def step_some(self, actions: NumpyArray, which: Mask) -> tuple[Stepped, Failed]:
         """Step some copies, `(envs,)`. The others stay as they are: their rewards are 0, and nothing of theirs ends.
+
+        Returns:
+            The step, and the errors of copies that could not be simulated, or reset at an episode's end: their rows are to be left out.
 
         Raises:
             gymnasium.error.Error: if they cannot be stepped now. Nothing was changed.
         """
         begun = self._begin(actions, which)
         failed = self._simulate(*begun)
-        return self._finish(*begun), failed
+        return self._finish(*begun, failed), failed
 
     def step_async(self, actions: NumpyArray) -> None:
         """Begin a step; it goes on while the caller does something else, until `step_wait`."""
@@ -167,8 +169,7 @@ class BatchedVectorEnv(VectorEnv[Numbers, NumpyArray, NumpyArray]):
         if self._pending is None:
             raise gymnasium.error.NoAsyncCallError("step_wait is called before step_async: begin a step first", "step")
         (future, begun), self._pending = self._pending, None
-        _raise_first(future.result())
-        return self._finish(*begun)
+        return self._finish_all(begun, future.result())
 
     def complaints(self) -> dict[int, str]:
         """Return MuJoCo's warnings for the copies that have diverged since their last reset, once. See `sacref.envs.divergence`."""
@@ -238,7 +239,15 @@ class BatchedVectorEnv(VectorEnv[Numbers, NumpyArray, NumpyArray]):
     def _simulate(self, actions: NumpyArray, which: Mask, restarted: Mask, before: Numbers) -> Failed:
         return self._simulations.step(actions, which, self._prototype.frame_skip)
 
-    def _finish(self, actions: NumpyArray, which: Mask, restarted: Mask, before: Numbers) -> Stepped:
+    def _finish_all(self, begun: Begun, failed: Failed) -> Stepped:
+        """Return the results of a step of every copy; raise the first error of one."""
+        _raise_first(failed)
+        results = self._finish(*begun, failed)
+        _raise_first(failed)
+        return results
+
+    def _finish(self, actions: NumpyArray, which: Mask, restarted: Mask, before: Numbers, failed: Failed) -> Stepped:
+        """Return the results of a step, and add to `failed` what resets raise, each of which is its copy's own."""
         observations = self._task.observe(self._fields)
         rewards, terminated, step_infos = self._task.outcome(Step(self._fields, before, actions, observations))
         self._elapsed += which
@@ -248,7 +257,7 @@ class BatchedVectorEnv(VectorEnv[Numbers, NumpyArray, NumpyArray]):
         np.copyto(self._observations, observations, where=which[:, None])
         infos: Infos = {}
         if not which.all():
-            # NEXT_STEP: some copies' steps are resets.
+            # Some copies wait, or their steps are resets (NEXT_STEP).
             rewards[~which], terminated, truncated = 0.0, terminated & which, truncated & which
         ended, stayed = terminated | truncated, which
         if self.autoreset_mode == AutoresetMode.SAME_STEP and ended.any():
@@ -259,7 +268,10 @@ class BatchedVectorEnv(VectorEnv[Numbers, NumpyArray, NumpyArray]):
             restarted, stayed = ended, which & ~ended
         _add(infos, step_infos, stayed)
         for copy in np.flatnonzero(restarted).tolist():
-            infos = self._restart(copy, infos)
+            try:
+                infos = self._restart(copy, infos)
+            except Exception as error:
+                failed.setdefault(copy, error)
         self._ended |= ended
         self._ended &= ~restarted
         return self._observations.copy(), rewards, terminated, truncated, infos
@@ -278,6 +290,10 @@ class BatchedVectorEnv(VectorEnv[Numbers, NumpyArray, NumpyArray]):
         self._simulations.started(copy)
         self._elapsed[copy] = 0
         return self._add_info(infos, info, copy)
+
+    def _kind(self) -> bytes | None:
+        """Return all that steps and resets depend on beside the state, to be compared; None where an option cannot be compared."""
+        return None if self._options is None else self._options + pickle.dumps(self._prototype.model)
 
     def _move_to(self, whole: "BatchedVectorEnv", rows: slice) -> None:
         """Go on as rows of another one."""
@@ -299,13 +315,14 @@ class BatchedVectorEnv(VectorEnv[Numbers, NumpyArray, NumpyArray]):
 def merged(parts: Sequence[object]) -> BatchedVectorEnv | None:
     """Return one vector environment that steps the copies of several; None where they are not all batched and made alike.
 
-    A part goes on as rows of the whole. It still steps, is reset, captured, restored and closed by itself, but has no threads of its own.
+    A part goes on as rows of the whole, which has a thread for each core of this process, and the part none. It still steps, is reset,
+    captured, restored and closed by itself.
 
     Args:
         parts: of as many copies, which have been reset; None for one that is not there, whose rows must not be stepped.
     """
     batched = {number: part for number, part in enumerate(parts) if type(part) is BatchedVectorEnv}
-    kinds = {part._made_as for part in batched.values()}
+    kinds = {part._kind() for part in batched.values()}
     if len(batched) < sum(part is not None for part in parts) or len(kinds) != 1 or None in kinds:
         return None
     first = next(iter(batched.values()))
@@ -316,10 +333,10 @@ def merged(parts: Sequence[object]) -> BatchedVectorEnv | None:
 
 
 def _pickled(more: object, env: Any) -> bytes | None:
-    """Return all that steps and resets of a task depend on, to be compared, and more; None where an option cannot be compared."""
+    """Return the options of a task, and more; None where one cannot be pickled."""
     options = {name: value for name, value in vars(env).items() if name[:1] == "_" and not name.startswith(("_np_random", "_ezpickle"))}
     try:
-        return pickle.dumps((more, options, env.frame_skip, env.init_qpos, env.init_qvel, env.model))
+        return pickle.dumps((more, options, env.frame_skip, env.init_qpos, env.init_qvel))
     except Exception:  # of an option, which may be anything
         return None
 

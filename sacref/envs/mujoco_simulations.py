@@ -10,6 +10,7 @@ drifts apart within a hundred steps. Two ways to step, whose numbers are equal:
 
 import importlib
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy as shallow_copy
@@ -68,7 +69,7 @@ class Simulations(Protocol):
         """
 
     def part(self, copies: slice) -> "Simulations":
-        """Return some of these simulations: what one steps or sets, the other has. The threads are those of the whole."""
+        """Return some of these simulations: what one steps or sets, the other has. They have no threads of their own."""
 
     def close(self) -> None:
         """End the threads, unless this is a part."""
@@ -121,6 +122,7 @@ class BatchSimulations:
         self._state, self._warning = self._batch.state, self._batch.warning
         self._ids = np.arange(copies)
         """These copies' numbers in the batch."""
+        self._lock = threading.Lock()  # of the batch: parts may step in threads, and a call's errors are read after it
 
     def data(self, copy: int) -> Data:
         return self._data
@@ -131,10 +133,11 @@ class BatchSimulations:
 
     def step(self, controls: NumpyArray, which: NDArray[np.bool_], substeps: int) -> dict[int, Exception]:
         self._controls[which] = controls[which]
-        try:
-            self._batch.step(self._ids[which], nstep=substeps)
-        except self._errors as error:
-            return {int(number - self._ids[0]): self._error(self._batch.error(int(number))) for number in error.ids}
+        with self._lock:
+            try:
+                self._batch.step(self._ids[which], nstep=substeps)
+            except self._errors as error:
+                return {int(number - self._ids[0]): self._error(self._batch.error(int(number))) for number in error.ids}
         return {}
 
     def complaints(self) -> dict[int, str]:

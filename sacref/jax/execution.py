@@ -223,10 +223,11 @@ MOST_JOINED = 2**14
 
 
 Joined: TypeAlias = dict[str, list[Array]]
+"""Dtype -> a list of one vector; "" -> the large arrays, each as it is."""
 
 
 class Joining:
-    """Joins the small arrays of a state to one vector of each dtype, since each array that a compiled call takes or returns costs time.
+    """The joining of a state's small arrays to one vector of each dtype: each array that a compiled call takes or returns costs time.
 
     Args:
         state: of the structure, shapes and dtypes.
@@ -238,9 +239,8 @@ class Joining:
         self._vectors = [array.dtype.name if array.size <= MOST_JOINED else "" for array in arrays]
         """Name of the vector that an array lies in; of a large one, which stays as it is, ""."""
         self.join: Callable[[State], Joined] = jax.jit(self._join)
-        """Returns dtype -> a list of one vector, and the large arrays under ""."""
         self.split: Callable[[Joined], State] = jax.jit(self._split)
-        """Inverts `join`."""
+        """The inverse of `join`."""
 
     def fits(self, state: State) -> bool:
         """Tell whether a state has this structure."""
@@ -293,9 +293,10 @@ class HeldState:
 
     def give(self) -> Joined:
         """Give the joined arrays away, to a call that they are donated to; `take` has to follow."""
-        joined = self.joining.join(self.separate) if self._joined is None else self._joined
+        if self._joined is None:
+            self._joined = self.joining.join(self.separate)
         self._separate = None
-        return joined
+        return self._joined
 
     def take(self, joined: Joined) -> None:
         """Go on with the joined arrays that the call returned."""
@@ -306,8 +307,10 @@ class Fused:
     """A strict step in one compiled call (`sacref.agent.execution.Fused`) of a held state. State and memory are donated.
 
     Args:
-        learn: `(state, memory, moments, streams) -> (state, streams, metrics)`. acts: by mode, as of `acting`.
-        steps: gradient steps that it takes. dtype: of the parameters, in which floats go to the device.
+        learn: `(state, memory, moments, streams) -> (state, streams, metrics)`.
+        acts: by mode, as of `acting`.
+        steps: gradient steps that it takes.
+        dtype: of the parameters, in which floats go to the device.
     """
 
     def __init__(

@@ -159,7 +159,7 @@ class Together:
         return metrics, acted
 
     def exploration(self) -> Sequence[object]:
-        return cast(Sequence[object], self._streams.exploration)
+        return cast(Sequence[object], self._streams.exploration)  # an array, which is not cut before one is asked for
 
     def act(self, mode: str, inputs: Inputs[Array], carry: Tree, which: Mask) -> tuple[Array, Array, Tree]:
         given = ActInputs(inputs, self._moments, carry)

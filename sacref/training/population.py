@@ -315,9 +315,9 @@ class _Runs:
         runs = {number: run for number in numbers if (run := self._runs[number]) is not None}
         written = [number for number, run in runs.items() if run.writer.is_due(finished, self._timesteps[number])]
         evaluates = any(run.evaluates_after(finished) for run in runs.values())
-        if evaluates:
-            population.put_back()
         if written or evaluates or any(run.callbacks and run.callbacks.each_timestep for run in runs.values()):
+            if evaluates or any(run.callbacks for run in runs.values()):  # which may evaluate, too
+                population.put_back()
             population.settle()
 
         def between(number: int, run: Run) -> None:

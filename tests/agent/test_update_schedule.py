@@ -1,10 +1,12 @@
 """When updates come, and how many gradient steps they take: chunks, the ratio of updates to data, and actions chosen ahead."""
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
 
+from sacref.agent.update_schedule import Progress, UpdateSchedule
 from sacref.config import ConfigError, SACConfig
 from sacref.storage import checkpoint
 from sacref.storage.checkpoint import CheckpointError
@@ -47,6 +49,13 @@ def test_update_to_data_counts_environment_steps(backend: Backend) -> None:
 
 def test_a_tenth_adds_up_without_rounding(backend: Backend) -> None:
     assert counts(backend.agent(update_to_data=0.1), 100)[-1] == 10
+
+
+def test_a_fraction_that_is_due_stays_due_beside_whole_steps() -> None:
+    schedule = UpdateSchedule(SACConfig(), num_envs=1)
+    schedule.progress = Progress(Fraction(1, 2))
+    assert [schedule.after_timestep(last=False) for _ in range(2)] == [1, 1]
+    assert schedule.progress == Progress(Fraction(1, 2))
 
 
 def test_what_is_due_is_saved(backend: Backend, tmp_path: Any) -> None:

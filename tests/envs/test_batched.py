@@ -612,7 +612,11 @@ def lighter(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
 def test_parts_that_are_made_otherwise_step_by_themselves(changes: dict[str, Any]) -> None:
     one, other, third = (envs.make("HalfCheetah-v5", 2, seed=3, **{"vectorization": "batched", **own}) for own in ({}, {}, changes))
     assert merged([one, third]) is None
-    assert merged([one, other]) is not None
+    gravity: Any = other.prototype.unwrapped.model.opt.gravity
+    for added in (1.0, 0.0):
+        gravity[2] += added
+        assert (merged([one, other]) is None) == bool(added)
+        gravity[2] -= added
 
 
 @pytest.mark.full
@@ -648,6 +652,27 @@ def test_a_simulation_that_mujoco_cannot_step_ends_its_part_alone(way: str, monk
     assert_equal(found[0][:2], apart.step(actions)[0][:2])
     assert_equal(found[0][4:], before[4:])
     assert wanted[1][4:].all()
+
+
+@pytest.mark.parametrize("error", [OSError("no reset"), gymnasium.error.Error("no reset")])
+def test_a_copy_that_cannot_be_reset_ends_its_part_alone(way: str, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = (parts_of("HalfCheetah-v5", max_episode_steps=4) for _ in range(2))
+    together, apart = joined(ours), one_by_one(theirs)
+    prototype: Any = together._whole and together._whole._prototype
+    failing, reset = together._whole and together._whole._streams[5]._np_random, prototype.reset
+
+    def fail(**options: Any) -> Any:
+        if prototype._np_random is failing:
+            raise error
+        return reset(**options)
+
+    monkeypatch.setattr(prototype, "reset", fail)
+    actions = np.full((6, 6), 0.3, np.float32)
+    for _ in range(3):
+        found, wanted = together.step(actions), apart.step(actions)
+        for one, other in zip(found[:4], wanted[:4], strict=True):
+            assert_equal(one[:4], other[:4])
+    assert together.failures == {2: error} and together.active.tolist() == [True, False, False]
 
 
 def test_environments_that_mujoco_cannot_step_say_so(way: str, monkeypatch: pytest.MonkeyPatch) -> None:

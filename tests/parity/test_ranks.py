@@ -23,12 +23,12 @@ Found = dict[str, list[dict[str, NDArray[Any]]]]
 
 
 class Group(NamedTuple):
-    """What real processes learn."""
+    """Learn in real processes."""
 
     ranks: int
     problems: tuple[str, ...]
     updates: int = 100
-    """Of each problem."""
+    """One for each problem."""
     own_updates: int = 200
     """From memories of their own."""
 
@@ -47,7 +47,7 @@ LEFT_OUT = {("torch", "2-one-problem"), ("jax", "2")}
 
 @pytest.fixture(scope="module")
 def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Group, Found]:
-    """What real processes have learned."""
+    """Return the state that real processes have learned."""
     backend, group = request.param
     chosen = GROUPS[group]
     pytest.importorskip(backend, reason=f"{backend} is not installed")
@@ -58,7 +58,7 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def learned(backend: str, device: str, out: Path, group: Group, **environment: str) -> Found:
-    """What the processes of a group have learned, each on `device`."""
+    """Return the state that each process of a group has learned, each on `device`."""
     ranks, cases, *updates = group
     command = ["-m", "tests.parity.rank_worker", backend, device, str(out), *map(str, updates), *cases]
     ended = finish(start(command, ranks, {"OMP_NUM_THREADS": "1", **environment}))
@@ -69,7 +69,7 @@ def learned(backend: str, device: str, out: Path, group: Group, **environment: s
 
 @cache
 def alone(backend: str, case: str, updates: int) -> dict[str, NDArray[Any]]:
-    """What one process learns from the whole batches."""
+    """Return the state that one process learns from the whole batches."""
     with without_shape_checks():
         return after_parts(backend, WHOLE[case], updates, 0, 1)
 
