@@ -73,10 +73,10 @@ def test_an_update_donates_its_state_and_nobody_elses() -> None:
     agent = BACKEND.agent()
     fill(agent, 4)
     agent.update(timestep=0, timesteps=2)
-    state, addresses = agent.learner.runner._joined, pointers(agent.memory.state)
+    state, addresses = agent.learner.runner._held._joined, pointers(agent.memory.state)
     read = agent.models["critic_1"]
     agent.update(timestep=1, timesteps=2)
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.critics))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
     assert pointers(agent.memory.state) == addresses
     assert np.isfinite(np.asarray(read.head.kernel[...])).all()
 
