@@ -610,9 +610,10 @@ def lighter(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     ],
 )
 def test_parts_that_are_made_otherwise_step_by_themselves(changes: dict[str, Any]) -> None:
-    one, other, third = (envs.make("HalfCheetah-v5", 2, seed=3, **{"vectorization": "batched", **own}) for own in ({}, {}, changes))
+    made: list[Any] = [envs.make("HalfCheetah-v5", 2, seed=3, **{"vectorization": "batched", **own}) for own in ({}, {}, changes)]
+    one, other, third = made
     assert merged([one, third]) is None
-    gravity: Any = other.prototype.unwrapped.model.opt.gravity
+    gravity = other.prototype.unwrapped.model.opt.gravity
     for added in (1.0, 0.0):
         gravity[2] += added
         assert (merged([one, other]) is None) == bool(added)
