@@ -195,7 +195,8 @@ def walk(
         taken += [actions, extras["mean_actions"]]
         population.record_transition(**rows)
         population.learn(np.flatnonzero(population.active).tolist(), 1, timestep=50)
-        observations = rows["next_observations"].copy()
+        # A member that waits stays where it is.
+        observations = np.where(population.rows_of(population.active)[:, None], rows["next_observations"], rows["observations"])
         if step in after:
             after[step](population)
     population.settle()
@@ -245,10 +246,9 @@ def test_actions_that_were_chosen_ahead_are_put_back_where_others_are_asked_for(
 
 def test_a_member_that_waits_keeps_the_action_that_was_chosen_ahead(backend: Backend) -> None:
     """The first one goes on from it when it takes part again, whatever the other one has put back meanwhile."""
-    changed: dict[str, Any] = {
-        "elsewhere": (4,),
-        "after": {2: lambda each: each.activate(np.array([False, True])), 5: lambda each: each.activate(np.array([True, True]))},
-    }
+    takes_part = {2: [False, True], 4: [True, False], 5: [True, True]}
+    after = {step: partial(Population.activate, which=np.array(which)) for step, which in takes_part.items()}
+    changed: dict[str, Any] = {"elsewhere": (3,), "after": after}
     plain, alone = together(backend, [{}, {}], execution="plain")
     wanted = walk(plain, alone, **changed)
     population, agents = together(backend, [{}, {}])
