@@ -118,8 +118,7 @@ class Acting(Generic[ArrayT]):
         ahead, self._next = self._next, None
         if ahead is None or ahead.chosen is None:
             return None
-        same = equal_inputs(ahead.observations, observations) and (states is None or equal_inputs(ahead.states, states))
-        if not same or ahead.mode not in (None, mode):
+        if not equal_inputs((ahead.observations, ahead.states), (observations, states)) or ahead.mode not in (None, mode):
             self._learner.take_back()
             return None
         self._learner.take()
@@ -171,8 +170,13 @@ class Acting(Generic[ArrayT]):
         self._next = NextAction(observations, states, None if chosen is None else map_leaves(self._backend.upload, tuple(chosen)))
 
 
-def equal_inputs(known: Tree, given: Tree) -> bool:
-    """Tell whether inputs have equal arrays, all of them NumPy's."""
+def equal_inputs(known: tuple[Tree, Tree | None], given: tuple[Tree, Tree | None]) -> bool:
+    """Tell whether observations are equal, and states where they are given."""
+    return _equal(known[0], given[0]) and (given[1] is None or _equal(known[1], given[1]))
+
+
+def _equal(known: Tree, given: Tree) -> bool:
+    """Tell whether trees have equal arrays, all of them NumPy's."""
     if isinstance(known, Mapping):
-        return isinstance(given, Mapping) and known.keys() == given.keys() and all(equal_inputs(known[key], given[key]) for key in known)
+        return isinstance(given, Mapping) and known.keys() == given.keys() and all(_equal(known[key], given[key]) for key in known)
     return type(given) is np.ndarray and bool(np.array_equal(known, given))

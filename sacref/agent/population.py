@@ -197,7 +197,7 @@ class Population(Generic[ArrayT]):
         ahead = self._next
         if self._cfg.overlap or ahead is None or ahead.chosen is None:
             return None
-        same = equal_inputs(ahead.observations, observations) and (states is None or equal_inputs(ahead.states, states))
+        same = equal_inputs((ahead.observations, ahead.states), (observations, states))
         if not same or ahead.mode not in (None, mode) or not ahead.chosen_for[self.active].all():
             self.put_back()
             return None

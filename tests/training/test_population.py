@@ -20,11 +20,13 @@ import pytest
 import sacref
 from sacref import envs as vectors
 from sacref.agent.population import Population
+from sacref.algorithm.tree import leaves
 from sacref.config import ConfigError, SACConfig
 from sacref.envs.joined import JoinedEnvs
 from sacref.envs.partial import PrivilegedState
 from sacref.parity.compare import difference
 from sacref.preprocessing import RunningStandardScaler
+from sacref.training.callbacks import Callback
 from sacref.training.checkpoints import finished_checkpoints
 from sacref.training.population import PopulationError, parse_seeds, train_population
 from sacref.training.run_directory import RunError
@@ -203,23 +205,34 @@ def walk(
     return taken
 
 
-@pytest.mark.parametrize(("name", "execution"), [("torch", "traced"), ("torch", "cuda_graph"), ("jax", "scan")])
-def test_a_strict_step_of_all_members_is_one_call(name: str, execution: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip(name)
-    backend = Backend(name)
-    members: list[dict[str, Any]] = [{}, {"discount_factor": 0.9}]
-    plain, alone = together(backend, members, execution="plain")
-    wanted = walk(plain, alone)
-    if execution == "cuda_graph" and not cuda():
-        capture_by_calling(monkeypatch)
-    population, agents = together(backend, members, execution=execution)
+def held_to_plain(
+    backend: Backend,
+    members: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    execution: str = "auto",
+    options: Mapping[str, Any] = MappingProxyType({}),
+    **changes: Any,
+) -> list[str]:
+    """Hold what a population does in a `walk` to the plain calls; the calls that it made of them."""
+    plain, alone = together(backend, members, execution="plain", **options)
+    wanted = walk(plain, alone, **changes)
+    population, agents = together(backend, members, execution=execution, **options)
     seen = notes(population, monkeypatch)
-    found = walk(population, agents)
-    assert seen == ["act", *["learn_and_act"] * 8]
+    found = walk(population, agents, **changes)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=TOLERANCE)
     for one, other in zip(agents, alone, strict=True):
         assert_alike(one, other)
         assert_same_arrays(one.learner.stream_states(), other.learner.stream_states())
+    return seen
+
+
+@pytest.mark.parametrize(("name", "execution"), [("torch", "traced"), ("torch", "cuda_graph"), ("jax", "scan")])
+def test_a_strict_step_of_all_members_is_one_call(name: str, execution: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(name)
+    if execution == "cuda_graph" and not cuda():
+        capture_by_calling(monkeypatch)
+    seen = held_to_plain(Backend(name), [{}, {"discount_factor": 0.9}], monkeypatch, execution)
+    assert seen == ["act", *["learn_and_act"] * 8]
 
 
 def test_actions_that_were_chosen_ahead_are_put_back_where_others_are_asked_for(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,33 +243,28 @@ def test_actions_that_were_chosen_ahead_are_put_back_where_others_are_asked_for(
         population.take_over()
 
     options = {"algorithm": "SAC_RNN", "sequence_length": 3, "networks": {"recurrent": "gru", "recurrent_size": 4}}
-    changed: dict[str, Any] = {"elsewhere": (2, 5), "after": {0: again, 3: Population.settle, 4: again, 6: Population.put_back}}
-    plain, alone = together(backend, [{}, {}], execution="plain", **options)
-    wanted = walk(plain, alone, **changed)
-    population, agents = together(backend, [{}, {}], **options)
-    seen = notes(population, monkeypatch)
-    found = walk(population, agents, **changed)
+    after = {0: again, 3: Population.settle, 4: again, 6: Population.put_back}
+    seen = held_to_plain(backend, [{}, {}], monkeypatch, options=options, elsewhere=(2, 5), after=after)
     calls = ["act" in (before, name) for before, name in itertools.pairwise(["", *seen]) if name == "learn_and_act"]
     assert calls == [step in (0, 2, 5, 7) for step in range(8)]
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=TOLERANCE)
-    for one, other in zip(agents, alone, strict=True):
-        assert_alike(one, other)
-        assert_same_arrays(one.learner.stream_states(), other.learner.stream_states())
 
 
-def test_a_member_that_waits_keeps_the_action_that_was_chosen_ahead(backend: Backend) -> None:
-    """The first one goes on from it when it takes part again, whatever the other one has put back meanwhile."""
-    takes_part = {2: [False, True], 4: [True, False], 5: [True, True]}
-    after = {step: partial(Population.activate, which=np.array(which)) for step, which in takes_part.items()}
-    changed: dict[str, Any] = {"elsewhere": (3,), "after": after}
-    plain, alone = together(backend, [{}, {}], execution="plain")
-    wanted = walk(plain, alone, **changed)
-    population, agents = together(backend, [{}, {}])
-    found = walk(population, agents, **changed)
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=TOLERANCE)
-    for one, other in zip(agents, alone, strict=True):
-        assert_alike(one, other)
-        assert_same_arrays(one.learner.stream_states(), other.learner.stream_states())
+def test_a_member_that_waits_keeps_the_action_that_was_chosen_ahead(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can be saved meanwhile with what it drew, and goes on from it, whatever the other one has put back."""
+    waiting: list[Any] = []
+
+    def wait(population: Any) -> None:
+        population.activate(np.array([False, True]))
+        note(population)
+
+    def note(population: Any) -> None:
+        waiting.append(leaves(population[0].live_state()["next_action"]))
+
+    takes_part = {4: [True, False], 5: [True, True]}
+    after = {2: wait, 3: note, **{step: partial(Population.activate, which=np.array(which)) for step, which in takes_part.items()}}
+    held_to_plain(backend, [{}, {}], monkeypatch, elsewhere=(3,), after=after)
+    assert not waiting[0] and not waiting[1], "plain calls choose nothing ahead"
+    assert len(waiting[2]) == 4 and all(map(np.array_equal, waiting[2], waiting[3]))
 
 
 def test_members_may_differ_in_what_an_update_reads_as_numbers(backend: Backend) -> None:
@@ -433,12 +441,22 @@ def shape(rewards: Any, timestep: int, timesteps: int) -> Any:
     return rewards - rewards.mean() + timestep / timesteps
 
 
+class Evaluates(Callback):
+    """A callback that lets the agent be in evaluation for a moment, every third timestep."""
+
+    def on_timestep(self, run: Any) -> None:
+        if run.timestep % 3 == 0:
+            for training in (False, True):
+                run.agent.enable_training_mode(training, apply_to_models=True)
+
+
 RUNS: dict[str, dict[str, Any]] = {
     "overlap, chunk": {"cfg": {"overlap": True, "chunk": 3, "random_timesteps": 2}, "vectorization": "sync"},
     "shaped, standardised": {"cfg": {"reward_scale": 0.5, "rewards_shaper": shape, "observation_preprocessor": RunningStandardScaler}},
     "recurrent": {"recurrent": "gru", "recurrent_size": 4, "cfg": {"sequence_length": 3}},
     "states": {"wrappers": [PrivilegedState], "num_envs": 1},
     "batched": {"env": "Hopper-v5", "vectorization": "batched"},
+    "a callback that evaluates": {"callbacks": [Evaluates]},
     "a changing number of steps": {"cfg": {"update_to_data": 0.75}},
     "chunk": {"cfg": {"chunk": 3, "random_timesteps": 2}},
 }
