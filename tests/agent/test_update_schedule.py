@@ -51,10 +51,10 @@ def test_a_tenth_adds_up_without_rounding(backend: Backend) -> None:
     assert counts(backend.agent(update_to_data=0.1), 100)[-1] == 10
 
 
-def test_a_fraction_that_is_due_stays_due_beside_whole_steps() -> None:
+def test_what_is_due_is_taken_beside_whole_steps_and_a_fraction_stays_due() -> None:
     schedule = UpdateSchedule(SACConfig(), num_envs=1)
-    schedule.progress = Progress(Fraction(1, 2))
-    assert [schedule.after_timestep(last=False) for _ in range(2)] == [1, 1]
+    schedule.progress = Progress(Fraction(3, 2))
+    assert [schedule.after_timestep(last=False) for _ in range(3)] == [2, 1, 1]
     assert schedule.progress == Progress(Fraction(1, 2))
 
 

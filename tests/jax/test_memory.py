@@ -12,6 +12,7 @@ from sacref.algorithm.sequences import Follow
 from sacref.algorithm.tree import leaves, named_leaves
 from sacref.envs.spaces import check_spaces
 from sacref.jax import ReplayMemory
+from sacref.jax.execution import HeldState
 from tests.backends import Backend, Spaces, box, draw_row, fill
 
 BACKEND = Backend("jax")
@@ -79,6 +80,15 @@ def test_an_update_donates_its_state_and_nobody_elses() -> None:
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
     assert pointers(agent.memory.state) == addresses
     assert np.isfinite(np.asarray(read.head.kernel[...])).all()
+
+
+def test_a_state_that_was_given_to_a_call_is_there_after_it_failed() -> None:
+    state = BACKEND.agent().learner.state
+    held = HeldState(state)
+    held.give()
+    assert jax.tree.structure(held.separate) == jax.tree.structure(state)
+    for found, wanted in zip(jax.tree.leaves(held.separate), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(found, wanted)
 
 
 def test_arrays_of_the_caller_are_not_donated() -> None:
