@@ -91,6 +91,15 @@ def test_a_state_that_was_given_to_a_call_is_there_after_it_failed() -> None:
         np.testing.assert_array_equal(found, wanted)
 
 
+def test_a_state_of_another_structure_is_joined_anew() -> None:
+    state = BACKEND.agent().learner.state
+    held = HeldState(state)
+    held.give()
+    held.separate = state._replace(temperature_optimizer=None)
+    held.take(held.give())
+    assert jax.tree.structure(held.separate) == jax.tree.structure(state._replace(temperature_optimizer=None))
+
+
 def test_arrays_of_the_caller_are_not_donated() -> None:
     agent = BACKEND.agent()
     row = {k: BACKEND.array(v) if isinstance(v, np.ndarray) else v for k, v in draw_row(agent, np.random.default_rng(0)).items()}
