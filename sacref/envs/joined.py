@@ -16,7 +16,7 @@ from sacref.envs.interface import Envs, Infos, Space, step
 from sacref.envs.states import states_of
 from sacref.spec.arrays import NumpyArray
 
-Stepped: TypeAlias = tuple[NumpyArray, NDArray[np.bool_], NDArray[np.bool_], dict[int, str]]
+Outcome: TypeAlias = tuple[NumpyArray, NDArray[np.bool_], NDArray[np.bool_], dict[int, str]]
 """Rewards, terminated, truncated, `(envs,)`, and reports of divergence by copy."""
 
 
@@ -51,7 +51,7 @@ class JoinedEnvs(VectorEnv[Any, Any, Any]):
         """Number of a part -> what it raised."""
         self._whole = merged(parts)
         """All copies in one, where the parts are stepped in batches and are made alike."""
-        self._simulations = [None if part is None else Divergences(part) for part in parts]
+        self._simulations = [None if part is None or self._whole is not None else Divergences(part) for part in parts]
         self._observations: Tree = None
         self._states: Tree = None
 
@@ -84,7 +84,7 @@ class JoinedEnvs(VectorEnv[Any, Any, Any]):
             told |= {REPORT: said, f"_{REPORT}": np.isin(np.arange(self.num_envs), list(reports))}
         return observations, rewards, terminated, truncated, told
 
-    def _step_whole(self, actions: NumpyArray) -> Stepped | None:
+    def _step_whole(self, actions: NumpyArray) -> Outcome | None:
         """Step the parts in one call; None, and nothing has changed, where there is none, or where a part would refuse to be stepped."""
         numbers = np.flatnonzero(self.active).tolist()
         if self._whole is None or any(part.closed for number in numbers if (part := self._parts[number]) is not None):
@@ -102,7 +102,7 @@ class JoinedEnvs(VectorEnv[Any, Any, Any]):
     def _active_rows(self) -> NDArray[np.bool_]:
         return np.repeat(self.active, self.part_envs)
 
-    def _step_parts(self, actions: NumpyArray) -> Stepped:
+    def _step_parts(self, actions: NumpyArray) -> Outcome:
         """Step the parts one by one."""
         rewards = np.zeros(self.num_envs)
         terminated, truncated = np.zeros(self.num_envs, np.bool_), np.zeros(self.num_envs, np.bool_)

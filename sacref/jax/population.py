@@ -113,7 +113,7 @@ class Together:
         self._learn, self._act, self._act_alone = learn, act, act_alone
         self._fused: Fused | None = None
         if members.execution == "scan":
-            self._fused = Fused(partial(scan, self._different, self._block), all_act, steps=self._block, dtype=np.dtype(dtype))
+            self._fused = Fused(partial(scan, self._different, self._block), all_act, steps=self._block, dtype=dtype)
         self._of = jax.jit(member_of)
         self._with = jax.jit(
             lambda tree, member, value: map_leaves(lambda leaf, own: leaf.at[member].set(own), tree, value), donate_argnums=0
