@@ -86,18 +86,17 @@ def test_a_state_that_was_given_to_a_call_is_there_after_it_failed() -> None:
     state = BACKEND.agent().learner.state
     held = HeldState(state)
     held.give()
-    assert jax.tree.structure(held.separate) == jax.tree.structure(state)
-    for found, wanted in zip(jax.tree.leaves(held.separate), jax.tree.leaves(state), strict=True):
-        np.testing.assert_array_equal(found, wanted)
+    jax.tree.map(np.testing.assert_array_equal, held.separate, state)
 
 
 def test_a_state_of_another_structure_is_joined_anew() -> None:
     state = BACKEND.agent().learner.state
     held = HeldState(state)
     held.give()
-    held.separate = state._replace(temperature_optimizer=None)
+    other = state._replace(temperature_optimizer=None)
+    held.separate = other
     held.take(held.give())
-    assert jax.tree.structure(held.separate) == jax.tree.structure(state._replace(temperature_optimizer=None))
+    jax.tree.map(np.testing.assert_array_equal, held.separate, other)
 
 
 def test_arrays_of_the_caller_are_not_donated() -> None:
