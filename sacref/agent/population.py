@@ -16,7 +16,7 @@ from sacref.agent.members import Mask, MemberRunner, Members, Together
 from sacref.agent.numerics import require_finite_actions
 from sacref.agent.transitions import Transitions
 from sacref.algorithm.replay import AnyReplayMemory
-from sacref.algorithm.tree import Tree, leaves, map_leaves
+from sacref.algorithm.tree import Tree, concatenate, leaves, map_leaves
 from sacref.envs.episodes import DROPPED
 from sacref.spec.arrays import ArrayT, NumpyArray
 
@@ -435,7 +435,7 @@ class Population(Generic[ArrayT]):
         """Go on with what is each member's own, after it was loaded or set."""
         boundaries: list[Any] = [agent.transitions.state()["boundaries"] for agent in self._agents]
         expects, latest, starts = ([each[name] for each in boundaries] for name in ("expects_reset", "last_observations", "starts"))
-        joined = {"expects_reset": _joined(expects), "last_observations": _joined(latest), "starts": _joined(starts, fill=True)}
+        joined = {"expects_reset": concatenate(expects), "last_observations": concatenate(latest), "starts": concatenate(starts, fill=1)}
         self._transitions.set_state({"boundaries": joined})
         ongoing: list[Any] = [agent.carry.state() for agent in self._agents]
         if ongoing[0]:
@@ -444,9 +444,9 @@ class Population(Generic[ArrayT]):
             begun = [np.full(self._envs, carry is None) if starts is None else starts for carry, starts in zip(carries, begun, strict=True)]
             self._carry.set_state(
                 {
-                    "ongoing": (_joined(carries), None, _joined(previous), _joined(begun)),
+                    "ongoing": (concatenate(carries), None, concatenate(previous), concatenate(begun)),
                     "recorded_timesteps": 0,
-                    "episode_lengths": _joined([each["episode_lengths"] for each in ongoing]),
+                    "episode_lengths": concatenate([each["episode_lengths"] for each in ongoing]),
                 }
             )
         self._statistics.take_over([agent.metrics.statistics[True] for agent in self._agents], self._envs, self._backend.to_numpy)
@@ -456,10 +456,10 @@ class Population(Generic[ArrayT]):
         if known.any():
             observations, states, chosen = ([None if each is None else each[part] for each in ahead] for part in range(3))
             chosen_for = np.array([each is not None for each in chosen])
-            actions = _joined([None if each is None else each[:2] for each in chosen])
-            self._next = _Next(_joined(observations), _joined(states), known, chosen_for, actions)
+            actions = concatenate([None if each is None else each[:2] for each in chosen])
+            self._next = _Next(concatenate(observations), concatenate(states), known, chosen_for, actions)
             if actions is not None and not self._cfg.overlap:
-                self._next.carry = map_leaves(self._backend.upload, _joined([None if each is None else each[2] for each in chosen]))
+                self._next.carry = map_leaves(self._backend.upload, concatenate([None if each is None else each[2] for each in chosen]))
                 self._next.exploration = [agent.learner.stream_states()["exploration"] for agent in self._agents]
         for number, agent in enumerate(self._agents):
             self._together.set_streams(number, agent.learner.streams)
@@ -490,10 +490,3 @@ class _Next:
     """The carry after them, where they were chosen after an update."""
     exploration: Sequence[object] | None = None
     """State of each member's exploration stream before them, where they were chosen after an update; else None."""
-
-
-def _joined(values: Sequence[Tree | None], *, fill: bool = False) -> Tree | None:
-    """Concatenate the rows of all members; `fill` stands for those of a member without any."""
-    known = next((value for value in values if value is not None), None)
-    filled = [map_leaves(lambda leaf: np.full_like(leaf, fill), known) if value is None else value for value in values]
-    return None if known is None else map_leaves(lambda *parts: np.concatenate(parts), *filled)

@@ -1,7 +1,9 @@
 """Trees of arrays, as Dict spaces, carries and transitions are: an array, None, or a mapping or tuple of trees."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 Tree = Any
 """An array (a leaf), None, or a mapping or tuple of trees."""
@@ -37,6 +39,17 @@ def leaves(tree: Tree) -> list[Any]:
 def named_leaves(tree: Tree, prefix: str = "") -> dict[str, Any]:
     """Dotted path -> leaf, in the order of the tree; `prefix` is the name of the tree itself."""
     return dict(_walk(tree, prefix))
+
+
+def concatenate(trees: Sequence[Tree | None], *, fill: float = 0) -> Tree | None:
+    """Concatenate NumPy leaves of the same place along their first axis; None where all trees are.
+
+    Args:
+        fill: value of the rows of a tree that is None, of which there are as many as of the first that is not.
+    """
+    known = next((tree for tree in trees if tree is not None), None)
+    filled = [map_leaves(lambda leaf: np.full_like(leaf, fill), known) if tree is None else tree for tree in trees]
+    return None if known is None else map_leaves(lambda *parts: np.concatenate(parts), *filled)
 
 
 def map_named(

@@ -9,7 +9,7 @@ from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from sacref.algorithm.tree import Tree, leaves, map_leaves
+from sacref.algorithm.tree import Tree, concatenate, leaves, map_leaves
 from sacref.envs.batched import merged
 from sacref.envs.divergence import REPORT, Divergences
 from sacref.envs.interface import Envs, Infos, Space, step
@@ -57,7 +57,7 @@ class JoinedEnvs(VectorEnv[Any, Any, Any]):
 
     def begin(self, observations: Sequence[Tree | None], states: Sequence[Tree | None]) -> tuple[Tree, Tree]:
         """Take the parts as they are, with their last observations and states; None for one that is not there."""
-        self._observations, self._states = _joined(observations), _joined(states)
+        self._observations, self._states = concatenate(observations), concatenate(states)
         return self._copies()
 
     def _copies(self) -> tuple[Tree, Tree]:
@@ -179,9 +179,3 @@ class JoinedEnvs(VectorEnv[Any, Any, Any]):
         """End the threads that step all parts in one call; the parts stay open."""
         if self._whole is not None:
             self._whole.close()
-
-
-def _joined(values: Sequence[Tree | None]) -> Tree | None:
-    known = next((value for value in values if value is not None), None)
-    filled = [map_leaves(np.zeros_like, known) if value is None else value for value in values]
-    return None if known is None else map_leaves(lambda *parts: np.concatenate(parts), *filled)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from sacref.algorithm.tree import leaves, map_leaves, map_named, named_leaves
+from sacref.algorithm.tree import concatenate, leaves, map_leaves, map_named, named_leaves
 
 
 class Pair(NamedTuple):
@@ -45,6 +45,18 @@ def test_an_array_is_a_leaf_whatever_its_type() -> None:
     for _ in range(2):  # asked for the first time, and remembered
         assert leaves({"a": array})[0] is array
         assert map_leaves(lambda leaf: leaf, array) is array
+
+
+def test_trees_are_concatenated_and_one_that_is_none_is_filled() -> None:
+    tree = {"a": np.array([[1], [2]]), "b": (np.array([True, False]), None)}
+    other = {"a": np.array([[3]]), "b": (np.array([False]), None)}
+    found: Any = concatenate([None, tree, other], fill=1)
+    np.testing.assert_array_equal(found["a"], [[1], [1], [1], [2], [3]])
+    np.testing.assert_array_equal(found["b"][0], [True, True, True, False, False])
+    assert found["b"][0].dtype == bool and found["b"][1] is None
+    filled: Any = concatenate([tree["a"], None])
+    np.testing.assert_array_equal(filled, [[1], [2], [0], [0]])
+    assert concatenate([None, None]) is None
 
 
 def test_a_named_map_tells_each_leaf_its_place_and_each_branching_is_checked() -> None:

@@ -5,9 +5,12 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -591,6 +594,28 @@ def test_all_parts_step_in_one_call(way: str, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(part, "step", None)
     together.step(np.zeros((6, 6), np.float32))
     assert calls == [[True, True, False, False, True, True]] and together.failures == {}
+
+
+@needs_batch
+def test_parts_that_step_in_threads_step_one_after_the_other() -> None:
+    """They share MuJoCo's batch, which tells what failed in its last call."""
+    whole = batched("Hopper-v5", 4)
+    simulations: Any = whole._simulations
+    calls: list[list[int]] = []
+    inside = threading.Semaphore(1)
+
+    def step(ids: NDArray[Any], nstep: int) -> None:
+        assert inside.acquire(blocking=False), "another part steps"
+        time.sleep(0.05)
+        calls.append(ids.tolist())
+        inside.release()
+
+    simulations._batch = SimpleNamespace(step=step)
+    parts = [simulations.part(slice(start, start + 2)) for start in (0, 2)]
+    with ThreadPoolExecutor(2) as pool:
+        steps = [pool.submit(part.step, np.zeros((2, 3)), np.ones(2, np.bool_), 1) for part in parts * 2]
+        assert [each.result() for each in steps] == [{}] * 4
+    assert sorted(calls) == [[0, 1], [0, 1], [2, 3], [2, 3]]
 
 
 def lighter(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
