@@ -31,6 +31,7 @@ from tests.backends import (
     fill,
     forward,
     installed_backends,
+    jax_in_full,
     load_backend,
 )
 
@@ -931,6 +932,7 @@ def test_a_batch_larger_than_the_memory_is_refused(backend: Backend) -> None:
         backend.agent(batch_size=33)
 
 
+@jax_in_full
 def test_fewer_transitions_than_a_batch_are_no_error(backend: Backend) -> None:
     agent = backend.agent(batch_size=32)
     live(agent, 1)

@@ -74,7 +74,7 @@ def _cases() -> Iterator[Any]:
     for backend, (name, options) in itertools.product(BACKENDS, OPTIONS.items()):
         fast = backend == "torch" or name in ("plain", "a file for each model")
         yield pytest.param(backend, options, id=f"{backend}-{name}", marks=() if fast else pytest.mark.full)
-        if not fast:
+        if backend == "jax" and name == "all that has a state":
             yield pytest.param(backend, {**options, "execution": "plain"}, id=f"{backend}-{name}, executed plainly")
 
 

@@ -76,10 +76,14 @@ WHOLE_RUNS: dict[str, tuple[AutoresetMode, dict[str, Any]]] = {
 }
 
 
+IN_FULL = {("jax", "plain"), ("jax", "recurrent")}
+"""Runs that wait for what JAX compiles; the ways of the carry are both backends'."""
+
+
 @pytest.mark.parametrize(
     ("backend", "mode", "options"),
     [
-        pytest.param(backend, *run, id=f"{backend}-{name}", marks=pytest.mark.full if (backend, name) == ("jax", "plain") else ())
+        pytest.param(backend, *run, id=f"{backend}-{name}", marks=pytest.mark.full if (backend, name) in IN_FULL else ())
         for backend in BACKENDS
         for name, run in WHOLE_RUNS.items()
     ],

@@ -247,7 +247,7 @@ def counted_jax_compilations() -> Iterator[list[str]]:
     [
         {},
         pytest.param({"chunk": 4}, marks=pytest.mark.full),
-        {"grad_norm_clip": 0.5, "gradient_steps": 2},
+        pytest.param({"grad_norm_clip": 0.5, "gradient_steps": 2}, marks=pytest.mark.full),
         {"chunk": 4, "update_to_data": 0.8},
     ],
 )

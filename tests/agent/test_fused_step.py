@@ -30,7 +30,7 @@ def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Mak
 
 TOLERANCE = 1e-9
 """Largest relative difference in float64, max|a - b| / max|b| per array."""
-SHORT: dict[str, Any] = {"learning_rate": 1e-2, "random_timesteps": 3, "learning_starts": 2, "dtype": "float64", "hidden": (8, 8)}
+SHORT: dict[str, Any] = {"learning_rate": 1e-2, "random_timesteps": 3, "learning_starts": 2, "dtype": "float64"}
 """Learning begins among random actions."""
 
 

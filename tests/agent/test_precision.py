@@ -21,6 +21,7 @@ from tests.backends import (
     fill,
     forward,
     installed_backends,
+    jax_in_full,
     load_backend,
     metrics_of,
     without_shape_checks,
@@ -102,7 +103,15 @@ def test_losses_and_gradients_are_near_those_of_float32_and_not_equal(backend: B
     assert UNIT[precision] / 20 < np.median(errors) < 5 * UNIT[precision]
 
 
-@pytest.mark.parametrize("cell", ["gru", pytest.param("lstm", marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    ("backend", "cell"),
+    [
+        pytest.param(name, cell, marks=[pytest.mark.full] * ((name, cell) != ("torch", "gru")))
+        for name in BACKENDS
+        for cell in ("gru", "lstm")
+    ],
+    indirect=["backend"],
+)
 def test_recurrent_agents_compute_and_carry_on(backend: Backend, cell: str) -> None:
     options: dict[str, Any] = {"algorithm": "SAC_RNN", "networks": {"recurrent": cell, "recurrent_size": 16}, "sequence_length": 4}
     full, mixed = backend.agent(**options), low(backend, hidden=(8,), **options)
@@ -232,6 +241,7 @@ def test_trap_23_values_near_1000_stay_there(backend: Backend, precision: str) -
     assert precision != "float16" or agent.arrays()["critic_optimizer.skipped_steps"] < 30
 
 
+@jax_in_full
 def test_scale_and_skipped_steps_are_tracked_and_saved(backend: Backend, tmp_path: Path) -> None:
     experiment = ExperimentConfig(directory=str(tmp_path), experiment_name="run", write_interval=1, checkpoint_interval=0)
     agent = low(backend, "float16", experiment=experiment)

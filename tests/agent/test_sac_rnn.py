@@ -18,7 +18,18 @@ from sacref.config import ConfigError
 from sacref.storage.naming import under
 from sacref.training.evaluation import evaluate
 from tests.agent.test_execution import FUSED, assert_close, fused_agent
-from tests.backends import BACKENDS, Backend, Spaces, assert_same_arrays, box, draw_row, forward, load_backend, without_shape_checks
+from tests.backends import (
+    BACKENDS,
+    Backend,
+    Spaces,
+    assert_same_arrays,
+    box,
+    draw_row,
+    forward,
+    jax_in_full,
+    load_backend,
+    without_shape_checks,
+)
 from tests.envs.counting import CountingEnv
 
 backend = pytest.fixture(params=BACKENDS)(load_backend)
@@ -125,6 +136,7 @@ def sampled(outputs: NDArray[Any], noise: NDArray[Any]) -> tuple[NDArray[Any], N
 # One step at a time.
 
 
+@jax_in_full
 def test_sequences_of_one_step_and_plain_models_are_sac_exactly(backend: Backend) -> None:
     taken: list[list[NDArray[Any]]] = []
     agents = []

@@ -10,7 +10,7 @@ from sacref.agent.update_schedule import Progress, UpdateSchedule
 from sacref.config import ConfigError, SACConfig
 from sacref.storage import checkpoint
 from sacref.storage.checkpoint import CheckpointError
-from tests.backends import BACKENDS, Backend, Spaces, draw_row, load_backend
+from tests.backends import BACKENDS, Backend, Spaces, draw_row, jax_in_full, load_backend
 
 backend = pytest.fixture(params=BACKENDS)(load_backend)
 
@@ -40,6 +40,7 @@ def test_the_last_timestep_learns_what_is_due(backend: Backend) -> None:
     assert counts(backend.agent(chunk=4), 6, total=6) == [0, 0, 0, 4, 4, 6]
 
 
+@jax_in_full
 def test_update_to_data_counts_environment_steps(backend: Backend) -> None:
     assert counts(backend.agent(num_envs=2, update_to_data=0.75), 4) == [1, 3, 4, 6]
     assert counts(backend.agent(num_envs=2, update_to_data=1.0), 2) == [2, 4]

@@ -128,6 +128,7 @@ class FailingState(Callback):
     def set_state(self, state: object) -> None: ...
 
 
+@jax_in_full
 def test_an_error_ends_the_run_with_everything_written(backend: Backend, tmp_path: Path) -> None:
     recorder = Recorder()
     with pytest.raises(ZeroDivisionError, match="the callback's own") as raised:

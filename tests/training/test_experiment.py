@@ -30,7 +30,7 @@ from sacref.training.experiment import TrainingResult
 from sacref.training.plan import derive_seed, import_backend
 from sacref.training.population import train_population
 from sacref.training.run_directory import RunError
-from tests.backends import assert_same_arrays, without_shape_checks
+from tests.backends import assert_same_arrays, jax_in_full, without_shape_checks
 from tests.envs.counting import CountingEnv
 
 BACKEND = "torch" if find_spec("torch") else "jax"
@@ -769,6 +769,7 @@ class Shaky(CountingEnv):
         return observation, np.nan if self.diverges else 1.0, *rest
 
 
+@jax_in_full
 def test_an_episode_that_diverges_ends_neither_training_nor_its_resumption(backend: str, tmp_path: Path) -> None:
     seed = derive_seed(0, 1)
     shaky: Any = {"backend": backend, "env": Shaky, "env_kwargs": {"diverging": seed}, "evaluation_episodes": 3, "memory_capacity": 101}

@@ -235,6 +235,7 @@ def test_a_strict_step_of_all_members_is_one_call(name: str, execution: str, mon
     assert seen == ["act", *["learn_and_act"] * 8]
 
 
+@jax_in_full
 def test_actions_that_were_chosen_ahead_are_put_back_where_others_are_asked_for(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """One member elsewhere puts back all members' actions. Settled agents keep theirs, as long as none is evaluated."""
 
@@ -283,6 +284,7 @@ def test_members_may_differ_in_what_an_update_reads_as_numbers(backend: Backend)
         assert_alike(one, other)
 
 
+@jax_in_full
 def test_in_float16_members_scale_and_skip_on_their_own(backend: Backend) -> None:
     """One update: after several, roundings to float16 that differ between the two have come apart."""
 
@@ -314,6 +316,7 @@ def test_learning_rates_that_differ_are_refused_where_they_are_constants(backend
         together(backend, [{"learning_rate": 1e-3}, {"learning_rate": 1e-4}])
 
 
+@jax_in_full
 def test_members_that_learn_apart_leave_the_others_as_they_are(backend: Backend) -> None:
     """One member begins later than the others, one ends earlier."""
     alone = agents_of(backend, [{}, {}, {}])
@@ -394,6 +397,7 @@ def evaluations(run: Path) -> list[Any]:
     return [entry["returns"] for entry in json.loads((run / "evaluation.json").read_text())]
 
 
+@jax_in_full
 @pytest.mark.usefixtures("float64")
 def test_runs_are_those_of_their_seeds_and_go_on_as_if_they_had_never_stopped(backend: Backend, tmp_path: Path) -> None:
     alone = [sacref.train(backend=cast(Any, backend.name), seed=seed, run_dir=tmp_path / str(seed), **SETTINGS) for seed in (0, 1)]
@@ -465,7 +469,12 @@ RUNS: dict[str, dict[str, Any]] = {
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
     ("backend", "feature"),
-    [pytest.param(name, feature, marks=[pytest.mark.full] * (name == "jax")) for name in BACKENDS for feature in RUNS],
+    [
+        # Of recurrent members the calls are held to those alone above.
+        pytest.param(name, feature, marks=[pytest.mark.full] * (name == "jax" or feature == "recurrent"))
+        for name in BACKENDS
+        for feature in RUNS
+    ],
     indirect=["backend"],
 )
 def test_whole_runs_are_those_of_their_seeds(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, feature: str) -> None:

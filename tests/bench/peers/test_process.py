@@ -148,7 +148,7 @@ def test_a_contender_gets_its_threads_the_package_and_empty_caches(tmp_path: Pat
     ("name", "library"),
     [
         ("sacref torch strict", "torch"),
-        ("sacref jax chunked", "jax"),
+        pytest.param("sacref jax chunked", "jax", marks=pytest.mark.full),
         ("Stable-Baselines3", "stable_baselines3"),
     ],
 )

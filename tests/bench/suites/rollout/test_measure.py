@@ -23,7 +23,7 @@ def process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rollout, "CAPACITY", 10_000)
 
 
-@pytest.fixture(params=["torch", "jax"])
+@pytest.fixture(params=["torch", pytest.param("jax", marks=pytest.mark.full)])
 def loop(request: pytest.FixtureRequest) -> Iterator[Loop]:
     """A loop of two environments."""
     pytest.importorskip(request.param)

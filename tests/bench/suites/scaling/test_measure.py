@@ -112,7 +112,7 @@ def test_the_presets_are_what_they_promise() -> None:
     assert scaling.estimated_seconds("cpu", 2) < 10 * 60
 
 
-@pytest.mark.parametrize("backend", ["torch", "jax"])
+@pytest.mark.parametrize("backend", ["torch", pytest.param("jax", marks=pytest.mark.full)])
 def test_two_ranks_learn_as_one_agent_and_a_rank_that_ends_ends_the_group(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip(backend)
     cores = sorted(os.sched_getaffinity(0))

@@ -19,7 +19,7 @@ from bench.suites.soak import measure as soak
 from bench.suites.soak.measure import full, growth, verdict
 from bench.suites.soak.samples import SoakCell, SoakSample, SoakSamples
 from bench.suites.soak.worker import EPISODE_STEPS, Counting, Gauge, open_files
-from tests.backends import BACKENDS, Backend, load_backend
+from tests.backends import BACKENDS, Backend, jax_in_full, load_backend
 
 backend = pytest.fixture(params=BACKENDS)(load_backend)
 
@@ -99,6 +99,7 @@ def test_an_environment_truncates_after_its_steps() -> None:
     assert env.observation_space.contains(env.reset()[0])
 
 
+@jax_in_full
 def test_a_run_leaves_nothing_behind(backend: Backend) -> None:
     """Resident memory shows so little in so few steps only where it is much; Python's own count shows each object."""
     sizes = soak.Sizes(steps=3_000, capacity=1_000, samples=60)
