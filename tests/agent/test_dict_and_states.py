@@ -77,7 +77,7 @@ WHOLE_RUNS: dict[str, tuple[AutoresetMode, dict[str, Any]]] = {
 
 
 IN_FULL = {("jax", "plain"), ("jax", "recurrent")}
-"""Runs that wait for what JAX compiles; the ways of the carry are both backends'."""
+"""Runs of the full run alone: JAX compiles them for long, and what a carry goes through is both backends'."""
 
 
 @pytest.mark.parametrize(

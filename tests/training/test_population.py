@@ -470,7 +470,7 @@ RUNS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     ("backend", "feature"),
     [
-        # Of recurrent members the calls are held to those alone above.
+        # Recurrent members are held to the runs of their seeds above, call by call.
         pytest.param(name, feature, marks=[pytest.mark.full] * (name == "jax" or feature == "recurrent"))
         for name in BACKENDS
         for feature in RUNS
