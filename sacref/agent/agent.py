@@ -153,8 +153,11 @@ class Agent(Generic[ArrayT]):
             has_states=state_space is not None,
             space_records=lambda: records_of(self),
         )
-        self._in_flight = (self.metrics, self.transitions, self.acting, self.carry)
-        """Parts with `state`, `set_state` and `reset`: what runs between two timesteps, beside what a checkpoint holds."""
+        self._in_flight = (self.acting, self.metrics, self.transitions, self.carry)
+        """Parts with `state`, `set_state` and `reset`: what runs between two timesteps, beside what a checkpoint holds.
+
+        Acting is the first: it alone may refuse a state of the right form, that of a random stream.
+        """
         if memory is not None:
             self._allocate(memory)
         if self.ranks.size > 1:  # all begin with what rank 0 does, whatever their models were drawn from

@@ -188,12 +188,16 @@ class Learner(Generic[ArrayT]):
             self.streams, self._exploration_before = self.backend.with_exploration(self.streams, self._exploration_before), None
 
     def go_on_from(self, exploration: NumpyArray) -> bool:
-        """Let an action that was chosen ahead wait, which left the exploration stream at this state; tell whether the stream has such."""
+        """Let an action that was chosen ahead wait, which left the exploration stream at this state; tell whether the stream has such.
+
+        Raises:
+            ValueError: if it is no state of a random stream. Nothing is changed then.
+        """
         before = self.backend.exploration(self.streams)
         if self.backend.to_numpy(before).shape != exploration.shape:
             return False  # of another kind of device
-        self._exploration_before = before
         self.streams = self.backend.with_exploration(self.streams, exploration)
+        self._exploration_before = before
         return True
 
     def take(self) -> None:

@@ -156,14 +156,14 @@ class TorchBackend:
         self, streams: Streams[torch.Generator], models: Mapping[str, nn.Module], states: Mapping[str, NumpyArray]
     ) -> Streams[torch.Generator]:
         for name, generator in {**streams._asdict(), **_generators(models)}.items():
-            generator.set_state(torch.as_tensor(np.array(states[name])))
+            _set_state(generator, torch.as_tensor(np.array(states[name])))
         return streams
 
     def exploration(self, streams: Streams[torch.Generator]) -> Tensor:
         return streams.exploration.get_state()
 
     def with_exploration(self, streams: Streams[torch.Generator], state: object) -> Streams[torch.Generator]:
-        streams.exploration.set_state(torch.as_tensor(state))
+        _set_state(streams.exploration, torch.as_tensor(state))
         return streams
 
     def runner(self, state: State) -> AgentRunner[Tensor, MemoryState, torch.Generator]:
@@ -184,6 +184,18 @@ class TorchBackend:
 
     def prepare_step(self, update: Update, state: State) -> None:
         advance_schedules(update, state)
+
+
+def _set_state(generator: torch.Generator, state: Tensor) -> None:
+    """Let a generator go on from a state.
+
+    Raises:
+        ValueError: if no generator of its kind has this state. It is then as it was before.
+    """
+    try:
+        generator.set_state(state)
+    except RuntimeError as error:
+        raise ValueError(f"the state of a random stream is none of a {generator.device.type} generator's ({error})") from error
 
 
 def _generators(models: Mapping[str, nn.Module]) -> dict[str, torch.Generator]:

@@ -224,6 +224,23 @@ def go_on_steadily(agent: Any, observations: NDArray[Any], timesteps: range) -> 
     return observations
 
 
+def test_what_is_no_state_of_a_random_stream_is_refused_and_changes_nothing() -> None:
+    """On PyTorch; on JAX all that have its form are states."""
+    pytest.importorskip("torch")
+    agent, other = (Backend("torch").agent(learning_starts=2, seed=seed) for seed in (1, 2))
+    go_on_steadily(agent, np.zeros((1, 3)), range(4))
+    go_on_steadily(other, np.ones((1, 3)), range(3))
+    state: Any = agent.live_state()
+    *inputs, (*chosen, exploration) = state["next_action"]
+    before, streams = other.live_state(), other.learner.stream_states()
+    with pytest.raises(ValueError, match=r"the state of a random stream is none of a cpu generator's \(Invalid"):
+        other.set_live_state({**state, "next_action": (*inputs, (*chosen, np.full_like(exploration, 7)))})
+    np.testing.assert_equal(other.live_state(), before)
+    assert_same_arrays(other.learner.stream_states(), streams)
+    other.set_live_state(state)
+    np.testing.assert_equal(other.live_state(), state)
+
+
 def test_a_steady_strict_step_is_one_upload_one_launch_and_one_download(monkeypatch: pytest.MonkeyPatch) -> None:
     jax = pytest.importorskip("jax")
     agent = Backend("jax").agent(learning_starts=2, capacity=100)
