@@ -194,7 +194,7 @@ def _set_state(generator: torch.Generator, state: Tensor) -> None:
     """
     try:
         generator.set_state(state)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"the state of a random stream is none of a {generator.device.type} generator's ({error})") from error
 
 

@@ -70,7 +70,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def _cases() -> Iterator[Any]:
-    """Backends and options. JAX compiles two fast ways, with and without an action behind the update, or one plain."""
+    """Backends and options. JAX compiles two fast ways, with and without an action behind the update, or one plain.
+
+    The short run has one plain case on JAX, that of all states.
+    """
     for backend, (name, options) in itertools.product(BACKENDS, OPTIONS.items()):
         fast = backend == "torch" or name in ("plain", "a file for each model")
         yield pytest.param(backend, options, id=f"{backend}-{name}", marks=() if fast else pytest.mark.full)

@@ -784,7 +784,7 @@ def test_a_resumed_run(finished: Path, tmp_path: Path) -> None:
     """The whole way, from every file of a run directory: it goes on, or is refused and has changed nothing."""
     tally, source = Tally([RunError, CheckpointError], most_lines=25), source_of("resumed")
     keys = ["num_envs", "ranks", "steps_offset", "cfg", "seed", "env_kwargs", "models", "evaluation_episodes"]
-    for number in range(18 + extra(0.0005)):
+    for number in range(24 + extra(0.0005)):
         run_dir = copied(finished, tmp_path)
         before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
         name = source.choice(

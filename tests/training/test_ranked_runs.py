@@ -62,6 +62,11 @@ def finished(*arguments: str, launcher: tuple[str, ...] = ()) -> tuple[str, str]
     return out, err
 
 
+def torchrun(ranks: int) -> tuple[str, ...]:
+    """Start so many ranks by PyTorch's launcher."""
+    return ("-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", str(free_port()))
+
+
 def newest(run: Path) -> int:
     """Timestep of the newest whole checkpoint; 0 for none."""
     return max((int(path.name.removeprefix("agent_")) for path in (run / "checkpoints").glob("agent_*") if "." not in path.name), default=0)
@@ -205,34 +210,44 @@ def test_a_killed_rank_ends_the_run_everywhere_and_the_run_goes_on(killed: Kille
 
 # The numbers are changed by what the backends share; test_ranked_agents changes them on both.
 @pytest.mark.parametrize("killed", ["torch"], indirect=True)
-@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.full)])
-def test_a_run_goes_on_with_another_number_of_ranks(killed: Killed, ranks: int) -> None:
-    """With the first rank alone, then with others, which torchrun starts."""
+def test_a_run_goes_on_with_another_number_of_ranks(killed: Killed) -> None:
     run, first = killed.run, newest(killed.run)
-    before = config(run)["ranks"]
-    steps = config(run)["steps_offset"] + 2 * before * first  # of 2 environments
-    wanted = memories(run, first, before)[0]["actions"]
+    steps = 4 * first
+    two = [memory["actions"] for memory in memories(run, first, 2)]
 
-    _, err = finished("--resume", "--run-dir", str(run), "--ranks", "1", "--steps", str(steps + 4))
-    assert f"was written by {before} ranks, and 1 go on: the memories of ranks 1 to {before - 1} are left out" in err
-    second = first + 2
+    out, err = finished("--resume", "--run-dir", str(run), "--steps", str(steps + 18), launcher=torchrun(3))
+    assert "was written by 2 ranks, and 3 go on: ranks 2 to 2 begin with copies of the memories of the first ones" in err
+    assert out.count(f"finished after {steps + 18:,} steps") == out.count("finished") == 1
+    second = first + 3  # 3 ranks of 2 environments
     assert newest(run) == second
-    assert (config(run)["ranks"], config(run)["steps_offset"]) == (1, steps - 2 * first)
-    one = memories(run, second, 1)[0]["actions"]
-    rows = len(wanted) - 2
-    np.testing.assert_array_equal(one[:rows], wanted[:rows])
-    assert lines(run)[-1]["environment_steps"] == steps + 4
+    assert (config(run)["ranks"], config(run)["steps_offset"]) == (3, steps - 6 * first)
+    three = [memory["actions"] for memory in memories(run, second, 3)]
+    rows = min(len(actions) for actions in two) - 2
+    for rank, actions in enumerate(three):
+        np.testing.assert_array_equal(actions[:rows], two[rank % 2][:rows])
+    assert len({actions[-4:].tobytes() for actions in three}) == 3, "from here on each goes its own way"
 
-    # One rank's checkpoint is every rank's.
-    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", str(free_port()))
-    out, err = finished("--resume", "--run-dir", str(run), "--steps", str(steps + 4 + 6 * ranks), launcher=launcher)
-    assert f"was written by 1 ranks, and {ranks} go on: ranks 1 to {ranks - 1} begin with copies of the memories of the first ones" in err
-    assert out.count(f"finished after {steps + 4 + 6 * ranks:,} steps") == out.count("finished") == 1
-    assert newest(run) == second + 3
-    assert (config(run)["ranks"], config(run)["steps_offset"]) == (ranks, steps + 4 - 2 * ranks * second)
-    several = [memory["actions"] for memory in memories(run, second + 3, ranks)]
-    for actions in several:
+    _, err = finished("--resume", "--run-dir", str(run), "--ranks", "1", "--steps", str(steps + 22))
+    assert "was written by 3 ranks, and 1 go on: the memories of ranks 1 to 2 are left out" in err
+    assert newest(run) == second + 2
+    np.testing.assert_array_equal(memories(run, second + 2, 1)[0]["actions"][:rows], three[0][:rows])
+    assert lines(run)[-1]["environment_steps"] == steps + 22
+    assert [entry["step"] for entry in json.loads((run / "evaluation.json").read_text())] == [steps + 18, steps + 22]
+    assert config(run)["ranks"] == 1
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("killed", ["torch"], indirect=True)
+def test_the_checkpoint_of_one_rank_is_every_ranks(killed: Killed) -> None:
+    run, first = killed.run, newest(killed.run)
+    steps = config(run)["steps_offset"] + 2 * config(run)["ranks"] * first  # of 2 environments
+    finished("--resume", "--run-dir", str(run), "--ranks", "1", "--steps", str(steps + 4))
+    one = memories(run, first + 2, 1)[0]["actions"]
+
+    out, err = finished("--resume", "--run-dir", str(run), "--steps", str(steps + 8), launcher=torchrun(2))
+    assert "was written by 1 ranks, and 2 go on: ranks 1 to 1 begin with copies" in err
+    assert out.count(f"finished after {steps + 8:,} steps") == out.count("finished") == 1
+    assert (config(run)["ranks"], newest(run)) == (2, first + 3)
+    both = [memory["actions"] for memory in memories(run, first + 3, 2)]
+    for actions in both:
         np.testing.assert_array_equal(actions[: len(one) - 2], one[: len(one) - 2])
-    assert len({actions[-4:].tobytes() for actions in several}) == ranks, "from here on each goes its own way"
-    evaluations = json.loads((run / "evaluation.json").read_text())
-    assert [entry["step"] for entry in evaluations][-2:] == [steps + 4, steps + 4 + 6 * ranks]
