@@ -94,18 +94,22 @@ def smallest_difference(first: Summary, second: Summary) -> float:
 
 def _welch(first: Summary, second: Summary) -> tuple[float, float]:
     """Return the standard error of the difference, and Welch and Satterthwaite's degrees of freedom."""
-    shares = [each.std**2 / each.seeds for each in (first, second)]
-    error = math.sqrt(sum(shares))
-    if error == 0.0:
+    return _satterthwaite([(each.std**2 / each.seeds, each.seeds - 1) for each in (first, second)])
+
+
+def _satterthwaite(shares: Sequence[tuple[float, int]]) -> tuple[float, float]:
+    """Return the root of a sum of estimated variances, and its degrees of freedom, from each variance and its own."""
+    total = sum(variance for variance, _ in shares)
+    if total == 0.0:
         return 0.0, 1.0
-    return error, sum(shares) ** 2 / sum(share**2 / (each.seeds - 1) for share, each in zip(shares, (first, second), strict=True))
+    return math.sqrt(total), total**2 / sum(variance**2 / freedom for variance, freedom in shares)
 
 
 class Equivalence(NamedTuple):
     """Result of a test of equivalence between two sets of runs."""
 
     difference: float
-    """First mean less the second."""
+    """First mean less the second; of several strata, the mean of their differences, each counted by its runs."""
     interval: Interval
     """90%, Welch's: two one-sided tests at 5% each accept what keeps it within the margin."""
     margin: float
@@ -118,16 +122,33 @@ class Equivalence(NamedTuple):
         return self.p_value < 1 - LEVEL
 
 
-def equivalence(first: Sequence[float], second: Sequence[float]) -> Equivalence | None:
+def equivalence(strata: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Equivalence | None:
     """Test that two means differ by less than `MARGIN` of the mean of all runs, by two one-sided Welch tests.
 
-    Schuirmann 1987, "A comparison of the two one-sided tests procedure and the power approach". None for fewer than two runs of one.
+    Schuirmann 1987, "A comparison of the two one-sided tests procedure and the power approach".
+
+    Args:
+        strata: runs of the first and of the second, by what else moves their returns: one spread is estimated within each.
+
+    Returns:
+        The result; None for fewer than two runs of one in a stratum.
     """
-    if min(len(first), len(second)) < 2:
+    if min(len(runs) for pair in strata for runs in pair) < 2:
         return None
-    margin = MARGIN * abs(statistics.mean([*first, *second]))
-    lower = scipy.stats.ttest_ind(np.asarray(first) + margin, second, equal_var=False, alternative="greater")
-    upper = scipy.stats.ttest_ind(np.asarray(first) - margin, second, equal_var=False, alternative="less")
-    ends = scipy.stats.ttest_ind(first, second, equal_var=False).confidence_interval(2 * LEVEL - 1)
-    p_value = max(float(lower.pvalue), float(upper.pvalue))
-    return Equivalence(statistics.mean(first) - statistics.mean(second), Interval(float(ends.low), float(ends.high)), margin, p_value)
+    counts = [len(first) + len(second) for first, second in strata]
+    weights = [count / sum(counts) for count in counts]
+    apart = sum(
+        weight * (statistics.mean(first) - statistics.mean(second)) for weight, (first, second) in zip(weights, strata, strict=True)
+    )
+    error, freedom = _satterthwaite(
+        [
+            (weight**2 * float(np.var(runs, ddof=1)) / len(runs), len(runs) - 1)
+            for weight, pair in zip(weights, strata, strict=True)
+            for runs in pair
+        ]
+    )
+    margin = MARGIN * abs(statistics.mean([value for pair in strata for runs in pair for value in runs]))
+    half = float(scipy.stats.t.ppf(LEVEL, freedom)) * error
+    nearer = margin - abs(apart)  # from the nearer of both edges: its one-sided test has the larger p
+    p_value = float(scipy.stats.t.sf(nearer / error, freedom)) if error else float(nearer <= 0)
+    return Equivalence(apart, Interval(apart - half, apart + half), margin, p_value)

@@ -13,7 +13,7 @@ import scipy.stats
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from bench.core.statistics import LEVEL, RESAMPLES, Interval
+from bench.core.statistics import FEWEST_RESAMPLED, LEVEL, RESAMPLES, Interval
 
 Scores = Float[np.ndarray, "tasks runs"]
 Resampled = Float[np.ndarray, "resamples tasks runs"]
@@ -24,7 +24,12 @@ class Estimate(NamedTuple):
 
     value: float
     interval: Interval | None
-    """None where a task has fewer than two runs."""
+    """None where a task has fewer than two runs, or all tasks together have fewer than `FEWEST_RESAMPLED`."""
+
+    def __str__(self) -> str:
+        """Format the number and the ends, where there are any, with two decimals."""
+        ends = "" if self.interval is None else f" [{self.interval.low:.2f}, {self.interval.high:.2f}]"
+        return f"{self.value:.2f}{ends}"
 
 
 class Profile(NamedTuple):
@@ -107,7 +112,7 @@ def _won(first: Resampled, second: Resampled) -> Float[np.ndarray, " resamples"]
 def _estimate(statistic: Callable[..., NDArray[np.float64]], *known: Scores) -> Estimate:
     """Return a statistic of one or two samples, and its interval; `statistic` takes a leading axis of resamples."""
     value = float(statistic(*(each[None] for each in known))[0])
-    if min(each.shape[1] for each in known) < 2:
+    if any(each.shape[1] < 2 or each.size < FEWEST_RESAMPLED for each in known):
         return Estimate(value, None)
     generator = np.random.default_rng(0)
     return Estimate(value, _percentiles(statistic(*(_resample(each, generator) for each in known))))

@@ -7,6 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from scipy import stats
+
 from sacref.config import paper_config
 from sacref.config.train_config import TrainConfig
 
@@ -14,13 +16,23 @@ TABLE = Path(__file__).with_name("known_returns.json")
 """Made by `python -m bench.report` from the published curves and records that the benchmarks have."""
 OWN = "sacref"
 """Source of the returns that no one else published."""
-SPREAD = 2
-"""Standard deviations around a mean that count as what to expect of one more seed."""
+CONFIDENCE = 0.95
+FEWEST_RUNS = 3
+"""Runs below which nothing is said of where another may end."""
 MOST_DIFFERENCES = 4
 """Settings in which a source may differ that is named nevertheless."""
 NOT_THE_RETURNS = {"experiment", "seed", "execution", "target_entropy_per_dimension"}
 """Fields of `SACConfig` that change no return but by chance, or through another field."""
-PLAIN: dict[str, object] = {"hidden": [256, 256], "num_envs": 1, "ranks": 1, "wrappers": [], "env_kwargs": {}}
+PLAIN: dict[str, object] = {
+    "hidden": [256, 256],
+    "num_envs": 1,
+    "vector_env": None,
+    "ranks": 1,
+    "wrappers": [],
+    "env_kwargs": {},
+    "memory_capacity": 1_000_000,
+    "evaluation_max_steps": None,
+}
 """Options of a run, beside `SACConfig` and the models', that all sources have alike."""
 
 
@@ -35,6 +47,8 @@ class Known(NamedTuple):
     """Seeds, those of both backends for sacref."""
     settings: Mapping[str, Any]
     """Fields of `SACConfig` in which they differ from the paper's settings."""
+    remark: str
+    """In what they differ from these settings nevertheless; empty for nothing."""
     returns: Mapping[str, tuple[float, float]]
     """Environment steps -> mean and standard deviation (over n - 1) over the runs of the evaluation at that step."""
 
@@ -66,8 +80,14 @@ def meaning(config: Mapping[str, object], steps: int, mean: float) -> list[str]:
     run = json.loads(json.dumps(config))  # tuples as lists, as the table has them
     env = str(run["env"])
     rows = [row for row in table() if row.task in (env, env.rpartition("-v")[0]) and row.around(steps)]
-    apart = sorted(((_differences(run, row), row) for row in rows), key=lambda pair: (len(pair[0]), pair[1].source == OWN, -pair[1].runs))
-    said = [f"{_said(row, steps)} with these settings; {_place(row, steps, mean)}" for differences, row in apart if not differences]
+    apart = sorted(
+        ((_differences(run, row, steps), row) for row in rows), key=lambda pair: (len(pair[0]), pair[1].source == OWN, -pair[1].runs)
+    )
+    said = [
+        f"{_said(row, steps)} with these settings{f' ({row.remark})' if row.remark else ''}; {_place(row, steps, mean)}"
+        for differences, row in apart
+        if not differences
+    ]
     published = [(differences, row) for differences, row in apart if row.source != OWN]
     if published and not published[0][0]:
         return said
@@ -87,23 +107,30 @@ def _deviation(row: Known, step: int) -> str:
 
 
 def _place(row: Known, steps: int, mean: float) -> str:
-    if row.runs == 1:
-        return "one run says little about another"
+    """Say where a return lies beside the prediction interval of one more run of the source, by Student's t."""
     around = [row.returns[str(step)] for step in row.around(steps)]
-    low, high = min(value - SPREAD * std for value, std in around), max(value + SPREAD * std for value, std in around)
+    if row.runs < FEWEST_RUNS:
+        return f"{'one run says' if row.runs == 1 else f'{row.runs} runs say'} little about another"
+    if any(std == 0.0 for _, std in around):
+        return "its runs returned the same, and say little about how far another may be from them"
+    reach = float(stats.t.ppf(0.5 + CONFIDENCE / 2, row.runs - 1)) * math.sqrt(1 + 1 / row.runs)
+    low, high = min(value - reach * std for value, std in around), max(value + reach * std for value, std in around)
+    expected = f"the {CONFIDENCE:.0%} prediction interval of another run, {low:,.0f} to {high:,.0f}"
     if low <= mean <= high:
-        return f"{mean:,.0f} is within {SPREAD} standard deviations of that"
+        return f"{mean:,.0f} is within {expected}"
     if mean > high:
-        return f"{mean:,.0f} is above that by more than {SPREAD} standard deviations"
-    return f"{mean:,.0f} is below that by more than {SPREAD} standard deviations, for which docs/troubleshooting.md says where to look"
+        return f"{mean:,.0f} is above {expected}"
+    return f"{mean:,.0f} is below {expected}, for which docs/troubleshooting.md says where to look"
 
 
-def _differences(run: Mapping[str, Any], row: Known) -> list[str]:
-    """List the settings of the source that the run has otherwise."""
+def _differences(run: Mapping[str, Any], row: Known, steps: int) -> list[str]:
+    """List the settings of the source that the run has otherwise, in its first `steps` environment steps."""
     dimensions = math.prod(run["action_space"]["shape"])
     plain = {**PLAIN, **TrainConfig().checked().model_options}
     wanted = _settings({**paper_config().to_dict(), **row.settings}, dimensions) | plain
     own = _settings(run["cfg"], dimensions) | {name: {**run, **run["models"]}.get(name, value) for name, value in plain.items()}
+    if own["memory_capacity"] >= steps:  # none was forgotten, and none of theirs
+        own["memory_capacity"] = plain["memory_capacity"]
     return [f"{name} {_short(value)} (here {_short(own[name])})" for name, value in wanted.items() if own.get(name, value) != value]
 
 

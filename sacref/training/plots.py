@@ -68,7 +68,8 @@ def plot_runs(run_dirs: Sequence[str | Path], *, output: str | Path) -> Figure:
         The figure, as written.
 
     Raises:
-        PlotError: if there is no run, a run has no evaluation yet, two runs are of one seed, or the suffix is no picture's.
+        PlotError: if there is no run, a run has no evaluation yet, two runs are of one seed, a table has two rows of one evaluation, or the
+            suffix is no picture's.
     """
     output = Path(output).expanduser()
     if not run_dirs:
@@ -176,7 +177,15 @@ def _read_table(path: Path) -> list[_Run]:
                 environment = f"{row['env']} ({row['preset']})" if row.get("preset") else row["env"]
                 key = environment, row["backend"], int(row["seed"])
                 run = runs.setdefault(key, _Run(path, *key, {}))
-                run.returns.setdefault(int(row["step"]), []).append(float(row["return"]))
+                step = int(row["step"])
+                if step in run.returns:
+                    raise PlotError(
+                        f"{path} has two rows of {environment} on {key[1]} with seed {key[2]} at step {step:,}, expected one for each "
+                        f"evaluation, the mean of its episodes: name the runs apart in the column preset, or leave out one of them"
+                    )
+                run.returns[step] = [float(row["return"])]
+    except PlotError:
+        raise
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise PlotError(
             f"{path}: {type(error).__name__} {error}, expected a table with the columns env, backend, seed, step and return: "

@@ -124,6 +124,10 @@ def test_a_table_is_drawn_as_its_runs_would_be_with_a_panel_for_each_preset(tmp_
         ("env,backend,seed,step,return\nAnt-v5,jax,0,10\n", "curves.csv: TypeError"),
         ("env,backend,seed,step,return\nAnt-v5,jax,0,10,nan\n", r"curves.csv has returns \[nan\] at step 10"),
         ("env,backend,seed,step,return\n", "curves.csv has no row"),
+        (
+            "env,preset,backend,seed,step,return\n" + 2 * "Ant-v5,a,jax,0,1000,3\n",
+            r"curves.csv has two rows of Ant-v5 \(a\) on jax with seed 0 at step 1,000, expected one for each evaluation, .*: name",
+        ),
     ],
 )
 def test_refuses_a_table_that_holds_no_curve(tmp_path: Path, text: str, message: str) -> None:

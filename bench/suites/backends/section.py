@@ -8,38 +8,37 @@ from bench.core import statistics
 from bench.core.agreement import MARGIN, Equivalence, equivalence
 from bench.core.page import Finding, Section, interval, number, signed, table
 from bench.suites.learning import runs
-from bench.suites.learning.runs import Group
 
 INTRODUCTION = (
     "The returns of PyTorch and JAX in a test of equivalence, two one-sided Welch tests at 5% each: the backends are equivalent"
     f" where a true difference of {MARGIN:.0%} of the mean return or more, in either direction, is rejected. The margin is that of the"
     " verdicts on published curves, and older than the test; most of these runs are older than it."
-    " Returns are those of each seed's final evaluation. A task pools the seeds of all its presets, each"
-    " return divided by the mean of its preset.\n"
+    " Returns are those of each seed's final evaluation. A task pools its presets, each return divided by the mean of its preset: the"
+    " difference is the mean of the presets' differences, each counted by its runs, and its error theirs.\n"
 )
 
 
 def section(results: Path) -> Section:
     """Test every preset that both backends trained with two seeds or more, then every task."""
-    groups = [one for one in runs.newest(runs.read(results)) if {"torch", "jax"} <= one.runs.keys()]
+    groups = [one for one in runs.largest(runs.read(results)) if {"torch", "jax"} <= one.runs.keys()]
     rows, findings = [], []
     pooled: dict[str, list[tuple[list[float], list[float]]]] = defaultdict(list)
     for one in groups:
         torch, jax = ([runs.final(run) for run in one.runs[backend]] for backend in ("torch", "jax"))
-        found = equivalence(torch, jax)
+        found = equivalence([(torch, jax)])
         if found is None:
             continue
         rows.append(_row(one.heading, torch, jax, found, digits=0))
         scale = abs(statistics.mean([*torch, *jax]))
-        pooled[_task(one)].append(([value / scale for value in torch], [value / scale for value in jax]))
+        pooled[one.agent].append(([value / scale for value in torch], [value / scale for value in jax]))
     for task, pairs in pooled.items():
         torch, jax = ([value for pair in pairs for value in pair[index]] for index in (0, 1))
-        found = equivalence(torch, jax)
+        found = equivalence(pairs)
         if found is not None and len(pairs) > 1:
             rows.append(_row(f"**{task}**, {len(pairs)} presets pooled", torch, jax, found, digits=3))
         if found is not None:
             said = f"{found.difference:+.1%} [{found.interval.low:+.1%}, {found.interval.high:+.1%}]"
-            findings.append(f"{task} {_verdict(found)}, {said} of the mean ({len(torch)} and {len(jax)} runs)")
+            findings.append(f"{task} {_verdict(found)}, {said} of the mean, a 90% interval ({len(torch)} and {len(jax)} runs)")
     if not rows:
         return Section([], {})
     header = ["runs", "torch: mean (seeds)", "jax: mean (seeds)", "torch less jax, 90%", "margin", "p", "verdict"]
@@ -48,12 +47,6 @@ def section(results: Path) -> Section:
         {},
         [Finding(f"Equivalence of PyTorch and JAX, within {MARGIN:.0%} of the return", "; ".join(findings))],
     )
-
-
-def _task(group: Group) -> str:
-    """Name the task, with the wrappers and networks that make it another one."""
-    names = [name for name in group.arguments if name in ("wrappers", "recurrent")]
-    return f"{group.env} ({', '.join(names)})" if names else group.env
 
 
 def _row(name: str, torch: Sequence[float], jax: Sequence[float], found: Equivalence, *, digits: int) -> list[str]:

@@ -17,7 +17,7 @@ COLUMNS = ("preset", "env", "backend", "seed", "step", "return", "std", "episode
 
 
 def files(groups: Sequence[Group], folder: Path) -> dict[Path, bytes]:
-    """Return the tables of the newest group of each preset, by path; none without groups."""
+    """Return the tables of the groups, one of each preset, by path; none without groups."""
     if not groups:
         return {}
     return {folder / "curves.csv": _csv(groups), folder / "curves.npz": _npz(groups)}

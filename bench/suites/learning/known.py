@@ -7,7 +7,7 @@ from typing import Any
 from bench.core import statistics
 from bench.suites.learning import runs
 from bench.suites.learning.presets import TASKS
-from bench.suites.learning.published import MILESTONES, UNKNOWN, Published, Settings, published
+from bench.suites.learning.published import DRAWN, MILESTONES, UNKNOWN, Published, Settings, published
 from bench.suites.learning.runs import Group
 from sacref.config import paper_config
 
@@ -19,7 +19,7 @@ SHARES = {"-dim(A)": -1.0, "-dim(A)/2": -0.5}
 
 def table(groups: Sequence[Group]) -> str:
     """Return the content of the table, a line for each source and task."""
-    rows = [*_published(), *_own(runs.newest(groups))]
+    rows = [*_published(), *_own(runs.largest(groups))]
     return "[\n" + ",\n".join(sorted(map(json.dumps, rows))) + "\n]\n"
 
 
@@ -35,7 +35,8 @@ def _published() -> Iterator[dict[str, Any]]:
             if last.curves:
                 at = set.intersection(*(set(curve) for curve in last.curves))
                 returns = {step: _mean([curve[step] for curve in last.curves]) for step in at}
-            yield _row(source, env, last.seeds, _fields(settings), returns)
+            remark = f"their temperature is {DRAWN}" if settings.temperature == DRAWN else ""
+            yield _row(source, env, last.seeds, _fields(settings), returns, remark)
 
 
 def _own(groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
@@ -50,12 +51,13 @@ def _own(groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
         yield _row("sacref", env, len(best.all_runs), json.loads(settings), returns)
 
 
-def _row(source: str, env: str, count: int, settings: dict[str, Any], returns: dict[int, list[float]]) -> dict[str, Any]:
+def _row(source: str, env: str, count: int, settings: dict[str, Any], returns: dict[int, list[float]], remark: str = "") -> dict[str, Any]:
     return {
         "task": "HalfCheetah" if env.startswith("HalfCheetah-") else env,  # whose reward is the same in all versions
         "source": source,
         "runs": count,
         "settings": settings,
+        "remark": remark,
         "returns": {
             str(step): [round(value, 1) for value in returns[step]] for step in sorted(returns) if step <= FINE_UNTIL or step in MILESTONES
         },
@@ -68,14 +70,15 @@ def _mean(values: Sequence[float]) -> list[float]:
 
 def _fields(settings: Settings) -> dict[str, Any]:
     """Write the settings of a published source as differences from the paper's: fields of `SACConfig`."""
-    learned = settings.temperature == "learned"
+    kind, _, start = settings.temperature.rpartition(" ")
+    learned = kind != "fixed at"
     rates = [settings.policy_learning_rate, settings.critic_learning_rate, *([settings.entropy_learning_rate] if learned else [])]
     assert len(set(rates)) == 1 and settings.hidden == "256x256", settings
     steps = int(settings.random_steps)
     fields = {
         "learning_rate": float(rates[0]),
         "learn_entropy": learned,
-        "initial_entropy_value": 1.0 if learned else float(settings.temperature.removeprefix("fixed at ")),
+        "initial_entropy_value": 1.0 if settings.temperature == DRAWN else float(start),
         "target_entropy_per_dimension": SHARES[settings.target_entropy] if learned else -1.0,
         "batch_size": int(settings.batch_size),
         "random_timesteps": steps,

@@ -120,8 +120,6 @@ def main(
             "halfcheetah-v4-1m",
             "hopper-v4-1m",
             "walker2d-v4-1m",
-            "ant-v4-1m",
-            "humanoid-v4-1m",
         ],
         tyro.conf.Positional,
     ],

@@ -50,7 +50,7 @@ def learning_curve(title: str, curves: Mapping[str, Sequence[Point]], references
         by_step.errorbar(
             [point.steps + (index - (len(sources) - 1) / 2) * apart for point in points_of],
             [point.mean for point in points_of],
-            yerr=[point.std for point in points_of],
+            yerr=[point.sample_std for point in points_of],
             fmt=marker,
             color="0.5",
             capsize=3,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench.suites.learning.presets import TASKS
+from bench.suites.learning.presets import ALIKE, TASKS
 from sacref.config import SACConfig, paper_config
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -18,6 +18,8 @@ NAMES = {"tianshou": "Tianshou", "SimbaV2": "SimbaV2's SAC", "rl-trained-agents"
 """Repository -> the name that a reader knows it by; else its own."""
 MILESTONES = (50_000, 100_000, 200_000, 500_000, 1_000_000)
 """Environment steps at which a curve that is published seed by seed is compared."""
+DRAWN = "learned from exp(N(0, 1))"
+"""Temperature whose start a source draws anew for each run, around 1, that of the paper's settings here."""
 
 
 class Settings(NamedTuple):
@@ -29,23 +31,30 @@ class Settings(NamedTuple):
     target_entropy: str
     """Multiple of the number of action dimensions."""
     temperature: str
-    """Either "learned" or "fixed at" a value."""
+    """Either "learned from" its start or "fixed at" a value."""
     batch_size: str
     random_steps: str
-    """Environment steps with uniform actions, before learning."""
+    """Environment steps with uniform actions, after which learning starts."""
     hidden: str
     """Widths of the hidden layers."""
     others: tuple[str, ...] = ()
     """Settings of ours beyond these that differ from plain SAC, each as "name value"."""
 
     def differences(self, theirs: "Settings") -> list[str]:
-        """List the settings in which a source differs from these, or may differ."""
+        """List the settings in which a source differs from these, or may differ; a start that `remark` tells of is none."""
         values = {name: (getattr(theirs, name), getattr(self, name)) for name in SETTINGS}
         if all(published == UNKNOWN for published, _ in values.values()):
             return [UNKNOWN]
+        if self.remark(theirs):
+            del values["temperature"]
         different = {name: pair for name, pair in values.items() if pair[0] != pair[1]}
         said = [f"{name.replace('_', ' ')} {published} (here {own})" for name, (published, own) in different.items()]
         return [*said, *(f"{other} here" for other in self.others)]
+
+    def remark(self, theirs: "Settings") -> str:
+        """Say that a source draws the start of its temperature around this one's; empty if it does not."""
+        drawn = theirs.temperature == DRAWN and self.temperature == "learned from 1"
+        return f"its temperature is {DRAWN}, ours from 1" if drawn else ""
 
 
 SETTINGS = tuple(name for name in Settings._fields if name != "others")
@@ -81,8 +90,9 @@ class Published(NamedTuple):
         return self.std * math.sqrt(self.seeds / (self.seeds - 1)) if self.seeds > 1 else 0.0
 
     def comparable(self, env: str) -> bool:
-        """Return True if a task has the reward of this one: the same version, or HalfCheetah, whose reward never changed."""
-        return env == f"{self.env}-{self.env_version}" or (self.env == "HalfCheetah" and env.startswith("HalfCheetah-"))
+        """Return True if a task is this one: the same version, or one of `ALIKE`."""
+        name, _, version = env.rpartition("-")
+        return name == self.env and (version == self.env_version or {version, self.env_version} <= set(ALIKE.get(name, ())))
 
 
 def published(env: str, steps: int) -> list[Published]:
@@ -122,16 +132,19 @@ def settings_of(env: str, changed: Mapping[str, Any]) -> Settings:
     policy, critic, entropy = (f"{rate:g}" for rate in cfg.learning_rates)
     named = {"learning_rate", "learn_entropy", "initial_entropy_value", "target_entropy"}
     named |= {"batch_size", "random_timesteps", "learning_starts"}
+    others = [f"{name.replace('_', ' ')} {value}" for name, value in changed.items() if name not in named]
+    if cfg.learning_starts != cfg.random_timesteps:
+        others.append(f"learning starts {cfg.learning_starts}")
     return Settings(
         policy_learning_rate=policy,
         critic_learning_rate=critic,
         entropy_learning_rate=entropy if cfg.learn_entropy else "none",
         target_entropy=_multiple(cfg.target_entropy, env) if cfg.learn_entropy else "none",
-        temperature="learned" if cfg.learn_entropy else f"fixed at {cfg.initial_entropy_value:g}",
+        temperature=f"{'learned from' if cfg.learn_entropy else 'fixed at'} {cfg.initial_entropy_value:g}",
         batch_size=f"{cfg.batch_size}",
         random_steps=f"{cfg.random_timesteps}",
         hidden="256x256",
-        others=tuple(f"{name.replace('_', ' ')} {value}" for name, value in changed.items() if name not in named),
+        others=tuple(others),
     )
 
 

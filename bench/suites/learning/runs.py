@@ -45,6 +45,13 @@ class Group:
         return [f"{name} {_said(value)}" for name, value in {**self.settings, **self.arguments}.items()]
 
     @property
+    def agent(self) -> str:
+        """The task, with the wrappers and networks that make it another one, or another agent."""
+        return (
+            f"{self.env} ({', '.join(f'{name} {_said(value)}' for name, value in self.arguments.items())})" if self.arguments else self.env
+        )
+
+    @property
     def title(self) -> str:
         """Title of the preset if the records ran its configuration; else the task and the preset's name."""
         preset = PRESETS.get(self.preset)
@@ -74,11 +81,12 @@ def read(results: Path) -> list[Group]:
     return group(record.read(path, LearningSamples) for path in sorted(results.glob("learning/*/*.json")))
 
 
-def newest(groups: Sequence[Group]) -> list[Group]:
-    """Return the newest group of each preset."""
+def largest(groups: Sequence[Group]) -> list[Group]:
+    """Return, for each preset, the group with the most runs, of equals the newest: one new run displaces no ten."""
     found: dict[str, Group] = {}
-    for one in groups:
-        found.setdefault(one.preset, one)
+    for one in groups:  # newest first
+        if one.preset not in found or len(one.all_runs) > len(found[one.preset].all_runs):
+            found[one.preset] = one
     return list(found.values())
 
 

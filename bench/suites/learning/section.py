@@ -21,12 +21,14 @@ INTRODUCTION = (
     "Returns are undiscounted, of the mean action, on environments of their own. **Final**: mean of the final evaluation of 10"
     " deterministic episodes, after the last training step. **Last 10%**: mean of the evaluations in the last tenth of the steps."
     " **Max**: the highest point of the mean curve, and its step; a maximum flatters. Intervals are 95%: of the mean by Student's t over"
-    " seeds, of the interquartile mean (IQM) by bootstrap over seeds. Settings, where a group names no others: batch 256, learning rate"
+    " seeds, of the interquartile mean (IQM) and of the probability that a run ends above another by bootstrap over seeds, where there"
+    " are five or more. Settings, where a group names no others: batch 256, learning rate"
     " 3e-4, two hidden layers of 256, one gradient step per environment step, 5,000 random steps first. A recurrent agent's batch_size"
     " counts sequences. Steps per second count everything, evaluations and compiling included: for a benchmark see Throughput.\n"
 )
 FILES = (
-    "Every seed's curve with its settings: [curves.csv](learning/curves.csv), a row for each evaluation, which `sacref plot` draws;"
+    "Every seed's curve with its settings (of each preset those of one version and machine, which has the most):"
+    " [curves.csv](learning/curves.csv), a row for each evaluation, which `sacref plot` draws;"
     " [curves.npz](learning/curves.npz), for NumPy: `PRESET/BACKEND/scores` of `(seeds, 1, evaluations)`, as rliable expects the scores"
     " of an algorithm on one task, with `steps` and `seeds` beside them.\n"
 )
@@ -39,38 +41,38 @@ ASIDE = {"chunk", "mixed_precision"}
 
 
 def section(results: Path) -> Section:
-    """Report each preset: the curve of its newest group, a table of every group, the published points. Then the comparisons."""
+    """Report each preset: the curve of its largest group, a table of every group, the published points. Then the comparisons."""
     groups = runs.read(results)
     paragraphs = ["## Learning\n", INTRODUCTION, FILES] if groups else []
     if any(map(agreement.beside, groups)):
         paragraphs.append(agreement.INTRODUCTION)
     pictures = {}
     findings: list[Finding] = []
-    for newest in runs.newest(groups):
-        path = results / "learning" / f"{newest.preset}.png"
+    for largest in runs.largest(groups):
+        path = results / "learning" / f"{largest.preset}.png"
         # Published points are of the task without wrappers.
-        references = [] if newest.arguments else published(newest.env, newest.steps)
-        curves = {backend: runs.curve(members) for backend, members in newest.runs.items()}
+        references = [] if largest.arguments else published(largest.env, largest.steps)
+        curves = {backend: runs.curve(members) for backend, members in largest.runs.items()}
         pictures[path] = Picture(
-            digest(newest.title, curves, references),
-            partial(plots.learning_curve, title=newest.title, curves=curves, references=references),
+            digest(largest.title, curves, references),
+            partial(plots.learning_curve, title=largest.title, curves=curves, references=references),
         )
-        paragraphs.append(f"### {newest.heading}\n")
-        if newest.differences:
-            paragraphs.append(f"Settings that differ: {'; '.join(newest.differences)}.\n")
-        about = f"{newest.title}: return over {newest.steps:,} environment steps and over wall-clock, {_libraries(newest.runs)}"
+        paragraphs.append(f"### {largest.heading}\n")
+        if largest.differences:
+            paragraphs.append(f"Settings that differ: {'; '.join(largest.differences)}.\n")
+        about = f"{largest.title}: return over {largest.steps:,} environment steps and over wall-clock, {_libraries(largest.runs)}"
         paragraphs.append(image(about, path, results))
-        for found in (found for found in groups if found.preset == newest.preset):
+        for found in (found for found in groups if found.preset == largest.preset):
             paragraphs += _own_table(found)
-        paragraphs += _beside_strict(newest, groups)
-        paragraphs += agreement.paragraphs(newest, groups)
-        findings += _finding(newest)
+        paragraphs += _beside_strict(largest, groups)
+        paragraphs += agreement.paragraphs(largest, groups)
+        findings += _finding(largest)
     for comparison in COMPARISONS:
         compared = _compared(comparison, groups, results)
         paragraphs += compared.paragraphs
         pictures |= compared.pictures
         findings += compared.findings
-    files = tables.files(runs.newest(groups), results / "learning")
+    files = tables.files(runs.largest(groups), results / "learning")
     if (package := results.parent / "sacref").is_dir():
         files |= {package / KNOWN: known.table(groups).encode()}
     return Section(paragraphs, pictures, findings, files)
@@ -134,8 +136,7 @@ def _own_table(found: Group) -> list[str]:
         first, second = found.runs
         verdict = "overlap" if statistics.overlap(*known) else "do **not** overlap"
         paragraphs.append(
-            f"The backends' intervals of the mean {verdict}. A run of {first} ends above one of {second} with"
-            f" probability {better.value:.2f} {interval(better.interval, digits=2)}.\n"
+            f"The backends' intervals of the mean {verdict}. A run of {first} ends above one of {second} with probability {better}.\n"
         )
     threads = sorted({run.hardware.threads for run in found.all_runs})
     cores = f"{' or '.join(map(str, threads))} core{'' if threads == [1] else 's'}"
@@ -225,8 +226,7 @@ def _difference_table(comparison: Comparison, one: Group, other: Group, step: in
         better = bootstrap.probability_of_improvement([returns[0]], [returns[1]])
         seeds = " and ".join(str(count) for count in dict.fromkeys(map(len, returns)))
         between = number(statistics.mean(returns[0]) - statistics.mean(returns[1]))
-        above = f"{better.value:.2f} {interval(better.interval, digits=2)}".strip()
-        rows.append([backend, *means, between, interval(apart), above, seeds])
+        rows.append([backend, *means, between, interval(apart), str(better), seeds])
         if len(known := [each for each in ends if each is not None]) == 2 and apart is not None:
             of_means.append(f"{backend} {'yes' if statistics.overlap(*known) else '**no**'}")
             holds = apart.low <= 0.0 <= apart.high

@@ -1,6 +1,6 @@
 """Our runs beside published ones of the same task after as many steps: their difference, and a verdict on their agreement."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import NamedTuple
 
 from bench.core import statistics
@@ -14,13 +14,18 @@ INTRODUCTION = (
     "Published runs of SAC beside these, after as many steps: both are means over seeds of **one evaluation at that step** (ours: 10"
     " deterministic episodes), not of the last tenth nor the maximum. The difference is ours less theirs, its interval Welch's; beside"
     " it stands the smallest true difference that so many seeds of such spread would have shown with 80% power (two-sided, 5%). Where a"
-    " source publishes its seeds, the mean of the curve up to that step is compared in the same way. A verdict is given between like"
-    " settings only (learning rates, target entropy, temperature, batch, random steps, networks). *Below* and *above*: the interval is"
-    " clear of 0. *Agrees*: it holds 0 and stays within 20% of the published mean. *Cannot tell*: it holds 0 and reaches further. *Other"
-    " settings*: theirs differ as said, or no file says what they are. *Not comparable*: the task's own reward is another one in their"
-    " version.\n"
+    " source publishes its seeds, the mean of the curve up to that step is compared in the same way, over the evaluations that both"
+    " have. A verdict is given between like settings only (learning rates, target entropy, temperature, batch, random steps, networks);"
+    " a temperature whose start a source draws around ours is like, and named: Adam moves its logarithm by the learning rate a step, by"
+    " 1 in 3,300 steps. *Below* and *above*: the interval is clear of 0. *Agrees*: it holds 0 and stays within 20% of the published mean."
+    " *Cannot tell*: it holds 0 and reaches further. *Other settings*: theirs differ as said, or no file says what they are. *Not"
+    " comparable*: the task's own reward is another one in their version.\n"
 )
+APART = ("below", "above")
+"""Verdicts of a difference that is shown."""
 OTHER_REWARD = "not comparable: the reward of this version differs"
+FEWEST_EVALUATIONS = 3
+"""Evaluations that both have, below which a curve says no more than the point does."""
 
 
 class Beside(NamedTuple):
@@ -33,9 +38,13 @@ class Beside(NamedTuple):
     reference: Published
     found: Agreement
     curve: Agreement | None
-    """Comparison of the mean of each seed's curve up to the step; None where the source has no curves by seed."""
+    """Comparison of the mean of each seed's curve up to the step; None where the source has none by seed, or none to compare with."""
+    evaluations: int
+    """Evaluations of the curve that both have."""
     differences: tuple[str, ...]
     """Settings in which the source differs, or may differ."""
+    remark: str
+    """In what the source differs without being unlike; empty if in nothing."""
     comparable: bool
     """True if both tasks have the same reward."""
 
@@ -46,10 +55,13 @@ class Beside(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """The verdict in a word or two."""
+        """The verdict in a word or two; a curve that lies apart is told where the point does not."""
         if not self.comparable:
             return "not comparable"
-        return "other settings" if self.differences else self.found.verdict
+        if self.differences:
+            return "other settings"
+        apart = self.curve is not None and self.curve.verdict in APART and self.curve.verdict != self.found.verdict
+        return f"{self.found.verdict}, its curve {self.curve.verdict}" if self.curve and apart else self.found.verdict
 
 
 def beside(group: Group) -> list[Beside]:
@@ -60,28 +72,35 @@ def beside(group: Group) -> list[Beside]:
     found = []
     for reference in sorted(published(group.env, group.steps), key=lambda point: (-round(point.steps, -3), point.source)):
         for backend, runs in group.runs.items():
-            at = [step for step in of_runs.steps(runs) if abs(step - reference.steps) <= 0.01 * step]
-            if at:
-                returns = [of_runs.after(run, at[0]) for run in runs]
+            step = min(of_runs.steps(runs), key=lambda step: abs(step - reference.steps), default=0)
+            if abs(step - reference.steps) <= 0.01 * step:
+                returns = [of_runs.after(run, step) for run in runs]
+                common = _common(runs, reference)
                 found.append(
                     Beside(
-                        backend,
-                        at[0],
-                        returns,
-                        reference,
-                        agreement(returns, Summary(reference.mean, reference.sample_std, reference.seeds)),
-                        _curves(runs, reference),
-                        tuple(own.differences(reference.settings)),
-                        reference.comparable(group.env),
+                        backend=backend,
+                        step=step,
+                        returns=returns,
+                        reference=reference,
+                        found=agreement(returns, Summary(reference.mean, reference.sample_std, reference.seeds)),
+                        curve=_curves(runs, reference, common),
+                        evaluations=len(common),
+                        differences=tuple(own.differences(reference.settings)),
+                        remark=own.remark(reference.settings),
+                        comparable=reference.comparable(group.env),
                     )
                 )
     return found
 
 
-def _curves(runs: Sequence[Run], reference: Published) -> Agreement | None:
-    """Compare the mean of each seed's curve at the evaluations that both have, up to the point."""
-    common = set(of_runs.steps(runs)).intersection(*(curve.keys() for curve in reference.curves))
-    if not reference.curves or not common:
+def _common(runs: Sequence[Run], reference: Published) -> set[int]:
+    """Return the steps up to the point after which all seeds of both were evaluated; none where the source has no curves by seed."""
+    return set(of_runs.steps(runs)).intersection(*reference.curves) if reference.curves else set()
+
+
+def _curves(runs: Sequence[Run], reference: Published, common: Set[int]) -> Agreement | None:
+    """Compare the mean of each seed's curve over the evaluations that both have."""
+    if len(common) < FEWEST_EVALUATIONS:
         return None
     ours = [statistics.mean([of_runs.after(run, step) for step in common]) for run in runs]
     theirs = [statistics.mean([curve[step] for step in common]) for curve in reference.curves]
@@ -126,6 +145,8 @@ def _row(one: Beside) -> list[str]:
         verdict = OTHER_REWARD
     elif one.differences:
         verdict = f"other settings: {'; '.join(one.differences)}"
+    elif one.remark:
+        verdict += f" ({one.remark})"
     return [
         reference.name,
         task(reference),
@@ -136,7 +157,7 @@ def _row(one: Beside) -> list[str]:
         f"{ours} ({len(one.returns)})",
         _difference(found) if one.comparable else "",
         number(found.smallest) if one.comparable else "",
-        f"{_difference(one.curve)} ({one.curve.verdict})" if one.curve and one.alike else "",
+        f"{_difference(one.curve)} ({one.curve.verdict}; {one.evaluations} evaluations)" if one.curve and one.alike else "",
         verdict,
     ]
 
@@ -149,8 +170,10 @@ def _apart(found: Sequence[Beside]) -> list[str]:
     """Name the curves that lie below or above a source of the same settings."""
     said = []
     for one in found:
-        if one.alike and one.verdict in ("below", "above"):
-            said.append(f"{one.backend} is {one.verdict} {one.reference.name} ({task(one.reference)}) after {one.step:,} steps")
+        for what, compared in (("after", one.found), ("in the mean of the curve up to", one.curve)):
+            if one.alike and compared is not None and compared.verdict in APART:
+                name = f"{one.reference.name} ({task(one.reference)})"
+                said.append(f"{one.backend} is {compared.verdict} {name} {what} {one.step:,} steps")
     return [f"**Apart from what is published with the same settings**: {'; '.join(said)}.\n"] if said else []
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bench.core import bootstrap
-from bench.core.page import Section, digest, image, interval, number, table
+from bench.core.page import Section, digest, image, number, table
 from bench.core.pictures import Picture
 from bench.suites.learning import runs
 from bench.suites.learning.published import Published, published
@@ -45,7 +45,7 @@ class Chosen(NamedTuple):
 
 def section(results: Path) -> Section:
     """Report the most tasks of one length; the longer of two lengths with as many."""
-    chosen = choose(runs.newest(runs.read(results)))
+    chosen = choose(runs.largest(runs.read(results)))
     if chosen is None:
         return Section([], {})
     path = results / "learning" / "tasks.png"
@@ -57,8 +57,7 @@ def section(results: Path) -> Section:
     title = f"{', '.join(one.group.env for one in chosen.tasks)}; {chosen.steps:,} steps"
     rows = []
     for backend, scores in finals.items():
-        score = bootstrap.iqm(scores)
-        rows.append([backend, str(len(scores[0])), f"{score.value:.2f} {interval(score.interval, digits=2)}".strip()])
+        rows.append([backend, str(len(scores[0])), str(bootstrap.iqm(scores))])
     paragraphs = [
         "## Tasks together\n",
         INTRODUCTION,
@@ -68,10 +67,7 @@ def section(results: Path) -> Section:
     ]
     if {"torch", "jax"} <= finals.keys():
         better = bootstrap.probability_of_improvement(finals["torch"], finals["jax"])
-        paragraphs.append(
-            f"A run of torch ends above one of jax with probability {better.value:.2f} {interval(better.interval, digits=2)}"
-            " (ties count half; average over the tasks).\n"
-        )
+        paragraphs.append(f"A run of torch ends above one of jax with probability {better} (ties count half; average over the tasks).\n")
     if chosen.left_out:
         paragraphs.append(f"Left out, as it was not run on all of these tasks: {', '.join(chosen.left_out)}.\n")
     if not profiles:

@@ -31,16 +31,24 @@ def test_the_probability_of_improvement_counts_ties_half() -> None:
     # Of the nine pairs, 3 beats 1, 2; 2 beats 1 and ties 2; 2 likewise: 2 + 1.5 + 1.5, less the one that 5 wins of each.
     assert bootstrap.probability_of_improvement([[3.0, 2.0, 2.0]], [[1.0, 2.0, 5.0]]).value == pytest.approx(5 / 9)
     # Averaged over tasks, not over pairs.
-    both = bootstrap.probability_of_improvement([[3.0, 2.0], [0.0, 0.0]], [[1.0, 1.0], [1.0, 1.0]])
+    both = bootstrap.probability_of_improvement([[3.0, 2.0, 4.0], [0.0] * 3], [[1.0] * 3, [1.0] * 3])
     assert both.value == 0.5
     assert both.interval == (0.5, 0.5)
     assert bootstrap.probability_of_improvement([[1.0]], [[0.0, 2.0]]) == (0.5, None)
 
 
 def test_the_interval_of_the_probability_of_improvement() -> None:
-    # Two runs each: a resample of {0, 10} is below 5 in both with probability 1/4, so the ends are 0 and 1.
-    found = bootstrap.probability_of_improvement([[0.0, 10.0]], [[5.0, 5.0]])
-    assert found == (0.5, (0.0, 1.0))
+    # Of five runs four win. In a resample at most one wins with probability 0.007, two with 0.051, all with 0.33: the ends are 2/5 and 1.
+    found = bootstrap.probability_of_improvement([[0.0, 10.0, 10.0, 10.0, 10.0]], [[5.0] * 5])
+    assert found == (0.8, (0.4, 1.0))
+
+
+def test_too_few_runs_in_all_have_no_interval() -> None:
+    few, many = [0.0, 10.0, 10.0, 10.0], [5.0] * 5
+    assert bootstrap.probability_of_improvement([few], [many]) == (0.75, None)
+    assert bootstrap.probability_of_improvement([many], [few]) == (0.25, None)
+    assert bootstrap.iqm([[1.0, 3.0], [1.0, 3.0]]) == (2.0, None)
+    assert bootstrap.iqm([[1.0, 3.0], [1.0, 3.0], [1.0, 3.0]]).interval is not None
 
 
 def test_a_profile_is_the_share_of_runs_above_each_threshold() -> None:

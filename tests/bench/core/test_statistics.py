@@ -30,9 +30,11 @@ def test_interquartile_mean_drops_a_quarter_at_each_end() -> None:
     assert statistics.iqm([1.0, 2.0, 6.0]) == 3.0  # a quarter of three is none
 
 
-def test_bootstrap_interval_of_two_values_spans_both() -> None:
-    # A resample of two is (0, 0), (0, 10) or (10, 10) with probability 1/4, 1/2, 1/4: the 2.5% and 97.5% quantiles are the ends.
-    assert statistics.bootstrap_interval([0.0, 10.0]) == Interval(0.0, 10.0)
+def test_bootstrap_interval_of_five_values() -> None:
+    # Without the lowest and the highest, a resample that holds k tens has the mean 0 for k up to 1, then 10/3, 20/3 and 10; k is binomial:
+    # up to 1 with probability 0.737, up to 2 with 0.942, up to 3 with 0.993.
+    assert statistics.bootstrap_interval([0.0, 0.0, 10.0, 0.0, 0.0]) == pytest.approx((0.0, 20 / 3))
+    assert statistics.bootstrap_interval([0.0, 0.0, 10.0, 0.0]) is None
 
 
 def test_bootstrap_interval_of_many_values_is_that_of_the_normal_law() -> None:

@@ -13,7 +13,7 @@ from bench.suites.learning import curves, runs
 
 @pytest.fixture(scope="module")
 def groups() -> list[runs.Group]:
-    return runs.newest(runs.read(RESULTS))
+    return runs.largest(runs.read(RESULTS))
 
 
 def test_the_table_has_a_row_for_each_evaluation_of_each_seed(groups: list[runs.Group]) -> None:

@@ -30,23 +30,62 @@ def test_seeds_that_are_published_give_the_mean_at_each_milestone() -> None:
     assert max(last.curves[0]) == 200_000
 
 
+LATE = {"random_timesteps": 10_000, "learning_starts": 10_000}
+
+
 @pytest.mark.parametrize(
     ("changed", "source", "differences"),
     [
-        ({"random_timesteps": 10_000}, "nnabla-rl", []),
-        ({"random_timesteps": 100}, "SB3", []),
-        ({}, "nnabla-rl", ["random steps 10000 (here 5000)"]),
-        ({"random_timesteps": 10_000, "target_entropy": -4.0}, "jaxrl", []),
-        ({"random_timesteps": 10_000, "target_entropy": -3.0}, "jaxrl", ["target entropy -dim(A)/2 (here -3)"]),
+        (LATE, "nnabla-rl", []),
+        ({"random_timesteps": 100, "learning_starts": 100}, "SB3", []),
+        ({"random_timesteps": 100}, "SB3", ["learning starts 5000 here"]),
         (
-            {"random_timesteps": 10_000, "learning_rate": 1e-3, "learn_entropy": False, "initial_entropy_value": 0.2},
-            "Tianshou",
-            [],
+            {"random_timesteps": 100, "learning_starts": 100, "initial_entropy_value": 0.01},
+            "SB3",
+            ["temperature learned from 1 (here learned from 0.01)"],
         ),
-        ({"random_timesteps": 10_000, "n_step": 3}, "nnabla-rl", ["n step 3 here"]),
-        ({"random_timesteps": 10_000}, "SimbaV2's SAC", ["unknown"]),
+        (
+            {**LATE, "initial_entropy_value": 0.01},
+            "nnabla-rl",
+            ["temperature learned from exp(N(0, 1)) (here learned from 0.01)"],
+        ),
+        ({}, "nnabla-rl", ["random steps 10000 (here 5000)"]),
+        ({**LATE, "target_entropy": -4.0}, "jaxrl", []),
+        ({**LATE, "target_entropy": -3.0}, "jaxrl", ["target entropy -dim(A)/2 (here -3)"]),
+        ({**LATE, "learning_rate": 1e-3, "learn_entropy": False, "initial_entropy_value": 0.2}, "Tianshou", []),
+        ({**LATE, "n_step": 3}, "nnabla-rl", ["n step 3 here"]),
+        (LATE, "SimbaV2's SAC", ["unknown"]),
     ],
 )
 def test_differences_are_named(changed: dict[str, object], source: str, differences: list[str]) -> None:
     reference = next(one for one in published("Ant-v5", 200_000) if one.name == source)
     assert settings_of("Ant-v5", changed).differences(reference.settings) == differences
+
+
+def test_a_temperature_that_starts_at_random_around_ours_is_remarked() -> None:
+    sources = {one.name: one.settings for one in published("Ant-v5", 200_000)}
+    own = settings_of("Ant-v5", LATE)
+    assert {name: own.remark(settings) for name, settings in sources.items() if own.remark(settings)} == {
+        "nnabla-rl": "its temperature is learned from exp(N(0, 1)), ours from 1"
+    }
+    assert settings_of("Ant-v5", {**LATE, "initial_entropy_value": 0.5}).remark(sources["nnabla-rl"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("env", "versions"),
+    [
+        ("HalfCheetah-v5", {"v2", "v3", "v4"}),
+        ("Hopper-v4", {"v2", "v3", "v4"}),
+        ("Walker2d-v4", {"v2", "v3", "v4"}),
+        ("Hopper-v5", set()),
+        ("Walker2d-v5", set()),
+        ("Ant-v5", {"v5"}),
+        ("Ant-v4", {"v4"}),
+        ("Humanoid-v4", {"v4"}),
+    ],
+)
+def test_versions_are_comparable_where_their_rewards_and_models_are_one(env: str, versions: set[str]) -> None:
+    """Gymnasium's histories: healthy_reward and a foot's friction changed in v5, Ant's contact cost in v4 and v5."""
+    points = published(env, 1_000_000)
+    assert {point.env_version for point in points if point.comparable(env)} == versions & {point.env_version for point in points}
+    assert len({point.env_version for point in points}) > 1

@@ -73,7 +73,10 @@ def test_only_steps_that_every_run_has_are_shared() -> None:
         runs.after(short, 20)
 
 
-def test_of_each_preset_the_newest_group_counts() -> None:
+def test_of_each_preset_the_largest_group_counts_and_of_equals_the_newest() -> None:
     newer = replace(run(3.0), sacref_version="0.2.0", date="2027-01-01T00:00:00+00:00")
-    (found,) = runs.newest(runs.group([run(1.0), newer]))
+    (found,) = runs.largest(runs.group([run(1.0), newer]))
     assert found.version == "0.2.0"
+    second = replace(run(2.0), seed=run(1.0).seed + 1)
+    (found,) = runs.largest(runs.group([run(1.0), second, newer]))
+    assert (found.version, len(found.all_runs)) == ("0.1.0", 2)

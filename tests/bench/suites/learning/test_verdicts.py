@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench.core import bootstrap, record
+from bench.core import bootstrap, record, statistics
 from bench.core.record import Hardware, Record
 from bench.suites.learning import runs
 from bench.suites.learning import verdicts as agreement
@@ -79,7 +79,7 @@ def test_a_verdict_is_given_between_like_settings_alone() -> None:
         "critic learning rate 0.001 (here 0.0003)",
         "entropy learning rate none (here 0.0003)",
         "target entropy none (here -dim(A)/2)",
-        "temperature fixed at 0.2 (here learned)",
+        "temperature fixed at 0.2 (here learned from 1)",
     )
     assert all(one.found.interval is not None and one.found.interval.high < 0 for one in of_torch.values() if one.reference.seeds > 3)
     text = "".join(agreement.paragraphs(LOW, [LOW]))
@@ -124,15 +124,54 @@ def test_runs_with_the_settings_of_a_source_stand_in_the_place_of_a_guess() -> N
     )
 
 
-def test_seeds_that_are_published_are_compared_along_the_curve() -> None:
-    nnabla = {"random_timesteps": 10_000, "learning_starts": 10_000}
-    group = grouped("same", "HalfCheetah-v5", {"jax": (5_200.0, 5_300.0, 5_400.0)}, **nnabla)
+def alike(*lasts: float) -> Group:
+    """Runs with nnabla-rl's settings."""
+    return grouped("same", "HalfCheetah-v5", {"jax": lasts}, random_timesteps=10_000, learning_starts=10_000)
+
+
+def beside_nnabla(*early: float) -> tuple[agreement.Beside, str]:
+    """Three runs with those returns after 20,000 steps, and 5,200, 5,300 and 5,400 after 100,000; the page."""
+    group = alike(5_200.0, 5_300.0, 5_400.0)
+    for run, value in zip(group.all_runs, early, strict=True):
+        run.samples.evaluations.insert(0, Evaluation(step=20_000, returns=[value], seconds=None))
     (one,) = [one for one in agreement.beside(group) if (one.reference.name, one.step) == ("nnabla-rl", 100_000)]
+    return one, "".join(agreement.paragraphs(group, [group]))
+
+
+def test_seeds_that_are_published_are_compared_along_the_curve() -> None:
+    one, text = beside_nnabla(800.0, 1_000.0, 1_200.0)
     assert (one.verdict, one.reference.seeds, round(one.reference.sample_std)) == ("agrees", 3, 350)
-    # Evaluated at 50,000 (half of the return) and 100,000: 0.75 x 5,300 beside the mean of 2,876.9 and 5,233.0.
+    # Evaluated at 20,000, 50,000 (half of the return) and 100,000: 1,000 and 1.5 x 5,300 beside the mean of nnabla-rl's three.
     assert one.curve is not None
-    assert one.curve.difference == pytest.approx(0.75 * 5_300 - (2_876.9 + 5_233.0) / 2, abs=0.1)
-    assert f"| {one.curve.difference:+,.0f} [" in "".join(agreement.paragraphs(group, [group]))
+    theirs = [statistics.mean([curve[step] for curve in one.reference.curves]) for step in (20_000, 50_000, 100_000)]
+    assert theirs[1:] == pytest.approx([2_876.9, 5_233.0], abs=0.1)
+    assert one.curve.difference == pytest.approx((1_000 + 1.5 * 5_300) / 3 - statistics.mean(theirs), abs=0.1)
+    assert f"| {one.curve.difference:+,.0f} [" in text
+    assert f"({one.curve.verdict}; 3 evaluations) |" in text
+    # Of two evaluations there is no curve.
+    (one,) = [one for one in agreement.beside(alike(5_200.0, 5_300.0)) if (one.reference.name, one.step) == ("nnabla-rl", 100_000)]
+    assert one.curve is None
+
+
+def test_a_curve_that_lies_apart_is_told_where_the_point_does_not() -> None:
+    one, text = beside_nnabla(8_000.0, 8_100.0, 8_200.0)
+    assert one.verdict == "agrees, its curve above"
+    assert "jax is above nnabla-rl (HalfCheetah-v2) in the mean of the curve up to 100,000 steps" in text
+    assert "jax is above nnabla-rl (HalfCheetah-v2) after 100,000 steps" not in text
+
+
+def test_a_temperature_that_starts_at_random_is_said_beside_the_verdict() -> None:
+    one, text = beside_nnabla(800.0, 1_000.0, 1_200.0)
+    assert one.alike
+    assert "| agrees (its temperature is learned from exp(N(0, 1)), ours from 1) |" in text
+
+
+def test_of_the_evaluations_near_a_point_the_nearest_counts() -> None:
+    group = alike(5_200.0, 5_300.0, 5_400.0)
+    for run in group.all_runs:
+        run.samples.evaluations.insert(1, Evaluation(step=99_500, returns=[0.0], seconds=None))
+    (one,) = [one for one in agreement.beside(group) if (one.reference.name, one.reference.steps) == ("nnabla-rl", 100_000)]
+    assert (one.step, one.returns) == (100_000, [5_200.0, 5_300.0, 5_400.0])
 
 
 def test_no_agreement_is_claimed_of_another_reward() -> None:
@@ -141,7 +180,13 @@ def test_no_agreement_is_claimed_of_another_reward() -> None:
     text = "".join(agreement.paragraphs(hopper, [hopper]))
     assert text.count("| not comparable: the reward of this version differs |") == 10
     same = grouped("more", "Hopper-v4", {"jax": (2_000.0, 2_100.0)})
-    assert {one.reference.source.split("@")[0] for one in agreement.beside(same) if one.comparable} == {"DAVIAN-Robotics/SimbaV2"}
+    assert {one.reference.name for one in agreement.beside(same) if one.comparable} == {
+        "SimbaV2's SAC",
+        "SB3's zoo",
+        "jaxrl",
+        "nnabla-rl",
+        "Tianshou",
+    }
 
 
 HOPPER = grouped("hops", "Hopper-v5", {"jax": (1_006.95, 2_013.9)})
@@ -190,8 +235,8 @@ def test_the_page_shows_the_profile_of_several_tasks_alone(tmp_path: Path) -> No
     text = "".join(section.paragraphs)
     assert "HalfCheetah-v5 (score of 1: 5,794, jaxrl on HalfCheetah-v2), Hopper-v5 (score of 1: 2,014, jaxrl on Hopper-v2)" in text
     assert "The reward of Hopper-v5 differs from that version's: there a score is a unit, and no comparison with jaxrl." in text
-    # Of 0.5, 1, 1 and 1 the lowest and a highest are cut off; the two of Hopper are 0.5 twice once in four resamples.
-    assert "| jax | 2 | 1.00 [0.75, 1.00] |" in text
+    # Of 0.5, 1, 1 and 1 the lowest and a highest are cut off; four runs are too few for an interval.
+    assert "| jax | 2 | 1.00 |" in text
     assert "Left out, as it was not run on all of these tasks: torch." in text
     for path in (tmp_path / "learning" / "a").glob("hops-*"):
         path.unlink()
@@ -199,4 +244,4 @@ def test_the_page_shows_the_profile_of_several_tasks_alone(tmp_path: Path) -> No
     (picture,) = section.pictures.values()
     assert len(picture.draw().get_axes()) == 2
     # Each of torch's three ties with two of jax's and wins over the third: 2 / 3.
-    assert "A run of torch ends above one of jax with probability 0.67 [" in "".join(section.paragraphs)
+    assert "A run of torch ends above one of jax with probability 0.67 (ties" in "".join(section.paragraphs)
