@@ -44,7 +44,7 @@ def train(flags: Train) -> int:
         "env": _environment(flags.env),
         "vector_env": None if flags.vector_env is None else named(flags.vector_env, "--vector-env: "),
         "run_dir": flags.directory(),
-        "cfg": flags.cfg,
+        "cfg": flags.cfg if flags.preset is None else flags.cfg.to_dict(),  # a SACConfig would leave nothing of the preset
         "wrappers": [named(name, "--wrappers: ") for name in flags.wrappers],
         "callbacks": [named(name, "--callbacks: ") for name in flags.callbacks],
         "log": flags.log,

@@ -1,7 +1,6 @@
 """Report of what this machine has for sacref: backends, devices, versions, and whether an environment steps."""
 
 import importlib
-import importlib.metadata
 import os
 import platform
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 import sacref
+from sacref.versions import installed
 
 LIBRARIES = {
     "core": ("numpy", "scipy", "array-api-compat", "jaxtyping", "gymnasium", "safetensors", "tensorboard", "tyro", "rich", "matplotlib"),
@@ -59,23 +59,18 @@ def examine() -> Report:
         threads["usable by this process"] = str(len(os.sched_getaffinity(0)))
     if backends["torch"]["works"]:
         threads["torch"] = str(importlib.import_module("torch").get_num_threads())
+    names = [name for names in LIBRARIES.values() for name in names]
+    versions = installed(names)
     return {
         "sacref": sacref.__version__,
-        "python": platform.python_version(),
+        "python": versions["python"],
         "platform": platform.platform(),
         "threads": threads,
-        "versions": {name: _version(name) for names in LIBRARIES.values() for name in names},
+        "versions": {name: versions.get(name) for name in names},
         "backends": backends,
         "environments": {"mujoco": _try("mujoco", ("gymnasium", "mujoco"), _step_half_cheetah)},
         "healthy": any(backend["works"] for backend in backends.values()),
     }
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _try(extra: str, modules: tuple[str, ...], work: Callable[[], list[str]]) -> Finding:

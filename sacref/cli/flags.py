@@ -15,7 +15,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 import sacref
 from sacref.config import SACConfig, as_json, from_json, paper_config, presets
 from sacref.config.callables import NotFoundError, description, find, has_no_name, why_lost
-from sacref.config.train_config import RunOptions, base_config, options_of, widths_of
+from sacref.config.train_config import OTHER_NAMES, RunOptions, base_config, options_of, widths_of
 from sacref.ranks import launched
 
 TRACEBACK = "SACREF_TRACEBACK"
@@ -291,8 +291,13 @@ def parse(arguments: Sequence[str]) -> Command:
 
     Raises:
         SystemExit: after --help, and for flags that do not exist or hold no value of their type. ConfigError: for a value out of range.
-        SweepError: for flags beside --sweep that are not the sweep's own.
+        ValueError: for a flag that has another name here. SweepError: for flags beside --sweep that are not the sweep's own.
     """
+    if arguments[:1] == ["train"]:
+        for word in arguments:
+            name = word.removeprefix("--").partition("=")[0].replace("-", "_")
+            if word.startswith("--") and name in OTHER_NAMES:
+                raise ValueError(f"sacref train has no --{name.replace('_', '-')}: here it is --{OTHER_NAMES[name].replace('_', '-')}")
     command = _parse(arguments, Train())
     if not isinstance(command, Train):
         return command

@@ -22,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Ctrl-C. A rank that fails ends its process.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if "" not in sys.path:
+        sys.path.append("")  # module:name is looked for beside what is installed, and then in the working directory
     if arguments == ["--version"]:
         print(f"sacref {sacref.__version__}")
         return 0

@@ -24,7 +24,7 @@ class Preset:
     learning_starts: int | None = None
     """Environment steps before the first gradient step; None is `random_steps`."""
     settings: Mapping[str, object] = field(default_factory=dict)
-    """Fields of `SACConfig` in which it differs from the paper's settings."""
+    """Fields of `SACConfig` in which it differs from the paper's settings, for one environment: `chunk` counts environment steps."""
     arguments: Mapping[str, object] = field(default_factory=dict)
     """Arguments of the critics' networks (`num_critics`, `layer_norm`, `dropout`) in which it differs from the paper's."""
     not_reproduced: tuple[str, ...] = ()
@@ -48,7 +48,9 @@ class Preset:
         if self.learning_starts is not None or self.random_steps != PAPER_RANDOM_STEPS:
             learning_starts = self.random_steps if self.learning_starts is None else self.learning_starts
             paper.random_timesteps, paper.learning_starts = math.ceil(self.random_steps / num_envs), math.ceil(learning_starts / num_envs)
-        return SACConfig.from_dict({**paper.to_dict(), **self.settings})
+        chunk = self.settings.get("chunk", 1)
+        assert isinstance(chunk, int)
+        return SACConfig.from_dict({**paper.to_dict(), **self.settings, "chunk": math.ceil(chunk / num_envs)})
 
     @property
     def critics(self) -> dict[str, Any]:
@@ -90,6 +92,7 @@ def changes(name: str | None, cfg: SACConfig, networks: Mapping[str, object], nu
 PAPER_RANDOM_STEPS = 5_000
 EPSILON = "1e-6 inside the logarithm of the log-density; sacref's is exact"
 SCALED = "the action's scale inside the log-density, so that the target entropy counts in the Box's units"
+UNITS = "critics that see actions in the Box's units; sacref's see them between -1 and 1"
 INITIAL_WEIGHTS = "PyTorch's initial weights; sacref's are Xavier's, uniform, with biases of zero"
 
 PRESETS: Mapping[str, Preset] = {
@@ -122,6 +125,7 @@ PRESETS: Mapping[str, Preset] = {
                 "a temperature that steps along the gradient by alpha; sacref's loss is of log alpha",
                 EPSILON,
                 SCALED,
+                UNITS,
                 INITIAL_WEIGHTS,
             ),
         ),
@@ -155,7 +159,7 @@ PRESETS: Mapping[str, Preset] = {
             random_steps=10_000,
             learning_starts=1_000,
             settings={"learning_rate": 1e-3, "learn_entropy": False, "initial_entropy_value": 0.2, "batch_size": 100, "chunk": 50},
-            not_reproduced=(INITIAL_WEIGHTS,),
+            not_reproduced=(UNITS, INITIAL_WEIGHTS),
         ),
         Preset(
             name="crossq-baseline",
@@ -185,6 +189,7 @@ PRESETS: Mapping[str, Preset] = {
             not_reproduced=(
                 "target entropies of its own for Hopper (-1) and Humanoid (-2), which are not -dim(A)/2: give --target-entropy",
                 "a policy that sees the critics of before their step, and an alpha of 0.2 until the temperature's first step",
+                UNITS,
                 EPSILON,
             ),
         ),
@@ -199,6 +204,7 @@ PRESETS: Mapping[str, Preset] = {
                 "a dropout rate of its own for each task; this is the one that CrossQ's train.py takes for all: give --dropout",
                 "target entropies of its own for Hopper (-1) and Humanoid (-2), which are not -dim(A)/2: give --target-entropy",
                 "a batch of its own for the policy's step",
+                "actions between -1 and 1 that the environment gets as they are; sacref's are scaled to the Box",
                 EPSILON,
             ),
         ),

@@ -1,6 +1,7 @@
 """The options of a run, each declared once: `sacref.train` takes them, `sacref train` has a flag for each, `config.json` holds them."""
 
 import copy
+import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -226,6 +227,11 @@ class TrainConfig(RunOptions):
                     f"{name} is {getattr(config, name)!r} and vector_env is given too, expected one of them: vector_env makes all of the "
                     f"environments by itself; leave out {name}, or vector_env"
                 )
+        if config.preset is not None and isinstance(config.cfg, SACConfig):
+            raise ValueError(
+                f"preset is {config.preset!r} and cfg a SACConfig, which holds a value of every field, so that nothing of the preset would "
+                f"be left: give as cfg a dict of the fields that differ from the preset, or leave out preset"
+            )
         as_json("env_kwargs", config.env_kwargs)
         if config.cfg is not None or not config.resume:
             settings = config.settings(config.num_envs)
@@ -272,6 +278,22 @@ CHANGEABLE = frozenset(option.name for option in fields(TrainConfig) if option.m
 """Options that a run may be resumed with other values of."""
 LATER = ("evaluation_max_steps", "preset", "network", "critic_hidden", "vector_env", "callbacks", "log")
 """Options that the first versions of `config.json` do not hold: they had the defaults."""
+OTHER_NAMES: Mapping[str, str] = {
+    "alpha": "initial_entropy_value",
+    "buffer_size": "memory_capacity",
+    "discount": "discount_factor",
+    "env_id": "env",
+    "gamma": "discount_factor",
+    "lr": "learning_rate",
+    "n_envs": "num_envs",
+    "replay_size": "memory_capacity",
+    "start_steps": "random_timesteps",
+    "tau": "polyak",
+    "total_timesteps": "steps",
+    "utd": "update_to_data",
+    "utd_ratio": "update_to_data",
+}
+"""Name in other libraries -> the option or field of the configuration that it is here."""
 
 
 def options_of(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -294,9 +316,14 @@ def options_of(stored: Mapping[str, Any]) -> dict[str, Any]:
 def takes_options(options: Callable[P, TrainConfig]) -> Callable[[Callable[[TrainConfig], R]], Callable[P, R]]:
     """Decorate a function of the options so that it takes each as a keyword argument."""
 
+    known = inspect.signature(options).parameters
+
     def decorate(function: Callable[[TrainConfig], R]) -> Callable[P, R]:
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            for name in kwargs:
+                if name not in known:
+                    raise TypeError(f"{function.__name__} got {_unknown(name)}")
             return function(options(*args, **kwargs))
 
         returned = inspect.signature(function).return_annotation
@@ -304,6 +331,18 @@ def takes_options(options: Callable[P, TrainConfig]) -> Callable[[Callable[[Trai
         return call
 
     return decorate
+
+
+def _unknown(name: str) -> str:
+    """Say what an argument that there is not is called here, or what is nearest to it; fields of the configuration are in `cfg`."""
+    options, settings = TrainConfig.__dataclass_fields__, SACConfig.__dataclass_fields__
+    meant = OTHER_NAMES.get(name, name)
+    if meant not in options and meant not in settings:
+        meant = "".join(difflib.get_close_matches(name, [*options, *settings], n=1))
+    if not meant:
+        return f"{name!r}: its arguments are {', '.join(options)}, and cfg holds the fields of SACConfig"
+    where = f"cfg={{{meant!r}: ...}}" if meant in settings and meant not in options else f"{meant}=..."
+    return f"{name!r}, expected an argument of its own or a field of SACConfig in cfg: did you mean {where}?"
 
 
 def _written(value: object) -> object:

@@ -28,6 +28,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from sacref.algorithm.tree import Tree, leaves, map_leaves, named_leaves
 from sacref.config.train_config import Environment
+from sacref.envs.dm_control import DmControl
 from sacref.envs.interface import Envs, SyncEnvs
 from sacref.envs.partial import DictObservation, HideVelocities, PrivilegedState
 from sacref.spec.arrays import NumpyArray
@@ -78,7 +79,7 @@ _WRAPPERS: Mapping[str, tuple[str, ...]] = {
     "TimeLimit": ("_elapsed_steps",),
 }
 """Wrapper of `gymnasium.wrappers` -> attributes that outlive a step. Those that call a user's function are left out: it may keep state."""
-_STATELESS_WRAPPERS = (DictObservation, HideVelocities, PrivilegedState)
+_STATELESS_WRAPPERS = (DictObservation, DmControl, HideVelocities, PrivilegedState)
 _CHECKS = ("checked_reset", "checked_step", "checked_data_reuse")
 """Flags of `PassiveEnvChecker`, whose first step asks for what its first reset returned."""
 

@@ -4,7 +4,6 @@ import importlib
 import inspect
 import logging
 import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -14,6 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from sacref.config.callables import description
 from sacref.config.train_config import Environment, EnvironmentFactory, VectorEnvironmentFactory, Vectorization, Wrapper
+from sacref.envs import dm_control
 from sacref.envs.divergence import ReportDivergence
 from sacref.envs.interface import AsyncEnvs, Envs, EnvWrapper, SyncEnvs, check_interface
 from sacref.envs.mujoco_log import redirect_mujoco_warnings
@@ -250,24 +250,6 @@ class _InProcess(EnvWrapper):
             logger.warning(_NOT_CLOSED, type(error).__name__, error)
 
 
-DM_CONTROL = "dm_control/"
-"""Begin of the ids of dm_control's environments, which shimmy registers."""
-OF_ITS_OWN = 'pip install "sacref[dmc]", into an environment of its own, as dm-control needs MuJoCo 3'
-
-
-def register_dm_control(env: str) -> None:
-    """Register dm_control's environments.
-
-    Raises:
-        EnvError: if a package is not installed.
-    """
-    with suppress(ImportError), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of GLFW, where there is no display
-        importlib.import_module("shimmy")
-    if not any(known.startswith(DM_CONTROL) for known in gymnasium.registry):
-        raise EnvError(f"env {env!r} needs shimmy and dm-control, which are not installed: {OF_ITS_OWN}")
-
-
 class _Factory:
     """Constructor of one environment, which is sent to another process under "async"."""
 
@@ -275,8 +257,8 @@ class _Factory:
         self.env = env
         self.kwargs = kwargs
         self.wrappers = wrappers
-        if isinstance(env, str) and env.startswith(DM_CONTROL):
-            register_dm_control(env)
+        if isinstance(env, str) and env.startswith(dm_control.PREFIX) and not dm_control.register():
+            raise EnvError(f"env {env!r} needs shimmy and dm-control, which are not installed: {dm_control.OF_ITS_OWN}")
         # Environments that this process has registered by hand are unknown in another: the specification travels along.
         self.spec = gymnasium.registry.get(env) if isinstance(env, str) else None
 
@@ -302,14 +284,14 @@ class _Factory:
         known = self.spec if self.spec is not None and self.env not in gymnasium.registry else self.env
         try:
             options: Any = self.kwargs
-            return gymnasium.make(known, **options)
+            made = gymnasium.make(known, **options)
         except gymnasium.error.DependencyNotInstalled as error:
             fix = 'pip install "sacref[mujoco]"' if "mujoco" in str(error).lower() else "install what it names"
             raise EnvError(f"env {self.env!r} needs a package that is not installed ({error}): {fix}") from error
         except AttributeError as error:
-            if not self.env.startswith(DM_CONTROL):
+            if not self.env.startswith(dm_control.PREFIX):
                 raise
-            raise EnvError(f"env {self.env!r} cannot be made with this version of MuJoCo ({error}): {OF_ITS_OWN}") from error
+            raise EnvError(f"env {self.env!r} cannot be made with this version of MuJoCo ({error}): {dm_control.OF_ITS_OWN}") from error
         except gymnasium.error.UnregisteredEnv as error:
             raise EnvError(
                 f"env {self.env!r} is unknown ({error}) Expected a registered Gymnasium id: see gymnasium.pprint_registry(), "
@@ -317,3 +299,10 @@ class _Factory:
             ) from error
         except (gymnasium.error.Error, ImportError, TypeError) as error:
             raise EnvError(f"env {self.env!r} cannot be made ({type(error).__name__}: {error}): choose another, or mend that") from error
+        if made.spec is not None and made.spec.id != self.env.rpartition(":")[2]:
+            made.close()
+            raise EnvError(
+                f"env {self.env!r} names no version, and each version has returns of its own: expected {made.spec.id!r}, which is the "
+                f"newest, or an older one"
+            )
+        return dm_control.DmControl(made) if self.env.startswith(dm_control.PREFIX) else made

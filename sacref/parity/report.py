@@ -1,7 +1,6 @@
 """Report of a parity run: a table, a JSON record with every update's numbers, and a plot of the drift."""
 
 import datetime
-import importlib.metadata
 import json
 import math
 import os
@@ -18,6 +17,7 @@ from rich.table import Table
 import sacref
 from sacref.parity.compare import KINDS, Largest, Traces
 from sacref.parity.drivers import Problem
+from sacref.versions import installed
 
 SCHEMA_VERSION = 1
 LIBRARIES = ("numpy", "torch", "jax", "jaxlib", "flax", "optax", "array-api-compat")
@@ -68,7 +68,7 @@ class Report:
             "configuration": {"updates": self.updates, **self.problem.to_dict()},
             "seed": self.problem.seed,
             "hardware": _hardware(),
-            "libraries": {"python": platform.python_version()} | dict(_versions()),
+            "libraries": installed(LIBRARIES),
             "largest": {
                 f"{a} - {b}": {
                     kind: {"absolute": trace.largest_absolute._asdict(), "relative": trace.largest_relative._asdict()}
@@ -144,11 +144,3 @@ def _hardware() -> dict[str, object]:
         lines = processors.read_text(encoding="utf-8").splitlines()
         model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
     return {"cpu_model": model, "cores": os.cpu_count(), "architecture": platform.machine(), "system": platform.system()}
-
-
-def _versions() -> Iterable[tuple[str, str]]:
-    for name in LIBRARIES:
-        try:
-            yield name, importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue

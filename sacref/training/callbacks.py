@@ -197,8 +197,15 @@ class Callbacks:
                     self._fail(callback, "state", error)
         return states
 
-    def catch_up(self, restored: Sequence[tuple[Callback, int]]) -> None:
-        """Call `on_evaluation` of the restored callbacks that had not seen the last evaluation: that of the end, before the run went on."""
+    def catch_up(self, restored: Sequence[tuple[Callback, int]], *, written: bool) -> None:
+        """Call what restored callbacks had not seen when their state was saved: this checkpoint, and the evaluation of an earlier end.
+
+        Args:
+            restored: the callbacks, and how many evaluations each had seen.
+            written: whether a run that was not interrupted writes this checkpoint, too.
+        """
+        if written:
+            self.call("on_checkpoint", [callback for callback, _ in restored])
         late = [callback for callback, seen in restored if seen < len(self._view.evaluations)]
         self.call("on_evaluation", late)
 

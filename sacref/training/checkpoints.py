@@ -128,9 +128,9 @@ class CheckpointWriter:
         if self._callbacks is not None:
             self._callbacks.call("on_checkpoint")
 
-    def write_best(self) -> None:
-        """Write the agent, without its memory, as the best one so far."""
-        self._agent.save(checkpoints_of(self._directory) / BEST, keep_memory=False)
+    def write_best(self, steps: int, mean: float) -> None:
+        """Write the agent, without its memory, as the best one so far, with the environment steps and the mean of its evaluation."""
+        self._agent.save(checkpoints_of(self._directory) / BEST, keep_memory=False, live=({}, {"evaluated": [steps, mean]}))
 
     def _live(self, state: LoopState) -> tuple[dict[str, Any], dict[str, Any]]:
         arrays: dict[str, NumpyArray] = {}
@@ -165,6 +165,15 @@ class CheckpointWriter:
             for timestep, rank, path in _written(self._directory):
                 if rank >= self._ranks.size and timestep not in whole and timestep < max(whole, default=0):
                     checkpoint.remove(path)
+
+
+def evaluation_of_best(directory: Path) -> tuple[int, float] | None:
+    """Read environment steps and mean of the evaluation that `checkpoints/best` is of; None where it is not there, or does not say."""
+    try:
+        steps, mean = checkpoint.read(checkpoints_of(directory) / BEST, only=()).metadata["evaluated"]
+        return int(steps), float(mean)
+    except (CheckpointError, OSError, KeyError, TypeError, ValueError):
+        return None
 
 
 def entry_of(path: Path) -> Entry | None:
@@ -242,10 +251,20 @@ def lengths(directory: Path) -> dict[str, int]:
     return {file.name: file.stat().st_size for file in appended(directory) if file.is_file()}
 
 
-def drop_after(directory: Path, timestep: int, files: Mapping[str, object]) -> None:
-    """Take back what a run wrote after a checkpoint, in which its files had the lengths `files`; later event files go."""
+def drop_after(directory: Path, timestep: int, steps: int, files: Mapping[str, object]) -> None:
+    """Take back what a run wrote after a checkpoint, of so many environment steps, in which its files had the lengths `files`.
+
+    Later event files go, and `best`, if its evaluation comes again: that may have another result.
+    """
     for later, _, path in _written(directory):
         if later > timestep:
+            checkpoint.remove(path)
+    best = evaluation_of_best(directory)
+    if best is not None and best[0] > steps:
+        logger.warning(
+            "checkpoints/best was of step %d, which comes again, and is deleted: the next evaluation is the best one then", best[0]
+        )
+        for path in checkpoints_of(directory).glob(f"{BEST}*"):
             checkpoint.remove(path)
     for file in appended(directory):
         length = files.get(file.name)

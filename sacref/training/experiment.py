@@ -153,6 +153,8 @@ class Run:
         self.evaluations: list[tuple[int, Evaluation]] = []
         self.state: loop.LoopState | None = None  # before the first timestep of this process
         self.evaluated = False
+        self._best = -math.inf
+        """Mean of the evaluation that `checkpoints/best` is of; rank 0 decides by it."""
         self._every = math.ceil(self.plan.evaluation_interval / self.plan.steps_per_timestep)
 
     def make_agent(self, memory: AnyReplayMemory) -> None:
@@ -200,8 +202,11 @@ class Run:
         """Take the directory: only now, as the first step is recorded, is anything in it changed."""
         plan = self.plan
         self.evaluations += run_directory.begin(self.ranks, plan.directory, self.config, plan.resumed, overwrite=plan.options.overwrite)
+        best = checkpoints.evaluation_of_best(plan.directory)
+        self._best = -math.inf if best is None else best[1]
         if self.callbacks is not None:
-            self.callbacks.catch_up(self._restored)
+            written = plan.resumed is not None and self.writer.is_due(plan.start, plan.timesteps)
+            self.callbacks.catch_up(self._restored, written=written)
 
     def after_timestep(self, finished: int) -> bool:
         self.bar.update(finished)
@@ -243,13 +248,14 @@ class Run:
                 len(evaluation.returns),
                 max(evaluation.lengths),
             )
-        best = max((before.mean for _, before in self.evaluations), default=-math.inf)
-        self.evaluations.append((self.agent.environment_steps(finished), evaluation))
-        better = self.ranks.gather(evaluation.mean > best)[0]
+        steps = self.agent.environment_steps(finished)
+        self.evaluations.append((steps, evaluation))
+        better = self.ranks.gather(evaluation.mean > self._best)[0]
         try:
             # The best one first: what evaluation.json names is not evaluated again by a run that was killed in between.
             if better:
-                self.writer.write_best()
+                self.writer.write_best(steps, evaluation.mean)
+                self._best = evaluation.mean
             self.write_evaluations()
         except (OSError, checkpoint.CheckpointError) as error:
             if self.ranks.size > 1 or finished >= self.plan.timesteps:

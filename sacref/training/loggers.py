@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from sacref.algorithm.tree import named_leaves
@@ -84,17 +85,21 @@ SINKS: Mapping[str, Callable[[], Sink]] = {
     "mlflow": MLflow,
 }
 """Name of a logger -> what makes it."""
+EXTRAS = ("wandb", "mlflow")
+"""Loggers that are an extra, and a package, of the same name."""
 
 
 def make_sinks(entries: Sequence[Any]) -> list[Sink]:
     """Make the sinks of `TrainConfig.log`: names of `SINKS`, "module:Class", classes or functions that make one, or sinks.
 
     Raises:
-        LoggerError: if one is none of these.
+        LoggerError: if one is none of these, or its package is not installed.
     """
     made = []
     for entry in entries:
         expected = f"one of {', '.join(SINKS)}, module:Class, or an object with write(step, scalars)"
+        if entry in EXTRAS and find_spec(entry) is None:
+            raise LoggerError(f'log has {entry!r}, whose package is not installed: pip install "sacref[{entry}]", or leave it out')
         maker = entry
         if isinstance(entry, str):
             try:

@@ -34,9 +34,12 @@ from sacref.training import run_directory
 from sacref.training.checkpoints import AnyAgent, slots_of
 from sacref.training.evaluation import with_plain_rewards
 from sacref.training.run_directory import Resumed, reading_config_of
+from sacref.versions import installed
 
 BACKENDS: Mapping[str, tuple[str, ...]] = {"torch": ("torch",), "jax": ("jax", "jaxlib", "flax", "optax")}
 """Backend -> the packages that its extra installs."""
+ENVIRONMENT_LIBRARIES = ("numpy", "gymnasium", "mujoco", "dm-control")
+"""Packages beside the backend's on whose version a return may depend."""
 
 LONGEST_SLUG = 100
 """Letters of the environment's name in that of a directory."""
@@ -160,6 +163,7 @@ class Plan:
         options = replace(self.options, cfg=self.settings, evaluation_interval=self.evaluation_interval)
         return {
             "sacref": sacref.__version__,
+            "versions": installed((*ENVIRONMENT_LIBRARIES, *BACKENDS[options.backend])),
             **options.to_dict(),
             "ranks": self.ranks.size,
             "steps_offset": self.steps_offset,

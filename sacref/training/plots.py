@@ -1,7 +1,7 @@
 """Curves of runs: the returns that `curve.png` and `sacref plot` show."""
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from sacref.storage.checkpoint import read_json
+from sacref.training.run_directory import differing, flat, told
 
 STYLES = {"torch": ("#D55E00", "-"), "jax": ("#0072B2", "--")}
 """Colour and line of each backend: two of Okabe and Ito's colours, told apart with any colour vision, and by the line in grey."""
@@ -23,6 +24,8 @@ CONFIDENCE = 0.95
 PANELS_IN_A_ROW = 3
 LEGEND_INCHES = 0.45
 """Between the axes and the legend below them: room for the numbers and the name of the axis."""
+COLOURS = ("#3A8FD9", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#999999")
+"""About Okabe and Ito's, but for yellow and black, which are lost on a light or on a dark page; all are seen on both."""
 
 
 class PlotError(ValueError):
@@ -37,10 +40,26 @@ class _Run(NamedTuple):
     seed: int
     returns: dict[int, list[float]]
     """Environment step -> the returns of that evaluation's episodes."""
+    settings: Mapping[str, object]
+    """Flat configuration; empty for a run of a table."""
+
+
+class _Group(NamedTuple):
+    """What runs have in common that are seeds of each other."""
+
+    environment: str
+    backend: str
+    settings: str
+    """What differs from other runs that are drawn; empty for nothing."""
+
+    @property
+    def name(self) -> str:
+        """Name in the legend."""
+        return f"{self.backend}, {self.settings}" if self.settings else self.backend
 
 
 class Curve(NamedTuple):
-    """The evaluation returns of one group of runs, those of one environment and backend."""
+    """The evaluation returns of one group of runs, those of one environment, backend and settings."""
 
     steps: Int[np.ndarray, " evaluations"]
     """Environment steps."""
@@ -52,7 +71,9 @@ class Curve(NamedTuple):
 
 
 def plot_runs(run_dirs: Sequence[str | Path], *, output: str | Path) -> Figure:
-    """Draw the evaluation returns of runs over environment steps: one panel per environment, one curve per backend.
+    """Draw the evaluation returns of runs over environment steps: one panel per environment, one curve per backend and settings.
+
+    Runs are seeds of one curve if their `config.json` differ in nothing but the seed and in what a resumed run may change.
 
     A table (.csv) holds the runs of many, a row for each evaluation: columns `env`, `backend`, `seed`, `step`, `return`, and optionally
     `preset`, a panel of its own for each.
@@ -68,8 +89,8 @@ def plot_runs(run_dirs: Sequence[str | Path], *, output: str | Path) -> Figure:
         The figure, as written.
 
     Raises:
-        PlotError: if there is no run, a run has no evaluation yet, two runs are of one seed, a table has two rows of one evaluation, or the
-            suffix is no picture's.
+        PlotError: if there is no run, a run has no evaluation yet, two runs are of the same settings and seed, a table has two rows of one
+            evaluation, or the suffix is no picture's.
     """
     output = Path(output).expanduser()
     if not run_dirs:
@@ -77,16 +98,19 @@ def plot_runs(run_dirs: Sequence[str | Path], *, output: str | Path) -> Figure:
     formats = Figure().canvas.get_supported_filetypes()
     if output.suffix.removeprefix(".") not in formats:
         raise PlotError(f"output {output} has suffix {output.suffix!r}, expected one of {', '.join('.' + f for f in sorted(formats))}")
-    groups = _grouped(run for given in run_dirs for run in _read_all(Path(given).expanduser()))
+    groups = _grouped([run for given in run_dirs for run in _read_all(Path(given).expanduser())])
 
-    environments = sorted({environment for environment, _ in groups})
+    environments = sorted({group.environment for group in groups})
     columns = min(len(environments), PANELS_IN_A_ROW)
     rows = -(-len(environments) // columns)
     figure = Figure(figsize=(7.0 * columns, 5.0 * rows), layout="constrained")
     for place, environment in enumerate(environments, 1):
         axes = figure.add_subplot(rows, columns, place)
-        for backend in sorted(backend for name, backend in groups if name == environment):
-            _draw(axes, _curve(groups[environment, backend]), *STYLES.get(backend, ("#000000", ":")))
+        drawn = sorted(group for group in groups if group.environment == environment)
+        one_each = len({group.backend for group in drawn}) == len(drawn)
+        for number, group in enumerate(drawn):
+            colour, line = STYLES.get(group.backend, ("#000000", ":"))
+            _draw(axes, _curve(group.name, groups[group]), colour if one_each else COLOURS[number % len(COLOURS)], line)
         axes.set_title(environment)
         axes.set_xlabel("Environment steps")
         axes.set_ylabel("Evaluation return (sum of rewards per episode)")
@@ -125,22 +149,21 @@ def seeds_curve(returns: Sequence[Mapping[int, Sequence[float]]], label: str = "
     return Curve(np.asarray(shared), mean, mean - half, mean + half, label)
 
 
-def _curve(runs: list[_Run]) -> Curve:
+def _curve(name: str, runs: list[_Run]) -> Curve:
     """Compute the mean and the band of the runs of one group, at the evaluations that all of them have."""
-    backend = runs[0].backend
     if len(runs) > 1:
-        label = f"{backend}: mean of {len(runs)} seeds; band: its {CONFIDENCE:.0%} interval"
+        label = f"{name}: mean of {len(runs)} seeds; band: its {CONFIDENCE:.0%} interval"
         curve = seeds_curve([run.returns for run in runs], label)
         if curve is None:
-            names = ", ".join(f"{run.source} (seed {run.seed})" for run in runs)
-            raise PlotError(f"{names} have no evaluation at a common step: plot them apart, or train them with one evaluation interval")
+            said = ", ".join(f"{run.source} (seed {run.seed})" for run in runs)
+            raise PlotError(f"{said} have no evaluation at a common step: plot them apart, or train them with one evaluation interval")
         return curve
     steps = sorted(runs[0].returns)
     returns = [np.asarray(runs[0].returns[step]) for step in steps]
     mean = np.asarray([episodes.mean() for episodes in returns])
     half = np.asarray([episodes.std() for episodes in returns])
     spread = f"; band: std of {_range(returns)} episodes" if any(len(episodes) > 1 for episodes in returns) else ""
-    return Curve(np.asarray(steps), mean, mean - half, mean + half, f"{backend}: seed {runs[0].seed}{spread}")
+    return Curve(np.asarray(steps), mean, mean - half, mean + half, f"{name}: seed {runs[0].seed}{spread}")
 
 
 def _range(returns: list[NDArray[np.float64]]) -> str:
@@ -149,16 +172,18 @@ def _range(returns: list[NDArray[np.float64]]) -> str:
     return "-".join(str(count) for count in sorted({min(counts), max(counts)}))
 
 
-def _grouped(runs: Iterable[_Run]) -> dict[tuple[str, str], list[_Run]]:
-    """Group the runs by environment and backend, no two of one seed."""
-    groups: dict[tuple[str, str], list[_Run]] = {}
+def _grouped(runs: Sequence[_Run]) -> dict[_Group, list[_Run]]:
+    """Group the runs by environment, backend and settings, no two of one seed."""
+    differences = differing([run.settings for run in runs if run.settings])
+    groups: dict[_Group, list[_Run]] = {}
     for run in runs:
-        group = groups.setdefault((run.environment, run.backend), [])
+        settings = ", ".join(told(run.settings, differences)) if run.settings else ""
+        group = groups.setdefault(_Group(run.environment, run.backend, settings), [])
         for other in group:
             if other.seed == run.seed:
                 raise PlotError(
-                    f"{other.source} and {run.source} are both {run.environment} on {run.backend} with seed {run.seed}, "
-                    f"and would be counted as two seeds: plot one of them"
+                    f"{other.source} and {run.source} are both {run.environment} on {run.backend} with the same settings and seed "
+                    f"{run.seed}, and would be counted as two seeds: plot one of them"
                 )
         group.append(run)
     return groups
@@ -176,7 +201,7 @@ def _read_table(path: Path) -> list[_Run]:
             for row in csv.DictReader(file):
                 environment = f"{row['env']} ({row['preset']})" if row.get("preset") else row["env"]
                 key = environment, row["backend"], int(row["seed"])
-                run = runs.setdefault(key, _Run(path, *key, {}))
+                run = runs.setdefault(key, _Run(path, *key, {}, {}))
                 step = int(row["step"])
                 if step in run.returns:
                     raise PlotError(
@@ -213,7 +238,7 @@ def _read(directory: Path) -> _Run:
         ) from error
     if not returns:
         raise PlotError(f"{directory}/evaluation.json holds no evaluation yet: train longer, or evaluate more often")
-    run = _Run(directory, environment, backend, seed, returns)
+    run = _Run(directory, environment, backend, seed, returns, flat(config))
     _check_returns(run, "/evaluation.json")
     return run
 

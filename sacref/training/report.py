@@ -11,16 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sacref.config.train_config import CHANGEABLE
 from sacref.storage.checkpoint import short
 from sacref.storage.metric_files import METRICS_FILE
-from sacref.training.plots import CONFIDENCE, Curve, seeds_curve
-from sacref.training.run_directory import RunError, flat, read_config, read_evaluations
+from sacref.training.plots import COLOURS, CONFIDENCE, Curve, seeds_curve
+from sacref.training.run_directory import RunError, differing, flat, read_config, read_evaluations, told
 
 POINTS = 1_000
 """Most points of a curve of `metrics.jsonl`; of longer files, evenly spaced lines are drawn."""
-COLOURS = ("#3A8FD9", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#999999")
-"""About Okabe and Ito's, but for yellow and black, which are lost on a light or on a dark page; all are seen on both."""
 PANEL_PIXELS = 280
 FEW = 30
 """Points of a curve that are marked if there are no more."""
@@ -36,11 +33,6 @@ PANELS: Mapping[str, str] = {
     "Steps per second, evaluations included": SPEED,
 }
 """Title of a panel -> tag of `metrics.jsonl`, or `SPEED`."""
-NO_DIFFERENCE = (
-    *("seed", "cfg.seed", "cfg.experiment.", "steps_offset"),
-    *("beside_preset", "update_to_data", "observation_space", "state_space", "action_space"),
-)
-"""Beginnings of the entries of `config.json` that are no setting, or that follow from others."""
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -110,10 +102,11 @@ def write_report(run_dirs: Sequence[str | Path], *, output: str | Path) -> None:
         raise RunError("a report got no run directory: name at least one")
     runs = [_read(Path(run_dir).expanduser()) for run_dir in run_dirs]
     flats = [flat(run.config) for run in runs]
-    differences = _differences(flats)
+    differences = differing(flats)
     groups: dict[str, list[_Run]] = {}
     for run, settings in zip(runs, flats, strict=True):
-        group = groups.setdefault(_label(settings, differences), [])
+        label = ", ".join([str(settings["env"]), str(settings["backend"]), *told(settings, differences)])
+        group = groups.setdefault(label, [])
         for other in group:
             if other.seed == run.seed:
                 raise RunError(
@@ -165,19 +158,6 @@ def _read_metrics(path: Path) -> list[dict[str, object]]:
             f"{path} is damaged ({type(error).__name__}: {short.repr(str(error))[1:-1]}): restore it, or move it away"
         ) from error
     return lines
-
-
-def _differences(settings: Sequence[Mapping[str, object]]) -> list[str]:
-    """List the entries of the configurations that are not the same in all."""
-    names = dict.fromkeys(name for each in settings for name in each if not name.startswith(NO_DIFFERENCE))
-    return [name for name in names if len({repr(each.get(name)) for each in settings}) > 1]
-
-
-def _label(settings: Mapping[str, object], differences: Sequence[str]) -> str:
-    """Name the runs with the same settings: the environment, the backend, and what differs of the others."""
-    telling = [name for name in differences if name.split(".")[0] not in CHANGEABLE | {"env", "sacref"}]
-    said = [f"{name.removeprefix('cfg.')} {short.repr(settings.get(name))}" for name in telling]
-    return ", ".join([str(settings["env"]), str(settings["backend"]), *said])
 
 
 def _values(run: _Run, tag: str) -> tuple[list[int], list[float | None]]:

@@ -1,8 +1,9 @@
 """The directory of a run: its configuration, its evaluations, and the checkpoint from which it is resumed."""
 
+import difflib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,11 @@ from sacref.training import checkpoints
 from sacref.training.evaluation import LARGEST_RETURN, Evaluation
 
 CONFIG = "config.json"
+NO_SETTING = (
+    *("seed", "cfg.seed", "cfg.experiment.", "steps_offset"),
+    *("beside_preset", "update_to_data", "observation_space", "state_space", "action_space"),
+)
+"""Beginnings of the entries of `config.json` that are no setting, or that follow from others."""
 RUN_FILES = (CONFIG, "evaluation.json", METRICS_FILE, CSV_FILE, "curve.png")
 """Files that a run writes into its directory, beside `checkpoints/agent_*` and TensorBoard's `events.out.tfevents.*`."""
 
@@ -72,7 +78,7 @@ def begin(
         else:  # delete what the run wrote after the checkpoint: those steps come again
             evaluations = [entry for entry in read_evaluations(directory / "evaluation.json") if entry[0] <= resumed.steps]
             files = checkpoint.read(resumed.checkpoint, only=()).metadata.get("files")
-            checkpoints.drop_after(directory, resumed.timestep, files if isinstance(files, dict) else {})
+            checkpoints.drop_after(directory, resumed.timestep, resumed.steps, files if isinstance(files, dict) else {})
         directory.mkdir(parents=True, exist_ok=True)
         checkpoint.write_json(directory / CONFIG, config)
         return evaluations
@@ -225,7 +231,7 @@ def named_callables(config: Mapping[str, object]) -> dict[str, str]:
 
 def require_same(directory: Path, resumed: Resumed, config: Mapping[str, Any]) -> None:
     """Refuse to resume a run with other settings than its own."""
-    free = {*CHANGEABLE, "sacref", "ranks", "steps_offset", "beside_preset", "update_to_data"}
+    free = {*CHANGEABLE, "sacref", "versions", "ranks", "steps_offset", "beside_preset", "update_to_data"}
     for values in (resumed.config, config):
         for option, text in named_callables(values).items():
             if (reason := has_no_name(text)) is not None:
@@ -269,6 +275,18 @@ def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     return entries
 
 
+def differing(settings: Sequence[Mapping[str, object]]) -> list[str]:
+    """List the entries of flat configurations that are not the same in all, but for what is no setting."""
+    names = dict.fromkeys(name for each in settings for name in each if not name.startswith(NO_SETTING))
+    return [name for name in names if len({repr(each.get(name)) for each in settings}) > 1]
+
+
+def told(settings: Mapping[str, object], differences: Sequence[str]) -> list[str]:
+    """Tell the settings of a flat configuration that differ from others', but for those that a resumed run may change."""
+    telling = [name for name in differences if name.split(".")[0] not in CHANGEABLE | {"env", "sacref", "versions"}]
+    return [f"{name.removeprefix('cfg.')} {checkpoint.short.repr(settings.get(name))}" for name in telling]
+
+
 def find_checkpoints(directory: Path, name: str | Path | None) -> list[Path]:
     """Find the checkpoint of that name; all, the newest first, for None."""
     found = checkpoints.finished_checkpoints(directory)
@@ -279,10 +297,12 @@ def find_checkpoints(directory: Path, name: str | Path | None) -> list[Path]:
     for path in (checkpoints.checkpoints_of(directory) / name, Path(name).expanduser()):
         if path.is_dir():
             return [path.absolute()]
-    names = ", ".join(path.name for path in found.values()) or "none"
+    names = [path.name for path in found.values()]
+    names += [checkpoints.BEST] if (checkpoints.checkpoints_of(directory) / checkpoints.BEST).is_dir() else []
+    near = difflib.get_close_matches(str(name), names, n=1)
     raise RunError(
-        f"checkpoint {str(name)!r} is neither in {checkpoints.checkpoints_of(directory)} (there: {names}) nor a directory: "
-        f"name one of those"
+        f"checkpoint {str(name)!r} is neither in {checkpoints.checkpoints_of(directory)} (there: {', '.join(names) or 'none'}) nor a "
+        f"directory: {f'did you mean {near[0]!r}?' if near else 'name one of those'}"
     )
 
 

@@ -21,6 +21,7 @@ from PIL import Image
 from sacref import envs
 from sacref.agent.protocol import Agent
 from sacref.algorithm.tree import Tree
+from sacref.config.callables import description
 from sacref.config.train_config import Environment, EnvironmentFactory, Wrapper
 from sacref.envs.interface import EnvWrapper, Infos, Space, Step
 from sacref.envs.vector import closing
@@ -128,7 +129,16 @@ def render_episodes(
         if not arguments.keys() & CAMERA:
             arguments["camera_name"] = "track"
     show = _Show(path, fps, seconds, (width, height), on_step)
-    made = envs.make(env, 1, env_kwargs=arguments, wrappers=[*wrappers, partial(_Drawn, show=show, gl_problem=problem)])
+    around: list[Wrapper] = [*wrappers, partial(_Drawn, show=show, gl_problem=problem)]
+    try:
+        made = envs.make(env, 1, env_kwargs=arguments, wrappers=around)
+    except TypeError as error:
+        if isinstance(env, str):
+            raise
+        raise VideoError(
+            f"{description(env)} cannot be made with render_mode='rgb_array' ({error}): to be drawn, it needs that argument, and a method "
+            f"render() that returns an image"
+        ) from error
     found: list[Evaluation] = []
     diverged: list[int] = []
     with closing(made):

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from sacref import envs
 from sacref.cli import commands, flags, launch
 from sacref.cli import main as cli
 from sacref.config import ExperimentConfig, SACConfig, paper_config, presets
-from sacref.config.train_config import Vectorization
+from sacref.config.train_config import OTHER_NAMES, TrainConfig, Vectorization
 from sacref.preprocessing import RunningStandardScaler
 from sacref.spec.schedules import KLAdaptive, warm_up
 from sacref.training import experiment, plan, population, video
@@ -215,6 +216,36 @@ def test_train_passes_on_what_its_flags_say(trained: dict[str, Any], tmp_path: P
         "resume": False,
         "progress": False,
     }
+
+
+def test_a_flag_beside_a_preset_changes_it_alone(trained: dict[str, Any]) -> None:
+    assert cli.main(["train", "--preset", "sb3", "--batch-size", "8"]) == 0
+    arguments = trained["arguments"]
+    options = TrainConfig(**{name: arguments[name] for name in ("preset", "cfg")})
+    assert options.checked().settings(1).to_dict() == {**presets.find("sb3").config().to_dict(), "batch_size": 8}
+
+
+@pytest.mark.parametrize(("given", "meant"), [("--lr", "--learning-rate"), ("--n-envs=4", "--num-envs"), ("--total_timesteps", "--steps")])
+def test_a_flag_with_the_name_that_others_give_it_is_told_its_own(given: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", given, "1"]) == 2
+    assert f"sacref train has no {given.partition('=')[0].replace('_', '-')}: here it is {meant}\n" in capsys.readouterr().err
+
+
+def test_the_names_that_others_give_lead_to_ours() -> None:
+    ours = {*TrainConfig.__dataclass_fields__, *SACConfig.__dataclass_fields__}
+    assert set(OTHER_NAMES.values()) <= ours
+    assert not ours & OTHER_NAMES.keys()
+
+
+def test_a_module_is_found_in_the_working_directory(tmp_path: Path) -> None:
+    """Without the folder at the head of Python's path, as the installed script runs."""
+    (tmp_path / "beside.py").write_text("def env(): raise SystemExit('found')")
+    code = "import sys; from sacref.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-P", "-c", code, "train", "--backend", "torch", "--env", "beside:env", "--steps", "9", "--run-dir", "run"]
+    pytest.importorskip("torch")
+    root = str(Path(sacref.__file__).parents[1])
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": root})
+    assert finished.stderr.splitlines()[-1] == "found", finished.stderr
 
 
 def test_simba_comes_with_its_widths_and_its_normaliser_unless_others_are_asked_for() -> None:

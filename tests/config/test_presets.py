@@ -67,6 +67,7 @@ def test_a_preset_has_the_values_of_its_source(name: str) -> None:
     # Eight environments take as many random steps of the environment, and as many gradient steps for each.
     assert preset.config(8).random_timesteps == -(-wanted["random_timesteps"] // 8)
     assert preset.config(8).gradient_steps_per_timestep(8) == 8 * cfg.gradient_steps_per_timestep(1)
+    assert preset.config(8).chunk == -(-cfg.chunk // 8)
 
 
 SHORT_RUN = ("redq", "spinningup")

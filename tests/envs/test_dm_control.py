@@ -1,6 +1,7 @@
 """Tasks of the DeepMind Control Suite. `nox -s dmc` runs all of it, with dm-control and the MuJoCo 3 that it needs."""
 
 import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import sacref
 from sacref import envs
 from sacref.algorithm.tree import map_leaves
 from sacref.envs import snapshots
+from sacref.envs.divergence import DivergenceGuard
 from sacref.envs.vector import EnvError
 from tests.backends import assert_same_arrays
 
@@ -96,6 +98,52 @@ def test_a_run_has_dict_observations_and_is_resumed_in_the_midst_of_an_episode(t
     resumed: Any = sacref.train(**options, steps=30, run_dir=tmp_path / "parts", resume=True)
     assert_same_arrays(resumed.agent.arrays(), whole.agent.arrays())
     assert_same_arrays(resumed.agent.memory.arrays(), whole.agent.memory.arrays())
+
+
+@needs_dm_control
+def test_a_time_limit_truncates_also_where_it_lies_behind_a_snapshot() -> None:
+    made, other = (envs.make("dm_control/cartpole-balance-v0", 1, env_kwargs={"task_kwargs": {"time_limit": 0.3}}) for _ in range(2))
+    made.reset(seed=3)
+    other.reset(seed=3)
+    actions = np.zeros((30, 1, 1))
+    for action in actions[:20]:
+        made.step(action)
+    snapshot = snapshots.capture(made)
+    assert isinstance(snapshot, snapshots.Snapshot), snapshot
+    snapshots.restore(other, snapshot)
+    ends = [[tuple(bool(end[0]) for end in vector.step(action)[2:4]) for action in actions[20:]] for vector in (made, other)]
+    # Of a hundredth of a second each: the last of 30 steps is truncated, and none is terminated.
+    assert ends == [[(False, False)] * 9 + [(False, True)]] * 2
+    made.close()
+    other.close()
+
+
+@needs_dm_control
+@pytest.mark.filterwarnings("ignore:The 'warn' function is deprecated:DeprecationWarning")  # dm-control calls it
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_a_simulation_that_diverges_ends_an_episode_and_not_the_run(vectorization: Any, caplog: pytest.LogCaptureFixture) -> None:
+    made = envs.make("dm_control/lqr-lqr_6_2-v0", 1, vectorization=vectorization)
+    try:
+        made.reset(seed=2)
+        guard, generator = DivergenceGuard(made), np.random.default_rng(0)
+        for timestep in range(1_000):  # forces of up to 1e10
+            observations, rewards, terminated, truncated, infos = made.step(generator.uniform(-1e10, 1e10, made.action_space.shape))
+            ended = np.logical_or(terminated, truncated)
+            diverged = guard.look(observations=observations, states=None, rewards=rewards, ended=ended, infos=infos, timestep=timestep)
+            if diverged.any():
+                break
+    finally:
+        made.close()
+    assert diverged.tolist() == [True]
+    assert re.search(r"environment 0 diverged at timestep \d+: MuJoCo: .*(QPOS|QVEL|QACC)", caplog.text)
+
+
+@needs_dm_control
+def test_a_second_of_a_video_is_a_second_of_the_task() -> None:
+    for task, fps in (("cheetah-run", 100), ("walker-walk", 40), ("cartpole-balance", 100)):
+        made: Any = envs.make(f"dm_control/{task}-v0", 1)
+        assert made.envs[0].metadata["render_fps"] == pytest.approx(fps)
+        made.close()
 
 
 @needs_dm_control

@@ -75,8 +75,11 @@ def test_processes_of_their_own_give_the_same_numbers_also_for_an_id_registered_
         ("HalfCheetah-v9", "is unknown .*`v5`"),
         ("nowhere/Task-v0", "is unknown .*Namespace nowhere not found"),
         ("no_such_module:Task-v0", "cannot be made .*no_such_module"),
+        ("Pendulum", "'Pendulum' names no version, .*: expected 'Pendulum-v1', which is the newest"),
+        ("tests.envs.counting:Pendulum", "names no version"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:.*Using the latest versioned environment.*:UserWarning")
 def test_an_unknown_id_is_refused_with_gymnasiums_suggestion(env: str, message: str) -> None:
     with pytest.raises(envs.EnvError, match=message):
         envs.make(env, 1)

@@ -196,6 +196,7 @@ class Counting(Callback):
     def __init__(self) -> None:
         self.generator = np.random.default_rng(1)
         self.total, self.best, self.path = np.zeros(3), -np.inf, tuple[int, ...]()
+        self.written: tuple[int, ...] = ()
         self.seen: list[float] = []
 
     def on_timestep(self, run: RunView) -> None:
@@ -207,12 +208,16 @@ class Counting(Callback):
         self.best = max(self.best, run.evaluation.mean)
         self.seen.append(run.evaluation.mean)
 
+    def on_checkpoint(self, run: RunView) -> None:
+        assert run.checkpoint.is_dir()
+        self.written = (*self.written, run.steps)
+
     def state(self) -> dict[str, Any]:
         stream = self.generator.bit_generator.state
-        return {"total": self.total, "best": self.best, "path": self.path, "stream": stream["state"]}
+        return {"total": self.total, "best": self.best, "path": self.path, "written": self.written, "stream": stream["state"]}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        self.total, self.best, self.path = state["total"], state["best"], state["path"]
+        self.total, self.best, self.path, self.written = state["total"], state["best"], state["path"], state["written"]
         self.generator.bit_generator.state = {**self.generator.bit_generator.state, "state": state["stream"]}
 
 
@@ -239,6 +244,7 @@ def test_the_state_of_a_callback_goes_on_bit_for_bit(
     with caplog.at_level(logging.WARNING):
         train(backend, tmp_path, again, resume=True)
     assert again.state()["path"] == whole.state()["path"] == tuple(range(1, 13))
+    assert again.written == whole.written == (4, 8, 12)
     np.testing.assert_equal(again.state(), whole.state())
     assert [text for text in caplog.messages if "callback" in text] == [
         f"the checkpoint holds the state of callback {__name__}:Counting, which this run lacks: left out. Pass it in callbacks"

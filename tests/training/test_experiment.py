@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -24,10 +25,10 @@ from sacref.config import ConfigError, SACConfig, paper_config
 from sacref.ranks import Ranks
 from sacref.storage import checkpoint
 from sacref.training import experiment, run_directory
-from sacref.training.checkpoints import CheckpointWriter, holds_memory
-from sacref.training.evaluation import evaluate
+from sacref.training.checkpoints import CheckpointWriter, evaluation_of_best, holds_memory
+from sacref.training.evaluation import Evaluation, evaluate
 from sacref.training.experiment import TrainingResult
-from sacref.training.plan import derive_seed, import_backend
+from sacref.training.plan import BACKENDS, derive_seed, import_backend
 from sacref.training.population import train_population
 from sacref.training.run_directory import RunError
 from tests.backends import assert_same_arrays, jax_in_full, without_shape_checks
@@ -193,6 +194,30 @@ def test_a_run_killed_after_its_last_checkpoint_ends_as_others_once_resumed(
     assert_same_arrays(*written)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "best"),
+    [
+        # The best one comes again, with another result: the agents of the steps that were thrown away are no result of the run.
+        ((-5.0, 100.0, 1.0), (-7.0, -6.0), (100, -6.0)),
+        ((-5.0, 100.0, 1.0), (-6.0, -7.0), (80, -6.0)),
+        # It is of before: what comes is held against it.
+        ((5.0, 1.0, 2.0), (4.0, 6.0), (100, 6.0)),
+        ((5.0, 1.0, 2.0), (4.0, 3.0), (40, 5.0)),
+    ],
+)
+def test_the_best_agent_is_of_an_evaluation_that_the_run_has(
+    before: tuple[float, ...], after: tuple[float, ...], best: tuple[int, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    means = iter([*before, *after])
+    monkeypatch.setattr(experiment, "evaluate", lambda *_, **__: Evaluation((next(means),), (1,)))
+    train(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "agent_100")
+    train(tmp_path, resume=True)
+    assert evaluation_of_best(tmp_path) == best
+    assert list(best) in [[entry["step"], entry["mean"]] for entry in entries(tmp_path)]
+    assert sacref.load(tmp_path, checkpoint="best").gradient_step_count == best[0] - 20
+
+
 def test_a_damaged_checkpoint_is_left_out_and_the_one_before_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run_dir = tmp_path / "run"
     train(run_dir, steps=120)
@@ -260,7 +285,13 @@ def test_a_run_that_was_cut_off_is_resumed_for_less_steps_than_were_asked(tmp_pa
     run_dir = tmp_path / "run"
     train(run_dir, steps=100)
     shutil.rmtree(run_dir / "checkpoints" / "agent_100")
+    config = json.loads((run_dir / "config.json").read_text())
+    assert config["versions"].keys() >= {"python", "numpy", "gymnasium", *BACKENDS[BACKEND]}
+    assert (config["versions"]["python"], config["versions"]["gymnasium"]) == (platform.python_version(), gymnasium.__version__)
+    # It may go on with other versions, and says which.
+    (run_dir / "config.json").write_text(json.dumps({**config, "versions": {"numpy": "0.1"}}))
     resumed = train(run_dir, steps=60, resume=True)
+    assert json.loads((run_dir / "config.json").read_text())["versions"] == config["versions"]
     assert resumed.steps == 60
     assert memory_of(resumed).capacity == 101
     assert 55 <= len(memory_of(resumed)) <= 60
@@ -543,7 +574,7 @@ def test_an_environment_of_ones_own_is_trained_and_its_agent_loads_without_it(tm
     space = agent.action_space
     assert space == CountingEnv(high=3.0).action_space
     assert agent.observation_space == CountingEnv().observation_space
-    with pytest.raises(RunError, match=r"checkpoint 'agent_7' is neither .* \(there: agent_50, agent_60\)"):
+    with pytest.raises(RunError, match=r"checkpoint 'agent_7' is neither .* \(there: agent_50, agent_60, best\)"):
         sacref.load(tmp_path / "run", checkpoint="agent_7")
 
 
@@ -572,6 +603,11 @@ def test_what_cannot_be_written_is_refused_before_anything_is_written(tmp_path: 
             train(tmp_path / "run", **{name: 0})
     for name, value, message in (
         ("cfg", [3], r"SACConfig cannot be made of \[3\], expected a dict of its fields"),
+        ("learning_rate", 1e-3, r"train got 'learning_rate', .*: did you mean cfg=\{'learning_rate': ...\}\?"),
+        ("gamma", 0.9, r"train got 'gamma', .*: did you mean cfg=\{'discount_factor': ...\}\?"),
+        ("buffer_size", 9, r"train got 'buffer_size', .*: did you mean memory_capacity=...\?"),
+        ("num_env", 9, r"train got 'num_env', .*: did you mean num_envs=...\?"),
+        ("xyzzy", 9, "train got 'xyzzy': its arguments are .*num_envs.*, and cfg holds the fields of SACConfig"),
         ("hidden", 8, r"hidden is 8, expected the widths of the hidden layers, as \(256, 256\)"),
         ("wrappers", "module:name", "wrappers is 'module:name', expected a list of callables"),
         ("wrappers", ["module:name"], r"wrappers is \['module:name'\], expected a list of callables"),
@@ -580,6 +616,8 @@ def test_what_cannot_be_written_is_refused_before_anything_is_written(tmp_path: 
     ):
         with without_shape_checks(), pytest.raises((TypeError, ValueError), match=message):
             train(tmp_path / "run", **{name: value})
+    with pytest.raises(ValueError, match=r"preset is 'sb3' and cfg a SACConfig, .*: give as cfg a dict of the fields that differ from the"):
+        train(tmp_path / "run", preset="sb3", cfg=paper_config())
     for bad in cast(Any, [3, b"run"]):
         with without_shape_checks(), pytest.raises(TypeError, match="expected a path, or None for one of its own"):
             experiment.train(run_dir=bad)

@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import re
+import tomllib
 from collections.abc import Mapping
 from functools import partial
 from importlib.util import find_spec
@@ -15,8 +16,8 @@ import pytest
 import sacref
 from sacref.cli import main as cli
 from sacref.storage.metric_files import Origin
-from sacref.training import experiment
-from sacref.training.loggers import SINKS, LoggerError
+from sacref.training import experiment, loggers
+from sacref.training.loggers import EXTRAS, SINKS, LoggerError
 
 CFG: dict[str, Any] = {"batch_size": 3, "random_timesteps": 3, "learning_starts": 3, "execution": "plain"}
 CFG["experiment"] = {"write_interval": 2, "checkpoint_interval": 4}
@@ -132,6 +133,18 @@ def test_what_is_no_logger_is_refused_before_anything_is_made(tmp_path: Path, ca
         train(tmp_path / "run", log="csv")
     assert cli.main(["train", "--log", "tensorboard", "no_module:Sink", "--run-dir", str(tmp_path / "run")]) == 2
     assert "log has 'no_module:Sink', expected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_a_service_whose_package_is_not_installed_is_refused_with_its_extra(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(loggers, "find_spec", lambda package: None)
+    with pytest.raises(LoggerError, match=rf"log has '{name}', whose package is not installed: pip install \"sacref\[{name}\]\""):
+        train(tmp_path / "run", name)
+    assert not (tmp_path / "run").exists()
+    extras = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(EXTRAS) <= extras.keys() & SINKS.keys()
     assert not (tmp_path / "run").exists()
 
 

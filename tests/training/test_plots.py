@@ -136,6 +136,25 @@ def test_refuses_a_table_that_holds_no_curve(tmp_path: Path, text: str, message:
         plot_runs([tmp_path / "curves.csv"], output=tmp_path / "curve.png")
 
 
+def test_runs_that_differ_in_a_setting_are_no_seeds_of_each_other(tmp_path: Path) -> None:
+    def run(name: str, seed: int, rate: float, **changed: object) -> Path:
+        directory = write_run(tmp_path, name, {0: [rate * 1_000.0 + seed]}, seed=seed)
+        config = json.loads((directory / "config.json").read_text()) | {"cfg": {"learning_rate": rate, "seed": seed}, **changed}
+        (directory / "config.json").write_text(json.dumps(config))
+        return directory
+
+    # Other steps, versions and numbers that follow from others are no settings: a resumed run may have them.
+    slow = [run("a", 0, 0.001, steps=100, versions={"numpy": "1"}), run("b", 2, 0.001, steps=200, versions={"numpy": "2"})]
+    fast = run("c", 0, 0.003, steps=100, update_to_data={"a": 1})
+    (axes,) = plot_runs([*slow, fast], output=tmp_path / "curve.png").axes
+    assert [line(axes, index) for index in range(2)] == [([0], [2.0]), ([0], [3.0])]
+    assert legend(axes) == ["jax, learning_rate 0.001: mean of 2 seeds; band: its 95% interval", "jax, learning_rate 0.003: seed 0"]
+    assert len({drawn.get_color() for drawn in axes.get_lines()}) == 2
+    twin = run("d", 2, 0.001)
+    with pytest.raises(PlotError, match=f"{slow[1]} and {twin} are both HalfCheetah-v5 on jax with the same settings and seed 2"):
+        plot_runs([*slow, twin], output=tmp_path / "curve.png")
+
+
 def test_a_group_is_drawn_where_all_its_seeds_were_evaluated(tmp_path: Path) -> None:
     """An interrupted seed must not let the mean jump where it ends."""
     runs = [write_run(tmp_path, "a", {0: [0.0], 10: [4.0], 20: [9.0]}, seed=0), write_run(tmp_path, "b", {0: [2.0], 10: [0.0]}, seed=1)]
@@ -184,7 +203,7 @@ def test_refuses_evaluations_that_hold_no_curve(tmp_path: Path, evaluations: str
 def test_refuses_one_seed_twice_and_seeds_without_a_common_step(tmp_path: Path) -> None:
     first = write_run(tmp_path, "first", {0: [0.0]})
     second = write_run(tmp_path, "second", {0: [1.0]})
-    with pytest.raises(PlotError, match=r"first and .*second are both HalfCheetah-v5 on jax with seed 0"):
+    with pytest.raises(PlotError, match=r"first and .*second are both HalfCheetah-v5 on jax with the same settings and seed 0"):
         plot_runs([first, second], output=tmp_path / "curve.png")
     third = write_run(tmp_path, "third", {1: [1.0]}, seed=1)
     with pytest.raises(PlotError, match="no evaluation at a common step"):

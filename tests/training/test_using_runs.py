@@ -136,7 +136,7 @@ def test_a_checkpoint_of_a_run_is_named_by_its_path(finished: Path) -> None:
     newest = sacref.load(finished)
     for place in ("checkpoints/agent_12", "agent_12", "checkpoints/best", "best"):
         assert_same_arrays(sacref.load(finished / place).arrays(), newest.arrays())
-    with pytest.raises(RunError, match=r"checkpoint 'bset' is neither in .*there: agent_6, agent_12"):
+    with pytest.raises(RunError, match=r"'bset' is neither in .*\(there: agent_6, agent_12, best\) .*: did you mean 'best'\?"):
         sacref.load(finished / "bset")
     with pytest.raises(RunError, match="best is a checkpoint, and checkpoint is 'agent_12' too: leave out one or the other"):
         sacref.load(finished / "best", checkpoint="agent_12")

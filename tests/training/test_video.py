@@ -219,6 +219,16 @@ def test_an_environment_that_draws_nothing_is_named(picture: Any, message: str, 
     assert list(tmp_path.iterdir()) == []
 
 
+class Blind(PaintedEnv):
+    def __init__(self) -> None:
+        super().__init__()
+
+
+def test_an_environment_that_cannot_be_asked_to_draw_says_what_it_needs(tmp_path: Path) -> None:
+    with pytest.raises(VideoError, match=r"Blind cannot be made with render_mode='rgb_array' \(.*\): to be drawn, it needs that argument"):
+        render_episodes(FakeAgent(), tmp_path / "video.gif", env=Blind)
+
+
 def trying(working: str, tried: list[str]) -> Callable[[str], str | None]:
     def try_gl(name: str) -> str | None:
         tried.append(name)

@@ -48,7 +48,6 @@ def section(results: Path) -> Section:
         if not any("**" in status for status in statuses):
             absent.setdefault(statuses.count(""), []).append(mistake)
     names = [record["name"] for record in records]
-    identified = sum(record["identified"] for record in records)
     paragraphs = [
         "## Which SAC is this\n",
         INTRODUCTION,
@@ -62,8 +61,12 @@ def section(results: Path) -> Section:
         "\n".join(f"- {_checked(number, len(records))}: {'; '.join(absent[number])}." for number in sorted(absent, reverse=True)) + "\n",
         "\n".join(_line(record) for record in records) + "\n",
     ]
-    said = f"{identified} of {len(records)} updates reproduced to rounding, choice by choice"
-    return Section(paragraphs, {}, [Finding("Which SAC other implementations are", said)])
+    counts = []
+    for whose, mine in (("others", False), ("sacref", True)):
+        found_of = [record["identified"] for record in records if record["name"].startswith("sacref") is mine]
+        counts += [f"{sum(found_of)} of {len(found_of)} updates of {whose}"] if found_of else []
+    said = f"{' and '.join(counts)} reproduced to rounding, choice by choice"
+    return Section(paragraphs, {}, [Finding("Which SAC implementations are", said)])
 
 
 def comparable(records: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -45,7 +45,7 @@ def test_the_table_shows_what_differs_and_which_mistakes_are_there(tmp_path: Pat
     assert "| a mistake |  | **-1** |" in text
     assert "- Absent in the 1 in which it can be checked: nobody's.\n- Not checkable in any: hidden." in text
     assert "- other (numpy 2): 6 updates reproduced to 1.0e-15 relative in float64." in text
-    assert section.findings[0].found == "2 of 2 updates reproduced to rounding, choice by choice"
+    assert section.findings[0].found == "1 of 1 updates of others and 1 of 1 updates of sacref reproduced to rounding, choice by choice"
 
 
 def test_the_page_says_in_words_which_can_be_compared(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_quantity_that_leaves_every_variant_is_said(tmp_path: Path) -> None:
     write(a_record("other", identified=False, left={"quantity": "target"}), tmp_path / "examined" / "b.json")
     section = examined.section(tmp_path)
     assert "- other (numpy 2): leaves every variant at the target." in section.paragraphs[-1]
-    assert section.findings[0].found == "0 of 1 updates reproduced to rounding, choice by choice"
+    assert section.findings[0].found == "0 of 1 updates of others reproduced to rounding, choice by choice"
 
 
 def test_files_that_are_no_examination_are_refused_and_no_files_are_no_section(tmp_path: Path) -> None:

@@ -1,0 +1,16 @@
+"""Versions of the libraries that a run, a parity report or `sacref doctor` names."""
+
+import importlib.metadata
+import platform
+from collections.abc import Iterable
+
+
+def installed(distributions: Iterable[str]) -> dict[str, str]:
+    """Map "python", and each of the distributions that is installed, to its version."""
+    versions = {"python": platform.python_version()}
+    for name in distributions:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
