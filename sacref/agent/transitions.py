@@ -192,7 +192,7 @@ class Transitions(Generic[ArrayT]):
         # Until this row is known to be stored, or left out: a row that is refused below is followed by none.
         boundaries.starts = None
         if next_states is not None:
-            next_states = final_states(infos, next_states)
+            next_states = final_states(infos, next_states, terminations | truncations)
         reward = self._column(rewards, "rewards", envs, device)
         shaped = self._shaped(rewards, reward, device, timestep=timestep, timesteps=timesteps) if shapes_rewards else reward
         named = {

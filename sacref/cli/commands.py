@@ -127,19 +127,25 @@ def _train_population(flags: Train, seeds: Sequence[int], arguments: dict[str, A
     results = population.members.values()
     interrupted = any(result.interrupted for result in results)
     speeds = [result.steps_per_second for result in results if not math.isnan(result.steps_per_second)]
-    steps, speed = min(result.steps for result in results), sum(speeds) if speeds else math.nan
+    ends, speed = sorted({result.steps for result in results}), sum(speeds) if speeds else math.nan
+    steps = ends[0]
     state, task = "interrupted" if interrupted else "finished", flags.vector_env or flags.env
-    print(f"{state} after {steps:,} steps each of {len(results)} x {task} on {flags.backend}{_speed(speed, ' together')}")
+    after = f"{steps:,}" if len(ends) == 1 else f"{steps:,} to {ends[-1]:,}"
+    print(f"{state} after {after} steps each of {len(results)} x {task} on {flags.backend}{_speed(speed, ' together')}")
     learned = _says_that_it_learned(flags, steps, trained=not math.isnan(speed), interrupted=interrupted)
     for name, result in population.members.items():
         if result.evaluations:
             step, evaluation = result.evaluations[-1]
-            print(f"{name}: evaluation at step {step:,}: {_summary(evaluation)}")
-    final = [result.evaluations[-1][1].mean for result in results if result.evaluations]
-    if len(final) > 1:
+            stopped = f" (stopped by {result.stopped_by})" if result.stopped_by else ""
+            print(f"{name}: evaluation at step {step:,}: {_summary(evaluation)}{stopped}")
+    last = [result.evaluations[-1] for result in results if result.evaluations]
+    final = [evaluation.mean for _, evaluation in last]
+    if len({step for step, _ in last}) > 1:
+        print("no mean over the seeds: their last evaluations are after other steps")
+    elif len(final) > 1:
         mean, low, high = _interval(final)
         print(f"over {len(final)} seeds: mean {mean:,.1f}, 95% interval of the mean [{low:,.1f}, {high:,.1f}]")
-        if learned:
+        if learned and not any(result.stopped_by for result in results):
             _compare(next(iter(results)).config, steps, mean)
     print(f"written to {population.run_dir}")
     if interrupted:
@@ -218,7 +224,7 @@ def _load(flags: Evaluate) -> tuple[dict[str, Any], "Agent", dict[str, Any], dic
     episodes = {
         "episodes": flags.episodes,
         "seed": flags.seed,
-        "max_episode_steps": flags.evaluation_max_steps or config.get("evaluation_max_steps"),
+        "max_episode_steps": config.get("evaluation_max_steps") if flags.evaluation_max_steps is None else flags.evaluation_max_steps,
         "state_space": run_directory.states_space(config),
     }
     return config, agent, task, episodes

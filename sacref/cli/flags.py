@@ -128,8 +128,9 @@ class Train(RunOptions):
         if self.seeds is not None:
             from sacref.training.population import parse_seeds
 
-            # Of the first member, which the others were trained with.
-            directory = directory / f"seed={parse_seeds(self.seeds)[0]}"
+            # Of the first member that there is, which the others were trained with.
+            members = [directory / f"seed={seed}" for seed in parse_seeds(self.seeds)]
+            directory = next((member for member in members if (member / "config.json").is_file()), members[0])
         stored = read_config(directory)
         try:
             cfg = SACConfig.from_dict(stored["cfg"])

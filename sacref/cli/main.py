@@ -78,5 +78,6 @@ def _run(arguments: Sequence[str]) -> int:
             return _lost(LostRankError(f"another rank ended or did not answer in time ({error})"))
         if os.environ.get(TRACEBACK) == "1":
             raise
-        print(f"sacref: {error}\n({type(error).__name__}; {TRACEBACK}=1 shows where)", file=sys.stderr)
+        said = "; ".join([str(error), *getattr(error, "__notes__", ())])
+        print(f"sacref: {said}\n({type(error).__name__}; {TRACEBACK}=1 shows where)", file=sys.stderr)
         return _failed(2)

@@ -19,13 +19,18 @@ DROPPED = "sacref.dropped"
 diverged. Their next rows come from freshly reset environments."""
 
 
+NO_RESET_ROWS = "sacref.no_reset_rows"
+"""Key of infos: True where the environments' autoreset mode is known to be another than NEXT_STEP, so that each row is a transition."""
+
+
 class EpisodeBoundaries(Generic[ArrayT]):
     """Turns the rows of any vector environment into transitions, whatever its autoreset mode.
 
     SAME_STEP: the row that ends an episode holds the next episode's first observation as its successor, and the true one in
     `infos["final_obs"]`. NEXT_STEP: the row after it ignores the action and leads from the last observation to the next
-    episode's first; it is no transition. DISABLED, or a trainer that calls `reset`: nothing is to be done. Nothing is asked
-    about the mode: the rows themselves tell.
+    episode's first; it is no transition. DISABLED, or a trainer that calls `reset`: nothing is to be done. The rows themselves tell
+    the mode, unless infos have `NO_RESET_ROWS`: an episode that begins with the observation that the last one ended with looks like a
+    reset.
 
     It decides on the arrays' own device and never reads a value to the host.
     """
@@ -73,7 +78,7 @@ class EpisodeBoundaries(Generic[ArrayT]):
             terminated, truncated: `(envs,)`, bool.
             infos: the environments' infos, where they are a mapping. `final_obs` is read: an object array with None where no episode
                 ended (Gymnasium's SAME_STEP), or an array or tensor `(envs, *observation)`; `_final_obs` masks it. Of a Dict space
-                either a dict of such, or an object array of dicts. And `DROPPED`.
+                either a dict of such, or an object array of dicts. And `DROPPED` and `NO_RESET_ROWS`.
 
         Returns:
             The next observations with the final ones in place, `(envs, *observation)`; keep, `(envs,)`: False where the row is a
@@ -100,6 +105,8 @@ class EpisodeBoundaries(Generic[ArrayT]):
             keep = xp.logical_and(keep, xp.logical_not(dropped))
         # A reset row ends nothing, and an environment that delivered its final observation has been reset already.
         self._expects_reset = xp.logical_and(xp.logical_and(ended, keep), xp.logical_not(replaced))
+        if isinstance(infos, Mapping) and infos.get(NO_RESET_ROWS):
+            self._expects_reset = xp.zeros_like(ended)
         # A copy: vector environments write every step into the same buffer.
         self._last_observations = map_leaves(lambda leaf: xp.asarray(leaf, copy=True), successors)
         self.starts = xp.logical_or(ended, xp.logical_not(keep))
@@ -122,10 +129,18 @@ def dropped_rows(infos: object, like: Bool[ArrayT, "envs"]) -> Bool[ArrayT, "env
 
 
 def _equal_rows(xp: Namespace, a: Tree, b: Tree) -> Any:
-    """Tell whether all numbers of a row are equal, `(envs,)`, in the dtype of `b`: a device may have rounded what it holds."""
-    pairs = zip(leaves(a), leaves(b), strict=True)
-    alike = [(left if left.dtype == right.dtype else _rounded(xp, left, right.dtype), right) for left, right in pairs]
+    """Tell whether all numbers of a row are equal, `(envs,)`, in the narrower dtype: a device or a trainer may have rounded one of them."""
+    alike = [_in_one_dtype(xp, left, right) for left, right in zip(leaves(a), leaves(b), strict=True)]
     return reduce(xp.logical_and, [xp.all(xp.reshape(left == right, (left.shape[0], -1)), axis=1) for left, right in alike])
+
+
+def _in_one_dtype(xp: Namespace, left: Any, right: Any) -> tuple[Any, Any]:
+    if left.dtype == right.dtype:
+        return left, right
+    floats = all(xp.isdtype(array.dtype, "real floating") for array in (left, right))
+    if floats and left.dtype.itemsize < right.dtype.itemsize:
+        return left, _rounded(xp, right, left.dtype)
+    return _rounded(xp, left, right.dtype), right
 
 
 def _rounded(xp: Namespace, array: Array, dtype: object) -> Array:

@@ -1,6 +1,7 @@
 """Privileged states, which vector environments hand over for the critics alone."""
 
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 import gymnasium
@@ -92,13 +93,14 @@ def states_of(
     return map_leaves(lambda new, old: select_rows(namespace(new), reset_mask, new, old), states, previous)
 
 
-def final_states(infos: object, next_states: Tree | None) -> Tree | None:
+def final_states(infos: object, next_states: Tree | None, ended: Array | None = None) -> Tree | None:
     """Return the true successors: where an episode ended and was reset within the step (SAME_STEP), the state that it ended in.
 
     Args:
         infos: what the step gave. Gymnasium puts the last info of an episode into `infos["final_info"]`, with the masks `_final_info`
             of the environments, and `_state` of those that handed over a state.
         next_states: `(envs, *state)`, or a dict of those, as arrays of any library; or None. They are not written to.
+        ended: `(envs,)`, bool: where an episode ended, beyond which last infos are not read; None where that is not known.
 
     Returns:
         The same with those rows in place, `next_states` itself where there are none.
@@ -112,25 +114,30 @@ def final_states(infos: object, next_states: Tree | None) -> Tree | None:
     if not isinstance(final, Mapping):
         raise TypeError(f"infos['final_info'] is a {type(final).__name__}, expected a mapping of arrays, as Gymnasium >= 1.0 gives it")
     envs = int(leaves(next_states)[0].shape[0])
-    masks = [infos[name] for name in ("_final_info", "_final_obs") if name in infos]
-    if masks and is_on_device(masks[0]) and "state" in final:  # where nothing is looked at
-        return map_leaves(lambda old, new: select_rows(namespace(old), masks[0], new, old), next_states, final["state"])
+    mask = infos.get("_final_info", infos.get("_final_obs"))
+    if "state" in final and is_on_device(leaves(final["state"])[0] if mask is None else mask):  # where nothing is looked at
+        like = leaves(next_states)[0]
+        xp, device = namespace(like), getattr(like, "device", None)
+        which = reduce(xp.logical_and, (xp.asarray(each, device=device) for each in (mask, ended) if each is not None))
+        return map_leaves(lambda old, new: select_rows(namespace(old), which, new, old), next_states, final["state"])
     # A final observation without a final info: an episode was reset, and its last state is missing.
-    ended = np.asarray(infos.get("_final_info", infos.get("_final_obs", np.full(envs, bool(final)))), np.bool_)
+    reset = np.asarray(np.full(envs, bool(final)) if mask is None else mask, np.bool_)
+    if ended is not None and not is_on_device(ended):
+        reset = reset & as_numpy(ended, "ended")
     handed = final.get("state")
     if handed is None:
         states, present = None, np.zeros(envs, np.bool_)
     else:
-        states, present = _gather("final_info['state']", handed, np.asarray(final.get("_state", ended), np.bool_), next_states)
-    if not present[ended].all():
-        missing = np.flatnonzero(ended & ~present)[:5].tolist()
+        states, present = _gather("final_info['state']", handed, np.asarray(final.get("_state", reset), np.bool_), next_states)
+    if not present[reset].all():
+        missing = np.flatnonzero(reset & ~present)[:5].tolist()
         raise ValueError(
             f"environments {missing} were reset within the step (SAME_STEP), but their final_info holds no state: "
             f'put it into info["state"] on every step, or take autoreset_mode=NEXT_STEP'
         )
-    if not ended.any():
+    if not reset.any():
         return next_states
-    return map_leaves(lambda old, new: select_rows(namespace(old), ended, new, old), next_states, states)
+    return map_leaves(lambda old, new: select_rows(namespace(old), reset, new, old), next_states, states)
 
 
 def have(envs: Envs, name: str) -> bool:

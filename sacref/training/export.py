@@ -74,6 +74,8 @@ def export_policy(agent: AnyAgent, output: str | Path, *, to: Format) -> Exporte
     if not str(getattr(agent.device, "platform", agent.device)).startswith("cpu"):
         raise ExportError(f"the agent is on {agent.device}, expected the CPU: load it with device='cpu'")
     path = Path(output).expanduser().absolute()
+    if path.is_dir():
+        raise ExportError(f"output {path} is a directory, expected a file: name one in it")
     path.parent.mkdir(parents=True, exist_ok=True)
     policy: ExportablePolicy[Any] = agent.exportable_policy()
     written = path.with_name(f".{path.name}.{secrets.token_hex(4)}")

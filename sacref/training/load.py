@@ -1,6 +1,7 @@
 """The agent of a finished run, loaded to act: `sacref.load`."""
 
 import contextlib
+import importlib
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
@@ -69,6 +70,7 @@ def load(
         refuse_large_models(paths, spaces["observation_space"], hidden, options)
     cfg.experiment.directory, cfg.experiment.experiment_name = str(directory.parent), directory.name
     module = import_backend(backend)
+    importlib.import_module(f"{module.__name__}.device").device_of(device)  # refuses one that is not here, which is no fault of the run
     with reading_config_of(directory):
         models = module.default_models(**spaces, hidden=hidden, seed=seed, **options)
         agent: AnyAgent = algorithm(module, options)(models=models, **spaces, device=device, cfg=cfg)

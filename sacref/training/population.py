@@ -25,7 +25,7 @@ from sacref.training.experiment import Run, TrainingResult
 from sacref.training.loop import interruption
 from sacref.training.plan import fresh_run_directory, import_backend
 from sacref.training.rollout import Rollout, Step
-from sacref.training.run_directory import RunError
+from sacref.training.run_directory import RunError, read_config, reading_config_of
 
 VARYING = ("initial_entropy_value", "target_entropy", "discount_factor", "learning_rate")
 """Fields of the configuration in which members may differ beside the seed; on PyTorch without the last one."""
@@ -143,13 +143,21 @@ def _judged(names: Mapping[str, tuple[int, Mapping[str, object]]], shared: Train
     """
     if shared.backend == "torch" and len(rates := {str(varied.get("learning_rate")) for _, varied in names.values()}) > 1:
         raise ValueError(f"vary has learning_rate {', '.join(sorted(rates))}: on PyTorch members share it, on JAX it may differ")
+    stored: dict[str, dict[str, Any]] = {}
+    if shared.resume and shared.cfg is None:
+        stored = {name: read_config(directory / name) for name in names if checkpoints.finished_checkpoints(directory / name)}
     judged, refusals = {}, {}
     for number, (name, (seed, varied)) in enumerate(names.items()):
         own = replace(shared, seed=seed, run_dir=directory / name, progress=shared.progress and number == 0)
         if shared.resume and not checkpoints.finished_checkpoints(directory / name):
             own = replace(own, resume=False, overwrite=True)
+        cfg = shared.cfg
+        if stored and (varied or name not in stored):  # of its own run, or else of the first that there is
+            with reading_config_of(directory / (first := name if name in stored else next(iter(stored)))):
+                cfg = SACConfig.from_dict({**stored[first]["cfg"], "seed": seed})
+                cfg.experiment.directory = cfg.experiment.experiment_name = ""
         try:
-            judged[name] = replace(own, cfg=_with_fields(shared.cfg, varied)).checked()
+            judged[name] = replace(own, cfg=_with_fields(cfg, varied)).checked()
         except (TypeError, ValueError) as error:
             refusals[name] = error
     if len(refusals) == len(names) and len({str(error) for error in refusals.values()}) == 1:

@@ -1,13 +1,14 @@
 """Interactive report of runs: one HTML file with return curves, metrics and what the runs differ in. `sacref report`."""
 
 import html
+import itertools
 import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -16,8 +17,12 @@ from sacref.storage.metric_files import METRICS_FILE
 from sacref.training.plots import COLOURS, CONFIDENCE, Curve, seeds_curve
 from sacref.training.run_directory import RunError, differing, flat, read_config, read_evaluations, told
 
+T = TypeVar("T")
+
 POINTS = 1_000
-"""Most points of a curve of `metrics.jsonl`; of longer files, evenly spaced lines are drawn."""
+"""Most points of a curve of `metrics.jsonl`; of longer ones, evenly spaced points are drawn, and the last one."""
+PAUSE = 20
+"""Times the usual time between two lines of `metrics.jsonl`, beyond which the run was not running."""
 PANEL_PIXELS = 280
 FEW = 30
 """Points of a curve that are marked if there are no more."""
@@ -144,13 +149,12 @@ def _read(directory: Path) -> _Run:
 
 
 def _read_metrics(path: Path) -> list[dict[str, object]]:
-    """Read at most `POINTS` lines, evenly spaced; one that a running or killed process has half written is left out."""
+    """Read the lines; one that a running or killed process has half written is left out."""
     if not path.is_file():
         return []
     whole = path.read_bytes().split(b"\n")[:-1]
-    every = math.ceil(len(whole) / POINTS)
     try:
-        lines = [json.loads(line) for line in whole[:: max(1, every)]]
+        lines = [json.loads(line) for line in whole]
         for line in lines:
             line["environment_steps"], line["wall_time"] = int(line["environment_steps"]), float(line["wall_time"])
     except (KeyError, TypeError, ValueError) as error:
@@ -160,11 +164,25 @@ def _read_metrics(path: Path) -> list[dict[str, object]]:
     return lines
 
 
+def _thinned(values: Sequence[T]) -> list[T]:
+    """Return at most some `POINTS` of the values, evenly spaced, and the last one."""
+    every = max(1, math.ceil(len(values) / POINTS))
+    kept = list(values[::every])
+    return kept if len(values) % every == 1 or every == 1 or not values else [*kept, values[-1]]
+
+
+def _seconds(lines: Sequence[Mapping[str, Any]]) -> float:
+    """Return the wall-clock from the first line to the last, without the pauses before a run was resumed."""
+    between = [after["wall_time"] - before["wall_time"] for before, after in itertools.pairwise(lines)]
+    usual = float(np.median(between)) if between else 0.0
+    return float(sum(seconds for seconds in between if seconds <= PAUSE * usual))
+
+
 def _values(run: _Run, tag: str) -> tuple[list[int], list[float | None]]:
     """Return environment steps and values of a panel's curve; None is a gap, where the value was not finite."""
     pairs: list[tuple[int, float | None]] = []
     if tag == SPEED:
-        for before, after in zip(run.lines, run.lines[1:], strict=False):
+        for before, after in itertools.pairwise(_thinned(run.lines)):
             steps, seconds = (after[name] - before[name] for name in ("environment_steps", "wall_time"))
             if steps > 0 and seconds > 0:
                 pairs.append((after["environment_steps"], steps / seconds))
@@ -174,6 +192,7 @@ def _values(run: _Run, tag: str) -> tuple[list[int], list[float | None]]:
             values = [value for name, value in line.items() if matching.fullmatch(name)]
             if values:
                 pairs.append((line["environment_steps"], None if None in values else float(np.mean(values))))
+        pairs = _thinned(pairs)
     return [step for step, _ in pairs], [value for _, value in pairs]
 
 
@@ -274,7 +293,7 @@ def _runs_table(groups: Mapping[str, Sequence[_Run]]) -> str:
             means = {step: float(np.mean(returns)) for step, returns in run.returns.items()}
             last, best = max(means, default=None), max(means, key=lambda step: means[step], default=None)
             first, end = (run.lines[0], run.lines[-1]) if run.lines else ({}, {})
-            seconds = end.get("wall_time", 0.0) - first.get("wall_time", 0.0)
+            seconds = _seconds(run.lines)
             rows.append(
                 [
                     str(run.directory),

@@ -11,15 +11,17 @@ from typing import Any
 
 import numpy as np
 from array_api_compat import device, is_torch_array
+from gymnasium.vector import AutoresetMode
 
 from sacref.agent.numerics import require_finite_actions
 from sacref.agent.protocol import Agent
 from sacref.algorithm.tree import Tree, leaves, map_leaves
 from sacref.envs.device import is_on_device, transferred
-from sacref.envs.episodes import DROPPED
+from sacref.envs.episodes import DROPPED, NO_RESET_ROWS
 from sacref.envs.interface import Envs, Infos, Space, step
 from sacref.envs.scaling import as_box
 from sacref.envs.states import states_of
+from sacref.envs.vector import EnvError
 from sacref.spec.arrays import Array, as_numpy, namespace
 
 READ = ("final_obs", "_final_obs", "final_info", "_final_info", "state", "_state")
@@ -72,6 +74,8 @@ class Rollout:
     def __init__(self, agent: Agent, envs: Envs, state_space: Space | None, *, stays_on_device: bool = False) -> None:
         self._agent, self._envs, self._state_space = agent, envs, state_space
         self._stays_on_device = stays_on_device
+        mode = envs.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
+        self._same_step, self._no_reset_rows = mode == AutoresetMode.SAME_STEP, mode != AutoresetMode.NEXT_STEP
         self._like: Array | None = None
         """An array that the environments have returned, where theirs are on a device."""
 
@@ -106,6 +110,11 @@ class Rollout:
         observations, infos = self._taken(returned), self._infos(infos)
         states = self._taken(states_of(self._envs, infos, self._state_space))
         rewards, terminated, truncated = map(self._read, (rewards, terminated, truncated))
+        if self._same_step and not self.on_device and np.any(truncated) and "final_obs" not in infos:
+            raise EnvError(
+                "an episode was truncated by environments whose autoreset_mode is SAME_STEP, and infos have no 'final_obs', expected the "
+                "observation that it ended in, behind which its value goes on: put it there, or take NEXT_STEP"
+            )
         if self.on_device:  # where some environments give integers
             terminated, truncated = terminated != 0, truncated != 0
         return Step(actions, observations, states, rewards, terminated, truncated, infos, acted, stepped)
@@ -115,6 +124,8 @@ class Rollout:
         rewards, infos = taken.rewards, taken.infos
         if diverged is not None and (self.on_device or diverged.any()):
             rewards, infos = namespace(rewards).where(diverged, 0.0, rewards), {**infos, DROPPED: diverged}
+        if self._no_reset_rows:
+            infos = {**infos, NO_RESET_ROWS: True}
         self._agent.record_transition(
             observations=self.observations,
             states=self.states,

@@ -1,6 +1,7 @@
 """The directory of a run: its configuration, its evaluations, and the checkpoint from which it is resumed."""
 
 import difflib
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -282,9 +283,17 @@ def differing(settings: Sequence[Mapping[str, object]]) -> list[str]:
 
 
 def told(settings: Mapping[str, object], differences: Sequence[str]) -> list[str]:
-    """Tell the settings of a flat configuration that differ from others', but for those that a resumed run may change."""
+    """Tell the settings of a flat configuration that differ from others', but for those that a resumed run may change.
+
+    Other values are other texts: a long one is shortened, and has a digest of the whole.
+    """
     telling = [name for name in differences if name.split(".")[0] not in CHANGEABLE | {"env", "sacref", "versions"}]
-    return [f"{name.removeprefix('cfg.')} {checkpoint.short.repr(settings.get(name))}" for name in telling]
+    texts = []
+    for name in telling:
+        whole, text = repr(settings.get(name)), checkpoint.short.repr(settings.get(name))
+        digest = "" if text == whole else f" (#{hashlib.sha256(whole.encode()).hexdigest()[:6]})"
+        texts.append(f"{name.removeprefix('cfg.')} {text}{digest}")
+    return texts
 
 
 def find_checkpoints(directory: Path, name: str | Path | None) -> list[Path]:

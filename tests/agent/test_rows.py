@@ -44,6 +44,20 @@ def assert_same(stored: dict[str, Any], wanted: dict[str, Any]) -> None:
         np.testing.assert_array_equal(stored[name], array, err_msg=name)
 
 
+def test_an_episode_does_not_go_on_over_a_row_that_was_left_out_on_a_device(backend: Backend) -> None:
+    """Of rewards 1, NaN, 1, 1 three steps from the first end behind it: its reward, and half of the value of what follows."""
+    agent = backend.agent(Spaces(observation=box(-9, 9, (1,))), n_step=3, capacity=10, discount_factor=0.5)
+    upload = agent.upload
+    for step in range(4):
+        row = row_of(agent, rewards=np.array([[np.nan if step == 1 else 1.0]], np.float32), truncated=np.zeros((1, 1), bool))
+        row |= {"observations": np.array([[step]], np.float32), "next_observations": np.array([[step + 1]], np.float32)}
+        agent.record_transition(**converted(row, upload))
+    stored = agent.memory.arrays()
+    assert stored["observations"][:, 0].ravel()[:3].tolist() == [0.0, 2.0, 3.0]
+    # A draw that meets the first row knows of no step behind it.
+    assert stored["first"].ravel()[:3].tolist() == [True, True, False]
+
+
 # Rows that hang on a graph.
 
 

@@ -248,6 +248,18 @@ def test_a_module_is_found_in_the_working_directory(tmp_path: Path) -> None:
     assert finished.stderr.splitlines()[-1] == "found", finished.stderr
 
 
+def test_an_error_is_told_with_its_notes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    error = ValueError("boom")
+    error.add_note("raised by the callback a:Boom in on_evaluation")
+
+    def fail(command: object) -> int:
+        raise error
+
+    monkeypatch.setattr(commands, "run", fail)
+    assert cli.main(["presets"]) == 2
+    assert capsys.readouterr().err.startswith("sacref: boom; raised by the callback a:Boom in on_evaluation\n(ValueError")
+
+
 def test_simba_comes_with_its_widths_and_its_normaliser_unless_others_are_asked_for() -> None:
     usual = parse_train("--network", "simba")
     assert (usual.hidden, usual.critic_hidden, usual.cfg.observation_preprocessor) == ((128,), (512, 512), RunningStandardScaler)
@@ -443,6 +455,8 @@ def test_resume_takes_the_settings_of_the_run(tmp_path: Path) -> None:
     (tmp_path / "seed=5" / "config.json").write_text(json.dumps({**stored_alone, "ranks": 1}))
     command = parse_train("--resume", "--seeds", "5:7", "--run-dir", str(tmp_path))
     assert command.cfg == SACConfig(batch_size=17), "several seeds go on with the settings of the first one, but for its seed"
+    added = parse_train("--resume", "--seeds", "4:7", "--run-dir", str(tmp_path))
+    assert added.cfg == SACConfig(batch_size=17), "of the first one that there is"
     assert (command.backend, command.hidden, command.ranks, command.directory()) == ("jax", (8, 9), 1, tmp_path)
 
 
@@ -536,6 +550,17 @@ def test_several_seeds_are_one_call_with_the_arguments_of_each(
         # Student's t for two values: 12.706 standard errors, of 2.
         "over 2 seeds: mean 4.0, 95% interval of the mean [-21.4, 29.4]",
     ]
+    # A callback has ended one of them: no mean over runs of other lengths, and none beside those that are known.
+    trained_together["result"].stopped_by, trained_together["result"].steps = "a:Callback", 45
+    trained_together["result"].evaluations = ((30, Evaluation((1.0,), (5,))),)
+    assert cli.main(["train", "--seeds", "0:2", "--learning-starts", "44"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("finished after 45 steps each of 2")
+    assert said[1].endswith("1 episode (stopped by a:Callback)")
+    assert said[3] == "no mean over the seeds: their last evaluations are after other steps"
+    assert not any(line.startswith(("compare", "over")) for line in said)
+    trained_together["result"].stopped_by, trained_together["result"].steps = None, 50
+    trained_together["result"].evaluations = ((40, Evaluation((1.0, 3.0), (5, 5))),)
     assert cli.main(["train", "--seeds", "0:2", "--learning-starts", "49"]) == 0
     assert capsys.readouterr().out.splitlines()[-2].startswith("compare: sacref knows no published return of Unknown-v0")
 

@@ -294,6 +294,9 @@ if flags["--env"] == "timed":
     while len(list(run_dir.parent.glob("*/here"))) < int(os.environ["TOGETHER"]) and time.monotonic() < began + 60:
         time.sleep(0.01)
     (run_dir / "times").write_text(f"{began} {time.monotonic()} {os.environ.get('CUDA_VISIBLE_DEVICES')} {os.environ['OMP_NUM_THREADS']}")
+if flags["--env"] == "stopping":
+    steps //= 2
+    print(f"stopped by a:Callback after {steps} steps")
 (run_dir / "evaluation.json").write_text(json.dumps([{"step": steps, "mean": 10.0 * seed}]))
 """
 
@@ -391,6 +394,23 @@ def test_the_runs_inherit_the_lock(quick: None) -> None:
     thread.join()
     held = json.loads(Path("runs/s/seed=0/held").read_text())
     assert held.count(str(Path("runs/s/.lock").absolute())) == 1
+
+
+def test_a_run_that_a_callback_ended_is_done_until_more_is_asked_of_it(quick: None) -> None:
+    assert begin(env="stopping") == 0
+    assert set(states(Path("runs/s")).values()) == {"done"}
+    assert begin(env="stopping") == 0
+    assert [len(starts(Path(f"runs/s/seed={seed}"))) for seed in range(3)] == [1, 1, 1]
+    assert begin(env="stopping", steps=20) == 0
+    assert [len(starts(Path(f"runs/s/seed={seed}"))) for seed in range(3)] == [2, 2, 2]
+
+
+def test_a_run_of_ranks_that_was_killed_in_its_first_checkpoint_begins_anew(tmp_path: Path) -> None:
+    started = process.Process(tmp_path, [], {})
+    (tmp_path / "checkpoints" / "agent_5.rank_1").mkdir(parents=True)
+    assert "--overwrite" in started.command()
+    (tmp_path / "checkpoints" / "agent_5").mkdir()
+    assert "--resume" in started.command()
 
 
 def test_a_grid_may_grow_and_runs_may_be_made_longer(quick: None) -> None:

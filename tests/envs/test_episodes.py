@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
 from sacref.algorithm.tree import leaves, map_leaves
-from sacref.envs.episodes import EpisodeBoundaries
+from sacref.envs.episodes import NO_RESET_ROWS, EpisodeBoundaries
 from tests.envs.counting import CountingEnv
 
 LIBRARIES: dict[str, Callable[[Any], Any]] = {"numpy": np.asarray, "torch": torch.as_tensor, "jax": jnp.asarray}
@@ -212,6 +212,37 @@ def test_a_reset_row_is_dropped_for_its_own_environment_alone(rows: Rows) -> Non
     assert rows([0, 0], [1, 1], [True, False]) == ([1, 1], [True, True])
     assert rows([1, 1], [5, 2], [False, False]) == ([5, 2], [False, True])
     assert rows([5, 2], [6, 3], [False, False]) == ([6, 3], [True, True])
+
+
+def test_a_first_observation_like_the_last_one_is_no_reset_where_infos_say_that_there_are_none(rows: Rows) -> None:
+    """As of a task whose observation is blank, under DISABLED or SAME_STEP."""
+    for _ in range(2):
+        assert rows([0, 0], [0, 0], [True, False], {NO_RESET_ROWS: True}) == ([0, 0], [True, True])
+        assert rows([0, 0], [0, 0], [False, False], {NO_RESET_ROWS: True}) == ([0, 0], [True, True])
+
+
+def test_a_reset_row_is_found_where_one_of_both_was_rounded() -> None:
+    numbers = np.random.default_rng(0).normal(size=(3, 1, 4))
+    for acted_on, returned in ((np.float32, np.float64), (np.float64, np.float32), (np.float64, np.float64)):
+        boundaries: EpisodeBoundaries[Any] = EpisodeBoundaries()
+        kept = []
+        for number, ended in ((0, True), (1, False)):
+            _, keep = boundaries.resolve(
+                observations=numbers[number].astype(acted_on),
+                next_observations=numbers[number + 1].astype(returned),
+                terminated=np.array([ended]),
+                truncated=np.array([False]),
+                infos={},
+            )
+            kept.append(keep.tolist())
+        assert kept == [[True], [False]]
+
+
+@pytest.mark.parametrize("mask", [None, [True, True]])
+def test_final_observations_count_where_an_episode_has_ended(rows: Rows, mask: Any) -> None:
+    """Environments may hand over one for each, whose mask is all true, or none."""
+    infos = {"final_obs": rows.convert(np.array([[7], [8]]))} | ({} if mask is None else {"_final_obs": rows.convert(np.array(mask))})
+    assert rows([0, 0], [1, 1], [True, False], infos) == ([7, 1], [True, True])
 
 
 def test_a_row_that_ends_an_episode_is_no_reset(rows: Rows) -> None:

@@ -236,6 +236,15 @@ def test_arrays_of_any_library_keep_library_and_dtype(xp: Backend) -> None:
     assert xp.numpy(final_states(infos, next_states)).tolist() == [[1.0, 2.0], [30.0, 40.0], [5.0, 6.0]]
 
 
+@pytest.mark.parametrize("masked", [True, False])
+def test_last_infos_of_all_count_where_an_episode_has_ended(xp: Backend, masked: bool) -> None:
+    """Environments may hand over one for each, whose mask is all true, or none."""
+    infos: dict[str, Any] = {"final_info": {"state": xp.asarray([[1.0, 2.0], [9.0, 9.0], [5.0, 6.0]])}}
+    infos |= {"_final_info": xp.asarray([1, 1, 1]) != 0} if masked else {}
+    next_states, ended = xp.asarray([[10.0, 20.0], [30.0, 40.0], [50.0, 60.0]]), xp.asarray([0, 1, 0]) != 0
+    assert xp.numpy(final_states(infos, next_states, ended)).tolist() == [[10.0, 20.0], [9.0, 9.0], [50.0, 60.0]]
+
+
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
 def test_other_modes_replace_nothing(mode: AutoresetMode) -> None:
     vector = made(mode=mode)

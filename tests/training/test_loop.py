@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from sacref import training
+from sacref.envs.vector import EnvError
 from sacref.training.evaluation import evaluate
-from tests.backends import box
+from tests.backends import Backend, Spaces, box
 from tests.envs.counting import CountingEnv
 from tests.fake_agent import FakeAgent
 
+TORCH = Backend("torch")
 MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED]
 
 
@@ -58,6 +60,46 @@ def test_trap_10_each_row_is_the_step_that_was_taken(mode: AutoresetMode, copy: 
     assert all(row["truncated"].shape == (2, 1) and not row["truncated"].any() for row in agent.rows)
     if mode == AutoresetMode.SAME_STEP:
         np.testing.assert_array_equal(agent.rows[1]["infos"]["final_obs"][0], [0.0, 2.0])
+
+
+class Together(VectorEnv[Any, Any, Any]):
+    """Two environments with episodes of three steps, which are terminated or truncated, and of which infos say nothing."""
+
+    def __init__(self, mode: AutoresetMode, *, blank: bool, truncates: bool) -> None:
+        self.num_envs, self.metadata = 2, {"autoreset_mode": mode}
+        self.single_observation_space, self.single_action_space = box(-9, 9, (1,)), box(-1, 1, (1,))
+        self.observation_space, self.action_space = box(-9, 9, (2, 1)), box(-1, 1, (2, 1))
+        self.same_step, self.blank, self.truncates = mode == AutoresetMode.SAME_STEP, blank, truncates
+        self.steps = np.zeros(2, np.int64)
+
+    def _observations(self) -> Any:
+        return np.zeros((2, 1), np.float32) if self.blank else self.steps[:, None].astype(np.float32)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        self.steps[np.asarray((options or {}).get("reset_mask", [True, True]))] = 0
+        return self._observations(), {}
+
+    def step(self, actions: Any) -> Any:
+        self.steps += 1
+        ended, never = self.steps == 3, np.zeros(2, bool)
+        self.steps[ended & self.same_step] = 0
+        return self._observations(), np.ones(2), never if self.truncates else ended, ended if self.truncates else never, {}
+
+
+@pytest.mark.parametrize("blank", [True, False], ids=["blank", "counting"])
+@pytest.mark.parametrize("mode", MODES[1:], ids=lambda mode: mode.name)
+def test_trap_10_no_row_is_taken_for_a_reset_where_the_mode_has_none(mode: AutoresetMode, blank: bool) -> None:
+    """The next episode begins with what the last row returned: with the same blank, or as its successor under SAME_STEP."""
+    pytest.importorskip("torch")
+    agent = TORCH.agent(Spaces(box(-9, 9, (1,)), box(-1, 1, (1,))), num_envs=2, capacity=40, learning_starts=99)
+    training.run(agent, Together(mode, blank=blank, truncates=False), timesteps=12)
+    assert len(agent.memory) == 24
+    assert set(agent.recent_returns) == {3.0}
+
+
+def test_a_truncation_whose_last_observation_is_lost_is_refused() -> None:
+    with pytest.raises(EnvError, match="SAME_STEP, and infos have no 'final_obs', expected the observation that it ended in"):
+        training.run(FakeAgent(), Together(AutoresetMode.SAME_STEP, blank=False, truncates=True), timesteps=12)
 
 
 class HalfPrecision(CountingEnv):

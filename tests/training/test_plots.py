@@ -150,6 +150,9 @@ def test_runs_that_differ_in_a_setting_are_no_seeds_of_each_other(tmp_path: Path
     assert [line(axes, index) for index in range(2)] == [([0], [2.0]), ([0], [3.0])]
     assert legend(axes) == ["jax, learning_rate 0.001: mean of 2 seeds; band: its 95% interval", "jax, learning_rate 0.003: seed 0"]
     assert len({drawn.get_color() for drawn in axes.get_lines()}) == 2
+    long = [run(f"e{last}", 3 + last, 0.001, env_kwargs={"goal": [0] * 6 + [last]}) for last in (1, 2)]
+    (axes,) = plot_runs(long, output=tmp_path / "curve.png").axes
+    assert len(axes.get_lines()) == 2, "lists that differ where a label does not reach"
     twin = run("d", 2, 0.001)
     with pytest.raises(PlotError, match=f"{slow[1]} and {twin} are both HalfCheetah-v5 on jax with the same settings and seed 2"):
         plot_runs([*slow, twin], output=tmp_path / "curve.png")

@@ -673,6 +673,22 @@ def test_combinations_are_members(backend: Backend, tmp_path: Path) -> None:
 
 
 @jax_in_full
+def test_members_that_are_added_have_the_settings_of_the_run(backend: Backend, tmp_path: Path) -> None:
+    def settings(name: str) -> Any:
+        return json.loads((tmp_path / name / "config.json").read_text())["cfg"]
+
+    given = {name: value for name, value in SETTINGS.items() if name != "cfg"} | {"backend": backend.name, "run_dir": tmp_path, "steps": 12}
+    cfg = {**SETTINGS["cfg"], "discount_factor": 0.9, "initial_entropy_value": 0.1, "batch_size": 5}
+    train_population(seeds=[1], cfg=cfg, **given)
+    train_population(seeds=[0, 1], resume=True, **given | {"steps": 18})
+    first, added = settings("seed=1"), settings("seed=0")
+    assert (first["discount_factor"], first["batch_size"], added["seed"]) == (0.9, 5, 0)
+    own = {"seed": 0, "experiment": {**added["experiment"]}}
+    assert added == {**first, **own}
+    assert {**added["experiment"], "experiment_name": ""} == {**first["experiment"], "experiment_name": ""}
+
+
+@jax_in_full
 def test_ctrl_c_ends_all_members_with_everything_written(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = []
 

@@ -168,6 +168,22 @@ def test_a_long_file_is_thinned(tmp_path: Path) -> None:
     ((x, y),) = Panels(tmp_path / "report.html").curves("Critic loss")
     assert 500 < len(x) <= report.POINTS
     assert x == y
+    assert (x[0], x[-1]) == (1, 2 * report.POINTS + 1)
+
+
+@with_plotly
+def test_what_few_lines_hold_is_drawn_whole_and_a_pause_is_no_time_of_the_run(tmp_path: Path) -> None:
+    """Episodes end in every tenth line, and none of those is one that a stride of ten would take."""
+    count = 10 * report.POINTS
+    lines = [line(step, step / 10 + 36_000 * (step > 2_000), **({"alpha": 1.0} if step % 10 == 5 else {})) for step in range(1, count)]
+    run = write_run(tmp_path, "run", lines)
+    write_report([run], output=tmp_path / "report.html")
+    panels = Panels(tmp_path / "report.html")
+    ((x, _),) = panels.curves("Temperature alpha")
+    assert x == list(range(5, count, 10))
+    runs, _ = tables(panels.text) if len(tables(panels.text)) > 1 else (tables(panels.text)[0], None)
+    assert runs[1][3] == f"{count - 1:,}"
+    assert runs[1][-1] == "10"
 
 
 @with_plotly

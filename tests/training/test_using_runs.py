@@ -132,6 +132,12 @@ def test_a_recurrent_policy_that_sees_rewards_needs_their_shaper(seen: str, tmp_
     assert again.returns == pytest.approx(result.evaluations[-1][1].returns, rel=1e-6)
 
 
+def test_a_device_that_is_not_here_is_no_fault_of_the_run(finished: Path) -> None:
+    with pytest.raises(ValueError, match="device is 'nowhere'") as refused:
+        sacref.load(finished, device="nowhere")
+    assert "damaged" not in str(refused.value)
+
+
 def test_a_checkpoint_of_a_run_is_named_by_its_path(finished: Path) -> None:
     newest = sacref.load(finished)
     for place in ("checkpoints/agent_12", "agent_12", "checkpoints/best", "best"):

@@ -20,7 +20,7 @@ from sacref.cli.sweep import grid, slurm
 from sacref.cli.sweep.display import Display, plot_command, returns_table
 from sacref.cli.sweep.grid import FILE, Plan, Run
 from sacref.cli.sweep.local import Local
-from sacref.cli.sweep.process import last_evaluation, reason
+from sacref.cli.sweep.process import last_evaluation, reason, stopped_by_a_callback
 from sacref.cli.sweep.record import Record, finished
 from sacref.cli.sweep.slurm import OnSlurm
 
@@ -112,9 +112,9 @@ def _watch(place: Local | OnSlurm, todo: Sequence[Run], record: Record, display:
 
 
 def _outcome(run: Run, how: str, *, interrupted: bool) -> dict[str, object]:
-    """Return the fields of a run that has ended: its directory says whether it is finished."""
+    """Return the fields of a run that has ended: its directory says whether it is finished, or ended by a callback."""
     evaluation = last_evaluation(run.directory)
-    if finished(run):
+    if finished(run) or (evaluation is not None and stopped_by_a_callback(run.directory)):
         return {"state": "done", "evaluation": evaluation, "job": None, "error": None}
     if interrupted:
         return {"state": "waiting", "evaluation": evaluation, "job": None, "error": None}

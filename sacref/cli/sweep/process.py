@@ -27,7 +27,7 @@ class Process:
 
     def command(self) -> list[str]:
         """Return the command that goes on from the last checkpoint, or begins; decided when the process starts, not when it is planned."""
-        begun = any((self.directory / "checkpoints").glob("agent_*"))
+        begun = any(path.name.removeprefix("agent_").isdecimal() for path in (self.directory / "checkpoints").glob("agent_*"))
         how = ["--resume"] if begun else ["--overwrite"]
         return [*PROGRAM, *self.arguments, *how, "--run-dir", str(self.directory)]
 
@@ -61,17 +61,28 @@ def last_evaluation(directory: Path) -> dict[str, Any] | None:
         return None
 
 
-def reason(directory: Path) -> str:
-    """Return why a run failed: the last line of its last attempt."""
+def stopped_by_a_callback(directory: Path) -> bool:
+    """Tell whether a callback ended the last attempt of a run, before its last step."""
+    return any(line.startswith("stopped by ") for line in _last_attempt(directory))
+
+
+def _last_attempt(directory: Path) -> list[str]:
+    """Return what the last attempt of a run printed, the last line first."""
     try:
         lines = (directory / LOG).read_text(errors="replace").splitlines()
     except OSError:
-        return "it printed nothing"
+        return []
     attempt: list[str] = []
     for line in reversed(lines):
         if line.startswith("$ "):
             break
         if line.strip():
             attempt.append(line.strip())
+    return attempt
+
+
+def reason(directory: Path) -> str:
+    """Return why a run failed: the last line of its last attempt."""
+    attempt = _last_attempt(directory)
     errors = [line for line in attempt if line.startswith("sacref: ")]
     return (errors or attempt or ["it printed nothing"])[0]

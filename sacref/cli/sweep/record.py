@@ -10,7 +10,7 @@ import numpy as np
 import sacref
 from sacref.cli.flags import SweepError
 from sacref.cli.sweep.grid import FILE, Run
-from sacref.cli.sweep.process import last_evaluation
+from sacref.cli.sweep.process import last_evaluation, stopped_by_a_callback
 from sacref.storage import checkpoint
 
 FREE = ("steps", "device", "vectorization")
@@ -51,7 +51,10 @@ class Record:
         }
         self._others = [entry for name, entry in before.items() if name not in self._entries]
         for run in runs:
-            if finished(run):
+            was = before.get(run.name, {})
+            # Of a run that a callback ended, other flags ask for more than it was to do then.
+            ended = was.get("state") == "done" and was.get("flags") == _flags(run) and stopped_by_a_callback(run.directory)
+            if finished(run) or ended:
                 self._entries[run.name] |= {"state": "done", "job": None}
         self.write()
 
