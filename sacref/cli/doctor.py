@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 import sacref
-from sacref.versions import installed
+from sacref.storage.versions import installed
 
 LIBRARIES = {
     "core": ("numpy", "scipy", "array-api-compat", "jaxtyping", "gymnasium", "safetensors", "tensorboard", "tyro", "rich", "matplotlib"),

@@ -17,7 +17,7 @@ from rich.table import Table
 import sacref
 from sacref.parity.compare import KINDS, Largest, Traces
 from sacref.parity.drivers import Problem
-from sacref.versions import installed
+from sacref.storage.versions import installed
 
 SCHEMA_VERSION = 1
 LIBRARIES = ("numpy", "torch", "jax", "jaxlib", "flax", "optax", "array-api-compat")

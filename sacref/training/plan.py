@@ -30,11 +30,11 @@ from sacref.envs.states import state_space_of
 from sacref.envs.vector import closing, require_separate
 from sacref.ranks import Ranks
 from sacref.storage.replay_log import Entry
+from sacref.storage.versions import installed
 from sacref.training import run_directory
 from sacref.training.checkpoints import AnyAgent, slots_of
 from sacref.training.evaluation import with_plain_rewards
 from sacref.training.run_directory import Resumed, reading_config_of
-from sacref.versions import installed
 
 BACKENDS: Mapping[str, tuple[str, ...]] = {"torch": ("torch",), "jax": ("jax", "jaxlib", "flax", "optax")}
 """Backend -> the packages that its extra installs."""

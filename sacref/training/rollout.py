@@ -125,7 +125,7 @@ class Rollout:
         if diverged is not None and (self.on_device or diverged.any()):
             rewards, infos = namespace(rewards).where(diverged, 0.0, rewards), {**infos, DROPPED: diverged}
         if self._no_reset_rows:
-            infos = {**infos, NO_RESET_ROWS: True}
+            infos = {**infos, NO_RESET_ROWS: np.True_}
         self._agent.record_transition(
             observations=self.observations,
             states=self.states,

@@ -59,7 +59,7 @@ SEQUENCES = {"batch_size": 32, "sequence_length": 8}
 GRU = {"recurrent": "gru", "recurrent_size": 64}
 TASKS = {"Humanoid": 17, "Ant": 8, "Walker2d": 6, "Hopper": 3, "HalfCheetah": 6}
 """MuJoCo task -> dimensions of its actions. HalfCheetah last: of presets that take equally long, `python -m bench` takes the last."""
-ALIKE = {"Hopper": ("v2", "v3", "v4"), "Walker2d": ("v2", "v3", "v4"), "HalfCheetah": ("v2", "v3", "v4", "v5")}
+ALIKE = {"Walker2d": ("v2", "v3", "v4"), "Hopper": ("v2", "v3", "v4"), "HalfCheetah": ("v2", "v3", "v4", "v5")}
 """Task -> versions with one reward and one model, by Gymnasium's version histories; each other version is alone.
 
 Ant's and Humanoid's contact costs came and went, and Humanoid's model changed within v2 and v3.
