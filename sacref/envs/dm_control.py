@@ -10,17 +10,17 @@ import gymnasium
 from sacref.envs.divergence import REPORT, words_of
 from sacref.envs.interface import EnvWrapper, Infos, Step
 
-PREFIX = "dm_control/"
+DM_CONTROL = "dm_control/"
 """Begin of their ids."""
 OF_ITS_OWN = 'pip install "sacref[dmc]", into an environment of its own, as dm-control needs MuJoCo 3'
 
 
-def register() -> bool:
+def register_dm_control() -> bool:
     """Register the environments; False if a package for them is not installed."""
     with suppress(ImportError), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of GLFW, where there is no display
         importlib.import_module("shimmy")
-    return any(known.startswith(PREFIX) for known in gymnasium.registry)
+    return any(known.startswith(DM_CONTROL) for known in gymnasium.registry)
 
 
 class DmControl(EnvWrapper):

@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from sacref.config.callables import description
 from sacref.config.train_config import Environment, EnvironmentFactory, VectorEnvironmentFactory, Vectorization, Wrapper
-from sacref.envs import dm_control
+from sacref.envs.dm_control import DM_CONTROL, OF_ITS_OWN, DmControl, register_dm_control
 from sacref.envs.divergence import ReportDivergence
 from sacref.envs.interface import AsyncEnvs, Envs, EnvWrapper, SyncEnvs, check_interface
 from sacref.envs.mujoco_log import redirect_mujoco_warnings
@@ -257,8 +257,8 @@ class _Factory:
         self.env = env
         self.kwargs = kwargs
         self.wrappers = wrappers
-        if isinstance(env, str) and env.startswith(dm_control.PREFIX) and not dm_control.register():
-            raise EnvError(f"env {env!r} needs shimmy and dm-control, which are not installed: {dm_control.OF_ITS_OWN}")
+        if isinstance(env, str) and env.startswith(DM_CONTROL) and not register_dm_control():
+            raise EnvError(f"env {env!r} needs shimmy and dm-control, which are not installed: {OF_ITS_OWN}")
         # Environments that this process has registered by hand are unknown in another: the specification travels along.
         self.spec = gymnasium.registry.get(env) if isinstance(env, str) else None
 
@@ -289,9 +289,9 @@ class _Factory:
             fix = 'pip install "sacref[mujoco]"' if "mujoco" in str(error).lower() else "install what it names"
             raise EnvError(f"env {self.env!r} needs a package that is not installed ({error}): {fix}") from error
         except AttributeError as error:
-            if not self.env.startswith(dm_control.PREFIX):
+            if not self.env.startswith(DM_CONTROL):
                 raise
-            raise EnvError(f"env {self.env!r} cannot be made with this version of MuJoCo ({error}): {dm_control.OF_ITS_OWN}") from error
+            raise EnvError(f"env {self.env!r} cannot be made with this version of MuJoCo ({error}): {OF_ITS_OWN}") from error
         except gymnasium.error.UnregisteredEnv as error:
             raise EnvError(
                 f"env {self.env!r} is unknown ({error}) Expected a registered Gymnasium id: see gymnasium.pprint_registry(), "
@@ -305,4 +305,4 @@ class _Factory:
                 f"env {self.env!r} names no version, and each version has returns of its own: expected {made.spec.id!r}, which is the "
                 f"newest, or an older one"
             )
-        return dm_control.DmControl(made) if self.env.startswith(dm_control.PREFIX) else made
+        return DmControl(made) if self.env.startswith(DM_CONTROL) else made
