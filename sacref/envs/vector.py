@@ -13,8 +13,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from sacref.config.callables import description
 from sacref.config.train_config import Environment, EnvironmentFactory, VectorEnvironmentFactory, Vectorization, Wrapper
-from sacref.envs.dm_control import DM_CONTROL, OF_ITS_OWN, DmControl, register_dm_control
 from sacref.envs.divergence import ReportDivergence
+from sacref.envs.dm_control import DM_CONTROL, OF_ITS_OWN, DmControl, register_dm_control
 from sacref.envs.interface import AsyncEnvs, Envs, EnvWrapper, SyncEnvs, check_interface
 from sacref.envs.mujoco_log import redirect_mujoco_warnings
 
