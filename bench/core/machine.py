@@ -1,6 +1,5 @@
 """The machine, the library versions and the state of the source, as a record names them."""
 
-import importlib.metadata
 import os
 import platform
 import re
@@ -8,6 +7,8 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from sacref.storage.versions import installed
 
 if TYPE_CHECKING:
     from bench.core.record import Hardware
@@ -101,13 +102,7 @@ def accelerator(backend: str) -> str | None:
 
 def libraries(names: Sequence[str] = LIBRARIES) -> dict[str, str]:
     """Return the versions of Python and of the installed libraries among `names`."""
-    versions = {"python": platform.python_version()}
-    for name in names:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
+    return installed(names)
 
 
 def source() -> tuple[str | None, bool]:

@@ -191,8 +191,9 @@ class Transitions(Generic[ArrayT]):
         )
         # Until this row is known to be stored, or left out: a row that is refused below is followed by none.
         boundaries.starts = None
+        ended = terminations | truncations
         if next_states is not None:
-            next_states = final_states(infos, next_states, terminations | truncations)
+            next_states = final_states(infos, next_states, ended)
         reward = self._column(rewards, "rewards", envs, device)
         shaped = self._shaped(rewards, reward, device, timestep=timestep, timesteps=timesteps) if shapes_rewards else reward
         named = {
@@ -205,7 +206,6 @@ class Transitions(Generic[ArrayT]):
             **({} if shaped is reward else {"shaped rewards": shaped}),
         }
         keep = self._refuse_not_finite(named, keep, device)
-        ended = terminations | truncations
         boundaries.starts = ended | ~keep
         low, high = self.bounds if device else self._host_bounds
         transition = Transition(

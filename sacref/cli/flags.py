@@ -128,7 +128,7 @@ class Train(RunOptions):
         if self.seeds is not None:
             from sacref.training.population import parse_seeds
 
-            # Of the first member that there is, which the others were trained with.
+            # Members share their settings: those of the first one that has a run are read.
             members = [directory / f"seed={seed}" for seed in parse_seeds(self.seeds)]
             directory = next((member for member in members if (member / "config.json").is_file()), members[0])
         stored = read_config(directory)

@@ -7,11 +7,13 @@ from typing import Any
 
 import gymnasium
 
+from sacref.algorithm.tree import Tree
+from sacref.config.train_config import Environment
 from sacref.envs.divergence import REPORT, words_of
 from sacref.envs.interface import EnvWrapper, Infos, Step
 
 DM_CONTROL = "dm_control/"
-"""Begin of their ids."""
+"""Prefix of their ids."""
 OF_ITS_OWN = 'pip install "sacref[dmc]", into an environment of its own, as dm-control needs MuJoCo 3'
 
 
@@ -24,22 +26,22 @@ def register_dm_control() -> bool:
 
 
 class DmControl(EnvWrapper):
-    """Wrapper of one of them, whose simulation raises an error where it diverges: MuJoCo's warning is reported in the info instead.
+    """Wrapper that reports MuJoCo's warning in the info where dm_control raises an error, as a simulation diverges.
 
     `render_fps` is the number of its steps in a second; shimmy gives the milliseconds of one.
     """
 
-    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+    def __init__(self, env: Environment) -> None:
         super().__init__(env)
         task: Any = env.unwrapped
         self._physics = task._env.physics
         self.metadata = {**env.metadata, "render_fps": 1.0 / task.dt}
 
-    def reset(self, **arguments: Any) -> tuple[Any, Infos]:
+    def reset(self, **arguments: Any) -> tuple[Tree, Infos]:
         with self._physics.suppress_physics_errors():
             return self.env.reset(**arguments)
 
-    def step(self, action: Any) -> Step:
+    def step(self, action: object) -> Step:
         with self._physics.suppress_physics_errors():
             observation, reward, terminated, truncated, info = self.env.step(action)
         counted = self._physics.data.ptr.warning

@@ -18,7 +18,6 @@ DROPPED = "sacref.dropped"
 """Key of infos: `(envs,)`, bool: whose rows are no transition but the end of an episode that is left out, as where a simulation has
 diverged. Their next rows come from freshly reset environments."""
 
-
 NO_RESET_ROWS = "sacref.no_reset_rows"
 """Key of infos: True where the environments' autoreset mode is known to be another than NEXT_STEP, so that each row is a transition."""
 
@@ -130,17 +129,14 @@ def dropped_rows(infos: object, like: Bool[ArrayT, "envs"]) -> Bool[ArrayT, "env
 
 def _equal_rows(xp: Namespace, a: Tree, b: Tree) -> Any:
     """Tell whether all numbers of a row are equal, `(envs,)`, in the narrower dtype: a device or a trainer may have rounded one of them."""
-    alike = [_in_one_dtype(xp, left, right) for left, right in zip(leaves(a), leaves(b), strict=True)]
-    return reduce(xp.logical_and, [xp.all(xp.reshape(left == right, (left.shape[0], -1)), axis=1) for left, right in alike])
-
-
-def _in_one_dtype(xp: Namespace, left: Any, right: Any) -> tuple[Any, Any]:
-    if left.dtype == right.dtype:
-        return left, right
-    floats = all(xp.isdtype(array.dtype, "real floating") for array in (left, right))
-    if floats and left.dtype.itemsize < right.dtype.itemsize:
-        return left, _rounded(xp, right, left.dtype)
-    return _rounded(xp, left, right.dtype), right
+    alike = []
+    for left, right in zip(leaves(a), leaves(b), strict=True):
+        if left.dtype != right.dtype:
+            floats = all(xp.isdtype(array.dtype, "real floating") for array in (left, right))
+            narrower = left if floats and left.dtype.itemsize < right.dtype.itemsize else right
+            left, right = (_rounded(xp, array, narrower.dtype) for array in (left, right))
+        alike.append(xp.all(xp.reshape(left == right, (left.shape[0], -1)), axis=1))
+    return reduce(xp.logical_and, alike)
 
 
 def _rounded(xp: Namespace, array: Array, dtype: object) -> Array:

@@ -115,10 +115,11 @@ def final_states(infos: object, next_states: Tree | None, ended: Array | None = 
         raise TypeError(f"infos['final_info'] is a {type(final).__name__}, expected a mapping of arrays, as Gymnasium >= 1.0 gives it")
     envs = int(leaves(next_states)[0].shape[0])
     mask = infos.get("_final_info", infos.get("_final_obs"))
-    if "state" in final and is_on_device(leaves(final["state"])[0] if mask is None else mask):  # where nothing is looked at
+    masks = [each for each in (mask, ended) if each is not None]
+    if masks and is_on_device(masks[0]) and "state" in final:  # where nothing is looked at
         like = leaves(next_states)[0]
         xp, device = namespace(like), getattr(like, "device", None)
-        which = reduce(xp.logical_and, (xp.asarray(each, device=device) for each in (mask, ended) if each is not None))
+        which = reduce(xp.logical_and, (xp.asarray(each, device=device) for each in masks))
         return map_leaves(lambda old, new: select_rows(namespace(old), which, new, old), next_states, final["state"])
     # A final observation without a final info: an episode was reset, and its last state is missing.
     reset = np.asarray(np.full(envs, bool(final)) if mask is None else mask, np.bool_)

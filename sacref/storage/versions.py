@@ -1,4 +1,4 @@
-"""Versions of the libraries that a run, a parity report or `sacref doctor` names."""
+"""Installed versions of libraries, as the files of runs and reports name them."""
 
 import importlib.metadata
 import platform

@@ -48,7 +48,7 @@ class Known(NamedTuple):
     settings: Mapping[str, Any]
     """Fields of `SACConfig` in which they differ from the paper's settings."""
     remark: str
-    """In what they differ from these settings nevertheless; empty for nothing."""
+    """Difference from these settings that no field says; empty for none."""
     returns: Mapping[str, tuple[float, float]]
     """Environment steps -> mean and standard deviation (over n - 1) over the runs of the evaluation at that step."""
 

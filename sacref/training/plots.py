@@ -45,12 +45,12 @@ class _Run(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """What runs have in common that are seeds of each other."""
+    """Key that the seeds of one curve share."""
 
     environment: str
     backend: str
     settings: str
-    """What differs from other runs that are drawn; empty for nothing."""
+    """Settings that differ from those of other runs that are drawn; empty for none."""
 
     @property
     def name(self) -> str:
@@ -202,15 +202,7 @@ def _read_table(path: Path) -> list[_Run]:
                 environment = f"{row['env']} ({row['preset']})" if row.get("preset") else row["env"]
                 key = environment, row["backend"], int(row["seed"])
                 run = runs.setdefault(key, _Run(path, *key, {}, {}))
-                step = int(row["step"])
-                if step in run.returns:
-                    raise PlotError(
-                        f"{path} has two rows of {environment} on {key[1]} with seed {key[2]} at step {step:,}, expected one for each "
-                        f"evaluation, the mean of its episodes: name the runs apart in the column preset, or leave out one of them"
-                    )
-                run.returns[step] = [float(row["return"])]
-    except PlotError:
-        raise
+                run.returns.setdefault(int(row["step"]), []).append(float(row["return"]))
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise PlotError(
             f"{path}: {type(error).__name__} {error}, expected a table with the columns env, backend, seed, step and return: "
@@ -220,6 +212,12 @@ def _read_table(path: Path) -> list[_Run]:
         raise PlotError(f"{path} has no row: name a table that holds evaluations")
     for run in runs.values():
         _check_returns(run)
+        for step, returns in run.returns.items():
+            if len(returns) > 1:
+                raise PlotError(
+                    f"{path} has two rows of {run.environment} on {run.backend} with seed {run.seed} at step {step:,}, expected one for "
+                    f"each evaluation, the mean of its episodes: name the runs apart in the column preset, or leave out one of them"
+                )
     return list(runs.values())
 
 

@@ -143,19 +143,14 @@ def _judged(names: Mapping[str, tuple[int, Mapping[str, object]]], shared: Train
     """
     if shared.backend == "torch" and len(rates := {str(varied.get("learning_rate")) for _, varied in names.values()}) > 1:
         raise ValueError(f"vary has learning_rate {', '.join(sorted(rates))}: on PyTorch members share it, on JAX it may differ")
-    stored: dict[str, dict[str, Any]] = {}
-    if shared.resume and shared.cfg is None:
-        stored = {name: read_config(directory / name) for name in names if checkpoints.finished_checkpoints(directory / name)}
+    stored = _stored(directory, names) if shared.resume and shared.cfg is None else {}
     judged, refusals = {}, {}
     for number, (name, (seed, varied)) in enumerate(names.items()):
         own = replace(shared, seed=seed, run_dir=directory / name, progress=shared.progress and number == 0)
         if shared.resume and not checkpoints.finished_checkpoints(directory / name):
             own = replace(own, resume=False, overwrite=True)
-        cfg = shared.cfg
-        if stored and (varied or name not in stored):  # of its own run, or else of the first that there is
-            with reading_config_of(directory / (first := name if name in stored else next(iter(stored)))):
-                cfg = SACConfig.from_dict({**stored[first]["cfg"], "seed": seed})
-                cfg.experiment.directory = cfg.experiment.experiment_name = ""
+        # A member without a run is added with the settings of the first one that has one.
+        cfg = stored.get(name, next(iter(stored.values()))) if stored else shared.cfg
         try:
             judged[name] = replace(own, cfg=_with_fields(cfg, varied)).checked()
         except (TypeError, ValueError) as error:
@@ -166,6 +161,17 @@ def _judged(names: Mapping[str, tuple[int, Mapping[str, object]]], shared: Train
         said = "\n".join(f"  {name}: {error}" for name, error in refusals.items())
         raise ConfigError(f"{len(refusals)} of {len(names)} members cannot be trained, and none was:\n{said}")
     return judged
+
+
+def _stored(directory: Path, names: Iterable[str]) -> dict[str, Mapping[str, object]]:
+    """Read the configuration of each member that has a checkpoint, without the place that its run is written to."""
+    found: dict[str, Mapping[str, object]] = {}
+    for name in names:
+        if checkpoints.finished_checkpoints(directory / name):
+            with reading_config_of(directory / name):
+                cfg = read_config(directory / name)["cfg"]
+                found[name] = {**cfg, "experiment": {**cfg["experiment"], "directory": "", "experiment_name": ""}}
+    return found
 
 
 def _with_fields(cfg: SACConfig | Mapping[str, object] | None, varied: Mapping[str, object]) -> SACConfig | Mapping[str, object] | None:

@@ -3,7 +3,6 @@
 import html
 import itertools
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -20,7 +19,7 @@ from sacref.training.run_directory import RunError, differing, flat, read_config
 T = TypeVar("T")
 
 POINTS = 1_000
-"""Most points of a curve of `metrics.jsonl`; of longer ones, evenly spaced points are drawn, and the last one."""
+"""Most points of a curve of `metrics.jsonl`; of longer ones, evenly spaced points are drawn."""
 PAUSE = 20
 """Times the usual time between two lines of `metrics.jsonl`, beyond which the run was not running."""
 PANEL_PIXELS = 280
@@ -165,10 +164,8 @@ def _read_metrics(path: Path) -> list[dict[str, object]]:
 
 
 def _thinned(values: Sequence[T]) -> list[T]:
-    """Return at most some `POINTS` of the values, evenly spaced, and the last one."""
-    every = max(1, math.ceil(len(values) / POINTS))
-    kept = list(values[::every])
-    return kept if len(values) % every == 1 or every == 1 or not values else [*kept, values[-1]]
+    """Return at most `POINTS` of the values, evenly spaced from the first to the last."""
+    return [values[round(place)] for place in np.linspace(0, len(values) - 1, min(len(values), POINTS))]
 
 
 def _seconds(lines: Sequence[Mapping[str, Any]]) -> float:

@@ -74,8 +74,7 @@ class Rollout:
     def __init__(self, agent: Agent, envs: Envs, state_space: Space | None, *, stays_on_device: bool = False) -> None:
         self._agent, self._envs, self._state_space = agent, envs, state_space
         self._stays_on_device = stays_on_device
-        mode = envs.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
-        self._same_step, self._no_reset_rows = mode == AutoresetMode.SAME_STEP, mode != AutoresetMode.NEXT_STEP
+        self._autoreset_mode = envs.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
         self._like: Array | None = None
         """An array that the environments have returned, where theirs are on a device."""
 
@@ -110,7 +109,8 @@ class Rollout:
         observations, infos = self._taken(returned), self._infos(infos)
         states = self._taken(states_of(self._envs, infos, self._state_space))
         rewards, terminated, truncated = map(self._read, (rewards, terminated, truncated))
-        if self._same_step and not self.on_device and np.any(truncated) and "final_obs" not in infos:
+        same_step = self._autoreset_mode == AutoresetMode.SAME_STEP
+        if same_step and not self.on_device and np.any(truncated) and "final_obs" not in infos:
             raise EnvError(
                 "an episode was truncated by environments whose autoreset_mode is SAME_STEP, and infos have no 'final_obs', expected the "
                 "observation that it ended in, behind which its value goes on: put it there, or take NEXT_STEP"
@@ -124,7 +124,7 @@ class Rollout:
         rewards, infos = taken.rewards, taken.infos
         if diverged is not None and (self.on_device or diverged.any()):
             rewards, infos = namespace(rewards).where(diverged, 0.0, rewards), {**infos, DROPPED: diverged}
-        if self._no_reset_rows:
+        if self._autoreset_mode != AutoresetMode.NEXT_STEP:
             infos = {**infos, NO_RESET_ROWS: np.True_}
         self._agent.record_transition(
             observations=self.observations,

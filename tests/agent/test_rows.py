@@ -45,7 +45,7 @@ def assert_same(stored: dict[str, Any], wanted: dict[str, Any]) -> None:
 
 
 def test_an_episode_does_not_go_on_over_a_row_that_was_left_out_on_a_device(backend: Backend) -> None:
-    """Of rewards 1, NaN, 1, 1 three steps from the first end behind it: its reward, and half of the value of what follows."""
+    """The second of four rows has a reward that is NaN: three steps from the first row are its own alone."""
     agent = backend.agent(Spaces(observation=box(-9, 9, (1,))), n_step=3, capacity=10, discount_factor=0.5)
     upload = agent.upload
     for step in range(4):

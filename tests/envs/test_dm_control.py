@@ -112,7 +112,7 @@ def test_a_time_limit_truncates_also_where_it_lies_behind_a_snapshot() -> None:
     assert isinstance(snapshot, snapshots.Snapshot), snapshot
     snapshots.restore(other, snapshot)
     ends = [[tuple(bool(end[0]) for end in vector.step(action)[2:4]) for action in actions[20:]] for vector in (made, other)]
-    # Of a hundredth of a second each: the last of 30 steps is truncated, and none is terminated.
+    # Steps take a hundredth of a second: the last of 30 is truncated, and none is terminated.
     assert ends == [[(False, False)] * 9 + [(False, True)]] * 2
     made.close()
     other.close()

@@ -215,7 +215,7 @@ def test_a_reset_row_is_dropped_for_its_own_environment_alone(rows: Rows) -> Non
 
 
 def test_a_first_observation_like_the_last_one_is_no_reset_where_infos_say_that_there_are_none(rows: Rows) -> None:
-    """As of a task whose observation is blank, under DISABLED or SAME_STEP."""
+    """A task with a blank observation has such rows under DISABLED and SAME_STEP."""
     for _ in range(2):
         assert rows([0, 0], [0, 0], [True, False], {NO_RESET_ROWS: True}) == ([0, 0], [True, True])
         assert rows([0, 0], [0, 0], [False, False], {NO_RESET_ROWS: True}) == ([0, 0], [True, True])

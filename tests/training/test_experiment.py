@@ -200,7 +200,7 @@ def test_a_run_killed_after_its_last_checkpoint_ends_as_others_once_resumed(
         # The best one comes again, with another result: the agents of the steps that were thrown away are no result of the run.
         ((-5.0, 100.0, 1.0), (-7.0, -6.0), (100, -6.0)),
         ((-5.0, 100.0, 1.0), (-6.0, -7.0), (80, -6.0)),
-        # It is of before: what comes is held against it.
+        # The best one was before the checkpoint: what comes is held against it.
         ((5.0, 1.0, 2.0), (4.0, 6.0), (100, 6.0)),
         ((5.0, 1.0, 2.0), (4.0, 3.0), (40, 5.0)),
     ],

@@ -19,7 +19,7 @@ NAMES = {"tianshou": "Tianshou", "SimbaV2": "SimbaV2's SAC", "rl-trained-agents"
 MILESTONES = (50_000, 100_000, 200_000, 500_000, 1_000_000)
 """Environment steps at which a curve that is published seed by seed is compared."""
 DRAWN = "learned from exp(N(0, 1))"
-"""Temperature whose start a source draws anew for each run, around 1, that of the paper's settings here."""
+"""Temperature that starts at random in each run; the median is 1, where the paper's settings start here."""
 
 
 class Settings(NamedTuple):

@@ -44,7 +44,7 @@ class Beside(NamedTuple):
     differences: tuple[str, ...]
     """Settings in which the source differs, or may differ."""
     remark: str
-    """In what the source differs without being unlike; empty if in nothing."""
+    """Difference of the source that withholds no verdict; empty for none."""
     comparable: bool
     """True if both tasks have the same reward."""
 

@@ -52,7 +52,7 @@ class Record:
         self._others = [entry for name, entry in before.items() if name not in self._entries]
         for run in runs:
             was = before.get(run.name, {})
-            # Of a run that a callback ended, other flags ask for more than it was to do then.
+            # A callback's end counts while the flags stay the same: others ask for another run.
             ended = was.get("state") == "done" and was.get("flags") == _flags(run) and stopped_by_a_callback(run.directory)
             if finished(run) or ended:
                 self._entries[run.name] |= {"state": "done", "job": None}

@@ -38,7 +38,7 @@ def test_the_probability_of_improvement_counts_ties_half() -> None:
 
 
 def test_the_interval_of_the_probability_of_improvement() -> None:
-    # Of five runs four win. In a resample at most one wins with probability 0.007, two with 0.051, all with 0.33: the ends are 2/5 and 1.
+    # Four of five runs win. In a resample at most one wins with probability 0.007, two with 0.051, all with 0.33: the ends are 2/5 and 1.
     found = bootstrap.probability_of_improvement([[0.0, 10.0, 10.0, 10.0, 10.0]], [[5.0] * 5])
     assert found == (0.8, (0.4, 1.0))
 

@@ -148,7 +148,7 @@ def test_seeds_that_are_published_are_compared_along_the_curve() -> None:
     assert one.curve.difference == pytest.approx((1_000 + 1.5 * 5_300) / 3 - statistics.mean(theirs), abs=0.1)
     assert f"| {one.curve.difference:+,.0f} [" in text
     assert f"({one.curve.verdict}; 3 evaluations) |" in text
-    # Of two evaluations there is no curve.
+    # Two evaluations give no curve.
     (one,) = [one for one in agreement.beside(alike(5_200.0, 5_300.0)) if (one.reference.name, one.step) == ("nnabla-rl", 100_000)]
     assert one.curve is None
 
@@ -235,7 +235,7 @@ def test_the_page_shows_the_profile_of_several_tasks_alone(tmp_path: Path) -> No
     text = "".join(section.paragraphs)
     assert "HalfCheetah-v5 (score of 1: 5,794, jaxrl on HalfCheetah-v2), Hopper-v5 (score of 1: 2,014, jaxrl on Hopper-v2)" in text
     assert "The reward of Hopper-v5 differs from that version's: there a score is a unit, and no comparison with jaxrl." in text
-    # Of 0.5, 1, 1 and 1 the lowest and a highest are cut off; four runs are too few for an interval.
+    # The lowest and a highest of 0.5, 1, 1 and 1 are cut off; four runs are too few for an interval.
     assert "| jax | 2 | 1.00 |" in text
     assert "Left out, as it was not run on all of these tasks: torch." in text
     for path in (tmp_path / "learning" / "a").glob("hops-*"):
