@@ -1,5 +1,6 @@
 """The machine, the library versions and the state of the source, as a record names them."""
 
+import importlib.metadata
 import os
 import platform
 import re
@@ -7,8 +8,6 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from sacref.storage.versions import installed
 
 if TYPE_CHECKING:
     from bench.core.record import Hardware
@@ -102,7 +101,14 @@ def accelerator(backend: str) -> str | None:
 
 def libraries(names: Sequence[str] = LIBRARIES) -> dict[str, str]:
     """Return the versions of Python and of the installed libraries among `names`."""
-    return installed(names)
+    # As `sacref.storage.versions.installed`, which the interpreters of peers, that import this module, are not to load.
+    versions = {"python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
 
 
 def source() -> tuple[str | None, bool]:
