@@ -298,8 +298,8 @@ class Carry(Generic[ArrayT]):
     A model with a carry has `initial_carry(batch)`, and is called on `(time, batch, ...)`: `policy(inputs, carry) -> (mean, raw log_std,
     carry)`, `critic(inputs, actions, carry) -> (values, carry)` (`default_models(recurrent=...)`). Models without one take part.
 
-    `batch_size` counts sequences. The policy starts from its stored carry (Kapturowski et al. 2019, R2D2), the critics from their initial
-    one; `burn_in` steps warm both up and have no loss of their own, though gradients pass through them.
+    `batch_size` counts sequences. The policy starts from its stored carry (Kapturowski et al. 2019, R2D2), or from its initial one, as the
+    critics do; `burn_in` steps warm both up and have no loss of their own, though gradients pass through them.
     """
 
     shapes_evaluation = True  # the policy may see the previous reward
@@ -315,7 +315,7 @@ class Carry(Generic[ArrayT]):
     ) -> None:
         self._backend, self._cfg, self._spaces, self._memory = backend, cfg, spaces, memory
         self._models, self._normalisers = models, normalisers
-        self.follow: Follow = Follow(sequence_length=cfg.sequence_length, burn_in=cfg.burn_in, stored_carry=cfg.stored_carry)
+        self.follow: Follow = Follow(sequence_length=cfg.sequence_length, burn_in=cfg.burn_in)
         self.ongoing: dict[bool, Ongoing] = {True: Ongoing(), False: Ongoing()}
         """The unfinished episodes of training, and of evaluation."""
         self._initial_carries: dict[tuple[int, bool], Tree] = {}
@@ -339,7 +339,17 @@ class Carry(Generic[ArrayT]):
     # The models.
 
     def policy(self) -> Function:
-        return over_window_policy(self._policy_with_carry(), recurrent=self._models.is_recurrent("policy"))
+        recurrent = self._models.is_recurrent("policy")
+        policy = over_window_policy(self._policy_with_carry(), recurrent=recurrent)
+        if self._cfg.stored_carry or not recurrent:
+            return policy
+
+        def from_initial_carry(parameters: Parameters[ArrayT], window: Window[ArrayT]) -> tuple[ArrayT, ArrayT]:
+            rows = leaves(window.carry)[0].shape[0]
+            outputs: tuple[ArrayT, ArrayT] = policy(parameters, window._replace(carry=self._models.initial_carry("policy", rows)))
+            return outputs
+
+        return from_initial_carry
 
     def critic(self, name: str) -> Function:
         initial = partial(self._models.initial_carry, name)

@@ -24,8 +24,6 @@ class Follow(NamedTuple):
     """Steps of a sequence that are learned from; 0 draws transitions."""
     burn_in: int = 0
     """Steps before those, at most."""
-    stored_carry: bool = True
-    """Begin a sequence with the carry that the policy had, else with zeros."""
 
     @property
     def needs_first(self) -> bool:
@@ -228,7 +226,6 @@ def gather_sequences(memory: Rings[ArrayT], number: Index, settings: Follow, ste
     observations, states = map_leaves(with_last, (rows.observations, rows.states), (rows.next_observations, rows.next_states))
     actions, rewards, terminated = _take(memory, (rows.actions, rows.rewards, rows.terminated), index)
     before = _take(memory, (rows.previous_actions, rows.previous_rewards), index[:1])
-    carry = _take(memory, rows.carry, index[0])
     return Sequences(
         observations=observations,
         states=states,
@@ -238,7 +235,7 @@ def gather_sequences(memory: Rings[ArrayT], number: Index, settings: Follow, ste
         rewards=rewards,
         terminated=terminated,
         mask=alive & (learned >= 0) & (learned < settings.sequence_length),
-        carry=carry if settings.stored_carry else map_leaves(xp.zeros_like, carry),
+        carry=_take(memory, rows.carry, index[0]),
     )
 
 

@@ -297,7 +297,7 @@ class SACConfig(_Config):
     burn_in: int = field(default=0, metadata=integer(0))
     """Only SAC_RNN: steps before those, which warm up the carries and are not learned from."""
     stored_carry: bool = field(default=True, metadata=flag())
-    """Only SAC_RNN: start the policy of a sequence from the carry that it had there; else from zeros, as the critics always do."""
+    """Only SAC_RNN: start the policy of a sequence from the carry that it had there; else from its initial one, as critics always do."""
     learning_rate: float | tuple[float, float, float] = field(default=1e-3, metadata=number(_RATES, lambda rate: rate >= 0, three=True))
     """Adam's learning rate: one for all, or three for policy, critic and entropy; 0 leaves that part as it is."""
     learning_rate_scheduler: Scheduler | tuple[Scheduler | None, ...] | None = field(default=None, metadata=scheduler())
@@ -332,7 +332,8 @@ class SACConfig(_Config):
     reward_scale: float = field(default=1.0, metadata=number("a finite number > 0", lambda value: value > 0))
     """Factor of the rewards, before the rewards shaper and before storing; above 0."""
     rewards_shaper: RewardsShaper | None = field(default=None, metadata=_REWARDS_SHAPER)
-    """Function (rewards, timestep, timesteps) -> rewards applied before storing, or its name module:name."""
+    """Function (rewards, timestep, timesteps) -> rewards applied before storing, or its name module:name. SAC_RNN calls it in evaluations,
+    too, whose previous rewards the policy reads: it is to keep no state."""
     mixed_precision: bool = field(default=False, metadata=flag())
     """Compute the networks in `precision`; parameters, log-probabilities, targets, losses and the optimizers stay float32."""
     precision: Literal["bfloat16", "float16"] = field(default="bfloat16", metadata=choice("bfloat16", "float16"))

@@ -480,6 +480,23 @@ def test_models_that_do_not_fit_are_refused(backend: Backend, model: str, part: 
         recurrent(backend, models=models, dtype="float32")
 
 
+def test_without_stored_carries_the_policy_starts_from_its_models_initial_one(backend: Backend) -> None:
+    def metrics(stored_carry: bool, carry: float) -> dict[str, NDArray[Any]]:
+        models = user(backend).user_models(2, 1)
+        models["policy"] = user(backend).carries(models["policy"], lambda initial: (initial[0] + 0.5, initial[1]))
+        agent = recurrent(backend, models=models, dtype="float32", stored_carry=stored_carry)
+        sequences, noise = draw_sequences()
+        found: dict[str, NDArray[Any]] = agent.update_on(
+            sequences._replace(carry=(np.full((BATCH, SIZE), carry), np.zeros((BATCH, 1)))), noise
+        )
+        return found
+
+    plain = metrics(False, 0.0)
+    assert_same_arrays(metrics(False, 2.0), plain)  # what was stored is read by nobody
+    assert_same_arrays(metrics(True, 0.5), plain)
+    assert abs(metrics(True, 0.0)["entropy"] - plain["entropy"]) > 1e-3
+
+
 def test_recurrent_models_are_refused_by_sac(backend: Backend) -> None:
     with pytest.raises(ValueError, match=r"\['critic_1', 'critic_2', 'policy'\] have an initial_carry.*give them to SAC_RNN"):
         recurrent(backend, algorithm="SAC", sequence_length=32, burn_in=0)  # as SAC has them

@@ -301,7 +301,7 @@ def check_sequences(batch: Sequences[Any], history: History, settings: Follow) -
     wanted_done = (action(numbers), reward(numbers), np.array(terminated))
     assert_tree_equal(map_leaves(lambda leaf: leaf[there], done), wanted_done, "done")
     carried = carry([(one.warm_up + one.learned)[0].moment for one in found])
-    assert_tree_equal(batch.carry, carried if settings.stored_carry else map_leaves(np.zeros_like, carried), "carry")
+    assert_tree_equal(batch.carry, carried, "carry")
     return found
 
 
@@ -312,7 +312,7 @@ def check_sequences(batch: Sequences[Any], history: History, settings: Follow) -
         (ONE, Follow(sequence_length=4)),
         (ONE, Follow(sequence_length=3, burn_in=2)),
         (THREE, Follow(sequence_length=3, burn_in=2)),
-        (TWO, Follow(sequence_length=2, burn_in=4, stored_carry=False)),
+        (TWO, Follow(sequence_length=2, burn_in=4)),
     ],
     ids=lambda value: str(value) if isinstance(value, Ring) else f"{value.burn_in}+{value.sequence_length}",
 )
