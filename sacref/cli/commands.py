@@ -157,6 +157,7 @@ def _train_population(flags: Train, seeds: Sequence[int], arguments: dict[str, A
 def evaluate(flags: Evaluate) -> int:
     from sacref.envs.vector import closing, make, make_vector
     from sacref.training.evaluation import evaluate as run_episodes
+    from sacref.training.evaluation import with_plain_rewards
     from sacref.training.plan import EVALUATION_COPIES
 
     config, agent, task, episodes = _load(flags)
@@ -165,7 +166,7 @@ def evaluate(flags: Evaluate) -> int:
         made = make(num_envs=copies, **task)
     else:
         factory: Any = named(config["vector_env"], "vector_env of the run: ")
-        made = make_vector(factory, copies, seed=flags.seed, env_kwargs=task["env_kwargs"])
+        made = with_plain_rewards(make_vector(factory, copies, seed=flags.seed, env_kwargs=task["env_kwargs"]))
     with closing(made) as environments:
         evaluation = run_episodes(agent, environments, **episodes)
     print(f"{config['env']} on {config['backend']}: {_summary(evaluation)}")

@@ -213,7 +213,7 @@ class Plot:
     """
 
     run_dirs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN_DIR [RUN_DIR ...]")]]
-    """Run directories, as `sacref train` wrote them, or tables of evaluations (.csv) such as results/learning/curves.csv."""
+    """Run directories, as `sacref train` wrote them, folders of them, or tables (.csv) such as results/learning/curves.csv."""
     output: Path
     """The picture; its suffix chooses the format (.png, .pdf, .svg)."""
 
@@ -226,7 +226,7 @@ class Report:
     """
 
     run_dirs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN_DIR [RUN_DIR ...]")]]
-    """Run directories, as `sacref train` wrote them."""
+    """Run directories, as `sacref train` wrote them, or folders of them."""
     output: Path = Path("report.html")
     """The file."""
 

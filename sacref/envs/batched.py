@@ -17,7 +17,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from sacref.config.train_config import Environment
-from sacref.envs.interface import Infos, Space
+from sacref.envs.interface import Infos, Space, layers_of
 from sacref.envs.mujoco_simulations import default_threads, make_simulations
 from sacref.envs.mujoco_tasks import NAMES, Fields, Mask, Numbers, Step, task_of
 from sacref.envs.snapshots import State, generator_of, generator_state, set_generator
@@ -352,13 +352,11 @@ def _time_limit(env: Environment) -> int | None:
     Raises:
         EnvError: if there are other wrappers than those of `gymnasium.make`.
     """
-    limits = time_limits(env)
-    while isinstance(env, gymnasium.Wrapper):
-        name = type(env).__name__
-        if name not in _TRANSPARENT or type(env) is not getattr(gymnasium.wrappers, name):
+    for layer in layers_of(env):
+        name = type(layer).__name__
+        if isinstance(layer, gymnasium.Wrapper) and (name not in _TRANSPARENT or type(layer) is not getattr(gymnasium.wrappers, name)):
             raise EnvError(f"the environment has the wrapper {name}, which environments stepped in batches cannot have: {_FIX}")
-        env = env.env
-    return min(limits, default=None)
+    return min(time_limits(env), default=None)
 
 
 def _reset_mask(options: Mapping[str, object] | None, num_envs: int) -> Mask:

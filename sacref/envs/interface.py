@@ -2,13 +2,13 @@
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
 from sacref.algorithm.tree import Tree, map_named
@@ -21,12 +21,21 @@ EnvWrapper: TypeAlias = gymnasium.Wrapper[Any, Any, Any, Any]
 Infos: TypeAlias = dict[str, Any]
 Step: TypeAlias = tuple[Tree, Any, Any, Any, Infos]
 """Observation, reward, terminated, truncated and info."""
+EnvT = TypeVar("EnvT", Environment, Envs)
 
 _NUMBERS = (float, np.float64, np.float32)
 _OF_VECTORS = ("final_obs", "_final_obs")
 """Infos that a vector environment gives where it has reset an episode."""
 _STEP = "return observation, reward, terminated, truncated, info from step()"
 _RESET = "return observation, info from reset()"
+
+
+def layers_of(env: EnvT) -> Iterator[EnvT]:
+    """Yield the wrappers around an environment or a vector environment, the outermost first, and what they are around."""
+    yield env
+    while isinstance(env, gymnasium.Wrapper | VectorWrapper):
+        env = env.env
+        yield env
 
 
 def step(envs: Envs, actions: object) -> Step:

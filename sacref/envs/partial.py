@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sacref.algorithm.tree import Tree
 from sacref.config.train_config import Environment
-from sacref.envs.interface import EnvWrapper, Infos, Space, Step
+from sacref.envs.interface import EnvWrapper, Infos, Space, Step, layers_of
 from sacref.spec.arrays import NumpyArray
 
 
@@ -118,14 +118,11 @@ class PrivilegedState(EnvWrapper, RecordConstructorArgs):
         super().__init__(env)
         if env.has_wrapper_attr("state_space"):
             raise ValueError(f"PrivilegedState: {env} has a state_space already, expected none: leave the wrapper out")
-        inner = env
-        while isinstance(inner, gymnasium.Wrapper):
-            if isinstance(inner, HideVelocities):
-                raise ValueError(
-                    f"PrivilegedState: {env} hides the velocities from it, expected the whole observation: name it first, "
-                    f"wrappers=[PrivilegedState, HideVelocities]"
-                )
-            inner = inner.env
+        if any(isinstance(layer, HideVelocities) for layer in layers_of(env)):
+            raise ValueError(
+                f"PrivilegedState: {env} hides the velocities from it, expected the whole observation: name it first, "
+                f"wrappers=[PrivilegedState, HideVelocities]"
+            )
         self.state_space: Space = env.observation_space
 
     def reset(self, *, seed: int | None = None, options: Infos | None = None) -> tuple[Tree, Infos]:

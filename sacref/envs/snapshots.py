@@ -29,7 +29,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from sacref.algorithm.tree import Tree, leaves, map_leaves, named_leaves
 from sacref.config.train_config import Environment
 from sacref.envs.dm_control import DmControl
-from sacref.envs.interface import Envs, SyncEnvs
+from sacref.envs.interface import Envs, SyncEnvs, layers_of
 from sacref.envs.partial import DictObservation, HideVelocities, PrivilegedState
 from sacref.spec.arrays import NumpyArray
 from sacref.storage.checkpoint import one_line
@@ -157,7 +157,7 @@ def capture(envs: Envs) -> Snapshot | str:
         environments = [
             [
                 {"is": _name(layer), "state": encode(_get(layer), f"environment_{number}.{depth}.{type(layer).__name__}", arrays)}
-                for depth, layer in enumerate(_layers(env))
+                for depth, layer in enumerate(layers_of(env))
             ]
             for number, env in enumerate(sync.envs)
         ]
@@ -203,7 +203,7 @@ def restore(envs: Envs, snapshot: Snapshot) -> None:
 
 def with_methods(envs: Envs) -> list[Environment]:
     """List the wrappers and tasks of a `SyncVectorEnv` that take part by methods of their own."""
-    return [layer for env in envs.envs for layer in _layers(env) if _has_methods(layer)] if isinstance(envs, SyncVectorEnv) else []
+    return [layer for env in envs.envs for layer in layers_of(env) if _has_methods(layer)] if isinstance(envs, SyncVectorEnv) else []
 
 
 def refused(envs: Envs) -> str | None:
@@ -364,14 +364,6 @@ def _sync(envs: Envs) -> SyncVector:
     return cast(SyncVector, envs)
 
 
-def _layers(env: Environment) -> Iterator[Environment]:
-    """Yield the wrappers, the outermost first, and the task."""
-    while isinstance(env, gymnasium.Wrapper):
-        yield env
-        env = env.env
-    yield env
-
-
 def _name(layer: object) -> str:
     return _name_of(type(layer))
 
@@ -420,7 +412,7 @@ def _same_state(one: tuple[object, Arrays], other: tuple[object, Arrays]) -> boo
 def _setters(envs: SyncVector, snapshot: Snapshot) -> Iterator[Callable[[], None]]:
     """Yield the calls that restore each part, after checking all that can be checked before."""
     metadata = snapshot.metadata
-    layers = [[_name(layer) for layer in _layers(env)] for env in envs.envs]
+    layers = [[_name(layer) for layer in layers_of(env)] for env in envs.envs]
     _require_header(snapshot, _header(_mujoco_version(envs), envs.autoreset_mode), layers)
     vector = decode(metadata["vector"], snapshot.arrays)
     own = {name: getattr(envs, name) for name in _VECTOR}
@@ -433,7 +425,7 @@ def _setters(envs: SyncVector, snapshot: Snapshot) -> Iterator[Callable[[], None
     vector["_observations"] = map_leaves(_as_here, vector["_observations"], own["_observations"])
     yield lambda: vars(envs).update(vector)
     for env, layers in zip(envs.envs, metadata["environments"], strict=True):
-        for layer, written in zip(_layers(env), layers, strict=True):
+        for layer, written in zip(layers_of(env), layers, strict=True):
             yield _setter(layer, decode(written["state"], snapshot.arrays))
 
 

@@ -15,7 +15,7 @@ from sacref.config.callables import description
 from sacref.config.train_config import Environment, EnvironmentFactory, VectorEnvironmentFactory, Vectorization, Wrapper
 from sacref.envs.divergence import ReportDivergence
 from sacref.envs.dm_control import DM_CONTROL, OF_ITS_OWN, DmControl, register_dm_control
-from sacref.envs.interface import AsyncEnvs, Envs, EnvWrapper, SyncEnvs, check_interface
+from sacref.envs.interface import AsyncEnvs, Envs, EnvWrapper, SyncEnvs, check_interface, layers_of
 from sacref.envs.mujoco_log import redirect_mujoco_warnings
 
 VectorT = TypeVar("VectorT", bound=Envs | None)
@@ -228,12 +228,7 @@ def time_limit(envs: Envs) -> int | None:
 
 def time_limits(env: Environment) -> list[int]:
     """List the steps after which each `TimeLimit` around an environment truncates its episodes."""
-    limits = []
-    while isinstance(env, gymnasium.Wrapper):
-        if isinstance(env, gymnasium.wrappers.TimeLimit):
-            limits.append(env._max_episode_steps)
-        env = env.env
-    return limits
+    return [layer._max_episode_steps for layer in layers_of(env) if isinstance(layer, gymnasium.wrappers.TimeLimit)]
 
 
 class _InProcess(EnvWrapper):

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from sacref.agent.protocol import Agent
 from sacref.algorithm.tree import map_leaves
-from sacref.config.train_config import Environment
 from sacref.envs.divergence import Divergences, bad_rows, can_reset_one, finite
-from sacref.envs.interface import Envs, Space
+from sacref.envs.interface import Envs, EnvT, Space, layers_of
 from sacref.envs.space_records import refuse_other_environments
 from sacref.envs.vector import require_separate, time_limit
 from sacref.ranks import Ranks
@@ -69,13 +68,11 @@ class Evaluation:
         return entry | ({"truncated": self.truncated} if self.truncated else {})
 
 
-def with_plain_rewards(env: Environment) -> Environment:
-    """Return the environment with its rewards as they are, where `NormalizeReward` divides them by a deviation that it learns."""
-    layer = env
-    while isinstance(layer, gymnasium.Wrapper):
-        if isinstance(layer, gymnasium.wrappers.NormalizeReward):
+def with_plain_rewards(env: EnvT) -> EnvT:
+    """Return a new environment with its rewards as they are, where `NormalizeReward` divides them by a deviation that it learns."""
+    for layer in layers_of(env):
+        if isinstance(layer, gymnasium.wrappers.NormalizeReward | gymnasium.wrappers.vector.NormalizeReward):
             layer.update_running_mean = False  # at 1, which it begins with
-        layer = layer.env
     return env
 
 

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+
 from sacref.agent.checkpoints import rank_part
 from sacref.algorithm.replay import AnyReplayMemory
 from sacref.config.callables import why_lost
 from sacref.config.train_config import TrainConfig, takes_options
+from sacref.envs.interface import layers_of
 from sacref.envs.states import have
 from sacref.storage import checkpoint
 from sacref.storage.replay_log import Entry
@@ -106,9 +109,10 @@ def run(options: TrainConfig) -> TrainingResult:
 
 def _warn(made: Environments, config: Mapping[str, object]) -> None:
     """Warn of what a resumed or loaded run will not have."""
-    if have(made.training, "obs_rms"):
+    of_vectors = any(isinstance(layer, gymnasium.wrappers.vector.NormalizeObservation) for layer in layers_of(made.training))
+    if of_vectors or have(made.training, "obs_rms"):
         logger.warning(
-            "NormalizeObservation learns moments of its own in each copy of the environment, which evaluations, a resumed run's "
+            "NormalizeObservation learns moments of its own in each environment that it is around, which evaluations, a resumed run's "
             "evaluations and a loaded agent do not have: leave it out, and set observation_preprocessor to "
             "sacref.preprocessing:RunningStandardScaler, which is a part of the agent"
         )

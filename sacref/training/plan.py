@@ -138,7 +138,7 @@ class Plan:
         check_spaces(*spaces.values())
         copies = evaluation_copies(min(self.options.evaluation_episodes, EVALUATION_COPIES), self.ranks)
         seed = derive_seed(self.options.seed, 1)
-        evaluation = self._make_envs(copies, seed, with_plain_rewards, made=training) if copies else None
+        evaluation = self._make_envs(copies, seed, training=training) if copies else None
         if evaluation is not training:
             closed_at_end.enter_context(closing(evaluation))
             require_separate(training, evaluation)
@@ -151,11 +151,14 @@ class Plan:
                 uncaptured = snapshots.refused(tried)
         return Environments(training, evaluation, spaces, uncaptured)
 
-    def _make_envs(self, copies: int, seed: int, *more: Wrapper, made: Envs | None = None) -> Envs:
+    def _make_envs(self, copies: int, seed: int, *, training: Envs | None = None) -> Envs:
+        """Make environments for training, or, beside those, for evaluation."""
         options = self.options
         if options.vector_env is not None:
-            return envs.make_vector(options.vector_env, copies, seed=seed, env_kwargs=options.env_kwargs, made=made)
-        wrappers = (*options.wrappers, *more)
+            made = envs.make_vector(options.vector_env, copies, seed=seed, env_kwargs=options.env_kwargs, made=training)
+            return made if training is None or made is training else with_plain_rewards(made)
+        plain: list[Wrapper] = [] if training is None else [with_plain_rewards]
+        wrappers = (*options.wrappers, *plain)
         return envs.make(options.env, copies, vectorization=options.vectorization, env_kwargs=options.env_kwargs, wrappers=wrappers)
 
     def config(self, spaces: Spaces) -> dict[str, object]:

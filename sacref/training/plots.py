@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from sacref.storage.checkpoint import read_json
-from sacref.training.run_directory import differing, flat, told
+from sacref.training.run_directory import differing, flat, runs_in, told
 
 STYLES = {"torch": ("#D55E00", "-"), "jax": ("#0072B2", "--")}
 """Colour and line of each backend: two of Okabe and Ito's colours, told apart with any colour vision, and by the line in grey."""
@@ -82,7 +82,7 @@ def plot_runs(run_dirs: Sequence[str | Path], *, output: str | Path) -> Figure:
     run: the mean of each evaluation's episodes, and their standard deviation. The legend says which.
 
     Args:
-        run_dirs: run directories, each with `config.json` and `evaluation.json`, and tables.
+        run_dirs: run directories, each with `config.json` and `evaluation.json`, folders of such, and tables.
         output: the picture; its suffix chooses the format (.png, .pdf, .svg).
 
     Returns:
@@ -190,7 +190,7 @@ def _grouped(runs: Sequence[_Run]) -> dict[_Group, list[_Run]]:
 
 
 def _read_all(source: Path) -> list[_Run]:
-    return _read_table(source) if source.suffix == ".csv" else [_read(source)]
+    return _read_table(source) if source.suffix == ".csv" else [_read(directory) for directory in runs_in(source)]
 
 
 def _read_table(path: Path) -> list[_Run]:

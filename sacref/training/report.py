@@ -14,7 +14,7 @@ import numpy as np
 from sacref.storage.checkpoint import short
 from sacref.storage.metric_files import METRICS_FILE
 from sacref.training.plots import COLOURS, CONFIDENCE, Curve, seeds_curve
-from sacref.training.run_directory import RunError, differing, flat, read_config, read_evaluations, told
+from sacref.training.run_directory import RunError, differing, flat, read_config, read_evaluations, runs_in, told
 
 T = TypeVar("T")
 
@@ -95,7 +95,7 @@ def write_report(run_dirs: Sequence[str | Path], *, output: str | Path) -> None:
     settings that differ. Runs with the same settings but for the seed have one colour.
 
     Args:
-        run_dirs: run directories, finished or not.
+        run_dirs: run directories, finished or not, and folders of such.
         output: the file.
 
     Raises:
@@ -104,7 +104,7 @@ def write_report(run_dirs: Sequence[str | Path], *, output: str | Path) -> None:
     """
     if not run_dirs:
         raise RunError("a report got no run directory: name at least one")
-    runs = [_read(Path(run_dir).expanduser()) for run_dir in run_dirs]
+    runs = [_read(directory) for run_dir in run_dirs for directory in runs_in(Path(run_dir).expanduser())]
     flats = [flat(run.config) for run in runs]
     differences = differing(flats)
     groups: dict[str, list[_Run]] = {}

@@ -205,7 +205,9 @@ def read_config(run_dir: str | Path) -> dict[str, Any]:
     """
     path = Path(run_dir).expanduser() / CONFIG
     if not path.is_file():
-        raise RunError(f"{path.parent} holds no run: expected {path.name} in it, as `sacref train --run-dir` writes it")
+        below = [run.name for run in runs_in(path.parent) if run != path.parent]
+        fix = f". It is a folder of runs, {', '.join(below[:3])}{', ...' * (len(below) > 3)}: name one of them" if below else ""
+        raise RunError(f"{path.parent} holds no run: expected {path.name} in it, as `sacref train --run-dir` writes it{fix}")
     try:
         config = checkpoint.read_json(path)
     except ValueError as error:
@@ -213,6 +215,12 @@ def read_config(run_dir: str | Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise RunError(f"{path} holds a {type(config).__name__}, expected an object: restore it, or train again")
     return config
+
+
+def runs_in(directory: Path) -> list[Path]:
+    """List the run directories of a folder of runs, as a population's or a sweep's; any other directory is listed itself."""
+    below = [] if (directory / CONFIG).exists() else sorted(path.parent for path in directory.glob(f"*/{CONFIG}"))
+    return below or [directory]
 
 
 def named_callables(config: Mapping[str, object]) -> dict[str, str]:

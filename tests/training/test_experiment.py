@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -527,8 +528,13 @@ def test_a_directory_that_holds_a_run_is_refused_and_overwritten_when_asked(tmp_
 
 
 def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="holds no run"):
+    with pytest.raises(RunError, match=r"holds no run: .* as `sacref train --run-dir` writes it$"):
         train(tmp_path / "run", resume=True)
+    for seed in range(4):
+        (tmp_path / "population" / f"seed={seed}").mkdir(parents=True)
+        (tmp_path / "population" / f"seed={seed}" / "config.json").write_text("{}")
+    with pytest.raises(RunError, match=r"holds no run: .*\. It is a folder of runs, seed=0, seed=1, seed=2, \.\.\.: name one of them"):
+        train(tmp_path / "population", resume=True)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
     with pytest.raises(RunError, match="without a checkpoint, so there is nothing to resume: start anew with overwrite"):
@@ -634,7 +640,33 @@ def test_returns_are_the_tasks_own_where_training_normalises_rewards(tmp_path: P
     )  # training's are normalised
 
 
+class Pendulums(gymnasium.vector.VectorWrapper[Any, Any, Any, Any, Any]):
+    """Vector environment with a wrapper of Gymnasium's around all of its copies, as `vector_env` makes it."""
+
+    def __init__(self, num_envs: int, wrapper: str) -> None:
+        task = partial(gymnasium.make, "Pendulum-v1", **SMALL["env_kwargs"])
+        super().__init__(getattr(gymnasium.wrappers.vector, wrapper)(gymnasium.vector.SyncVectorEnv([task] * num_envs)))
+
+
+def train_in_vectors(run_dir: Path, wrapper: str) -> TrainingResult:
+    own = {"vector_env": Pendulums, "env_kwargs": {"wrapper": wrapper}, "backend": BACKEND, "run_dir": run_dir, "steps": 100}
+    return experiment.train(**{name: value for name, value in SMALL.items() if name != "env"} | own)
+
+
+def test_returns_are_the_tasks_own_where_a_wrapper_of_vectors_normalises_rewards(tmp_path: Path, capsys: Any) -> None:
+    result = train_in_vectors(tmp_path / "run", "NormalizeReward")
+    plain = envs.make("Pendulum-v1", 2, env_kwargs=SMALL["env_kwargs"])
+    found = evaluate(result.agent, plain, episodes=2, seed=derive_seed(0, 1))
+    assert result.evaluations[-1][1].returns == pytest.approx(found.returns, rel=1e-6)
+    asked = ["eval", str(tmp_path / "run"), "--episodes", "2", "--seed", str(derive_seed(0, 1))]
+    assert cli.main(asked) == 0
+    assert ", ".join(f"{value:,.1f}" for value in found.returns) in capsys.readouterr().out
+
+
 def test_moments_that_evaluations_do_not_have_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train_in_vectors(tmp_path / "vectors", "NormalizeObservation")
+    assert caplog.text.count("set observation_preprocessor to sacref.preprocessing:RunningStandardScaler") == 1
+    caplog.clear()
     train(tmp_path / "plain", backend="torch", wrappers=[gymnasium.wrappers.NormalizeReward])
     assert "NormalizeObservation" not in caplog.text
     train(tmp_path / "run", backend="torch", wrappers=[gymnasium.wrappers.NormalizeObservation])

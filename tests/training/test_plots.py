@@ -165,6 +165,16 @@ def test_a_group_is_drawn_where_all_its_seeds_were_evaluated(tmp_path: Path) -> 
     assert line(axes) == ([0, 10], [1.0, 2.0])
 
 
+def test_a_folder_of_runs_is_all_of_them(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    for seed in range(2):
+        write_run(tmp_path / "runs", f"seed={seed}", {0: [2.0 * seed], 10: [4.0 * seed]}, seed=seed)
+    (tmp_path / "runs" / "notes").mkdir()
+    (axes,) = plot_runs([tmp_path / "runs"], output=tmp_path / "curve.png").axes
+    assert line(axes) == ([0, 10], [1.0, 2.0])
+    assert legend(axes) == ["jax: mean of 2 seeds; band: its 95% interval"]
+
+
 def test_steps_are_drawn_in_order(tmp_path: Path) -> None:
     run = write_run(tmp_path, "run", {100_000: [2.0], 9: [1.0]})
     (axes,) = plot_runs([run], output=tmp_path / "curve.svg").axes

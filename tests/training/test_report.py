@@ -139,6 +139,9 @@ def test_runs_are_told_apart_by_the_settings_that_differ(tmp_path: Path) -> None
         write_run(tmp_path, "d", [], env="Ant-v5"),
     ]
     assert cli.main(["report", *map(str, runs), "--output", str(tmp_path / "report.html")]) == 0
+    whole = (tmp_path / "report.html").read_text()
+    write_report([tmp_path], output=tmp_path / "report.html")  # the folder of them
+    assert tables((tmp_path / "report.html").read_text()) == tables(whole)
     panels = Panels(tmp_path / "report.html")
     names = [
         "Hopper-v5, jax, batch_size 256",
