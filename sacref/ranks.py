@@ -23,8 +23,11 @@ class LostRankError(RuntimeError):
 
 
 def says_a_rank_is_lost(error: BaseException) -> bool:
-    """Return whether a library's error, raised wherever the result of an exchange was read, says that another rank is gone."""
-    return re.search(_LOST, str(error), re.IGNORECASE) is not None
+    """Return whether a library's error, raised wherever the result of an exchange was read, says that another rank is gone.
+
+    The libraries raise RuntimeError. A connection of an environment's own is an OSError, and is no rank's.
+    """
+    return isinstance(error, RuntimeError) and re.search(_LOST, str(error), re.IGNORECASE) is not None
 
 
 _LOST = "gloo|nccl|connection (closed|reset|refused)|coordination service"

@@ -66,7 +66,7 @@ def train(flags: Train) -> int:
             _compare(result.config, step, evaluation.mean)
     print(f"written to {result.run_dir}: {', '.join(sorted(path.name for path in result.run_dir.iterdir()))}")
     if result.interrupted:
-        print(f"to go on: sacref train --resume --run-dir {result.run_dir}")
+        print(f"to go on: sacref train --resume --run-dir {shlex.quote(str(result.run_dir))}")
         return 130
     if learned:
         run_dir = shlex.quote(str(result.run_dir))
@@ -149,7 +149,7 @@ def _train_population(flags: Train, seeds: Sequence[int], arguments: dict[str, A
             _compare(next(iter(results)).config, steps, mean)
     print(f"written to {population.run_dir}")
     if interrupted:
-        print(f"to go on: sacref train --resume --seeds {flags.seeds} --run-dir {population.run_dir}")
+        print(f"to go on: sacref train --resume --seeds {flags.seeds} --run-dir {shlex.quote(str(population.run_dir))}")
         return 130
     return 0
 

@@ -2,6 +2,7 @@
 
 import os
 import queue
+import shlex
 import signal
 import socket
 import subprocess
@@ -147,7 +148,7 @@ def _report(failed: Sequence[_Process], run_dir: str) -> int:
     how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
     print(
         f"sacref: rank {cause.rank} {how}, and all ranks have ended. To go on from the last checkpoint, if there is one: "
-        f"sacref train --resume --run-dir {run_dir}",
+        f"sacref train --resume --run-dir {shlex.quote(run_dir)}",
         file=sys.stderr,
     )
     return 128 - status if status < 0 else status

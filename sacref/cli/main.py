@@ -75,6 +75,8 @@ def _run(arguments: Sequence[str]) -> int:
         return _failed(130)
     except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
         if not _is_alone() and says_a_rank_is_lost(error):
+            if os.environ.get(launch.STARTED_HERE) == "1":
+                print(f"sacref: {error}", file=sys.stderr)  # as the launcher does not know it
             return _lost(LostRankError(f"another rank ended or did not answer in time ({error})"))
         if os.environ.get(TRACEBACK) == "1":
             raise

@@ -222,6 +222,15 @@ def foreign(path: str | os.PathLike[str]) -> str | None:
     return next((entry.name for entry in sorted(path.iterdir()) if not _is_own(entry.name) or entry.is_dir()), None)
 
 
+def holds_only_foreign(path: str | os.PathLike[str]) -> bool:
+    """Return whether there are files in a checkpoint's directory, and `write` wrote none of them; True where it is gone meanwhile."""
+    try:
+        names = [entry.name for entry in Path(path).iterdir()]
+    except FileNotFoundError:  # another rank deletes its parts at the same time
+        return True
+    return bool(names) and not any(map(_is_own, names))
+
+
 def remove(path: str | os.PathLike[str]) -> None:
     """Delete a checkpoint's own files, and then its directory if that is empty. Files that cannot be deleted stay."""
     path = Path(path)

@@ -6,6 +6,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from sacref.agent.agent import Agent
 from sacref.spec.arrays import NumpyArray
 from sacref.storage.values import encode
@@ -82,13 +84,13 @@ class Callback:
         """Called after each timestep that took gradient steps, before `on_timestep`."""
 
     def on_evaluation(self, run: RunView) -> bool | None:
-        """Called after each evaluation. False ends the run, with everything written."""
+        """Called after each evaluation. False, Python's or NumPy's, ends the run, with everything written."""
 
     def on_checkpoint(self, run: RunView) -> None:
         """Called after each checkpoint, `run.checkpoint`, that was written."""
 
     def on_end(self, run: RunView) -> None:
-        """Called once, when the last checkpoint, evaluation and metrics are written, whatever ended the run."""
+        """Called once, when the last checkpoint, evaluation and metrics are written; where an error ended the run, it is not called."""
 
 
 EVENTS = ("on_start", "on_timestep", "on_gradient_steps", "on_evaluation", "on_checkpoint", "on_end")
@@ -178,7 +180,7 @@ class Callbacks:
             except Exception as error:  # after which everything is still to be written
                 self._fail(method.__self__, event, error)
             else:
-                if event == "on_evaluation" and answer is False and self.stopped_by is None:
+                if event == "on_evaluation" and isinstance(answer, bool | np.bool_) and not answer and self.stopped_by is None:
                     self.stopped_by = _name(method.__self__)
 
     def state(self, arrays: dict[str, NumpyArray]) -> list[object]:

@@ -46,7 +46,12 @@ def finished_checkpoints(directory: Path) -> dict[int, Path]:
 
 
 def _written(directory: Path) -> list[tuple[int, int, Path]]:
-    """Return timestep, rank and directory of each checkpoint, or part of one."""
+    """Return timestep, rank and directory of each checkpoint, or part of one. A directory in which only other files are left is none."""
+    return [found for found in _named(directory) if not checkpoint.holds_only_foreign(found[2])]
+
+
+def _named(directory: Path) -> list[tuple[int, int, Path]]:
+    """Return timestep, rank and path of each directory with a checkpoint's name."""
     found = []
     for path in checkpoints_of(directory).glob("agent_*"):
         timestep, _, rank = path.name.removeprefix("agent_").partition(".rank_")
@@ -246,6 +251,17 @@ def require_own(directory: Path) -> None:
             )
 
 
+def require_free_after(directory: Path, timestep: int) -> None:
+    """Refuse a run directory in which the checkpoints after a timestep, which are deleted and written again, hold other files as well.
+
+    Raises:
+        CheckpointError: naming one of them.
+    """
+    for later, _, path in _named(directory):
+        if later > timestep and (name := checkpoint.foreign(path)) is not None:
+            raise CheckpointError(f"{path} holds {name!r}, which no run of sacref wrote, and the resumed run writes there: move it away")
+
+
 def lengths(directory: Path) -> dict[str, int]:
     """Return the sizes of the files that a run appends to, in bytes."""
     return {file.name: file.stat().st_size for file in appended(directory) if file.is_file()}
@@ -264,7 +280,8 @@ def drop_after(directory: Path, timestep: int, steps: int, files: Mapping[str, o
         logger.warning(
             "checkpoints/best was of step %d, which comes again, and is deleted: the next evaluation is the best one then", best[0]
         )
-        for path in checkpoints_of(directory).glob(f"{BEST}*"):
+        # With the one before, where a replacement was cut off.
+        for path in [path for pattern in (f"{BEST}*", f".{BEST}*") for path in checkpoints_of(directory).glob(pattern)]:
             checkpoint.remove(path)
     for file in appended(directory):
         length = files.get(file.name)

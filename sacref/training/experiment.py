@@ -139,6 +139,8 @@ class Run:
         self.plan: Plan = prepare(options)
         self._given, self._sinks = make_callbacks(self.plan.options.callbacks), make_sinks(self.plan.options.log)
         self.ranks, resumed = self.plan.ranks, self.plan.resumed
+        self._closed_at_end, self._holds = closed_at_end, False
+        self._hold()
         self.made: Environments = on_every_rank(self.ranks, lambda: self.plan.make_environments(closed_at_end))
         self.config: dict[str, object] = self.plan.config(self.made.spaces)
         if self.ranks.rank == 0 and warns:
@@ -202,9 +204,23 @@ class Run:
         if self.callbacks is not None:
             self.callbacks.start(self.plan.start)
 
+    def _hold(self, *, make: bool = False) -> None:
+        """Hold the directory against other runs, until this one ends: a new one from when it is made."""
+
+        def hold() -> None:
+            directory = self.plan.directory
+            if make:
+                directory.mkdir(parents=True, exist_ok=True)
+            if self.ranks.rank == 0 and not self._holds and directory.is_dir():
+                self._closed_at_end.enter_context(run_directory.held(directory))
+                self._holds = True
+
+        on_every_rank(self.ranks, hold)
+
     def take_directory(self) -> None:
         """Take the directory: only now, as the first step is recorded, is anything in it changed."""
         plan = self.plan
+        self._hold(make=True)
         self.evaluations += run_directory.begin(self.ranks, plan.directory, self.config, plan.resumed, overwrite=plan.options.overwrite)
         best = checkpoints.evaluation_of_best(plan.directory)
         self._best = -math.inf if best is None else best[1]

@@ -158,7 +158,7 @@ def _largest_difference(agent: AnyAgent, policy: ExportablePolicy[Any], run: Cal
             leaves = iter(seen[name] for name in policy.inputs if name in observed)
             observations = map_leaves(lambda _, leaves=leaves: next(leaves), agent.spaces.observations)
             expected, carry = agent.predict(observations, carry=carry, rewards=rewards)
-            largest = max(largest, _difference(actions, expected))
+            largest = float(np.maximum(largest, _difference(actions, expected)))  # which keeps NaN
             held |= {name.removeprefix("next_"): array for name, array in zip(policy.outputs[1:], after, strict=True)}
             rewards = generator.standard_normal(rows)
             if "previous_rewards" in held:

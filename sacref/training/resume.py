@@ -65,9 +65,9 @@ def resume(
         reason = one_line(read.metadata.get("not_captured"))
     else:
         reason = uncaptured or snapshots.of_other_kind(envs, read.metadata["environment"])
-    if any(said is not None for said in ranks.gather(reason)):
+    if reasons := [said for said in ranks.gather(reason) if said is not None]:
         if ranks.rank == 0:
-            logger.warning("%s: the episodes begin anew (%s)", path, reason)
+            logger.warning("%s: the episodes begin anew (%s)", path, reasons[0])
         return Resumption(None, None, _states_of(part, read))
     with _fitting(part):
         value = decode(read.metadata["live"], read.groups.get(LIVE[0], {}))

@@ -3,7 +3,10 @@
 import difflib
 import hashlib
 import json
+import logging
 import math
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +37,8 @@ MOST_STEPS = 2**53
 
 T = TypeVar("T")
 
+logger: logging.Logger = logging.getLogger(__name__)
+
 
 class RunError(ValueError):
     """A run directory that cannot be used as asked; the message says why, and the fix."""
@@ -57,6 +62,31 @@ def prepare(ranks: Ranks, directory: Path, *, overwrite: bool, resume: bool) -> 
     judges = resume or ranks.rank == 0
     config = on_every_rank(ranks, lambda: _refuse_or_read(directory, overwrite=overwrite, resume=resume) if judges else None)
     return None if config is None else _newest_whole(ranks, directory, config)
+
+
+@contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Hold a run's directory, which is there, against other runs; the system lets go of it at the latest when the process ends.
+
+    Raises:
+        RunError: if another run holds it.
+    """
+    if sys.platform == "win32":
+        yield  # which locks no directories
+        return
+    import fcntl
+
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(f"run_dir {directory} is in use by a run that goes on: wait for it, end it, or choose another") from error
+        except OSError as error:  # a file system without locks
+            logger.info("%s cannot be held against other runs: %s", directory, error)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def begin(
@@ -113,18 +143,17 @@ def _refuse_or_read(directory: Path, *, overwrite: bool, resume: bool) -> dict[s
         raise RunError("overwrite and resume are both set: leave one of them out")
     if directory.exists() and not directory.is_dir():
         raise RunError(f"run_dir {directory} is a file, expected a directory: choose another")
-    holds_checkpoints = bool(checkpoints.finished_checkpoints(directory))
     if resume:
         config = read_config(directory)
         try:
             checkpoints.require_own(directory)
         except checkpoint.CheckpointError as error:
             raise RunError(str(error)) from error
-        if not holds_checkpoints:
+        if not checkpoints.finished_checkpoints(directory):
             raise RunError(f"{directory} holds a run without a checkpoint, so there is nothing to resume: start anew with overwrite")
         return config
     files = _files(directory)
-    if (files or holds_checkpoints) and not overwrite:
+    if (files or checkpoints.writings(directory)) and not overwrite:
         raise RunError(f"run_dir {directory} already holds a run: choose another, or pass overwrite (deletes it) or resume (goes on)")
     if (foreign := _foreign(directory, files)) is not None:
         raise RunError(
@@ -171,6 +200,10 @@ def _newest_whole(ranks: Ranks, directory: Path, config: dict[str, Any]) -> Resu
         timestep = checkpoints.newest_whole(ranks, directory)
     except checkpoint.CheckpointError as error:
         raise RunError(f"{error}: start anew with overwrite") from error
+    try:
+        checkpoints.require_free_after(directory, timestep)
+    except checkpoint.CheckpointError as error:
+        raise RunError(str(error)) from error
     path = checkpoints.finished_checkpoints(directory)[timestep]
     if not checkpoints.holds_memory(path):
         raise RunError(f"{path} holds no replay memory, so it cannot be resumed: start anew with overwrite")

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.abc import MetaPathFinder
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +33,7 @@ from sacref.training import experiment, plan, population, video
 from sacref.training.callbacks import StopAtReturn
 from sacref.training.evaluation import Evaluation, evaluate
 from sacref.training.experiment import train as sacref_train
+from sacref.training.run_directory import RunError
 from tests.envs.painted import PaintedEnv
 
 
@@ -371,12 +373,16 @@ def test_a_rank_that_cannot_begin_ends_its_process_at_once(
     assert left.value.code == 2
     assert "--ranks is 3, and 2 processes were started together (WORLD_SIZE): leave --ranks out" in capsys.readouterr().err
 
-    def lose(**arguments: Any) -> None:
-        raise RuntimeError("[../third_party/gloo/pair.cc:553] Connection closed by peer [127.0.0.1]:31924")
+    def raising(error: Exception) -> Callable[..., None]:
+        def train(**arguments: Any) -> None:
+            raise error
+
+        return train
 
     assert cli.main(["train"]) == 0
     assert capsys.readouterr().out == "", "rank 0 speaks for all"
-    monkeypatch.setattr(experiment, "train", lose)
+    lost = RuntimeError("[../third_party/gloo/pair.cc:553] Connection closed by peer [127.0.0.1]:31924")
+    monkeypatch.setattr(experiment, "train", raising(lost))
     with pytest.raises(SystemExit) as left:
         cli.main(["train"])
     assert left.value.code == launch.LOST_STATUS
@@ -384,7 +390,14 @@ def test_a_rank_that_cannot_begin_ends_its_process_at_once(
     monkeypatch.setenv(launch.STARTED_HERE, "1")
     with pytest.raises(SystemExit):
         cli.main(["train"])
-    assert capsys.readouterr().err == "", "the launcher says it"
+    assert capsys.readouterr().err.endswith("Connection closed by peer [127.0.0.1]:31924\n"), "the rest is said by the launcher"
+
+    for other in (ConnectionRefusedError(111, "Connection refused"), RunError("run_dir runs/gloo already holds a run")):
+        monkeypatch.setattr(experiment, "train", raising(other))
+        with pytest.raises(SystemExit) as left:
+            cli.main(["train"])
+        assert left.value.code == 2, "an environment's connection is no rank's"
+        assert str(other) in capsys.readouterr().err
     monkeypatch.setenv("RANK", "2")
     with pytest.raises(SystemExit) as left:
         cli.main(["train"])

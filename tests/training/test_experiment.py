@@ -26,6 +26,7 @@ from sacref.config import ConfigError, SACConfig, paper_config
 from sacref.ranks import Ranks
 from sacref.storage import checkpoint
 from sacref.training import experiment, run_directory
+from sacref.training.callbacks import Callback, RunView
 from sacref.training.checkpoints import CheckpointWriter, evaluation_of_best, holds_memory
 from sacref.training.evaluation import Evaluation, evaluate
 from sacref.training.experiment import TrainingResult
@@ -309,6 +310,53 @@ def test_steps_after_the_last_checkpoint_come_again(tmp_path: Path) -> None:
     assert [entry["step"] for entry in entries(run_dir)] == [40, 80, 100, 120, 160]
     assert all(len(entry["returns"]) == 2 for entry in entries(run_dir))
     assert [line["timestep"] for line in metrics(run_dir)] == [25, 50, 75, 100, 125, 150, 160]
+
+
+def test_what_is_left_of_a_checkpoint_that_was_deleted_is_none(tmp_path: Path) -> None:
+    """A file of somebody else's, in its directory, keeps that there."""
+    run_dir = tmp_path / "run"
+    train(run_dir, steps=50)
+    left = run_dir / "checkpoints" / "agent_100"
+    left.mkdir()
+    (left / ".DS_Store").write_text("mine")
+    with pytest.raises(
+        RunError, match=r"agent_100 holds '\.DS_Store', which no run of sacref wrote, and the resumed run writes there: move"
+    ):
+        train(run_dir, steps=150, resume=True)
+    left = left.rename(left.with_name("agent_7"))
+    train(run_dir, steps=150, resume=True, keep_checkpoints=1)
+    assert checkpoints(run_dir) == ["agent_150", "agent_7", "best", "replay"]
+    assert memory_of(train(run_dir, steps=150, resume=True)).capacity >= 150
+    assert (left / ".DS_Store").read_text() == "mine"
+
+
+def test_a_run_directory_belongs_to_one_run_at_a_time(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+
+    class Meanwhile(Callback):
+        """Tries what another process would, in the middle of a run."""
+
+        def on_evaluation(self, run: RunView) -> None:
+            if run.steps != 40:
+                return
+            before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+            for how in ({"overwrite": True}, {"resume": True}):
+                with pytest.raises(RunError, match=r"run_dir .* is in use by a run that goes on: wait for it, end it, or choose another"):
+                    train(run_dir, seed=0, **how)
+            assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+
+    train(run_dir, callbacks=[Meanwhile], cfg={**SMALL["cfg"], "experiment": {**INTERVALS, "checkpoint_interval": 20}})
+    assert [entry["step"] for entry in entries(run_dir)] == [40, 80, 100]
+    train(run_dir, overwrite=True)
+
+
+def test_a_checkpoint_without_a_run_is_not_deleted_unasked(tmp_path: Path) -> None:
+    train(tmp_path / "run", steps=50)
+    kept = tmp_path / "kept" / "checkpoints" / "best"
+    shutil.copytree(tmp_path / "run" / "checkpoints" / "best", kept)
+    with pytest.raises(RunError, match="already holds a run: choose another, or pass overwrite"):
+        train(tmp_path / "kept")
+    assert (kept / "checkpoint.json").is_file()
 
 
 def test_a_finished_run_is_resumed_without_a_step(tmp_path: Path) -> None:

@@ -113,6 +113,10 @@ def test_what_cannot_be_exported_is_said_and_nothing_is_written(backend: Backend
         with pytest.raises(ExportError, match=rf"onnx needs {package}, which is not installed: .*export-{backend.name}"):
             exported(agent, tmp_path / "policy", "onnx")
     needs_packages(backend, onnx=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "_difference", lambda *arrays: float("nan"))
+        with pytest.raises(ExportError, match=r"differs from predict by nan, expected at most .*, and was not written"):
+            exported(agent, tmp_path / "policy", own)
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
     with pytest.raises(ExportError, match=r"differs from predict by .*, expected at most -1, and was not written"):
         exported(agent, tmp_path / "policy", own)
