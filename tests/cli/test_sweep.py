@@ -1,5 +1,6 @@
 """The runs of a sweep are those that `sacref train` gives one by one, wherever they run; what is finished is skipped, the rest goes on."""
 
+import errno
 import fcntl
 import json
 import os
@@ -23,6 +24,7 @@ from sacref.cli import flags, sweep
 from sacref.cli import main as cli
 from sacref.cli.flags import SweepError
 from sacref.cli.sweep import grid, local, process, slurm
+from sacref.storage import checkpoint
 
 BACKEND = "torch" if find_spec("torch") else "jax"
 SMALL = {
@@ -132,7 +134,7 @@ def test_finished_runs_are_skipped_and_a_single_job_gives_the_same(
     assert "1 of 2 runs are finished already" in shown.err
     assert f"[2/2] {NAMES[1]} done: mean return" in shown.err
     assert "2 of 2 runs are done, 0 failed" in shown.out
-    assert f"sacref plot {copy}/*/ --output" in shown.out
+    assert f"sacref plot {copy} --output {copy}/returns.png" in shown.out
 
 
 def test_a_run_that_was_cut_off_goes_on_from_its_checkpoint() -> None:
@@ -247,6 +249,7 @@ def test_a_cluster_gives_the_same_numbers_and_its_jobs_outlive_the_watcher(
     for line in ("--array=0-1%2", "--partition=short", "--cpus-per-task=2", "--time=30", "--job-name=sacref"):
         assert f"#SBATCH {line}\n" in script
     assert "export FROM_SETUP=1" in script
+    assert (short / process.LOG).read_text().startswith(f"{process.SUBMITTED}, whose own output is in ")
 
     assert cli.main(["train", "--sweep", "sweep.json"]) == 2
     assert "2 runs of" in (refused := capfd.readouterr().err)
@@ -340,6 +343,37 @@ def test_a_failed_run_stops_no_other_and_is_tried_again(env: str, error: str, qu
     assert [len(starts(Path(f"runs/s/seed={seed}"))) for seed in range(3)] == [1, 2, 1]
 
 
+def test_a_full_disk_ends_neither_the_sweep_nor_its_runs(
+    quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    written_well, failing, started, full = (
+        checkpoint.write_json,
+        [3],
+        process.Process.start,
+        OSError(errno.ENOSPC, "No space left on device"),
+    )
+
+    def write(path: Path, value: object) -> None:
+        failing[0] -= 1
+        if failing[0] in (1, 0):  # not the first one, with which the sweep begins
+            raise full
+        written_well(path, value)
+
+    def start(self: process.Process, **options: Any) -> Any:
+        if self.directory.name == "seed=1":
+            raise full
+        return started(self, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_json", write)
+        patch.setattr(process.Process, "start", start)
+        assert begin() == 1
+    assert caplog.text.count("sweep.json is not written: [Errno 28] No space left on device. The sweep goes on") == 2
+    assert states(Path("runs/s")) == {"seed=0": "done", "seed=1": "failed", "seed=2": "done"}
+    assert "failed: seed=1: not started ([Errno 28] No space left on device)" in capsys.readouterr().out
+    assert begin() == 0
+
+
 def test_as_many_runs_at_a_time_as_asked_each_on_one_thread_and_a_gpu_of_its_own(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-x")
@@ -403,6 +437,19 @@ def test_a_run_that_a_callback_ended_is_done_until_more_is_asked_of_it(quick: No
     assert [len(starts(Path(f"runs/s/seed={seed}"))) for seed in range(3)] == [1, 1, 1]
     assert begin(env="stopping", steps=20) == 0
     assert [len(starts(Path(f"runs/s/seed={seed}"))) for seed in range(3)] == [2, 2, 2]
+    # As a watcher leaves it that was interrupted while the jobs went on.
+    record = Path("runs/s/sweep.json")
+    record.write_text(record.read_text().replace('"done"', '"running"'))
+    assert begin(env="stopping", steps=20) == 0
+    assert [len(starts(Path(f"runs/s/seed={seed}"))) for seed in range(3)] == [2, 2, 2]
+
+
+def test_a_job_that_ends_before_its_run_begins_is_not_judged_by_an_earlier_attempt(quick: None) -> None:
+    assert begin(env="stopping", seeds=[1]) == 0
+    run_dir = Path("runs/s/seed=1")
+    assert (process.stopped_by_a_callback(run_dir), process.reason(run_dir)) == (True, "stopped by a:Callback after 5 steps")
+    process.Process(run_dir, [], {}).announce(f"{process.SUBMITTED}, whose own output is elsewhere")
+    assert (process.stopped_by_a_callback(run_dir), process.reason(run_dir)) == (False, "it printed nothing")
 
 
 def test_a_run_of_ranks_that_was_killed_in_its_first_checkpoint_begins_anew(tmp_path: Path) -> None:

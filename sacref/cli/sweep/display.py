@@ -1,5 +1,6 @@
 """Progress of a sweep: a line for each run that starts or ends, on a terminal a table of those that run; the returns at the end."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -88,7 +89,7 @@ def plot_command(runs: Sequence[Run], directory: Path) -> str | None:
     """Return the shell's command that draws the curves; None where the grid has more than what makes a panel, a curve or a seed."""
     if not runs or set(runs[0].values) - {"env", "backend", "seed"}:
         return None
-    return f"sacref plot {directory}/*/ --output {directory / 'returns.png'}"
+    return shlex.join(["sacref", "plot", str(directory), "--output", str(directory / "returns.png")])
 
 
 def _evaluated(evaluation: Mapping[str, object] | None) -> str:

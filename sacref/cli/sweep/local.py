@@ -36,8 +36,11 @@ class Local:
             if taken is None and self._waiting and not self._presses:
                 run = self._waiting.pop(0)
                 process = Process(run.directory, run.arguments, environment(slot, len(self._slots), run.flags))
-                # A session of its own: the terminal's Ctrl-C must reach a run once, from here, as a second one ends it at once.
-                self._slots[slot] = run, process.start(start_new_session=True, pass_fds=(self._held,))
+                try:
+                    # A session of its own: the terminal's Ctrl-C must reach a run once, from here, as a second one ends it at once.
+                    self._slots[slot] = run, process.start(start_new_session=True, pass_fds=(self._held,))
+                except OSError as error:  # a full disk
+                    ended[run.name] = f"not started ({error})"
         return {taken[0].name for taken in self._slots if taken is not None}, ended
 
     def stop(self) -> bool:

@@ -14,6 +14,9 @@ from sacref.storage.checkpoint import read_json
 PROGRAM: Sequence[str] = (sys.executable, "-m", "sacref", "train")
 LOG = "train.log"
 """In the run directory: what the process printed, all attempts."""
+SUBMITTED = "# submitted to Slurm"
+BEGINNINGS = ("$ ", SUBMITTED)
+"""Beginnings of the lines that part one attempt in the log from the next: its command, and where it waits for a node."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,17 @@ class Process:
         how = ["--resume"] if begun else ["--overwrite"]
         return [*PROGRAM, *self.arguments, *how, "--run-dir", str(self.directory)]
 
+    def announce(self, line: str) -> None:
+        """Begin an attempt in the log: what was printed before is that of another one."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with open(self.directory / LOG, "ab") as log:
+            log.write(f"{line}\n".encode())
+
     def start(self, **options: Any) -> "subprocess.Popen[bytes]":
         """Start it; `options` are those of `subprocess.Popen`."""
-        self.directory.mkdir(parents=True, exist_ok=True)
         command = self.command()
+        self.announce(f"$ {shlex.join(command)}")
         with open(self.directory / LOG, "ab") as log:
-            log.write(f"$ {shlex.join(command)}\n".encode())
-            log.flush()
             environment = {**os.environ, **self.environment}
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, **options)
 
@@ -74,7 +81,7 @@ def _last_attempt(directory: Path) -> list[str]:
         return []
     attempt: list[str] = []
     for line in reversed(lines):
-        if line.startswith("$ "):
+        if line.startswith(BEGINNINGS):
             break
         if line.strip():
             attempt.append(line.strip())

@@ -1,5 +1,6 @@
 """`sweep.json`: the runs of a sweep, how far each is, and their returns."""
 
+import logging
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,12 +14,14 @@ from sacref.cli.sweep.grid import FILE, Run
 from sacref.cli.sweep.process import last_evaluation, stopped_by_a_callback
 from sacref.storage import checkpoint
 
+logger: logging.Logger = logging.getLogger(__name__)
+
 FREE = ("steps", "device", "vectorization")
 """Flags that may change between two calls of a sweep: those that a run can be resumed with, and that leave a finished one as it is."""
 
 
 class Record:
-    """Record of a sweep's runs; every change is written at once.
+    """Record of a sweep's runs; every change is written at once, or with the next one where it cannot be.
 
     Args:
         directory: of the sweep.
@@ -53,8 +56,8 @@ class Record:
         for run in runs:
             was = before.get(run.name, {})
             # A callback's end counts while the flags stay the same: others ask for another run.
-            ended = was.get("state") == "done" and was.get("flags") == _flags(run) and stopped_by_a_callback(run.directory)
-            if finished(run) or ended:
+            ended = was.get("flags") == _flags(run) and stopped_by_a_callback(run.directory)
+            if finished(run) or (ended and self._entries[run.name]["evaluation"] is not None):
                 self._entries[run.name] |= {"state": "done", "job": None}
         self.write()
 
@@ -72,7 +75,11 @@ class Record:
             changed |= any(self._entries[name][key] != value for key, value in fields.items())
             self._entries[name] |= fields
         if changed:
-            self.write()
+            try:
+                self.write()
+            except (OSError, checkpoint.CheckpointError) as error:
+                # The runs go on by themselves, and are to be watched: the next change writes this one, too.
+                logger.warning("%s is not written: %s. The sweep goes on", self._path, error)
 
     def write(self) -> None:
         entries = [*self._entries.values(), *self._others]

@@ -17,7 +17,7 @@ from typing import Any
 
 from sacref.cli.flags import SweepError
 from sacref.cli.sweep.grid import Run, Slurm
-from sacref.cli.sweep.process import Process, threads
+from sacref.cli.sweep.process import SUBMITTED, Process, threads
 
 SETTINGS: Mapping[str, type] = {
     "account": str,
@@ -140,7 +140,9 @@ class OnSlurm:
             # Not those of this shell's own job, if it is in one.
             with submitit.helpers.clean_env(), executor.batch():
                 for run in fresh:
-                    self._jobs[run.name] = executor.submit(Job(Process(run.directory, run.arguments, threads())))
+                    process = Process(run.directory, run.arguments, threads())
+                    process.announce(f"{SUBMITTED}, whose own output is in {folder}")
+                    self._jobs[run.name] = executor.submit(Job(process))
 
     @property
     def job_ids(self) -> dict[str, str]:
