@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from bench.core import statistics
+from bench.core.page import place
 from bench.suites.learning import runs
 from bench.suites.learning.runs import Group
 
@@ -35,7 +36,7 @@ def _csv(groups: Sequence[Group]) -> bytes:
                 for each in run.samples.evaluations:
                     drawn = f"{statistics.mean(each.returns):.6g}", f"{np.std(each.returns):.6g}", len(each.returns)
                     where = group.preset, group.env, backend, run.seed, each.step
-                    writer.writerow([*where, *drawn, settings, group.version, group.place])
+                    writer.writerow([*where, *drawn, settings, group.version, place(run.hardware)])
     return text.getvalue().encode()
 
 

@@ -1,5 +1,6 @@
 """The learning records by preset, version and machine, and the metrics of a run's evaluations."""
 
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -20,7 +21,10 @@ Run: TypeAlias = Record[LearningSamples]
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """The runs of one preset by one version on one kind of machine."""
+    """The runs of one preset by one version on processors, of whatever kind, or on one kind of accelerator.
+
+    Returns do not depend on the processor, but for rounding; speeds do, and are told apart.
+    """
 
     preset: str
     env: str
@@ -30,7 +34,8 @@ class Group:
     arguments: dict[str, Any]
     """Other differences from the defaults of `sacref.train`: wrappers, networks."""
     version: str
-    place: str
+    device: str
+    """`cpu`, or the accelerator."""
     runs: dict[str, list[Run]]
     """Backend -> its runs, by seed; torch first."""
 
@@ -38,6 +43,11 @@ class Group:
     def all_runs(self) -> list[Run]:
         """Runs of every backend."""
         return [run for runs in self.runs.values() for run in runs]
+
+    @property
+    def place(self) -> str:
+        """Kinds of machines that it ran on."""
+        return " and ".join(by_place(self.all_runs))
 
     @property
     def differences(self) -> list[str]:
@@ -72,6 +82,15 @@ class Group:
         return max(run.date for run in self.all_runs)
 
 
+def by_place(members: Iterable[Run]) -> dict[str, list[Run]]:
+    """Map the kinds of machines, in the order of their names, to the runs there."""
+    return {where: list(there) for where, there in itertools.groupby(sorted(members, key=_place), key=_place)}
+
+
+def _place(run: Run) -> str:
+    return place(run.hardware)
+
+
 def read(results: Path) -> list[Group]:
     """Read the groups of the records under results/learning, newest first.
 
@@ -103,9 +122,9 @@ def group(records: Iterable[Run]) -> list[Group]:
         preset, task = chosen["preset"], (chosen["env"], chosen["steps"], chosen.get("settings", {}), chosen.get("arguments", {}))
         if tasks.setdefault(preset, task) != task:
             raise RecordError(f"preset {preset} stands for {tasks[preset]} and, in {found.run}, for {task}: rename one")
-        runs[preset, found.sacref_version, place(found.hardware)][found.configuration["backend"], found.seed] = found
+        runs[preset, found.sacref_version, found.hardware.accelerator or "cpu"][found.configuration["backend"], found.seed] = found
     groups = []
-    for (preset, version, where), members in runs.items():
+    for (preset, version, device), members in runs.items():
         by_backend: dict[str, list[Run]] = {}
         for backend, seed in sorted(members, key=lambda member: (member[0] != "torch", member)):
             by_backend.setdefault(backend, []).append(members[backend, seed])
@@ -118,7 +137,7 @@ def group(records: Iterable[Run]) -> list[Group]:
                 settings=settings,
                 arguments=arguments,
                 version=version,
-                place=where,
+                device=device,
                 runs=by_backend,
             )
         )

@@ -126,7 +126,7 @@ def _own_table(found: Group) -> list[str]:
                 ", ".join(number(value) for value in finals),
                 number(statistics.mean([runs.last_tenth(run) for run in members])),
                 f"{number(best.mean)} at {best.step:,}",
-                number(standard.median(runs.speed(run) for run in members)),
+                " / ".join(number(standard.median(map(runs.speed, there))) for there in runs.by_place(members).values()),
             ]
         )
     of_final = ("final: mean", "std", "95% of the mean", "final: IQM, 95%", "final, per seed")
@@ -153,7 +153,7 @@ def _beside_strict(found: Group, groups: Sequence[Group]) -> list[str]:
         return []
     sentences = []
     for strict in groups:
-        if (strict.env, strict.steps, strict.differences, strict.place) == (found.env, found.steps, [], found.place):
+        if (strict.env, strict.steps, strict.differences, strict.device) == (found.env, found.steps, [], found.device):
             for backend in sorted(set(found.runs) & set(strict.runs), reverse=True):
                 finals = [[runs.final(run) for run in one.runs[backend]] for one in (found, strict)]
                 both = [statistics.t_interval(values) for values in finals]
@@ -168,13 +168,13 @@ def _beside_strict(found: Group, groups: Sequence[Group]) -> list[str]:
 
 
 def _compared(comparison: Comparison, groups: Sequence[Group], results: Path) -> Section:
-    """Compare the returns of two presets after the last step that both have, for each pair by one version on one machine."""
+    """Compare the returns of two presets after the last step that both have, for each pair by one version on one kind of device."""
     pairs = [
         (one, other, step)
         for one in groups
         for other in groups
         if (one.preset, other.preset) == (comparison.preset, comparison.beside)
-        and (one.env, one.version, one.place) == (other.env, other.version, other.place)
+        and (one.env, one.version, one.device) == (other.env, other.version, other.device)
         and (step := runs.last_common_step(one, other)) is not None
     ]
     if not pairs:

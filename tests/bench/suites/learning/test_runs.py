@@ -80,3 +80,13 @@ def test_of_each_preset_the_largest_group_counts_and_of_equals_the_newest() -> N
     second = replace(run(2.0), seed=run(1.0).seed + 1)
     (found,) = runs.largest(runs.group([run(1.0), second, newer]))
     assert (found.version, len(found.all_runs)) == ("0.1.0", 2)
+
+
+def test_seeds_on_other_processors_are_seeds_and_those_on_an_accelerator_a_group_of_their_own() -> None:
+    first = run(1.0)
+    other = replace(first, seed=first.seed + 1, hardware=replace(first.hardware, cpu_model="B CPU"))
+    device = replace(first, seed=first.seed + 2, hardware=replace(first.hardware, accelerator="A GPU"))
+    on_device, together = sorted(runs.group([other, first, device]), key=lambda found: found.device)
+    assert (together.device, together.place, len(together.all_runs)) == ("cpu", "A CPU, 4 cores and B CPU, 4 cores", 2)
+    assert (on_device.device, on_device.place) == ("A GPU", "A GPU, A CPU, 4 cores")
+    assert runs.by_place(together.all_runs) == {"A CPU, 4 cores": [first], "B CPU, 4 cores": [other]}
