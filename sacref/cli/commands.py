@@ -298,6 +298,10 @@ def examine(flags: Examine) -> int:
             f"examine: {flags.name} imports {error.name}, expected it to be installed beside sacref: install it, or take the interpreter "
             f"of an environment that has it, as docs/examine.md says"
         ) from error
+    except (ValueError, TypeError, ImportError, OSError, RuntimeError):
+        raise
+    except Exception as error:  # status 1 says that a mistake is present
+        raise RuntimeError(f"examine: {flags.name} raised {type(error).__name__}: {error}: mend the adapter, or what it calls") from error
     Console().print(report.table(found))
     if flags.json is not None:
         report.write(report.record(found), flags.json)

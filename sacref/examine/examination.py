@@ -108,9 +108,12 @@ def examine(adapter: Adapter, *, problem: Problem | None = None, on_stage: Calla
         unseen |= dict.fromkeys(LOOP, "the adapter has no train()")
     choices = _values(found, optional, unseen)
     on_stage("probes")
-    findings = [*_mistakes(choices, found, unseen), probes.log_density(list(reproduced)), *probes.start(made)]
-    findings += [
-        *probes.acting(adapter, trajectories[0].scene, list(reproduced)),
+    findings = [
+        *_mistakes(choices, found, unseen),
+        probes.log_density(list(reproduced)),
+        probes.learning(adapter, trajectories),
+        *probes.start(made),
+        *probes.acting(adapter, trajectories[0].scene, choices["squash"]),
         probes.saving(adapter, ordinary(usual)),
         *probes.collecting(adapter, usual),
         *probes.windows(adapter, usual),

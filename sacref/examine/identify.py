@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import sacref.examine.oracle as oracle
 from sacref.examine.choices import FRESH, FROZEN, OWN, OWN_FROZEN, VALUES, Choices, canonical, contradictions
-from sacref.examine.observed import Trajectory, difference, recovered
+from sacref.examine.observed import Trajectory, Update, difference, recovered
 from sacref.examine.oracle import DENSITY, Adam, Oracle
 from sacref.examine.problem import Scene
 from sacref.examine.stages import LOG_PROB, TARGET, Found, Policy, Stage, Target, Temperature, Variant, every_density, in_words
@@ -26,15 +26,15 @@ class Left(NamedTuple):
     """One of these, and what was found after a colon; docs/examine.md says what establishes each.
 
     "critic gradient", "target", "alpha", "log-density", "critic loss", "target or critic loss", "new critics", "policy gradient", "actor
-    loss", "new policy", "temperature gradient", "temperature" that stops moving, "new alpha", "target networks", an array "after several
-    updates", "the choices of all stages together".
+    loss", "new policy", "temperature gradient", "temperature" that stops moving, "new alpha", "target networks", the "step interval" of a
+    network, an array "after several updates", "the choices of all stages together".
     """
     update: int
     scene: str
     nearest: str
     """The variant that comes nearest, in words."""
     difference: float
-    """Relative, of the nearest one."""
+    """Relative, of the nearest one; infinite where none was compared."""
 
 
 @dataclass
@@ -140,17 +140,20 @@ def _search(trajectories: Sequence[Trajectory], optimizers: Found, left: Left | 
                 lefts[name] = Left(quantity, update.number, seen.scene.name, stage.nearest[1], stage.nearest[0])
                 break
         else:
+            if name == "policy" and stage.found is None:
+                last = max((each.updates[-1].number, each.scene.name) for each in trajectories)
+                lefts[name] = Left(f"new policy: it never moves in {last[0] + 1} updates", *last, stage.nearest[1], stage.nearest[0])
             remaining = {variant[: len(DENSITY)] for variant in stage.found or ()}
             densities = [each for each in densities if tuple(getattr(each, name) for name in DENSITY) in remaining] or densities
     averaging, averaging_left = _averaging(trajectories)
-    slow = _policy_steps(trajectories[0])
-    partial = _partial({name: stage for name, stage in stages.items() if name not in lefts}, optimizers, averaging, slow)
-    in_turn = [
-        *(found for name in STAGES for found in (lefts.get(name), left if left and STEPS[name] in left.quantity else None)),
-        averaging_left,
-    ]
+    intervals, interval_lefts = step_intervals(trajectories)
+    partial = _partial({name: stage for name, stage in stages.items() if name not in lefts}, optimizers, averaging, intervals)
+    in_turn: list[Left | None] = []
+    for name in STAGES:
+        in_turn += [lefts.get(name), left if left and STEPS[name] in left.quantity else None, interval_lefts.get(name)]
+    in_turn += [averaging_left, interval_lefts.get("target networks")]
     first = next((each for each in in_turn if each is not None), None)
-    combinations = _joined(stages, optimizers, averaging, slow) if first is None else {}
+    combinations = _joined(stages, optimizers, averaging, intervals) if first is None else {}
     if first is None and not combinations:
         words = "each stage has variants, but no two agree"
         first = Left("the choices of all stages together", 0, trajectories[0].scene.name, words, math.inf)
@@ -192,15 +195,13 @@ def _optimizers(trajectories: Sequence[Trajectory]) -> tuple[Found, Left | None]
     return found, None
 
 
-def _averaging(trajectories: Sequence[Trajectory]) -> tuple[list[tuple[str, str]], Left | None]:
-    """Find how target networks step, and how often."""
+def _averaging(trajectories: Sequence[Trajectory]) -> tuple[list[str], Left | None]:
+    """Find how target networks step."""
     found = set(VALUES["averaging"])
-    interval = "every update"
     for trajectory in trajectories:
         for update in trajectory.updates:
             after = oracle.targets(update.after)
-            if difference({name: update.before[name] for name in after}, after) == 0.0:
-                interval = "every second update"
+            if not _averages(update):
                 continue
             tau = trajectory.scene.problem.tau
             distances = {kind: difference(oracle.averaged(update.before, update.after, tau, kind), after) for kind in found}
@@ -208,17 +209,42 @@ def _averaging(trajectories: Sequence[Trajectory]) -> tuple[list[tuple[str, str]
             if not found:
                 kind = min(distances, key=lambda each: distances[each])
                 return [], Left("target networks", update.number, trajectory.scene.name, kind, distances[kind])
-    return [(kind, interval) for kind in sorted(found)], None
+    return sorted(found), None
 
 
-def _policy_steps(trajectory: Trajectory) -> str:
-    if all(update.moved("policy") for update in trajectory.updates):
-        return "every update"
-    return "every second update, two" if max(len(update.steps["policy"]) for update in trajectory.updates) > 1 else "every second update"
+def _averages(update: Update) -> bool:
+    after = oracle.targets(update.after)
+    return difference({name: update.before[name] for name in after}, after) > 0.0
+
+
+def step_intervals(trajectories: Sequence[Trajectory]) -> tuple[dict[str, str], dict[str, Left]]:
+    """Find at which updates networks step: field -> its value, and network -> what leaves all of its values."""
+    every = [(trajectory, update) for trajectory in trajectories for update in trajectory.updates]
+
+    def of(network: str, values: Sequence[str]) -> str | Left:
+        kept = list(values)
+        for trajectory, update in every:
+            if network == "target networks":
+                steps = int(_averages(update))
+            else:
+                steps = len(update.steps[network]) if trajectory.shown else int(update.moved(network))
+            nearest, kept = kept[0], [each for each in kept if oracle.steps_at(each, update.number) == steps]
+            if not kept:
+                return Left(f"step interval of the {network}", update.number, trajectory.scene.name, nearest, math.inf)
+        return kept[0]
+
+    policy = of("policy", VALUES["policy_steps"])
+    found = {"critics": of("critics", ["every update"]), "policy": policy}
+    if isinstance(policy, str) and any(update.moved("temperature") for _, update in every):
+        found["temperature"] = of("temperature", [policy])
+    found["target networks"] = of("target networks", VALUES["averaging_interval"])
+    fields = {"policy": "policy_steps", "target networks": "averaging_interval"}
+    intervals = {fields[network]: each for network, each in found.items() if network in fields and isinstance(each, str)}
+    return intervals, {network: each for network, each in found.items() if isinstance(each, Left)}
 
 
 def _joined(
-    stages: Mapping[str, Stage], optimizers: Found, averaging: Iterable[tuple[str, str]], policy_steps: str
+    stages: Mapping[str, Stage], optimizers: Found, averaging: Iterable[str], intervals: Mapping[str, str]
 ) -> dict[Choices, tuple[int, ...]]:
     """Combine the stages' variants that agree on the density and can stand together."""
     by_density: list[dict[Variant, list[dict[str, str]]]] = []
@@ -229,11 +255,11 @@ def _joined(
     combinations: dict[Choices, tuple[int, ...]] = {}
     for density in set.intersection(*(set(places) for places in by_density)):
         for parts in itertools.product(*(places[density] for places in by_density)):
-            named = {name: value for part in parts for name, value in part.items()} | {"policy_steps": policy_steps}
+            named = {name: value for part in parts for name, value in part.items()}
             draws = [named.pop(f"{name}_draw") for name in ("target", "policy", "temperature")]
-            named |= _noise_fields(*draws)
-            for settings, (kind, interval) in itertools.product(optimizers, averaging):
-                full = named | dict(zip(OPTIMIZER, settings, strict=True)) | {"averaging": kind, "averaging_interval": interval}
+            named |= {**intervals, **_noise_fields(*draws)}
+            for settings, kind in itertools.product(optimizers, averaging):
+                full = named | dict(zip(OPTIMIZER, settings, strict=True)) | {"averaging": kind}
                 chosen = Choices(**full)
                 if not contradictions(chosen):
                     combinations[canonical(chosen)] = tuple(dict.fromkeys(int(draw.split()[1]) for draw in draws if draw))
@@ -252,10 +278,10 @@ def _noise_fields(target: str, policy: str, temperature: str) -> dict[str, str]:
 
 
 def _partial(
-    stages: Mapping[str, Stage], optimizers: Found, averaging: Sequence[tuple[str, str]], policy_steps: str
+    stages: Mapping[str, Stage], optimizers: Found, averaging: Sequence[str], intervals: Mapping[str, str]
 ) -> dict[str, list[str]]:
     """Collect what remains of each field."""
-    found: dict[str, list[str]] = {"policy_steps": [policy_steps]}
+    found = {name: [value] for name, value in intervals.items()}
     for stage in stages.values():
         for i, each in enumerate(stage.fields[:-1]):
             remaining = {variant[i] for variant in stage.found or () if variant[i]}
@@ -264,7 +290,7 @@ def _partial(
     if optimizers:
         found |= {each: sorted({settings[i] for settings in optimizers}) for i, each in enumerate(OPTIMIZER)}
     if averaging:
-        found |= {"averaging": sorted({kind for kind, _ in averaging}), "averaging_interval": [averaging[0][1]]}
+        found["averaging"] = list(averaging)
     return found
 
 

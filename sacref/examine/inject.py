@@ -69,7 +69,9 @@ def torch_noise(noise: Noise) -> Iterator[None]:
 
     def normal(mean: Any, std: Any = 1.0, size: Any = None, **_: Any) -> Any:
         shape = size if size is not None else torch.broadcast_tensors(torch.as_tensor(mean), torch.as_tensor(std))[0].shape
-        return like(shape, getattr(mean, "dtype", None)) * std + mean
+        drawn = like(shape, getattr(mean, "dtype", None)) * std + mean
+        # As torch's own, which passes zeros back to both.
+        return drawn.detach() + 0 * drawn
 
     def standard_normal(shape: Sequence[int], dtype: object, device: object) -> object:
         return like(shape, dtype)

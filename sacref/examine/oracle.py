@@ -313,6 +313,11 @@ def rate_at(problem: Problem, update: int, network: str, choices: Choices) -> fl
     return problem.learning_rate * problem.decay**update
 
 
+def steps_at(interval: str, update: int) -> int:
+    """Count the steps that an interval, of `policy_steps` or `averaging_interval`, has at an update, which count from 0."""
+    return 1 if interval == "every update" else update % 2 * (1 + interval.endswith("two"))
+
+
 def averaged(old: Named, new: Named, tau: float, kind: str) -> Arrays:
     """Step the target networks; `old` is the state before the update, `new` that with the stepped critics."""
     online, share = (old if "before their step" in kind else new), (1 - tau if kind.startswith("1 - tau") else tau)
@@ -373,14 +378,15 @@ class Oracle:
         self.gradients = []
         moves = self._moves()
         new_targets: Arrays = {}
-        if self.choices.averaging_interval == "every update" or self.updates % 2 == 1:
+        averages = steps_at(self.choices.averaging_interval, self.updates)
+        if averages:
             if self.choices.averaging == "tau of the critics before their step":
                 new_targets = averaged(self._before, self._before, self.problem.tau, self.choices.averaging)
             if self.choices.target_networks == "after their average":
                 self.weights |= new_targets
         for turn, network in enumerate(moves):
             self._steps[network](moves[:turn].count("policy"))
-        if self.choices.averaging_interval == "every update" or self.updates % 2 == 1:
+        if averages:
             self.weights |= new_targets or averaged(self._before, self.weights, self.problem.tau, self.choices.averaging)
         self.updates += 1
 
@@ -400,9 +406,8 @@ class Oracle:
                     order.remove(first)
                     order.insert(order.index(second), first)
         if chosen.policy_steps != "every update":
-            moved = self.updates % 2 == 1
-            slow = [network for network in order if network != "critics"] * (chosen.policy_steps.endswith("two") + 1)
-            order = ["critics", *(slow if moved else [])] if order[0] == "critics" else [*(slow if moved else []), "critics"]
+            slow = [network for network in order if network != "critics"] * steps_at(chosen.policy_steps, self.updates)
+            order = ["critics", *slow] if order[0] == "critics" else [*slow, "critics"]
         return order
 
     def _noise(self, index: int, frozen: bool) -> Floats:

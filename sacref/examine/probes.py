@@ -17,9 +17,9 @@ from gymnasium.vector import AutoresetMode
 
 import sacref.examine.oracle as oracle
 from sacref.algorithm.data import Batch
-from sacref.examine.adapter import Acting, Adapter, Collecting, Replaying, Saving, Training, Windows, check_acting
+from sacref.examine.adapter import Acting, Adapter, Collecting, Replaying, Saving, Training, Windows, check_acting, record
 from sacref.examine.choices import VALUES, Choices
-from sacref.examine.observed import difference
+from sacref.examine.observed import Trajectory, difference
 from sacref.examine.problem import Problem, Scene
 from sacref.parity.networks import Arrays, Floats, Named, Seen, forward
 from sacref.spec.arrays import NumpyArray
@@ -28,6 +28,10 @@ Status = Literal["absent", "present", "not checkable"]
 SATURATED = (20.0, 50.0)
 RESUMED = 0.0
 """Relative difference of a resumed agent that is none: it repeats the same operations, and keeps its own dtype."""
+SAVED_UPDATES, RESUMED_UPDATES = 3, 2
+"""Updates before an agent is saved and after it is loaded: one of two takes the steps that are taken at every second."""
+PATIENCE = 32
+"""Updates in which a policy is expected to step."""
 FAR = 5.0
 """Factor of the observations that are acted on: some of the policy's means then lie beyond the Box."""
 NATS = 0.01
@@ -62,6 +66,16 @@ def log_density(choices: Sequence[Choices]) -> Finding:
     return Finding(title, status, said[0], said[1], "log(1 - a^2) of each dimension" if status == "present" else "")
 
 
+def learning(adapter: Adapter, trajectories: Sequence[Trajectory]) -> Finding:
+    """Check that the policy moves; where it does not, many more updates tell one that never does from one with a long delay."""
+    title = "a policy that never learns"
+    scene = trajectories[0].scene
+    moved = any(update.moved("policy") for trajectory in trajectories for update in trajectory.updates)
+    if moved or any(update.moved("policy") for update in record(adapter, replace(scene, updates=PATIENCE)).updates):
+        return Finding(title, "absent")
+    return Finding(title, "present", f"no step in {PATIENCE} updates", "steps", "it acts as it was made")
+
+
 def start(weights: Named) -> Iterator[Finding]:
     """Check the weights that an agent is made with: twin critics differ, and target networks are copies."""
     gap = max(
@@ -83,8 +97,14 @@ def start(weights: Named) -> Iterator[Finding]:
         yield Finding(title, "present", f"{far:.1e} relative", "copies of the critics")
 
 
-def acting(adapter: Adapter, scene: Scene, choices: Sequence[Choices]) -> Iterator[Finding]:
-    """Check deterministic actions, their units, and fresh noise in the others."""
+def acting(adapter: Adapter, scene: Scene, squash: Sequence[str]) -> Iterator[Finding]:
+    """Check deterministic actions, their units, and fresh noise in the others.
+
+    Args:
+        adapter: makes the agent that acts.
+        scene: holds its weights.
+        squash: values of this choice that the update leaves; none if it is not identified.
+    """
     titles = (
         "deterministic actions that are not the policy's mean",
         "actions that do not fill the Box",
@@ -98,20 +118,26 @@ def acting(adapter: Adapter, scene: Scene, choices: Sequence[Choices]) -> Iterat
     adapter.make(problem)
     adapter.set_weights({name: array.copy() for name, array in scene.weights.items()})
     observations = FAR * next(scene.data())[0].observations
-    mean, one, two = check_acting(adapter, adapter.weights, adapter.name, observations)
+    shown, one, two = check_acting(adapter, adapter.weights, adapter.name, observations)
+    outside = float(max(np.abs(each).max() for each in (shown, one, two))) / problem.bound
     output = np.split(forward(scene.weights, "policy", Seen(observations))[0], 2, axis=-1)[0]
-    cut = bool(choices) and choices[0].squash != "tanh"
-    expected = np.clip(output, -problem.bound, problem.bound) if cut else problem.box(np.tanh(output))
-    outside = float(max(np.abs(each).max() for each in (mean, one, two))) / problem.bound
-    if cut:
-        mean = np.clip(mean, -problem.bound, problem.bound)
+    forms = []
+    for form in squash or VALUES["squash"]:
+        cut = form != "tanh"
+        mean = np.clip(shown, -problem.bound, problem.bound) if cut else shown
+        expected = np.clip(output, -problem.bound, problem.bound) if cut else problem.box(np.tanh(output))
+        # The scale that fits best tells units from another action.
+        scale = float((mean * expected).sum() / (expected**2).sum())
+        gap = np.abs(mean - scale * expected)
+        forms.append((float(gap.max()) / problem.bound, np.unravel_index(int(gap.argmax()), gap.shape), mean, expected, scale))
+    off, worst, mean, expected, scale = min(forms, key=lambda form: form[0])
     tolerance = 1e-5
-    # The scale that fits best tells units from another action.
-    scale = float((mean * expected).sum() / (expected**2).sum())
-    gap = np.abs(mean - scale * expected)
-    off, worst = float(gap.max()) / problem.bound, np.unravel_index(int(gap.argmax()), gap.shape)
-    shown = f"{mean[worst]:.4f}", f"{expected[worst]:.4f}"
-    yield Finding(titles[0], "present", *shown, "an evaluation explores") if off > tolerance else Finding(titles[0], "absent")
+    if off <= tolerance:
+        yield Finding(titles[0], "absent")
+    elif len(forms) > 1:
+        yield Finding(titles[0], "not checkable", why="they are neither its tanh nor its cut, and the update does not say which")
+    else:
+        yield Finding(titles[0], "present", f"{mean[worst]:.4f}", f"{expected[worst]:.4f}", "an evaluation explores")
     if off > tolerance:
         yield Finding(titles[1], "not checkable", why="its deterministic actions are not known")
     elif abs(scale - 1) > tolerance:
@@ -130,38 +156,44 @@ def acting(adapter: Adapter, scene: Scene, choices: Sequence[Choices]) -> Iterat
 
 
 def saving(adapter: Adapter, scene: Scene) -> Finding:
-    """Find what a saved and loaded agent has forgotten: weights at once, optimizers at the next update."""
+    """Find what a saved and loaded agent has forgotten: weights at once, optimizers and counters at the next updates."""
     title = "a loaded agent that forgets"
     if not isinstance(adapter, Saving):
         return Finding(title, "not checkable", why="the adapter has no save() and load()")
-    updates = list(replace(scene, updates=3).data())
-    ends: list[tuple[Arrays, Arrays]] = []
+    updates = list(replace(scene, updates=SAVED_UPDATES + RESUMED_UPDATES).data())
+    seen: list[list[Arrays]] = []
     with tempfile.TemporaryDirectory() as folder:
         for resumed in (False, True):
             adapter.make(scene.problem)
             adapter.set_weights({name: array.copy() for name, array in scene.weights.items()})
             if not resumed:
-                for batch, draws in updates[:2]:
+                for batch, draws in updates[:SAVED_UPDATES]:
                     adapter.update(batch, draws)
                 adapter.save(Path(folder) / "agent")
             else:
                 adapter.load(Path(folder) / "agent")
-            loaded = _copy(adapter.weights())
-            adapter.update(*updates[2])
-            ends.append((loaded, _copy(adapter.weights())))
-    (kept, after), (loaded, resumed_after) = ends
+            states = [_copy(adapter.weights())]
+            for batch, draws in updates[SAVED_UPDATES:]:
+                adapter.update(batch, draws)
+                states.append(_copy(adapter.weights()))
+            seen.append(states)
     parts: Mapping[str, Callable[[Named], Arrays]] = {
         **{network: partial(oracle.group, network=network) for network in oracle.NETWORKS},
         "target networks": oracle.targets,
     }
-    lost = [name for name, part in parts.items() if difference(part(loaded), part(kept)) > RESUMED]
-    if not lost:
-        of = "the optimizer of the "
-        lost = [of + name for name in oracle.NETWORKS if difference(parts[name](resumed_after), parts[name](after)) > RESUMED]
-    if lost:
-        return Finding(
-            title, "present", f"lost: {', '.join(lost)}", "everything that the next update needs", "a resumed run is another run"
-        )
+    for number, (kept, loaded) in enumerate(zip(*seen, strict=True)):
+        lost = [name for name, part in parts.items() if difference(part(loaded), part(kept)) > RESUMED]
+        if number:
+            lost = [f"the optimizer of the {name}" for name in lost if name in oracle.NETWORKS] or lost
+        if lost:
+            return Finding(
+                title, "present", f"lost: {', '.join(lost)}", "everything that the next update needs", "a resumed run is another run"
+            )
+    kept, after = seen[0][0], seen[0][-1]
+    fixed = difference(oracle.group(scene.weights, "temperature"), oracle.group(after, "temperature")) == 0  # with nothing to forget
+    still = [name for name, part in parts.items() if difference(part(kept), part(after)) == 0 and not (fixed and name == "temperature")]
+    if still:
+        return Finding(title, "not checkable", why=f"no step in the {RESUMED_UPDATES} updates after loading: {', '.join(still)}")
     return Finding(title, "absent")
 
 
@@ -226,7 +258,8 @@ def stored(rows: Batch[Floats]) -> Iterator[Finding]:
         (last & ~even & done, last & ~even, "a task that only truncates learns that its end is worth nothing"),
         (last & even & ~done, last & even, "a state after the end has a value"),
         (after, last, "the step that only resets is learned from"),
-        (last & (next_episode != episode), last, "values leak from one episode into the next"),
+        # No target reads the successor of a terminated row.
+        (last & ~done & (next_episode != episode), last & ~done, "values leak from one episode into the next"),
     )
     for title, (wrong, of, consequence) in zip(COLLECTED[:-1], cases, strict=True):
         if not of.any():

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,8 @@ def summary(examination: Examination) -> str:
         found = f"{which} {examination.updates} updates in {examination.dtype} to {largest:.1e} relative"
     else:
         left = examination.left
-        found = (
-            f"None of the known variants: update {left.update + 1} of the {left.scene} data leaves them at the {left.quantity}"
-            f" (nearest, {left.difference:.1e} away: {left.nearest})"
-        )
+        nearest = f" (nearest, {left.difference:.1e} away: {left.nearest})" if math.isfinite(left.difference) else ""
+        found = f"None of the known variants: update {left.update + 1} of the {left.scene} data leaves them at the {left.quantity}{nearest}"
     count = len(examination.mistakes)
     return f"{examination.name} ({versions}): {found}. {'No known mistake' if not count else f'{count} known mistake' + 's' * (count > 1)}."
 
@@ -73,7 +72,7 @@ def markdown(examination: Examination) -> str:
 
 
 def record(examination: Examination) -> dict[str, Any]:
-    """Convert the examination to values that JSON can hold."""
+    """Convert the examination to values that JSON can hold; differences that are not finite are None."""
     left = examination.left
     return {
         "schema_version": SCHEMA_VERSION,
@@ -86,11 +85,11 @@ def record(examination: Examination) -> dict[str, Any]:
         "updates": examination.updates,
         "seconds": round(examination.seconds, 1),
         "identified": examination.identified,
-        "left": None if left is None else left._asdict(),
+        "left": None if left is None else left._asdict() | {"difference": _finite(left.difference)},
         "combinations": [dict(each.differences()) for each in examination.combinations],
         "choices": {name: list(values) for name, values in examination.choices.items()},
         "unseen": dict(examination.unseen),
-        "differences": {kind: float(f"{value:.2e}") for kind, value in examination.differences.items()},
+        "differences": {kind: _finite(float(f"{value:.2e}")) for kind, value in examination.differences.items()},
         "findings": [finding._asdict() for finding in examination.findings],
     }
 
@@ -98,7 +97,11 @@ def record(examination: Examination) -> dict[str, Any]:
 def write(value: Mapping[str, object], path: Path) -> None:
     """Write a record as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
 
 
 def _rows(header: tuple[str, ...], rows: Any) -> str:

@@ -91,7 +91,7 @@ def collected(problem: Problem, **wrong: bool) -> Batch[Floats]:
         while True:
             after, reward, terminated, truncated, _ = environment.step(now)
             done = (terminated and not wrong.get("unterminated", False)) or (truncated and wrong.get("truncated", False))
-            leaks = (terminated or truncated) and wrong.get("leaks", False)
+            leaks = (terminated and wrong.get("leaks_terminated", False)) or ((terminated or truncated) and wrong.get("leaks", False))
             stored.append((now, reward, after + beside if leaks else after, done))
             if terminated or truncated:
                 if wrong.get("resets", False):
@@ -118,6 +118,31 @@ def windows(rows: Batch[Floats], truncated: Floats, **wrong: bool) -> Windows:
         power = N_STEP if wrong.get("exponent", False) else taken + 1
         found.append((rows.observations[ring[first]], reward, rows.next_observations[last], rows.terminated[last], DISCOUNT**power))
     return Windows(*(np.array(part) for part in zip(*found, strict=True)))
+
+
+class Delayed(OracleAdapter):
+    """An oracle parts of which step at every `delay`-th update alone.
+
+    Args:
+        delay: in updates. parts: prefixes of their weights. choices: of its update.
+    """
+
+    def __init__(self, delay: int, *parts: str, **choices: str) -> None:
+        super().__init__(**choices)
+        self._delay, self._parts = delay, parts
+
+    def update(self, batch: Batch[Floats], draws: Floats) -> None:
+        agent = self.agent
+        weights, moments = dict(agent.weights), dict(agent.moments)
+        super().update(batch, draws)
+        if agent.updates % self._delay:
+            agent.weights |= {name: array for name, array in weights.items() if name.startswith(self._parts)}
+            agent.moments |= {name: each for name, each in moments.items() if name.startswith(self._parts)}
+            agent.gradients = [step for step in agent.gradients if not next(iter(step)).startswith(self._parts)]
+
+
+NEVER = 10**6
+"""Delay beyond all updates."""
 
 
 class Complete(OracleAdapter):
@@ -170,6 +195,7 @@ def plants() -> dict[str, OracleAdapter]:
     return {
         **{each.title: Complete(choices=completed({each.field: each.value})) for each in MISTAKES},
         SATURATES: Complete(choices={"log_prob": "log(1 - a^2 + 1e-6)"}),
+        "a policy that never learns": Delayed(NEVER, "policy", "log_alpha"),
         "twin critics that start equal": Complete(
             made=lambda weights: {name: weights[name.replace("critic_2", "critic_1")] for name in weights}
         ),

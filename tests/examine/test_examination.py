@@ -9,13 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sacref.cli import main as cli
-from sacref.examine import Examination, Problem, examination, examine, markdown, record
+from sacref.examine import Examination, Problem, examination, examine, markdown, probes, record, report
 from sacref.examine.adapter import record as observe
 from sacref.examine.adapters import load
 from sacref.examine.adapters.oracle import OracleAdapter
 from sacref.examine.choices import MISTAKES, VALUES, Choices
 from sacref.examine.identify import identify
 from sacref.examine.problem import ordinary, scenes
+from sacref.parity.networks import Arrays
+from sacref.storage.checkpoint import read_json
 from tests.examine import planted as planted_oracle
 
 PLANTS = planted_oracle.plants()
@@ -77,7 +79,7 @@ def test_a_record_holds_all_of_it(planted: Examination) -> None:
     value = json.loads(json.dumps(record(planted)))
     assert (value["suite"], value["identified"], value["left"], value["updates"]) == ("examined", True, None, 6)
     assert value["choices"]["target_alpha"] == ["after its step"]
-    assert len(value["findings"]) == len(MISTAKES) + 16
+    assert len(value["findings"]) == len(MISTAKES) + 17
     assert [finding["mistake"] for finding in value["findings"] if finding["status"] == "present"] == [
         each.mistake for each in planted.mistakes
     ]
@@ -116,6 +118,21 @@ def test_the_command_ends_with_1_where_a_mistake_is_present(tmp_path: Path, caps
     assert "2 known mistakes" in " ".join(capsys.readouterr().out.split())
 
 
+class Broken(OracleAdapter):
+    """An adapter with a mistake of its own."""
+
+    def weights(self) -> Arrays:
+        raise KeyError("actor")
+
+
+def test_an_adapter_that_crashes_is_no_known_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    name = f"{Broken.__module__}:Broken"
+    assert cli.main(["examine", name]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"sacref: examine: {name} raised KeyError: 'actor': mend the adapter, or what it calls\n(RuntimeError; ")
+    assert said.count("\n") == 2
+
+
 class Absent(OracleAdapter):
     """An adapter whose library is not installed."""
 
@@ -126,6 +143,22 @@ class Absent(OracleAdapter):
 def test_a_library_that_is_not_installed_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["examine", f"{Absent.__module__}:Absent"]) == 2
     assert "imports nowhere, expected it to be installed beside sacref: install it, or" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_policy_that_never_learns_is_said_in_strict_json(tmp_path: Path) -> None:
+    found = examine(planted_oracle.Delayed(planted_oracle.NEVER, "policy", "log_alpha"))
+    assert found.left is not None
+    assert (found.left.quantity, found.left.update) == ("new policy: it never moves in 4 updates", 3)
+    assert (found.choices["policy_steps"], found.choices["policy_loss"]) == ([], [])
+    assert [(each.mistake, each.got) for each in found.mistakes] == [("a policy that never learns", "no step in 32 updates")]
+    assert "update 4 of the ordinary data leaves them at the new policy: it never moves in 4 updates. 1 known" in markdown(found)
+    report.write(record(found), tmp_path / "a.json")
+    assert read_json(tmp_path / "a.json")["left"]["difference"] is None
+
+
+def test_a_policy_with_a_long_delay_learns() -> None:
+    agent = planted_oracle.Delayed(5, "policy", "log_alpha")
+    assert probes.learning(agent, [observe(agent, ordinary(Problem()))]).status == "absent"
 
 
 @pytest.mark.parametrize("backend", ["torch", pytest.param("jax", marks=pytest.mark.full)])

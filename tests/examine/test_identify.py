@@ -1,9 +1,11 @@
 """The proof of the instrument: what is put into the oracle is named, nothing else is, and what no variant explains is said to be none."""
 
 import functools
+import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from sacref.examine import examine, oracle
 from sacref.examine.adapter import record
 from sacref.examine.adapters.oracle import OracleAdapter
 from sacref.examine.choices import VALUES, Choices, canonical
-from sacref.examine.identify import identify, replay
+from sacref.examine.identify import identify, replay, step_intervals
 from sacref.examine.inject import patched
 from sacref.examine.oracle import Oracle
 from sacref.examine.problem import Problem, Scene, ordinary, wide
@@ -155,9 +157,9 @@ class Twisted(OracleAdapter):
 
 
 class Unknown(OracleAdapter):
-    """An oracle that computes one quantity as no variant does, by a function that replaces the module's own while it updates."""
+    """An oracle that computes one quantity as no variant does, by one that replaces the module's own while it updates."""
 
-    def __init__(self, name: str, value: Callable[..., Any], **choices: str) -> None:
+    def __init__(self, name: str, value: object, **choices: str) -> None:
         super().__init__(**choices)
         self._patch = (oracle, name, value)
 
@@ -280,22 +282,53 @@ def test_steps_that_do_not_follow_from_their_gradients_are_named(network: str, q
     assert found.left.quantity == quantity
 
 
-class Third(OracleAdapter):
-    """An oracle whose target networks step at every third update."""
-
-    def update(self, batch: Batch[Floats], draws: Floats) -> None:
-        before = self.weights()
-        super().update(batch, draws)
-        if self.agent.updates % 3:
-            self.agent.weights |= {name: array for name, array in before.items() if name.startswith("target_")}
+def left_of(adapter: OracleAdapter, *, dtype: str = "float64", shown: bool = True) -> dict[str, tuple[str, int]]:
+    """Name the step intervals of an adapter that are no variant, and the updates that say so."""
+    _, lefts = step_intervals([planted.observed(adapter, ordinary(Problem(dtype=dtype)), shown=shown)])
+    return {network: (left.quantity, left.update) for network, left in lefts.items()}
 
 
-@pytest.mark.parametrize("shown", [True, False])
-def test_choices_that_do_not_follow_all_updates_are_no_variant(shown: bool) -> None:
-    found = identify([planted.observed(Third(), ordinary(Problem()), shown=shown)])
+@pytest.mark.parametrize(("dtype", "shown"), [("float64", True), ("float64", False), ("float32", True)])
+def test_step_intervals_that_are_no_variant_are_named(dtype: str, shown: bool) -> None:
+    for delay, parts, network, update in (
+        (2, ("critic_",), "critics", 0),
+        (3, ("policy", "log_alpha"), "policy", 1),
+        (2, ("policy",), "temperature", 0),
+        (3, ("target_",), "target networks", 1),
+    ):
+        found = left_of(planted.Delayed(delay, *parts), dtype=dtype, shown=shown)
+        assert found == {network: (f"step interval of the {network}", update)}
+
+
+def test_two_steps_of_the_policy_at_every_update_are_no_variant() -> None:
+    assert left_of(Unknown("steps_at", lambda *_: 2, **TWICE))["policy"] == ("step interval of the policy", 0)
+
+
+def test_step_intervals_of_variants_are_named() -> None:
+    for policy, averaging in itertools.product(VALUES["policy_steps"], VALUES["averaging_interval"]):
+        named = {"policy_steps": policy, "averaging_interval": averaging}
+        scenes = [record(OracleAdapter(**named), scene) for scene in (ordinary(Problem()), wide(Problem()))]
+        assert step_intervals(scenes) == (named, {})
+
+
+@pytest.mark.parametrize("parts", [("policy", "log_alpha"), pytest.param(("target_",), marks=pytest.mark.full)])
+def test_an_agent_in_float32_that_steps_at_every_third_update_is_no_variant(parts: tuple[str, ...]) -> None:
+    found = identify([record(planted.Delayed(3, *parts), ordinary(Problem(dtype="float32"), updates=3))])
     assert not found.combinations
     assert found.left is not None
-    assert found.left.quantity == "target networks, after several updates"
+    network, field = ("policy", "policy_steps") if "policy" in parts else ("target networks", "averaging_interval")
+    assert found.left.quantity == f"step interval of the {network}"
+    assert field not in found.partial
+
+
+def test_choices_that_do_not_follow_all_updates_are_no_variant() -> None:
+    # Adam's first step, which is all that weights show the gradient of, does not depend on its decays.
+    adam = oracle.Adam.of(Choices())._replace(decays=(0.7, 0.999))
+    other = Unknown("Adam", SimpleNamespace(of=lambda _: adam))
+    found = identify([planted.observed(other, ordinary(Problem(), updates=3), shown=False)])
+    assert not found.combinations
+    assert found.left is not None
+    assert found.left.quantity == "policy, after several updates"
 
 
 def test_values_of_other_words_are_refused() -> None:

@@ -53,6 +53,22 @@ def test_torch_draws_what_it_is_given_and_has_its_own_functions_back() -> None:
     assert torch.randn is usual
 
 
+def test_normal_numbers_that_torch_draws_pass_no_gradient_to_their_mean() -> None:
+    torch = pytest.importorskip("torch")
+    noise = Noise()
+    noise.fill(DRAWS)
+    mean, std = (torch.full((2, 3), value, dtype=torch.float64, requires_grad=True) for value in (1.0, 2.0))
+    gradients = []
+    for fill in (False, True):
+        if fill:
+            with torch_noise(noise):
+                drawn = torch.normal(mean, std)
+        else:
+            drawn = torch.normal(mean, std)
+        gradients += torch.autograd.grad(drawn.sum(), (mean, std))
+    assert [gradient.abs().max().item() for gradient in gradients] == [0, 0, 0, 0]
+
+
 def test_compiled_functions_draw_by_key_each_time_they_run() -> None:
     jax = pytest.importorskip("jax")
     noise = Noise()

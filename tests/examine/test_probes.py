@@ -21,6 +21,7 @@ from tests.examine import planted
 
 PROBLEM = Problem()
 SCENE = ordinary(PROBLEM)
+TANH, CUT = VALUES["squash"]
 
 
 def present(findings: Any) -> dict[str, tuple[str, str]]:
@@ -78,7 +79,7 @@ class Acts(OracleAdapter):
     ids=["flag inverted", "in (-1, 1)", "halved", "no noise", "none"],
 )
 def test_how_an_agent_acts_is_checked(changed: Callable[..., Floats], mistakes: set[str]) -> None:
-    assert set(present(probes.acting(Acts(changed), SCENE, [Choices()]))) == mistakes
+    assert set(present(probes.acting(Acts(changed), SCENE, [TANH]))) == mistakes
 
 
 def test_means_beyond_the_box_that_are_not_cut_are_found() -> None:
@@ -88,8 +89,20 @@ def test_means_beyond_the_box_that_are_not_cut_are_found() -> None:
         mean = np.split(forward(SCENE.weights, "policy", Seen(observations))[0], 2, axis=-1)[0]
         return mean if deterministic else generator.uniform(-PROBLEM.bound, PROBLEM.bound, mean.shape)
 
-    cut = Choices(squash="cut at the Box's bounds, not squashed")
-    assert set(present(probes.acting(Acts(act), SCENE, [cut]))) == {"actions outside the Box"}
+    assert set(present(probes.acting(Acts(act), SCENE, [CUT]))) == {"actions outside the Box"}
+
+
+@pytest.mark.parametrize("squash", [TANH, CUT])
+def test_an_update_that_is_not_identified_may_act_by_each_form(squash: str) -> None:
+    assert statuses(probes.acting(OracleAdapter(squash=squash), SCENE, [])) == {"absent"}
+
+
+def test_actions_of_no_form_are_a_mistake_only_where_the_form_is_known() -> None:
+    agent = Acts(lambda act, o, d: act(o, deterministic=d) * (1 - 0.1 * d * act(o, deterministic=True)))
+    title = "deterministic actions that are not the policy's mean"
+    for squash, status in (([TANH], "present"), ([], "not checkable")):
+        first = next(probes.acting(agent, SCENE, squash))
+        assert first[:2] == (title, status)
 
 
 def test_an_agent_that_learns_when_it_acts_is_refused() -> None:
@@ -99,7 +112,7 @@ def test_an_agent_that_learns_when_it_acts_is_refused() -> None:
 
     agent = Acts(learn)
     with pytest.raises(AdapterError, match=r"NumPy oracle: act\(\) changes policy.head.bias, expected weights as they were: act without"):
-        list(probes.acting(agent, SCENE, [Choices()]))
+        list(probes.acting(agent, SCENE, [TANH]))
 
 
 class Forgets(OracleAdapter):
@@ -133,6 +146,38 @@ def test_what_a_loaded_agent_forgets_is_found(what: str, lost: str) -> None:
 
 def test_a_loaded_agent_that_forgets_nothing_is_fine() -> None:
     assert probes.saving(OracleAdapter(), SCENE).status == "absent"
+    assert probes.saving(OracleAdapter(temperature_loss="none: it never moves"), SCENE).status == "absent"
+
+
+class Halfway(OracleAdapter):
+    """An oracle that steps its policy at every second update, and loads without its counter, without the moments of what waits, or both."""
+
+    def __init__(self, forgotten: str) -> None:
+        super().__init__(policy_steps="every second update")
+        self._forgotten = forgotten
+
+    def load(self, path: Path) -> None:
+        super().load(path)
+        if self._forgotten != "moments":
+            self.agent.updates = 0
+        if self._forgotten != "counter":
+            waiting = {name: array for name, array in self.agent.weights.items() if name.startswith(("policy", "log_alpha"))}
+            self.agent.moments |= {name: Moments.none(array) for name, array in waiting.items()}
+
+
+@pytest.mark.parametrize("forgotten", ["all", "counter", "moments"])
+def test_what_steps_at_every_second_update_is_not_forgotten_unseen(forgotten: str) -> None:
+    found = probes.saving(Halfway(forgotten), SCENE)
+    assert found[:3] == (
+        "a loaded agent that forgets",
+        "present",
+        "lost: the optimizer of the policy, the optimizer of the temperature",
+    )
+
+
+def test_a_delay_that_outlasts_the_updates_leaves_a_loaded_agent_unchecked() -> None:
+    found = probes.saving(planted.Delayed(planted.NEVER, "policy", "log_alpha"), SCENE)
+    assert (found.status, found.why) == ("not checkable", "no step in the 2 updates after loading: policy")
 
 
 def rows(**wrong: bool) -> list[Finding]:
@@ -150,7 +195,11 @@ def test_a_mistake_under_one_autoreset_mode_names_it() -> None:
         def collect(self, make_env: Any, num_envs: int, steps: int, autoreset_mode: AutoresetMode) -> Batch[Floats]:
             return planted.collected(PROBLEM, leaks=autoreset_mode == AutoresetMode.SAME_STEP)
 
-    assert present(probes.collecting(Leaks(), PROBLEM)) == {COLLECTED[3]: ("2 rows of 2 ends under SAME_STEP", "none")}
+    assert present(probes.collecting(Leaks(), PROBLEM)) == {COLLECTED[3]: ("1 rows of 1 ends under SAME_STEP", "none")}
+
+
+def test_the_successor_of_a_terminated_row_may_be_any() -> None:
+    assert statuses(rows(leaks_terminated=True)) == {"absent"}
 
 
 def test_a_loop_that_stores_what_happened_is_fine() -> None:
