@@ -1,5 +1,7 @@
 """Arrays of environments on a device: PyTorch's and JAX's, which stay there."""
 
+import importlib
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -22,7 +24,16 @@ def transferred(array: Array, library: Any, device: object) -> Any:
         library: the other one, with `from_dlpack` and `asarray`.
     """
     try:
-        found = library.from_dlpack(array)
-    except (RuntimeError, BufferError, TypeError, ValueError):  # of a device that this library does not see
+        with _current_device_of(array):
+            found = library.from_dlpack(array)
+    except (RuntimeError, BufferError, TypeError, ValueError, AssertionError):  # of a device that this library does not see
         found = library.asarray(as_numpy(array, "the array"))
     return to_device(found, device)
+
+
+def _current_device_of(array: Any) -> AbstractContextManager[object]:
+    """Make a tensor's CUDA device the current one meanwhile: PyTorch exports tensors of no other."""
+    if is_torch_array(array) and array.device.type == "cuda":
+        found: AbstractContextManager[object] = importlib.import_module("torch").cuda.device(array.device)
+        return found
+    return nullcontext()

@@ -42,10 +42,16 @@ def to_onnx(policy: ExportablePolicy[Array], path: Path) -> None:
 
 
 def load_stablehlo(path: Path) -> Callable[..., list[NumpyArray]]:
-    """Return a program that `to_stablehlo` wrote as a function of NumPy arrays."""
+    """Return a program that `to_stablehlo` wrote as a function of NumPy arrays, which runs on the CPU."""
     program = jax.export.deserialize(bytearray(path.read_bytes()))
     call: Callable[..., Sequence[Array]] = program.call
-    return lambda *inputs: [np.asarray(output) for output in call(*inputs)]
+
+    def run(*inputs: NumpyArray) -> list[NumpyArray]:
+        # Where the agent is that it is held against: JAX's own choice may be a GPU, which multiplies in TF32.
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            return [np.asarray(output) for output in call(*inputs)]
+
+    return run
 
 
 def _shapes(policy: ExportablePolicy[Array]) -> list[jax.ShapeDtypeStruct]:

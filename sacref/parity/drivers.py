@@ -280,13 +280,19 @@ class BackendAgent:
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
-        # JAX keeps float64 only where its 64-bit mode is on, and multiplies float32 in TF32 on a GPU; the process's own settings stay.
+        # JAX keeps float64 only where its 64-bit mode is on, and both may multiply float32 in TF32 on a GPU; the process's settings stay.
         with ExitStack() as settings:
             if self.backend == "jax":
                 jax = importlib.import_module("jax")
                 settings.enter_context(jax.default_matmul_precision("highest"))
                 if self.dtype == "float64":
                     settings.enter_context(jax.enable_x64(True))
+            else:
+                torch = importlib.import_module("torch")
+                settings.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+                settings.callback(setattr, torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
+                torch.set_float32_matmul_precision("highest")
+                torch.backends.cudnn.allow_tf32 = False
             yield
 
 

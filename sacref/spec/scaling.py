@@ -28,4 +28,6 @@ def next_scale(scale: ArrayT, good_steps: ArrayT, overflow: ArrayT) -> tuple[Arr
     grown = good_steps + 1 >= GROWTH_INTERVAL
     following = xp.where(overflow, scale * 0.5, xp.where(grown, scale * 2.0, scale))
     counted = xp.where(xp.logical_or(overflow, grown), xp.zeros_like(good_steps), good_steps + 1)
-    return xp.clip(following, 1.0, LARGEST_SCALE), counted
+    # clip of array-api-compat 1.12 and 1.13 indexes by a mask, which no CUDA graph can hold.
+    bounded: ArrayT = xp.where(following < 1.0, 1.0, xp.where(following > LARGEST_SCALE, LARGEST_SCALE, following))
+    return bounded, counted

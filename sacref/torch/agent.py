@@ -23,7 +23,7 @@ from sacref.envs.device import is_on_device, transferred
 from sacref.envs.interface import Space
 from sacref.ranks import Ranks
 from sacref.spec.arrays import NumpyArray, as_numpy
-from sacref.torch.device import device_of
+from sacref.torch.device import device_of, synchronise
 from sacref.torch.execution import DrawSpec, actors, advance_schedules, choose, fuse, learner, stepper
 from sacref.torch.memory import MemoryState, ReplayMemory, sampler
 from sacref.torch.modes import in_no_mode
@@ -68,7 +68,7 @@ class TorchBackend:
         return array.to(self.dtype)
 
     def like(self, array: NumpyArray, like: Tensor) -> Tensor:
-        return torch.as_tensor(np.array(array, copy=True)).to(like)
+        return torch.from_numpy(np.array(array, copy=True)).to(like)
 
     def copy(self, array: Tensor) -> Tensor:
         return array.clone()
@@ -80,7 +80,7 @@ class TorchBackend:
         for name, own in arrays.items():
             tensors = held.setdefault(name, {})
             for key, array in own.items():
-                tensor = torch.as_tensor(array, dtype=self.dtype)
+                tensor = torch.as_tensor(array, dtype=self.dtype, device="cpu")
                 if key in tensors:
                     tensors[key].copy_(tensor)  # where it is: a captured graph reads it there
                 else:
@@ -91,8 +91,7 @@ class TorchBackend:
         return self.to_numpy(torch.cat(list(metrics)))
 
     def synchronise(self, tree: Tree) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        synchronise(self.device)
 
     # Models.
 
@@ -156,14 +155,14 @@ class TorchBackend:
         self, streams: Streams[torch.Generator], models: Mapping[str, nn.Module], states: Mapping[str, NumpyArray]
     ) -> Streams[torch.Generator]:
         for name, generator in {**streams._asdict(), **_generators(models)}.items():
-            _set_state(generator, torch.as_tensor(np.array(states[name])))
+            _set_state(generator, torch.from_numpy(np.array(states[name])))
         return streams
 
     def exploration(self, streams: Streams[torch.Generator]) -> Tensor:
         return streams.exploration.get_state()
 
     def with_exploration(self, streams: Streams[torch.Generator], state: object) -> Streams[torch.Generator]:
-        _set_state(streams.exploration, torch.as_tensor(state))
+        _set_state(streams.exploration, torch.as_tensor(state, device="cpu"))
         return streams
 
     def runner(self, state: State) -> AgentRunner[Tensor, MemoryState, torch.Generator]:
@@ -192,9 +191,11 @@ def _set_state(generator: torch.Generator, state: Tensor) -> None:
     Raises:
         ValueError: if no generator of its kind has this state. It is then as it was before.
     """
+    before = generator.get_state()
     try:
         generator.set_state(state)
     except (RuntimeError, TypeError) as error:
+        generator.set_state(before)  # one of CUDA has taken the seed when it refuses the offset
         raise ValueError(f"the state of a random stream is none of a {generator.device.type} generator's ({error})") from error
 
 

@@ -1,11 +1,17 @@
 """CUDA graphs: the host launches all that a function does at once."""
 
-from collections.abc import Callable, Sequence
+import gc
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
 from sacref.algorithm.tree import Tree, map_leaves
 from sacref.torch.optim import State
+
+_CAPTURING = threading.Lock()
+"""Held during a warm-up and its capture: a process may have one under way, and each waits for the whole device before it begins."""
 
 
 def capture_on_cuda(function: Callable[[], Tree], generators: Sequence[torch.Generator], warm_up: Callable[[], None]) -> Callable[[], Tree]:
@@ -15,7 +21,7 @@ def capture_on_cuda(function: Callable[[], Tree], generators: Sequence[torch.Gen
     """
     device = generators[0].device
     # All of it: a graph keeps the states of generators on the device that is current when they are registered.
-    with torch.cuda.device(device):
+    with _CAPTURING, torch.cuda.device(device):
         graph = torch.cuda.CUDAGraph()
         for generator in generators:
             graph.register_generator_state(generator)
@@ -26,7 +32,7 @@ def capture_on_cuda(function: Callable[[], Tree], generators: Sequence[torch.Gen
             warm_up()
         torch.cuda.current_stream(device).wait_stream(stream)
         # Of this thread: others may train agents of their own meanwhile.
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        with _uncollected(), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             output = function()
 
     def replay() -> Tree:
@@ -35,6 +41,19 @@ def capture_on_cuda(function: Callable[[], Tree], generators: Sequence[torch.Gen
         return output
 
     return replay
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Collect garbage, and none meanwhile: an older agent's graph that is destroyed during a capture would invalidate it."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class Captured:

@@ -20,6 +20,13 @@ def device_of(device: str | torch.device | None) -> torch.device:
     return found
 
 
+def synchronise(device: torch.device) -> None:
+    """Wait until a device has done all that this thread asked it for."""
+    if device.type == "cuda":
+        # Not for the whole device: that breaks a capture of another thread's.
+        torch.cuda.current_stream(device).synchronize()
+
+
 def free_bytes(device: torch.device) -> int | None:
     """Return the bytes that can still be allocated on a device of its own memory; None where PyTorch does not say."""
     if device.type != "cuda":

@@ -16,6 +16,7 @@ from sacref.algorithm.optimizer import Moments, Objective, Rate, Step, rate_func
 from sacref.algorithm.tree import Tree, leaves, map_leaves
 from sacref.config import ConfigError, Schedule
 from sacref.spec.schedules import KLAdaptive
+from sacref.torch.graph import adam_
 
 
 def average_over_ranks(tree: Tree) -> Tree:
@@ -69,12 +70,13 @@ class Optimizer(optimizer.Adam[Tensor]):
             gradient_list = torch._foreach_mul(gradient_list, (self.grad_norm_clip / scalars["gradient_norm"]).clamp(max=1.0))
         # The kernel skips its step where this is 1; the device decides it.
         found_inf = None if skipped is None else skipped.to(torch.float32)
-        # The kernel for CUDA reads a rate of float32 alone.
-        lr: Any = rate.to(torch.float32) if isinstance(rate, Tensor) and rate.is_cuda else rate
+        like = leaves(parameters)[0]
+        take = _step_of(like.device.type, like.dtype, tensor_rate=isinstance(rate, Tensor))
+        lr: Any = rate.to(like.dtype) if isinstance(rate, Tensor) and rate.is_cuda else rate
         state["count"].add_(1 if found_inf is None else 1 - found_inf)
         # The kernel of torch.optim.Adam(fused=True). The class itself finds its state by the identity of the parameters, and keeps a
         # count for each, neither of which a recorded graph can follow.
-        torch._fused_adam_(
+        take(
             leaves(parameters),
             list(gradient_list),
             leaves(state["first_moment"]),
@@ -111,6 +113,11 @@ class Optimizer(optimizer.Adam[Tensor]):
             self._host.go_to(int(given.get("calls", 0)))
         moments = {name: given[name] for name in ("first_moment", "second_moment")}
         return {"count": count, **moments, **self.scalars(parameters, given)}
+
+
+def _step_of(device: str, dtype: torch.dtype, *, tensor_rate: bool) -> Callable[..., object]:
+    """Return the kernel of Adam's step, or in float64 what computes it where the kernel would read the rate in float32, as CUDA's does."""
+    return adam_ if device == "cuda" and dtype == torch.float64 and tensor_rate else torch._fused_adam_
 
 
 def _rate_of(schedule: Schedule | None, learning_rate: float | Tensor) -> Rate[Tensor] | None:

@@ -19,6 +19,7 @@ from sacref.algorithm.sequences import PartRings
 from sacref.algorithm.tree import Tree, leaves, map_leaves
 from sacref.spec.arrays import Array
 from sacref.torch.capture import Captured
+from sacref.torch.device import synchronise
 from sacref.torch.execution import DISTRIBUTIONS, Fused, Streams, advance_schedules, draw, in_place, learner
 from sacref.torch.graph import Recorded, RecordedTogether, detects_anomalies
 from sacref.torch.memory import MemoryState, ReplayMemory, draw_together
@@ -205,8 +206,7 @@ class Together:
         return list(torch.cat(list(packed), 1))
 
     def synchronise(self) -> None:
-        if self._state.log_alpha.device.type == "cuda":
-            torch.cuda.synchronize(self._state.log_alpha.device)
+        synchronise(self._state.log_alpha.device)
 
     def _draw_and_step(self, state: State, rings: Any, moments: Any, streams: Any) -> Tensor:
         if self._draws_together:

@@ -228,7 +228,7 @@ def from_common(model: nn.Module, arrays: Mapping[str, NumpyArray], *, like: Map
         array = arrays[name].T if common and _is_matrix(own) else arrays[name]
         if array.shape != tuple(like[own].shape):
             raise ValueError(f"parameter {name} has shape {arrays[name].shape}, the model's has {tuple(like[own].shape)} (own layout)")
-        parameters[own] = torch.as_tensor(np.array(array, order="C", copy=True)).to(like[own])
+        parameters[own] = torch.from_numpy(np.array(array, order="C", copy=True)).to(like[own])
     return parameters
 
 

@@ -631,6 +631,27 @@ def test_a_rate_in_a_tensor_is_the_same_rate(torch_backend: Backend, dtype: str)
     assert results[0] == results[1]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_rate_in_a_tensor_is_not_rounded_on_cuda(torch_backend: Backend, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose kernel reads it in float32, which a stand-in does here."""
+    torch, optim = importlib.import_module("torch"), torch_backend.module("optim")
+    kernel, step_of = torch._fused_adam_, optim._step_of
+
+    def kernel_of_cuda(*lists: Any, lr: Any, **given: Any) -> None:
+        kernel(*lists, lr=lr.to(torch.float32) if isinstance(lr, torch.Tensor) else lr, **given)
+
+    monkeypatch.setattr(torch, "_fused_adam_", kernel_of_cuda)
+    monkeypatch.setattr(optim, "_step_of", lambda device, *given, **named: step_of("cuda", *given, **named))
+    assert (step_of("cpu", torch.float64, tensor_rate=True), step_of("cuda", torch.float64, tensor_rate=False)) == (kernel_of_cuda,) * 2
+    results = []
+    for schedule in (None, Schedule(FACTORS["constant"], {})):
+        optimizer = optim.Optimizer(0.01, schedule=schedule)
+        parameters = zeros(torch_backend, dtype)
+        parameters, *_ = go(torch_backend, optimizer, parameters, optimizer.init(parameters), gradients_of(torch_backend, 20, dtype))
+        results.append(flat(host(parameters)))
+    np.testing.assert_allclose(results[0], results[1], rtol={"float32": 1e-6, "float64": 1e-12}[dtype])
+
+
 def test_a_schedule_of_optax_s(jax_backend: Backend) -> None:
     optax = importlib.import_module("optax")
     made = Schedule(optax.cosine_decay_schedule, {"init_value": 0.2, "decay_steps": 4})

@@ -253,6 +253,29 @@ def test_trap_07_gradients_are_clipped_by_the_norm_of_their_group(name: str) -> 
         assert outcome.state["temperature_optimizer.first_moment"] == pytest.approx(0.1 * float(temperature), rel=1e-12)
 
 
+def test_pytorch_multiplies_in_float32_meanwhile_whatever_the_process_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+
+    def settings() -> tuple[str, bool]:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    def update_on(*_: object) -> Arrays:
+        within.append(settings())
+        return {}
+
+    driven, before = BackendAgent("torch", SMALL, SMALL.initial_state()), settings()
+    within: list[tuple[str, bool]] = []
+    monkeypatch.setattr(driven.agent, "update_on", update_on)
+    try:
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+        driven.update(*next(SMALL.draws()))
+        assert (within, settings()) == ([("highest", False)], ("high", True))
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
 @needs_both
 def test_both_backends_act_alike_on_the_same_weights() -> None:
     state = SMALL.initial_state()

@@ -1,6 +1,11 @@
 """What the capture of a CUDA graph would refuse, looked for where there is no such device."""
 
+import gc
+import threading
+import time
+import weakref
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -13,10 +18,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sacref.agent.execution import ActInputs, Bounds
 from sacref.config import Schedule
+from sacref.torch.agent import TorchBackend
+from sacref.torch.capture import capture_on_cuda
 from sacref.torch.execution import actors, draw, in_place
 from sacref.torch.memory import write
 from sacref.torch.optim import _rate_of
 from tests.backends import Backend
+from tests.threads import in_threads
 
 READ_BY_THE_HOST = (
     torch.ops.aten._local_scalar_dense.default,
@@ -57,6 +65,7 @@ def on_meta(tree: Any) -> Any:
         {"learning_rate_scheduler": "kl_adaptive", "grad_norm_clip": 0.5},
         {"learning_rate_scheduler": "piecewise", "learning_rate_scheduler_kwargs": {"boundaries": (3, 5), "factors": (1.0, 0.5, 0.1)}},
         {"algorithm": "SAC_RNN", "networks": {"recurrent": "gru"}, "sequence_length": 4, "burn_in": 2, "num_envs": 2},
+        {"mixed_precision": True, "precision": "float16"},
     ],
 )
 def test_draw_step_write_and_act_stay_on_the_device(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,3 +109,67 @@ def test_a_schedule_that_gives_a_number_is_filled_in_on_the_device() -> None:
     with refusing:
         rate_of(torch.zeros((), dtype=torch.int64, device="meta"), like.to("meta", copy=True))
     assert refusing.seen[-1] == "aten.full_like.default"
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Capture by calling, with stand-ins for what needs a device."""
+    for name in ("CUDAGraph", "Stream", "current_stream", "device", "graph", "stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, **__: MagicMock())
+
+
+@pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_is_collected_before_a_capture_and_none_during_it(enabled: bool) -> None:
+    """An older agent's graph that is destroyed during a capture invalidates it."""
+    older: Any = MagicMock()
+    older.itself, alive = older, weakref.ref(older)
+    del older
+
+    def function() -> None:
+        assert alive() is None and not gc.isenabled()
+        raise ValueError("refused")
+
+    try:
+        if not enabled:
+            gc.disable()
+        with pytest.raises(ValueError, match="refused"):
+            capture_on_cuda(function, [torch.Generator()], lambda: None)
+        assert gc.isenabled() is enabled
+    finally:
+        gc.enable()
+
+
+@pytest.mark.usefixtures("graphs")
+def test_agents_in_two_threads_warm_up_and_capture_one_after_the_other() -> None:
+    begin, log = threading.Barrier(2), list[tuple[int, str]]()
+
+    def run(number: int) -> None:
+        def warm_up() -> None:
+            log.append((number, "warm-up"))
+            time.sleep(0.05)
+
+        def function() -> None:
+            time.sleep(0.05)
+            log.append((number, "captured"))
+
+        begin.wait(5.0)
+        capture_on_cuda(function, [torch.Generator()], warm_up)
+
+    in_threads(2, run, seconds=30.0)
+    first, second = log[0][0], log[-1][0]
+    assert log == [(first, "warm-up"), (first, "captured"), (second, "warm-up"), (second, "captured")]
+
+
+def test_an_agent_waits_for_its_own_thread_s_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To wait for the whole device while another thread captures is an error of CUDA's."""
+    streams: dict[torch.device, Any] = {}
+    monkeypatch.setattr(torch.cuda, "synchronize", None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams.setdefault(device, MagicMock()))
+    backend = TorchBackend("cpu")
+    backend.synchronise(())
+    assert streams == {}
+    backend.device = torch.device("cuda", 1)
+    backend.synchronise(())
+    (stream,) = streams.values()
+    assert (list(streams), stream.synchronize.call_count) == ([backend.device], 1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ pytest.importorskip("torch")
 
 import torch
 
+from sacref.preprocessing import RunningStandardScaler
 from sacref.torch import SAC, SAC_RNN
-from tests.backends import Backend, assert_same_arrays, draw_batch, draw_row
+from tests.backends import Backend, assert_same_arrays, draw_batch, draw_row, fill
 
 Mode = Callable[[], AbstractContextManager[Any]]
 
@@ -39,6 +41,10 @@ def autocast() -> AbstractContextManager[Any]:
     return torch.autocast("cpu", torch.bfloat16)
 
 
+def meta_by_default() -> AbstractContextManager[Any]:
+    return torch.device("meta")
+
+
 def life(built: Mode, used: Mode, execution: str) -> dict[str, Any]:
     """The arrays, and the last actions, of an agent that is built in one mode and used in another one."""
     with built():
@@ -58,11 +64,27 @@ def life(built: Mode, used: Mode, execution: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("execution", ["plain", "traced"])
-@pytest.mark.parametrize("mode", [torch.inference_mode, autocast, torch.no_grad, float64_by_default, deterministic])
+@pytest.mark.parametrize("mode", [torch.inference_mode, autocast, torch.no_grad, float64_by_default, deterministic, meta_by_default])
 def test_a_callers_mode_changes_no_number(mode: Mode, execution: str) -> None:
     wanted = life(nullcontext, nullcontext, execution)
     for built, used in ((mode, nullcontext), (nullcontext, mode)):
         assert_same_arrays(life(built, used, execution), wanted)
+
+
+def test_an_agent_is_saved_loaded_and_put_back_beside_another_default_device(tmp_path: Path) -> None:
+    agent = Backend("torch").agent(observation_preprocessor=RunningStandardScaler)
+    fill(agent, 6)
+    wanted, rows = agent.arrays(), agent.memory.arrays()
+    exploration = agent.learner.streams.exploration.get_state()
+    with meta_by_default():
+        agent.save(tmp_path / "saved")
+        agent.act(np.zeros((1, 3)), None, timestep=0, timesteps=1)
+        fill(agent, 3)
+        agent.update(timestep=6, timesteps=100)
+        agent.load(tmp_path / "saved")
+    assert_same_arrays(agent.arrays(), wanted)
+    assert_same_arrays(agent.memory.arrays(), rows)
+    assert torch.equal(agent.learner.streams.exploration.get_state(), exploration)
 
 
 def test_the_callers_mode_is_in_force_again_afterwards() -> None:

@@ -4,6 +4,7 @@ import importlib
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -121,6 +122,23 @@ def test_what_cannot_be_exported_is_said_and_nothing_is_written(backend: Backend
     with pytest.raises(ExportError, match=r"differs from predict by .*, expected at most -1, and was not written"):
         exported(agent, tmp_path / "policy", own)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("policy", "of before")]
+
+
+def test_a_stablehlo_program_is_loaded_onto_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the agent is, whatever JAX's default device: on a GPU, whose products are in TF32, it would differ from predict."""
+    jax = pytest.importorskip("jax")
+    module = importlib.import_module("sacref.jax.export")
+    used: list[Any] = []
+
+    def call(*_: Any) -> tuple[()]:
+        used.append(jax.config.jax_default_device)
+        return ()
+
+    monkeypatch.setattr(jax.export, "deserialize", lambda _: SimpleNamespace(call=call))
+    (tmp_path / "policy").touch()
+    with jax.default_device("gpu"):
+        module.load_stablehlo(tmp_path / "policy")(np.zeros(2))
+    assert used == [jax.local_devices(backend="cpu")[0]]
 
 
 def test_an_operation_that_onnx_lacks_is_named(backend: Backend, tmp_path: Path) -> None:
