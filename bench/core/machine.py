@@ -1,6 +1,5 @@
 """The machine, the library versions and the state of the source, as a record names them."""
 
-import importlib.metadata
 import os
 import platform
 import re
@@ -101,14 +100,10 @@ def accelerator(backend: str) -> str | None:
 
 def libraries(names: Sequence[str] = LIBRARIES) -> dict[str, str]:
     """Return the versions of Python and of the installed libraries among `names`."""
-    # As `sacref.storage.versions.installed`, which the interpreters of peers, that import this module, are not to load.
-    versions = {"python": platform.python_version()}
-    for name in names:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
+    # Here alone: to import this module needs nothing but Python, nor does this one, which the interpreters of peers find in the checkout.
+    from sacref.storage.versions import installed
+
+    return installed(names)
 
 
 def source() -> tuple[str | None, bool]:

@@ -50,12 +50,6 @@ def _failed(status: int) -> int:
     return status
 
 
-def _lost(error: LostRankError) -> int:
-    if os.environ.get(launch.STARTED_HERE) != "1":  # else the launcher says which rank was lost
-        print(f"sacref: {error}", file=sys.stderr)
-    return _failed(launch.LOST_STATUS)
-
-
 def _run(arguments: Sequence[str]) -> int:
     try:
         command = parse(arguments)
@@ -69,15 +63,17 @@ def _run(arguments: Sequence[str]) -> int:
                 )
         return commands.run(command)
     except LostRankError as error:
-        return _lost(error)
+        if os.environ.get(launch.STARTED_HERE) != "1":  # else the launcher says which rank was lost
+            print(f"sacref: {error}", file=sys.stderr)
+        return _failed(launch.LOST_STATUS)
     except KeyboardInterrupt:
         print("sacref: interrupted at once; what was written before stays in the run directory", file=sys.stderr)
         return _failed(130)
     except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
         if not _is_alone() and says_a_rank_is_lost(error):
-            if os.environ.get(launch.STARTED_HERE) == "1":
-                print(f"sacref: {error}", file=sys.stderr)  # as the launcher does not know it
-            return _lost(LostRankError(f"another rank ended or did not answer in time ({error})"))
+            # Said under the launcher, too: should it be something else, nobody else knows.
+            print(f"sacref: another rank ended or did not answer in time ({error})", file=sys.stderr)
+            return _failed(launch.LOST_STATUS)
         if os.environ.get(TRACEBACK) == "1":
             raise
         said = "; ".join([str(error), *getattr(error, "__notes__", ())])

@@ -47,7 +47,7 @@ def load_stablehlo(path: Path) -> Callable[..., list[NumpyArray]]:
     call: Callable[..., Sequence[Array]] = program.call
 
     def run(*inputs: NumpyArray) -> list[NumpyArray]:
-        # Where the agent is that it is held against: JAX's own choice may be a GPU, which multiplies in TF32.
+        # On the CPU, as the agent that it is held against: JAX's own choice may be a GPU, which multiplies in TF32.
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             return [np.asarray(output) for output in call(*inputs)]
 

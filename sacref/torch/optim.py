@@ -70,14 +70,14 @@ class Optimizer(optimizer.Adam[Tensor]):
             gradient_list = torch._foreach_mul(gradient_list, (self.grad_norm_clip / scalars["gradient_norm"]).clamp(max=1.0))
         # The kernel skips its step where this is 1; the device decides it.
         found_inf = None if skipped is None else skipped.to(torch.float32)
-        like = leaves(parameters)[0]
-        take = _step_of(like.device.type, like.dtype, tensor_rate=isinstance(rate, Tensor))
-        lr: Any = rate.to(like.dtype) if isinstance(rate, Tensor) and rate.is_cuda else rate
+        own = leaves(parameters)
+        take = _step_of(own[0].device.type, own[0].dtype, tensor_rate=isinstance(rate, Tensor))
+        lr: Any = rate.to(own[0].dtype) if isinstance(rate, Tensor) and rate.is_cuda else rate
         state["count"].add_(1 if found_inf is None else 1 - found_inf)
         # The kernel of torch.optim.Adam(fused=True). The class itself finds its state by the identity of the parameters, and keeps a
         # count for each, neither of which a recorded graph can follow.
         take(
-            leaves(parameters),
+            own,
             list(gradient_list),
             leaves(state["first_moment"]),
             leaves(state["second_moment"]),

@@ -209,9 +209,11 @@ class Run:
 
         def hold() -> None:
             directory = self.plan.directory
+            if self._holds or self.ranks.rank > 0:
+                return
             if make:
                 directory.mkdir(parents=True, exist_ok=True)
-            if self.ranks.rank == 0 and not self._holds and directory.is_dir():
+            if directory.is_dir():
                 self._closed_at_end.enter_context(run_directory.held(directory))
                 self._holds = True
 

@@ -390,7 +390,7 @@ def test_a_rank_that_cannot_begin_ends_its_process_at_once(
     monkeypatch.setenv(launch.STARTED_HERE, "1")
     with pytest.raises(SystemExit):
         cli.main(["train"])
-    assert capsys.readouterr().err.endswith("Connection closed by peer [127.0.0.1]:31924\n"), "the rest is said by the launcher"
+    assert capsys.readouterr().err.endswith("Connection closed by peer [127.0.0.1]:31924)\n"), "the launcher does not know it"
 
     for other in (ConnectionRefusedError(111, "Connection refused"), RunError("run_dir runs/gloo already holds a run")):
         monkeypatch.setattr(experiment, "train", raising(other))

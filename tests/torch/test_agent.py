@@ -1,4 +1,4 @@
-"""What PyTorch's agents need of the library."""
+"""Random streams of PyTorch's agents, which are put back whole or not at all."""
 
 import pytest
 

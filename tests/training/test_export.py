@@ -125,7 +125,7 @@ def test_what_cannot_be_exported_is_said_and_nothing_is_written(backend: Backend
 
 
 def test_a_stablehlo_program_is_loaded_onto_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the agent is, whatever JAX's default device: on a GPU, whose products are in TF32, it would differ from predict."""
+    """Loaded elsewhere, as onto a GPU, whose products are in TF32, it would differ from predict."""
     jax = pytest.importorskip("jax")
     module = importlib.import_module("sacref.jax.export")
     used: list[Any] = []
