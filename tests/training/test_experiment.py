@@ -329,6 +329,16 @@ def test_what_is_left_of_a_checkpoint_that_was_deleted_is_none(tmp_path: Path) -
     assert memory_of(train(run_dir, steps=150, resume=True)).capacity >= 150
     assert (left / ".DS_Store").read_text() == "mine"
 
+    class Leaves(Callback):
+        """Leaves a file where the last checkpoint goes, as NFS does of one that somebody reads while it is deleted."""
+
+        def on_evaluation(self, run: RunView) -> None:
+            (run_dir / "checkpoints" / "agent_200").mkdir(exist_ok=True)
+            (run_dir / "checkpoints" / "agent_200" / ".nfs1").touch()
+
+    with pytest.raises(checkpoint.CheckpointError, match=r"agent_200 .*'\.nfs1'"):
+        train(run_dir, steps=200, resume=True, callbacks=[Leaves])
+
 
 def test_a_run_directory_belongs_to_one_run_at_a_time(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
