@@ -5,11 +5,12 @@ files were that a run appends to. The replay memory of all of them is in `checkp
 `checkpoints/best`, of the best evaluation, without a memory. Of rank r, beyond the first one, names end in `.rank_<r>`.
 """
 
+import contextlib
 import logging
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -162,14 +163,33 @@ class CheckpointWriter:
         own = [(timestep, path) for timestep, rank, path in sorted(_written(self._directory)) if rank == self._ranks.rank]
         for _, path in own[: -self._keep]:
             checkpoint.remove(path)
-        kept = [entry_of(path) for _, path in own[-self._keep :]]
-        self._replay.prune([entry for entry in kept if entry is not None])
+        _prune(self._replay, [path for _, path in own[-self._keep :]])
         if self._ranks.rank == 0:
-            # Of ranks that there were once, and are no more.
-            whole = {timestep for timestep, _ in own[-self._keep :]}
-            for timestep, rank, path in _written(self._directory):
-                if rank >= self._ranks.size and timestep not in whole and timestep < max(whole, default=0):
+            self._delete_departed({timestep for timestep, _ in own[-self._keep :]})
+
+    def _delete_departed(self, whole: Collection[int]) -> None:
+        """Delete what ranks that are no more wrote of checkpoints that are not among the `whole` ones, nor newer, with its segments."""
+        left: dict[int, list[Path]] = {}
+        for timestep, rank, path in _written(self._directory):
+            if rank >= self._ranks.size:
+                if timestep not in whole and timestep < max(whole, default=0):
                     checkpoint.remove(path)
+                else:
+                    left.setdefault(rank, []).append(path)
+        for log in checkpoints_of(self._directory).glob(f"{REPLAY}.rank_*"):
+            if _REPLAY.fullmatch(log.name) and (rank := int(log.name.rpartition("_")[2])) >= self._ranks.size:
+                _prune(ReplayLog(log), left.get(rank, []))
+                with contextlib.suppress(OSError):  # not empty
+                    log.rmdir()
+
+
+def _prune(log: ReplayLog, kept: Sequence[Path]) -> None:
+    """Delete the segments of a log that none of the checkpoints `kept` needs; none as long as one of these cannot be read."""
+    try:
+        entries = [_read_entry(path) for path in kept]
+    except CheckpointError:
+        return
+    log.prune([entry for entry in entries if entry is not None])
 
 
 def evaluation_of_best(directory: Path) -> tuple[int, float] | None:
@@ -182,12 +202,22 @@ def evaluation_of_best(directory: Path) -> tuple[int, float] | None:
 
 
 def entry_of(path: Path) -> Entry | None:
-    """Read a checkpoint's entry of the replay memory in segments; None if it has none, or is damaged."""
+    """Read a checkpoint's entry of the replay memory in segments; None if it has none, or cannot be read."""
     try:
-        entry: Entry = checkpoint.read(path, only=()).metadata.get("replay", {})
-        replay_log.segments_of(path, entry)
+        return _read_entry(path)
     except CheckpointError:
         return None
+
+
+def _read_entry(path: Path) -> Entry | None:
+    """Read a checkpoint's entry of the replay memory in segments; None if it has none.
+
+    Raises:
+        CheckpointError: if the checkpoint cannot be read, or its entry is none.
+    """
+    entry: Entry | None = checkpoint.read(path, only=()).metadata.get("replay")
+    if entry is not None:
+        replay_log.segments_of(path, entry)
     return entry
 
 

@@ -40,7 +40,7 @@ def test_float64_agrees_over_many_updates(updates: int) -> None:
     report = parity.run(updates=updates, dtype="float64", problem=Problem(batch_size=32))
     for kinds in report.traces.pairs.values():
         assert set(kinds) == set(KINDS)
-        for kind in ("parameters", "targets", "moments", "alpha"):
+        for kind in ("losses", "parameters", "targets", "moments", "alpha"):
             assert kinds[kind].largest_relative.value < 1e-9, (kind, kinds[kind].largest_relative)
     assert report.within(1e-9)
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 import sacref
 from sacref import parity
+from sacref.parity.compare import KINDS, Difference, Trace, Traces
 from sacref.parity.drivers import installed_backends
 
 SMALL = parity.Problem(observation=3, action=2, hidden=(8,), batch_size=16, replay_size=64)
@@ -40,6 +41,17 @@ def test_the_record_holds_every_updates_numbers(tmp_path: Path) -> None:
     assert not report.within(1e-9)
     assert report.within(1.0)
     assert path.with_suffix(".png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.parametrize(("kind", "judged"), [(kind, kind != "gradients") for kind in KINDS])
+def test_every_kind_but_gradients_is_judged(kind: str, judged: bool) -> None:
+    equal, apart = Difference(0.0, 0.0, "same"), Difference(1e-3, 1e-3, "somewhere")
+    kinds = {name: Trace() for name in KINDS}
+    for name, trace in kinds.items():
+        trace.add(equal, equal)
+        trace.add(apart if name == kind else equal, apart if name == kind else equal)
+    report = parity.Report(SMALL, 2, Traces({("jax", "numpy"): kinds}, metrics={}))
+    assert report.within(1e-9) is not judged
 
 
 def test_the_table_names_pair_kind_and_place() -> None:

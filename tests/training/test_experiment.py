@@ -12,6 +12,7 @@ import sys
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
 import gymnasium
@@ -164,6 +165,42 @@ def test_the_last_checkpoints_are_kept_with_their_memories_and_the_best_without(
     copies = envs.make("Pendulum-v1", 2, env_kwargs=SMALL["env_kwargs"])
     assert list(evaluate(found, copies, episodes=2, seed=derive_seed(0, 1)).returns) == pytest.approx(best["returns"])
     copies.close()
+
+
+def delete_old(run_dir: Path, keep: int) -> None:
+    agent: Any = SimpleNamespace(memory=None)
+    CheckpointWriter(agent, Ranks(), run_dir, agent, every=0, keep=keep).delete_old()
+
+
+def segments(log: Path) -> list[str]:
+    return sorted(path.name for path in log.iterdir())
+
+
+def test_no_segment_is_deleted_while_a_kept_checkpoint_cannot_be_read(tmp_path: Path) -> None:
+    train(tmp_path, steps=120)
+    where = tmp_path / "checkpoints"
+    assert segments(where / "replay") == ["segment_0", "segment_1", "segment_2"]
+    text = (where / "agent_120" / checkpoint.MANIFEST).read_text()
+    (where / "agent_120" / checkpoint.MANIFEST).write_text("the disk does not answer")
+    delete_old(tmp_path, keep=3)
+    assert segments(where / "replay") == ["segment_0", "segment_1", "segment_2"]
+    (where / "agent_120" / checkpoint.MANIFEST).write_text(text)
+    shutil.rmtree(where / "agent_120")
+    delete_old(tmp_path, keep=3)
+    assert segments(where / "replay") == ["segment_0", "segment_1"]
+
+
+def test_the_segments_of_departed_ranks_go_with_their_checkpoints(tmp_path: Path) -> None:
+    train(tmp_path, steps=120)
+    where = tmp_path / "checkpoints"
+    for name in ("agent_50", "agent_100", "replay"):
+        shutil.copytree(where / name, where / f"{name}.rank_1")
+    delete_old(tmp_path, keep=2)
+    assert checkpoints(tmp_path) == ["agent_100", "agent_100.rank_1", "agent_120", "best", "replay", "replay.rank_1"]
+    assert segments(where / "replay") == ["segment_0", "segment_1", "segment_2"]
+    assert segments(where / "replay.rank_1") == ["segment_0", "segment_1"]
+    delete_old(tmp_path, keep=1)
+    assert checkpoints(tmp_path) == ["agent_120", "best", "replay"]
 
 
 @pytest.mark.parametrize(
