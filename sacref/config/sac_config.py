@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, TypeVar, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias, TypeVar, get_args
 
 import numpy as np
 
@@ -95,10 +95,14 @@ class _Config:
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
+    def __new__(cls, **values: object) -> Self:
+        for name in values:
+            _require_field(cls, name)
+        return super().__new__(cls)
+
     def __setattr__(self, name: str, value: object) -> None:
         cls = type(self)
-        if name not in self.__dataclass_fields__:
-            raise ConfigError(f"{cls.__name__} has no field {_unknown(cls, name)}")
+        _require_field(cls, name)
         try:
             checked = self.__dataclass_fields__[name].metadata["check"](value)
         except ExpectedError as expected:
@@ -139,8 +143,7 @@ class _Config:
             raise ConfigError(f"{cls.__name__} cannot be made of {shortened.repr(values)}, expected a dict of its fields")
         cfg = cls()
         for name, value in values.items():
-            if name not in cls.__dataclass_fields__:
-                raise ConfigError(f"{cls.__name__} has no field {_unknown(cls, name)}")
+            _require_field(cls, name)
             if name in CALLABLES and not import_callables:
                 for text in value if isinstance(value, list | tuple) else [value]:
                     if isinstance(text, str) and text not in HARMLESS:
@@ -172,13 +175,17 @@ class _Config:
         return cls.from_dict(values, import_callables=import_callables)
 
 
-def _unknown(cls: type[_Config], name: object) -> str:
-    """Say the unknown name, and the nearest right one; a field of `experiment` is named with its path."""
+def _require_field(cls: type[_Config], name: object) -> None:
+    """Refuse an unknown name, with what it is called here, or the nearest right one; a field of `experiment` is named with its path."""
     known = list(cls.__dataclass_fields__)
+    if name in known:
+        return
     if "experiment" in known:
         known += [f"experiment.{inner}" for inner in ExperimentConfig.__dataclass_fields__]
-    near = difflib.get_close_matches(str(name), known, n=1)
-    return f"{name!r}: did you mean {near[0]!r}?" if near else f"{name!r}: its fields are {', '.join(known)}"
+    meant = OTHER_NAMES.get(str(name))
+    near = [meant] if meant in known else difflib.get_close_matches(str(name), known, n=1)
+    expected = f"did you mean {near[0]!r}?" if near else f"its fields are {', '.join(known)}"
+    raise ConfigError(f"{cls.__name__} has no field {name!r}: {expected}")
 
 
 def _written(path: str, value: object) -> object:
@@ -203,6 +210,17 @@ def _written(path: str, value: object) -> object:
         ) from error
 
 
+OTHER_NAMES: Mapping[str, str] = {
+    "alpha": "initial_entropy_value",
+    "discount": "discount_factor",
+    "gamma": "discount_factor",
+    "lr": "learning_rate",
+    "start_steps": "random_timesteps",
+    "tau": "polyak",
+    "utd": "update_to_data",
+    "utd_ratio": "update_to_data",
+}
+"""Name in other libraries -> the field that it is here."""
 CALLABLES = ("learning_rate_scheduler", "observation_preprocessor", "state_preprocessor", "rewards_shaper")
 """Fields that hold callables, which are written by their names."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 
-from sacref.config import presets
+from sacref.config import presets, sac_config
 from sacref.config.callables import description
 from sacref.config.fields import ExpectedError, Rule, as_json, choice, flag, from_json, is_integer, plain, rule
 from sacref.config.sac_config import SACConfig
@@ -279,19 +279,12 @@ CHANGEABLE = frozenset(option.name for option in fields(TrainConfig) if option.m
 LATER = ("evaluation_max_steps", "preset", "network", "critic_hidden", "vector_env", "callbacks", "log")
 """Options that the first versions of `config.json` do not hold: they had the defaults."""
 OTHER_NAMES: Mapping[str, str] = {
-    "alpha": "initial_entropy_value",
+    **sac_config.OTHER_NAMES,
     "buffer_size": "memory_capacity",
-    "discount": "discount_factor",
     "env_id": "env",
-    "gamma": "discount_factor",
-    "lr": "learning_rate",
     "n_envs": "num_envs",
     "replay_size": "memory_capacity",
-    "start_steps": "random_timesteps",
-    "tau": "polyak",
     "total_timesteps": "steps",
-    "utd": "update_to_data",
-    "utd_ratio": "update_to_data",
 }
 """Name in other libraries -> the option or field of the configuration that it is here."""
 

@@ -289,7 +289,9 @@ def test_every_field_refuses_an_object_of_no_meaning() -> None:
         ("discount", "'discount_factor'"),
         ("learning_rates_", "'learning_rate'"),
         ("write_interval", "'experiment.write_interval'"),
-        ("gamma", "its fields are experiment, gradient_steps"),
+        ("gamma", "'discount_factor'"),
+        ("tau", "'polyak'"),
+        ("huber", "its fields are experiment, gradient_steps"),
     ],
 )
 def test_unknown_names_are_refused_with_the_nearest_right_one(name: str, nearest: str) -> None:
@@ -298,6 +300,8 @@ def test_unknown_names_are_refused_with_the_nearest_right_one(name: str, nearest
         setattr(cfg, name, 1)
     with pytest.raises(ConfigError, match=rf"SACConfig has no field '{name}': .*{nearest}"):
         SACConfig.from_dict({name: 1})
+    with pytest.raises(ConfigError, match=rf"SACConfig has no field '{name}': .*{nearest}"):
+        SACConfig(**{name: 1})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="ExperimentConfig has no field 'write_intervall': did you mean 'write_interval'"):
         SACConfig.from_dict({"experiment": {"write_intervall": 1}})
     assert not hasattr(cfg, name)
