@@ -3,7 +3,7 @@
 import copy
 import difflib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import wraps
 from pathlib import Path
@@ -309,14 +309,10 @@ def options_of(stored: Mapping[str, Any]) -> dict[str, Any]:
 def takes_options(options: Callable[P, TrainConfig]) -> Callable[[Callable[[TrainConfig], R]], Callable[P, R]]:
     """Decorate a function of the options so that it takes each as a keyword argument."""
 
-    known = inspect.signature(options).parameters
-
     def decorate(function: Callable[[TrainConfig], R]) -> Callable[P, R]:
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            for name in kwargs:
-                if name not in known:
-                    raise TypeError(f"{function.__name__} got {_unknown(name)}")
+            require_options(function.__name__, kwargs)
             return function(options(*args, **kwargs))
 
         returned = inspect.signature(function).return_annotation
@@ -326,16 +322,23 @@ def takes_options(options: Callable[P, TrainConfig]) -> Callable[[Callable[[Trai
     return decorate
 
 
-def _unknown(name: str) -> str:
-    """Say what an argument that there is not is called here, or what is nearest to it; fields of the configuration are in `cfg`."""
+def require_options(function: str, names: Iterable[str]) -> None:
+    """Refuse an argument that is no option, with what it is called here, or the nearest option or field of the configuration.
+
+    Raises:
+        TypeError: naming the function and the argument.
+    """
     options, settings = TrainConfig.__dataclass_fields__, SACConfig.__dataclass_fields__
-    meant = OTHER_NAMES.get(name, name)
-    if meant not in options and meant not in settings:
-        meant = "".join(difflib.get_close_matches(name, [*options, *settings], n=1))
-    if not meant:
-        return f"{name!r}: its arguments are {', '.join(options)}, and cfg holds the fields of SACConfig"
-    where = f"cfg={{{meant!r}: ...}}" if meant in settings and meant not in options else f"{meant}=..."
-    return f"{name!r}, expected an argument of its own or a field of SACConfig in cfg: did you mean {where}?"
+    for name in names:
+        if name in options:
+            continue
+        meant = OTHER_NAMES.get(name, name)
+        if meant not in options and meant not in settings:
+            meant = "".join(difflib.get_close_matches(name, [*options, *settings], n=1))
+        if not meant:
+            raise TypeError(f"{function} got {name!r}: its arguments are {', '.join(options)}, and cfg holds the fields of SACConfig")
+        where = f"cfg={{{meant!r}: ...}}" if meant in settings and meant not in options else f"{meant}=..."
+        raise TypeError(f"{function} got {name!r}, expected an argument of its own or a field of SACConfig in cfg: did you mean {where}?")
 
 
 def _written(value: object) -> object:

@@ -5,7 +5,7 @@ import importlib
 import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ from sacref.agent.members import Mask
 from sacref.agent.population import Population
 from sacref.algorithm.tree import Tree, map_leaves
 from sacref.config import ConfigError, SACConfig
-from sacref.config.train_config import TrainConfig
+from sacref.config.train_config import TrainConfig, require_options
 from sacref.envs.divergence import DivergenceError, DivergenceGuard, Divergences
 from sacref.envs.joined import JoinedEnvs
 from sacref.envs.vector import closing
@@ -61,12 +61,13 @@ def train_population(
         arguments: of `sacref.train`, but for `seed`. With `resume`, members that have a checkpoint go on from it.
 
     Raises:
-        PopulationError: if members failed, once all have ended. BackendError: if the backend is not installed. ConfigError, ValueError,
-            RunError: if an argument cannot be used. All members' configurations are judged first: where one cannot be trained, none is.
+        PopulationError: if members failed, once all have ended. BackendError: if the backend is not installed. ConfigError, TypeError,
+            ValueError, RunError: if an argument cannot be used. All members' configurations are judged first: where one cannot be trained, none is.
     """
     names = _members(seeds, vary or {})
-    if unknown := [name for name in arguments if name not in {option.name for option in fields(TrainConfig)} - {"seed"}]:
-        raise TypeError(f"train_population got {', '.join(unknown)}: expected seeds, vary, and the arguments of sacref.train but for seed")
+    if "seed" in arguments:
+        raise TypeError("train_population got 'seed', expected one for each member: did you mean seeds=...?")
+    require_options("train_population", arguments)
     shared = TrainConfig(**arguments, seed=seeds[0])
     for name in ("callbacks", "log"):
         given = getattr(shared, name)

@@ -610,8 +610,10 @@ def test_a_member_that_goes_wrong_ends_alone(
 def test_an_argument_that_suits_no_member_is_one_error(backend: Backend, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="batch_size is -1"):
         train_population(backend=backend.name, seeds=[0, 1], run_dir=tmp_path / "both", **{**SETTINGS, "cfg": {"batch_size": -1}})
-    with pytest.raises(TypeError, match=r"train_population got sed: expected"):
-        train_population(backend=backend.name, seeds=[0], sed=1)
+    with pytest.raises(TypeError, match=r"train_population got 'seed', expected one for each member: did you mean seeds=\.\.\.\?"):
+        train_population(backend=backend.name, seeds=[0], seed=1)
+    with pytest.raises(TypeError, match=r"train_population got 'gamma', .*: did you mean cfg=\{'discount_factor': \.\.\.\}\?"):
+        train_population(backend=backend.name, seeds=[0], gamma=0.9)
     with pytest.raises(ValueError, match=r"vector_env makes the environments of one agent, expected none for a population"):
         train_population(backend=backend.name, seeds=[0], vector_env=dict)
     with pytest.raises(ValueError, match=r"vary has batch_size: members may differ in initial_entropy_value"):
