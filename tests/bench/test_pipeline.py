@@ -11,6 +11,7 @@ from bench.suites.amp import measure as amp
 from bench.suites.executions import measure as executions
 from bench.suites.host import measure as host
 from bench.suites.learning import measure as learning
+from bench.suites.learning.presets import PRESETS
 from bench.suites.parity import measure as parity
 from bench.suites.population import measure as population
 from bench.suites.recurrent import measure as recurrent
@@ -46,6 +47,16 @@ def test_the_longest_preset_that_fits_is_chosen(speed: float, preset: str, tmp_p
     # of 1,000,000 steps each, take 83 minutes at 10,000 steps per second and 93 at 9,000.
     monkeypatch.setattr(learning, "steps_per_second", lambda results, here, preset=None, *, together=1: speed)
     assert learning.fitting_preset(tmp_path / "learning") == preset
+
+
+def test_a_preset_whose_packages_are_missing_is_not_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learning, "steps_per_second", lambda results, here, preset=None, *, together=1: 80.0)
+    names = ("cheetah-run-100k", "smoke")
+    monkeypatch.setattr(learning, "PRESETS", {name: PRESETS[name] for name in names})
+    monkeypatch.setattr(learning, "COMPARISONS", ())
+    for installed, chosen in ((True, "cheetah-run-100k"), (False, "smoke")):
+        monkeypatch.setattr(learning, "register_dm_control", lambda installed=installed: installed)
+        assert learning.fitting_preset(tmp_path / "learning") == chosen
 
 
 def test_what_is_recorded_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ from bench.suites.learning.presets import COMPARISONS, PRESETS, Preset, presets_
 from bench.suites.learning.runs import members
 from bench.suites.learning.samples import LearningSamples
 from bench.suites.learning.worker import Job, name_of, read_evaluations, resumable
+from sacref.envs.dm_control import DM_CONTROL, register_dm_control
 
 Backend = Literal["torch", "jax"]
 RESULTS = machine.ROOT / "results" / "learning"
@@ -94,6 +95,7 @@ def main(
             "invertedpendulum-fast",
             "invertedpendulum",
             "halfcheetah-100k",
+            "cheetah-run-100k",
             "ant-200k-sb3",
             "halfcheetah-200k-nnabla",
             "hopper-200k-nnabla",
@@ -186,7 +188,7 @@ def stages(choices: Choices) -> list[Stage]:
 def fitting_preset(results: Path) -> str:
     """Return the longest preset, or the standard suite, whose runs this machine does in `LONGEST_SECONDS`; else the shortest.
 
-    Presets that exist for a comparison are left out: alone they say little.
+    Presets that exist for a comparison are left out, alone they say little, and those that need packages which are not there.
     """
     here = machine.slug(machine.hardware(machine.find_accelerator()))
 
@@ -207,7 +209,8 @@ def fitting_preset(results: Path) -> str:
         # The unchanged task with the paper's settings says something alone.
         if PRESETS[name].settings or PRESETS[name].arguments
     }
-    by_length = sorted((name for name in (*PRESETS, "standard") if name not in compared), key=seconds)
+    missing = {name for name, preset in PRESETS.items() if preset.env.startswith(DM_CONTROL) and not register_dm_control()}
+    by_length = sorted((name for name in (*PRESETS, "standard") if name not in compared | missing), key=seconds)
     return [name for name in by_length if seconds(name) <= LONGEST_SECONDS or name == by_length[0]][-1]
 
 

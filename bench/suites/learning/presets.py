@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import gymnasium
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
@@ -44,6 +46,8 @@ HIDDEN = ("sacref.envs.partial:HideVelocities",)
 """The policy and the critics see positions alone."""
 PRIVILEGED = ("sacref.envs.partial:PrivilegedState", *HIDDEN)
 """The policy sees positions alone, the critics see everything."""
+REPEATED = ("bench.suites.learning.presets:act_for_two_steps",)
+"""Each action acts for two steps of the task, which are one step of the agent."""
 PENDULUM = {"learning_rate": 1e-3, "random_timesteps": 500, "learning_starts": 500}
 EARLY = {"learning_rate": 1e-3, "initial_entropy_value": 0.2, "random_timesteps": 1_000, "learning_starts": 1_000}
 JAXRL = {"target_entropy": -3.0, "random_timesteps": 10_000, "learning_starts": 10_000}
@@ -64,6 +68,11 @@ ALIKE = {"Walker2d": ("v2", "v3", "v4"), "Hopper": ("v2", "v3", "v4"), "HalfChee
 
 Ant's and Humanoid's contact costs came and went, and Humanoid's model changed within v2 and v3.
 """
+
+
+def act_for_two_steps(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    """Wrap an environment so that each action acts for two of its steps; the reward is their sum."""
+    return gymnasium.wrappers.RepeatAction(env, num_repeats=2)
 
 
 def _standard(task: str) -> Preset:
@@ -210,6 +219,17 @@ PRESETS = {
             steps=100_000,
             evaluation_interval=10_000,
             seeds=(0, 1, 2),
+        ),
+        # SimBa's authors' baseline without their networks, of which ten seeds are published. It needs `sacref[dmc]`, and so MuJoCo 3.
+        Preset(
+            name="cheetah-run-100k",
+            title="cheetah-run of the DeepMind Control Suite, two updates a step",
+            env="dm_control/cheetah-run-v0",
+            steps=100_000,
+            evaluation_interval=5_000,
+            seeds=(0, 1, 2),
+            settings={"update_to_data": 2.0},
+            arguments={"wrappers": REPEATED},
         ),
         # Stable-Baselines3's defaults on a v5 task, of which ten seeds are published: learning after 100 random steps.
         Preset(

@@ -14,7 +14,13 @@ from sacref.config import SACConfig, paper_config
 
 REFERENCE = Path(__file__).parent / "reference"
 UNKNOWN = "unknown"
-NAMES = {"tianshou": "Tianshou", "SimbaV2": "SimbaV2's SAC", "rl-trained-agents": "SB3's zoo", "gymnasium-mujuco-v5-envs-validation": "SB3"}
+NAMES = {
+    "tianshou": "Tianshou",
+    "SimbaV2": "SimbaV2's SAC",
+    "simba": "SimBa's SAC",
+    "rl-trained-agents": "SB3's zoo",
+    "gymnasium-mujuco-v5-envs-validation": "SB3",
+}
 """Repository -> the name that a reader knows it by; else its own."""
 MILESTONES = (50_000, 100_000, 200_000, 500_000, 1_000_000)
 """Environment steps at which a curve that is published seed by seed is compared."""
@@ -35,6 +41,9 @@ class Settings(NamedTuple):
     batch_size: str
     random_steps: str
     """Environment steps with uniform actions, after which learning starts."""
+    updates_per_step: str
+    action_repeat: str
+    """Steps of the task for which an action acts: one step of the agent."""
     hidden: str
     """Widths of the hidden layers."""
     others: tuple[str, ...] = ()
@@ -121,17 +130,18 @@ def published(env: str, steps: int) -> list[Published]:
     return [point for point in (*found, *_by_seed(name)) if point.steps <= steps * 1.01]
 
 
-def settings_of(env: str, changed: Mapping[str, Any]) -> Settings:
+def settings_of(env: str, changed: Mapping[str, Any], *, repeated: bool = False) -> Settings:
     """Describe runs of ours in the terms of the published ones.
 
     Args:
         env: name of the task.
         changed: fields of `SACConfig` that differ from the paper's settings.
+        repeated: whether an action acts for two steps (`presets.REPEATED`).
     """
     cfg = SACConfig.from_dict({**paper_config().to_dict(), **changed})
     policy, critic, entropy = (f"{rate:g}" for rate in cfg.learning_rates)
     named = {"learning_rate", "learn_entropy", "initial_entropy_value", "target_entropy"}
-    named |= {"batch_size", "random_timesteps", "learning_starts"}
+    named |= {"batch_size", "random_timesteps", "learning_starts", "update_to_data", "gradient_steps"}
     others = [f"{name.replace('_', ' ')} {value}" for name, value in changed.items() if name not in named]
     if cfg.learning_starts != cfg.random_timesteps:
         others.append(f"learning starts {cfg.learning_starts}")
@@ -143,6 +153,8 @@ def settings_of(env: str, changed: Mapping[str, Any]) -> Settings:
         temperature=f"{'learned from' if cfg.learn_entropy else 'fixed at'} {cfg.initial_entropy_value:g}",
         batch_size=f"{cfg.batch_size}",
         random_steps=f"{cfg.random_timesteps}",
+        updates_per_step=f"{cfg.gradient_steps_per_timestep(1):g}",
+        action_repeat="2" if repeated else "1",
         hidden="256x256",
         others=tuple(others),
     )

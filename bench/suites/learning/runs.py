@@ -12,7 +12,7 @@ from bench.core import record, statistics
 from bench.core.page import place
 from bench.core.record import Record, RecordError
 from bench.suites.learning import plots
-from bench.suites.learning.presets import PRESETS
+from bench.suites.learning.presets import PRESETS, REPEATED
 from bench.suites.learning.samples import LearningSamples
 
 Run: TypeAlias = Record[LearningSamples]
@@ -60,6 +60,16 @@ class Group:
         return (
             f"{self.env} ({', '.join(f'{name} {_said(value)}' for name, value in self.arguments.items())})" if self.arguments else self.env
         )
+
+    @property
+    def repeats(self) -> bool:
+        """True if an action acts for two steps of the task."""
+        return self.arguments == {"wrappers": [*REPEATED]}
+
+    @property
+    def is_plain(self) -> bool:
+        """True without wrappers and networks that make it another task, or another agent, than those of published runs."""
+        return not self.arguments or self.repeats
 
     @property
     def title(self) -> str:

@@ -50,8 +50,7 @@ def section(results: Path) -> Section:
     findings: list[Finding] = []
     for largest in runs.largest(groups):
         path = results / "learning" / f"{largest.preset}.png"
-        # Published points are of the task without wrappers.
-        references = [] if largest.arguments else published(largest.env, largest.steps)
+        references = published(largest.env, largest.steps) if largest.is_plain else []
         curves = {backend: runs.curve(members) for backend, members in largest.runs.items()}
         pictures[path] = Picture(
             digest(largest.title, curves, references),

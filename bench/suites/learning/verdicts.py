@@ -15,11 +15,11 @@ INTRODUCTION = (
     " deterministic episodes), not of the last tenth nor the maximum. The difference is ours less theirs, its interval Welch's; beside"
     " it stands the smallest true difference that so many seeds of such spread would have shown with 80% power (two-sided, 5%). Where a"
     " source publishes its seeds, the mean of the curve up to that step is compared in the same way, over the evaluations that both"
-    " have. A verdict is given between like settings only (learning rates, target entropy, temperature, batch, random steps, networks);"
-    " a temperature whose start a source draws around ours is like, and named: Adam moves its logarithm by the learning rate a step, by"
-    " 1 in 3,300 steps. *Below* and *above*: the interval is clear of 0. *Agrees*: it holds 0 and stays within 20% of the published mean."
-    " *Cannot tell*: it holds 0 and reaches further. *Other settings*: theirs differ as said, or no file says what they are. *Not"
-    " comparable*: the task's own reward is another one in their version.\n"
+    " have. A verdict is given between like settings only (learning rates, target entropy, temperature, batch, random steps, updates"
+    " per step, action repeat, networks); a temperature whose start a source draws around ours is like, and named: Adam moves its"
+    " logarithm by the learning rate a step, by 1 in 3,300 steps. *Below* and *above*: the interval is clear of 0. *Agrees*: it holds 0"
+    " and stays within 20% of the published mean. *Cannot tell*: it holds 0 and reaches further. *Other settings*: theirs differ as"
+    " said, or no file says what they are. *Not comparable*: the task's own reward is another one in their version.\n"
 )
 APART = ("below", "above")
 """Verdicts of a difference that is shown."""
@@ -66,9 +66,9 @@ class Beside(NamedTuple):
 
 def beside(group: Group) -> list[Beside]:
     """Compare every backend with every published point of a step that it was evaluated at, the last step first."""
-    if group.arguments:  # wrappers and networks make it another task or agent
+    if not group.is_plain:
         return []
-    own = settings_of(group.env, group.settings)
+    own = settings_of(group.env, group.settings, repeated=group.repeats)
     found = []
     for reference in sorted(published(group.env, group.steps), key=lambda point: (-round(point.steps, -3), point.source)):
         for backend, runs in group.runs.items():
@@ -184,9 +184,9 @@ def _with_their_settings(group: Group, found: Sequence[Beside], groups: Sequence
     said = []
     for reference in sources.values():
         for other in groups:
-            if other.env != group.env or other.arguments or last not in of_runs.steps(other.all_runs):
+            if other.env != group.env or not other.is_plain or last not in of_runs.steps(other.all_runs):
                 continue
-            if settings_of(other.env, other.settings).differences(reference.settings):
+            if settings_of(other.env, other.settings, repeated=other.repeats).differences(reference.settings):
                 continue
             reached = ", ".join(
                 f"{backend} {number(statistics.mean([of_runs.after(run, last) for run in runs]))} ({len(runs)})"

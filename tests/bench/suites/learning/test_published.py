@@ -2,9 +2,12 @@
 
 import csv
 
+import numpy as np
 import pytest
 
+from bench.suites.learning.presets import PRESETS, act_for_two_steps
 from bench.suites.learning.published import REFERENCE, SETTINGS, published, settings_of
+from tests.envs.counting import CountingEnv
 
 
 def test_every_source_says_its_settings_and_where_they_stand() -> None:
@@ -60,6 +63,36 @@ LATE = {"random_timesteps": 10_000, "learning_starts": 10_000}
 def test_differences_are_named(changed: dict[str, object], source: str, differences: list[str]) -> None:
     reference = next(one for one in published("Ant-v5", 200_000) if one.name == source)
     assert settings_of("Ant-v5", changed).differences(reference.settings) == differences
+
+
+@pytest.mark.parametrize(
+    ("changed", "repeated", "differences"),
+    [
+        (dict(PRESETS["cheetah-run-100k"].settings), True, []),
+        ({"gradient_steps": 2}, True, []),
+        ({}, False, ["updates per step 2 (here 1)", "action repeat 2 (here 1)"]),
+    ],
+)
+def test_updates_per_step_and_action_repeat_are_settings(changed: dict[str, object], repeated: bool, differences: list[str]) -> None:
+    found = published(PRESETS["cheetah-run-100k"].env, 100_000)
+    assert [(one.name, one.steps, round(one.mean), round(one.sample_std), one.seeds) for one in found] == [
+        ("SimBa's SAC", 50_000, 329, 46, 10),
+        ("SimBa's SAC", 100_000, 493, 67, 10),
+    ]
+    assert all(one.comparable(PRESETS["cheetah-run-100k"].env) for one in found)
+    assert sorted(found[-1].curves[0]) == [25_000, 50_000, 75_000, 100_000]
+    assert settings_of(found[0].env, changed, repeated=repeated).differences(found[0].settings) == differences
+
+
+def test_an_action_acts_for_two_steps() -> None:
+    env = act_for_two_steps(CountingEnv(lengths=(5,)))
+    env.reset(seed=0)
+    steps = [env.step(np.zeros(1, np.float32)) for _ in range(3)]
+    assert [(observation[1], reward, terminated) for observation, reward, terminated, *_ in steps] == [
+        (2.0, 1.0 + 2.0, False),
+        (4.0, 3.0 + 4.0, False),
+        (5.0, 5.0, True),
+    ]
 
 
 def test_a_temperature_that_starts_at_random_around_ours_is_remarked() -> None:

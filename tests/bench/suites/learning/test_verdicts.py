@@ -11,6 +11,7 @@ from bench.core import bootstrap, record, statistics
 from bench.core.record import Hardware, Record
 from bench.suites.learning import runs
 from bench.suites.learning import verdicts as agreement
+from bench.suites.learning.presets import HIDDEN, REPEATED
 from bench.suites.learning.runs import Group
 from bench.suites.learning.samples import Evaluation, LearningSamples, Session
 from bench.suites.tasks import section as aggregate
@@ -61,6 +62,15 @@ def test_every_published_point_of_a_step_stands_beside_each_backend() -> None:
     assert [one.verdict for one in found if one.reference.name == "jaxrl" and one.step == 100_000] == ["below", "agrees"]
     # At half of the steps half of the return is compared.
     assert {tuple(one.returns) for one in found if one.step == 50_000 and one.backend == "torch"} == {(2_350.0, 2_400.0, 2_450.0)}
+
+
+def test_a_repeated_action_is_a_setting_and_another_wrapper_another_task() -> None:
+    run = trained("few", "HalfCheetah-v5", "jax", 0, 5_800.0, JAXRL)
+    run.configuration["arguments"] = {"wrappers": [*REPEATED]}
+    (repeated,) = runs.group([run])
+    assert {one.differences for one in agreement.beside(repeated) if one.reference.name == "jaxrl"} == {("action repeat 1 (here 2)",)}
+    run.configuration["arguments"] = {"wrappers": [*HIDDEN]}
+    assert agreement.beside(*runs.group([run])) == []
 
 
 def test_a_verdict_is_given_between_like_settings_alone() -> None:
@@ -200,11 +210,11 @@ def test_the_most_tasks_count_and_a_backend_that_lacks_one_is_left_out() -> None
     assert (list(chosen.backends), chosen.left_out) == (["jax"], ["torch"])
     # As many seeds of each task: the two of Hopper. jaxrl's means are the scores of 1.
     scores = aggregate.final_scores(chosen.tasks, chosen.backends["jax"])
-    assert scores == [[1.0, 1.0], [0.5, 1.0]]
+    assert scores == [[pytest.approx(score, rel=1e-5) for score in of_seed] for of_seed in ([1.0, 1.0], [0.5, 1.0])]
     half, end = aggregate.curve(chosen.tasks, chosen.backends["jax"])
     assert (half.step, end.step) == (50_000, 100_000)
     assert end.iqm == bootstrap.iqm(scores)
-    assert half.iqm.value == 0.5
+    assert half.iqm.value == pytest.approx(0.5, rel=1e-5)
     assert end.seconds == pytest.approx(1_000)
     alone = aggregate.choose([CHEETAH])
     assert alone is not None
