@@ -95,7 +95,7 @@ class Tianshou(TorchAdapter):
                 return torch.full((capacity, 1), value, dtype=torch.float64)
 
             found = self.algorithm.compute_nstep_return(buffer[indices], buffer, indices, values, discount, n_step).returns
-            return np.array(found).ravel()
+            return np.asarray(found).ravel()
 
         rewards, with_value = returns(0.0), returns(1.0)
         after = buffer[last[0]]
