@@ -224,7 +224,7 @@ PRESETS = {
         # SimBa's authors' baseline without their networks, of which ten seeds are published. It needs `sacref[dmc]`, and so MuJoCo 3.
         Preset(
             name="cheetah-run-100k",
-            title="cheetah-run of the DeepMind Control Suite, two updates a step",
+            title="cheetah-run, two simulator steps and two updates an action",
             env="dm_control/cheetah-run-v0",
             steps=100_000,
             evaluation_interval=5_000,
