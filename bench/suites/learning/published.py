@@ -46,24 +46,32 @@ class Settings(NamedTuple):
     """Steps of the task for which an action acts: one step of the agent."""
     hidden: str
     """Widths of the hidden layers."""
+    first_std: str
+    """Standard deviation of the policy's Gaussian before it learns, about."""
     others: tuple[str, ...] = ()
     """Settings of ours beyond these that differ from plain SAC, each as "name value"."""
 
     def differences(self, theirs: "Settings") -> list[str]:
-        """List the settings in which a source differs from these, or may differ; a start that `remark` tells of is none."""
+        """List the settings in which a source differs from these, or may differ; the starts that `remark` tells of are none."""
         values = {name: (getattr(theirs, name), getattr(self, name)) for name in SETTINGS}
         if all(published == UNKNOWN for published, _ in values.values()):
             return [UNKNOWN]
-        if self.remark(theirs):
+        del values["first_std"]
+        if self._draws_around(theirs):
             del values["temperature"]
         different = {name: pair for name, pair in values.items() if pair[0] != pair[1]}
         said = [f"{name.replace('_', ' ')} {published} (here {own})" for name, (published, own) in different.items()]
         return [*said, *(f"{other} here" for other in self.others)]
 
     def remark(self, theirs: "Settings") -> str:
-        """Say that a source draws the start of its temperature around this one's; empty if it does not."""
-        drawn = theirs.temperature == DRAWN and self.temperature == "learned from 1"
-        return f"its temperature is {DRAWN}, ours from 1" if drawn else ""
+        """Say what starts elsewhere at a source: a temperature drawn around this one's, the policy's deviation; empty if nothing."""
+        said = [f"its temperature is {DRAWN}, ours from 1"] if self._draws_around(theirs) else []
+        if theirs.first_std not in (UNKNOWN, self.first_std):
+            said.append(f"its policy's standard deviation starts at {theirs.first_std}, ours at {self.first_std}")
+        return "; ".join(said)
+
+    def _draws_around(self, theirs: "Settings") -> bool:
+        return theirs.temperature == DRAWN and self.temperature == "learned from 1"
 
 
 SETTINGS = tuple(name for name in Settings._fields if name != "others")
@@ -156,6 +164,7 @@ def settings_of(env: str, changed: Mapping[str, Any], *, repeated: bool = False)
         updates_per_step=f"{cfg.gradient_steps_per_timestep(1):g}",
         action_repeat="2" if repeated else "1",
         hidden="256x256",
+        first_std="1",
         others=tuple(others),
     )
 

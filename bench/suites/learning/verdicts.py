@@ -17,9 +17,10 @@ INTRODUCTION = (
     " source publishes its seeds, the mean of the curve up to that step is compared in the same way, over the evaluations that both"
     " have. A verdict is given between like settings only (learning rates, target entropy, temperature, batch, random steps, updates"
     " per step, action repeat, networks); a temperature whose start a source draws around ours is like, and named: Adam moves its"
-    " logarithm by the learning rate a step, by 1 in 3,300 steps. *Below* and *above*: the interval is clear of 0. *Agrees*: it holds 0"
-    " and stays within 20% of the published mean. *Cannot tell*: it holds 0 and reaches further. *Other settings*: theirs differ as"
-    " said, or no file says what they are. *Not comparable*: the task's own reward is another one in their version.\n"
+    " logarithm by the learning rate a step, by 1 in 3,300 steps. So is a policy whose standard deviation starts elsewhere. *Below* and"
+    " *above*: the interval is clear of 0. *Agrees*: it holds 0 and stays within 20% of the published mean. *Cannot tell*: it holds 0"
+    " and reaches further. *Other settings*: theirs differ as said, or no file says what they are. *Not comparable*: the task's own"
+    " reward is another one in their version.\n"
 )
 APART = ("below", "above")
 """Verdicts of a difference that is shown."""

@@ -81,7 +81,9 @@ def test_updates_per_step_and_action_repeat_are_settings(changed: dict[str, obje
     ]
     assert all(one.comparable(PRESETS["cheetah-run-100k"].env) for one in found)
     assert sorted(found[-1].curves[0]) == [25_000, 50_000, 75_000, 100_000]
-    assert settings_of(found[0].env, changed, repeated=repeated).differences(found[0].settings) == differences
+    own = settings_of(found[0].env, changed, repeated=repeated)
+    assert own.differences(found[0].settings) == differences
+    assert own.remark(found[0].settings) == "its policy's standard deviation starts at 0.02, ours at 1"
 
 
 def test_an_action_acts_for_two_steps() -> None:
