@@ -295,13 +295,13 @@ def test_every_field_refuses_an_object_of_no_meaning() -> None:
     ],
 )
 def test_unknown_names_are_refused_with_the_nearest_right_one(name: str, nearest: str) -> None:
-    cfg = SACConfig()
+    cfg, given = SACConfig(), dict[str, Any]({name: 1})
     with pytest.raises(ConfigError, match=rf"SACConfig has no field '{name}': .*{nearest}"):
         setattr(cfg, name, 1)
     with pytest.raises(ConfigError, match=rf"SACConfig has no field '{name}': .*{nearest}"):
-        SACConfig.from_dict({name: 1})
+        SACConfig.from_dict(given)
     with pytest.raises(ConfigError, match=rf"SACConfig has no field '{name}': .*{nearest}"):
-        SACConfig(**{name: 1})  # type: ignore[arg-type]
+        SACConfig(**given)
     with pytest.raises(ConfigError, match="ExperimentConfig has no field 'write_intervall': did you mean 'write_interval'"):
         SACConfig.from_dict({"experiment": {"write_intervall": 1}})
     assert not hasattr(cfg, name)

@@ -195,7 +195,7 @@ PRESETS = {
             settings={"mixed_precision": True},
         ),
         # As halfcheetah-100k, with SimBa's networks of as many weights (68,000 each, there 72,000), and nothing else of theirs: does the
-        # architecture help? Its authors' critics are 62 times as large: on a processor a run would take half a day.
+        # architecture help? Its authors' critics have 62 times as many, too many for a processor.
         Preset(
             name="halfcheetah-100k-simba",
             title="HalfCheetah-v5, SimBa networks of as many weights",

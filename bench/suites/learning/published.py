@@ -71,6 +71,7 @@ class Settings(NamedTuple):
         return "; ".join(said)
 
     def _draws_around(self, theirs: "Settings") -> bool:
+        """Tell whether a source draws the start of its temperature around this one's."""
         return theirs.temperature == DRAWN and self.temperature == "learned from 1"
 
 

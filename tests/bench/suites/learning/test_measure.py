@@ -270,7 +270,7 @@ def test_a_comparison_is_of_two_presets_that_differ_in_what_is_asked() -> None:
             {"batch_size", "sequence_length", "recurrent", "recurrent_size"},
             {"wrappers"},
             {"mixed_precision"},
-            {"network", "hidden"},  # Of as many weights.
+            {"network", "hidden"},
         )
         # They share the end of the shorter one.
         assert one.steps == other.steps or "mixed_precision" in differing
