@@ -62,7 +62,8 @@ def train_population(
 
     Raises:
         PopulationError: if members failed, once all have ended. BackendError: if the backend is not installed. ConfigError, TypeError,
-            ValueError, RunError: if an argument cannot be used. All members' configurations are judged first: where one cannot be trained, none is.
+            ValueError, RunError: if an argument cannot be used. All members' configurations are judged first: where one cannot be
+            trained, none is.
     """
     names = _members(seeds, vary or {})
     if "seed" in arguments:
