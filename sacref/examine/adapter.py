@@ -17,6 +17,16 @@ from sacref.parity.networks import Arrays, Floats, Named
 Env = gymnasium.Env[Floats, Floats]
 
 
+NARROW = 1e-6
+"""Relative difference that float32 explains, beside float64."""
+KEPT = {"float32": NARROW, "float64": 1e-12}
+"""Relative difference up to which a weight is as it was set, by dtype: what is held may be exp(log alpha)."""
+SATURATED = (
+    "actions saturate in these data, check what the update computes there; log(1 - a^2) is infinite, "
+    "2 (log 2 - u - softplus(-2 u)) is the same and finite"
+)
+
+
 class AdapterError(TypeError):
     """An adapter does not do what the examiner relies on."""
 
@@ -172,7 +182,7 @@ def record(adapter: Adapter, scene: Scene, *, other_noise: bool = False) -> Traj
         draws = draws[::-1] if other_noise else draws
         adapter.update(batch.map(np.copy), draws.copy())
         after = _cast(adapter.weights())
-        check_shapes(adapter, after, scene.weights)
+        check_shapes(adapter, after, scene.weights, SATURATED if scene.saturates else "check the update")
         first = updates[0].draws if updates else draws
         gradients = check_gradients(adapter.name, adapter.gradients(), after) if isinstance(adapter, Showing) else []
         steps = steps_by_network([_cast(step) for step in gradients])
@@ -181,8 +191,8 @@ def record(adapter: Adapter, scene: Scene, *, other_noise: bool = False) -> Traj
     return Trajectory(scene, updates, isinstance(adapter, Showing))
 
 
-def check_shapes(adapter: Adapter, weights: Named, expected: Named) -> None:
-    """Refuse weights of other names or shapes.
+def check_shapes(adapter: Adapter, weights: Named, expected: Named, fix: str = "check the update") -> None:
+    """Refuse weights of other names or shapes, and those that are not finite, for which `fix` is what helps.
 
     Raises:
         AdapterError: naming the first one.
@@ -194,10 +204,10 @@ def check_shapes(adapter: Adapter, weights: Named, expected: Named) -> None:
     for name, array in expected.items():
         got = np.shape(weights[name])
         if got != array.shape:
-            fix = "transpose it, kernels are (inputs, outputs)" if got == array.shape[::-1] else "make networks of the problem's sizes"
-            raise AdapterError(f"{adapter.name}: weights() has {name} of shape {got}, expected {array.shape}: {fix}")
+            other = "transpose it, kernels are (inputs, outputs)" if got == array.shape[::-1] else "make networks of the problem's sizes"
+            raise AdapterError(f"{adapter.name}: weights() has {name} of shape {got}, expected {array.shape}: {other}")
         if not np.isfinite(weights[name]).all():
-            raise AdapterError(f"{adapter.name}: weights() has a {name} that is not finite, expected numbers: check the update")
+            raise AdapterError(f"{adapter.name}: weights() has a {name} that is not finite, expected numbers: {fix}")
 
 
 def check_gradients(adapter: str, gradients: Sequence[Named], weights: Named) -> Sequence[Named]:
@@ -230,12 +240,14 @@ def check_weights(adapter: Adapter, expected: Named) -> None:
     got = adapter.weights()
     check_shapes(adapter, got, expected)
     for name, array in expected.items():
-        gap = float(np.abs(np.asarray(got[name], np.float64) - array).max())
-        if gap > 1e-6 * max(float(np.abs(array).max()), 1e-12):
-            raise AdapterError(
-                f"{adapter.name}: set_weights() leaves {name} {gap:.1e} from what was set, expected it as it was set: "
-                f"write into the arrays that the agent computes with, and not into copies"
+        gap, size = float(np.abs(np.asarray(got[name], np.float64) - array).max()), max(float(np.abs(array).max()), 1e-12)
+        if gap > KEPT[str(array.dtype)] * size:
+            fix = (
+                "make it in problem.dtype, it has the digits of a narrower one (sacref.examine.inject has torch_dtype)"
+                if gap <= NARROW * size
+                else "write into the arrays that the agent computes with, and not into copies"
             )
+            raise AdapterError(f"{adapter.name}: set_weights() leaves {name} {gap:.1e} from what was set, expected it as it was set: {fix}")
 
 
 def check_noise(adapter: Adapter, seen: Trajectory) -> None:

@@ -34,6 +34,7 @@ class Choices:
         "standard deviation from the network's output",
         "exp, cut to [-20, 2]",
         "exp, cut to [-5, 2]",
+        "exp, cut to [-10, 2]",
         "exp, bounded to [-5, 2] by a tanh",
         "exp, bounded to [-20, 2] by a tanh",
         "exp, not bounded",

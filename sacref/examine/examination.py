@@ -9,7 +9,7 @@ import numpy as np
 
 import sacref.examine.probes as probes
 from sacref.examine.adapter import Adapter, Training, check_noise, record
-from sacref.examine.choices import MISTAKES, VALUES, Choices, is_mistake
+from sacref.examine.choices import BEFORE, MISTAKES, NEWEST, VALUES, Choices, is_mistake
 from sacref.examine.identify import Identification, Left, identify, replay
 from sacref.examine.oracle import Oracle
 from sacref.examine.probes import Finding
@@ -24,6 +24,8 @@ MORE = 2
 SHOWN = 8
 """Combinations that are run along whole trajectories."""
 DECAY = 0.5
+CLIPPED = 1e-5
+"""Relative difference that the small number explains which torch and others add to the norm that they divide by."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,8 @@ def options(adapter: Adapter, problem: Problem, base: Choices | None, order: Seq
             trajectory = record(adapter, scene)
             variants = [replace(base, clipping=each) for each in VALUES["clipping"]] if option == "clip" else _schedules(base)
             runs = [(each, replay(trajectory, each, order)) for each in variants]
-            fitting = [each for each, run in runs if max(run.values()) <= 100 * trajectory.tolerance]
+            tolerance = max(100 * trajectory.tolerance, CLIPPED if option == "clip" else 0.0)
+            fitting = [each for each, run in runs if max(run.values()) <= tolerance]
             found |= {name: list(dict.fromkeys(getattr(each, name) for each in fitting)) for name in names}
             if not fitting:
                 unseen |= dict.fromkeys(names, f"no variant fits; the nearest is {min(max(run.values()) for _, run in runs):.1e} away")
@@ -177,7 +180,8 @@ def _schedules(base: Choices) -> list[Choices]:
 def _limit(problem: Problem, base: Choices) -> float:
     """A norm that every way of clipping does something else with: below the largest element of each network's gradient."""
     scene = ordinary(problem, updates=1)
-    agent = Oracle(problem, scene.weights, replace(base, policy_steps="every update"))
+    alpha = BEFORE if base.policy_alpha == NEWEST else base.policy_alpha  # there is one step alone
+    agent = Oracle(problem, scene.weights, replace(base, policy_steps="every update", policy_alpha=alpha))
     agent.update(*next(scene.data()))
     sizes = [max(float(np.abs(g).max()) for g in step.values()) for step in agent.gradients if "log_alpha" not in step]
     return 0.3 * min(sizes)

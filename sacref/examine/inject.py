@@ -58,14 +58,18 @@ class Noise:
 
 @contextmanager
 def torch_noise(noise: Noise) -> Iterator[None]:
-    """Let all that draws normal numbers in torch take them from `noise`: randn, randn_like, normal, and with them Normal.rsample."""
+    """Let all that draws normal numbers in torch take them from `noise`.
+
+    Those are randn, randn_like, normal, a tensor's normal_, and with them rsample and sample of Normal and MultivariateNormal.
+    """
     torch = importlib.import_module("torch")
 
     def like(shape: Sequence[int], dtype: Any = None) -> Any:
         return torch.as_tensor(noise.draw(shape)).to(dtype or torch.get_default_dtype())
 
-    def randn(*size: Any, dtype: Any = None, **_: object) -> object:
-        return like(size[0] if size and not isinstance(size[0], int) else size, dtype)
+    def randn(*sizes: Any, size: Any = None, dtype: Any = None, **_: object) -> object:
+        given = sizes if size is None else (size,)
+        return like(given[0] if given and not isinstance(given[0], int) else given, dtype)
 
     def normal(mean: Any, std: Any = 1.0, size: Any = None, **_: Any) -> Any:
         shape = size if size is not None else torch.broadcast_tensors(torch.as_tensor(mean), torch.as_tensor(std))[0].shape
@@ -76,12 +80,16 @@ def torch_noise(noise: Noise) -> Iterator[None]:
     def standard_normal(shape: Sequence[int], dtype: object, device: object) -> object:
         return like(shape, dtype)
 
-    of_distributions = importlib.import_module("torch.distributions.normal")
+    def normal_(tensor: Any, mean: float = 0.0, std: float = 1.0, **_: object) -> object:
+        return tensor.copy_(like(tensor.shape, tensor.dtype) * std + mean)
+
+    distributions = [importlib.import_module(f"torch.distributions.{name}") for name in ("normal", "multivariate_normal")]
     patches = [
         (torch, "randn", randn),
         (torch, "randn_like", lambda tensor, **_: like(tensor.shape, tensor.dtype)),
         (torch, "normal", normal),
-        (of_distributions, "_standard_normal", standard_normal),
+        (torch.Tensor, "normal_", normal_),
+        *((module, "_standard_normal", standard_normal) for module in distributions),
     ]
     with patched(patches):
         yield

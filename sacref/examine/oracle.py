@@ -5,7 +5,7 @@ implementation showed, `Oracle` with its own. Without choices the update is that
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -41,7 +41,7 @@ def standard_deviation(raw: Floats, kind: str) -> tuple[Floats, Floats]:
     """Compute the log standard deviation from the network's output, and its derivative."""
     one = np.ones_like(raw)
     if kind.startswith("exp, cut"):
-        low = -20.0 if "-20" in kind else -5.0
+        low = float(kind.removeprefix("exp, cut to [").partition(",")[0])
         return np.clip(raw, low, 2.0), ((raw >= low) & (raw <= 2.0)).astype(raw.dtype)
     if kind.startswith("exp, bounded"):
         low = -20.0 if "-20" in kind else -5.0
@@ -384,8 +384,8 @@ class Oracle:
                 new_targets = averaged(self._before, self._before, self.problem.tau, self.choices.averaging)
             if self.choices.target_networks == "after their average":
                 self.weights |= new_targets
-        for turn, network in enumerate(moves):
-            self._steps[network](moves[:turn].count("policy"))
+        for i, network in enumerate(moves):
+            self._steps[network](moves[:i])
         if averages:
             self.weights |= new_targets or averaged(self._before, self.weights, self.problem.tau, self.choices.averaging)
         self.updates += 1
@@ -410,13 +410,18 @@ class Oracle:
             order = ["critics", *slow] if order[0] == "critics" else [*slow, "critics"]
         return order
 
+    @property
+    def _arrays_in_a_turn(self) -> int:
+        """Noise arrays of a step of the policy and of the temperature beside it."""
+        return 1 if self.choices.temperature_noise == "the policy's" else 2
+
     def _noise(self, index: int, frozen: bool) -> Floats:
         source = self.first_noise if frozen else self._draws
         assert source is not None
         found: Floats = source[index]
         return found
 
-    def _step_critics(self, turn: int) -> None:
+    def _step_critics(self, before: Sequence[str]) -> None:
         chosen, problem, batch = self.choices, self.problem, self._batch
         policy = self.weights if chosen.target_policy == AFTER else self._before
         shared = chosen.target_noise == "the policy's of the same update"
@@ -440,23 +445,23 @@ class Oracle:
             gradients = {name: gradients[".".join([last, *name.split(".")[1:]])] for name in gradients}
         self._take("critics", gradients)
 
-    def _step_policy(self, turn: int) -> None:
+    def _step_policy(self, before: Sequence[str]) -> None:
         chosen, batch = self.choices, self._batch
-        drawn, gradient = draw(
-            self.weights, batch.observations, self._noise(1 + 2 * turn, chosen.policy_noise == FROZEN), chosen, self.problem.bound
-        )
+        noise = self._noise(1 + self._arrays_in_a_turn * before.count("policy"), chosen.policy_noise == FROZEN)
+        drawn, gradient = draw(self.weights, batch.observations, noise, chosen, self.problem.bound)
         self._judged = dict(self.weights)
         judges = self.weights if chosen.policy_critics == AFTER else self._before
         slopes = by_actions(judges, batch.observations, drawn.action, chosen.policy_value)
         alpha = np.exp((self.weights if chosen.policy_alpha in (AFTER, NEWEST) else self._before)["log_alpha"])
         self._take("policy", policy_gradients(drawn, gradient, slopes, float(alpha), chosen))
 
-    def _step_temperature(self, turn: int) -> None:
-        chosen = self.choices
-        own = chosen.temperature_noise != "the policy's"
-        index = (2 if own else 1) + 2 * max(turn - 1, 0)
-        policy = self._judged if turn > 0 and chosen.temperature_policy != AFTER else self.weights
-        noise = self._noise(index, chosen.temperature_noise == OWN_FROZEN if own else chosen.policy_noise == FROZEN)
+    def _step_temperature(self, before: Sequence[str]) -> None:
+        chosen, turn = self.choices, before.count("temperature")
+        own = self._arrays_in_a_turn == 2
+        policy = self._judged if before.count("policy") > turn and chosen.temperature_policy != AFTER else self.weights
+        noise = self._noise(
+            self._arrays_in_a_turn * (turn + 1), chosen.temperature_noise == OWN_FROZEN if own else chosen.policy_noise == FROZEN
+        )
         drawn, _ = draw(policy, self._batch.observations, noise, chosen, self.problem.bound)
         goal = entropy_goal(chosen.target_entropy, self.problem.action)
         if chosen.temperature_loss != "none: it never moves":

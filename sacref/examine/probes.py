@@ -306,7 +306,12 @@ def played(problem: Problem, steps: int) -> tuple[Batch[Floats], Floats]:
 def windowed(seen: Windows, newest: Floats) -> Iterator[Finding]:
     """Judge windows of `Counting`; `newest` is the observation of the row that was stored last."""
     (episode, step), (next_episode, next_step) = seen.observations[:, :2].T, seen.next_observations[:, :2].T
+    even, ends = episode % 2 == 0, np.asarray(seen.terminated, bool).ravel()
+    # At most n steps before the newest row, in its episode.
+    at_head = (episode == newest[0]) & (step > newest[1] - N_STEP)
     taken = np.where(next_episode == episode, next_step - step, 0)
+    # No target reads the successor of a terminated window: the rewards alone say where it ends.
+    taken = np.where(ends & even & ~at_head, Counting.TERMINATED - step, taken)
     inside = (taken >= 1) & (taken <= N_STEP)
     powers = DISCOUNT ** np.arange(N_STEP)
     # The reward of a step is the number of the step that it leads to.
@@ -314,14 +319,21 @@ def windowed(seen: Windows, newest: Floats) -> Iterator[Finding]:
         [float((powers[: int(k)] * (s + 1 + np.arange(int(k)))).sum()) for s, k in zip(step, np.where(inside, taken, 0), strict=True)]
     )
     away = np.abs(np.asarray(seen.rewards, np.float64).ravel() - sums)
-    ends = np.asarray(seen.terminated, bool).ravel()
     away = np.maximum(away, np.where(ends, 0, np.abs(np.asarray(seen.discounts, np.float64).ravel() - DISCOUNT**taken)))
-    # At most n steps before the newest row, in its episode.
-    at_head = (episode == newest[0]) & (step > newest[1] - N_STEP)
+    unended = inside & even & ~ends & (step + taken == Counting.TERMINATED)
+    cut = inside & ~even & ends
+    beyond = ~inside & ~at_head
+    follows = (
+        "rewards leak from one episode into the next"
+        if beyond.any()
+        else "a state after the end has a value"
+        if unended.any()
+        else "a task that only truncates learns that its end is worth nothing"
+    )
     cases = (
         (inside & (away > 1e-5), inside, "values of other steps are discounted as if they were n steps away"),
         (~inside & at_head, at_head, "the newest rows are followed by the oldest ones"),
-        (~inside & ~at_head, ~at_head, "rewards leak from one episode into the next"),
+        (beyond | unended | cut, ~at_head | unended | cut, follows),
     )
     for title, (wrong, of, consequence) in zip(WINDOWS, cases, strict=True):
         if not of.any():

@@ -28,6 +28,8 @@ COOL = 0.02
 """Temperature at which log-densities of many nats leave errors of that size."""
 FAST = 4.0
 """Learning rate of `fast`."""
+NARROWEST = {"float32": -7.0, "float64": -12.0}
+"""Log standard deviation of `wide` that is below bounds, by dtype."""
 PERTURBATION = 0.1
 """How far target networks begin from their critics, relative: equal ones could not be told apart."""
 
@@ -84,6 +86,8 @@ class Scene:
     """Parameters and log alpha by their common names; of shape `()` and `(inputs, outputs)`."""
     updates: int
     rewards_scale: float = 1.0
+    saturates: bool = False
+    """Whether actions are so near the Box's bounds that 1 - a^2 is 0."""
 
     def data(self) -> Iterator[tuple[Batch[Floats], Floats]]:
         """Yield a batch and its noise, `(draws, batch, action)`, for each update."""
@@ -114,12 +118,15 @@ def ordinary(problem: Problem, updates: int = 4) -> Scene:
 
 
 def wide(problem: Problem, updates: int = 2) -> Scene:
-    """Make a scene whose standard deviations lie beyond all bounds, and whose actions saturate beyond every rounding."""
+    """Make a scene of standard deviations beyond the usual bounds, and of actions that saturate beyond every rounding.
+
+    A smaller deviation would leave u - mean, and what is learned from it, too few digits.
+    """
     weights = _weights(problem)
-    spread = np.resize([1.0, -7.0, 3.0], problem.action)
+    spread = np.resize([1.0, NARROWEST[problem.dtype], 3.0], problem.action)
     weights["policy.head.bias"] = problem.cast(np.concatenate([np.resize([40.0, 0.0, -80.0], problem.action), spread]))
     weights["log_alpha"] = problem.cast(math.log(COOL))
-    return Scene(name="wide", problem=problem, weights=weights, updates=updates, rewards_scale=REWARDS)
+    return Scene(name="wide", problem=problem, weights=weights, updates=updates, rewards_scale=REWARDS, saturates=True)
 
 
 def fast(problem: Problem) -> Scene:

@@ -116,7 +116,12 @@ def windows(rows: Batch[Floats], truncated: Floats, **wrong: bool) -> Windows:
             if ends or (last == STORED - 1 and not wrong.get("round", False)):
                 break
         power = N_STEP if wrong.get("exponent", False) else taken + 1
-        found.append((rows.observations[ring[first]], reward, rows.next_observations[last], rows.terminated[last], DISCOUNT**power))
+        done = bool(rows.terminated[ring[first] if wrong.get("first_end", False) else last]) or (
+            wrong.get("cut", False) and bool(truncated[last])
+        )
+        # A memory that gathers has another episode's row as the successor of a terminated one.
+        after = ring[(first + N_STEP) % CAPACITY] if wrong.get("gathers", False) and done else last
+        found.append((rows.observations[ring[first]], reward, rows.next_observations[after], done, DISCOUNT**power))
     return Windows(*(np.array(part) for part in zip(*found, strict=True)))
 
 

@@ -12,7 +12,7 @@ from sacref.examine import examine
 from sacref.examine.adapter import Adapter, AdapterError, check_noise, record
 from sacref.examine.adapters import ADAPTERS, load
 from sacref.examine.adapters.oracle import OracleAdapter
-from sacref.examine.problem import Problem, ordinary
+from sacref.examine.problem import Problem, ordinary, wide
 from sacref.parity.networks import Arrays, Named
 
 SCENE = ordinary(Problem(), updates=1)
@@ -54,6 +54,10 @@ class Bad(OracleAdapter):
             "bad: weights() has a log_alpha that is not finite, expected numbers: check the update",
         ),
         (
+            Bad(lambda w: w | {"log_alpha": np.array(np.float32(w["log_alpha"]), np.float64)}),
+            "from what was set, expected it as it was set: make it in problem.dtype, it has the digits of a narrower one",
+        ),
+        (
             Bad(takes=False),
             "from what was set, expected it as it was set: write into the arrays that the agent computes with, and not into",
         ),
@@ -62,6 +66,26 @@ class Bad(OracleAdapter):
 def test_weights_of_other_names_or_shapes_and_weights_that_do_not_stick_are_refused(adapter: Adapter, message: str) -> None:
     with pytest.raises(AdapterError, match=re.escape(message)):
         record(adapter, SCENE)
+
+
+class Infinite(OracleAdapter):
+    """An oracle whose weights are no numbers after an update in which actions saturate."""
+
+    def update(self, batch: Any, draws: Any) -> None:
+        super().update(batch, draws)
+        if np.abs(self.agent.weights["policy.head.bias"]).max() > 30:
+            self.agent.weights["policy.head.bias"] = np.full(6, np.nan)
+
+
+def test_an_update_that_is_infinite_where_actions_saturate_is_told_why() -> None:
+    adapter = Infinite("steep")
+    assert len(record(adapter, SCENE).updates) == 1
+    message = (
+        "steep: weights() has a policy.head.bias that is not finite, expected numbers: actions saturate in these data, check what the "
+        "update computes there; log(1 - a^2) is infinite, 2 (log 2 - u - softplus(-2 u)) is the same and finite"
+    )
+    with pytest.raises(AdapterError, match=re.escape(message)):
+        record(adapter, wide(Problem()))
 
 
 class Noisy(OracleAdapter):

@@ -53,6 +53,12 @@ def test_each_option_is_named(name: str) -> None:
         assert unseen == {}
 
 
+def test_clipping_is_named_where_the_policy_is_stepped_twice() -> None:
+    adapter = OracleAdapter(policy_steps="every second update, two", policy_alpha="newest, the policy being stepped twice")
+    found, unseen = examination.options(adapter, Problem(), adapter.choices, (0, 1))
+    assert (found["clipping"], unseen) == (["norm of all critics, norm of the policy"], {})
+
+
 def test_choices_and_mistakes_are_kept_apart(planted: Examination) -> None:
     assert planted.identified
     assert {name: values for name, values in planted.choices.items() if list(values) != [VALUES[name][0]]} == {
@@ -200,7 +206,8 @@ def test_an_update_in_float32_is_identified() -> None:
     found = examine(Narrow("narrow", **planted))
     assert (found.identified, found.dtype) == (True, "float32")
     assert {name: found.choices[name] for name in planted} == {name: [value] for name, value in planted.items()}
-    assert len(found.combinations) == 1
+    assert found.choices["std"] == ["exp, cut to [-20, 2]", "exp, cut to [-10, 2]"]
+    assert len(found.combinations) == 2
     assert max(found.differences.values()) <= 1e-5
 
 
@@ -209,7 +216,8 @@ def test_float32_says_what_it_cannot_tell_apart(monkeypatch: pytest.MonkeyPatch)
     found = examine(Narrow("narrow", log_prob="log(1 - a^2 + 1e-6)"))
     assert found.identified
     assert {name: values for name, values in found.choices.items() if len(values) > 1} == {
-        "log_prob": ["log(1 - a^2 + 1e-6)", "log(max(1 - a^2, 1e-6))"]
+        "std": ["exp, cut to [-20, 2]", "exp, cut to [-10, 2]"],
+        "log_prob": ["log(1 - a^2 + 1e-6)", "log(max(1 - a^2, 1e-6))"],
     }
     assert [finding.mistake for finding in found.mistakes] == [planted_oracle.SATURATES]
 

@@ -11,6 +11,7 @@ import pytest
 from sacref.examine import examine
 from sacref.examine.adapter import Adapter, record
 from sacref.examine.adapters import ADAPTERS, load
+from sacref.examine.choices import NEWEST, VALUES
 from sacref.examine.identify import identify
 from sacref.examine.problem import Problem, ordinary
 from sacref.examine.report import choice_rows
@@ -41,6 +42,48 @@ def test_the_worked_example_is_found_out(tmp_path: Path) -> None:
         assert "| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" in GUIDE
     assert len(found.mistakes) == 2
     assert max(found.differences.values()) < 1e-9
+
+
+def test_a_sound_update_with_choices_of_others_is_named(tmp_path: Path) -> None:
+    # Two steps of the policy at every second update, the temperature with the policy's noise, and torch's own clipping.
+    policy, temperature = (
+        re.search(pattern, GUIDE, re.DOTALL)
+        for pattern in (
+            r"        sampled, log_prob = self\.sample\(observations\).*?mean\(\)\)\n",
+            r"        self\.step\(self\.alpha_opt.*?\n",
+        )
+    )
+    assert policy is not None
+    assert temperature is not None
+    step = policy[0].replace("alpha * log_prob", "self.log_alpha.exp().detach() * log_prob") + temperature[0].replace("- 1)", "- 3)")
+    twice = "        self.updates = getattr(self, 'updates', 0) + 1\n        for _ in range(2 if self.updates % 2 == 0 else 0):\n"
+    changes = {
+        policy[0] + temperature[0]: twice + re.sub("^", "    ", step, flags=re.MULTILINE).rstrip(" "),
+        "log_std.clamp(-5, 2)": "log_std.clamp(-10, 2)",
+        "torch.log(1 - action**2 + 1e-6)": "2 * (math.log(2) - u - nn.functional.softplus(-2 * u))",
+        "import torch\nfrom torch import nn": "import math\n\nimport torch\nfrom torch import nn",
+        "loss.backward()\n": "loss.backward()\n"
+        "        if self.clip and optimizer is not self.alpha_optimizer:\n"
+        "            nn.utils.clip_grad_norm_(optimizer.param_groups[0]['params'], self.clip)\n",
+        "*settings)\n": "*settings)\n            self.agent.clip = problem.clip\n",
+        '    name = "my SAC"\n': '    name = "my SAC"\n    supports = ("clip",)\n',
+    }
+    guide = GUIDE
+    for old, new in changes.items():
+        assert old in guide
+        guide = guide.replace(old, new)
+    with worked_example(tmp_path, guide) as adapter:
+        found = examine(adapter)
+    assert found.identified
+    assert found.mistakes == []
+    assert {name: values for name, values in found.choices.items() if values and list(values) != [VALUES[name][0]]} == {
+        "std": ["exp, cut to [-10, 2]"],
+        "critic_actions": ["in the Box's units"],
+        "critic_loss": ["(Q - y)^2, summed over critics"],
+        "policy_alpha": [NEWEST],
+        "policy_steps": ["every second update, two"],
+    }
+    assert found.choices["clipping"] == ["norm of all critics, norm of the policy"]
 
 
 def test_an_actor_without_gradients_through_its_actions_is_no_variant(tmp_path: Path) -> None:

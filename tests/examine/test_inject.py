@@ -53,6 +53,23 @@ def test_torch_draws_what_it_is_given_and_has_its_own_functions_back() -> None:
     assert torch.randn is usual
 
 
+def test_other_ways_to_draw_in_torch_are_given_noise() -> None:
+    torch = pytest.importorskip("torch")
+    noise, usual = Noise(), torch.Tensor.normal_
+    noise.fill(DRAWS)
+    mean = torch.ones(2, 3, dtype=torch.float64)
+    with torch_noise(noise):
+        drawn = [
+            torch.randn(size=(2, 3), dtype=torch.float64),
+            torch.distributions.MultivariateNormal(mean, scale_tril=2 * torch.eye(3, dtype=torch.float64)).rsample(),
+            torch.empty_like(mean).normal_(),
+            torch.empty_like(mean).normal_(mean=1.0, std=2.0),
+        ]
+    for got, expected in zip(drawn, (DRAWS[0], 1 + 2 * DRAWS[1], DRAWS[2], 1 + 2 * DRAWS[3]), strict=True):
+        np.testing.assert_allclose(got.numpy(), expected, rtol=1e-15)
+    assert torch.Tensor.normal_ is usual
+
+
 def test_normal_numbers_that_torch_draws_pass_no_gradient_to_their_mean() -> None:
     torch = pytest.importorskip("torch")
     noise = Noise()

@@ -212,9 +212,24 @@ def windows(**wrong: bool) -> list[Finding]:
     return list(windowed(planted.windows(rows, truncated, **wrong), rows.observations[-1]))
 
 
-@pytest.mark.parametrize(("wrong", "titles"), [("exponent", WINDOWS[:1]), ("round", WINDOWS[1:2]), ("on", WINDOWS[2:])])
-def test_windows_of_several_steps_are_checked(wrong: str, titles: tuple[str, ...]) -> None:
-    assert tuple(present(windows(**{wrong: True}))) == titles
+@pytest.mark.parametrize(
+    ("wrong", "titles", "follows"),
+    [
+        ("exponent", WINDOWS[:1], "values of other steps are discounted as if they were n steps away"),
+        ("round", WINDOWS[1:2], "the newest rows are followed by the oldest ones"),
+        ("on", WINDOWS[2:], "rewards leak from one episode into the next"),
+        ("first_end", WINDOWS[2:], "a state after the end has a value"),
+        ("cut", WINDOWS[2:], "a task that only truncates learns that its end is worth nothing"),
+    ],
+)
+def test_windows_of_several_steps_are_checked(wrong: str, titles: tuple[str, ...], follows: str) -> None:
+    found = windows(**{wrong: True})
+    assert tuple(present(found)) == titles
+    assert {each.why for each in found if each.status == "present"} == {follows}
+
+
+def test_the_successor_of_a_terminated_window_may_be_any() -> None:
+    assert statuses(windows(gathers=True)) == {"absent"}
 
 
 def test_windows_that_end_where_they_should_are_fine() -> None:
