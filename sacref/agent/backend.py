@@ -46,6 +46,8 @@ class Backend(Protocol[ArrayT]):
     """The processes that train this agent together."""
     longest_integer: np.dtype[np.generic]
     """Dtype of the longest integers that its arrays hold."""
+    reuses_functions: bool
+    """Whether functions of learning and acting hold nothing of an agent, so that those of a mode of the models can be used again."""
 
     # Arrays.
 

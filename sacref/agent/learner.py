@@ -1,13 +1,13 @@
 """The learner: parameters, optimizers, temperature and random streams, the gradient steps that change them, and their common names."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Generic
 
 import numpy as np
 
-from sacref.agent.backend import Backend
+from sacref.agent.backend import Backend, Functions
 from sacref.agent.carry import AnyCarry
 from sacref.agent.execution import Acted, ActInputs, Actor, AgentRunner, AnyStreams, Bounds, DrawSpec
 from sacref.agent.members import MemberRunner
@@ -74,6 +74,10 @@ class Learner(Generic[ArrayT]):
         envs = 1 if memory is None else memory.num_envs
         self.block: int = max(1, int(cfg.chunk * cfg.gradient_steps_per_timestep(envs)))
         """Gradient steps between two actions, as a rule."""
+        self._mode: bool | None = None
+        """The models' training mode, once it was set."""
+        self._by_mode: dict[bool, tuple[dict[str, Callable[..., Any]], Any, Functions[ArrayT]]] = {}
+        """Mode that was left -> the models' functions, the update, and the functions that were made of them."""
         self.compile()
 
     # Construction.
@@ -112,8 +116,11 @@ class Learner(Generic[ArrayT]):
 
     def compile(self) -> None:
         """Make the functions that learn and act, of the update and the models as they are now."""
-        functions = self.backend.functions(self.update, self.draw_spec(), self.actor(), self.bounds, self.execution, self.block)
-        self._step = functions.step
+        self._by_mode.clear()
+        self._use(self.backend.functions(self.update, self.draw_spec(), self.actor(), self.bounds, self.execution, self.block))
+
+    def _use(self, functions: Functions[ArrayT]) -> None:
+        self._functions = functions
         self.runner.use(functions.learn, functions.act, functions.fused)
 
     def draw_spec(self) -> DrawSpec[ArrayT, Any, Any]:
@@ -208,7 +215,7 @@ class Learner(Generic[ArrayT]):
         """Take one gradient step on a given batch and noise; return the metrics on the host."""
         self.backend.prepare_step(self.update, self.state)
         prepared = self._normalisers.prepare(self._uploaded_moments(), batch.map(self.backend.upload))
-        self.runner.state, metrics = self._step(self.state, prepared, noise.map(self.backend.upload))
+        self.runner.state, metrics = self._functions.step(self.state, prepared, noise.map(self.backend.upload))
         self.gradient_step_count += 1
         return {name: self.backend.to_numpy(value) for name, value in metrics.items()}
 
@@ -249,16 +256,31 @@ class Learner(Generic[ArrayT]):
         self._carry.check_models(parameters, self._uploaded_moments())
 
     def switch_mode(self, training: bool) -> None:
-        """Set the models' own training mode."""
-        if self.backend.switch_mode(self._models.modules, training, self._check_current):
-            self._models.take_functions()
-            self._take_functions()
+        """Set the models' own training mode.
+
+        A member of a population keeps its functions, made in training mode: it is evaluated in between, and no usual policy reads the mode.
+        """
+        left, self._mode = self._mode, training
+        if not self.backend.switch_mode(self._models.modules, training, self._check_current):
+            return
+        if isinstance(self.runner, MemberRunner) and self._models.are_common:
+            return
+        by_mode = self._by_mode
+        if left is not None and self.backend.reuses_functions:
+            by_mode = {**by_mode, left: (self._models.functions, self.update, self._functions)}
+        if training in by_mode:
+            self._models.functions, self.update, functions = by_mode[training]
+            self._use(functions)
+        else:
+            self.take_functions()
+        self._by_mode = by_mode
 
     def _check_current(self) -> None:
         self.check_models({"policy": self.state.policy, **self.state.critics})
 
-    def _take_functions(self) -> None:
-        """Learn and act with the models' functions as they are now."""
+    def take_functions(self) -> None:
+        """Learn and act with the models as they are now, which functions may have read once."""
+        self._models.take_functions()
         critics = {name: self._carry.critic(name) for name in self._models.critics}
         self.update = replace(self.update, policy=self._carry.policy(), critics=critics)
         self.compile()
@@ -333,7 +355,7 @@ class Learner(Generic[ArrayT]):
                 state = state._replace(**{slot: optimizer.init(tree)})
         self._normalisers.set_arrays(arrays)
         if self._models.set_constants(constants):
-            self._take_functions()
+            self.take_functions()
         self.runner.state, self.gradient_step_count = state, int(arrays["gradient_steps"])
 
     def _from_common(self, model: str, arrays: Mapping[str, NumpyArray], like: Tree) -> Tree:

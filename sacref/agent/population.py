@@ -4,6 +4,7 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Generic, cast
 
 import gymnasium
@@ -57,6 +58,8 @@ class Population(Generic[ArrayT]):
         self.failures: dict[int, Exception] = {}
         """Number of a member -> why it takes no part any more."""
         learners = [agent.learner for agent in self._agents]
+        for learner in learners:
+            learner.switch_mode(True)
         self._together = make(
             Members(
                 [learner.update for learner in learners],
@@ -306,8 +309,13 @@ class Population(Generic[ArrayT]):
         if self._cfg.overlap:
             following = self._transitions.check_observations(next_observations), self._transitions.check_states(next_states)
         if following is not None:
+            known = self.active.copy()
+            if not self._transitions.are_finite(following):
+                known &= [
+                    self._transitions.are_finite(map_leaves(itemgetter(self._rows(number)), following)) for number in range(len(known))
+                ]
             next_observations, next_states = map_leaves(np.array, following)
-            self._next = _Next(next_observations, next_states, self.active.copy(), np.zeros_like(self.active))
+            self._next = _Next(next_observations, next_states, known, np.zeros_like(self.active))
 
     def _hold_moments(self) -> None:
         held = self._together.hold_moments([agent.normalisers.moments for agent in self._agents])
@@ -470,7 +478,7 @@ class Population(Generic[ArrayT]):
         learner.runner = learner.backend.runner(map_leaves(self._backend.copy, learner.state))
         if memory is not None:
             memory.detach()
-        learner.compile()
+        learner.take_functions()
 
 
 @dataclass

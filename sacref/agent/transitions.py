@@ -214,7 +214,7 @@ class Transitions(Generic[ArrayT]):
         if self._memory_envs is None:
             self.num_envs = envs
         looked_at = next_observations is returned[0] and next_states is returned[1] and not device and np.count_nonzero(keep) == envs
-        following = returned if looked_at or (not device and self._are_finite(returned)) else None
+        following = returned if looked_at or (not device and self.are_finite(returned)) else None
         dropped = dropped_rows(infos, terminations)
         return Rows(transition, reward, ended, keep, first, boundaries.starts, dropped, device, following)
 
@@ -229,6 +229,10 @@ class Transitions(Generic[ArrayT]):
     def unscaled(self, actions: NumpyArray) -> NumpyArray:
         """Return host actions in the Box's units, `(envs, *action)`, as the models see them: in [-1, 1], `(envs, action)`."""
         return from_box(self._floats(actions, "actions", False).reshape(len(actions), -1), *self._host_bounds)
+
+    def are_finite(self, tree: Tree) -> bool:
+        """Tell whether all numbers of host arrays are finite in the agent's dtype."""
+        return all(array.dtype.kind != "f" or bool(self._finite(array).all()) for array in leaves(tree))
 
     def shape_rewards(self, rewards: object, envs: int, *, timestep: int = 0, timesteps: int = 1) -> NumpyArray:
         """Return host rewards, `(envs,)`, scaled and shaped.
@@ -346,9 +350,6 @@ class Transitions(Generic[ArrayT]):
                         self._check_numbers()  # which the policy's come from
                     raise ValueError(self._describe_not_finite(name, array, bad_rows))
         return keep
-
-    def _are_finite(self, tree: Tree) -> bool:
-        return all(array.dtype.kind != "f" or bool(self._finite(array).all()) for array in leaves(tree))
 
     def _finite(self, array: NumpyArray) -> NDArray[np.bool_]:
         """Tell which numbers of a host array are finite in the agent's dtype."""

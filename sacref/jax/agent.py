@@ -42,6 +42,7 @@ class JaxBackend:
     """JAX, with the devices and dtype of one agent; see `sacref.agent.backend.Backend`."""
 
     name = "jax"
+    reuses_functions = True
     dtype: np.dtype[np.generic]
     optim: ModuleType = optim
     weights: ModuleType = weights

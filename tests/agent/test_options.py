@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sacref.config import ConfigError, ExperimentConfig
+from tests.agent.test_execution import counted_jax_compilations
 from tests.backends import (
     BACKENDS,
     Backend,
@@ -163,6 +164,26 @@ def test_dropout_is_for_training_alone(backend: Backend, monkeypatch: pytest.Mon
     assert len({value for value, _ in values_of_updates(agent, monkeypatch)}) == 3
     agent.enable_models_training_mode(False)
     assert len({value for value, _ in values_of_updates(agent, monkeypatch)}) == 1
+
+
+def test_a_mode_of_the_models_that_they_had_before_is_not_compiled_again() -> None:
+    pytest.importorskip("jax")
+    agent = Backend("jax").agent(networks={"dropout": 0.5}, hidden=(8,), batch_size=4, device="cpu")
+    fill(agent, 4)
+
+    def in_each_mode() -> None:
+        for training in (True, False, True):
+            agent.enable_training_mode(training, apply_to_models=True)
+            agent.act(np.zeros((1, 3), np.float32), None, timestep=10, timesteps=20)
+            updates(agent, 1)
+
+    in_each_mode()
+    with counted_jax_compilations() as events:
+        in_each_mode()
+    assert events == []
+    agent.keep_gradients()  # of another update, which is made anew
+    in_each_mode()
+    assert set(agent.gradients()) > {"log_alpha"}
 
 
 def test_gradient_norms_and_learning_rates_are_tracked_under_their_tags(backend: Backend, tmp_path: Path) -> None:

@@ -330,6 +330,21 @@ def test_members_that_learn_apart_leave_the_others_as_they_are(backend: Backend)
         assert_alike(one, other)
 
 
+def test_a_member_is_evaluated_in_between_and_goes_on_alone(backend: Backend) -> None:
+    population, agents = together(backend, [{}, {}], networks={"dropout": 0.5})
+    observation = np.zeros((2, 3), np.float32)
+    for training in (False, True):
+        agents[1].enable_training_mode(training, apply_to_models=True)
+        if not training:
+            assert np.isfinite(agents[1].to_numpy(agents[1].act(observation, None, timestep=0, timesteps=1)[0])).all()
+    agents[1].enable_training_mode(False, apply_to_models=True)
+    population.depart(1)
+    alone = agents_of(backend, [{}, {}], networks={"dropout": 0.5})[1]
+    for each in (agents[1], alone):
+        go(each, [], 3)
+    assert_alike(agents[1], alone)
+
+
 def test_what_is_written_into_a_member_is_its_own(backend: Backend, tmp_path: Path) -> None:
     population, agents = together(backend, [{}, {}])
     before = agents[1].arrays()
@@ -454,8 +469,17 @@ class Evaluates(Callback):
                 run.agent.enable_training_mode(training, apply_to_models=True)
 
 
+class Diverges(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """An environment that diverges now and then."""
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, *rest = self.env.step(action)
+        return observation * (np.nan if self.np_random.random() < 0.1 else 1.0), *rest
+
+
 RUNS: dict[str, dict[str, Any]] = {
     "overlap, chunk": {"cfg": {"overlap": True, "chunk": 3, "random_timesteps": 2}, "vectorization": "sync"},
+    "overlap, environments that diverge": {"cfg": {"overlap": True, "execution": "plain"}, "wrappers": [Diverges], "vectorization": "sync"},
     "shaped, standardised": {"cfg": {"reward_scale": 0.5, "rewards_shaper": shape, "observation_preprocessor": RunningStandardScaler}},
     "recurrent": {"recurrent": "gru", "recurrent_size": 4, "cfg": {"sequence_length": 3}},
     "states": {"wrappers": [PrivilegedState], "num_envs": 1},
