@@ -96,12 +96,14 @@ class EpisodeStatistics:
         rows, self._rows = self._rows, []
         if not rows:
             return Summary(np.empty(0), np.empty(0, np.int64), np.empty(0))
-        rewards, keep, finished, returns, lengths = (_stacked([row[i] for row in rows], to_numpy) for i in range(5))
+        rewards, keep, finished, returns, lengths = (_joined([row[i] for row in rows], to_numpy) for i in range(5))
         return Summary(returns[finished].astype(np.float64), lengths[finished].astype(np.int64), rewards[keep].astype(np.float64))
 
     def state(self, to_numpy: Callable[[object], NumpyArray]) -> dict[str, object]:
         """Return the state, on the host."""
-        rows = [_stacked([row[i] for row in self._rows], to_numpy) for i in range(5)] if self._rows else None
+        widths = {row[0].shape[0] for row in self._rows}
+        width = widths.pop() if len(widths) == 1 else 1  # evaluations in other numbers of environments
+        rows = [_joined([row[i] for row in self._rows], to_numpy).reshape(-1, width) for i in range(5)] if self._rows else None
         running = None if self._running is None else [to_numpy(array) for array in self._running]
         return {"recent_returns": list(self.read_returns(to_numpy)), "running": running, "rows": rows}
 
@@ -145,11 +147,11 @@ class EpisodeStatistics:
         self._rows = []
 
 
-def _stacked(rows: Sequence[Array], to_numpy: Callable[[object], NumpyArray]) -> NumpyArray:
-    """Return rows on the host, `(rows, envs)`; those of PyTorch in one copy. JAX would compile one for each number of rows."""
+def _joined(rows: Sequence[Array], to_numpy: Callable[[object], NumpyArray]) -> NumpyArray:
+    """Return rows, `(envs,)` each, one after the other on the host; those of PyTorch in one copy. JAX would compile one for each number."""
     if all(map(is_torch_array, rows)):
-        return to_numpy(array_namespace(*rows).stack(rows))
-    return np.stack([to_numpy(row) for row in rows])
+        return to_numpy(array_namespace(*rows).concat(rows))
+    return np.concatenate([to_numpy(row) for row in rows])
 
 
 def _last_finished(xp: Namespace, blocks: list[tuple[ArrayT, ArrayT]]) -> tuple[ArrayT, ArrayT]:

@@ -144,7 +144,11 @@ class CheckpointWriter:
             "agent": self._agent.live_state(),
             **map_leaves(self._agent.to_numpy, {"observations": state.observations, "states": state.states}),
         }
-        metadata: dict[str, object] = {"live": encode(value, "live", arrays), "files": lengths(self._directory)}
+        metadata: dict[str, object] = {
+            "live": encode(value, "live", arrays),
+            "files": lengths(self._directory),
+            "steps": self._agent.environment_steps(state.timesteps),
+        }
         if self._callbacks is not None:
             metadata["callbacks"] = self._callbacks.state(arrays)
         groups = {LIVE[0]: arrays}

@@ -151,7 +151,7 @@ class Run:
             options, directory = self.plan.options, self.plan.directory
             require_same(directory, resumed, self.config)
             with reading_config_of(directory):
-                refuse_large_models([resumed.checkpoint], self.made.spaces["observation_space"], options.hidden, options.model_options)
+                refuse_large_models([resumed.checkpoint], self.made.spaces, options.hidden, options.model_options)
             self.entry = checkpoints.entry_of(rank_part(resumed.checkpoint, self.ranks.rank % resumed.ranks))
         self.resumption = resume.Resumption(None, None)
         self.callbacks: Callbacks | None = None

@@ -67,7 +67,7 @@ def load(
         if options.get("recurrent") is None or "rewards" not in options.get("feed_previous", ()):
             unneeded["rewards_shaper"] = None
         cfg = SACConfig.from_dict({**config["cfg"], **unneeded}, import_callables=import_callables)
-        refuse_large_models(paths, spaces["observation_space"], hidden, options)
+        refuse_large_models(paths, spaces, hidden, options)
     cfg.experiment.directory, cfg.experiment.experiment_name = str(directory.parent), directory.name
     module = import_backend(backend)
     importlib.import_module(f"{module.__name__}.device").device_of(device)  # refuses one that is not here, which is no fault of the run
@@ -95,18 +95,19 @@ def _widths(stored: object) -> tuple[int, ...]:
     return tuple(stored)
 
 
-def refuse_large_models(paths: Sequence[Path], observation_space: Space, hidden: Sequence[int] | None, options: Mapping[str, Any]) -> None:
+def refuse_large_models(paths: Sequence[Path], spaces: Spaces, hidden: Sequence[int] | None, options: Mapping[str, Any]) -> None:
     """Refuse models that none of the checkpoints could fill, before they are made: a file may ask for any size."""
-    observations = flat_size(observation_space)
+    observations, states = spaces["observation_space"], spaces["state_space"]
 
-    def least(widths: Sequence[int]) -> int:
+    def least(inputs: Space, widths: Sequence[int]) -> int:
         if options.get("network") == "simba":
             return 2 * EXPANSION * sum(width**2 for width in widths)
-        return sum(before * after for before, after in itertools.pairwise([observations, *widths]))
+        return sum(before * after for before, after in itertools.pairwise([flat_size(inputs), *widths]))
 
     cells = 0 if options.get("recurrent") is None else (1 + options["num_critics"]) * options["recurrent_size"] ** 2
     widths, critic_widths = widths_of(options.get("network", "mlp"), hidden, options.get("critic_hidden"))
-    needed, most = least(widths) + options["num_critics"] * least(widths if critic_widths is None else critic_widths) + cells, 0
+    critic = least(observations if states is None else states, widths if critic_widths is None else critic_widths)
+    needed, most = least(observations, widths) + options["num_critics"] * critic + cells, 0
     for path in paths:
         with contextlib.suppress(checkpoint.CheckpointError):  # which loading it says
             groups = checkpoint.declared(path).groups

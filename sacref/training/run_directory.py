@@ -212,8 +212,11 @@ def _newest_whole(ranks: Ranks, directory: Path, config: dict[str, Any]) -> Resu
         if any(type(number) is not int or abs(number) > MOST_STEPS for number in [*numbers, timestep]):
             raise TypeError(f"num_envs, ranks and steps_offset are {numbers}, expected integers")
         steps = timestep * numbers[0] * numbers[1] + numbers[2]
-    written_by = checkpoint.read(path, only=()).metadata.get("ranks", 1)
-    return Resumed(config, path, timestep, steps, written_by)
+    written = checkpoint.read(path, only=()).metadata
+    # The configuration is of the newest checkpoint, which another number of ranks may have written.
+    if type(own := written.get("steps")) is int and abs(own) <= MOST_STEPS:
+        steps = own
+    return Resumed(config, path, timestep, steps, written.get("ranks", 1))
 
 
 @contextmanager

@@ -66,6 +66,19 @@ def test_forgotten_episodes_do_not_go_on(convert: Callable[[Any], Any]) -> None:
     assert (summary.returns.tolist(), summary.lengths.tolist()) == ([2, 20], [1, 1])
 
 
+def test_evaluations_in_other_numbers_of_environments_are_counted_together(convert: Callable[[Any], Any]) -> None:
+    statistics, restored = EpisodeStatistics(), EpisodeStatistics()
+    feed(statistics, convert, [([1, 10], [True, False], YES), ([2, 20], YES, [True, False])])
+    statistics.forget_running()
+    feed(statistics, convert, [([3, 30, 300], [True] * 3, [True] * 3)])
+    restored.set_state(statistics.state(np.asarray))
+    for each in (restored, statistics):
+        summary = each.summary(np.asarray)
+        assert summary.returns.tolist() == [1, 2, 3, 30, 300]
+        assert summary.lengths.tolist() == [1] * 5
+        assert summary.rewards.tolist() == [1, 10, 2, 3, 30, 300]
+
+
 def test_recent_returns_are_the_last_hundred(convert: Callable[[Any], Any]) -> None:
     statistics = EpisodeStatistics()
     feed(statistics, convert, [([float(i), i + 0.5], YES, YES) for i in range(60)])

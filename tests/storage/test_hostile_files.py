@@ -768,6 +768,7 @@ def test_models_that_no_checkpoint_could_fill_are_not_made(finished: Path, tmp_p
         ("its models have over", {"models": {**config["models"], "recurrent": "gru", "recurrent_size": 10**5}}),
         ("expected at most 10000000 numbers", {"observation_space": box}),
         ("its models have over", {"observation_space": {**box, "shape": [1_000_000]}}),
+        ("its models have over", {"state_space": {**box, "shape": [1_000_000]}}),
     ]
     for message, change in changes:
         put(run_dir / "config.json", json.dumps({**config, **change}).encode())

@@ -24,6 +24,7 @@ from sacref import envs
 from sacref.agent.backend import BackendError
 from sacref.cli import main as cli
 from sacref.config import ConfigError, SACConfig, paper_config
+from sacref.envs.partial import PrivilegedState
 from sacref.ranks import Ranks
 from sacref.storage import checkpoint
 from sacref.training import experiment, run_directory
@@ -271,6 +272,15 @@ def test_a_damaged_checkpoint_is_left_out_and_the_one_before_taken(tmp_path: Pat
     train(run_dir, steps=120, resume=True)
     assert "checkpoint agent_120 is left out, and the one before it taken" in caplog.text
     assert entries(run_dir) == wanted  # the steps from 100 on came again
+    # The configuration is of the newest checkpoint, which three ranks may have written after one wrote those before.
+    config = json.loads((run_dir / "config.json").read_text())
+    (run_dir / "config.json").write_text(json.dumps({**config, "ranks": 3, "steps_offset": 120 - 3 * 120}))
+    for steps in (120, 100):
+        resumed = run_directory.prepare(Ranks(), run_dir, overwrite=False, resume=True)
+        assert resumed is not None
+        assert resumed.steps == steps
+        shutil.rmtree(run_dir / "checkpoints" / "agent_120", ignore_errors=True)
+    (run_dir / "config.json").write_text(json.dumps(config))
     segments = sorted((tmp_path / "second" / "checkpoints" / "replay").glob("segment_*"))
     (segments[-1] / "rows.safetensors").unlink()
     caplog.clear()
@@ -887,6 +897,15 @@ def test_a_tilde_is_the_home_directory_wherever_a_path_is_taken(tmp_path: Path, 
     (tmp_path / "sweep.json").write_text('{"grid": {"seed": ["two"]}}')
     assert cli.main(["train", "--sweep", "~/sweep.json", "--run-dir", "~/swept"]) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["drawn", "many", "run", "saved", "sweep.json"]
+
+
+def test_a_run_whose_critics_see_little_of_what_the_policy_sees_is_loaded_and_resumed(tmp_path: Path) -> None:
+    wrappers = [PrivilegedState, partial(gymnasium.wrappers.FrameStackObservation, stack_size=200)]
+    options: dict[str, Any] = {"backend": BACKEND, "wrappers": wrappers, "hidden": (8,), "critic_hidden": (256,)}
+    with without_shape_checks():
+        train(tmp_path, steps=40, **options)
+        assert sacref.load(tmp_path).gradient_step_count == 20
+        assert train(tmp_path, steps=60, resume=True, **options).steps == 60
 
 
 def agent_in(directory: str) -> Any:
