@@ -21,7 +21,7 @@ FEWEST_RUNS = 3
 """Runs below which nothing is said of where another may end."""
 MOST_DIFFERENCES = 4
 """Settings in which a source may differ that is named nevertheless."""
-NOT_THE_RETURNS = {"experiment", "seed", "execution", "target_entropy_per_dimension"}
+NOT_THE_RETURNS = {"experiment", "seed", "execution", "target_entropy_per_dimension", "gradient_steps"}
 """Fields of `SACConfig` that change no return but by chance, or through another field."""
 PLAIN: dict[str, object] = {
     "hidden": [256, 256],
@@ -127,18 +127,22 @@ def _differences(run: Mapping[str, Any], row: Known, steps: int) -> list[str]:
     """List the settings of the source that the run has otherwise, in its first `steps` environment steps."""
     dimensions = math.prod(run["action_space"]["shape"])
     plain = {**PLAIN, **TrainConfig().checked().model_options}
-    wanted = _settings({**paper_config().to_dict(), **row.settings}, dimensions) | plain
-    own = _settings(run["cfg"], dimensions) | {name: {**run, **run["models"]}.get(name, value) for name, value in plain.items()}
+    wanted = _settings({**paper_config().to_dict(), **row.settings}, dimensions, 1) | plain
+    own = _settings(run["cfg"], dimensions, run["num_envs"] * run.get("ranks", 1)) | {
+        name: {**run, **run["models"]}.get(name, value) for name, value in plain.items()
+    }
     if own["memory_capacity"] >= steps:  # none was forgotten, and none of theirs
         own["memory_capacity"] = plain["memory_capacity"]
     return [f"{name} {_short(value)} (here {_short(own[name])})" for name, value in wanted.items() if own.get(name, value) != value]
 
 
-def _settings(fields: Mapping[str, Any], dimensions: int) -> dict[str, Any]:
-    """Return the fields that change returns, with the target entropy of a task with so many action dimensions."""
+def _settings(fields: Mapping[str, Any], dimensions: int, num_envs: int) -> dict[str, Any]:
+    """Return the fields that change returns, with the target entropy of so many action dimensions and the updates for each transition."""
     per_dimension, target_entropy = fields["target_entropy_per_dimension"] * dimensions, fields["target_entropy"]
     target_entropy = None if not fields["learn_entropy"] else per_dimension if target_entropy is None else target_entropy
-    return {name: value for name, value in fields.items() if name not in NOT_THE_RETURNS} | {"target_entropy": target_entropy}
+    ratio = fields["gradient_steps"] / num_envs if fields["update_to_data"] is None else fields["update_to_data"]
+    returned = {name: value for name, value in fields.items() if name not in NOT_THE_RETURNS}
+    return returned | {"target_entropy": target_entropy, "update_to_data": float(ratio)}
 
 
 def _short(value: object) -> str:

@@ -17,7 +17,7 @@ from sacref.algorithm.data import Batch, Noise
 from sacref.examine import examine, oracle
 from sacref.examine.adapter import record
 from sacref.examine.adapters.oracle import OracleAdapter
-from sacref.examine.choices import VALUES, Choices, canonical
+from sacref.examine.choices import AFTER, VALUES, Choices, canonical
 from sacref.examine.identify import identify, replay, step_intervals
 from sacref.examine.inject import patched
 from sacref.examine.oracle import Oracle
@@ -106,7 +106,8 @@ def test_each_planted_value_is_named_in_float32(named: dict[str, str]) -> None:
     for name, values in ALIKE.items():
         if named.get(name, VALUES[name][0]) in values:
             alike = [each | {name: value} for each in alike for value in values]
-    assert found == {canonical(Choices(**each)) for each in alike}
+    assert {canonical(Choices(**named))} <= found <= {canonical(Choices(**each)) for each in alike}
+    assert len(found) == len(alike) or named.get("target_policy") == AFTER  # whose target says more
 
 
 @pytest.mark.parametrize("number", [3, pytest.param(300, marks=pytest.mark.full)])

@@ -106,6 +106,17 @@ def test_a_replay_that_has_forgotten_nothing_yet_is_as_good_as_theirs() -> None:
     assert "memory_capacity" in meaning(config(memory_capacity=34_999), 35_000, 2_400.0)[-1]
 
 
+def test_updates_for_each_transition_are_compared_however_they_are_asked_for() -> None:
+    asked = config()
+    asked["cfg"] |= {"update_to_data": 1.0}
+    assert meaning(asked, 35_000, 2_400.0) == meaning(config(), 35_000, 2_400.0)
+    for fields in ({"update_to_data": 2.0}, {"gradient_steps": 2}):
+        more = config()
+        more["cfg"] |= fields
+        (line,) = meaning(more, 35_000, 2_400.0)
+        assert "update_to_data 1.0 (here 2.0)" in line and "gradient_steps" not in line
+
+
 def test_many_differences_are_no_comparison() -> None:
     assert meaning(config(preset="redq"), 35_000, 0.0) == [
         "sacref knows no published return of HalfCheetah-v5 with these settings after 35,000 steps"
