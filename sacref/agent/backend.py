@@ -47,7 +47,7 @@ class Backend(Protocol[ArrayT]):
     longest_integer: np.dtype[np.generic]
     """Dtype of the longest integers that its arrays hold."""
     reuses_functions: bool
-    """Whether functions of learning and acting hold nothing of an agent, so that those of a mode of the models can be used again."""
+    """Permission to use the functions of an earlier mode of the models again: they hold nothing of an agent's state."""
 
     # Arrays.
 

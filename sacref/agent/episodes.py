@@ -102,7 +102,7 @@ class EpisodeStatistics:
     def state(self, to_numpy: Callable[[object], NumpyArray]) -> dict[str, object]:
         """Return the state, on the host."""
         widths = {row[0].shape[0] for row in self._rows}
-        width = widths.pop() if len(widths) == 1 else 1  # evaluations in other numbers of environments
+        width = widths.pop() if len(widths) == 1 else 1  # Evaluations may have other numbers of environments.
         rows = [_joined([row[i] for row in self._rows], to_numpy).reshape(-1, width) for i in range(5)] if self._rows else None
         running = None if self._running is None else [to_numpy(array) for array in self._running]
         return {"recent_returns": list(self.read_returns(to_numpy)), "running": running, "rows": rows}

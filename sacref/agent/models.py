@@ -87,12 +87,11 @@ class Models(Generic[ArrayT]):
         return copied, self._backend.function(name, copied, self._precision)
 
     def set_constants(self, constants: Mapping[str, Parameters[ArrayT]]) -> bool:
-        """Compute with other constants; tell whether `functions` are other ones now."""
+        """Compute with other constants; tell whether `functions` are to be taken anew."""
         replaced = self._backend.set_constants(self.modules, self.constants, constants)
         if replaced is None:
             return False
         self.modules, self.constants = replaced, {name: dict(own) for name, own in constants.items()}
-        self.take_functions()
         return True
 
     def is_recurrent(self, name: str) -> bool:

@@ -310,7 +310,7 @@ class Population(Generic[ArrayT]):
             following = self._transitions.check_observations(next_observations), self._transitions.check_states(next_states)
         if following is not None:
             known = self.active.copy()
-            if not self._transitions.are_finite(following):
+            if rows.following is None:  # Some members' are not finite.
                 known &= [
                     self._transitions.are_finite(map_leaves(itemgetter(self._rows(number)), following)) for number in range(len(known))
                 ]

@@ -25,6 +25,7 @@ SATURATED = (
     "actions saturate in these data, check what the update computes there; log(1 - a^2) is infinite, "
     "2 (log 2 - u - softplus(-2 u)) is the same and finite"
 )
+"""Fix for weights that are not finite after an update of saturated actions."""
 
 
 class AdapterError(TypeError):

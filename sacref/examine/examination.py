@@ -180,7 +180,7 @@ def _schedules(base: Choices) -> list[Choices]:
 def _limit(problem: Problem, base: Choices) -> float:
     """A norm that every way of clipping does something else with: below the largest element of each network's gradient."""
     scene = ordinary(problem, updates=1)
-    alpha = BEFORE if base.policy_alpha == NEWEST else base.policy_alpha  # there is one step alone
+    alpha = BEFORE if base.policy_alpha == NEWEST else base.policy_alpha  # There is one step alone.
     agent = Oracle(problem, scene.weights, replace(base, policy_steps="every update", policy_alpha=alpha))
     agent.update(*next(scene.data()))
     sizes = [max(float(np.abs(g).max()) for g in step.values()) for step in agent.gradients if "log_alpha" not in step]

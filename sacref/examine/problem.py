@@ -87,7 +87,7 @@ class Scene:
     updates: int
     rewards_scale: float = 1.0
     saturates: bool = False
-    """Whether actions are so near the Box's bounds that 1 - a^2 is 0."""
+    """Mark of actions so near the Box's bounds that 1 - a^2 is 0."""
 
     def data(self) -> Iterator[tuple[Batch[Floats], Floats]]:
         """Yield a batch and its noise, `(draws, batch, action)`, for each update."""

@@ -38,7 +38,7 @@ class TorchBackend:
     """PyTorch, with the device and dtype of one agent; see `sacref.agent.backend.Backend`."""
 
     name = "torch"
-    reuses_functions = False  # what was recorded holds the state's addresses
+    reuses_functions = False  # Recordings hold the state's addresses.
     longest_integer: np.dtype[np.generic] = np.dtype(np.int64)
     dtype: torch.dtype
     optim: ModuleType = optim

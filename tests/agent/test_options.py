@@ -181,7 +181,7 @@ def test_a_mode_of_the_models_that_they_had_before_is_not_compiled_again() -> No
     with counted_jax_compilations() as events:
         in_each_mode()
     assert events == []
-    agent.keep_gradients()  # of another update, which is made anew
+    agent.keep_gradients()  # This makes another update, which both modes take.
     in_each_mode()
     assert set(agent.gradients()) > {"log_alpha"}
 

@@ -107,7 +107,7 @@ def test_each_planted_value_is_named_in_float32(named: dict[str, str]) -> None:
         if named.get(name, VALUES[name][0]) in values:
             alike = [each | {name: value} for each in alike for value in values]
     assert {canonical(Choices(**named))} <= found <= {canonical(Choices(**each)) for each in alike}
-    assert len(found) == len(alike) or named.get("target_policy") == AFTER  # whose target says more
+    assert len(found) == len(alike) or named.get("target_policy") == AFTER  # Its target says more.
 
 
 @pytest.mark.parametrize("number", [3, pytest.param(300, marks=pytest.mark.full)])

@@ -92,7 +92,7 @@ def agents_of(backend: Backend, members: list[dict[str, Any]], **options: Any) -
     return made
 
 
-def together(backend: Backend, members: list[dict[str, Any]], **options: Any) -> tuple[Any, list[Any]]:
+def together(backend: Backend, members: list[dict[str, Any]], *, models_train: bool = True, **options: Any) -> tuple[Any, list[Any]]:
     """The population of agents that are as those of `agents_of`, and these agents."""
     memory = backend.package.ReplayMemory(32 * len(members), 2 * len(members))
     agents = []
@@ -103,7 +103,8 @@ def together(backend: Backend, members: list[dict[str, Any]], **options: Any) ->
         part.set_arrays(alone.memory.arrays())
         agents[-1].set_arrays(alone.arrays())
         agents[-1].set_live_state(alone.live_state())
-        agents[-1].enable_training_mode(True, apply_to_models=True)
+        agents[-1].enable_training_mode(True)
+        agents[-1].enable_models_training_mode(models_train)
     return backend.module("population").populate(agents, memory, [1_000] * len(agents)), agents
 
 
@@ -328,6 +329,14 @@ def test_members_that_learn_apart_leave_the_others_as_they_are(backend: Backend)
         go_together(population, agents, 5, which)
     for one, other in zip(agents, alone, strict=True):
         assert_alike(one, other)
+
+
+def test_members_learn_in_the_models_training_mode(backend: Backend) -> None:
+    population, agents = together(backend, [{}, {}], models_train=False, networks={"dropout": 0.5})
+    go_together(population, agents, 3)
+    for agent, alone in zip(agents, agents_of(backend, [{}, {}], networks={"dropout": 0.5}), strict=True):
+        go(alone, [], 3)
+        assert_alike(agent, alone)
 
 
 def test_a_member_is_evaluated_in_between_and_goes_on_alone(backend: Backend) -> None:
