@@ -619,6 +619,16 @@ def test_the_write_interval(backend: Backend, tmp_path: Path, interval: int | st
     agent.close()
 
 
+def test_an_interval_that_is_auto_is_that_of_each_run(backend: Backend, tmp_path: Path) -> None:
+    agent = backend.agent(experiment=tracking(tmp_path, write="auto", checkpoints="auto"))
+    for timesteps, intervals in ((600, (6, 60)), (20_000, (200, 2000))):
+        agent.init(trainer_cfg={"timesteps": timesteps})
+        assert (agent.write_interval, agent.checkpoint_interval) == intervals
+    agent.write_interval, agent.checkpoint_interval = 7, 0  # by hand
+    agent.init(trainer_cfg={"timesteps": 100})
+    assert (agent.write_interval, agent.checkpoint_interval) == (7, 0)
+
+
 @pytest.mark.parametrize(("interval", "wanted"), [("auto", [4, 8, 12]), (5, [5, 10]), (0, []), (-3, [])])
 def test_the_checkpoint_interval(backend: Backend, tmp_path: Path, interval: int | str, wanted: list[int]) -> None:
     agent = backend.agent(experiment=tracking(tmp_path, write=0, checkpoints=interval), learning_starts=100)
@@ -924,7 +934,18 @@ def test_a_state_space_that_no_critic_reads_is_refused(backend: Backend) -> None
     blind = backend.package.default_models(**spaces, hidden=(4,))
     with pytest.raises(ValueError, match=r"the values of \['critic_1', 'critic_2'\] do not depend on inputs\['states'\]: build critics"):
         backend.package.SAC(models=blind, **spaces, state_space=states)
-    backend.package.SAC(models=backend.package.default_models(**spaces, state_space=states, hidden=(4,)), **spaces, state_space=states)
+    reading = backend.package.default_models(**spaces, state_space=states, hidden=(4,))
+    backend.package.SAC(models=reading, **spaces, state_space=states)
+    # Heads of zeros give one number for all rows, which tells nothing.
+    for name in ("critic_1", "critic_2"):
+        reading[name] = with_head_of_zeros(backend, reading[name])
+    backend.package.SAC(models=reading, **spaces, state_space=states)
+
+
+def with_head_of_zeros(backend: Backend, model: Any) -> Any:
+    weights = backend.module("weights")
+    parameters = weights.parameters_of(model, backend.module("device").device_of("cpu"))
+    return weights.with_parameters(model, {name: array * (0 if name.startswith("head") else 1) for name, array in parameters.items()})
 
 
 def test_a_batch_larger_than_the_memory_is_refused(backend: Backend) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NoReturn, cast, overload
@@ -74,7 +75,9 @@ class Agent(Generic[ArrayT]):
         self.observation_space: Space = observation_space
         self.state_space: Space | None = state_space
         self.action_space: Space = action_space
-        self.cfg: SACConfig = cfg if isinstance(cfg, SACConfig) else SACConfig.from_dict({} if cfg is None else cfg)
+        given = cfg if isinstance(cfg, SACConfig) else SACConfig.from_dict({} if cfg is None else cfg)
+        # Its own: what is set in the given one afterwards is for the next agent.
+        self.cfg: SACConfig = replace(given, experiment=replace(given.experiment))
         self.cfg.validate()
         self.carry_type.check_options(self.cfg, type(self).__name__)
         self.memory = memory
@@ -85,6 +88,8 @@ class Agent(Generic[ArrayT]):
         name = experiment.experiment_name or f"{datetime.now().strftime('%y-%m-%d_%H-%M-%S-%f')}_{type(self).__name__}"
         self.experiment_dir: Path = Path(experiment.directory or "runs").expanduser().absolute() / name
         self.checkpoint_interval: int | None = None if experiment.checkpoint_interval == "auto" else int(experiment.checkpoint_interval)
+        self._resolved_intervals: tuple[int | None, int | None] = (None, None)
+        """The write and the checkpoint interval that "auto" stands for in this run, once its timesteps are known."""
 
         preprocessors = make_preprocessors(self.cfg, observation_space, state_space)
         self._backend = backend
@@ -199,6 +204,10 @@ class Agent(Generic[ArrayT]):
         """
         timesteps = trainer_cfg.get("timesteps") if isinstance(trainer_cfg, Mapping) else getattr(trainer_cfg, "timesteps", None)
         if timesteps is not None:
+            # Of an earlier run, which may have been of another length; one that was set by hand since then stays.
+            write, checkpoint = self._resolved_intervals
+            self.metrics.write_interval = None if self.metrics.write_interval == write else self.metrics.write_interval
+            self.checkpoint_interval = None if self.checkpoint_interval == checkpoint else self.checkpoint_interval
             self._resolve_intervals(int(timesteps))
         self._reset(True)
         self._reset(False)
@@ -208,10 +217,12 @@ class Agent(Generic[ArrayT]):
             part.reset(training)
 
     def _resolve_intervals(self, timesteps: int) -> None:
+        write, checkpoint = self._resolved_intervals
         if self.metrics.write_interval is None:
-            self.metrics.write_interval = max(1, timesteps // 100)
+            self.metrics.write_interval = write = max(1, timesteps // 100)
         if self.checkpoint_interval is None:
-            self.checkpoint_interval = max(1, timesteps // 10)
+            self.checkpoint_interval = checkpoint = max(1, timesteps // 10)
+        self._resolved_intervals = write, checkpoint
 
     def enable_training_mode(self, enabled: bool = True, *, apply_to_models: bool = False) -> None:
         """Train (explore, store, learn) or evaluate (act deterministically, store nothing, learn nothing).

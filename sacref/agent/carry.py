@@ -434,7 +434,8 @@ class Carry(Generic[ArrayT]):
         now.carry = after if backend.is_array(inputs["previous_actions"]) else map_leaves(backend.to_numpy, after)
 
     def carry_like(self, envs: int) -> Tree:
-        return map_leaves(lambda array: Like(tuple(array.shape), "f"), self._models.initial_carry("policy", envs))
+        carry = map_leaves(self._backend.to_numpy, self._models.initial_carry("policy", envs))
+        return map_leaves(lambda array: Like(array.shape, array.dtype.kind), carry)
 
     def _previous(self, now: Ongoing, envs: int) -> tuple[Array, Array]:
         """Return actions and rewards of the last row, or zeros before the first one of so many environments."""

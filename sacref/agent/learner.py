@@ -331,7 +331,15 @@ class Learner(Generic[ArrayT]):
             ValueError: if a name or a shape is not this agent's, or an optimizer's count or second moments are negative. Nothing is
                 changed then.
         """
-        require_same_arrays(arrays, self.arrays())
+        own = self.arrays()
+        require_same_arrays(arrays, own)
+        try:
+            self._take_arrays(arrays)
+        except Exception:
+            self._take_arrays(own)
+            raise
+
+    def _take_arrays(self, arrays: Mapping[str, NumpyArray]) -> None:
         old, constants_before = self.state, self._models.constants
         held = {"policy": old.policy, **old.critics}
         models = {name: self._from_common(name, under(arrays, name), {**own, **constants_before[name]}) for name, own in held.items()}

@@ -260,12 +260,19 @@ def warn_of_quantisation(models: Sequence[str], precision: str) -> None:
 
 
 def example_inputs(spaces: Spaces, rows: int, seed: int) -> dict[str, Tree]:
-    """Make observations and states of the right shapes and dtypes, `(rows, ...)`, to try models on; NumPy."""
+    """Make observations and states within their spaces, `(rows, ...)`, to try models on; NumPy."""
     generator = np.random.default_rng(seed)
 
     def example(field: Field) -> NumpyArray:
         values = generator.standard_normal((rows, *field.shape))
-        return values.astype(field.kept) if field.dtype.kind == "f" else (values > 0).astype(field.kept)
+        low, high = (-np.inf, np.inf) if field.bounds is None else field.bounds
+        if field.dtype.kind == "f":
+            return np.clip(values, low, high).astype(field.kept)
+        # Two integers that are next to each other: of those within the bounds, the nearest to 0.
+        first = np.clip(0, np.asarray(low, object), np.asarray(high, object))
+        second = np.where(first + 1 <= high, first + 1, np.maximum(first - 1, low))
+        near_zero: NumpyArray = np.where(values > 0, second, first)
+        return near_zero.astype(np.int64).astype(field.kept)  # a Box beyond the backend's integers is refused at its first row
 
     return {"observations": map_leaves(example, spaces.observations), "states": map_leaves(example, spaces.states)}
 
@@ -276,7 +283,8 @@ def check_reads_states(values: Mapping[str, NumpyArray], others: Mapping[str, Nu
     Args:
         values, others: critic -> its values of inputs that differ in their states alone.
     """
-    if values and all(np.array_equal(values[name], others[name]) for name in values):
+    telling = {name for name, own in values.items() if np.ptp(own)}  # not of a last layer of zeros, which gives one number for all rows
+    if telling and all(np.array_equal(values[name], others[name]) for name in values):
         raise ValueError(
             f"state_space is given, and the values of {sorted(values)} do not depend on inputs['states']: "
             f"build critics that read them, default_models(state_space=...), or leave state_space out"

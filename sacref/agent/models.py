@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Generic
 
+import numpy as np
+
 from sacref.agent.backend import Backend
 from sacref.agent.model_checks import (
     call_on_trial,
@@ -61,6 +63,9 @@ class Models(Generic[ArrayT]):
         backend.take_dtype({name: parameters[name] or constants[name] for name in parameters}, cfg.mixed_precision)
         require_learning(parameters, self.critics)
         check_targets(parameters, {name: {key: backend.to_numpy(a) for key, a in held.items()} for name, held in constants.items()})
+        for name in self.modules:
+            if self.is_recurrent(name):
+                self._refuse_learned_carry(name)
         self.functions: dict[str, Callable[..., Any]] = {}
         """Model -> the model as a function of its parameters."""
         self.take_functions()
@@ -101,9 +106,13 @@ class Models(Generic[ArrayT]):
         """Return a model's carry before an episode, `(batch, ...)` each; () of a model without.
 
         Raises:
-            ValueError: if its arrays do not have a row for each environment or sequence.
+            TypeError: if it is no array, or a tuple or dict of arrays. ValueError: if they do not have a row for each environment or
+                sequence.
         """
         carry = self.modules[name].initial_carry(batch) if self.is_recurrent(name) else ()
+        strange = [type(leaf).__name__ for leaf in leaves(carry) if not hasattr(leaf, "shape")]
+        if strange:
+            raise TypeError(f"model {name!r} gives an initial_carry of type {strange[0]}, expected an array, or a tuple or dict of arrays")
         shapes = [tuple(leaf.shape) for leaf in leaves(carry)]
         if any(shape[:1] != (batch,) for shape in shapes):
             raise ValueError(
@@ -111,6 +120,16 @@ class Models(Generic[ArrayT]):
                 f"before that of layers"
             )
         return carry
+
+    def _refuse_learned_carry(self, name: str) -> None:
+        self.initial_carry(name, 1)
+        unknown = {key: self._backend.upload(np.full(array.shape, np.nan)) for key, array in self.initial_parameters[name].items()}
+        carry = self._backend.weights.with_parameters(self.modules[name], unknown).initial_carry(1)
+        if any(np.isnan(self._backend.to_numpy(leaf)).any() for leaf in leaves(carry)):
+            raise ValueError(
+                f"model {name!r} has an initial_carry that reads parameters which learn, expected a constant: no gradient goes back to the "
+                f"carry before an episode; freeze them (requires_grad_(False), or a variable that is no nnx.Param)"
+            )
 
     def try_out(self, name: str, function: Callable[..., object], *arguments: object) -> Any:
         """Call a model on example inputs; raise ValueError if that fails, or changes the model."""

@@ -58,7 +58,9 @@ class Normalisers(Generic[ArrayT]):
         then = {**named_leaves(transition.next_observations, "observations"), **named_leaves(transition.next_states, "states")}
         for name, preprocessor in self.preprocessors.items():
             fresh = np.concatenate([to_numpy(now[name])[begun], to_numpy(then[name])[keep]])
-            preprocessor.update(self._backend.ranks.rows(fresh))
+            fresh = self._backend.ranks.rows(fresh)
+            if len(fresh):
+                preprocessor.update(fresh)
         self._update_moments()
 
     def prepare_inputs(self, moments: Tree, inputs: Any) -> Any:

@@ -70,5 +70,5 @@ class Agent(Protocol):
         ...
 
     def close(self) -> None:
-        """Write what is tracked and close the files."""
+        """Close the files of what is tracked; `write_tracking_data` writes what waits."""
         ...

@@ -147,7 +147,8 @@ class Transitions(Generic[ArrayT]):
             shapes_rewards: whether rewards are scaled and shaped.
         """
         boundaries = self._boundaries[training]
-        arrays = (observations, states, actions, rewards, next_observations, next_states, terminated, truncated)
+        # Not the actions: they may be the policy's own arrays where the environments are on the host.
+        arrays = (observations, states, rewards, next_observations, next_states, terminated, truncated)
         # Asked of NumPy's first: of JAX's it takes longer.
         device = not {type(array) for array in arrays} <= {np.ndarray, type(None)} and any(
             type(leaf) is not np.ndarray and self._is_array(leaf) for value in arrays for leaf in leaves(value)
@@ -337,7 +338,8 @@ class Transitions(Generic[ArrayT]):
         if device:
             finite = keep
             for array in named.values():
-                finite = finite & ((array - array) == 0).reshape(keep.shape[0], -1).all(1)
+                if namespace(array).isdtype(array.dtype, "real floating"):
+                    finite = finite & ((array - array) == 0).reshape(keep.shape[0], -1).all(1)
             bad = keep & ~finite
             self.bad_rows = bad if self.bad_rows is None or self.bad_rows.shape != bad.shape else self.bad_rows | bad
             return finite

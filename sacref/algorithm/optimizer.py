@@ -367,7 +367,7 @@ def rate_function(
         raise ConfigError(
             f"learning_rate_scheduler is {name} with arguments {dict(kwargs)}, which fails as step -> rate on {arrays} "
             f"({type(error).__name__}: {error}): expected a schedule of sacref.spec.schedules, {others}, "
-            f"a function step -> rate, or with arguments a function that makes one"
+            f"a function step -> rate that computes with arrays (where in place of if), or with arguments a function that makes one"
         ) from error
     if shape != ():
         raise ConfigError(f"learning_rate_scheduler is {name}, which gives a rate of shape {shape}, expected ()")

@@ -245,8 +245,8 @@ class ReplayMemory(Generic[MemoryT, DeviceT]):
 
     def __init__(self, capacity: int, num_envs: int, device: str | DeviceT | None = None) -> None:
         check_size(capacity, num_envs)
-        self.capacity: int = capacity
-        self.num_envs: int = num_envs
+        self.capacity: int = int(capacity)
+        self.num_envs: int = int(num_envs)
         self.device: DeviceT | None = None if device is None else self.library.device(device)
         self.written: bool = False
         """True once anything was stored, as far as the host knows without waiting for the device."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -33,6 +33,8 @@ class Field:
     """The Box's own, in the machine's byte order; see `stored_dtype` for what the memory keeps."""
     longest_integer: DType = INT64
     """The longest integer of the backend: JAX has int32 alone where its 64-bit mode is off."""
+    bounds: tuple[NumpyArray, NumpyArray] | None = field(default=None, compare=False, repr=False)
+    """The Box's lowest and highest values, of its shape."""
 
     def stored_dtype(self, float_dtype: DTypeLike) -> DType:
         """Return the dtype in which it is stored, and models see it.
@@ -117,7 +119,7 @@ def _field(longest_integer: DType, name: str, space: object) -> Field:
     if 0 in space.shape:
         raise ValueError(f"{name} is {space} of shape {space.shape}, expected at least one number: remove the empty axis")
     _refuse_dtype(space, name, "TransformObservation")
-    return Field(tuple(space.shape), np.dtype(space.dtype).newbyteorder("="), longest_integer)
+    return Field(tuple(space.shape), np.dtype(space.dtype).newbyteorder("="), longest_integer, (space.low, space.high))
 
 
 def _no_box(name: str, space: object) -> TypeError:

@@ -111,7 +111,7 @@ Critic loss: with the factor 1/2 (also SB3, skrl on torch); the agent takes the 
 Minimum over critics: in the target and in the actor's loss, and critics that tie share the gradient equally on both libraries.
 Truncation: a truncated transition bootstraps, a terminated one does not; `discount` says which. Stoix and rejax take a truncation
     for a termination; Brax masks truncated transitions out of the critic loss.
-Target networks: two products and a sum, not `lerp`, which rounds differently.
+Target networks: two products and a sum; the `lerp` of PyTorch's recorded updates rounds differently.
 
 Choices of the update, which the agents share
 ---------------------------------------------

@@ -8,7 +8,8 @@ from sacref.spec.arrays import ArrayT, require_one_dtype, require_shape
 def polyak(target: Float[ArrayT, "*shape"], online: Float[ArrayT, "*shape"], tau: float | Float[ArrayT, ""]) -> Float[ArrayT, "*shape"]:
     """Move a target parameter towards its online twin: tau online + (1 - tau) target.
 
-    Lillicrap et al. 2016 (arXiv:1509.02971), algorithm 1. Two products and a sum, not `lerp`, which rounds differently.
+    Lillicrap et al. 2016 (arXiv:1509.02971), algorithm 1. Two products and a sum; the `lerp` that PyTorch's recorded updates have
+    in their place rounds differently.
 
     Args:
         target, online: of one shape.

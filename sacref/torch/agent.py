@@ -126,7 +126,7 @@ class TorchBackend:
         changed = any(layer.training != training for model in models.values() for layer in model.modules())
         for model in models.values():
             model.train(training)
-        if not changed or all(isinstance(model, weights.CommonLayout) for model in models.values()):
+        if not changed or all(isinstance(model, weights.CommonLayout) and not draw_widths(model) for model in models.values()):
             return False
         states = {generator: generator.get_state() for generator in _generators(models).values()}
         check()

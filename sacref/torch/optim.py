@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim.lr_scheduler import LRScheduler
 
 from sacref.algorithm import optimizer, update
@@ -131,11 +132,17 @@ def _rate_of(schedule: Schedule | None, learning_rate: float | Tensor) -> Rate[T
     return rate_function(
         schedule,
         learning_rate,
-        lambda own: torch.as_tensor(own(torch.zeros(()))).shape,
+        _shape_of,
         as_rate,
         "PyTorch tensors",
         "a class of torch.optim.lr_scheduler",
     )
+
+
+def _shape_of(own: Callable[[Tensor], object]) -> torch.Size:
+    """Return the shape of the rate at a step without a value, as a recording calls it: what decides by its value raises."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return torch.as_tensor(own(torch.zeros(()))).shape
 
 
 def _is_scheduler(function: object) -> bool:

@@ -481,6 +481,17 @@ def test_what_no_optimizer_holds_is_refused_and_changes_nothing(backend: Backend
     agent.set_arrays({**before, name: np.full_like(before[name], -0.0)})
 
 
+def test_arrays_that_a_later_part_refuses_leave_schedules_and_preprocessors_as_they_were(backend: Backend) -> None:
+    spaces = Spaces(gymnasium.spaces.Dict(a=box(-1, 1, (2,)), b=box(-1, 1, (2,))))
+    agent = backend.agent(spaces, observation_preprocessor=RunningStandardScaler)
+    fill(agent, 5)
+    before = agent.arrays()
+    of_a, of_b = "preprocessor.observations.a.mean", "preprocessor.observations.b.variance"
+    with pytest.raises(ValueError, match="variance"):
+        agent.set_arrays({**before, of_a: before[of_a] + 7.0, of_b: before[of_b] - 100.0, "gradient_steps": np.array(9)})
+    assert_same_arrays(agent.arrays(), before)
+
+
 def test_what_comes_after_a_load_does_not_continue_what_the_memory_holds(backend: Backend, tmp_path: Path) -> None:
     agent = backend.agent(n_step=2)
     generator = np.random.default_rng(0)

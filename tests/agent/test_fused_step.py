@@ -100,6 +100,24 @@ RECURRENT = {"algorithm": "SAC_RNN", "sequence_length": 4, "burn_in": 2}
 full = pytest.mark.full
 
 
+def test_the_actions_as_act_returned_them_are_of_the_host_where_the_rows_are(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the actions are, the rows' own arrays decide: a strict step stays one call, and a bad number is told at once."""
+    agent = make(capacity=100)
+    seen, generator = calls_of(agent, monkeypatch), np.random.default_rng(0)
+    observations = np.zeros((1, *agent.observation_space.shape), agent.observation_space.dtype)
+    for timestep in range(12):
+        clock = {"timestep": timestep, "timesteps": 100}
+        agent.pre_interaction(**clock)
+        actions, _ = agent.act(observations, None, **clock)
+        row = draw_row(agent, generator, **clock, observations=observations, actions=actions, terminated=np.zeros((1, 1), bool))
+        agent.record_transition(**row)
+        agent.post_interaction(**clock)
+        observations = row["next_observations"]
+    assert seen[-6:] == ["learn_and_act"] * 6
+    with pytest.raises(ValueError, match="rewards"):
+        agent.record_transition(**{**row, "rewards": np.full((1, 1), np.nan)})
+
+
 @pytest.mark.parametrize(
     "mode, options, steady",
     [

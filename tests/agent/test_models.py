@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from sacref.agent.model_checks import example_inputs
 from sacref.algorithm.tree import map_leaves
 from sacref.config import ConfigError
+from sacref.envs.spaces import check_spaces
 from tests.backends import (
     BACKENDS,
     Backend,
@@ -49,6 +51,17 @@ def call(backend: Backend, model: Any, observations: NDArray[Any], *actions: NDA
     outputs = model(inputs, *(backend.array(action.astype(np.float32)) for action in actions))
     parts = outputs if isinstance(outputs, tuple) else (outputs,)
     return np.concatenate([part.detach().numpy() if backend.name == "torch" else np.asarray(part) for part in parts], axis=-1)
+
+
+def test_models_are_tried_on_values_of_their_spaces() -> None:
+    """Of each integer space two that are next to each other, as near to 0 as it has them."""
+    integers = {(1, 9): {1, 2}, (0, 255): {0, 1}, (-5, 0): {-1, 0}, (-9, -3): {-4, -3}, (5, 5): {5}, (-(2**63), 2**63 - 1): {0, 1}}
+    for (low, high), wanted in integers.items():
+        space = gymnasium.spaces.Box(low, high, (40,), np.int64)
+        tried = example_inputs(check_spaces(space, None, Spaces().action), 3, 0)["observations"]
+        assert tried.dtype == np.int64 and set(tried.ravel().tolist()) == wanted
+    tried = example_inputs(check_spaces(box(0.0, 0.5, (40,)), None, Spaces().action), 3, 0)["observations"]
+    assert tried.min() == 0.0 and tried.max() == 0.5 and len(np.unique(tried)) > 10
 
 
 # The default ones.

@@ -223,6 +223,16 @@ class Offset:
         return values - arrays["last"][None, :] - self.by
 
 
+def test_no_row_is_no_update(backend: Backend) -> None:
+    """Where the only environment's row is not stored; as after an episode under Gymnasium's default, autoreset in the next step."""
+    agent = backend.agent(observation_preprocessor=Offset, observation_preprocessor_kwargs={"by": 0.5})
+    row = draw_row(agent, np.random.default_rng(0))
+    agent.record_transition(**row)
+    unsound = {**row, "rewards": row["rewards"] * np.nan}
+    agent.record_transition(**{name: backend.array(value) if isinstance(value, np.ndarray) else value for name, value in unsound.items()})
+    np.testing.assert_array_equal(agent.arrays()["preprocessor.observations.last"], row["next_observations"][0])
+
+
 def test_a_preprocessor_of_a_users_own(backend: Backend, tmp_path: Path) -> None:
     options: dict[str, Any] = {"observation_preprocessor": Offset, "observation_preprocessor_kwargs": {"by": 0.5}}
     options |= {"spaces": IN_FLOAT64, "dtype": "float64"}

@@ -507,9 +507,17 @@ def of_shape_one(step: Any) -> Any:
     return step.reshape(1) * 0.5
 
 
+def decided_by_the_step(step: Any) -> float:
+    return 1e-3 if step < 100 else 1e-4
+
+
 @pytest.mark.parametrize(
     ("schedule", "message"),
     [
+        (
+            Schedule(decided_by_the_step, {}),
+            r"(?s)decided_by_the_step .* fails as step -> rate .*\(where in place of if\)",
+        ),
         (Schedule(harmonic_from, {}), r"harmonic_from with arguments {}, which fails as step -> rate .*expected a schedule of sacref.spec"),
         (Schedule(harmonic_from, {"steps": 3}), r"harmonic_from with arguments {'steps': 3}, which fails .*unexpected keyword"),
         (Schedule(of_shape_one, {}), r"of_shape_one, which gives a rate of shape \(1,\), expected \(\)"),

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sacref.config import ConfigError, ExperimentConfig
+from sacref.config import ConfigError, ExperimentConfig, SACConfig
 from tests.agent.test_execution import counted_jax_compilations
 from tests.backends import (
     BACKENDS,
     Backend,
+    Spaces,
     assert_same_arrays,
     draw_batch,
     draw_row,
@@ -158,12 +159,31 @@ def values_of_updates(agent: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple
     return [(float(metrics["q_mean"][0]), float(metrics["target_mean"])) for metrics in seen]
 
 
-def test_dropout_is_for_training_alone(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    agent = backend.agent(**{**STILL, "initial_entropy_value": 1e-30}, networks={"dropout": 0.5}, hidden=(32,), batch_size=1)
+@pytest.mark.parametrize("execution", ["plain", "auto"])
+def test_dropout_is_for_training_alone(backend: Backend, execution: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever mode the first gradient step is taken in."""
+    still = {**STILL, "initial_entropy_value": 1e-30, "execution": execution}
+    agent = backend.agent(**still, networks={"dropout": 0.5}, hidden=(32,), batch_size=1)
     agent.record_transition(**draw_row(agent, np.random.default_rng(0), terminated=np.zeros((1, 1), bool)))
-    assert len({value for value, _ in values_of_updates(agent, monkeypatch)}) == 3
-    agent.enable_models_training_mode(False)
-    assert len({value for value, _ in values_of_updates(agent, monkeypatch)}) == 1
+    for training, values in ((False, 1), (True, 3), (False, 1)):
+        agent.enable_models_training_mode(training)
+        assert len({value for value, _ in values_of_updates(agent, monkeypatch)}) == values
+
+
+def test_settings_that_change_afterwards_are_those_of_the_next_agent(backend: Backend) -> None:
+    cfg, agents = SACConfig(batch_size=2, experiment=ExperimentConfig(write_interval=0)), []
+    for scale in (1.0, 0.5):
+        cfg.reward_scale = scale
+        memory, spaces = backend.package.ReplayMemory(4, 1), Spaces()
+        given = {"observation_space": spaces.observation, "action_space": spaces.action}
+        models = backend.package.default_models(**given, hidden=(4,))
+        agents.append(backend.package.SAC(models=models, memory=memory, cfg=cfg, device="cpu", **given))
+    cfg.reward_scale = cfg.experiment.write_interval = 9
+    for agent in agents:
+        agent.enable_training_mode(True)
+        agent.record_transition(**draw_row(agent, np.random.default_rng(0), rewards=np.array([[8.0]])))
+    assert [agent.memory.arrays()["rewards"].item() for agent in agents] == [8.0, 4.0]
+    assert agents[0].cfg.experiment.write_interval == 0
 
 
 def test_a_mode_of_the_models_that_they_had_before_is_not_compiled_again() -> None:

@@ -480,6 +480,22 @@ def test_models_that_do_not_fit_are_refused(backend: Backend, model: str, part: 
         recurrent(backend, models=models, dtype="float32")
 
 
+def test_a_carry_before_an_episode_is_a_constant_of_any_kind_of_number(backend: Backend) -> None:
+    """Parameters that nothing trains would stay what they were, and be left alone by a load."""
+    models = user(backend).user_models(2, 1)
+    agent = recurrent(backend, models={**models, "policy": user(backend).Begins(2, 1, learns=False)}, dtype="float32", num_envs=2)
+    Loop(agent, (3, 6), (2, 4)).run(8)
+    for rows in stored(agent):
+        np.testing.assert_array_equal(rows["carry.1"][:, 0], rows["observations"][:, 1])
+        np.testing.assert_array_equal(rows["carry.0"][rows["first"]], np.full((rows["first"].sum(), SIZE), 0.5))
+    agent.set_live_state(agent.live_state())
+    with pytest.raises(ValueError, match="'policy' has an initial_carry that reads parameters which learn, expected a constant"):
+        recurrent(backend, models={**models, "policy": user(backend).Begins(2, 1, learns=True)}, dtype="float32")
+    models["critic_2"] = user(backend).carries(models["critic_2"], list)
+    with pytest.raises(TypeError, match="'critic_2' gives an initial_carry of type list, expected an array, or a tuple or dict of arrays"):
+        recurrent(backend, models=models, dtype="float32")
+
+
 def test_without_stored_carries_the_policy_starts_from_its_models_initial_one(backend: Backend) -> None:
     def metrics(stored_carry: bool, carry: float) -> dict[str, NDArray[Any]]:
         models = user(backend).user_models(2, 1)

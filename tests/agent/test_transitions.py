@@ -290,3 +290,11 @@ def test_an_agent_takes_a_setting_or_refuses_it_by_name(backend: Backend) -> Non
 @pytest.mark.full
 def test_settings_are_taken_or_refused_at_length(backend: Backend) -> None:
     draw_examples(backend, partial(check_setting, backend), *DRAWN_SETTINGS, torch=1000, jax=200)
+
+
+def test_rows_of_bools_on_the_device_are_stored(backend: Backend) -> None:
+    """They are finite, and NaN is looked for by a difference, which bools do not have."""
+    agent = backend.agent(Spaces(Box(0, 1, (2,), np.bool_)))
+    row = draw_row(agent, np.random.default_rng(0))
+    agent.record_transition(**{name: backend.array(value) if isinstance(value, np.ndarray) else value for name, value in row.items()})
+    np.testing.assert_array_equal(agent.memory.arrays()["observations"][0], row["observations"][0])

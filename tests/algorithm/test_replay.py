@@ -40,6 +40,13 @@ def test_a_memory_that_cannot_be_allocated_says_what_would_fit(backend: Backend,
     assert len(memory_of(backend, 200_000, 2)) == 0
 
 
+def test_sizes_of_any_integer_type_are_saved(backend: Backend, tmp_path: Path) -> None:
+    """JSON knows no integers of NumPy's."""
+    agent = backend.agent(memory=backend.package.ReplayMemory(np.int64(8), np.int32(2)), num_envs=2)
+    agent.save(tmp_path / "saved")
+    agent.load(tmp_path / "saved")
+
+
 def test_the_hosts_memory_is_known() -> None:
     free = host_bytes()
     assert free is not None and 10**7 < free < 10**15

@@ -37,6 +37,17 @@ class Actor(Model):
         return (*jnp.split(self.out(outputs), 2, -1), carry)
 
 
+class Begins(Actor):
+    """An actor whose episodes begin with what `first` holds."""
+
+    def __init__(self, observations: int, actions: int, learns: bool) -> None:
+        super().__init__(observations, actions, nnx.Rngs(0))
+        self.first: Any = (nnx.Param if learns else nnx.Variable)(jnp.full((WIDTH,), 0.5, jnp.float32))
+
+    def initial_carry(self, batch: int) -> Carry:
+        return jnp.broadcast_to(self.first[...], (batch, WIDTH)), jnp.zeros((batch, 1), jnp.int32)
+
+
 class Value(Model):
     def __init__(self, observations: int, actions: int, rngs: nnx.Rngs) -> None:
         self.cell, self.out = Cell(observations, rngs), nnx.Linear(WIDTH + actions, 1, rngs=rngs)

@@ -38,6 +38,17 @@ class Actor(Model):
         return (*self.out(outputs).chunk(2, -1), carry)
 
 
+class Begins(Actor):
+    """An actor whose episodes begin with what `first` holds."""
+
+    def __init__(self, observations: int, actions: int, learns: bool) -> None:
+        super().__init__(observations, actions)
+        self.first = nn.Parameter(torch.full((WIDTH,), 0.5), requires_grad=learns)
+
+    def initial_carry(self, batch: int) -> Carry:
+        return self.first.expand(batch, WIDTH), torch.zeros(batch, 1, dtype=torch.int32)
+
+
 class Value(Model):
     def __init__(self, observations: int, actions: int) -> None:
         super().__init__()
