@@ -47,7 +47,7 @@ class RunView:
 
     @property
     def metrics(self) -> Mapping[str, float]:
-        """Tag -> the value that was written last; empty before the first write."""
+        """Tag -> the value that this process wrote last; empty before its first write."""
         return MappingProxyType(self.agent.metrics.latest)
 
     @property
@@ -57,7 +57,7 @@ class RunView:
 
     @property
     def evaluations(self) -> tuple[tuple[int, Evaluation], ...]:
-        """(environment steps, evaluation), in order; of a resumed run those before, too, on rank 0."""
+        """(environment steps, evaluation), in order; of a resumed run those before, too, on rank 0 and without `lengths`."""
         return tuple(self._evaluations)
 
     @property
@@ -75,7 +75,7 @@ class Callback:
     """
 
     def on_start(self, run: RunView) -> None:
-        """Called once, before the first step, of a resumed run with all that it goes on from."""
+        """Called once, before the first step; of a resumed run with the agent restored, its earlier evaluations follow with that step."""
 
     def on_timestep(self, run: RunView) -> None:
         """Called after each timestep, a step of all environments together."""
@@ -90,7 +90,7 @@ class Callback:
         """Called after each checkpoint, `run.checkpoint`, that was written."""
 
     def on_end(self, run: RunView) -> None:
-        """Called once, when the last checkpoint, evaluation and metrics are written; where an error ended the run, it is not called."""
+        """Called once, when the last checkpoint, evaluation and metrics are written; not where an error other than a callback's came."""
 
 
 EVENTS = ("on_start", "on_timestep", "on_gradient_steps", "on_evaluation", "on_checkpoint", "on_end")

@@ -21,7 +21,7 @@ from sacref.storage.replay_log import Entry
 from sacref.training import checkpoints, loop, resume, run_directory
 from sacref.training.callbacks import Callback, Callbacks, RunView, hand_back, make_callbacks
 from sacref.training.checkpoints import AnyAgent
-from sacref.training.evaluation import Evaluation, evaluate
+from sacref.training.evaluation import AllDivergedError, Evaluation, evaluate
 from sacref.training.load import refuse_large_models
 from sacref.training.loggers import make_sinks
 from sacref.training.plan import Environments, Plan, derive_seed, prepare
@@ -253,15 +253,22 @@ class Run:
 
     def evaluate(self, finished: int) -> None:
         self.evaluated = True
-        evaluation = evaluate(
-            self.agent,
-            self.made.evaluation,
-            episodes=self.plan.options.evaluation_episodes,
-            seed=derive_seed(self.plan.options.seed, 1),
-            max_episode_steps=self.plan.options.evaluation_max_steps,
-            state_space=self.made.spaces["state_space"],
-            ranks=self.ranks,
-        )
+        try:
+            evaluation = evaluate(
+                self.agent,
+                self.made.evaluation,
+                episodes=self.plan.options.evaluation_episodes,
+                seed=derive_seed(self.plan.options.seed, 1),
+                max_episode_steps=self.plan.options.evaluation_max_steps,
+                state_space=self.made.spaces["state_space"],
+                ranks=self.ranks,
+            )
+        except AllDivergedError as error:  # of all ranks together
+            if finished >= self.plan.timesteps:
+                raise
+            if self.ranks.rank == 0:
+                logger.warning("there is no evaluation after timestep %d: %s. Training goes on", finished, error)
+            return
         if evaluation.truncated and self.ranks.rank == 0 and not any(before.truncated for _, before in self.evaluations):
             logger.warning(
                 "%d of %d episodes of the evaluation did not end within %d steps and were cut: their returns are those until then. "

@@ -109,14 +109,13 @@ class Rollout:
         observations, infos = self._taken(returned), self._infos(infos)
         states = self._taken(states_of(self._envs, infos, self._state_space))
         rewards, terminated, truncated = map(self._read, (rewards, terminated, truncated))
+        terminated, truncated = terminated != 0, truncated != 0  # Some environments give numbers.
         same_step = self._autoreset_mode == AutoresetMode.SAME_STEP
         if same_step and not self.on_device and np.any(truncated) and "final_obs" not in infos:
             raise EnvError(
                 "an episode was truncated by environments whose autoreset_mode is SAME_STEP, and infos have no 'final_obs', expected the "
                 "observation that it ended in, behind which its value goes on: put it there, or take NEXT_STEP"
             )
-        if self.on_device:  # where some environments give integers
-            terminated, truncated = terminated != 0, truncated != 0
         return Step(actions, observations, states, rewards, terminated, truncated, infos, acted, stepped)
 
     def record(self, taken: Step, diverged: Any, *, timestep: int, timesteps: int) -> None:

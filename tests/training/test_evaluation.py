@@ -31,6 +31,18 @@ def test_each_copy_runs_its_share_of_the_episodes_and_each_return_is_one_episode
     assert evaluation.std == pytest.approx(float(np.std([1.0, 101.0, 6.0, 203.0, 10.0])))
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+def test_flags_may_be_numbers(mode: AutoresetMode, dtype: Any) -> None:
+    class Numbers(SyncVectorEnv):
+        def step(self, actions: Any) -> Any:
+            observations, rewards, terminated, truncated, infos = super().step(actions)
+            return observations, rewards, terminated.astype(dtype), truncated.astype(dtype), infos
+
+    made = Numbers([partial(CountingEnv, (length,), truncates=length > 4) for length in (3, 4, 5)], autoreset_mode=mode)
+    assert evaluate(FakeAgent(), made, episodes=6, seed=0).lengths == (3, 3, 4, 4, 5, 5)
+
+
 def test_the_entry_is_that_of_evaluation_json() -> None:
     entry = Evaluation(returns=(1.0, 5.0), lengths=(3, 3)).to_entry(700)
     assert entry == {"step": 700, "returns": [1.0, 5.0], "mean": 3.0, "std": 2.0}

@@ -30,7 +30,7 @@ from sacref.storage import checkpoint
 from sacref.training import experiment, run_directory
 from sacref.training.callbacks import Callback, RunView
 from sacref.training.checkpoints import CheckpointWriter, evaluation_of_best, holds_memory
-from sacref.training.evaluation import Evaluation, evaluate
+from sacref.training.evaluation import Evaluation, EvaluationError, evaluate
 from sacref.training.experiment import TrainingResult
 from sacref.training.plan import BACKENDS, derive_seed, import_backend
 from sacref.training.population import train_population
@@ -963,6 +963,17 @@ def test_an_episode_that_diverges_ends_neither_training_nor_its_resumption(backe
     result = train(tmp_path / "run", resume=True, steps=120, **shaky)
     assert entries(tmp_path / "run") == [{"step": step, **wanted} for step in (40, 80, 100, 120)]
     assert [evaluation.diverged for _, evaluation in result.evaluations] == [(seed,)] * 4
+
+
+def test_an_evaluation_whose_episodes_all_diverge_is_an_error_at_the_end_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shaky: Any = {"backend": BACKEND, "env": Shaky, "env_kwargs": {"diverging": derive_seed(0, 1)}, "memory_capacity": 101}
+    with pytest.raises(EvaluationError, match="all 1 episodes diverged"):
+        train(tmp_path / "run", evaluation_episodes=1, **shaky)
+    told = [text.partition(":")[0] for text in caplog.messages if "there is no evaluation" in text]
+    assert told == ["there is no evaluation after timestep 40", "there is no evaluation after timestep 80"]
+    assert (tmp_path / "run/checkpoints/agent_100").is_dir()
+    result = train(tmp_path / "run", evaluation_episodes=2, resume=True, steps=120, **shaky)
+    assert [(step, evaluation.returns) for step, evaluation in result.evaluations] == [(120, (4.0,))]
 
 
 def test_a_task_without_a_time_limit_is_evaluated(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
