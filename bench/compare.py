@@ -1,9 +1,10 @@
 """Comparison of two records, or two folders of records: which figures moved beyond their noise: `python -m bench.compare OLD NEW`.
 
-The ratio is that of the medians; its 95% interval is a percentile bootstrap over the raw rounds (or seeds) of both sides. A permutation
-test would not say how much, and with five rounds a side none is rarer than 1 in 126. The interval covers the noise within a run; the speed
-of the machine on that day shows in the reference figures (matrix products, environments, peers), which are listed first. A change below the
-tolerance counts as none.
+The ratio is that of the medians; its 95% interval is a percentile bootstrap over the raw rounds (or seeds) of both sides, of which it needs
+five each. A permutation test would not say how much, and with five rounds a side none is rarer than 1 in 126. Returns, which may be
+negative, are compared by the difference of their means over seeds, with Welch's 95% interval. The interval covers the noise within a run;
+the speed of the machine on that day shows in the reference figures (matrix products, environments, peers), which are listed first. A change
+below the tolerance, a share of the old median (of a return, of the old mean's absolute value), counts as none.
 """
 
 import sys
@@ -19,13 +20,15 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import suites
-from bench.core import record
+from bench.core import record, statistics
 from bench.core.record import Record, RecordError
 from bench.core.samples import Figure, Samples
-from bench.core.statistics import LEVEL, RESAMPLES, Interval
+from bench.core.statistics import FEWEST_RESAMPLED, LEVEL, RESAMPLES, Interval
 
 Verdict = Literal["better", "worse", "same", "unknown"]
 AnyRecord: TypeAlias = Record[Samples]
+RETURN = "return"
+"""Unit of the figures that are compared by a difference."""
 
 
 class NotComparableError(ValueError):
@@ -37,15 +40,19 @@ class Change(NamedTuple):
 
     name: str
     old: float
-    """Median."""
+    """Median; of a return, the mean."""
     new: float
     unit: str
     ratio: float | None
-    """Ratio of the medians, new / old; None where the old one is not positive."""
+    """Ratio of the medians, new / old; None for a return, and where the old one is not positive."""
+    difference: float | None
+    """Difference of the means of a return, new - old; None for other figures."""
     interval: Interval | None
-    """95%, of the ratio; None where a side has fewer than two samples."""
+    """95%, of the ratio or of the difference; None where the verdict is unknown."""
     verdict: Verdict
     """`better` and `worse` are beyond the noise."""
+    unknown: str
+    """Reason why the verdict is unknown; empty where it is not."""
     reference: bool
 
 
@@ -63,7 +70,7 @@ def main(
     Args:
         old: a record, or a folder of records.
         new: the same, measured later.
-        tolerance: relative change below which a figure counts as unchanged.
+        tolerance: relative change below which a figure counts as unchanged; of a return, relative to the absolute value of the old mean.
         fail: exit with status 1 if a figure of sacref is worse beyond its noise.
         force: compare runs of different machines or configurations, as far as the names of the figures agree.
 
@@ -152,20 +159,31 @@ def compare(old: dict[str, Figure], new: dict[str, Figure], tolerance: float) ->
 
 def change(name: str, old: Figure, new: Figure, tolerance: float) -> Change:
     """Compare two figures of one name."""
-    before, after = float(np.median(old.values)), float(np.median(new.values))
-    ratio = after / before if before > 0 else None
-    interval = ratio_interval(old.values, new.values) if ratio is not None else None
-    verdict: Verdict = "unknown"
-    if ratio is not None and interval is not None:
-        verdict = "same"
-        if abs(ratio - 1) > tolerance and not interval.low <= 1 <= interval.high:
-            verdict = "better" if (ratio > 1) == new.higher_is_better else "worse"
-    return Change(name, before, after, new.unit, ratio, interval, verdict, new.reference)
+    ratio, difference, interval, unknown = None, None, None, ""
+    if new.unit == RETURN:
+        before, after = statistics.mean(old.values), statistics.mean(new.values)
+        moved = difference = after - before
+        unmoved, allowed = 0.0, tolerance * abs(before)
+        interval = statistics.difference_interval(new.values, old.values)
+    else:
+        before, after = float(np.median(old.values)), float(np.median(new.values))
+        ratio = after / before if before > 0 else None
+        moved, unmoved, allowed = ratio or 0.0, 1.0, tolerance
+        if min(old.values) > 0:
+            interval = ratio_interval(old.values, new.values)
+        else:
+            unknown = "a ratio needs positive values"
+    verdict: Verdict = "same"
+    if interval is None:
+        verdict, unknown = "unknown", unknown or "too few samples"
+    elif abs(moved - unmoved) > allowed and not interval.low <= unmoved <= interval.high:
+        verdict = "better" if (moved > unmoved) == new.higher_is_better else "worse"
+    return Change(name, before, after, new.unit, ratio, difference, interval, verdict, unknown, new.reference)
 
 
 def ratio_interval(old: Sequence[float], new: Sequence[float]) -> Interval | None:
-    """Return the 95% percentile-bootstrap interval of median(new) / median(old), seeded; None for fewer than two samples a side."""
-    if len(old) < 2 or len(new) < 2 or min(old) <= 0:
+    """Return the 95% percentile-bootstrap interval of median(new) / median(old), seeded; None for fewer than `FEWEST_RESAMPLED` a side."""
+    if min(len(old), len(new)) < FEWEST_RESAMPLED:
         return None
 
     def ratio(old: NDArray[np.float64], new: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
@@ -191,14 +209,15 @@ def show(changes: Sequence[Change], old: Sequence[AnyRecord], new: Sequence[AnyR
         table.add_column(heading, justify="left" if heading in ("", "beyond noise") else "right")
     styles = {"better": "green", "worse": "red", "same": "", "unknown": "dim"}
     for found in changes:
-        ends = "" if found.interval is None else f"{found.interval.low:.3f} to {found.interval.high:.3f}"
+        written = ".3f" if found.difference is None else "+,.4g"
+        moved = "" if found.ratio is None else f"{found.ratio:.3f}"
         table.add_row(
             f"{found.name} (reference)" if found.reference else found.name,
             f"{found.old:,.4g}",
             f"{found.new:,.4g} {found.unit}",
-            "" if found.ratio is None else f"{found.ratio:.3f}",
-            ends,
-            {"same": "no", "unknown": "unknown: too few samples"}.get(found.verdict, found.verdict),
+            moved if found.difference is None else f"{found.difference:+,.4g} (new - old)",
+            "" if found.interval is None else f"{found.interval.low:{written}} to {found.interval.high:{written}}",
+            {"same": "no", "unknown": f"unknown: {found.unknown}"}.get(found.verdict, found.verdict),
             style=styles[found.verdict],
         )
     console.print(table)

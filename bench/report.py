@@ -83,9 +83,9 @@ def _summary(sections: Sequence[Section]) -> list[str]:
             link = f"[{title}](#{title.lower().replace(' ', '-')})"
             rows += [[finding.what, finding.found, link] for finding in section.findings]
     note = (
-        "Brackets are 95% intervals: a difference whose interval holds 0 is not shown to be one. torch and jax are sacref's two backends."
-        " Strict: each action follows the update on the step before it; chunked, scan: the policy is up to 64 steps old. Preset: the sizes"
-        " that were measured, cpu or gpu. A peer is another implementation of SAC, timed on the same machine.\n"
+        "Brackets are 95% intervals unless said: a difference whose interval holds 0 is not shown to be one. torch and jax are sacref's two"
+        " backends. Strict: each action follows the update on the step before it; chunked, scan: the policy is up to 64 steps old. Preset:"
+        " the sizes that were measured, cpu or gpu. A peer is another implementation of SAC, timed on the same machine.\n"
     )
     return ["## In short\n", table(["what", "found", "section"], rows), note] if rows else []
 

@@ -1,6 +1,5 @@
 """Tests of two sets of returns: agreement with published runs, known by mean, standard deviation and seeds; equivalence of two backends."""
 
-import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -70,9 +69,7 @@ def agreement(ours: Sequence[float], published: Summary) -> Agreement:
 def welch_interval(first: Summary, second: Summary) -> Interval:
     """Return the 95% interval of the first mean less the second: Welch's t, the variances may differ. Both have two seeds or more."""
     error, freedom = _welch(first, second)
-    half = float(scipy.stats.t.ppf(0.5 + LEVEL / 2, freedom)) * error
-    apart = first.mean - second.mean
-    return Interval(apart - half, apart + half)
+    return statistics.interval_around(first.mean - second.mean, error, freedom)
 
 
 def smallest_difference(first: Summary, second: Summary) -> float:
@@ -94,15 +91,7 @@ def smallest_difference(first: Summary, second: Summary) -> float:
 
 def _welch(first: Summary, second: Summary) -> tuple[float, float]:
     """Return the standard error of the difference, and Welch and Satterthwaite's degrees of freedom."""
-    return _satterthwaite([(each.std**2 / each.seeds, each.seeds - 1) for each in (first, second)])
-
-
-def _satterthwaite(shares: Sequence[tuple[float, int]]) -> tuple[float, float]:
-    """Return the root of a sum of estimated variances, and its degrees of freedom, from each variance and its own."""
-    total = sum(variance for variance, _ in shares)
-    if total == 0.0:
-        return 0.0, 1.0
-    return math.sqrt(total), total**2 / sum(variance**2 / freedom for variance, freedom in shares)
+    return statistics.satterthwaite([(each.std**2 / each.seeds, each.seeds - 1) for each in (first, second)])
 
 
 class Equivalence(NamedTuple):
@@ -140,7 +129,7 @@ def equivalence(strata: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Eq
     apart = sum(
         weight * (statistics.mean(first) - statistics.mean(second)) for weight, (first, second) in zip(weights, strata, strict=True)
     )
-    error, freedom = _satterthwaite(
+    error, freedom = statistics.satterthwaite(
         [
             (weight**2 * float(np.var(runs, ddof=1)) / len(runs), len(runs) - 1)
             for weight, pair in zip(weights, strata, strict=True)
@@ -148,7 +137,7 @@ def equivalence(strata: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Eq
         ]
     )
     margin = MARGIN * abs(statistics.mean([value for pair in strata for runs in pair for value in runs]))
-    half = float(scipy.stats.t.ppf(LEVEL, freedom)) * error
     nearer = margin - abs(apart)  # from the nearer of both edges: its one-sided test has the larger p
     p_value = float(scipy.stats.t.sf(nearer / error, freedom)) if error else float(nearer <= 0)
-    return Equivalence(apart, Interval(apart - half, apart + half), margin, p_value)
+    # Each of the two tests leaves 5% on its own side.
+    return Equivalence(apart, statistics.interval_around(apart, error, freedom, 2 * LEVEL - 1), margin, p_value)

@@ -24,7 +24,7 @@ class Estimate(NamedTuple):
 
     value: float
     interval: Interval | None
-    """None where a task has fewer than two runs, or all tasks together have fewer than `FEWEST_RESAMPLED`."""
+    """None where a task has fewer runs than `FEWEST_RESAMPLED`."""
 
     def __str__(self) -> str:
         """Format the number and the ends, where there are any, with two decimals."""
@@ -38,7 +38,9 @@ class Profile(NamedTuple):
     thresholds: list[float]
     shares: list[float]
     low: list[float]
+    """Lower ends of the 95% intervals; empty where a task has fewer runs than `FEWEST_RESAMPLED`."""
     high: list[float]
+    """Upper ends."""
 
 
 def scores(tasks: Sequence[Sequence[float]]) -> NDArray[np.float64]:
@@ -93,8 +95,11 @@ def performance_profile(tasks: Sequence[Sequence[float]], thresholds: Sequence[f
         tasks: the normalised score of each run, by task.
         thresholds: scores.
     """
-    known, drawn = scores(tasks), _resample(scores(tasks), np.random.default_rng(0))
-    ends = [_percentiles(np.mean(drawn > threshold, axis=(1, 2))) for threshold in thresholds]
+    known = scores(tasks)
+    ends = []
+    if known.shape[1] >= FEWEST_RESAMPLED:
+        drawn = _resample(known, np.random.default_rng(0))
+        ends = [_percentiles(np.mean(drawn > threshold, axis=(1, 2))) for threshold in thresholds]
     return Profile(
         thresholds=[float(threshold) for threshold in thresholds],
         shares=[float(np.mean(known > threshold)) for threshold in thresholds],
@@ -112,7 +117,7 @@ def _won(first: Resampled, second: Resampled) -> Float[np.ndarray, " resamples"]
 def _estimate(statistic: Callable[..., NDArray[np.float64]], *known: Scores) -> Estimate:
     """Return a statistic of one or two samples, and its interval; `statistic` takes a leading axis of resamples."""
     value = float(statistic(*(each[None] for each in known))[0])
-    if any(each.shape[1] < 2 or each.size < FEWEST_RESAMPLED for each in known):
+    if any(each.shape[1] < FEWEST_RESAMPLED for each in known):
         return Estimate(value, None)
     generator = np.random.default_rng(0)
     return Estimate(value, _percentiles(statistic(*(_resample(each, generator) for each in known))))

@@ -42,6 +42,11 @@ def clock_of(points: Iterable[Timed]) -> Clock:
     return Clock(size, f"{unit}{how}")
 
 
+def clock_label(clock: Clock, where: str) -> str:
+    """Return the label of an axis of medians on one kind of machine, which is left out if it is empty."""
+    return f"{clock.label},\nmedian on {where}" if where else clock.label
+
+
 def legend_below(figure: Figure, axes: Axes, *, ncols: int) -> None:
     """Put the legend of `axes` below the figure: Matplotlib's search for a free place within ignores bands."""
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=ncols, fontsize="x-small", frameon=False)

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from bench import compare
 from bench.compare import figures
-from bench.core import record
+from bench.core import record, statistics
 from bench.core.record import Hardware, Record
 from bench.core.samples import Figure, Timing
 from bench.suites.amp.samples import AmpCell, AmpSamples
@@ -98,9 +98,41 @@ def test_the_interval_is_that_of_the_ratio_of_medians() -> None:
     assert compare.ratio_interval([1.0], [1.0, 2.0]) is None
 
 
+def test_fewer_samples_than_a_bootstrap_needs_give_no_verdict() -> None:
+    for old, new in ((OLD[:4], OLD), (OLD, OLD[:4]), (OLD[:2], OLD[:2])):
+        found = compare.change("f", figure(*old), figure(*(2 * value for value in new)), 0.05)
+        assert (found.interval, found.verdict, found.unknown) == (None, "unknown", "too few samples")
+    found = compare.change("f", figure(*OLD), figure(*(2 * value for value in OLD)), 0.05)
+    assert (found.verdict, found.unknown) == ("better", "")
+
+
 def test_a_figure_that_is_not_positive_has_no_ratio() -> None:
     found = compare.change("f", figure(-1.0, -2.0), figure(3.0, 4.0), 0.05)
     assert (found.ratio, found.interval, found.verdict) == (None, None, "unknown")
+    # A median above 0 has a ratio, and values below it no interval.
+    for old in ((-1.0, -2.0), (0.0, 100.0, 102.0, 98.0, 101.0)):
+        assert compare.change("f", figure(*old), figure(*OLD), 0.05).unknown == "a ratio needs positive values"
+
+
+@pytest.mark.parametrize(
+    ("new", "verdict"),
+    [
+        ((-1_200.0, -1_204.0, -1_208.0), "worse"),
+        ((796.0, 800.0, 804.0), "better"),
+        # The difference is clear of 0, and 4.5% of the old mean.
+        ((-209.0, -213.0, -217.0), "same"),
+        ((-220.0, -224.0, -228.0), "worse"),
+        # Half as much again, within the spread of the seeds.
+        ((-106.0, -306.0, -506.0), "same"),
+        ((-1_200.0,), "unknown"),
+    ],
+)
+def test_returns_are_compared_by_the_difference_of_their_means(new: tuple[float, ...], verdict: str) -> None:
+    old = (-200.0, -204.0, -208.0)
+    found = compare.change("f", Figure([*old], "return"), Figure([*new], "return"), 0.05)
+    assert (found.verdict, found.unknown) == (verdict, "too few samples" if verdict == "unknown" else "")
+    assert (found.old, found.ratio, found.difference) == (-204.0, None, float(np.mean(new)) + 204.0)
+    assert found.interval == (None if len(new) == 1 else statistics.difference_interval(new, old))
 
 
 def write(path: Path, *records: Record[Any]) -> Path:
@@ -164,14 +196,31 @@ def test_two_suites_and_what_is_no_record_are_refused(tmp_path: Path, capsys: py
     assert "is no record and no folder" in capsys.readouterr().err
 
 
-def test_seeds_are_samples_of_one_figure_and_runs_stay_apart() -> None:
-    def trained(seed: int, last: float) -> Record[Any]:
-        samples = LearningSamples(
-            evaluations=[Evaluation(step=100, returns=[last - 1, last + 1], seconds=None)],
-            sessions=[Session(started="", resumed=False, wall_seconds=4.0, cpu_seconds=4.0, members=1, energy_joules=None)],
-        )
-        return update(suite="learning", run=f"short-jax-seed{seed}", seed=seed, samples=samples)
+def trained(seed: int, last: float) -> Record[Any]:
+    """A training run that ends at return `last`."""
+    samples = LearningSamples(
+        evaluations=[Evaluation(step=100, returns=[last - 1, last + 1], seconds=None)],
+        sessions=[Session(started="", resumed=False, wall_seconds=4.0, cpu_seconds=4.0, members=1, energy_joules=None)],
+    )
+    return update(suite="learning", run=f"short-jax-seed{seed}", seed=seed, samples=samples)
 
+
+def test_returns_that_fell_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    returns = (-200.0, -204.0, -208.0)
+    old = write(tmp_path / "old", *(trained(seed, value) for seed, value in enumerate(returns)))
+    new = write(tmp_path / "new", *(trained(seed, value - 1_000) for seed, value in enumerate(returns)))
+    assert compare.main(old, new, fail=True) == 1
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines() if "short-jax" in line]
+    # Standard error 4 sqrt(2 / 3) with four degrees of freedom: 2.776 * 3.266 = 9.067.
+    assert rows == [
+        ["short-jax: final return", "-204", "-1,204 return", "-1,000 (new - old)", "-1,009 to -990.9", "worse"],
+        ["short-jax: speed", "25", "25 steps/s", "1.000", "", "unknown: too few samples"],
+    ]
+    assert compare.main(old, new, fail=True, tolerance=5.0) == 0
+    assert compare.main(new, old, fail=True) == 0
+
+
+def test_seeds_are_samples_of_one_figure_and_runs_stay_apart() -> None:
     assert figures([trained(0, 5.0), trained(1, 7.0)]) == {
         "short-jax: final return": Figure([5.0, 7.0], "return"),
         "short-jax: speed": Figure([25.0, 25.0], "steps/s"),

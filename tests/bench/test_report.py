@@ -182,6 +182,10 @@ def test_the_page_begins_with_its_findings(results: Path) -> None:
     assert "Published: SimbaV2's SAC 6,156 (HalfCheetah-v4), SB3's zoo 4,961 (HalfCheetah-v3), jaxrl 5,794 (HalfCheetah-v2), " in found
     speed = "strict: sacref torch strict 100, **1.25 times** the fastest peer (SBX strict, 80); any policy: sacref jax chunked 400,"
     assert f"| Environment steps per second, HalfCheetah-v5, A CPU, 4 cores, 1 of them used | {speed} **2.00 times**" in summary
+    # Deviations 500 and 361 over three: an error of 6.355% of the mean, 3.637 degrees of freedom, t(0.95) = 2.194.
+    equivalent = "HalfCheetah-v5 equivalent, -3.6% [-17.5%, +10.4%] of the mean, a 90% interval (3 and 3 runs)"
+    assert f"| Equivalence of PyTorch and JAX, within 20% of the return | {equivalent} |" in summary
+    assert "\nBrackets are 95% intervals unless said: a difference whose interval holds 0 is not shown to be one." in summary
 
 
 def test_intervals_apart_are_said_to_be(tmp_path: Path) -> None:

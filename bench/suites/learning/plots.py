@@ -1,6 +1,6 @@
 """Return curves: over environment steps and wall-clock, and of two agents that are compared."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from bench.core import pictures
-from bench.core.plots import NAMES, clock_of, legend_below
+from bench.core.plots import NAMES, clock_label, clock_of, legend_below
 from bench.core.statistics import Interval
 from bench.suites.learning.published import Published
 from sacref.training.plots import STYLES
@@ -21,7 +21,7 @@ class Point(NamedTuple):
 
     step: int
     seconds: float
-    """Wall-clock until then, mean over seeds."""
+    """Wall-clock until then, median over the seeds of one kind of machine."""
     spread: bool
     """True if the seconds of a whole run were spread evenly over its steps."""
     mean: float
@@ -30,8 +30,23 @@ class Point(NamedTuple):
     seeds: int
 
 
-def learning_curve(title: str, curves: Mapping[str, Sequence[Point]], references: Sequence[Published]) -> Figure:
-    """Draw return over environment steps and over wall-clock: a line per backend; published points with their standard deviation."""
+def learning_curve(
+    title: str,
+    curves: Mapping[str, Sequence[Point]],
+    references: Sequence[Published],
+    *,
+    other_reward: Collection[str] = (),
+    where: str = "",
+) -> Figure:
+    """Draw return over environment steps and over wall-clock: a line per backend; published points with their standard deviation.
+
+    Args:
+        title: title of the figure.
+        curves: backend -> its curve.
+        references: published points of the task.
+        other_reward: sources whose version of the task has another reward; their points are hollow.
+        where: kind of machine that the wall-clock was measured on; empty to leave it out.
+    """
     figure = Figure(figsize=(9, 5.2), layout="constrained")
     by_step, by_clock = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
     clock = clock_of(point for points in curves.values() for point in points)
@@ -47,6 +62,7 @@ def learning_curve(title: str, curves: Mapping[str, Sequence[Point]], references
         points_of = [reference for reference in references if reference.source == source]
         first = points_of[0]
         spread = f", ± std of {first.seeds} seeds" if first.seeds > 1 else ", one seed"
+        hollow = source in other_reward
         by_step.errorbar(
             [point.steps + (index - (len(sources) - 1) / 2) * apart for point in points_of],
             [point.mean for point in points_of],
@@ -55,10 +71,11 @@ def learning_curve(title: str, curves: Mapping[str, Sequence[Point]], references
             color="0.5",
             capsize=3,
             markersize=5,
-            label=f"{first.name} ({first.env}-{first.env_version}){spread}:\n{first.metric}",
+            markerfacecolor=pictures.paper() if hollow else "0.5",
+            label=f"{first.name} ({first.env}-{first.env_version}{', another reward' * hollow}){spread}:\n{first.metric}",
         )
     _finish_curves(by_step, title)
-    by_clock.set_xlabel(clock.label)
+    by_clock.set_xlabel(clock_label(clock, where))
     by_clock.set_xlim(left=0)
     by_clock.grid(alpha=0.3)
     legend_below(figure, by_step, ncols=2)

@@ -6,10 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, TypeAlias
 
 from bench.core import record, statistics
-from bench.core.page import place
+from bench.core.page import place, source
 from bench.core.record import Record, RecordError
 from bench.suites.learning import plots
 from bench.suites.learning.presets import PRESETS, REPEATED
@@ -97,6 +98,24 @@ def by_place(members: Iterable[Run]) -> dict[str, list[Run]]:
     return {where: list(there) for where, there in itertools.groupby(sorted(members, key=_place), key=_place)}
 
 
+def shared_place(members: Sequence[Sequence[Run]]) -> str | None:
+    """Return the kind of machine that has runs of each of these, of several the one with the most; None if there is none."""
+    places = [by_place(each) for each in members]
+    shared = [where for where in places[0] if all(where in each for each in places)]
+    return max(shared, key=lambda where: sum(len(each[where]) for each in places), default=None)
+
+
+def sources(run: Run) -> list[str]:
+    """Name the source of every session that tells it; where none does, that of the record."""
+    told = [source(run.sacref_version, each.commit, each.dirty) for each in run.samples.sessions if each.dirty is not None]
+    return told or [source(run.sacref_version, run.commit, run.dirty)]
+
+
+def tells_sources(run: Run) -> bool:
+    """Return True if the source of each session is known."""
+    return len(run.samples.sessions) == 1 or all(session.dirty is not None for session in run.samples.sessions)
+
+
 def _place(run: Run) -> str:
     return place(run.hardware)
 
@@ -154,17 +173,22 @@ def group(records: Iterable[Run]) -> list[Group]:
     return sorted(groups, key=lambda found: (found.steps, not found.differences, found.date), reverse=True)
 
 
-def curve(runs: Sequence[Run]) -> list[plots.Point]:
-    """Return the mean over seeds at each evaluation that every seed has, with its interval."""
+def curve(runs: Sequence[Run], where: str | None = None) -> list[plots.Point]:
+    """Return the mean over seeds at each evaluation that every seed has, with its interval.
+
+    Args:
+        runs: the seeds.
+        where: kind of machine whose runs the wall-clock is the median of; None for all.
+    """
+    timed = runs if where is None else by_place(runs)[where]
     points = []
     for step in steps(runs):
         returns = [after(run, step) for run in runs]
-        took = statistics.mean([seconds(run, step) for run in runs])
         points.append(
             plots.Point(
                 step=step,
-                seconds=took,
-                spread=not all(map(has_times, runs)),
+                seconds=median_seconds(timed, step),
+                spread=not all(map(has_times, timed)),
                 mean=statistics.mean(returns),
                 interval=statistics.t_interval(returns),
                 seeds=len(returns),
@@ -206,6 +230,11 @@ def seconds(run: Run, step: int) -> float:
         return step / speed(run)
     (known,) = (evaluation.seconds for evaluation in run.samples.evaluations if evaluation.step == step)
     return known or 0.0
+
+
+def median_seconds(runs: Sequence[Run], step: int) -> float:
+    """Return the median over runs of the wall-clock until an evaluation: one that stalled moves it little."""
+    return median(seconds(run, step) for run in runs)
 
 
 def has_times(run: Run) -> bool:

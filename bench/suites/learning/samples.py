@@ -18,7 +18,7 @@ class Evaluation(Strict, frozen=True, kw_only=True):
     """Wall-clock of the run's sessions until then, earlier evaluations included; None if it is not known."""
 
 
-class Session(Strict, frozen=True, kw_only=True):
+class Session(Strict, frozen=True, kw_only=True, omit_defaults=True):
     """One uninterrupted stretch of a run; a run that was resumed has several."""
 
     started: str
@@ -32,6 +32,10 @@ class Session(Strict, frozen=True, kw_only=True):
     """Number of runs that this process trained together, as a population."""
     energy_joules: float | None
     """Energy that the accelerator drew during the session, for all runs that share it; None on the CPU, and if it does not tell."""
+    commit: str | None = None
+    """Commit of the source tree that trained; None outside a Git checkout, and where `dirty` is None."""
+    dirty: bool | None = None
+    """True if the code differed from that commit, or there was no commit; None in older records, which name the last session's alone."""
 
 
 class LearningSamples(Samples, frozen=True, kw_only=True):

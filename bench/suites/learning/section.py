@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.core import bootstrap, statistics
-from bench.core.page import Finding, Section, digest, image, interval, number, signed, source, table
+from bench.core.page import Finding, Section, digest, image, interval, number, signed, table
 from bench.core.pictures import Picture
 from bench.core.plots import LIBRARIES
 from bench.suites.learning import curves as tables
@@ -51,10 +51,20 @@ def section(results: Path) -> Section:
     for largest in runs.largest(groups):
         path = results / "learning" / f"{largest.preset}.png"
         references = published(largest.env, largest.steps) if largest.is_plain else []
-        curves = {backend: runs.curve(members) for backend, members in largest.runs.items()}
+        where = runs.shared_place([*largest.runs.values()])
+        curves = {backend: runs.curve(members, where) for backend, members in largest.runs.items()}
+        other_reward = [*dict.fromkeys(point.source for point in references if not point.comparable(largest.env))]
+        drawn_where = where or largest.place
         pictures[path] = Picture(
-            digest(largest.title, curves, references),
-            partial(plots.learning_curve, title=largest.title, curves=curves, references=references),
+            digest(largest.title, curves, references, other_reward, drawn_where),
+            partial(
+                plots.learning_curve,
+                title=largest.title,
+                curves=curves,
+                references=references,
+                other_reward=other_reward,
+                where=drawn_where,
+            ),
         )
         paragraphs.append(f"### {largest.heading}\n")
         if largest.differences:
@@ -141,9 +151,18 @@ def _own_table(found: Group) -> list[str]:
     cores = f"{' or '.join(map(str, threads))} core{'' if threads == [1] else 's'}"
     together = max(runs.members(run) for run in found.all_runs)
     process = "each run" if together == 1 else f"up to {together} runs together in a process, a population,"
-    sources = " and ".join(sorted({source(run.sacref_version, run.commit, run.dirty) for run in found.all_runs}))
-    paragraphs.append(f"{sources}, on {found.place}; {process} on {cores}; {found.date[:10]}.\n")
+    sources = " and ".join(sorted({source for run in found.all_runs for source in runs.sources(run)}))
+    paragraphs.append(f"{sources}, on {found.place}; {process} on {cores}; {found.date[:10]}.{_last_commits(found)}\n")
     return paragraphs
+
+
+def _last_commits(found: Group) -> str:
+    """Name the runs of several sessions whose record holds the commit of the last one alone."""
+    said = []
+    for backend, members in found.runs.items():
+        if seeds := [str(run.seed) for run in members if not runs.tells_sources(run)]:
+            said.append(f"{backend}, seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}")
+    return f" A resumed run is named by the commit of its last session: {'; '.join(said)}." if said else ""
 
 
 def _beside_strict(found: Group, groups: Sequence[Group]) -> list[str]:
@@ -241,5 +260,5 @@ def _difference_table(comparison: Comparison, one: Group, other: Group, step: in
     return [
         table(["backend", *labels, "difference", "95% of the difference", "P(a run is above)", "seeds"], rows),
         *said,
-        f"sacref {one.version}, on {one.place}.\n",
+        f"sacref {one.version}, on {' and '.join(runs.by_place([*one.all_runs, *other.all_runs]))}.\n",
     ]

@@ -117,7 +117,7 @@ def execute(jobs: Sequence[Job], train: Train) -> None:
         source = machine.source()
         resumed = {_sessions_file(job): resumable(Path(job.run_dir)) for job in jobs}
         compiling = _CompileTime(jobs[0].backend)
-        with _timed(resumed):
+        with _timed(resumed, source):
             try:
                 train(jobs, any(resumed.values()))
             except PopulationError as error:
@@ -249,14 +249,16 @@ def _locked(path: Path, name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _timed(resumed: Mapping[Path, bool]) -> Iterator[None]:
+def _timed(resumed: Mapping[Path, bool], source: tuple[str | None, bool]) -> Iterator[None]:
     """Append a session to each of these files and keep its times and energy current, so that a killed session counts too.
 
     They are exact to `HEARTBEAT_SECONDS`; the power at a heartbeat stands for the time since the last one.
 
     Args:
         resumed: file of a run's sessions -> True if it goes on from an earlier one. All of them are trained together.
+        source: commit, and True if the code differs from it.
     """
+    commit, dirty = source
     earlier: dict[Path, list[dict[str, Any]]] = {path: _read_json(path, []) if again else [] for path, again in resumed.items()}
     started, wall, cpu = _now(), time.perf_counter(), time.process_time()
     stop = threading.Event()
@@ -276,6 +278,8 @@ def _timed(resumed: Mapping[Path, bool]) -> Iterator[None]:
                 cpu_seconds=time.process_time() - cpu,
                 members=len(resumed),
                 energy_joules=energy,
+                commit=commit,
+                dirty=dirty,
             )
             temporary = path.with_suffix(".part")
             temporary.write_text(json.dumps([*earlier[path], msgspec.to_builtins(now)]), encoding="utf-8")

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
 from bench.core.bootstrap import Estimate, Profile
-from bench.core.plots import NAMES, clock_of
+from bench.core.plots import NAMES, clock_label, clock_of
 from sacref.training.plots import STYLES
 
 
@@ -17,22 +17,29 @@ class Score(NamedTuple):
 
     step: int
     seconds: float
-    """Wall-clock until then, mean over all runs."""
+    """Wall-clock until then: mean over the tasks of the median over the runs of one kind of machine."""
     spread: bool
     """True if the seconds of a whole run were spread evenly over its steps."""
     iqm: Estimate
 
 
-def over_tasks(title: str, curves: Mapping[str, Sequence[Score]], profiles: Mapping[str, Profile]) -> Figure:
-    """Draw the IQM by step and by wall-clock, and the share of runs above each score; a line and its 95% band per backend."""
+def over_tasks(title: str, curves: Mapping[str, Sequence[Score]], profiles: Mapping[str, Profile], *, where: str = "") -> Figure:
+    """Draw the IQM by step and by wall-clock, and the share of runs above each score; a line per backend, and its 95% band if it has one.
+
+    Args:
+        title: title of the figure.
+        curves: backend -> its curve.
+        profiles: backend -> its performance profile; empty to leave the panel out.
+        where: kind of machine that the wall-clock was measured on; empty to leave it out.
+    """
     figure = Figure(figsize=(9 if profiles else 7, 3.8), layout="constrained")
     by_step, by_clock, *rest = figure.subplots(1, 3 if profiles else 2)
     clock = clock_of(point for points in curves.values() for point in points)
     by_clock.sharey(by_step)
     for backend, points in curves.items():
         for axes, places in ((by_step, [point.step for point in points]), (by_clock, [point.seconds / clock.seconds for point in points])):
-            intervals = [point.iqm.interval or (point.iqm.value, point.iqm.value) for point in points]
-            _draw(axes, backend, places, [point.iqm.value for point in points], *zip(*intervals, strict=True))
+            ends = [point.iqm.interval for point in points if point.iqm.interval is not None]
+            _draw(axes, backend, places, [point.iqm.value for point in points], [each.low for each in ends], [each.high for each in ends])
     for axes in rest:
         for backend, profile in profiles.items():
             _draw(axes, backend, profile.thresholds, profile.shares, profile.low, profile.high)
@@ -44,7 +51,7 @@ def over_tasks(title: str, curves: Mapping[str, Sequence[Score]], profiles: Mapp
     by_step.tick_params(axis="x", labelrotation=30)
     by_step.set_ylabel("IQM of the score")
     by_step.set_title("sample efficiency", fontsize="medium")
-    by_clock.set_xlabel(clock.label)
+    by_clock.set_xlabel(clock_label(clock, where))
     by_clock.set_xlim(left=0)
     by_clock.set_title("wall-clock", fontsize="medium")
     for axes in (by_step, by_clock, *rest):
@@ -56,5 +63,7 @@ def over_tasks(title: str, curves: Mapping[str, Sequence[Score]], profiles: Mapp
 
 def _draw(axes: Axes, backend: str, places: Sequence[float], values: Sequence[float], low: Sequence[float], high: Sequence[float]) -> None:
     colour, line = STYLES[backend]
-    axes.plot(places, values, color=colour, linestyle=line, label=f"{NAMES[backend]}, 95% stratified-bootstrap interval")
-    axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
+    band = ", 95% stratified-bootstrap interval" if low else ""
+    axes.plot(places, values, color=colour, linestyle=line, label=f"{NAMES[backend]}{band}")
+    if low:
+        axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)

@@ -10,6 +10,7 @@ import numpy as np
 from bench.core import bootstrap
 from bench.core.page import Section, digest, image, number, table
 from bench.core.pictures import Picture
+from bench.core.statistics import FEWEST_RESAMPLED
 from bench.suites.learning import runs
 from bench.suites.learning.published import Published, published
 from bench.suites.learning.runs import Group, Run
@@ -21,7 +22,8 @@ NORMALISER = "jaxrl"
 INTRODUCTION = (
     "A score is a return over the mean that jaxrl published of the task after as many steps as the runs have: 1 is as much, on its version"
     " of the task. IQM: interquartile mean over all runs of all tasks, its interval by stratified bootstrap (runs are resampled within"
-    " their task). Settings are the paper's; a task without a published mean is left out, and a backend that lacks a task is too.\n"
+    f" their task), where a backend has {FEWEST_RESAMPLED} runs or more of each task. Settings are the paper's; a task without a published"
+    " mean is left out, and a backend that lacks a task is too.\n"
 )
 
 
@@ -49,7 +51,9 @@ def section(results: Path) -> Section:
     if chosen is None:
         return Section([], {})
     path = results / "learning" / "tasks.png"
-    curves = {backend: curve(chosen.tasks, members) for backend, members in chosen.backends.items()}
+    of_tasks = [of_task for members in chosen.backends.values() for of_task in members]
+    where = runs.shared_place(of_tasks)
+    curves = {backend: curve(chosen.tasks, members, where) for backend, members in chosen.backends.items()}
     finals = {backend: final_scores(chosen.tasks, members) for backend, members in chosen.backends.items()}
     # The profile of a single task would repeat the table of its runs.
     profiles = {backend: profile(scores) for backend, scores in finals.items()} if len(chosen.tasks) > 1 else {}
@@ -65,6 +69,8 @@ def section(results: Path) -> Section:
         image(f"IQM of the scores over steps and over wall-clock, {title}", path, results),
         table(["backend", "seeds of each task", "final score: IQM, 95%"], rows),
     ]
+    if few := [f"{backend} ({len(scores[0])})" for backend, scores in finals.items() if len(scores[0]) < FEWEST_RESAMPLED]:
+        paragraphs.append(f"Too few runs of a task for an interval: {', '.join(few)}.\n")
     if {"torch", "jax"} <= finals.keys():
         better = bootstrap.probability_of_improvement(finals["torch"], finals["jax"])
         paragraphs.append(f"A run of torch ends above one of jax with probability {better} (ties count half; average over the tasks).\n")
@@ -72,8 +78,9 @@ def section(results: Path) -> Section:
         paragraphs.append(f"Left out, as it was not run on all of these tasks: {', '.join(chosen.left_out)}.\n")
     if not profiles:
         paragraphs.append("There is no performance profile of a single task.\n")
-    draw = partial(aggregate_plots.over_tasks, title=title, curves=curves, profiles=profiles)
-    return Section(paragraphs, {path: Picture(digest(title, curves, profiles), draw)})
+    drawn_where = where or " and ".join(runs.by_place(run for of_task in of_tasks for run in of_task))
+    draw = partial(aggregate_plots.over_tasks, title=title, curves=curves, profiles=profiles, where=drawn_where)
+    return Section(paragraphs, {path: Picture(digest(title, curves, profiles, drawn_where), draw)})
 
 
 def _not_comparable(tasks: Sequence[Task]) -> str:
@@ -108,13 +115,21 @@ def final_scores(tasks: Sequence[Task], members: Sequence[Sequence[Run]]) -> lis
     return [[runs.final(run) / task.reference.mean for run in of_task] for task, of_task in zip(tasks, members, strict=True)]
 
 
-def curve(tasks: Sequence[Task], members: Sequence[Sequence[Run]]) -> list[aggregate_plots.Score]:
-    """Return the IQM of the scores after each step that every run was evaluated at, normalised by the reference at the end."""
+def curve(tasks: Sequence[Task], members: Sequence[Sequence[Run]], where: str | None = None) -> list[aggregate_plots.Score]:
+    """Return the IQM of the scores after each step that every run was evaluated at, normalised by the reference at the end.
+
+    Args:
+        tasks: the tasks.
+        members: runs of each task.
+        where: kind of machine whose runs count for the wall-clock, the mean over tasks of the median over runs; None for all.
+    """
     every = [run for of_task in members for run in of_task]
+    timed = members if where is None else [runs.by_place(of_task)[where] for of_task in members]
+    spread = not all(runs.has_times(run) for of_task in timed for run in of_task)
     points = []
     for step in runs.steps(every):
         scores = [[runs.after(run, step) / task.reference.mean for run in of_task] for task, of_task in zip(tasks, members, strict=True)]
-        seconds, spread = float(np.mean([runs.seconds(run, step) for run in every])), not all(map(runs.has_times, every))
+        seconds = float(np.mean([runs.median_seconds(of_task, step) for of_task in timed]))
         points.append(aggregate_plots.Score(step, seconds, spread, bootstrap.iqm(scores)))
     return points
 

@@ -3,6 +3,7 @@
 import pytest
 import scipy.stats
 
+from bench.core import statistics
 from bench.core.agreement import Summary, agreement, equivalence, smallest_difference, welch_interval
 
 
@@ -11,6 +12,13 @@ def test_the_interval_is_welchs() -> None:
     known = scipy.stats.ttest_ind([9.0, 10.0, 11.0], [1.0, 5.0, 9.0], equal_var=False).confidence_interval(0.95)
     assert welch_interval(Summary(10.0, 1.0, 3), Summary(5.0, 4.0, 3)) == pytest.approx((known.low, known.high))
     assert welch_interval(Summary(2.0, 0.0, 3), Summary(1.0, 0.0, 3)) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("second", [[1.0, 5.0, 9.0], [5.0, 5.0], [2.0, 2.0, 2.0, 3.0]])
+@pytest.mark.parametrize("first", [[9.0, 10.0, 11.0], [8.0, 8.0, 8.0]])
+def test_samples_and_their_summaries_have_one_interval(first: list[float], second: list[float]) -> None:
+    summaries = [Summary(statistics.mean(values), statistics.std(values) or 0.0, len(values)) for values in (first, second)]
+    assert statistics.difference_interval(first, second) == pytest.approx(welch_interval(*summaries))
 
 
 def test_the_smallest_difference_of_ten_seeds_beside_ten() -> None:

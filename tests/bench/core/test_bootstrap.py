@@ -13,7 +13,7 @@ def test_the_iqm_is_of_all_runs_of_all_tasks() -> None:
 
 def test_runs_are_resampled_within_their_task() -> None:
     # Each task's runs are alike: nothing is left to chance. Resampled over tasks, the interval would have a width.
-    found = bootstrap.iqm([[0.0] * 4, [8.0] * 4])
+    found = bootstrap.iqm([[0.0] * 6, [8.0] * 6])
     assert found == (4.0, (4.0, 4.0))
     assert bootstrap.iqm([[0.0], [8.0]]) == (4.0, None)
 
@@ -31,7 +31,9 @@ def test_the_probability_of_improvement_counts_ties_half() -> None:
     # Of the nine pairs, 3 beats 1, 2; 2 beats 1 and ties 2; 2 likewise: 2 + 1.5 + 1.5, less the one that 5 wins of each.
     assert bootstrap.probability_of_improvement([[3.0, 2.0, 2.0]], [[1.0, 2.0, 5.0]]).value == pytest.approx(5 / 9)
     # Averaged over tasks, not over pairs.
-    both = bootstrap.probability_of_improvement([[3.0, 2.0, 4.0], [0.0] * 3], [[1.0] * 3, [1.0] * 3])
+    both = bootstrap.probability_of_improvement([[3.0, 2.0, 4.0, 3.0, 2.0], [0.0] * 5], [[1.0] * 3, [1.0] * 3])
+    assert both == (0.5, None)
+    both = bootstrap.probability_of_improvement([[3.0, 2.0, 4.0, 3.0, 2.0], [0.0] * 5], [[1.0] * 5, [1.0] * 5])
     assert both.value == 0.5
     assert both.interval == (0.5, 0.5)
     assert bootstrap.probability_of_improvement([[1.0]], [[0.0, 2.0]]) == (0.5, None)
@@ -43,20 +45,26 @@ def test_the_interval_of_the_probability_of_improvement() -> None:
     assert found == (0.8, (0.4, 1.0))
 
 
-def test_too_few_runs_in_all_have_no_interval() -> None:
+def test_too_few_runs_of_a_task_have_no_interval() -> None:
     few, many = [0.0, 10.0, 10.0, 10.0], [5.0] * 5
     assert bootstrap.probability_of_improvement([few], [many]) == (0.75, None)
     assert bootstrap.probability_of_improvement([many], [few]) == (0.25, None)
     assert bootstrap.iqm([[1.0, 3.0], [1.0, 3.0]]) == (2.0, None)
-    assert bootstrap.iqm([[1.0, 3.0], [1.0, 3.0], [1.0, 3.0]]).interval is not None
+    # However many there are in all.
+    assert bootstrap.iqm([[1.0, 3.0, 2.0, 2.0]] * 10) == (2.0, None)
+    assert bootstrap.iqm([[1.0, 3.0, 2.0, 2.0, 2.0]] * 10).interval is not None
 
 
 def test_a_profile_is_the_share_of_runs_above_each_threshold() -> None:
-    profile = bootstrap.performance_profile([[0.0, 1.0], [2.0, 2.0]], [-1.0, 0.0, 1.5, 2.0])
-    assert profile.shares == [1.0, 0.75, 0.5, 0.0]
-    # At 0: of the first task none, one or both of the resampled runs are 1; the second task adds its half.
-    assert (profile.low[1], profile.high[1]) == (0.5, 1.0)
+    thresholds = [-1.0, 0.0, 1.5, 2.0]
+    profile = bootstrap.performance_profile([[0.0, 1.0, 0.0, 1.0, 1.0, 1.0], [2.0] * 6], thresholds)
+    assert profile.shares == [1.0, 5 / 6, 0.5, 0.0]
+    # At 0: of the first task's six resampled runs at most one is 1 with probability 0.018, at most two with 0.1, all with 0.088: the ends
+    # are two and six. The second task adds its half.
+    assert (profile.low[1], profile.high[1]) == (4 / 6, 1.0)
     assert (profile.low[2], profile.high[2]) == (0.5, 0.5)
+    few = bootstrap.performance_profile([[0.0, 1.0], [2.0, 2.0]], thresholds)
+    assert few == (thresholds, [1.0, 0.75, 0.5, 0.0], [], [])
 
 
 @pytest.mark.parametrize("tasks", [[], [[]], [[1.0], [1.0, 2.0]]])

@@ -73,3 +73,14 @@ def test_the_difference_of_means_has_welchs_interval() -> None:
     assert found.high == pytest.approx(5.0 + half)
     assert statistics.difference_interval([1.0], second) is None
     assert statistics.difference_interval([3.0, 3.0], [1.0, 1.0]) == (2.0, 2.0)
+    # One side without a spread: Student's interval of the other, shifted.
+    ends = statistics.t_interval(second)
+    assert ends is not None
+    assert statistics.difference_interval(second, [1.0, 1.0]) == pytest.approx((ends.low - 1.0, ends.high - 1.0))
+
+
+def test_an_interval_of_another_level_is_narrower() -> None:
+    # t(0.95, 4) = 2.131847, t(0.975, 4) = 2.776445 (any table of Student's t).
+    assert statistics.interval_around(1.0, 2.0, 4, 0.9) == pytest.approx((1.0 - 4.263694, 1.0 + 4.263694), abs=1e-5)
+    assert statistics.interval_around(1.0, 2.0, 4) == pytest.approx((1.0 - 5.55289, 1.0 + 5.55289), abs=1e-5)
+    assert statistics.interval_around(1.0, 0.0, 1.0) == (1.0, 1.0)

@@ -65,6 +65,26 @@ def test_seconds_are_those_of_the_evaluations_where_they_are_known() -> None:
     assert labels == ["minutes of wall-clock", "minutes, spread evenly over the steps"]
 
 
+def test_wall_clock_is_the_median_over_the_runs_of_the_commonest_machine_that_all_backends_share() -> None:
+    def on(model: str, *seconds: float) -> list[Record[LearningSamples]]:
+        first = run(1.0)
+        return [
+            replace(run(1.0, seed=seed, seconds=each), hardware=replace(first.hardware, cpu_model=model))
+            for seed, each in enumerate(seconds)
+        ]
+
+    # The last of A stalled. C has the most, of one backend alone.
+    torch, jax = [*on("A", 10.0, 20.0, 900.0), *on("B", 1.0, 3.0)], [*on("B", 7.0), *on("A", 100.0), *on("C", *[5.0] * 9)]
+    where = runs.shared_place([torch, jax])
+    assert where == "A, 4 cores"
+    assert [[point.seconds for point in runs.curve(members, where)] for members in (torch, jax)] == [[20.0], [100.0]]
+    # Where they share none, over all.
+    assert runs.shared_place([torch, jax[2:]]) is None
+    assert [point.seconds for point in runs.curve(torch)] == [10.0]
+    # The returns are those of all runs.
+    assert [point.seeds for point in runs.curve(torch, where)] == [5]
+
+
 def test_only_steps_that_every_run_has_are_shared() -> None:
     short = replace(run(1.0), samples=LearningSamples(evaluations=[Evaluation(step=40, returns=[1.0], seconds=None)], sessions=[]))
     assert runs.steps([run(1.0, 2.0, 3.0), short]) == [40]

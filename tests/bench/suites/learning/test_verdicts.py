@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
-from bench.core import bootstrap, record, statistics
+from bench.core import bootstrap, pictures, record, statistics
 from bench.core.record import Hardware, Record
-from bench.suites.learning import runs
+from bench.suites.learning import plots, runs
 from bench.suites.learning import verdicts as agreement
 from bench.suites.learning.presets import HIDDEN, REPEATED
 from bench.suites.learning.published import published
-from bench.suites.learning.runs import Group
+from bench.suites.learning.runs import Group, Run
 from bench.suites.learning.samples import Evaluation, LearningSamples, Session
 from bench.suites.tasks import section as aggregate
 
@@ -190,6 +191,18 @@ def test_no_agreement_is_claimed_of_another_reward() -> None:
     assert {one.verdict for one in agreement.beside(hopper)} == {"not comparable"}
     text = "".join(agreement.paragraphs(hopper, [hopper]))
     assert text.count("| not comparable: the reward of this version differs |") == 10
+    # They are drawn hollow.
+    points = published("Hopper-v5", 100_000)
+    curves = {"jax": runs.curve(hopper.all_runs)}
+    for other_reward in (set[str](), {point.source for point in points if point.name == "jaxrl"}):
+        axes = plots.learning_curve("", curves, points, other_reward=other_reward).axes[0]
+        labels = [container.get_label() for container in axes.containers]
+        (jaxrl,) = (container for container in axes.containers if str(container.get_label()).startswith("jaxrl"))
+        faces = {str(container.get_label()).split()[0]: container[0].get_markerfacecolor() for container in axes.containers}
+        assert faces == {name: pictures.paper() if name == "jaxrl" and other_reward else "0.5" for name in faces}
+        said = ", another reward" if other_reward else ""
+        assert jaxrl.get_label() == f"jaxrl (Hopper-v2{said}), ± std of 10 seeds:\n10 deterministic eval episodes per point per seed"
+        assert sum("another reward" in str(label) for label in labels) == len(other_reward)
     same = grouped("more", "Hopper-v4", {"jax": (2_000.0, 2_100.0)})
     assert {one.reference.name for one in agreement.beside(same) if one.comparable} == {
         "SimbaV2's SAC",
@@ -227,9 +240,37 @@ def test_the_most_tasks_count_and_a_backend_that_lacks_one_is_left_out() -> None
     assert list(alone.backends) == ["torch", "jax"]
 
 
+def test_the_wall_clock_of_tasks_together_is_the_mean_of_their_medians_on_one_machine() -> None:
+    chosen = aggregate.choose([CHEETAH, HOPPER])
+    assert chosen is not None
+
+    def slow(run: Run, seconds: float, model: str = "A CPU") -> Run:
+        sessions = [structs.replace(run.samples.sessions[0], wall_seconds=seconds)]
+        hardware = structs.replace(run.hardware, cpu_model=model)
+        return structs.replace(run, hardware=hardware, samples=structs.replace(run.samples, sessions=sessions))
+
+    first, second = (of_task[0] for of_task in chosen.backends["jax"])
+    members = [[slow(first, 10.0), slow(first, 20.0), slow(first, 990.0)], [slow(second, 40.0), *[slow(second, 9.0, "Another")] * 2]]
+    assert [point.seconds for point in aggregate.curve(chosen.tasks, members, "A CPU, 4 cores")] == [15.0, 30.0]  # 20 and 40 at the end
+    assert [point.seconds for point in aggregate.curve(chosen.tasks, members)] == [7.25, 14.5]  # 20 and 9
+
+
 def test_tasks_without_a_published_mean_or_with_other_settings_do_not_count() -> None:
     assert aggregate.choose([grouped("a", "Pusher-v5", {"jax": (1.0,)})]) is None
     assert aggregate.choose([grouped("a", "Hopper-v5", {"jax": (1.0,)}, chunk=64)]) is None
+
+
+def test_tasks_of_four_runs_have_no_interval_and_of_five_they_have(tmp_path: Path) -> None:
+    for seeds in (4, 5):
+        for env, mean in (("HalfCheetah-v5", OF_CHEETAH), ("Hopper-v5", OF_HOPPER)):
+            for run in grouped(env, env, {"jax": (mean,) * seeds}).all_runs:
+                record.write(tmp_path / "learning" / "a" / f"{run.run}.json", run)
+        section = aggregate.section(tmp_path)
+        text = "".join(section.paragraphs)
+        assert (f"| jax | {seeds} | 1.00{' [1.00, 1.00]' * (seeds == 5)} |" in text) is True
+        assert ("Too few runs" in text) is (seeds == 4)
+        (picture,) = section.pictures.values()
+        assert [len(axes.collections) for axes in picture.draw().get_axes()] == [int(seeds == 5)] * 3
 
 
 def test_the_profile_goes_down_from_all_to_none() -> None:
@@ -253,6 +294,12 @@ def test_the_page_shows_the_profile_of_several_tasks_alone(tmp_path: Path) -> No
     assert "The reward of Hopper-v5 differs from that version's: there a score is a unit, and no comparison with jaxrl." in text
     # The lowest and a highest of 0.5, 1, 1 and 1 are cut off; four runs are too few for an interval.
     assert "| jax | 2 | 1.00 |" in text
+    assert "where a backend has 5 runs or more of each task." in text
+    assert "Too few runs of a task for an interval: jax (2).\n" in text
+    by_step, by_clock, profile = picture.draw().get_axes()
+    assert [len(axes.collections) for axes in (by_step, by_clock, profile)] == [0, 0, 0]  # no bands
+    assert by_step.get_legend_handles_labels()[1] == ["sacref, JAX"]
+    assert by_clock.get_xlabel() == "minutes, spread evenly over the steps,\nmedian on A CPU, 4 cores"
     assert "Left out, as it was not run on all of these tasks: torch." in text
     for path in (tmp_path / "learning" / "a").glob("hops-*"):
         path.unlink()

@@ -125,6 +125,29 @@ def test_a_run_that_stopped_half_way_is_not_recorded_and_then_resumed(job: Job) 
     assert record.read(Path(job.out), LearningSamples).compile_seconds is None
 
 
+def test_each_session_names_the_commit_that_it_trained_with(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "source", lambda: ("a" * 40, True))
+    with pytest.raises(IncompleteError):
+        learning_run.execute([job], trainer(10, []))
+    monkeypatch.setattr(machine, "source", lambda: ("b" * 40, False))
+    learning_run.execute([job], trainer(20, []))
+    written = record.read(Path(job.out), LearningSamples)
+    assert [(session.commit, session.dirty) for session in samples(job.out).sessions] == [("a" * 40, True), ("b" * 40, False)]
+    assert (written.commit, written.dirty) == ("b" * 40, False)
+
+
+def test_a_run_goes_on_from_sessions_that_name_no_commit(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(IncompleteError):
+        learning_run.execute([job], trainer(10, []))
+    sessions = Path(job.run_dir).with_suffix(".sessions.json")
+    (older,) = json.loads(sessions.read_text())
+    del older["commit"], older["dirty"]
+    sessions.write_text(json.dumps([older]))
+    monkeypatch.setattr(machine, "source", lambda: ("b" * 40, False))
+    learning_run.execute([job], trainer(20, []))
+    assert [(session.commit, session.dirty) for session in samples(job.out).sessions] == [(None, None), ("b" * 40, False)]
+
+
 def test_a_run_without_a_checkpoint_starts_anew(job: Job) -> None:
     Path(job.run_dir).mkdir(parents=True)
     (Path(job.run_dir) / "config.json").write_text("{}")
