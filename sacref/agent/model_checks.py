@@ -268,8 +268,9 @@ def example_inputs(spaces: Spaces, rows: int, seed: int) -> dict[str, Tree]:
         low, high = (-np.inf, np.inf) if field.bounds is None else field.bounds
         if field.dtype.kind == "f":
             return np.clip(values, low, high).astype(field.kept)
-        # Two integers that are next to each other: of those within the bounds, the nearest to 0.
-        first = np.clip(0, np.asarray(low, object), np.asarray(high, object))
+        # Two integers that are next to each other: of those within the bounds, the nearest to 0. In Python's, which have no bounds.
+        low, high = np.asarray(low, object), np.asarray(high, object)
+        first = np.clip(0, low, high)
         second = np.where(first + 1 <= high, first + 1, np.maximum(first - 1, low))
         near_zero: NumpyArray = np.where(values > 0, second, first)
         return near_zero.astype(np.int64).astype(field.kept)  # a Box beyond the backend's integers is refused at its first row

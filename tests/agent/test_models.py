@@ -60,6 +60,8 @@ def test_models_are_tried_on_values_of_their_spaces() -> None:
         space = gymnasium.spaces.Box(low, high, (40,), np.int64)
         tried = example_inputs(check_spaces(space, None, Spaces().action), 3, 0)["observations"]
         assert tried.dtype == np.int64 and set(tried.ravel().tolist()) == wanted
+    numbers = example_inputs(check_spaces(gymnasium.spaces.Box(0, 255, (), np.uint8), None, Spaces().action), 40, 0)["observations"]
+    assert numbers.dtype == np.uint8 and set(numbers.tolist()) == {0, 1}
     tried = example_inputs(check_spaces(box(0.0, 0.5, (40,)), None, Spaces().action), 3, 0)["observations"]
     assert tried.min() == 0.0 and tried.max() == 0.5 and len(np.unique(tried)) > 10
 
