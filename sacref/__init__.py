@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sacref import envs as envs
     from sacref.agent.numerics import NumericalError as NumericalError
     from sacref.config import ConfigError as ConfigError
     from sacref.config import ExperimentConfig as ExperimentConfig
@@ -47,6 +48,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "envs":
+        return importlib.import_module("sacref.envs")
     if name not in _HOMES:
         raise AttributeError(f"module 'sacref' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)
@@ -55,4 +58,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_HOMES, "envs"})

@@ -303,6 +303,17 @@ def test_no_public_function_has_a_submodules_name() -> None:
         assert getattr(sacref, name).__name__ == name
 
 
+def test_environments_are_there_where_only_sacref_was_imported() -> None:
+    program = """
+import json, sys
+import sacref
+listed, early = "envs" in dir(sacref), "sacref.envs" in sys.modules
+made = sacref.envs.make("Pendulum-v1", 2)
+print(json.dumps([listed, early, made.num_envs, sacref.envs.states.states_of.__name__]))
+"""
+    assert run(program) == [True, False, 2, "states_of"]
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'sacref' has no attribute 'trian'"):
         _ = sacref.trian

@@ -107,7 +107,7 @@ class Transitions(Generic[ArrayT]):
         if states is None:
             raise ValueError(
                 f"{name} are None, expected arrays as the state_space says: pass what the environment hands over in infos['state'] "
-                f"(sacref.envs.states_of)"
+                f"(sacref.envs.states.states_of)"
             )
         return check_values(states, self._spaces.states, name, self._is_array)
 

@@ -79,11 +79,11 @@ def train(flags: Train) -> int:
     return 0
 
 
-def _compare(config: Mapping[str, Any], step: int, mean: float) -> None:
-    """Say what a return means beside those that are known."""
+def _compare(config: Mapping[str, Any], step: int, mean: float, runs: int = 1) -> None:
+    """Say what the mean return of so many runs means beside those that are known."""
     from sacref.training.known_returns import meaning
 
-    for line in meaning(config, step, mean):
+    for line in meaning(config, step, mean, runs):
         print(f"compare: {line}")
 
 
@@ -146,7 +146,7 @@ def _train_population(flags: Train, seeds: Sequence[int], arguments: dict[str, A
         mean, low, high = _interval(final)
         print(f"over {len(final)} seeds: mean {mean:,.1f}, 95% interval of the mean [{low:,.1f}, {high:,.1f}]")
         if learned and not any(result.stopped_by for result in results):
-            _compare(next(iter(results)).config, steps, mean)
+            _compare(next(iter(results)).config, steps, mean, len(final))
     print(f"written to {population.run_dir}")
     if interrupted:
         print(f"to go on: sacref train --resume --seeds {flags.seeds} --run-dir {shlex.quote(str(population.run_dir))}")

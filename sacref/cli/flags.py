@@ -132,6 +132,10 @@ class Train(RunOptions):
             members = [directory / f"seed={seed}" for seed in parse_seeds(self.seeds)]
             directory = next((member for member in members if (member / "config.json").is_file()), members[0])
         stored = read_config(directory)
+        if self.preset is not None and self.preset != (own := stored.get("preset")):
+            raise ValueError(
+                f"--preset is {self.preset} beside --resume, and the run has {own}: a resumed run keeps its settings, leave --preset out"
+            )
         try:
             cfg = SACConfig.from_dict(stored["cfg"])
             cfg.experiment.directory = cfg.experiment.experiment_name = ""

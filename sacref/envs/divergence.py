@@ -62,11 +62,14 @@ class Divergences:
         found = {index: words for index, task in self._simulations if (words := complaint(task)) is not None}
         return found if self._many is None else found | self._many.complaints()
 
-    def find(self, *, observations: Tree, states: Tree | None, rewards: ArrayLike, infos: object) -> dict[int, str]:
+    def find(
+        self, *, observations: Tree, states: Tree | None, rewards: ArrayLike, infos: object, ended: NDArray[np.bool_] | None = None
+    ) -> dict[int, str]:
         """Return what went wrong in the last step, for each environment that has diverged in it.
 
         Args:
             observations, states: after the step, `(envs, ...)`. rewards: `(envs,)`. infos: `final_obs` and `final_info` are read.
+            ended: `(envs,)`: where an episode ended, beyond which last states are not read; None where that is not known.
         """
         found = self.complaints()
         infos = infos if isinstance(infos, Mapping) else {}
@@ -83,7 +86,7 @@ class Divergences:
             },
             "its state is not finite": {
                 *bad_rows(states, self._largest),
-                *(bad_rows(final_states(infos, states), self._largest) if "final_info" in infos else ()),
+                *(bad_rows(final_states(infos, states, ended), self._largest) if "final_info" in infos else ()),
             },
         }
         for reason, indices in bad.items():
@@ -134,7 +137,7 @@ class DivergenceGuard:
             return self._look_on_device((observations, states, rewards), ended) if self._can_reset_one else None
         found = {}
         if self._can_reset_one:
-            found = self._divergences.find(observations=observations, states=states, rewards=rewards, infos=infos)
+            found = self._divergences.find(observations=observations, states=states, rewards=rewards, infos=infos, ended=ended)
         return self.count(found, ended, timestep)
 
     def count(self, found: Mapping[int, str], ended: NDArray[np.bool_], timestep: int) -> NDArray[np.bool_]:
@@ -165,7 +168,8 @@ class DivergenceGuard:
     def _look_on_device(self, arrays: Tree, ended: Any) -> Any:
         xp = namespace(ended)
         floats = [array for array in leaves(arrays) if xp.isdtype(array.dtype, "real floating")]
-        sound = reduce(xp.logical_and, (xp.all(xp.reshape(xp.isfinite(array), (ended.shape[0], -1)), axis=1) for array in floats))
+        rows = (xp.all(xp.reshape(xp.isfinite(array), (ended.shape[0], -1)), axis=1) for array in floats)
+        sound = reduce(xp.logical_and, rows, xp.ones_like(ended))  # integers are finite
         diverged, zeros = ~sound, xp.astype(ended, xp.int32) * 0
         finished = xp.logical_and(ended, sound)
         counts, ends, in_a_row = self._untold or (zeros, zeros, zeros)

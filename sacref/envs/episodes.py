@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from sacref.algorithm.tree import Tree, leaves, map_leaves
-from sacref.spec.arrays import Array, ArrayT, Namespace, as_numpy, namespace
+from sacref.spec.arrays import Array, ArrayT, Namespace, NumpyArray, as_numpy, namespace
 
 _NAME = "infos['final_obs']"
 _FORMER = "final_observation"
@@ -217,14 +217,20 @@ def _dense(rows: Mapping[int, Tree], like: Tree, name: str) -> Tree:
         }
     shape = tuple(like.shape)
     arrays = {index: as_numpy(row, f"{name} of environment {index}") for index, row in rows.items()}
-    dense = np.zeros(shape, np.result_type(*arrays.values()) if arrays else np.float32)
     for index, array in arrays.items():
         if array.shape != shape[1:]:
             raise ValueError(
                 f"{name} of environment {index} has shape {array.shape}, expected {shape[1:]} as next_observations: "
                 f"give it the shape of one observation"
             )
-        dense[index] = array
+    return dense_rows(arrays, shape)
+
+
+def dense_rows(rows: Mapping[int, NumpyArray], shape: tuple[int, ...]) -> NumpyArray:
+    """Return the rows of some environments as an array of `shape`, `(envs, ...)`, of a dtype that holds all of them; zeros elsewhere."""
+    dense = np.zeros(shape, np.result_type(*rows.values()) if rows else np.float32)
+    for index, row in rows.items():
+        dense[index] = row
     return dense
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sacref.algorithm.tree import Tree, map_named
 from sacref.config.train_config import Environment
+from sacref.envs.spaces import exactly
 from sacref.spec.arrays import NumpyArray, as_numpy
 
 Envs: TypeAlias = VectorEnv[Any, Any, Any]
@@ -24,7 +25,7 @@ Step: TypeAlias = tuple[Tree, Any, Any, Any, Infos]
 EnvT = TypeVar("EnvT", Environment, Envs)
 
 _NUMBERS = (float, np.float64, np.float32)
-_OF_VECTORS = ("final_obs", "_final_obs")
+_OF_VECTORS = ("final_obs", "_final_obs", "final_info", "_final_info")
 """Infos that a vector environment gives where it has reset an episode."""
 _STEP = "return observation, reward, terminated, truncated, info from step()"
 _RESET = "return observation, info from reset()"
@@ -59,7 +60,8 @@ def check_interface(env: Environment) -> None:
     """Let an environment refuse to return what breaks Gymnasium's interface, and return copies of its observations.
 
     A vector environment would end in an error of its own there, which does not say what the environment did. The environment stays the
-    object that it is: its methods `reset` and `step` are replaced. Infos named as those of a vector environment, `final_obs`, are left out.
+    object that it is: its methods `reset` and `step` are replaced. Infos named as those of a vector environment, `final_obs` and
+    `final_info`, are left out.
 
     Args:
         env: an environment or a wrapper. Observations are checked where its space is a Box, or a Dict of such.
@@ -134,6 +136,8 @@ class _Checked:
                 f"{self._name}.{call} returned {name} of dtype {array.dtype}, expected {space.dtype} as its observation_space says: "
                 f"convert it, or give the space this dtype"
             )
+        if array.dtype != space.dtype and np.issubdtype(space.dtype, np.integer):  # a vector environment casts into its buffer
+            exactly(array, np.dtype(space.dtype), f"{self._name}.{call} returned {name} whose entries")
         return array
 
     def _require_keys(self, call: str, name: str, space: gymnasium.spaces.Dict, values: Tree) -> None:
@@ -176,10 +180,15 @@ class _UnequalInfos(Envs):
 
 
 def _is_like(gathered: NumpyArray | Infos, value: object) -> bool:
-    """Tell whether a value may join those of other copies. NumPy would broadcast an array of another shape."""
+    """Tell whether a value may join those of other copies. NumPy would broadcast another shape, and round a number to the array's dtype."""
     if isinstance(gathered, Mapping) or isinstance(value, dict):
         return isinstance(gathered, Mapping) and isinstance(value, dict)
-    return not isinstance(value, np.ndarray) or gathered.dtype == object or bool(gathered.shape[1:] == value.shape)
+    if gathered.dtype == object:
+        return True
+    if not isinstance(value, np.ndarray | np.generic | bool | int | float):
+        return False
+    array = value if isinstance(value, np.ndarray | np.generic) else np.asarray(value)
+    return bool(gathered.shape[1:] == array.shape and (gathered.dtype == array.dtype or np.can_cast(array.dtype, gathered.dtype)))
 
 
 def _entries(gathered: Any, mask: NDArray[np.bool_]) -> NDArray[np.object_]:

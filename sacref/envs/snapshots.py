@@ -31,6 +31,7 @@ from sacref.config.train_config import Environment
 from sacref.envs.dm_control import DmControl
 from sacref.envs.interface import Envs, SyncEnvs, layers_of
 from sacref.envs.partial import DictObservation, HideVelocities, PrivilegedState
+from sacref.envs.vector import Batched
 from sacref.spec.arrays import NumpyArray
 from sacref.storage.checkpoint import one_line
 from sacref.storage.values import UnsupportedError, decode, encode
@@ -150,7 +151,7 @@ def capture(envs: Envs) -> Snapshot | str:
     try:
         if own is not None:
             layer = {"is": _name(envs), "state": encode(_call(own, "get_state"), "vector", arrays)}
-            header = _header(None, own.metadata["autoreset_mode"])
+            header = _header(_mujoco_version(own), own.metadata["autoreset_mode"])
             return Snapshot(arrays, {**header, "kind": _name(envs), "vector": None, "environments": [[layer]]})
         sync = _sync(envs)
         vector = encode({name: getattr(sync, name) for name in _VECTOR}, "vector", arrays)
@@ -183,7 +184,9 @@ def restore(envs: Envs, snapshot: Snapshot) -> None:
         if (other := of_other_kind(envs, snapshot.metadata)) is not None:
             raise SnapshotError(f"{other}: make the environments as they were, or reset them instead")
         if own is not None:
-            _require_header(snapshot, _header(None, own.metadata["autoreset_mode"]), [[_name(envs)]])
+            # An older one of a `BatchedVectorEnv` has the version in the state alone.
+            version = None if snapshot.metadata["mujoco"] is None else _mujoco_version(own)
+            _require_header(snapshot, _header(version, own.metadata["autoreset_mode"]), [[_name(envs)]])
             ((layer,),) = snapshot.metadata["environments"]
             setters = [partial(own.set_state, decode(layer["state"], snapshot.arrays))]
         else:
@@ -220,7 +223,7 @@ def refused(envs: Envs) -> str | None:
         try:
             for _ in range(2):
                 arrays: Arrays = {}
-                states.append((encode(_call(layer, "get_state"), _name(layer), arrays), arrays))
+                states.append((encode(_call(layer, "get_state"), _name(layer), arrays, depth=1), arrays))
                 before = None if generator is None else dict(generator.bit_generator.state)
                 _call(layer, "set_state", decode(states[-1][0], arrays))
                 if generator is not None and before is not None:
@@ -235,15 +238,22 @@ def refused(envs: Envs) -> str | None:
     return None
 
 
-def of_other_kind(envs: Envs, metadata: Mapping[str, object]) -> str | None:
-    """Return why a snapshot of another kind of vector environment is of no use; None where it is of the same kind.
+def of_other_kind(envs: Envs, metadata: object) -> str | None:
+    """Return why a snapshot of another kind of vector environment, or version of MuJoCo, is of no use; None where both are the same.
 
     Args:
         metadata: of the snapshot.
     """
+    if not isinstance(metadata, Mapping):  # a damaged one is for `restore`
+        return None
     here = _name_of(SyncVectorEnv) if type(envs) is SyncEnvs else _name(envs)
-    there = metadata.get("kind", _name_of(SyncVectorEnv)) if isinstance(metadata, Mapping) else here  # a damaged one is for `restore`
-    return None if here == there else f"the environments were stepped by {one_line(there)}, and are by {here}"
+    there = metadata.get("kind", _name_of(SyncVectorEnv))
+    if here != there:
+        return f"the environments were stepped by {one_line(there)}, and are by {here}"
+    version, present = metadata.get("mujoco"), _mujoco_version(envs)
+    if isinstance(version, str) and present is not None and version != present:
+        return f"the snapshot's mujoco is {one_line(version)}, expected {present}"
+    return None
 
 
 def simulation_state(env: Any) -> Arrays:
@@ -539,10 +549,11 @@ def _mujoco_env() -> type | None:
     return getattr(module, "MujocoEnv", None)
 
 
-def _mujoco_version(envs: SyncVector) -> str | None:
-    """Return MuJoCo's version; None where no task uses it."""
+def _mujoco_version(envs: Envs) -> str | None:
+    """Return MuJoCo's version; None where no task is known to use it."""
     mujoco_env = _mujoco_env() or ()
-    if not any(isinstance(env.unwrapped, mujoco_env) or _name(env.unwrapped) == _DM_CONTROL for env in envs.envs):
+    copies = [envs.prototype] if isinstance(envs, Batched) else envs.envs if isinstance(envs, SyncVectorEnv) else ()
+    if not any(isinstance(env.unwrapped, mujoco_env) or _name(env.unwrapped) == _DM_CONTROL for env in copies):
         return None
     return str(importlib.import_module("mujoco").__version__)
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sacref.algorithm.tree import Tree, leaves, map_leaves, map_named
 from sacref.envs.device import is_on_device
-from sacref.envs.episodes import select_rows
+from sacref.envs.episodes import dense_rows, select_rows
 from sacref.envs.interface import Envs, Space
 from sacref.envs.spaces import exactly
 from sacref.spec.arrays import Array, NumpyArray, as_numpy, namespace
@@ -181,12 +181,10 @@ def _gather(name: str, value: Tree, mask: NDArray[np.bool_], like: Tree) -> tupl
     rows = as_numpy(value, name)
     if rows.dtype == object:
         # Lists and tensors: Gymnasium gathers NumPy arrays alone.
-        given = {index: as_numpy(rows[index], name) for index in np.flatnonzero(mask)}
-        dense = np.zeros((len(rows), *shape), next(iter(given.values())).dtype if given else np.float32)
-        for index, row in given.items():
+        given = {index: as_numpy(rows[index], name) for index in np.flatnonzero(mask).tolist()}
+        for row in given.values():
             _require_shape(name, row.shape, shape)
-            dense[index] = row
-        rows = dense
+        rows = dense_rows(given, (len(rows), *shape))
     _require_shape(name, rows.shape[1:], shape)
     if isinstance(like, gymnasium.spaces.Box):
         if not np.can_cast(rows.dtype, like.dtype, "same_kind"):

@@ -262,6 +262,8 @@ class _Factory:
         env = self._make()
         redirect_mujoco_warnings()
         check_interface(env.unwrapped)
+        if env is not env.unwrapped and not isinstance(self.env, str):
+            check_interface(env)
         for wrapper in self.wrappers:
             env = wrapper(env)
             if not isinstance(env, gymnasium.Env):

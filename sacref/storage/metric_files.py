@@ -175,7 +175,7 @@ class CSV:
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        header = [] if self._file.is_file() else [["timestep", "environment_steps", "tag", "value"]]
+        header = [] if self._file.is_file() and self._file.stat().st_size else [["timestep", "environment_steps", "tag", "value"]]
         steps = self._environment_steps(step)
         with whole(self._file), self._file.open("a", encoding="utf-8", newline="") as stream:
             csv.writer(stream, lineterminator="\n").writerows([*header, *([step, steps, tag, value] for tag, value in scalars.items())])

@@ -10,7 +10,7 @@ from sacref.spec.arrays import NumpyArray
 from sacref.storage.checkpoint import DTYPES, short
 
 DEEPEST = 50
-"""Lists and dicts within each other that are decoded."""
+"""Lists and dicts within each other that are encoded. One more is decoded: a checkpoint holds the states of callbacks in a list."""
 LARGEST_TEXT = 1000
 """Digits of an integer or float that is written as text."""
 LARGEST_INTEGER = 2**53
@@ -21,7 +21,7 @@ class UnsupportedError(TypeError):
     """A value that cannot be encoded; the message names it."""
 
 
-def encode(value: Any, name: str, arrays: dict[str, NumpyArray]) -> object:
+def encode(value: Any, name: str, arrays: dict[str, NumpyArray], *, depth: int = 0) -> object:
     """Encode a value as JSON; its arrays are named there.
 
     Args:
@@ -29,10 +29,14 @@ def encode(value: Any, name: str, arrays: dict[str, NumpyArray]) -> object:
             Arrays of either byte order are written in the machine's own.
         name: of the value; its arrays' names begin with it.
         arrays: receives copies of its arrays.
+        depth: lists and dicts that the value lies in.
 
     Raises:
-        UnsupportedError: if it is, or holds, something else.
+        UnsupportedError: if it is, or holds, something else, if two arrays in it have one name, or if too many lists and dicts lie within
+            each other.
     """
+    if depth > DEEPEST:
+        raise UnsupportedError(f"{name} lies in {depth} lists and dicts, expected at most {DEEPEST}: write it as a flat list or an array")
     kind = type(value)
     if value is None or kind in (bool, str) or (kind is int and abs(value) <= LARGEST_INTEGER) or (kind is float and math.isfinite(value)):
         return value
@@ -41,15 +45,17 @@ def encode(value: Any, name: str, arrays: dict[str, NumpyArray]) -> object:
     if kind is np.ndarray or isinstance(value, np.generic):
         if value.dtype.name not in DTYPES:
             raise UnsupportedError(f"{name} has dtype {value.dtype}, expected one of {', '.join(DTYPES)}")
+        if name in arrays:
+            raise UnsupportedError(f"{name} comes twice: give its keys names without dots")
         arrays[name] = np.array(value, value.dtype.newbyteorder("="), order="C")
         return {"is": "array" if kind is np.ndarray else "scalar", "of": name}
     if kind in (list, tuple):
-        items = [encode(item, f"{name}.{number}", arrays) for number, item in enumerate(value)]
+        items = [encode(item, f"{name}.{number}", arrays, depth=depth + 1) for number, item in enumerate(value)]
         return {"is": "tuple", "of": items} if kind is tuple else items
     if isinstance(value, Mapping):
         if odd := [key for key in value if type(key) is not str]:
             raise UnsupportedError(f"{name} has the keys {odd}, expected text")
-        return {"is": "dict", "of": {key: encode(item, f"{name}.{key}", arrays) for key, item in value.items()}}
+        return {"is": "dict", "of": {key: encode(item, f"{name}.{key}", arrays, depth=depth + 1) for key, item in value.items()}}
     raise UnsupportedError(
         f"{name} is a {kind.__module__}.{kind.__qualname__}, expected numbers, text, NumPy arrays, or lists and dicts of those"
     )
@@ -61,8 +67,8 @@ def decode(value: object, arrays: Mapping[str, NumpyArray], *, depth: int = 0) -
     Raises:
         ValueError: if `encode` makes no such value, or an array is missing.
     """
-    if depth > DEEPEST:
-        raise ValueError(f"more than {DEEPEST} lists and dicts lie within each other")
+    if depth > DEEPEST + 1:
+        raise ValueError(f"more than {DEEPEST + 1} lists and dicts lie within each other")
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list):

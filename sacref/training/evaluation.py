@@ -271,6 +271,7 @@ def _run_episodes(agent: Agent, envs: Envs, episodes: _Episodes, state_space: Sp
             states=map_leaves(finite_started, taken.states),
             rewards=np.asarray(taken.rewards, np.float64),
             infos=taken.infos,
+            ended=taken.ended,
         )
         for copy, reason in found.items():
             # One that cannot be reset, and has run its share, goes on as it likes.

@@ -65,13 +65,14 @@ def table() -> tuple[Known, ...]:
     return tuple(Known(**row) for row in json.loads(TABLE.read_text(encoding="utf-8")))
 
 
-def meaning(config: Mapping[str, object], steps: int, mean: float) -> list[str]:
+def meaning(config: Mapping[str, object], steps: int, mean: float, runs: int = 1) -> list[str]:
     """Say what a return means beside those that are known of the task after as many steps.
 
     Args:
         config: the content of the run's `config.json`.
         steps: environment steps after which it was evaluated.
         mean: the return.
+        runs: runs of which it is the mean.
 
     Returns:
         Lines to print: a line for each source with the run's settings; where nothing is published with them, the published source that
@@ -84,7 +85,7 @@ def meaning(config: Mapping[str, object], steps: int, mean: float) -> list[str]:
         ((_differences(run, row, steps), row) for row in rows), key=lambda pair: (len(pair[0]), pair[1].source == OWN, -pair[1].runs)
     )
     said = [
-        f"{_said(row, steps)} with these settings{f' ({row.remark})' if row.remark else ''}; {_place(row, steps, mean)}"
+        f"{_said(row, steps)} with these settings{f' ({row.remark})' if row.remark else ''}; {_place(row, steps, mean, runs)}"
         for differences, row in apart
         if not differences
     ]
@@ -106,16 +107,17 @@ def _deviation(row: Known, step: int) -> str:
     return f" +- {row.returns[str(step)][1]:,.0f}" if row.runs > 1 else ""
 
 
-def _place(row: Known, steps: int, mean: float) -> str:
-    """Say where a return lies beside the prediction interval of one more run of the source, by Student's t."""
+def _place(row: Known, steps: int, mean: float, runs: int) -> str:
+    """Say where the mean return of so many runs lies beside the prediction interval of as many more of the source, by Student's t."""
     around = [row.returns[str(step)] for step in row.around(steps)]
     if row.runs < FEWEST_RUNS:
         return f"{'one run says' if row.runs == 1 else f'{row.runs} runs say'} little about another"
     if any(std == 0.0 for _, std in around):
         return "its runs returned the same, and say little about how far another may be from them"
-    reach = float(stats.t.ppf(0.5 + CONFIDENCE / 2, row.runs - 1)) * math.sqrt(1 + 1 / row.runs)
+    reach = float(stats.t.ppf(0.5 + CONFIDENCE / 2, row.runs - 1)) * math.sqrt(1 / runs + 1 / row.runs)
     low, high = min(value - reach * std for value, std in around), max(value + reach * std for value, std in around)
-    expected = f"the {CONFIDENCE:.0%} prediction interval of another run, {low:,.0f} to {high:,.0f}"
+    others = "another run" if runs == 1 else f"the mean of {runs} others"
+    expected = f"the {CONFIDENCE:.0%} prediction interval of {others}, {low:,.0f} to {high:,.0f}"
     if low <= mean <= high:
         return f"{mean:,.0f} is within {expected}"
     if mean > high:

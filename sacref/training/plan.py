@@ -220,6 +220,11 @@ def prepare(options: TrainConfig) -> Plan:
     with reading_config_of(directory) if resumed is not None and options.cfg is None else contextlib.nullcontext():
         stored = None if resumed is None else resumed.config["cfg"]
         settings = options.settings(options.num_envs * ranks.size, stored)
+    if resumed is not None and options.preset is None:  # the settings are the run's, and so is what they started from
+        with reading_config_of(directory):
+            preset = resumed.config.get("preset")
+            presets.find(preset)  # which refuses what is none
+            options = replace(options, preset=preset)
     settings.seed = options.seed
     settings.experiment.directory, settings.experiment.experiment_name = str(directory.parent), directory.name
     return Plan(replace(options, seed=settings.seed), backend, ranks, directory, resumed, settings)

@@ -352,7 +352,9 @@ class _Runs:
         """Return which environments diverged in a step, `(members * envs,)`; members that do nothing else fail."""
         diverged = np.zeros(self._envs.num_envs, np.bool_)
         self._take_failures()
-        found = self._divergences.find(observations=taken.observations, states=taken.states, rewards=taken.rewards, infos=taken.infos)
+        found = self._divergences.find(
+            observations=taken.observations, states=taken.states, rewards=taken.rewards, infos=taken.infos, ended=taken.ended
+        )
         if found or taken.ended.any():
             for number in np.flatnonzero(self._population.active).tolist():
                 rows, guard = self._envs.rows(number), self._guards[number]

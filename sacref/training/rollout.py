@@ -109,6 +109,10 @@ class Rollout:
         observations, infos = self._taken(returned), self._infos(infos)
         states = self._taken(states_of(self._envs, infos, self._state_space))
         rewards, terminated, truncated = map(self._read, (rewards, terminated, truncated))
+        for name, array in (("rewards", rewards), ("terminated", terminated), ("truncated", truncated)):
+            if (shape := tuple(array.shape)) != (self._envs.num_envs,):
+                fix = "drop the last axis" if shape == (self._envs.num_envs, 1) else "return one of each environment"
+                raise EnvError(f"{name} have shape {shape}, expected ({self._envs.num_envs},): {fix}")
         terminated, truncated = terminated != 0, truncated != 0  # Some environments give numbers.
         same_step = self._autoreset_mode == AutoresetMode.SAME_STEP
         if same_step and not self.on_device and np.any(truncated) and "final_obs" not in infos:

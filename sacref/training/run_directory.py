@@ -199,6 +199,11 @@ def _newest_whole(ranks: Ranks, directory: Path, config: dict[str, Any]) -> Resu
     try:
         timestep = checkpoints.newest_whole(ranks, directory)
     except checkpoint.CheckpointError as error:
+        if any(map(_lacks_memory_alone, checkpoints.finished_checkpoints(directory).values())):
+            raise RunError(
+                f"{error}: the weights are whole (sacref.load, sacref eval), the replay memory is lost: restore the segment from a copy, "
+                f"or start anew with overwrite"
+            ) from error
         raise RunError(f"{error}: start anew with overwrite") from error
     try:
         checkpoints.require_free_after(directory, timestep)
@@ -217,6 +222,15 @@ def _newest_whole(ranks: Ranks, directory: Path, config: dict[str, Any]) -> Resu
     if type(own := written.get("steps")) is int and abs(own) <= MOST_STEPS:
         steps = own
     return Resumed(config, path, timestep, steps, written.get("ranks", 1))
+
+
+def _lacks_memory_alone(path: Path) -> bool:
+    """Tell whether a checkpoint that is not sound is whole itself, so that the segments of its replay memory are what is damaged."""
+    try:
+        checkpoint.verify(path)
+    except checkpoint.CheckpointError:
+        return False
+    return checkpoints.holds_memory(path)
 
 
 @contextmanager

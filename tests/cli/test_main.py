@@ -29,7 +29,7 @@ from sacref.config import ExperimentConfig, SACConfig, paper_config, presets
 from sacref.config.train_config import OTHER_NAMES, TrainConfig, Vectorization
 from sacref.preprocessing import RunningStandardScaler
 from sacref.spec.schedules import KLAdaptive, warm_up
-from sacref.training import experiment, plan, population, video
+from sacref.training import experiment, known_returns, plan, population, video
 from sacref.training.callbacks import StopAtReturn
 from sacref.training.evaluation import Evaluation, evaluate
 from sacref.training.experiment import train as sacref_train
@@ -548,7 +548,7 @@ def trained_together(trained: dict[str, Any], monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_several_seeds_are_one_call_with_the_arguments_of_each(
-    trained_together: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    trained_together: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["train", "--seeds", "0:2", "--batch-size", "7", "--run-dir", "x"]) == 0
     arguments = trained_together["arguments"]
@@ -576,6 +576,15 @@ def test_several_seeds_are_one_call_with_the_arguments_of_each(
     trained_together["result"].evaluations = ((40, Evaluation((1.0, 3.0), (5, 5))),)
     assert cli.main(["train", "--seeds", "0:2", "--learning-starts", "49"]) == 0
     assert capsys.readouterr().out.splitlines()[-2].startswith("compare: sacref knows no published return of Unknown-v0")
+    given: list[Any] = []
+
+    def meaning(*arguments: Any) -> list[str]:
+        given.append(arguments)
+        return []
+
+    monkeypatch.setattr(known_returns, "meaning", meaning)
+    assert cli.main(["train", "--seeds", "0:2", "--learning-starts", "49"]) == 0
+    assert given == [({"env": "Unknown-v0"}, 50, 4.0, 2)], "the mean of two runs"
 
 
 def test_ctrl_c_on_several_seeds_says_how_to_go_on(

@@ -8,6 +8,7 @@ import pytest
 
 import sacref
 from sacref.cli import commands
+from sacref.cli import main as cli
 from sacref.cli.flags import Train, parse
 from sacref.config import presets
 from sacref.training.run_directory import RunError, read_config
@@ -35,7 +36,7 @@ CRITICS: dict[str, dict[str, Any]] = {"redq": {"num_critics": 10}, "droq": {"lay
 SHORT: dict[str, Any] = {"random_timesteps": 10, "learning_starts": 10, "chunk": 1, "execution": "plain"}
 
 
-def run(directory: Path, name: str, backend: Literal["torch", "jax"] = "torch", **arguments: Any) -> dict[str, Any]:
+def run(directory: Path, name: str | None, backend: Literal["torch", "jax"] = "torch", **arguments: Any) -> dict[str, Any]:
     """Train for a few steps; returns what config.json holds."""
     given: dict[str, Any] = {"hidden": (8,), "cfg": SHORT, "evaluation_episodes": 1, "progress": False, **arguments}
     with without_shape_checks():  # which take most of the time of so many eager updates
@@ -101,6 +102,27 @@ def test_what_is_given_beside_a_preset_wins_and_a_resumed_run_keeps_it(tmp_path:
     assert read_config(tmp_path / "run")["beside_preset"] == stored["beside_preset"]
     with pytest.raises(RunError, match=r"cfg.policy_delay: the run has 2, asked is 20"):
         run(tmp_path / "run", "redq", num_critics=3, resume=True)
+
+
+def test_a_resumed_run_keeps_its_preset_and_takes_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = str(tmp_path / "run")
+    stored = run(tmp_path / "run", "sb3")
+    assert stored["beside_preset"] == {"random_timesteps": 10, "learning_starts": 10, "execution": "plain"}
+    for given in ({"cfg": None}, {"cfg": stored["cfg"]}):  # what a population gives to each of its members
+        resumed = run(tmp_path / "run", **given, name=None, resume=True, steps=14)
+        assert [resumed[key] for key in ("preset", "beside_preset")] == [stored[key] for key in ("preset", "beside_preset")]
+    for name, own in (("redq", "sb3"), ("sb3", None)):
+        assert cli.main(["train", "--resume", "--preset", name, "--run-dir", directory, "--steps", "90"]) == 2
+        assert (
+            f"--preset is {name} beside --resume, and the run has {own}: a resumed run keeps its settings, leave --preset out"
+            in " ".join(capsys.readouterr().err.split())
+        )
+        (tmp_path / "run" / "config.json").write_text(json.dumps({**read_config(directory), "preset": None}))
+    command = parse(["train", "--resume", "--run-dir", directory])
+    assert isinstance(command, Train) and command.preset is None
+    (tmp_path / "run" / "config.json").write_text(json.dumps({**stored, "preset": "sb4"}))
+    with pytest.raises(RunError, match=r"config.json is damaged \(ValueError: preset is 'sb4', expected one of paper, .*\): restore it"):
+        run(tmp_path / "run", name=None, cfg=None, resume=True, steps=16)
 
 
 def test_flags_beside_a_preset_win() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
 from sacref import envs, training
@@ -392,6 +392,45 @@ def test_what_ended_an_episode_is_read_from_its_last_info() -> None:
     infos = {"final_info": {REPORT: words, f"_{REPORT}": np.array([False, True])}}
     found = Divergences(made).find(observations=np.zeros((2, 2)), states=None, rewards=np.zeros(2), infos=infos)
     assert found == {1: "MuJoCo: bad"}
+
+
+class WithLast(VectorEnv[Any, Any, Any]):
+    """Hands over last observations and states of all environments without masks: those of running episodes are NaN.
+
+    The first environment's episodes have 2 steps, the second one's 3.
+    """
+
+    def __init__(self) -> None:
+        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
+        self.num_envs, self.lengths = 2, np.array([2, 3])
+        self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float64)
+        self.single_action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+        self.single_state_space = self.single_observation_space
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.steps = np.zeros(2)
+        return self.steps[:, None].copy(), {"state": self.steps[:, None].copy()}
+
+    def step(self, actions: Any) -> Any:
+        self.steps = self.steps + 1
+        ended = self.steps == self.lengths
+        last = np.where(ended, self.steps, np.nan)[:, None]
+        self.steps = np.where(ended, 0, self.steps)
+        infos = {"state": self.steps[:, None].copy(), "final_obs": last, "final_info": {"state": last.copy()}}
+        return self.steps[:, None].copy(), np.ones(2), ended, np.zeros(2, np.bool_), infos
+
+
+def test_last_states_of_running_episodes_do_not_count() -> None:
+    made, agent = WithLast(), FakeAgent()
+    evaluation = evaluate(agent, made, episodes=4, state_space=made.single_state_space)
+    assert (evaluation.returns, evaluation.lengths, evaluation.diverged) == ((2.0, 2.0, 3.0, 3.0), (2, 2, 3, 3), ())
+    infos = {"final_info": {"state": np.array([[np.nan], [np.nan]])}}
+    arguments: dict[str, Any] = {"observations": np.zeros((2, 1)), "states": np.zeros((2, 1)), "rewards": np.zeros(2), "infos": infos}
+    divergences = Divergences(SyncVectorEnv([CountingEnv] * 2))
+    assert divergences.find(**arguments, ended=np.array([False, True])) == {1: "its state is not finite"}
+    assert divergences.find(**arguments) == {0: "its state is not finite", 1: "its state is not finite"}
+    guard = guard_of(SyncVectorEnv([CountingEnv] * 2))
+    assert guard.look(**arguments, ended=np.array([False, True]), timestep=0).tolist() == [False, True]
 
 
 def test_the_wrapper_is_silent_about_other_environments() -> None:

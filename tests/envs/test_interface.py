@@ -100,6 +100,17 @@ def test_what_a_wrapper_returns_is_checked_too() -> None:
         envs.reset()
 
 
+def test_what_a_function_puts_around_its_task_is_checked_too() -> None:
+    class Silent(gymnasium.Wrapper[Any, Any, Any, Any]):
+        def step(self, action: Any) -> Any:
+            return replaced(2, None)(*super().step(action))
+
+    envs = sacref.envs.make(lambda: Silent(CountingEnv()), 1)
+    envs.reset(seed=0)
+    with pytest.raises(ValueError, match=r"Silent\.step returned a terminated that is None, expected True or False"):
+        envs.step(np.zeros((1, 1), np.float32))
+
+
 def test_an_environment_that_is_registered_is_checked_inside_of_its_wrappers() -> None:
     gymnasium.register("sacref/Odd-v0", partial(Odd, old_step), max_episode_steps=5, disable_env_checker=True)
     try:
@@ -142,6 +153,33 @@ def test_a_final_observation_in_the_infos_of_an_environment_is_its_own(mode: Aut
         return [tuple(part.tolist() for part in boundaries.resolve(**row)) for row in rows]
 
     assert run(replaced(4, {"final_obs": final, "final_info": 3})) == run(None)
+
+
+class Integers(Odd):
+    """Returns an integer of 64 bits as its observation, and has a space of another dtype."""
+
+    def __init__(self, dtype: Any, value: int) -> None:
+        super().__init__(replaced(0, np.array([value])), replaced(0, np.array([0])))
+        vars(self)["observation_space"] = gymnasium.spaces.Box(0, 100, (1,), dtype)
+
+
+@pytest.mark.parametrize(("dtype", "value"), [(np.int8, 300), (np.int32, 3_000_000_000)])
+def test_integers_beyond_the_dtype_of_the_space_are_refused(dtype: Any, value: int) -> None:
+    envs = sacref.envs.make(partial(Integers, dtype, value), 2)
+    envs.reset(seed=0)
+    with pytest.raises(ValueError) as raised:
+        envs.step(np.zeros((2, 1), np.float32))
+    assert str(raised.value) == (
+        f"Integers.step returned an observation whose entries hold numbers beyond {np.dtype(dtype)}, which the space says: give the space "
+        f"the dtype that the environment returns"
+    )
+
+
+def test_integers_within_the_dtype_of_the_space_are_taken_in_any_other() -> None:
+    envs = sacref.envs.make(partial(Integers, np.int8, 127), 2)
+    envs.reset(seed=0)
+    observations = envs.step(np.zeros((2, 1), np.float32))[0]
+    assert observations.dtype == np.int8 and observations.tolist() == [[127], [127]]
 
 
 # Whose arrays they are.

@@ -17,7 +17,7 @@ from sacref import envs
 from sacref.algorithm.tree import named_leaves
 from sacref.envs import snapshots
 from sacref.envs.partial import DictObservation, HideVelocities, PrivilegedState
-from sacref.envs.snapshots import Snapshot, SnapshotError, capture, restore
+from sacref.envs.snapshots import Snapshot, SnapshotError, capture, of_other_kind, restore
 from sacref.storage import checkpoint
 
 # v4 is announced as out of date, and its models hold what MuJoCo has since renamed.
@@ -452,6 +452,12 @@ def test_another_model_or_version_of_mujoco_is_refused() -> None:
             restore(captured, Snapshot(arrays, snapshot.metadata))
     with pytest.raises(SnapshotError, match=r"mujoco is 3.2.0, expected \d"):
         restore(captured, Snapshot(snapshot.arrays, snapshot.metadata | {"mujoco": "3.2.0"}))
+    assert of_other_kind(captured, snapshot.metadata) is None  # else a resumed run begins its episodes anew
+    for other in (captured, make("HalfCheetah-v5", vectorization="batched")):
+        kept = capture(other)
+        assert isinstance(kept, Snapshot)
+        said = of_other_kind(other, kept.metadata | {"mujoco": "3.2.0"})
+        assert said is not None and said.startswith("the snapshot's mujoco is 3.2.0, expected ")
 
 
 @pytest.mark.parametrize("seed", range(3))

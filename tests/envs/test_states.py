@@ -180,6 +180,78 @@ def test_the_state_has_the_dtype_of_its_space() -> None:
     assert states is not None and states.dtype == np.float32
 
 
+class Mixed(CountingEnv):
+    """Hands over integers at a reset and fractions at a step; its copies' episodes end at different steps.
+
+    Args:
+        dtype: of the state at a reset; None for lists of Python's numbers.
+    """
+
+    state_space = Box(-np.inf, np.inf, (2,), np.float64)
+    copies = 0
+
+    def __init__(self, dtype: Any) -> None:
+        super().__init__((2,) if Mixed.copies % 2 == 0 else (9,))
+        self.dtype = dtype
+        Mixed.copies += 1
+
+    def reset(self, **arguments: Any) -> Any:
+        state: Any = [0, 1]
+        return super().reset(**arguments)[0], {"state": state if self.dtype is None else np.array(state, self.dtype)}
+
+    def step(self, action: Any) -> Any:
+        state: Any = [self.step_number + 0.5, 300.0]
+        *others, _ = super().step(action)
+        return *others, {"state": state if self.dtype is None else np.array(state)}
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP], ids=lambda mode: mode.name)
+@pytest.mark.parametrize("dtype", [None, np.int64, np.int8, np.float16], ids=["list", "int64", "int8", "float16"])
+def test_copies_whose_states_have_other_dtypes_keep_their_numbers(dtype: Any, mode: AutoresetMode) -> None:
+    Mixed.copies = 0
+    vector = envs.make(Mixed, 2, autoreset_mode=mode, env_kwargs={"dtype": dtype})
+    vector.reset(seed=0)
+    seen, last = [], []
+    for _ in range(3):
+        _, infos = act(vector)
+        states: Any = states_of(vector, infos, Mixed.state_space)
+        final: Any = final_states(infos, states)
+        seen.append(states.tolist())
+        last.append(final.tolist())
+    steps = [[[0.5 + step, 300.0]] * 2 for step in range(3)]
+    if mode == AutoresetMode.NEXT_STEP:
+        assert seen == last == [*steps[:2], [[0.0, 1.0], steps[2][1]]]
+    else:  # the first copy's episode ends at the second step and begins anew in it
+        assert seen == [steps[0], [[0.0, 1.0], steps[1][1]], [[0.5, 300.0], steps[2][1]]]
+        assert last == [steps[0], steps[1], [[0.5, 300.0], steps[2][1]]]
+
+
+@pytest.mark.parametrize("form", ["list", "array"])
+def test_the_last_states_of_copies_have_dtypes_of_their_own(form: str) -> None:
+    class Last(CountingEnv):
+        state_space = Box(-np.inf, np.inf, (2,), np.float64)
+
+        def __init__(self) -> None:
+            super().__init__((1,))
+            self.number = StatefulEnv.copies
+            StatefulEnv.copies += 1
+
+        def reset(self, **arguments: Any) -> Any:
+            return super().reset(**arguments)[0], {"state": [0.25, 0.25]}
+
+        def step(self, action: Any) -> Any:
+            state: Any = [0.5, 0.75] if self.number else [0, 1]
+            *others, _ = super().step(action)
+            return *others, {"state": state if form == "list" else np.array(state)}
+
+    StatefulEnv.copies = 0
+    vector = envs.make(Last, 2, autoreset_mode=AutoresetMode.SAME_STEP)
+    vector.reset(seed=0)
+    _, infos = act(vector)
+    final: Any = final_states(infos, states_of(vector, infos, Last.state_space))
+    assert final.tolist() == [[0.0, 1.0], [0.5, 0.75]]
+
+
 # --- The last states of episodes.
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sacref.storage.metric_files import JsonLines, Origin, Sinks, TensorBoard
+from sacref.storage.metric_files import CSV, JsonLines, Origin, Sinks, TensorBoard
 
 
 class Tracker:
@@ -135,7 +135,7 @@ def test_closing_what_was_never_written_makes_no_file(tmp_path: Path) -> None:
 WRITE = """
 import sys
 from pathlib import Path
-from sacref.storage.metric_files import JsonLines, Origin, Sinks, TensorBoard
+from sacref.storage.metric_files import CSV, JsonLines, Origin, Sinks, TensorBoard
 heavy = {"tensorboard", "tensorflow", "torch", "jax"}
 early = heavy & sys.modules.keys()
 tracker = Sinks([TensorBoard(), JsonLines()], Origin(Path("run"), int, {}))
@@ -151,3 +151,11 @@ def test_nothing_heavy_is_imported_even_where_it_is_installed(tmp_path: Path) ->
     path = os.pathsep.join([str(tmp_path / "path"), *sys.path])
     ran = subprocess.run([sys.executable, "-c", WRITE], env={"PYTHONPATH": path}, capture_output=True, text=True, check=False)
     assert (ran.stdout, ran.returncode) == ("[] ['tensorboard']\n", 0), ran.stderr
+
+
+def test_a_table_whose_header_was_being_written_gets_it_anew(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("timestep,environ")
+    sink = CSV()
+    sink.open(Origin(tmp_path, lambda timestep: 2 * timestep, {}))
+    sink.write(5, {"x": 1.0})
+    assert (tmp_path / "metrics.csv").read_text() == "timestep,environment_steps,tag,value\n5,10,x,1.0\n"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sacref.storage.values import UnsupportedError, decode, encode
+from sacref.storage.values import DEEPEST, UnsupportedError, decode, encode
 
 VALUES = [
     None,
@@ -84,6 +84,39 @@ def test_arrays_are_named_by_their_place_and_copied() -> None:
 def test_what_has_no_such_form_is_named(value: Any, message: str) -> None:
     with pytest.raises(UnsupportedError, match=message):
         encode(value, "v", {})
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [({"a.b": np.ones(1), "a": {"b": np.zeros(1)}}, "v.a.b"), ({"m": [np.float32(1.0)], "m.0": np.ones(1)}, "v.m.0")],
+)
+def test_two_arrays_of_one_name_are_refused(value: Any, name: str) -> None:
+    with pytest.raises(UnsupportedError) as raised:
+        encode(value, "v", {})
+    assert str(raised.value) == f"{name} comes twice: give its keys names without dots"
+    arrays: dict[str, NDArray[Any]] = {}
+    numbers = {"a.b": 1, "a": {"b": 2}}  # of which none has a name
+    assert decode(encode(numbers, "v", arrays), arrays) == numbers
+
+
+@pytest.mark.parametrize("kind", ["list", "tuple", "dict"])
+def test_what_is_written_is_as_deep_as_what_is_read(kind: str) -> None:
+    def nested(depth: int) -> Any:
+        value: Any = 7
+        for _ in range(depth):
+            value = {"list": [value], "tuple": (value,), "dict": {"0": value}}[kind]
+        return value
+
+    written = encode(nested(DEEPEST), "v", {})
+    assert decode(written, {}) == nested(DEEPEST)
+    assert decode([written], {}) == [nested(DEEPEST)]  # as the states of callbacks are
+    with pytest.raises(UnsupportedError) as raised:
+        encode(nested(DEEPEST + 1), "v", {})
+    assert str(raised.value) == f"v{'.0' * 51} lies in 51 lists and dicts, expected at most 50: write it as a flat list or an array"
+    cyclic: list[Any] = []
+    cyclic.append(cyclic)
+    with pytest.raises(UnsupportedError, match="lies in 51 lists and dicts"):
+        encode(cyclic, "v", {})
 
 
 @pytest.mark.parametrize(

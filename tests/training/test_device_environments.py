@@ -18,7 +18,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 import sacref
 from sacref import training
@@ -32,6 +32,8 @@ from sacref.spec.arrays import as_numpy
 from sacref.training.evaluation import evaluate
 from sacref.training.plan import prepare
 from tests.backends import BACKENDS, Backend, Spaces, load_backend, without_shape_checks
+from tests.envs.counting import CountingEnv
+from tests.fake_agent import FakeAgent
 
 backend = pytest.fixture(params=BACKENDS)(load_backend)
 
@@ -333,6 +335,40 @@ def test_what_vector_env_makes_by_itself_is_refused_beside_it(other: dict[str, A
         prepare(TrainConfig(vector_env=name))
 
 
+class Columns(Around):
+    """What a step returns under a name has a last axis, or another shape."""
+
+    def __init__(self, inner: Any, name: str, shape: tuple[int, ...]) -> None:
+        super().__init__(inner)
+        self.place, self.shape = 1 + ("rewards", "terminated", "truncated").index(name), shape
+
+    def step(self, actions: Any) -> Any:
+        returned = list(self.inner.step(actions))
+        returned[self.place] = returned[self.place][: int(np.prod(self.shape))].reshape(self.shape)
+        return tuple(returned)
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [((2, 1), "have shape (2, 1), expected (2,): drop the last axis"), ((1,), "have shape (1,), expected (2,): return one of each env")],
+)
+@pytest.mark.parametrize("name", ["rewards", "terminated", "truncated"])
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_what_is_not_one_of_each_environment_is_refused_at_the_first_step(name: str, where: str, shape: Any, said: str) -> None:
+    pytest.importorskip("torch")
+    on_host = SyncVectorEnv([CountingEnv] * 2)
+    inner = on_host if where == "host" else pendulums("torch")(2, episode_steps=EPISODE)
+    agent = FakeAgent()
+    with pytest.raises(EnvError, match="^" + re.escape(f"{name} {said}")):
+        if where == "host":
+            training.run(agent, Columns(inner, name, shape), timesteps=1)
+        else:
+            run(Backend("torch"), Columns(inner, name, shape), timesteps=1)
+    assert agent.rows == []
+    with pytest.raises(EnvError, match="^" + re.escape(f"{name} {said}")):
+        evaluate(agent, Columns(on_host, name, shape), episodes=1)
+
+
 # Simulations that diverge.
 
 
@@ -367,6 +403,36 @@ def test_an_environment_that_diverges_is_reset_by_itself_where_it_can_be(library
     assert "1 episodes of environments [0] diverged until timestep 6: an observation, a state or a reward was not finite" in caplog.text
     with pytest.raises(DivergenceError, match=rf"environment 0 diverged in {MOST_IN_A_ROW} episodes one after the other"):
         run(Backend("torch"), Diverging(inner, lambda number: True), timesteps=MOST_IN_A_ROW, random_timesteps=999, gradient_steps=0)
+
+
+@pytest.mark.parametrize("diverges", [False, True])
+def test_integers_alone_are_finite(backend: Backend, diverges: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Pictures with a reward of whole numbers; what is no integer is looked at beside them."""
+
+    class Whole(VectorEnv[Any, Any, Any]):
+        def __init__(self) -> None:
+            self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
+            self.num_envs, self.steps = 2, 0
+            self.single_observation_space = gymnasium.spaces.Box(0, 255, (3,), np.uint8)
+            self.single_action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            return backend.array(np.zeros((2, 3), np.uint8)), {}
+
+        def step(self, actions: Any) -> Any:
+            self.steps += 1
+            rewards = np.array([self.steps, 7], np.float32 if diverges else np.int32)
+            if diverges and self.steps == 2:
+                rewards[1] = np.nan
+            arrays: list[Any] = [np.full((2, 3), self.steps, np.uint8), rewards, np.zeros(2, bool), np.full(2, self.steps == 3)]
+            return *(backend.array(array) for array in arrays), {}
+
+    agent = run(backend, Whole(), timesteps=4)
+    arrays = agent.memory.arrays()
+    assert arrays["size"].tolist() == [4, 3 if diverges else 4]
+    assert arrays["rewards"][:8:2].tolist() == [1, 2, 3, 4]
+    assert arrays["rewards"][1:8:2].tolist() == [7, 7, 7, 0 if diverges else 7]
+    assert ("1 episodes of environments [1] diverged until timestep 4" in caplog.text) == diverges
 
 
 def test_one_that_cannot_be_reset_ends_the_run_at_the_next_look() -> None:

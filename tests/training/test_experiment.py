@@ -286,6 +286,12 @@ def test_a_damaged_checkpoint_is_left_out_and_the_one_before_taken(tmp_path: Pat
     caplog.clear()
     train(tmp_path / "second", steps=120, resume=True)
     assert "checkpoint agent_120 is left out" in caplog.text
+    (segments[0] / "rows.safetensors").unlink()
+    with pytest.raises(
+        RunError, match=r"holds no sound checkpoint: .*the weights are whole \(sacref.load, sacref eval\), the replay memory"
+    ):
+        train(tmp_path / "second", steps=140, resume=True)
+    sacref.load(tmp_path / "second")
     for path in (run_dir / "checkpoints").glob("agent_*"):
         (path / "checkpoint.json").write_text("{}")
     with pytest.raises(RunError, match=r"holds no sound checkpoint: .*start anew with overwrite"):

@@ -59,6 +59,17 @@ def test_another_run_is_expected_where_so_many_runs_tell(monkeypatch: pytest.Mon
     assert f"with these settings; {place}" in said
 
 
+def test_the_mean_of_several_runs_is_beside_that_of_as_many_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three known runs that deviate by 10, t(0.975) is 4.303: five's mean deviates by 10 sqrt(1/5 + 1/3) = 7.303, one by 11.547."""
+    monkeypatch.setattr(known_returns, "table", lambda: (known(3),))
+    (said,) = meaning(config("Pendulum-v1"), 1_000, 140.0, runs=5)
+    assert said.endswith(
+        "; 140 is above the 95% prediction interval of the mean of 5 others, 69 to 131"  # 100 -+ 31.4
+    )
+    (said,) = meaning(config("Pendulum-v1"), 1_000, 140.0)
+    assert said.endswith("; 140 is within the 95% prediction interval of another run, 50 to 150")  # 100 -+ 49.7
+
+
 def test_what_differs_beside_the_settings_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(known_returns, "table", lambda: (known(3, remark="their weights are zeros"),))
     (said,) = meaning(config("Pendulum-v1"), 1_500, 150.0)
