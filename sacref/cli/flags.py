@@ -211,9 +211,9 @@ class Export:
 
 @dataclass(kw_only=True)
 class Plot:
-    """Draw the evaluation returns of runs: a panel per environment, a curve per backend.
+    """Draw the evaluation returns of runs: a panel per environment, a curve per backend and settings.
 
-    Runs of one environment and backend are its seeds: their mean and its 95% interval are drawn.
+    Runs of one environment that differ in nothing but the seed are one curve: their mean and its 95% interval are drawn.
     """
 
     run_dirs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN_DIR [RUN_DIR ...]")]]

@@ -60,6 +60,15 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[float, float, int, 
         (0.1, 6.4, 5008, 5008),
         {"Stable-Baselines3": {"train_freq": 5, "gradient_steps": 8, "batch_size": 64, "learning_starts": 5008}},
     ),
+    "Stable-Baselines3's one gradient step after four": (
+        {"update_to_data": 0.25, "chunk": 4},
+        {"num_envs": 1},
+        (0.25, 64.0, 5000, 5000),
+        {
+            "Stable-Baselines3": {"train_freq": 4, "gradient_steps": 1, "batch_size": 256, "learning_starts": 5000},
+            "rl_games (PPO)": {"horizon_length": 4, "minibatch_size": 256, "mini_epochs": 64},
+        },
+    ),
     "two ranks, each with a batch of its own": (
         {"update_to_data": 1.0},
         {"num_envs": 2, "ranks": 2},
